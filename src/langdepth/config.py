@@ -1,0 +1,127 @@
+"""Strict configuration: frozen keyword-only dataclasses filled from YAML; an unknown key is an error naming the nearest known one."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from langdepth.errors import UsageError, nearest
+
+T = TypeVar("T")
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping (plain data only, no tags). Raises UsageError naming the file and line on a mistake."""
+    import yaml
+
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file; give the path of a recipe, for example recipes/tiny.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as text ({error})") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{path}: not valid YAML{line}: {getattr(error, 'problem', error)}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: a recipe is a mapping of keys to values, found {type(content).__name__}")
+    return content
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """A dataclass as plain nested dictionaries and lists, ready for YAML or JSON."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            return {str(k): plain(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        if isinstance(value, Path):
+            return str(value)
+        return value
+
+    result: dict[str, Any] = plain(config)
+    return result
+
+
+def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
+    """Build the dataclass ``cls`` from plain data.
+
+    ``where`` is the dotted place that messages name ("data." for the data section). Raises UsageError for unknown keys, missing
+    required keys, and values of the wrong type.
+    """
+    if not isinstance(mapping, Mapping):
+        raise UsageError(f"{where.rstrip('.') or 'recipe'}: expected a mapping of keys to values, got {mapping!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for key in mapping:
+        if key not in fields:
+            raise UsageError(f"unknown key '{where}{key}': {nearest(str(key), fields)}")
+    values = {key: _convert(hints[key], value, f"{where}{key}") for key, value in mapping.items()}
+    for name, f in fields.items():
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UsageError(f"key '{where}{name}' is required")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UsageError(f"{where.rstrip('.') or 'recipe'}: {error}") from None
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        error: UsageError | None = None
+        for option in arguments:
+            if option is type(None):
+                continue
+            try:
+                return _convert(option, value, where)
+            except UsageError as caught:
+                error = error or caught
+        raise error or UsageError(f"{where}: {value!r} is not allowed")
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return value if isinstance(value, hint) else from_mapping(hint, value, where + ".")
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise UsageError(f"{where}: unknown value {value!r}: {nearest(str(value), map(str, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UsageError(f"{where}: expected a list, got {value!r}")
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_convert(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        if len(value) != len(arguments):
+            raise UsageError(f"{where}: expected {len(arguments)} values, got {len(value)}")
+        return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
+    if origin is list:
+        if not isinstance(value, list | tuple):
+            raise UsageError(f"{where}: expected a list, got {value!r}")
+        return [_convert(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{where}: expected a mapping, got {value!r}")
+        return {_convert(arguments[0], k, where): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-4 as a string
+        except ValueError:
+            pass
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is int and isinstance(value, bool) or not isinstance(value, hint):
+        raise UsageError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,83 @@
+"""System names and what is known about each. Reading the table imports no system and no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from langdepth.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from langdepth.systems.base import System
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightRecord:
+    """Where weights come from and what may be done with them. ``file`` is relative to the package's ``weights`` folder."""
+
+    file: str
+    sha256: str
+    licence: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One registry name: ``target`` is "module:class"; ``preset`` holds config values that differ from the class's defaults."""
+
+    name: str
+    target: str
+    summary: str
+    paper: str
+    preset: dict[str, Any] = field(default_factory=dict)
+    weights: WeightRecord | None = None
+
+    def system_class(self) -> type[System]:
+        """Import and return the class."""
+        module, _, attribute = self.target.partition(":")
+        cls: type[System] = getattr(import_module(module), attribute)
+        return cls
+
+
+_ENTRIES = (
+    Entry(
+        name="tiny",
+        target="langdepth.systems.tiny:Tiny",
+        summary="embedded default: relative depth from bins, times a scale tied to scene text; runs offline on a CPU",
+        paper="this project; scale-times-relative idea of ScaleDepth (arXiv 2407.08187)",
+        weights=WeightRecord(
+            file="tiny.safetensors",
+            sha256="",
+            licence="research and non-commercial use only (training data: NYU Depth V2, KITTI and others)",
+            source="trained with recipes/tiny.yaml",
+        ),
+    ),
+)
+
+REGISTRY: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+
+
+def list_systems() -> list[str]:
+    """All registry names, sorted."""
+    return sorted(REGISTRY)
+
+
+def entry(name: str) -> Entry:
+    """The entry called ``name``. Raises UsageError naming the nearest known name."""
+    try:
+        return REGISTRY[name]
+    except KeyError:
+        raise UsageError(f"unknown system '{name}': {nearest(name, REGISTRY)}") from None
+
+
+def build(name: str, options: dict[str, Any] | None = None) -> System:
+    """A system with its preset and ``options`` over it; parameters freshly initialised, no weights loaded."""
+    from langdepth.config import from_mapping
+
+    found = entry(name)
+    cls = found.system_class()
+    config = from_mapping(cls.Config, {**found.preset, **(options or {})}, where="system.options.")
+    system = cls(config)
+    system.name = name
+    return system

@@ -1,0 +1,91 @@
+"""What every system is: a module that maps pictures (and words) to depth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from langdepth.errors import LangdepthError
+from langdepth.types import Batch, DepthOutput, DepthResult, InputSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class System(nn.Module):
+    """Base class of all systems.
+
+    A subclass sets ``Config`` (a frozen keyword-only dataclass), ``input_spec``, and writes ``forward`` and ``loss``.
+    ``scenes`` names the scene vocabulary of systems that accept ``scene=``; it stays empty for the others.
+    """
+
+    Config: ClassVar[type]
+    name: str = ""
+    scale_kind: str = "metric"
+    scenes: tuple[str, ...] = ()
+    provenance: dict[str, Any]
+
+    def __init__(self, config: Any, input_spec: InputSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.input_spec = input_spec
+        self.provenance = {}
+        self.register_buffer("_mean", torch.tensor(input_spec.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(input_spec.std).view(1, 3, 1, 1), persistent=False)
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in [0, 1] to the trunk's own range."""
+        mean, std = self.get_buffer("_mean"), self.get_buffer("_std")
+        return ((image - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def forward(
+        self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
+    ) -> DepthOutput:
+        """Depth of (B, 3, H, W) RGB pictures in [0, 1] at network size.
+
+        ``text``: one sentence per picture, or a precomputed feature matrix (its shape is the system's to say).
+        ``scene``: one name of ``self.scenes`` per picture; UsageError for unknown names.
+        """
+        raise NotImplementedError
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Training losses of a batch, scalars; "total" is the one to minimise."""
+        raise NotImplementedError
+
+    def prepare_training(self) -> None:
+        """Load what training starts from (ImageNet or CLIP weights). Called once by ``train``, never by ``load``."""
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
+        """Optimiser groups; by default no weight decay on vectors and scalars (norms, biases)."""
+        matrices = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
+        vectors = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
+        return [
+            {"params": matrices, "lr": lr, "weight_decay": weight_decay},
+            {"params": vectors, "lr": lr, "weight_decay": 0.0},
+        ]
+
+    @classmethod
+    def convert_official(cls, state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+        """The authors' tensors under our names, and a report with the lists "used", "ignored" and "missing"."""
+        raise LangdepthError(f"{cls.__name__} has no official checkpoint to convert")
+
+    def predict(self, pictures: Any, **options: Any) -> DepthResult | list[DepthResult]:
+        """Depth of one picture or many; see ``langdepth.predict.predict_pictures`` for the options."""
+        from langdepth.predict import predict_pictures
+
+        return predict_pictures(self, pictures, **options)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a self-describing ``.safetensors`` and, beside it, a model card."""
+        from langdepth.checkpoint import save
+
+        return save(self, path)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload weights and model card to the Hugging Face hub; returns the address."""
+        from langdepth.checkpoint import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)

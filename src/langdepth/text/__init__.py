@@ -1,0 +1,1 @@
+"""Words: scenes, prompts, encoders."""

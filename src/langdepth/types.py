@@ -1,0 +1,132 @@
+"""The records that flow through the library. Importing this module does not import torch.
+
+Conventions (see docs/architecture.md): images are float32 RGB in [0, 1]; depth is float32 metres along the optical axis;
+0 means "no value" in files, a boolean mask says so in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from langdepth.camera import Camera
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+__all__ = ["Batch", "Camera", "DepthOutput", "DepthResult", "InputSpec", "Sample"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """How a system wants its pictures.
+
+    ``mean`` and ``std`` are applied inside the system. The network size is either ``size`` = (height, width), or, keeping the
+    picture's shape, ``area`` pixels in total; both sides become multiples of ``multiple_of``. Pictures longer than
+    ``max_aspect`` : 1 are squeezed to that shape.
+    """
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    size: tuple[int, int] | None = None
+    area: int | None = None
+    multiple_of: int = 32
+    max_aspect: float = 4.0
+
+    def network_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) in pixels that a picture of the given size has inside the network."""
+        if self.size is not None:
+            return self.size
+        if self.area is None:
+            goal_height, goal_width = float(height), float(width)
+        else:
+            aspect = min(max(width / height, 1 / self.max_aspect), self.max_aspect)
+            goal_height, goal_width = math.sqrt(self.area / aspect), math.sqrt(self.area * aspect)
+        step = self.multiple_of
+        return max(step, round(goal_height / step) * step), max(step, round(goal_width / step) * step)
+
+
+@dataclass(kw_only=True)
+class Sample:
+    """One picture with ground truth, on the CPU.
+
+    image (3, H, W) float32 in [0, 1]; depth (1, H, W) float32 metres, 0 where unknown; mask (1, H, W) bool, True where depth
+    is known; scene: index into ``text.scenes.SCENES`` or -1; text: a sentence about the picture or None; camera: intrinsics
+    in pixels of ``image`` or None; path: where the picture came from.
+    """
+
+    image: Tensor
+    depth: Tensor
+    mask: Tensor
+    scene: int = -1
+    text: str | None = None
+    camera: Camera | None = None
+    path: str = ""
+    source: str = ""
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """Samples of one size stacked: image (B, 3, H, W), depth and mask (B, 1, H, W), scene (B,) int64 with -1 for unknown."""
+
+    image: Tensor
+    depth: Tensor
+    mask: Tensor
+    scene: Tensor
+    text: list[str | None]
+    path: list[str]
+
+    def to(self, device: Any) -> Batch:
+        """The batch with its tensors on ``device``."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("image", "depth", "mask", "scene")}
+        return replace(self, **moved)
+
+
+@dataclass(kw_only=True)
+class DepthOutput:
+    """What a system's ``forward`` returns.
+
+    depth (B, 1, h, w) float32 metres (h, w may be smaller than the input: the caller resizes); relative (B, 1, h, w) in
+    [0, 1]; scale (B,) metres; bin_centers (B, N); bin_probs (B, N, h, w); scene_probs (B, K); std (B, 1, h, w) metres.
+    """
+
+    depth: Tensor
+    relative: Tensor | None = None
+    scale: Tensor | None = None
+    bin_centers: Tensor | None = None
+    bin_probs: Tensor | None = None
+    scene_probs: Tensor | None = None
+    std: Tensor | None = None
+
+
+@dataclass(kw_only=True)
+class DepthResult:
+    """Depth of one picture at the picture's own size.
+
+    depth: (H, W) float32, in ``unit`` along the optical axis. ``scale_kind`` is "metric" (metres) or "relative" (known up to
+    one factor). valid: (H, W) bool. camera: intrinsics in pixels of this picture, or None when nobody stated any.
+    provenance: package version, weights and their licence, picture path, text, network size. scene_probs: scene name to
+    probability. image: (H, W, 3) uint8, the picture after EXIF rotation.
+    """
+
+    depth: npt.NDArray[np.float32]
+    valid: npt.NDArray[np.bool_]
+    system: str
+    unit: str = "metre"
+    scale_kind: str = "metric"
+    camera: Camera | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    scene_probs: dict[str, float] | None = None
+    image: npt.NDArray[np.uint8] | None = None
+
+    def save(self, path: str | Path, *, format: str | None = None) -> Path:
+        """Write the result; the format is ``format`` or follows the file name. See ``langdepth.io.write_result``."""
+        from langdepth.io import write_result
+
+        return write_result(self, path, format=format)
