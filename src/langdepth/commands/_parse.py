@@ -1,0 +1,101 @@
+"""Command lines from typed functions, the same way for every command. Imports neither torch nor the rest of the library."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from argparse import SUPPRESS, ArgumentError, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from langdepth.errors import UsageError, nearest
+
+
+def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str, example: str) -> int:
+    """Parse ``arguments`` for ``function``, call it, and return its exit code (None counts as 0).
+
+    Parameters before ``*`` are words on the command line: one each, optional if they have a default, any number if typed
+    ``list[str]``. Keyword-only parameters are options: ``batch_size: int = 4`` is ``--batch-size 8``, ``flip: bool = False`` a
+    switch ``--flip``, one without a default is required. Types are checked; the help comes from the docstring (Google style,
+    section "Args:") and ends with ``example``, one command per line.
+
+    Raises UsageError (one line) for anything the command line gets wrong.
+    """
+    parser = build_parser(function, prog, example)
+    try:
+        values = parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise UsageError(_explain(str(error), function, parser, prog)) from None
+    return int(function(**{name: values[name] for name in inspect.signature(function).parameters}) or 0)
+
+
+def build_parser(function: Callable[..., Any], prog: str, example: str) -> Any:
+    """The jsonargparse parser that ``run`` uses."""
+    import docstring_parser
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+        """Keeps the line breaks of the example."""
+
+    doc = docstring_parser.parse(inspect.getdoc(function) or "")
+    meaning = {parameter.arg_name: parameter.description for parameter in doc.params}
+    lines = "\n".join(f"  {line.strip()}" for line in example.strip().splitlines())
+    parser = ArgumentParser(
+        prog=prog,
+        description=doc.description,
+        epilog=f"example:\n{lines}",
+        exit_on_error=False,
+        formatter_class=Formatter,
+    )
+    hints = typing.get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        hint, optional = hints[name], parameter.default is not parameter.empty
+        settings: dict[str, Any] = {"help": meaning.get(name), "type": hint}
+        if optional:
+            settings["default"] = parameter.default
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            flag = "--" + name.replace("_", "-")
+            if hint is bool and parameter.default is False:
+                settings["action"] = "store_true"
+                del settings["type"]
+            elif not optional:
+                settings["required"] = True
+        else:
+            flag = name
+            if typing.get_origin(hint) is list:
+                settings |= {"type": typing.get_args(hint)[0], "nargs": "*" if optional else "+"}
+            elif optional:
+                settings["nargs"] = "?"
+        parser.add_argument(flag, **settings)
+    return parser
+
+
+def _explain(message: str, function: Callable[..., Any], parser: Any, prog: str) -> str:
+    """The parser's complaint in one line, in the words the user typed."""
+    message = " ".join(message.split())
+    unknown = re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
+    if unknown:
+        word = unknown[1].partition("=")[0]
+        if not word.startswith("-"):
+            return f"'{word}' is not understood there; write all names together, before the options"
+        flags = [f for a in parser._actions for f in a.option_strings if f.startswith("--") and a.help != SUPPRESS]
+        return f"unknown option '{word}': {nearest(word, flags)}"
+    wrong = re.match(r'Parser key "(\w+)":.*value: (.*)', message)
+    if wrong:
+        name, value = wrong.groups()
+        option = inspect.signature(function).parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+        place = "--" + name.replace("_", "-") if option else name
+        return f"{place}: expected {_kind(typing.get_type_hints(function)[name])}, got '{value}'"
+    if message.startswith("the following arguments are required"):
+        return f"{message}; see '{prog} --help'"
+    return message
+
+
+def _kind(hint: Any) -> str:
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if arguments:
+        return " or ".join(_kind(a) for a in arguments if a is not type(None))
+    return {int: "a whole number", float: "a number", str: "a text"}.get(hint, getattr(hint, "__name__", str(hint)))
