@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langdepth.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from langdepth.systems.base import System
+
+WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,11 @@ class WeightRecord:
     sha256: str
     licence: str
     source: str
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies in the installed package."""
+        return WEIGHTS_FOLDER / self.file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,375 @@
+"""Weights files: one self-describing ``.safetensors`` and a model card beside it. No pickles, no code from files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from langdepth import __version__, registry
+from langdepth.config import from_mapping, to_mapping
+from langdepth.errors import CheckpointError, LangdepthError, UsageError, nearest
+from langdepth.io import atomic_path
+
+if TYPE_CHECKING:
+    from langdepth.systems.base import System
+
+__all__ = ["load", "push_to_hub", "save"]
+
+FORMAT = "langdepth/1"
+HUB_FILE = "model.safetensors"
+PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
+HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
+# Facts about one file; they are found again whenever it is loaded and so are not stored in it.
+FILE_FACTS = ("weights", "sha256", "langdepth_version")
+
+
+def save(
+    system: System, path: str | Path, *, extra: dict[str, Any] | None = None, dtype: torch.dtype | None = None
+) -> Path:
+    """Write ``path`` (``.safetensors``) and the model card ``path`` with ``.md``; returns the path of the weights.
+
+    ``system.provenance`` with ``extra`` over it goes into the file and the card and must be plain JSON data. Keys with a
+    meaning here: "licence" and "source" (strings), "training" and "numbers" (mappings, shown as tables in the card).
+    ``dtype`` (for example ``torch.float16``) converts floating point tensors.
+
+    Raises UsageError for another file ending, LangdepthError for a system without a registry name, CheckpointError when
+    a value does not fit ``dtype``.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path}: weights are written as .safetensors; give a name with this ending")
+    facts = _facts_to_store(system, extra)
+    _write_tensors(system, path, facts, dtype)
+    with atomic_path(path.with_suffix(".md")) as temporary:
+        temporary.write_text(_model_card(system, facts, load_from=path.name), encoding="utf-8")
+    return path
+
+
+def load(name: str | Path, *, device: str | torch.device | None = None, offline: bool | None = None) -> System:
+    """A system with its weights, in eval mode.
+
+    ``name``: a registry name ("tiny"), a ``.safetensors`` file, or a hub id "owner/name" or "owner/name@revision".
+    ``device``: where to put it (default: CPU). ``offline``: use only what the hub's cache holds; the default follows the
+    environment variable HF_HUB_OFFLINE.
+
+    ``system.provenance`` tells what the file states (licence, source, training, numbers) and "weights", "sha256" (where it
+    was checked) and "langdepth_version". Raises UsageError for a name that is none of the three, CheckpointError for a file
+    that is missing, damaged or does not fit.
+    """
+    path, label, sha256 = _locate(str(name), offline)
+    if sha256:
+        _check_sha256(path, label, sha256)
+    metadata, tensors = _read(path, label)
+    system = _build(metadata, label)
+    _fill(system, tensors, label)
+    system.provenance = {
+        **_json(metadata, "provenance", label),
+        "weights": label,
+        "sha256": sha256 or None,
+        "langdepth_version": metadata.get("langdepth_version", "unknown"),
+    }
+    system.eval()
+    if device is None:
+        return system
+    try:
+        return system.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch built without it, no such device
+        raise UsageError(f"device '{device}' cannot be used here: {_first_line(error)}") from None
+
+
+def push_to_hub(
+    system: System, repo_id: str, *, private: bool = True, token: str | None = None, message: str = "Upload weights"
+) -> str:
+    """Upload weights and model card to the hub repository ``repo_id``, made if missing; returns its address.
+
+    Raises LangdepthError with the hub's answer when it refuses.
+    """
+    from huggingface_hub import HfApi
+
+    facts = _facts_to_store(system, None)
+    with tempfile.TemporaryDirectory() as folder:
+        _write_tensors(system, Path(folder, HUB_FILE), facts, None)
+        Path(folder, "README.md").write_text(_model_card(system, facts, load_from=repo_id), encoding="utf-8")
+        api = HfApi(token=token)
+        try:
+            address = api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+        except Exception as error:  # the hub client raises its own, its transport's and plain value errors
+            raise LangdepthError(f"{repo_id}: upload to the hub failed: {_first_line(error)}") from error
+    return str(address)
+
+
+# Writing
+
+
+def _facts_to_store(system: System, extra: dict[str, Any] | None) -> dict[str, Any]:
+    if not system.name:
+        raise LangdepthError(
+            f"this {type(system).__name__} has no registry name and could not be loaded again; "
+            "make it with langdepth.registry.build(name)"
+        )
+    facts = {"licence": "not stated", "source": "not stated", **system.provenance, **(extra or {})}
+    return {key: value for key, value in facts.items() if key not in FILE_FACTS}
+
+
+def _write_tensors(system: System, path: Path, facts: Mapping[str, Any], dtype: torch.dtype | None) -> None:
+    from safetensors.torch import save_file
+
+    metadata = {
+        "format": FORMAT,
+        "system": system.name,
+        "config": json.dumps(to_mapping(system.config)),
+        "langdepth_version": __version__,
+        "licence": str(facts["licence"]),
+        "source": str(facts["source"]),
+        "provenance": json.dumps(facts),
+    }
+    # Clones: the format wants contiguous tensors that share no memory.
+    tensors = {
+        key: _as_dtype(key, value.detach(), dtype).to("cpu").clone(memory_format=torch.contiguous_format)
+        for key, value in system.state_dict().items()
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def _as_dtype(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    converted = tensor.to(dtype)
+    if not torch.equal(converted.isfinite(), tensor.isfinite()):
+        raise CheckpointError(f"tensor '{key}' has values too large for {dtype}; save with another dtype")
+    return converted
+
+
+def _model_card(system: System, facts: Mapping[str, Any], load_from: str) -> str:
+    import yaml
+
+    entry = registry.REGISTRY.get(system.name)
+    head = {
+        "library_name": "langdepth",
+        "pipeline_tag": "depth-estimation",
+        "license": "other",
+        "license_name": str(facts["licence"]),
+    }
+    count = sum(parameter.numel() for parameter in system.parameters())
+    lines = ["---", yaml.safe_dump(head, sort_keys=False, width=1000).rstrip(), "---", "", f"# {system.name}", ""]
+    if entry is not None:
+        lines += [f"{entry.summary[:1].upper()}{entry.summary[1:]}.", "", f"Paper: {entry.paper}.", ""]
+    lines += [
+        "| | |",
+        "|---|---|",
+        f"| system | `{system.name}` ({count / 1e6:.2f} M parameters) |",
+        f"| depth | {system.scale_kind} |",
+        f"| licence of the weights | {facts['licence']} |",
+        f"| source | {facts['source']} |",
+        f"| written by | langdepth {__version__} |",
+        "",
+    ]
+    for title, key in (("Training", "training"), ("Numbers", "numbers")):
+        lines += [f"## {title}", "", *(_table(facts.get(key)) or ["Not stated."]), ""]
+    others = {k: v for k, v in facts.items() if k not in ("licence", "source", "training", "numbers")}
+    if others:
+        lines += ["## Further facts", "", *_table(others), ""]
+    lines += [
+        "## How to load",
+        "",
+        "```python",
+        "import langdepth",
+        "",
+        f'result = langdepth.load("{load_from}").predict("photo.jpg")',
+        "result.depth  # (H, W) float32",
+        "```",
+        "",
+        "## Configuration",
+        "",
+        "```yaml",
+        yaml.safe_dump(to_mapping(system.config), sort_keys=False).rstrip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(facts: Any) -> list[str]:
+    """Markdown rows of a mapping; a mapping inside becomes a dotted name."""
+
+    def rows(mapping: Mapping[str, Any], prefix: str) -> list[str]:
+        lines = []
+        for key, value in mapping.items():
+            if isinstance(value, Mapping):
+                lines += rows(value, f"{prefix}{key}.")
+            else:
+                text = f"{value:.4g}" if isinstance(value, float) else str(value)
+                lines.append(f"| {prefix}{key} | {' '.join(text.split())} |")
+        return lines
+
+    if not facts:
+        return []
+    return ["| | |", "|---|---|", *rows(facts, "")] if isinstance(facts, Mapping) else [str(facts)]
+
+
+# Finding the file
+
+
+def _locate(name: str, offline: bool | None) -> tuple[Path, str, str]:
+    """(path, label for messages and provenance, expected sha256 or "")."""
+    if name in registry.REGISTRY:
+        record = registry.entry(name).weights
+        if record is None:
+            raise CheckpointError(
+                f"the system '{name}' has no weights in the package: give a .safetensors file "
+                f"(trained by `langdepth train` or made from the authors' checkpoint by `langdepth convert`) or a hub id"
+            )
+        if not record.path.is_file():
+            raise CheckpointError(f"{record.path}: the weights of '{name}' are missing; reinstall langdepth")
+        return record.path, name, record.sha256
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; give the .safetensors file inside it")
+    if path.exists() or path.suffix == ".safetensors" or path.suffix in PICKLES:
+        if not path.exists():
+            raise CheckpointError(f"{path}: no such file")
+        if path.suffix in PICKLES:
+            raise CheckpointError(
+                f"{path}: pickled checkpoints are only read by `langdepth convert`, which writes a .safetensors to load"
+            )
+        return path, str(path), ""
+    hub_id = HUB_ID.fullmatch(name)
+    if hub_id is None:
+        raise UsageError(
+            f"unknown system '{name}': {nearest(name, registry.REGISTRY)} "
+            "A .safetensors file or a hub id 'owner/name' may be given as well"
+        )
+    path = _from_hub(hub_id["repo"], hub_id["revision"], offline)
+    # The hub's cache names each large file by the sha256 the hub states for it.
+    stored = path.resolve().name
+    return path, name, stored if re.fullmatch(r"[0-9a-f]{64}", stored) else ""
+
+
+def _from_hub(repo: str, revision: str | None, offline: bool | None) -> Path:
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    if offline is None:
+        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+    at = f"{repo}@{revision}" if revision else repo
+    try:
+        return Path(
+            huggingface_hub.hf_hub_download(
+                repo, HUB_FILE, revision=revision, local_files_only=offline, library_name="langdepth"
+            )
+        )
+    except errors.LocalEntryNotFoundError:
+        why = "offline" if offline else "the hub cannot be reached"
+        raise CheckpointError(
+            f"{at}: '{HUB_FILE}' is not in the cache {constants.HF_HUB_CACHE} and {why}; load it once with network, "
+            "or fetch that file on another machine and give its path instead"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise CheckpointError(f"{at}: the hub has no such revision of '{repo}'") from None
+    except errors.EntryNotFoundError:
+        raise CheckpointError(f"{at}: the hub repository has no '{HUB_FILE}'") from None
+    except errors.RepositoryNotFoundError:
+        raise CheckpointError(
+            f"{at}: neither a file here nor a repository on the hub that you may read; check the name, "
+            "or log in with `hf auth login` if it is private"
+        ) from None
+    except Exception as error:  # the client's transport has exceptions of its own
+        raise CheckpointError(f"{at}: download from the hub failed: {_first_line(error)}") from error
+
+
+def _check_sha256(path: Path, label: str, expected: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise CheckpointError(
+            f"{label}: {path} is damaged: its sha256 is {found[:12]}..., expected {expected[:12]}...; "
+            "delete it and fetch it again"
+        )
+
+
+# Reading
+
+
+def _read(path: Path, label: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{label}: damaged, truncated or not a .safetensors file ({_first_line(error)}); fetch or save it again"
+        ) from None
+    found = metadata.get("format", "")
+    if not found.startswith("langdepth/"):
+        raise CheckpointError(
+            f"{label}: not written by langdepth (it does not say which system it holds); use `langdepth convert`"
+        )
+    if found != FORMAT:
+        raise CheckpointError(f"{label}: its format {found} is not known to langdepth {__version__}; update langdepth")
+    return metadata, tensors
+
+
+def _json(metadata: dict[str, str], key: str, label: str) -> dict[str, Any]:
+    try:
+        value = json.loads(metadata.get(key, ""))
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{label}: its metadata '{key}' is missing or damaged; save it again")
+    return value
+
+
+def _build(metadata: dict[str, str], label: str) -> System:
+    name = metadata.get("system", "")
+    if name not in registry.REGISTRY:
+        raise CheckpointError(
+            f"{label}: holds the system '{name}', which langdepth {__version__} does not know: "
+            f"{nearest(name, registry.REGISTRY)}"
+        )
+    cls = registry.entry(name).system_class()
+    try:
+        system = cls(from_mapping(cls.Config, _json(metadata, "config", label), where="config."))
+    except (UsageError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{label}: its configuration does not fit '{name}': {_first_line(error)}") from error
+    system.name = name
+    return system
+
+
+def _fill(system: System, tensors: dict[str, Tensor], label: str) -> None:
+    """Copy ``tensors`` into the system's own (converting float16 files to the module's dtype) if all of them fit."""
+    own = system.state_dict()
+    problems = [f"'{key}' is missing (expected {_kind(own[key])})" for key in own if key not in tensors]
+    problems += [
+        f"'{key}' is not part of the system (found {_kind(tensors[key])})" for key in tensors if key not in own
+    ]
+    problems += [
+        f"'{key}' is {_kind(tensors[key])}, expected {_kind(own[key])}"
+        for key in own
+        if key in tensors
+        and (own[key].shape != tensors[key].shape or own[key].is_floating_point() != tensors[key].is_floating_point())
+    ]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(f"{label}: does not fit the system '{system.name}': {'; '.join(problems[:3])}{more}")
+    system.load_state_dict(tensors)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
