@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from langdepth import __version__, registry
-from langdepth.config import from_mapping, to_mapping
+from langdepth.config import to_mapping
 from langdepth.errors import CheckpointError, LangdepthError, UsageError, nearest
 from langdepth.io import atomic_path
 
@@ -37,8 +37,8 @@ def save(
 ) -> Path:
     """Write ``path`` (``.safetensors``) and the model card ``path`` with ``.md``; returns the path of the weights.
 
-    ``system.provenance`` with ``extra`` over it goes into the file and the card and must be plain JSON data. Keys with a
-    meaning here: "licence" and "source" (strings), "training" and "numbers" (mappings, shown as tables in the card).
+    ``system.provenance`` with ``extra`` over it goes into the file and the card and must be plain JSON data. Keys with
+    a meaning here: "licence" and "source" (strings), "training" and "numbers" (mappings, tables in the card).
     ``dtype`` (for example ``torch.float16``) converts floating point tensors.
 
     Raises UsageError for another file ending, LangdepthError for a system without a registry name, CheckpointError when
@@ -58,12 +58,12 @@ def load(name: str | Path, *, device: str | torch.device | None = None, offline:
     """A system with its weights, in eval mode.
 
     ``name``: a registry name ("tiny"), a ``.safetensors`` file, or a hub id "owner/name" or "owner/name@revision".
-    ``device``: where to put it (default: CPU). ``offline``: use only what the hub's cache holds; the default follows the
-    environment variable HF_HUB_OFFLINE.
+    ``device``: where to put it (default: CPU). ``offline``: use only what the hub's cache holds; the default follows
+    the environment variable HF_HUB_OFFLINE.
 
-    ``system.provenance`` tells what the file states (licence, source, training, numbers) and "weights", "sha256" (where it
-    was checked) and "langdepth_version". Raises UsageError for a name that is none of the three, CheckpointError for a file
-    that is missing, damaged or does not fit.
+    ``system.provenance`` tells what the file states (licence, source, training, numbers) and "weights", "sha256" (None
+    where nobody states one to check) and "langdepth_version". Raises UsageError for a name that is none of the three,
+    CheckpointError for a file that is missing, damaged or does not fit.
     """
     path, label, sha256 = _locate(str(name), offline)
     if sha256:
@@ -228,7 +228,7 @@ def _locate(name: str, offline: bool | None) -> tuple[Path, str, str]:
         if record is None:
             raise CheckpointError(
                 f"the system '{name}' has no weights in the package: give a .safetensors file "
-                f"(trained by `langdepth train` or made from the authors' checkpoint by `langdepth convert`) or a hub id"
+                "(from `langdepth train`, or made of the authors' checkpoint by `langdepth convert`) or a hub id"
             )
         if not record.path.is_file():
             raise CheckpointError(f"{record.path}: the weights of '{name}' are missing; reinstall langdepth")
@@ -289,8 +289,11 @@ def _from_hub(repo: str, revision: str | None, offline: bool | None) -> Path:
 
 
 def _check_sha256(path: Path, label: str, expected: str) -> None:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    found = digest.hexdigest()
     if found != expected:
         raise CheckpointError(
             f"{label}: {path} is damaged: its sha256 is {found[:12]}..., expected {expected[:12]}...; "
@@ -339,22 +342,18 @@ def _build(metadata: dict[str, str], label: str) -> System:
             f"{label}: holds the system '{name}', which langdepth {__version__} does not know: "
             f"{nearest(name, registry.REGISTRY)}"
         )
-    cls = registry.entry(name).system_class()
+    config = _json(metadata, "config", label)
     try:
-        system = cls(from_mapping(cls.Config, _json(metadata, "config", label), where="config."))
+        return registry.build(name, config)
     except (UsageError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{label}: its configuration does not fit '{name}': {_first_line(error)}") from error
-    system.name = name
-    return system
 
 
 def _fill(system: System, tensors: dict[str, Tensor], label: str) -> None:
     """Copy ``tensors`` into the system's own (converting float16 files to the module's dtype) if all of them fit."""
     own = system.state_dict()
     problems = [f"'{key}' is missing (expected {_kind(own[key])})" for key in own if key not in tensors]
-    problems += [
-        f"'{key}' is not part of the system (found {_kind(tensors[key])})" for key in tensors if key not in own
-    ]
+    problems += [f"'{key}' is not part of it (found {_kind(tensors[key])})" for key in tensors if key not in own]
     problems += [
         f"'{key}' is {_kind(tensors[key])}, expected {_kind(own[key])}"
         for key in own

@@ -17,7 +17,10 @@ WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True, kw_only=True)
 class WeightRecord:
-    """Where weights come from and what may be done with them. ``file`` is relative to the package's ``weights`` folder."""
+    """Where weights come from and what may be done with them.
+
+    ``file`` is relative to the package's ``weights`` folder; an empty ``sha256`` means not yet published.
+    """
 
     file: str
     sha256: str
@@ -32,7 +35,7 @@ class WeightRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One registry name: ``target`` is "module:class"; ``preset`` holds config values that differ from the class's defaults."""
+    """One registry name. ``target`` is "module:class"; ``preset`` holds config values that differ from its defaults."""
 
     name: str
     target: str
