@@ -1,4 +1,4 @@
-"""Command lines from typed functions, the same way for every command. Imports neither torch nor the rest of the library."""
+"""Command lines from typed functions, the same way for every command. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from langdepth.errors import UsageError, nearest
 def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str, example: str) -> int:
     """Parse ``arguments`` for ``function``, call it, and return its exit code (None counts as 0).
 
-    Parameters before ``*`` are words on the command line: one each, optional if they have a default, any number if typed
-    ``list[str]``. Keyword-only parameters are options: ``batch_size: int = 4`` is ``--batch-size 8``, ``flip: bool = False`` a
-    switch ``--flip``, one without a default is required. Types are checked; the help comes from the docstring (Google style,
-    section "Args:") and ends with ``example``, one command per line.
+    Parameters before ``*`` are words on the command line: one each, optional if they have a default, any number if
+    typed ``list[str]``. Keyword-only parameters are options: ``batch_size: int = 4`` is ``--batch-size 8``,
+    ``flip: bool = False`` a switch ``--flip``, one without a default is required. Types are checked. The help comes
+    from the docstring (Google style, section "Args:") and ends with ``example``, one command per line.
 
     Raises UsageError (one line) for anything the command line gets wrong.
     """
