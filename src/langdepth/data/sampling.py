@@ -1,0 +1,194 @@
+"""Which pictures form which batch: weighted by source, batched by shape, the same for a seed wherever training was interrupted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from langdepth.data.folder import FolderDataset
+from langdepth.data.transforms import TrainTransform
+from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
+from langdepth.types import Batch, InputSpec, Sample
+
+
+class Draw(NamedTuple):
+    """One place in a batch: which row, at which (height, width), with which random seed."""
+
+    index: int
+    size: tuple[int, int]
+    seed: int
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples of one size."""
+    return Batch(
+        image=torch.stack([s.image for s in samples]),
+        depth=torch.stack([s.depth for s in samples]),
+        mask=torch.stack([s.mask for s in samples]),
+        scene=torch.tensor([s.scene for s in samples]),
+        text=[s.text for s in samples],
+        path=[s.path for s in samples],
+    )
+
+
+class TrainingSet(Dataset[Sample]):
+    """Rows of a folder under the training transform; the same ``Draw`` always gives the same sample."""
+
+    def __init__(self, folder: FolderDataset, transform: TrainTransform) -> None:
+        self.folder = folder
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        sample = self.folder[draw.index]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(draw.seed)
+            sample = self.transform(sample, draw.size)
+        if not bool(torch.isfinite(sample.depth).all()):
+            raise ImageError(f"{sample.path}: depth is not finite after augmentation")
+        return sample
+
+
+class Sizes:
+    """The few network sizes that training pictures are cut to: each picture takes the nearest of ``aspects``."""
+
+    def __init__(self, spec: InputSpec, aspects: Sequence[float]) -> None:
+        self.aspects = tuple(aspects)
+        self.sizes = [spec.network_size(1000, round(1000 * aspect)) for aspect in aspects]
+
+    def of(self, height: int, width: int) -> int:
+        """Index of the size for a stored picture."""
+        return int(np.argmin([abs(np.log(width / height / aspect)) for aspect in self.aspects]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """Batches of every epoch. ``weights``: mean number of times a picture of a source is drawn in an epoch (1 if not named).
+
+    The number of batches is the same in every epoch and on every rank.
+    """
+
+    shapes: Sequence[int]
+    sizes: Sequence[tuple[int, int]]
+    weights: Sequence[float]
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    def _counts(self) -> dict[int, int]:
+        """Batches per size."""
+        shapes, weights = np.asarray(self.shapes), np.asarray(self.weights)
+        totals = {int(s): float(weights[shapes == s].sum()) for s in np.unique(shapes)}
+        return {s: max(1, round(total / self.batch_size)) for s, total in totals.items() if total > 0}
+
+    def __len__(self) -> int:
+        return sum(self._counts().values()) // self.world_size or 1
+
+    def epoch(self, epoch: int) -> list[list[Draw]]:
+        """The batches of one epoch for this rank."""
+        random = np.random.default_rng([self.seed, epoch])
+        shapes, weights = np.asarray(self.shapes), np.asarray(self.weights)
+        batches = []
+        for shape, count in self._counts().items():
+            members = np.flatnonzero((shapes == shape) & (weights > 0))
+            wanted = count * self.batch_size
+            repeats = np.floor(weights[members] + random.random(len(members))).astype(int)
+            chosen = random.permutation(np.repeat(members, repeats))[:wanted]
+            probabilities = weights[members] / weights[members].sum()
+            more = random.choice(members, wanted - len(chosen), p=probabilities)
+            chosen = random.permutation(np.concatenate([chosen, more]))
+            seeds = random.integers(2**62, size=wanted)
+            draws = [Draw(int(i), self.sizes[shape], int(s)) for i, s in zip(chosen, seeds, strict=True)]
+            batches += [draws[i : i + self.batch_size] for i in range(0, wanted, self.batch_size)]
+        order = random.permutation(len(batches))
+        mine = [batches[i] for i in order[self.rank :: self.world_size]]
+        return (mine or [batches[order[0]]])[: len(self)]
+
+
+def source_weights(sources: Sequence[str], weights: Mapping[str, float]) -> list[float]:
+    """A weight for every row. Raises UsageError for a source that no row has."""
+    known = set(sources)
+    for source, weight in weights.items():
+        if source not in known:
+            raise UsageError(f"data.weights: no training picture has source '{source}': {nearest(source, known)}")
+        if weight < 0:
+            raise UsageError(f"data.weights.{source}: {weight} must not be negative")
+    return [weights.get(source, 1.0) for source in sources]
+
+
+class _Plan:
+    """The batch sampler behind ``TrainingLoader``: the rest of the current epoch."""
+
+    def __init__(self, draws: Draws) -> None:
+        self.draws, self.epoch, self.start = draws, 0, 0
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        yield from self.draws.epoch(self.epoch)[self.start :]
+
+
+class TrainingLoader(DataLoader[Sample]):
+    """A DataLoader that knows where it is: its state (epoch, batches handed out) continues in mid-epoch without a difference."""
+
+    def __init__(self, dataset: TrainingSet, draws: Draws, workers: int) -> None:
+        self.plan = _Plan(draws)
+        self._done = 0
+        super().__init__(
+            dataset,
+            batch_sampler=self.plan,
+            num_workers=workers,
+            collate_fn=collate,
+            persistent_workers=False,
+            prefetch_factor=4 if workers else None,
+            worker_init_fn=_quiet_worker,
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        self._done = self.plan.start
+        for batch in super().__iter__():
+            self._done += 1
+            if self._done == len(self.plan):  # before handing out the last one: a checkpoint then points at the next epoch
+                self.plan.epoch, self.plan.start, self._done = self.plan.epoch + 1, 0, 0
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training stands."""
+        return {"epoch": self.plan.epoch, "batches": self._done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from ``state``."""
+        self.plan.epoch, self.plan.start = state["epoch"], state["batches"]
+        self._done = self.plan.start
+
+
+def _quiet_worker(_: int) -> None:
+    torch.set_num_threads(1)  # workers decode; the processor belongs to the network
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def training_shapes(folder: FolderDataset, sizes: Sizes) -> list[int]:
+    """Index of the network size of every row: from the index's width and height, else from the picture's header."""
+    from PIL import Image
+
+    def shape(path: Path, stated: Mapping[str, str]) -> int:
+        if stated.get("width", "").isdigit() and stated.get("height", "").isdigit():
+            return sizes.of(int(stated["height"]), int(stated["width"]))
+        try:
+            with Image.open(path) as picture:
+                return sizes.of(picture.height, picture.width)
+        except OSError as error:
+            raise LangdepthError(f"{path}: cannot be opened ({error})") from None
+
+    return [shape(row.path_rgb, row.stated) for row in folder.rows]

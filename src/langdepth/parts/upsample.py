@@ -1,0 +1,60 @@
+"""From coarse feature maps to a finer one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, BatchNorm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        )
+
+
+class ResidualConv(nn.Module):
+    """Two 3x3 convolutions with a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = ConvNormAct(channels, channels)
+        self.second = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.second(self.first(x)))
+
+
+class FeaturePyramid(nn.Module):
+    """Top-down decoder: at every level the coarser map is enlarged (bilinear) to the finer one's size and added to it.
+
+    ``inputs``: channels of the encoder maps, fine to coarse; ``widths``: channels of the decoder at the same levels.
+    """
+
+    def __init__(self, inputs: Sequence[int], widths: Sequence[int]) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(i, w, 1) for i, w in zip(inputs, widths, strict=True))
+        self.reduce = nn.ModuleList(
+            nn.Conv2d(coarse, fine, 1) for fine, coarse in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.refine = nn.ModuleList(ResidualConv(w) for w in widths)
+
+    def forward(self, features: Sequence[Tensor], top: Tensor | None = None) -> Tensor:
+        """features, fine to coarse, each (B, inputs[i], h_i, w_i); ``top`` (B, widths[-1]) is added everywhere on the coarsest
+        level. Returns (B, widths[0], h_0, w_0)."""
+        x = self.lateral[-1](features[-1])
+        if top is not None:
+            x = x + top[..., None, None]
+        x = self.refine[-1](x)
+        for level in range(len(features) - 2, -1, -1):
+            skip = self.lateral[level](features[level])
+            # Reducing channels before enlarging commutes with bilinear interpolation and costs a quarter.
+            x = F.interpolate(self.reduce[level](x), size=skip.shape[-2:], mode="bilinear", align_corners=False)
+            x = self.refine[level](skip + x)
+        return x

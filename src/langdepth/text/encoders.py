@@ -1,0 +1,137 @@
+"""A small sentence encoder distilled from CLIP text features: sentences in, unit vectors of CLIP's text space out.
+
+It knows the words of the captions it was trained on and says which words of a sentence it does not know. It stands in for
+CLIP's text tower where that cannot be downloaded; it is not a general language model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from langdepth.errors import LangdepthError
+
+PADDING, UNKNOWN = 0, 1
+
+
+class CaptionFeatures(NamedTuple):
+    """Distinct captions with their CLIP text features (N, 1024) float32 of norm 1, and how many pictures have each."""
+
+    captions: list[str]
+    features: Tensor
+    counts: Tensor
+
+
+def read_caption_features(path: str | Path) -> CaptionFeatures:
+    """Read an ``.npz`` with arrays caption (N,), feature (N, D) and train_count (N,). Raises LangdepthError."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            captions = [str(c) for c in file["caption"]]
+            features = torch.from_numpy(file["feature"].astype(np.float32))
+            counts = torch.from_numpy(file["train_count"].astype(np.int64))
+    except (OSError, ValueError, KeyError) as error:
+        raise LangdepthError(
+            f"{path}: not a caption feature file ({error}); needed are arrays caption, feature and train_count"
+        ) from None
+    return CaptionFeatures(captions, F.normalize(features, dim=-1), counts)
+
+
+def words_of(sentence: str) -> list[str]:
+    """Lower-case words of a sentence."""
+    return re.findall(r"[a-z]+", sentence.lower())
+
+
+class SentenceEncoder(nn.Module):
+    """Two transformer layers over word embeddings; output (B, features), L2 norm 1.
+
+    ``vocabulary``: the known words in order. ``max_words``: longer sentences are cut.
+    """
+
+    def __init__(self, vocabulary: Sequence[str], features: int = 1024, width: int = 192, max_words: int = 24) -> None:
+        super().__init__()
+        self.vocabulary = tuple(vocabulary)
+        self.max_words = max_words
+        self._index = {word: i + 2 for i, word in enumerate(self.vocabulary)}
+        self.embedding = nn.Embedding(len(self.vocabulary) + 2, width, padding_idx=PADDING)
+        self.position = nn.Parameter(torch.zeros(max_words, width))
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.1, activation="gelu", batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.output = nn.Linear(width, features)
+        nn.init.normal_(self.position, std=0.02)
+
+    def unknown_words(self, sentence: str) -> list[str]:
+        """Words of the sentence that are not in the vocabulary, in order, once each."""
+        return [word for word in dict.fromkeys(words_of(sentence)) if word not in self._index]
+
+    def tokenize(self, sentences: Sequence[str]) -> Tensor:
+        """(B, words of the longest sentence) int64; raises LangdepthError for a sentence without any word."""
+        rows = []
+        for sentence in sentences:
+            found = [self._index.get(word, UNKNOWN) for word in words_of(sentence)][: self.max_words]
+            if not found:
+                raise LangdepthError(f"the text {sentence!r} has no words; say what the picture shows, or leave it out")
+            rows.append(torch.tensor(found))
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, words) to unit vectors (B, features)."""
+        padding = tokens == PADDING
+        hidden = self.layers(self.embedding(tokens) + self.position[: tokens.shape[1]], src_key_padding_mask=padding)
+        kept = (~padding).unsqueeze(-1)
+        return F.normalize(self.output((hidden * kept).sum(1) / kept.sum(1)), dim=-1)
+
+
+class DistillationReport(NamedTuple):
+    """Cosine between distilled and CLIP features on held-back captions, as they are and after removing the mean feature."""
+
+    captions: int
+    cosine: float
+    cosine_centred: float
+
+
+def held_back(count: int, every: int = 20) -> Tensor:
+    """(count,) bool, True for the captions that are kept back for the report: every 20th."""
+    return torch.arange(count) % every == 0
+
+
+def distil(
+    encoder: SentenceEncoder, data: CaptionFeatures, *, epochs: int = 30, batch_size: int = 256, seed: int = 0
+) -> DistillationReport:
+    """Fit the encoder to CLIP features (cosine loss, plain and mean-removed); deterministic for a seed."""
+    encoder.requires_grad_(True)
+    generator = torch.Generator().manual_seed(seed)
+    kept_back = held_back(len(data.captions))
+    tokens = encoder.tokenize(data.captions)
+    train = torch.nonzero(~kept_back).squeeze(1)
+    mean = data.features[train].mean(0)
+    steps = epochs * -(-len(train) // batch_size)
+    optimiser = torch.optim.AdamW(encoder.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
+    encoder.train()
+    for _ in range(epochs):
+        for chosen in train[torch.randperm(len(train), generator=generator)].split(batch_size):
+            words = tokens[chosen]
+            # Dropped words teach the encoder what an unknown word means: not much.
+            dropped = (torch.rand(words.shape, generator=generator) < 0.05) & (words != PADDING)
+            output = encoder(words.masked_fill(dropped, UNKNOWN))
+            target = data.features[chosen]
+            loss = 2 - F.cosine_similarity(output, target).mean() - F.cosine_similarity(output - mean, target - mean).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    encoder.eval().requires_grad_(False)
+    with torch.inference_mode():
+        output, target = encoder(tokens[kept_back]), data.features[kept_back]
+    return DistillationReport(
+        int(kept_back.sum()),
+        float(F.cosine_similarity(output, target).mean()),
+        float(F.cosine_similarity(output - mean, target - mean).mean()),
+    )

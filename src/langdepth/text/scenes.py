@@ -1,0 +1,73 @@
+"""Scene names: the 28 labels of NYUv2 plus outdoors (ScaleDepth, spec section 7), and the words that captions know for them."""
+
+from __future__ import annotations
+
+from langdepth.errors import UsageError, nearest
+
+# Index = label, as in ScaleDepth; "excercise_room" is spelled as in the official label files.
+SCENES: tuple[str, ...] = (
+    "printer_room", "bathroom", "living_room", "study", "conference_room", "study_room", "kitchen", "home_office",
+    "bedroom", "dinette", "playroom", "indoor_balcony", "laundry_room", "basement", "excercise_room", "foyer",
+    "home_storage", "cafe", "furniture_store", "office_kitchen", "student_lounge", "dining_room", "reception_room",
+    "computer_lab", "classroom", "office", "bookstore", "outdoor_scene",
+)  # fmt: skip
+
+# The scene vocabulary of captioned pictures: name -> the words that mark a caption as being about that scene.
+CAPTION_SCENES: dict[str, tuple[str, ...]] = {
+    "bathroom": ("bathroom", "toilet", "shower"),
+    "bedroom": ("bedroom", "bed", "beds"),
+    "classroom": ("classroom", "students"),
+    "computer lab": ("computers", "monitors"),
+    "dining room": ("dining",),
+    "hallway": ("hallway", "stairs"),
+    "kitchen": ("kitchen", "stove", "refrigerator"),
+    "library": ("library", "books"),
+    "living room": ("living", "couch"),
+    "office": ("office", "cubicle"),
+    "store": ("store", "shop"),
+    "table": ("bowl", "cup", "cups", "plate", "bottle", "keyboard", "phone"),
+    "street": ("street", "road", "highway", "driving"),
+}
+
+# Where captions have no word for a label, the nearest scene they do know.
+SCENE_TO_CAPTION_SCENE: dict[str, str] = {
+    "printer_room": "office",
+    "bathroom": "bathroom",
+    "living_room": "living room",
+    "study": "office",
+    "conference_room": "office",
+    "study_room": "office",
+    "kitchen": "kitchen",
+    "home_office": "office",
+    "bedroom": "bedroom",
+    "dinette": "dining room",
+    "playroom": "living room",
+    "indoor_balcony": "hallway",
+    "laundry_room": "bathroom",
+    "basement": "hallway",
+    "excercise_room": "living room",
+    "foyer": "hallway",
+    "home_storage": "store",
+    "cafe": "dining room",
+    "furniture_store": "store",
+    "office_kitchen": "kitchen",
+    "student_lounge": "living room",
+    "dining_room": "dining room",
+    "reception_room": "living room",
+    "computer_lab": "computer lab",
+    "classroom": "classroom",
+    "office": "office",
+    "bookstore": "library",
+    "outdoor_scene": "street",
+}
+
+
+def scene_index(name: str, scenes: tuple[str, ...] = SCENES) -> int:
+    """Index of a scene name; "_", "-" and spaces count as the same. Raises UsageError naming the nearest scene."""
+    wanted = name.strip().lower().replace("_", " ").replace("-", " ")
+    for index, scene in enumerate(scenes):
+        if scene.replace("_", " ") == wanted:
+            return index
+    if scenes != SCENES and wanted in (known := {s.replace("_", " "): s for s in SCENES}):
+        return scene_index(SCENE_TO_CAPTION_SCENE[known[wanted]], scenes)
+    raise UsageError(f"unknown scene '{name}': {nearest(wanted, scenes)}")
