@@ -1,0 +1,130 @@
+"""Named evaluation protocols: every rule between a network's depth and a published number. Imports no torch.
+
+docs/protocols.md gives each preset to the pixel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+
+from langdepth.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Frame = Literal["stored", "kb"]
+Crop = Literal["none", "eigen-nyu", "eigen-kitti", "garg"]
+Alignment = Literal["none", "median", "least_squares"]
+Resize = Literal["bilinear"]
+
+# top, bottom, left, right as shares of height and width, rounded down; exact fractions keep 45/480 of 480 at 45
+_CROPS: dict[str, tuple[Fraction, Fraction, Fraction, Fraction]] = {
+    "none": (Fraction(0), Fraction(1), Fraction(0), Fraction(1)),
+    "eigen-nyu": (Fraction(45, 480), Fraction(471, 480), Fraction(41, 640), Fraction(601, 640)),
+    "eigen-kitti": (Fraction("0.3324324"), Fraction("0.91351351"), Fraction("0.03594771"), Fraction("0.96405229")),
+    "garg": (Fraction("0.40810811"), Fraction("0.99189189"), Fraction("0.03594771"), Fraction("0.96405229")),
+}
+_KB_HEIGHT, _KB_WIDTH = 352, 1216
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """The rules of one evaluation, in the order they act.
+
+    frame: the part of picture and truth that takes part at all: "stored", all of it; "kb", the KITTI benchmark's bottom
+    352 rows and centred 1216 columns. flip: average the depth with that of the mirrored picture. resize: how depth gets
+    from network size to picture size. alignment: fit to the truth, see ``langdepth.metrics.align``. clamp_prediction:
+    limit the depth to [min_depth, max_depth]. crop: the window that is judged, in pixels of the frame. min_depth,
+    max_depth: metres; a pixel is judged where the truth is known and strictly between the two.
+
+    Raises UsageError for values that make no sense.
+    """
+
+    name: str
+    frame: Frame = "stored"
+    flip: bool = False
+    resize: Resize = "bilinear"
+    alignment: Alignment = "none"
+    clamp_prediction: bool = True
+    crop: Crop = "none"
+    min_depth: float = 0.001
+    max_depth: float = 1000.0
+
+    def __post_init__(self) -> None:
+        for key in ("min_depth", "max_depth"):  # 10 and 10.0 are one protocol and must have one hash
+            object.__setattr__(self, key, float(getattr(self, key)))
+        for key, hint in get_type_hints(Protocol).items():
+            value = getattr(self, key)
+            if get_args(hint) and value not in get_args(hint):
+                raise UsageError(f"protocol: unknown {key} '{value}': {nearest(str(value), get_args(hint))}")
+        if not 0 < self.min_depth < self.max_depth < math.inf:
+            raise UsageError(
+                f"protocol: the depth range {self.min_depth} to {self.max_depth} m is not usable; "
+                "give 0 < min_depth < max_depth"
+            )
+
+    def switches(self) -> dict[str, Any]:
+        """All fields but the name."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "name"}
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits of the SHA-256 of the switches: the same rules have the same hash, whatever their name."""
+        canonical = json.dumps(self.switches(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    def override(self, **switches: Any) -> Protocol:
+        """The protocol with some switches changed (None keeps one). Each real change is marked in the name:
+        "nyu-eigen+alignment=median". Raises UsageError for unknown switches and values."""
+        for key in switches:
+            if key not in self.switches():
+                raise UsageError(f"protocol: unknown switch '{key}': {nearest(key, self.switches())}")
+        changed = {k: v for k, v in switches.items() if v is not None and v != getattr(self, k)}
+        marks = "".join(
+            f"+{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()
+        )
+        return dataclasses.replace(self, name=self.name + marks, **changed)
+
+    def frame_window(self, height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns of a stored picture that take part. A side shorter than the KB frame's is kept whole."""
+        if self.frame == "stored":
+            return slice(0, height), slice(0, width)
+        top, left = max(0, height - _KB_HEIGHT), max(0, (width - _KB_WIDTH) // 2)
+        return slice(top, height), slice(left, min(width, left + _KB_WIDTH))
+
+    def crop_window(self, height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns of a (height, width) frame that are judged."""
+        top, bottom, left, right = _CROPS[self.crop]
+        return slice(int(top * height), int(bottom * height)), slice(int(left * width), int(right * width))
+
+    def valid_mask(self, depth: Tensor, mask: Tensor) -> Tensor:
+        """The pixels that are judged, (..., H, W) bool: ``depth`` is the frame's truth, ``mask`` where it is known."""
+        window = (..., *self.crop_window(*mask.shape[-2:]))
+        valid = mask.new_zeros(mask.shape)
+        valid[window] = mask[window] & (depth[window] > self.min_depth) & (depth[window] < self.max_depth)
+        return valid
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(name="nyu-eigen", flip=True, crop="eigen-nyu", max_depth=10.0),
+        Protocol(name="kitti-eigen-garg", frame="kb", flip=True, crop="garg", max_depth=80.0),
+        Protocol(name="kitti-eigen", frame="kb", flip=True, crop="eigen-kitti", max_depth=80.0),
+        Protocol(name="full"),
+    )
+}
+
+
+def get(name: str) -> Protocol:
+    """The preset called ``name``. Raises UsageError naming the nearest known one."""
+    try:
+        return PROTOCOLS[name]
+    except KeyError:
+        raise UsageError(f"unknown protocol '{name}': {nearest(name, PROTOCOLS)}") from None
