@@ -1,0 +1,80 @@
+"""``langdepth systems``: what there is, and the details of one system."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from langdepth import registry
+from langdepth.commands._parse import run
+from langdepth.errors import UsageError
+
+EXAMPLE = "langdepth systems\nlangdepth systems show tiny"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry of ``langdepth systems``."""
+    return run(systems, arguments, "langdepth systems", EXAMPLE)
+
+
+def systems(action: Literal["list", "show"] = "list", name: str | None = None) -> None:
+    """List the depth systems, or show one: its configuration, input, weights and size.
+
+    Args:
+        action: list all systems, or show one
+        name: the system to show
+    """
+    if action == "show":
+        if name is None:
+            raise UsageError("show: name the system, for example: langdepth systems show tiny")
+        print(describe(name))
+    elif name is not None:
+        raise UsageError(f"list takes no name; to see one system: langdepth systems show {name}")
+    else:
+        print(table())
+
+
+def table() -> str:
+    """All systems, one line each: name, whether the package holds weights, summary, licence. Imports no system."""
+    rows = [("name", "weights", "summary", "licence of the weights")]
+    for system in registry.list_systems():
+        entry = registry.entry(system)
+        rows.append((system, _where(entry), entry.summary, entry.weights.licence if entry.weights else "-"))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
+    )
+
+
+def describe(name: str) -> str:
+    """Everything known about one system, as text. Raises UsageError for an unknown name."""
+    import yaml
+
+    from langdepth.config import to_mapping
+
+    entry = registry.entry(name)
+    system = registry.build(name)
+    parameters = sum(parameter.numel() for parameter in system.parameters())
+    weights = {"status": _where(entry)}
+    if entry.weights is not None:
+        weights |= to_mapping(entry.weights)
+    facts = {
+        "name": name,
+        "summary": entry.summary,
+        "paper": entry.paper,
+        "class": entry.target,
+        "depth": system.scale_kind,
+        "parameters": f"{parameters / 1e6:.2f} million",
+        "scenes": ", ".join(system.scenes) or "none",
+        "weights": weights,
+        "input": to_mapping(system.input_spec),
+        "config": to_mapping(system.config),
+    }
+    return str(yaml.safe_dump(facts, sort_keys=False, width=120, allow_unicode=True)).rstrip()
+
+
+def _where(entry: registry.Entry) -> str:
+    """Whether the package holds the weights ("embedded"), should but does not ("missing"), or has none ("none")."""
+    if entry.weights is None:
+        return "none"
+    return "embedded" if entry.weights.path.is_file() else "missing"
