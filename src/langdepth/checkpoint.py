@@ -118,10 +118,16 @@ def _facts_to_store(system: System, extra: dict[str, Any] | None) -> dict[str, A
             "make it with langdepth.registry.build(name)"
         )
     facts = {"licence": "not stated", "source": "not stated", **system.provenance, **(extra or {})}
-    return {key: value for key, value in facts.items() if key not in FILE_FACTS}
+    facts = {key: value for key, value in facts.items() if key not in FILE_FACTS}
+    try:
+        json.dumps(facts)
+    except (TypeError, ValueError) as error:
+        raise LangdepthError(f"the provenance of '{system.name}' must be plain JSON data: {error}") from None
+    return facts
 
 
 def _write_tensors(system: System, path: Path, facts: Mapping[str, Any], dtype: torch.dtype | None) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     metadata = {
@@ -138,8 +144,11 @@ def _write_tensors(system: System, path: Path, facts: Mapping[str, Any], dtype: 
         key: _as_dtype(key, value.detach(), dtype).to("cpu").clone(memory_format=torch.contiguous_format)
         for key, value in system.state_dict().items()
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    try:
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata)
+    except SafetensorError as error:  # its way to say that the place is not writable or the disk is full
+        raise CheckpointError(f"{path}: cannot be written: {_first_line(error)}") from None
 
 
 def _as_dtype(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
