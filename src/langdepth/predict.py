@@ -1,19 +1,140 @@
-"""From pictures to depth at the picture's own size."""
+"""From pictures to depth at the picture's own size.
+
+Data flow: sources -> ``read_image`` -> uint8 at the system's network size (in threads) -> batches of one network size
+-> system -> depth at network size -> each picture's own size -> ``DepthResult``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as TF
 
-from langdepth.types import DepthOutput
+from langdepth import __version__
+from langdepth.camera import Camera
+from langdepth.errors import LangdepthError, UsageError, nearest
+from langdepth.io import read_image
+from langdepth.text.scenes import scene_index
+from langdepth.types import DepthOutput, DepthResult
 
 if TYPE_CHECKING:
     from langdepth.systems.base import System
+
+__all__ = ["infer", "predict", "predict_pictures", "predict_stream"]
+
+BATCH_SIZE = 4
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# The camera of every picture, or a function of (width, height) that makes it.
+CameraOption = Camera | Callable[[int, int], Camera] | None
+Key = TypeVar("Key", bound=Hashable)
+
+
+def predict(pictures: Any, system: str | Path | System = "tiny", **options: Any) -> DepthResult | list[DepthResult]:
+    """Depth of one picture or many.
+
+    ``system``: a registry name, weights file or hub id (see ``langdepth.load``; loaded once, then kept), or a loaded
+    system. ``options`` are those of ``predict_pictures``; ``device`` is "auto" unless given.
+    """
+    if isinstance(system, str | Path):
+        options.setdefault("device", "auto")
+        name = str(system)
+        system = _loaded(name, os.stat(name).st_mtime_ns if os.path.isfile(name) else 0)
+    return predict_pictures(system, pictures, **options)
+
+
+@lru_cache(maxsize=2)
+def _loaded(name: str, modified: int) -> System:
+    """``modified`` makes a file that was written again a new entry."""
+    from langdepth.checkpoint import load
+
+    return load(name)
+
+
+def predict_pictures(
+    system: System,
+    pictures: Any,
+    *,
+    text: str | Sequence[str] | None = None,
+    scene: str | Sequence[str] | None = None,
+    camera: CameraOption | Sequence[CameraOption] = None,
+    flip: bool = False,
+    device: str | torch.device | None = None,
+    dtype: str | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> DepthResult | list[DepthResult]:
+    """Depth of one picture (one result) or of several (a list in the same order).
+
+    ``pictures``: anything ``langdepth.io.read_image`` takes (path, bytes, PIL picture, NumPy array, tensor (3, H, W)),
+    or a list of these, or a tensor (B, 3, H, W). ``text``: a sentence about the picture; ``scene``: a name of
+    ``system.scenes``; ``camera``: known intrinsics, which go before those that EXIF states; each one for all pictures
+    or one per picture. ``flip`` averages with the mirrored picture. ``device``: None leaves the system where it is,
+    "auto" moves it to an accelerator if there is one. ``dtype``: "float32" (None) or "bfloat16". The system is put in
+    eval mode.
+
+    Raises UsageError for options that do not fit, ImageError for an unusable picture, LangdepthError when the system
+    gives depth that is not finite.
+    """
+    one = not isinstance(pictures, list | tuple) and not (isinstance(pictures, Tensor) and pictures.ndim == 4)
+    sources = [pictures] if one else list(pictures)
+    cameras = _per_picture("camera", camera, len(sources))
+    texts, scenes = _per_picture("text", text, len(sources)), _per_picture("scene", scene, len(sources))
+    predictor = _Predictor(system, flip=flip, device=device, dtype=dtype, keep_image=True)
+    requests = [
+        _Request(source=source, text=words, scene=_known_scene(system, place), camera=lens)
+        for source, words, place, lens in zip(sources, texts, scenes, cameras, strict=True)
+    ]
+    results: dict[int, DepthResult] = {}
+    # One picture needs no threads: they would only add to the time until it is there.
+    stream = predictor.run([(0, predictor.prepare(requests[0]))]) if one else None
+    for index, result in stream or _stream(predictor, enumerate(requests), batch_size):
+        if isinstance(result, LangdepthError):
+            raise result
+        results[index] = result
+    return results[0] if one else [results[index] for index in range(len(sources))]
+
+
+def predict_stream(
+    system: System,
+    paths: Iterable[Key],
+    *,
+    read: Callable[[Key], Any] = lambda path: path,
+    text: str | None = None,
+    scene: str | None = None,
+    camera: CameraOption = None,
+    flip: bool = False,
+    device: str | torch.device | None = None,
+    dtype: str | None = None,
+    batch_size: int = BATCH_SIZE,
+    workers: int | None = None,
+    keep_image: bool = False,
+) -> Generator[tuple[Key, DepthResult | LangdepthError]]:
+    """Depth of any number of pictures in bounded memory: yields (path, result), or (path, error) for an unusable one.
+
+    Pictures are decoded ahead in ``workers`` threads (None: one per core, at most 8) and go through the system in
+    batches of one network size; so results come in nearly, not exactly, the order of ``paths``. A result equals that
+    of ``predict_pictures``, but holds the ``image`` only with ``keep_image``. ``read`` turns an item of ``paths`` into
+    what ``read_image`` takes; the other options are those of ``predict_pictures``, the same for all pictures.
+
+    Raises UsageError for options that do not fit.
+    """
+    predictor = _Predictor(system, flip=flip, device=device, dtype=dtype, keep_image=keep_image)
+    scene = _known_scene(system, scene)
+    requests = ((path, _Request(source=read(path), text=text, scene=scene, camera=camera)) for path in paths)
+    return _stream(predictor, requests, batch_size, workers)
 
 
 @torch.inference_mode()
@@ -27,18 +148,254 @@ def infer(
 ) -> DepthOutput:
     """Depth of a batch at its own size.
 
-    ``image``: (B, 3, H, W), float32 in [0, 1] or uint8 in [0, 255], any size. It is resized (antialiased bilinear) to the size
-    the system's InputSpec asks for; the depth is resized back (bilinear) to (B, 1, H, W). ``flip`` averages the depth with
-    that of the mirrored picture.
+    ``image``: (B, 3, H, W), float32 in [0, 1] or uint8 in [0, 255], any size. It is resized (antialiased bilinear) to
+    the size the system's InputSpec asks for; the depth is resized back (bilinear) to (B, 1, H, W). ``flip`` averages
+    the depth with that of the mirrored picture.
     """
-    height, width = image.shape[-2:]
-    size = list(system.input_spec.network_size(height, width))
-    image = TF.resize(image, size, antialias=True) if [height, width] != size else image
-    image = TF.to_dtype(image, torch.float32, scale=True)
-    output = system(image, text, scene)
+    output = _forward(system, _to_network_size(system, image), text, scene, flip)
+    return replace(output, depth=_to_picture_size(output.depth, image.shape[-2:]))
+
+
+# The steps, each used by both the batch above and the stream below.
+
+
+def _to_network_size(system: System, image: Tensor) -> Tensor:
+    """(B, 3, H, W) to (B, 3, h, w); uint8 stays uint8 where torch can resize it: nothing large becomes float."""
+    size = system.input_spec.network_size(*image.shape[-2:])
+    if tuple(image.shape[-2:]) == size:
+        return image
+    if image.dtype == torch.uint8 and image.device.type != "cpu":
+        image = _as_float(image)
+    return F.interpolate(image, size=size, mode="bilinear", antialias=True)
+
+
+def _as_float(image: Tensor) -> Tensor:
+    return image.float() / 255 if image.dtype == torch.uint8 else image
+
+
+def _forward(
+    system: System, image: Tensor, text: list[str] | Tensor | None, scene: list[str] | None, flip: bool
+) -> DepthOutput:
+    """(B, 3, h, w) uint8 or float to the system's output, depth in float32."""
+    image = _as_float(image)
+    output: DepthOutput = system(image, text, scene)
     depth = output.depth.float()
     if flip:
         depth = (depth + system(image.flip(-1), text, scene).depth.float().flip(-1)) / 2
-    if depth.shape[-2:] != (height, width):
-        depth = F.interpolate(depth, size=(height, width), mode="bilinear", align_corners=False)
     return replace(output, depth=depth)
+
+
+def _to_picture_size(depth: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(depth.shape[-2:]) == tuple(size):
+        return depth
+    return F.interpolate(depth, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+# One picture and many.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """One picture to predict and what was said about it."""
+
+    source: Any
+    text: str | None
+    scene: str | None
+    camera: CameraOption
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """A decoded picture: ``image`` (1, 3, h, w) uint8 at network size, ``size`` (H, W) its own."""
+
+    request: _Request
+    image: Tensor
+    size: tuple[int, int]
+    camera: Camera | None
+    path: str
+    pixels: npt.NDArray[np.uint8] | None
+
+
+class _Predictor:
+    """A system with the options that hold for all pictures. ``prepare`` may run in any thread, ``run`` in one."""
+
+    def __init__(
+        self, system: System, *, flip: bool, device: str | torch.device | None, dtype: str | None, keep_image: bool
+    ) -> None:
+        if dtype not in (None, *DTYPES):
+            raise UsageError(f"unknown dtype '{dtype}': {nearest(str(dtype), DTYPES)}")
+        self.system = _move(system, device).eval()
+        self.device = system.get_buffer("_mean").device
+        self.flip, self.dtype, self.keep_image = flip, dtype or "float32", keep_image
+
+    def prepare(self, request: _Request) -> _Prepared:
+        """Decode and shrink. Raises ImageError for an unusable picture, UsageError for a camera that does not fit."""
+        picture = read_image(request.source)
+        height, width = picture.pixels.shape[:2]
+        pixels = torch.from_numpy(np.require(picture.pixels, requirements="W"))  # torch has no read-only tensors
+        return _Prepared(
+            request=request,
+            image=_to_network_size(self.system, pixels.permute(2, 0, 1)[None]),
+            size=(height, width),
+            camera=_camera_of(request.camera, width, height, picture.path) or picture.camera,
+            path=picture.path,
+            pixels=picture.pixels if self.keep_image else None,
+        )
+
+    def run(self, batch: list[tuple[Key, _Prepared]]) -> Iterator[tuple[Key, DepthResult | LangdepthError]]:
+        """Pictures of one network size to their results, which are made one by one as the caller takes them."""
+        output = self._infer([prepared for _, prepared in batch])
+        finite = output.depth.isfinite().flatten(1).all(1).tolist()
+        for index, (key, prepared) in enumerate(batch):
+            yield key, self._result(prepared, output, index) if finite[index] else self._not_finite(prepared)
+
+    @torch.inference_mode()
+    def _infer(self, batch: list[_Prepared]) -> DepthOutput:
+        requests = [prepared.request for prepared in batch]
+        text = [request.text for request in requests if request.text is not None]  # all or none of a call have one
+        scene = [request.scene for request in requests if request.scene is not None]
+        image = torch.cat([prepared.image for prepared in batch]).to(self.device)
+        try:
+            with torch.autocast(self.device.type, dtype=DTYPES[self.dtype], enabled=self.dtype != "float32"):
+                output = _forward(self.system, image, text or None, scene or None, self.flip)
+        except torch.OutOfMemoryError:
+            raise LangdepthError(
+                f"{self.device}: not enough memory for {len(batch)} pictures of {image.shape[-1]}x{image.shape[-2]}; "
+                "use a smaller batch size or another device"
+            ) from None
+        scene_probs = None if output.scene_probs is None else output.scene_probs.float().cpu()
+        return DepthOutput(depth=output.depth.cpu(), scene_probs=scene_probs)
+
+    @torch.inference_mode()
+    def _result(self, prepared: _Prepared, output: DepthOutput, index: int) -> DepthResult:
+        depth = _to_picture_size(output.depth[index : index + 1], prepared.size)[0, 0].numpy()
+        system, request = self.system, prepared.request
+        return DepthResult(
+            depth=depth,
+            valid=depth > 0,
+            system=system.name,
+            unit="metre" if system.scale_kind == "metric" else "relative",
+            scale_kind=system.scale_kind,
+            camera=prepared.camera,
+            provenance={
+                "langdepth_version": __version__,
+                "weights": {key: system.provenance.get(key) for key in ("weights", "source", "licence", "sha256")},
+                "path": prepared.path,
+                "text": request.text,
+                "scene": request.scene,
+                "network_size": list(prepared.image.shape[-2:]),
+                "flip": self.flip,
+                "dtype": self.dtype,
+            },
+            scene_probs=(
+                None
+                if output.scene_probs is None
+                else dict(zip(system.scenes, output.scene_probs[index].tolist(), strict=True))
+            ),
+            image=prepared.pixels,
+        )
+
+    def _not_finite(self, prepared: _Prepared) -> LangdepthError:
+        return LangdepthError(
+            f"{prepared.path or 'picture in memory'}: the system '{self.system.name}' gave depth that is not finite; "
+            f"its weights may be damaged{'' if self.dtype == 'float32' else f', or {self.dtype} too coarse'}"
+        )
+
+
+def _stream(
+    predictor: _Predictor,
+    requests: Iterable[tuple[Key, _Request]],
+    batch_size: int,
+    workers: int | None = None,
+) -> Generator[tuple[Key, DepthResult | LangdepthError]]:
+    """Decode ahead, gather pictures of one network size, predict; bounded however many requests there are."""
+    if batch_size < 1:
+        raise UsageError(f"batch size must be at least 1, got {batch_size}")
+    return _run_ahead(predictor, iter(requests), batch_size, workers or min(8, os.cpu_count() or 1))
+
+
+def _run_ahead(
+    predictor: _Predictor, requests: Iterator[tuple[Key, _Request]], batch_size: int, workers: int
+) -> Generator[tuple[Key, DepthResult | LangdepthError]]:
+    ahead: deque[tuple[Key, Future[_Prepared]]] = deque()
+    waiting: dict[tuple[int, ...], list[tuple[Key, _Prepared]]] = {}
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="langdepth-decode")
+    try:
+        while True:
+            for key, request in islice(requests, batch_size + workers - len(ahead)):
+                ahead.append((key, pool.submit(predictor.prepare, request)))
+            if not ahead:
+                break
+            key, future = ahead.popleft()
+            try:
+                prepared = future.result()
+            except UsageError:
+                raise
+            except LangdepthError as error:
+                yield key, error
+                continue
+            waiting.setdefault(tuple(prepared.image.shape), []).append((key, prepared))
+            largest = max(waiting, key=lambda shape: len(waiting[shape]))
+            # Many shapes at once: the fullest batch goes before it is full, so that few pictures are held.
+            if len(waiting[largest]) == batch_size or sum(map(len, waiting.values())) == 4 * batch_size:
+                yield from predictor.run(waiting.pop(largest))
+        for batch in waiting.values():
+            yield from predictor.run(batch)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+# Options.
+
+
+def _per_picture(name: str, value: Any, count: int) -> list[Any]:
+    """One value per picture from one for all or a sequence."""
+    if not isinstance(value, list | tuple):
+        return [value] * count
+    if len(value) != count:
+        raise UsageError(f"{name}: {len(value)} given for {count} pictures; give one for all, or one per picture")
+    if None in value and name != "camera":
+        raise UsageError(f"{name}: give it for all pictures or for none")
+    return list(value)
+
+
+def _known_scene(system: System, name: str | None) -> str | None:
+    if name is None:
+        return None
+    if not system.scenes:
+        raise UsageError(f"the system '{system.name}' takes no scene; leave it out")
+    return system.scenes[scene_index(name, system.scenes)]
+
+
+def _camera_of(option: CameraOption, width: int, height: int, path: str) -> Camera | None:
+    if option is None:
+        return None
+    try:
+        camera = option if isinstance(option, Camera) else option(width, height)
+        if abs(camera.height * width / camera.width - height) > 1:
+            raise UsageError(
+                f"the camera is for {camera.width}x{camera.height} pixels, the picture is {width}x{height}"
+            )
+    except UsageError as error:
+        raise UsageError(f"{path or 'picture in memory'}: {error}") from None
+    return camera if (camera.width, camera.height) == (width, height) else camera.scaled(width, height)
+
+
+def _move(system: System, device: str | torch.device | None) -> System:
+    if device is None:
+        return system
+    if device == "auto":
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    try:
+        return system.to(device)
+    except (RuntimeError, AssertionError) as error:  # unknown name, or torch was built without it
+        raise UsageError(f"device '{device}' cannot be used here: {str(error).splitlines()[0]}") from None
+
+
+class _CallableModule(ModuleType):
+    """Importing a submodule binds its name in the package; ``langdepth.predict`` stays callable when it is this."""
+
+    __call__ = staticmethod(predict)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -1,0 +1,286 @@
+"""``langdepth predict``: depth of pictures, folders, globs or stdin, written to files."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tqdm import tqdm
+
+from langdepth.camera import Camera
+from langdepth.commands._parse import run
+from langdepth.errors import LangdepthError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from langdepth.types import DepthResult
+
+EXAMPLE = """
+langdepth predict photo.jpg --text "a kitchen with a sink" --out depth
+langdepth predict photos --recursive --save depth16,npz --out depth --resume
+"""
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2"}
+STDIN = "-"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry of the command table."""
+    return run(predict, arguments, "langdepth predict", EXAMPLE)
+
+
+def predict(
+    pictures: list[str],
+    *,
+    system: str = "tiny",
+    text: str | None = None,
+    scene: str | None = None,
+    save: str = "depth16,color",
+    out: str = "depth",
+    intrinsics: str | None = None,
+    fov: float | None = None,
+    flip: bool = False,
+    device: str = "auto",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    batch_size: int = 4,
+    recursive: bool = False,
+    resume: bool = False,
+) -> int:
+    """Depth in metres of pictures, written to files.
+
+    One line per picture says where the files are, how far its points lie, and which scene was read. A picture that
+    cannot be used is reported and skipped; the exit code is then 1.
+
+    Args:
+        pictures: Picture files, folders, quoted globs, or - for one picture on stdin.
+        system: Registry name (see "langdepth systems"), .safetensors file, or hub id owner/name.
+        text: A sentence about the pictures, for example "a kitchen with a sink"; without it the picture alone speaks.
+        scene: The name of the scene the pictures show, for example kitchen.
+        save: What to write, with commas: depth16 (16-bit PNG, millimetres), npy, npz, color (PNG to look at), ply.
+        out: Folder for the results; sub-folders of the input are kept.
+        intrinsics: Camera as fx,fy,cx,cy in pixels of the pictures, for ply; otherwise EXIF or a guess is used.
+        fov: Camera as the field of view across the width, in degrees.
+        flip: Average with the mirrored picture: a little better, twice the time.
+        device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
+        dtype: Precision of the network.
+        batch_size: How many pictures of one shape go through the network at once.
+        recursive: Look into the sub-folders of folders.
+        resume: Skip pictures whose results are all there.
+    """
+    formats = _formats(save)
+    camera = _camera(intrinsics, fov)
+    jobs, problems = _jobs(pictures, Path(out), formats, recursive)
+    for problem in problems:
+        _complain(problem)
+    known = len(jobs)
+    if resume:
+        jobs = [job for job in jobs if not all(target.exists() for target in job.targets.values())]
+    if known > len(jobs):
+        print(f"{known - len(jobs)} of {known} pictures were already done")
+    if not jobs:
+        return 1 if problems else 0
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LangdepthError(f"{out}: cannot be written ({error.strerror}); give another folder with --out") from None
+
+    from langdepth.checkpoint import load
+    from langdepth.predict import predict_stream
+
+    results = predict_stream(
+        load(system),
+        jobs,
+        read=_Job.open,
+        text=text,
+        scene=scene,
+        camera=camera,
+        flip=flip,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        keep_image="ply" in formats,
+    )
+    failed = len(problems)
+    with tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:
+        for outcome in _written(results):
+            bar.update()
+            if isinstance(outcome, LangdepthError):
+                failed += 1
+                _complain(outcome)
+            else:
+                bar.write(outcome)
+    if known + len(problems) > 1:
+        print(f"{known + len(problems) - failed} done, {failed} failed, results in {out}")
+    return 1 if failed else 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One picture: where it is ("-" is stdin) and the file to write for each format."""
+
+    source: str
+    targets: dict[str, Path]
+
+    def open(self) -> Any:
+        """What ``read_image`` takes."""
+        return sys.stdin.buffer if self.source == STDIN else self.source
+
+
+# Before the work: options, inputs, names of outputs.
+
+
+def _formats(save: str) -> list[str]:
+    from langdepth.io import WRITERS
+
+    formats = list(dict.fromkeys(word.strip() for word in save.split(",") if word.strip()))
+    for name in formats:
+        if name not in WRITERS:
+            raise UsageError(f"--save: unknown format '{name}': {nearest(name, WRITERS)}")
+    if not formats:
+        raise UsageError(f"--save: nothing to write; known: {', '.join(WRITERS)}")
+    return formats
+
+
+def _camera(intrinsics: str | None, fov: float | None) -> Callable[[int, int], Camera] | None:
+    if intrinsics is not None and fov is not None:
+        raise UsageError("--intrinsics and --fov both describe the camera; give one of them")
+    if intrinsics is not None:
+        return partial(Camera.from_intrinsics_text, intrinsics)
+    if fov is not None:
+        Camera.from_fov(fov, 640, 480)  # a wrong angle is reported before any work
+        return partial(Camera.from_fov, fov)
+    return None
+
+
+def _jobs(inputs: list[str], out: Path, formats: list[str], recursive: bool) -> tuple[list[_Job], list[LangdepthError]]:
+    """The pictures to do, each with its own output names, and what is wrong with the inputs."""
+    from langdepth.io import WRITERS
+
+    found: dict[str, tuple[str, Path]] = {}  # the file itself -> (as the user wrote it, its place below ``out``)
+    problems: list[LangdepthError] = []
+    for word in inputs:
+        try:
+            for source, place in _pictures(word, out, recursive):
+                found.setdefault(os.path.realpath(source), (source, place))
+        except LangdepthError as error:
+            problems.append(error)
+    names = _unique_names([place for _, place in found.values()])
+    jobs = [
+        _Job(source, {name: out / base.with_name(base.name + WRITERS[name].suffix) for name in formats})
+        for (source, _), base in zip(found.values(), names, strict=True)
+    ]
+    for job in jobs:
+        for target in job.targets.values():
+            if os.path.realpath(target) in found:
+                raise UsageError(f"{target}: is one of the pictures and would be overwritten; give another --out")
+    return jobs, problems
+
+
+def _pictures(word: str, out: Path, recursive: bool) -> Iterator[tuple[str, Path]]:
+    """(path, place below the output folder) of each picture that one word of the command line stands for."""
+    path = Path(word)
+    if word == STDIN:
+        if sys.stdin.isatty():
+            raise UsageError("- reads one picture from stdin; send one in: langdepth predict - < photo.jpg")
+        yield STDIN, Path("stdin")
+    elif path.is_dir():
+        own_results = out.resolve()
+        files = (f for f in (path.rglob("*") if recursive else path.iterdir()) if f.suffix.lower() in SUFFIXES)
+        pictures = sorted(
+            f
+            for f in files
+            if not f.name.startswith(".") and (own_results == path.resolve() or own_results not in f.resolve().parents)
+        )
+        if not pictures:
+            hint = "" if recursive else "; --recursive looks into sub-folders"
+            raise LangdepthError(f"{path}: no pictures in this folder{hint}")
+        yield from ((str(f), f.relative_to(path)) for f in pictures)
+    elif glob.has_magic(word) and not path.exists():
+        fixed = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+        matches = sorted(Path(f) for f in glob.glob(word, recursive=True))
+        pictures = [f for f in matches if f.suffix.lower() in SUFFIXES and f.is_file()]
+        if not pictures:
+            raise LangdepthError(f"{word}: no pictures match")
+        yield from ((str(f), f.relative_to(fixed)) for f in pictures)
+    else:
+        yield word, Path(path.name)  # whether it can be read is found out when it is its turn
+
+
+def _unique_names(places: list[Path]) -> list[Path]:
+    """Names without ending; where those would be the same, with it (a_jpg, a_png), then with a number (a_jpg_2)."""
+    count = Counter(str(place.with_suffix("")).casefold() for place in places)  # some file systems ignore case
+    names: list[Path] = []
+    taken: set[str] = set()
+    for place in places:
+        name = place.with_suffix("")
+        if count[str(name).casefold()] > 1:
+            name = place.with_name(place.name.replace(".", "_"))
+        candidates = chain([name], (name.with_name(f"{name.name}_{number}") for number in itertools.count(2)))
+        names.append(next(c for c in candidates if str(c).casefold() not in taken))
+        taken.add(str(names[-1]).casefold())
+    return names
+
+
+# The work: write in the background while the next pictures are predicted.
+
+
+def _written(results: Generator[tuple[_Job, DepthResult | LangdepthError]]) -> Iterator[str | LangdepthError]:
+    """A line per picture once its files are there, or the error. A file that cannot be written ends the run."""
+    workers = min(4, os.cpu_count() or 1)
+    pending: deque[Future[str]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="langdepth-write")
+    try:
+        for job, result in results:
+            if isinstance(result, LangdepthError):
+                yield result
+                continue
+            pending.append(pool.submit(_write, job, result))
+            while len(pending) > 2 * workers or (pending and pending[0].done()):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        results.close()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _write(job: _Job, result: DepthResult) -> str:
+    from langdepth.io import write_result
+
+    if "ply" in job.targets and result.camera is None:
+        height, width = result.depth.shape
+        result = replace(result, camera=Camera.guess(width, height))
+        _complain(
+            f"{job.source}: camera unknown, guessed for {job.targets['ply']}; give --fov or --intrinsics for true shape"
+        )
+    for name, target in job.targets.items():
+        write_result(result, target, format=name)
+    return _line(job, result)
+
+
+def _line(job: _Job, result: DepthResult) -> str:
+    import numpy as np
+
+    depth = result.depth[result.valid]
+    unit = "m" if result.scale_kind == "metric" else "(relative)"
+    line = f"{job.source} -> {', '.join(map(str, job.targets.values()))}; "
+    if depth.size:
+        line += f"depth {depth.min():.2f} / {np.median(depth):.2f} / {depth.max():.2f} {unit} (min / median / max)"
+    else:
+        line += "no pixel has depth"
+    if result.scene_probs:
+        scene, probability = max(result.scene_probs.items(), key=lambda item: item[1])
+        line += f"; scene {scene} {probability:.0%}"
+    return line
+
+
+def _complain(problem: object) -> None:
+    tqdm.write(f"langdepth predict: {problem}", file=sys.stderr)

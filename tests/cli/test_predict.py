@@ -1,0 +1,270 @@
+"""``langdepth predict`` as a user meets it: files, names, messages and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import io
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from langdepth import cli
+from langdepth.io import read_depth16
+from tests.helpers import FakeSystem, grey, ramp, save_picture
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in an empty folder with the fake system; returns exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("langdepth.checkpoint.load", lambda name: FakeSystem())
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main(["predict", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def files(folder: str = "depth") -> list[str]:
+    return sorted(str(f.relative_to(folder)) for f in Path(folder).rglob("*") if f.is_file())
+
+
+def test_photo_to_depth(run: Run) -> None:
+    save_picture(Path("photo.png"), grey(0.6))
+    code, out, err = run("photo.png", "--save", "depth16,npy")
+    assert (code, err) == (0, "")
+    assert files() == ["photo.npy", "photo_depth.png"]
+    depth, _ = read_depth16("depth/photo_depth.png")
+    np.testing.assert_allclose(depth, 6.4, atol=0.0006)
+    assert "photo.png -> depth/photo_depth.png, depth/photo.npy" in out
+    assert "6.40 / 6.40 / 6.40 m" in out
+    assert "scene kitchen 60%" in out
+
+
+def test_words_reach_the_system(run: Run) -> None:
+    save_picture(Path("photo.png"), grey(0.6))
+    for option in (("--text", "no null 5"), ("--scene", "kitchen")):
+        assert run("photo.png", "--save", "npy", *option)[0] == 0
+        np.testing.assert_allclose(np.load("depth/photo.npy"), 12.8, atol=1e-3)
+
+
+def test_folder_with_bad_files_writes_the_rest_and_exits_1(run: Run) -> None:
+    for i in range(4):
+        save_picture(Path(f"photos/{i}.png"), ramp(seed=i))
+    Path("photos/empty.jpg").touch()
+    Path("photos/text.jpg").write_text("no picture")
+    Path("photos/cut.png").write_bytes(Path("photos/0.png").read_bytes()[:60])
+    Path("photos/notes.txt").write_text("not meant")
+    code, out, err = run("photos", "--save", "npy")
+    assert code == 1
+    assert files() == ["0.npy", "1.npy", "2.npy", "3.npy"]
+    assert len(err.splitlines()) == 3
+    for name in ("empty.jpg", "text.jpg", "cut.png"):
+        assert name in err
+    assert "4 done, 3 failed" in out
+
+
+def test_sub_folders_only_when_asked_and_kept(run: Run) -> None:
+    save_picture(Path("photos/a.png"), grey(0.2))
+    save_picture(Path("photos/sub/a.png"), grey(0.8))
+    assert run("photos", "--save", "npy")[0] == 0
+    assert files() == ["a.npy"]
+    assert run("photos", "--save", "npy", "--recursive")[0] == 0
+    assert files() == ["a.npy", "sub/a.npy"]
+    assert np.load("depth/a.npy").mean() < np.load("depth/sub/a.npy").mean()
+
+
+def test_same_stems_do_not_overwrite_each_other(run: Run) -> None:
+    for i, name in enumerate(["p/a.jpg", "p/a.png", "p/a_jpg.png", "q/a.jpg"]):
+        save_picture(Path(name), grey(0.2 * (i + 1)))
+    code, _, _ = run("p", "q", "--save", "npy")
+    assert code == 0
+    assert files() == ["a_jpg.npy", "a_jpg_2.npy", "a_jpg_3.npy", "a_png.npy"]
+    values = sorted(round(float(np.load(f"depth/{name}").mean()), 1) for name in files())
+    assert values == pytest.approx([2.8, 4.6, 6.4, 8.2], abs=0.1)
+    before = {name: np.load(f"depth/{name}") for name in files()}
+    assert run("p", "q", "--save", "npy")[0] == 0  # the same names again
+    assert all(np.array_equal(before[name], np.load(f"depth/{name}")) for name in files())
+
+
+def test_a_picture_named_twice_is_done_once(run: Run) -> None:
+    save_picture(Path("p/a.png"), grey(0.5))
+    _, out, _ = run("p/a.png", "p", "./p/a.png", "--save", "npy")
+    assert len(out.splitlines()) == 1
+    assert files() == ["a.npy"]
+
+
+def test_glob(run: Run) -> None:
+    for name in ("p/a1.png", "p/b1.png", "p/q/a2.png"):
+        save_picture(Path(name), grey(0.5))
+    assert run("p/**/a*.png", "--save", "npy")[0] == 0
+    assert files() == ["a1.npy", "q/a2.npy"]
+    save_picture(Path("[x].png"), grey(0.5))
+    assert run("[x].png", "--save", "npy", "--out", "literal")[0] == 0
+    assert files("literal") == ["[x].npy"]
+
+
+def test_stdin(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = save_picture(Path("photo.jpg"), grey(0.5)).read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert run("-", "--save", "npy")[0] == 0
+    assert files() == ["stdin.npy"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    code, _, err = run("-", "--save", "npy")
+    assert code == 1
+    assert len(err.splitlines()) == 1
+
+
+def test_resume_skips_what_is_complete(run: Run) -> None:
+    for i in range(3):
+        save_picture(Path(f"photos/{i}.png"), grey(0.3 * i))
+    assert run("photos", "--save", "npy,npz")[0] == 0
+    Path("depth/1.npz").unlink()
+    stamps = {name: Path("depth", name).stat().st_mtime_ns for name in files()}
+    code, out, _ = run("photos", "--save", "npy,npz", "--resume")
+    assert code == 0
+    assert "2 of 3 pictures were already done" in out
+    assert {n for n in files() if stamps.get(n) != Path("depth", n).stat().st_mtime_ns} == {"1.npy", "1.npz"}
+    code, out, _ = run("photos", "--save", "npy,npz", "--resume")
+    assert code == 0
+    assert "3 of 3 pictures were already done" in out
+
+
+def test_results_inside_the_input_folder_are_not_pictures(run: Run) -> None:
+    save_picture(Path("photos/a.png"), grey(0.5))
+    for _ in range(2):
+        assert run("photos", "--recursive", "--save", "depth16", "--out", "photos/depth")[0] == 0
+    assert files("photos/depth") == ["a_depth.png"]
+
+
+def test_pictures_are_never_overwritten(run: Run) -> None:
+    for name in ("a.png", "a_depth.png"):
+        save_picture(Path("photos", name), grey(0.5))
+    before = Path("photos/a_depth.png").read_bytes()
+    code, _, err = run("photos", "--save", "depth16", "--out", "photos")
+    assert code == 2
+    assert "would be overwritten" in err
+    assert Path("photos/a_depth.png").read_bytes() == before
+
+
+def test_point_cloud_warns_about_a_guessed_camera(run: Run) -> None:
+    save_picture(Path("a.png"), ramp())
+    code, _, err = run("a.png", "--save", "ply")
+    assert code == 0
+    assert "guess" in err
+    assert len(err.splitlines()) == 1
+    for camera in (("--fov", 60), ("--intrinsics", "60,60,31.5,23.5")):
+        code, _, err = run("a.png", "--save", "ply", *camera)
+        assert (code, err) == (0, "")
+    header = Path("depth/a.ply").read_bytes()[:400]
+    assert b"camera from user" in header
+    assert b"element vertex 3072" in header
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: pictures"),
+        (["a.png", "--sistem", "tiny"], "did you mean '--system'"),
+        (["a.png", "--save", "npyy"], "did you mean 'npy'"),
+        (["a.png", "--save", ","], "nothing to write"),
+        (["a.png", "--dtype", "float23"], "--dtype: expected one of float32, bfloat16"),
+        (["a.png", "--batch-size", "x"], "--batch-size: expected a whole number, got 'x'"),
+        (["a.png", "--batch-size", "0"], "batch size must be at least 1"),
+        (["a.png", "--fov", "200"], "between 0 and 180"),
+        (["a.png", "--fov", "60", "--intrinsics", "1,1,1,1"], "give one of them"),
+        (["a.png", "--intrinsics", "1,2"], "expected fx,fy,cx,cy"),
+        (["a.png", "--scene", "kitchn"], "did you mean 'kitchen'"),
+        (["a.png", "--device", "warp"], "device 'warp'"),
+        (["a.png", "--out", "o", "b.png"], "'b.png' is not understood there"),
+    ],
+)
+def test_usage_mistakes_cost_one_line_and_exit_2(run: Run, arguments: list[str], message: str) -> None:
+    save_picture(Path("a.png"), grey(0.5))
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert message in err
+
+
+@pytest.mark.parametrize("word", ["gone.jpg", "nothing", "empty", "*.xyz"])
+def test_nothing_to_do_is_one_line_and_exit_1(run: Run, word: str) -> None:
+    Path("empty").mkdir()
+    code, out, err = run(word)
+    assert (code, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    assert word in err
+
+
+def test_unwritable_output_is_one_line_and_exit_1(run: Run) -> None:
+    save_picture(Path("a.png"), grey(0.5))
+    Path("file").write_text("in the way")
+    code, _, err = run("a.png", "--out", "file/depth")
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert "file/depth: cannot be written" in err
+
+
+def test_full_disk_stops_and_leaves_nothing_half_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(30):
+        save_picture(Path(f"photos/{i:02}.png"), grey(0.5))
+    save = np.save
+    written: list[object] = []
+
+    def nearly_full(file: io.BufferedWriter, array: np.ndarray, **options: bool) -> None:
+        if len(written) >= 5:
+            file.write(b"the first bytes still fit")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(file)
+        save(file, array, **options)
+
+    monkeypatch.setattr(np, "save", nearly_full)
+    code, _, err = run("photos", "--save", "npy")
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert "No space left on device" in err
+    assert len(files()) == 5
+    assert all(np.load(f"depth/{name}").shape == (48, 64) for name in files())
+
+
+def test_ctrl_c_keeps_what_is_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(12):
+        save_picture(Path(f"photos/{i:02}.png"), grey(0.5))
+
+    class Interrupted(FakeSystem):
+        def forward(self, image, text=None, scene=None):  # type: ignore[no-untyped-def]
+            if len(self.batches) == 2:
+                time.sleep(0.2)  # the writers catch up
+                raise KeyboardInterrupt
+            return super().forward(image, text, scene)
+
+    monkeypatch.setattr("langdepth.checkpoint.load", lambda name: Interrupted())
+    code, _, err = run("photos", "--save", "npy", "--batch-size", "2")
+    assert code == 130
+    assert "interrupted" in err
+    assert len(files()) == 4
+    monkeypatch.setattr("langdepth.checkpoint.load", lambda name: FakeSystem())
+    code, out, _ = run("photos", "--save", "npy", "--resume")
+    assert code == 0
+    assert "4 of 12 pictures were already done" in out
+    assert len(files()) == 12
+
+
+def test_help_explains_every_option_and_ends_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["predict", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--text", "--scene", "--save", "--fov", "--flip", "--resume", "--batch-size"):
+        assert re.search(rf"^  {option}\b.*\n?.*[a-z]{{3}}", text, re.MULTILINE), option
+    example = text[text.index("example:") :].splitlines()[1].split()
+    assert example[:2] == ["langdepth", "predict"]

@@ -1,0 +1,76 @@
+"""What several tests share: a system whose depth is known, and pictures whose brightness is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from langdepth.systems.base import System
+from langdepth.text.scenes import scene_index
+from langdepth.types import Batch, DepthOutput, InputSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeConfig:
+    """Options of FakeSystem."""
+
+    area: int = 64 * 64
+
+
+class FakeSystem(System):
+    """depth = (1 + 9 * brightness) * scale metres at half the network size; scale 1, or 2 with words or a scene.
+
+    The scene it reads is "kitchen" for bright pictures and "street" for dark ones.
+    """
+
+    Config = FakeConfig
+    name = "fake"
+    scenes = ("kitchen", "street")
+
+    def __init__(self, config: FakeConfig | None = None) -> None:
+        config = config or FakeConfig()
+        super().__init__(config, InputSpec(area=config.area, multiple_of=16))
+        self.scale = nn.Parameter(torch.ones(()))
+        self.provenance = {"source": "made for tests", "licence": "none", "weights": "fake", "sha256": None}
+        self.batches: list[tuple[int, ...]] = []
+
+    def forward(
+        self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
+    ) -> DepthOutput:
+        self.batches.append(tuple(image.shape))
+        for name in scene or ():
+            scene_index(name, self.scenes)
+        brightness = nn.functional.avg_pool2d(image.mean(1, keepdim=True), 2)
+        scale = self.scale * (1.0 if text is None and scene is None else 2.0)
+        bright = image.mean((1, 2, 3))
+        return DepthOutput(depth=(1 + 9 * brightness) * scale, scene_probs=torch.stack((bright, 1 - bright), 1))
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        depth = nn.functional.interpolate(self(batch.image).depth, size=batch.depth.shape[-2:])
+        return {"total": (depth - batch.depth)[batch.mask].abs().mean()}
+
+
+def grey(brightness: float, width: int = 64, height: int = 48) -> npt.NDArray[np.uint8]:
+    """(height, width, 3) uint8 of one brightness in [0, 1]."""
+    return np.full((height, width, 3), round(brightness * 255), np.uint8)
+
+
+def ramp(width: int = 64, height: int = 48, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """(height, width, 3) uint8: brightness grows from left to right, colours differ by ``seed``."""
+    row = np.linspace(0, 200, width)[None, :, None]
+    tint = np.random.default_rng(seed).uniform(0.3, 1, 3)
+    return np.broadcast_to(row * tint, (height, width, 3)).astype(np.uint8)
+
+
+def save_picture(path: Path, pixels: npt.NDArray[np.uint8], **options: Any) -> Path:
+    """Write ``pixels`` in the format of the file name; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return path

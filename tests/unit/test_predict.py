@@ -1,0 +1,370 @@
+"""From pictures to DepthResults: what comes back, batches, bounded memory, and every guard."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import io
+import threading
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from langdepth.camera import Camera
+from langdepth.errors import ImageError, LangdepthError, UsageError
+from langdepth.predict import infer, predict, predict_pictures, predict_stream
+from langdepth.types import DepthOutput, DepthResult
+from tests.helpers import FakeSystem, grey, ramp, save_picture
+
+predict_module = importlib.import_module("langdepth.predict")  # the package's attribute is the function
+
+
+class Broken(FakeSystem):
+    """Depth that is not finite for dark pictures."""
+
+    def forward(self, image, text=None, scene=None):  # type: ignore[no-untyped-def]
+        output = super().forward(image, text, scene)
+        dark = image.mean((1, 2, 3)) < 0.5
+        return DepthOutput(depth=torch.where(dark[:, None, None, None], torch.nan, output.depth))
+
+
+@pytest.fixture
+def system() -> FakeSystem:
+    return FakeSystem()
+
+
+def threads() -> set[str]:
+    return {t.name for t in threading.enumerate() if t.name.startswith("langdepth")}
+
+
+# One picture
+
+
+@pytest.mark.parametrize("kind", ["path", "text path", "bytes", "file", "pil", "array", "tensor", "float tensor"])
+def test_every_kind_of_picture_gives_the_same_depth(system: FakeSystem, tmp_path: Path, kind: str) -> None:
+    pixels = ramp(70, 50)
+    path = save_picture(tmp_path / "a.png", pixels)
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    source = {
+        "path": path,
+        "text path": str(path),
+        "bytes": path.read_bytes(),
+        "file": io.BytesIO(path.read_bytes()),
+        "pil": Image.fromarray(pixels),
+        "array": pixels,
+        "tensor": tensor,
+        "float tensor": tensor.float() / 255,
+    }[kind]
+    result = predict_pictures(system, source)
+    expected = infer(system, tensor[None])
+    assert isinstance(result, DepthResult)
+    assert result.depth.shape == (50, 70)
+    assert result.depth.dtype == np.float32
+    np.testing.assert_allclose(result.depth, expected.depth[0, 0].numpy(), atol=1e-5)
+    assert result.image is not None
+    assert np.array_equal(result.image, pixels)
+
+
+def test_result_says_what_it_is(system: FakeSystem, tmp_path: Path) -> None:
+    path = save_picture(tmp_path / "a.png", grey(0.6))
+    result = predict_pictures(system, path, text="a kitchen")
+    assert isinstance(result, DepthResult)
+    np.testing.assert_allclose(result.depth, 2 * (1 + 9 * 0.6), atol=1e-4)  # words double the scale
+    assert result.valid.all()
+    assert (result.system, result.unit, result.scale_kind) == ("fake", "metre", "metric")
+    assert result.scene_probs == pytest.approx({"kitchen": 0.6, "street": 0.4}, abs=1e-5)
+    provenance = result.provenance
+    assert provenance["weights"]["licence"] == "none"
+    assert provenance["path"] == str(path)
+    assert provenance["text"] == "a kitchen"
+    assert provenance["network_size"] == [48, 80]
+
+
+def test_depth_that_is_not_positive_is_not_valid(system: FakeSystem) -> None:
+    with torch.no_grad():
+        system.scale.fill_(-1.0)
+    result = predict_pictures(system, grey(0.5))
+    assert isinstance(result, DepthResult)
+    assert not result.valid.any()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (32, 640), (640, 32), (301, 199)])
+def test_any_size_comes_back_at_its_own_size(system: FakeSystem, size: tuple[int, int]) -> None:
+    width, height = size
+    result = predict_pictures(system, ramp(width, height))
+    assert isinstance(result, DepthResult)
+    assert result.depth.shape == result.valid.shape == (height, width)
+    assert np.isfinite(result.depth).all()
+
+
+@pytest.mark.slow
+def test_fifty_megapixels_never_become_float(system: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[torch.dtype, int]] = []
+    as_float = predict_module._as_float
+
+    def watch(image: torch.Tensor) -> torch.Tensor:
+        seen.append((image.dtype, image.numel()))
+        return as_float(image)
+
+    monkeypatch.setattr(predict_module, "_as_float", watch)
+    result = predict_pictures(system, np.full((6250, 8000, 3), 51, np.uint8))
+    assert isinstance(result, DepthResult)
+    assert result.depth.shape == (6250, 8000)
+    assert abs(float(result.depth[::500, ::500].mean()) - (1 + 9 * 0.2)) < 1e-3
+    assert seen
+    assert max(count for _, count in seen) < 100_000
+
+
+def test_flip_averages_with_the_mirrored_picture(system: FakeSystem) -> None:
+    class Lopsided(FakeSystem):
+        def forward(self, image, text=None, scene=None):  # type: ignore[no-untyped-def]
+            output = super().forward(image, text, scene)
+            return DepthOutput(depth=output.depth * torch.linspace(1, 3, output.depth.shape[-1]))
+
+    plain, flipped = (predict_pictures(Lopsided(), grey(0.5), flip=flip) for flip in (False, True))
+    assert isinstance(plain, DepthResult)
+    assert isinstance(flipped, DepthResult)
+    assert np.ptp(plain.depth) > 5
+    np.testing.assert_allclose(flipped.depth, 2 * (1 + 9 * 0.5), rtol=0.01)
+
+
+def test_bfloat16_is_close_and_float32_by_default(system: FakeSystem) -> None:
+    exact, coarse = (predict_pictures(system, ramp(), dtype=dtype) for dtype in (None, "bfloat16"))
+    assert isinstance(exact, DepthResult)
+    assert isinstance(coarse, DepthResult)
+    assert coarse.depth.dtype == np.float32
+    np.testing.assert_allclose(coarse.depth, exact.depth, rtol=0.02)
+    assert coarse.provenance["dtype"] == "bfloat16"
+
+
+def test_prediction_leaves_training_mode(system: FakeSystem) -> None:
+    system.train()
+    predict_pictures(system, grey(0.5))
+    assert not system.training
+
+
+# The camera
+
+
+def test_camera_given_goes_before_exif_and_is_scaled(system: FakeSystem, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 28  # focal length for 35 mm film
+    path = save_picture(tmp_path / "a.jpg", grey(0.5), exif=exif)
+    stated = predict_pictures(system, path)
+    assert isinstance(stated, DepthResult)
+    assert stated.camera is not None
+    assert stated.camera.source == "exif"
+    given = predict_pictures(system, path, camera=Camera.from_focal(100.0, 128, 96))
+    assert isinstance(given, DepthResult)
+    assert given.camera == Camera.from_focal(50.0, 64, 48)
+    made = predict_pictures(system, grey(0.5), camera=lambda width, height: Camera.from_fov(90, width, height))
+    assert isinstance(made, DepthResult)
+    assert made.camera is not None
+    assert made.camera.fx == pytest.approx(32)
+    none = predict_pictures(system, grey(0.5))
+    assert isinstance(none, DepthResult)
+    assert none.camera is None
+
+
+def test_camera_of_another_shape_is_refused(system: FakeSystem) -> None:
+    with pytest.raises(UsageError, match="camera is for 160x90"):
+        predict_pictures(system, grey(0.5), camera=Camera.from_focal(100.0, 160, 90))
+
+
+# Several
+
+
+def test_batch_equals_singles_in_the_order_given(system: FakeSystem) -> None:
+    pictures = [ramp(64 + 40 * (i % 3), 48 + 24 * (i % 2), seed=i) for i in range(11)]
+    together = predict_pictures(system, pictures, batch_size=3)
+    assert max(shape[0] for shape in system.batches) == 3
+    assert isinstance(together, list)
+    assert len(together) == len(pictures)
+    for picture, result in zip(pictures, together, strict=True):
+        single = predict_pictures(system, picture)
+        assert isinstance(single, DepthResult)
+        np.testing.assert_allclose(result.depth, single.depth, atol=1e-5)
+        assert result.scene_probs == pytest.approx(single.scene_probs)
+        assert np.array_equal(result.image, picture)
+
+
+def test_four_dimensional_tensor_is_many_and_a_list_of_one_a_list(system: FakeSystem) -> None:
+    many = predict_pictures(system, torch.stack([torch.full((3, 48, 64), v) for v in (0.2, 0.8)]))
+    assert isinstance(many, list)
+    assert [round(float(r.depth.mean()), 2) for r in many] == [2.8, 8.2]
+    one = predict_pictures(system, [grey(0.5)])
+    assert isinstance(one, list)
+    assert len(one) == 1
+    assert predict_pictures(system, []) == []
+
+
+def test_words_for_each_picture(system: FakeSystem) -> None:
+    results = predict_pictures(system, [grey(0.5)] * 2, text=["a kitchen", "a road"], scene=["kitchen", "Street"])
+    assert isinstance(results, list)
+    assert [r.provenance["text"] for r in results] == ["a kitchen", "a road"]
+    assert [r.provenance["scene"] for r in results] == ["kitchen", "street"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text": ["one"]}, "text: 1 given for 2 pictures"),
+        ({"text": ["one", None]}, "for all pictures or for none"),
+        ({"scene": "kitchn"}, "did you mean 'kitchen'"),
+        ({"dtype": "float23"}, "did you mean 'float32'"),
+        ({"device": "warp"}, "device 'warp' cannot be used"),
+        ({"batch_size": 0}, "batch size must be at least 1"),
+    ],
+)
+def test_wrong_options_are_usage_errors(system: FakeSystem, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        predict_pictures(system, [grey(0.5)] * 2, **options)  # type: ignore[arg-type]
+
+
+def test_scene_for_a_system_without_scenes_is_refused(system: FakeSystem) -> None:
+    system.scenes = ()
+    with pytest.raises(UsageError, match="takes no scene"):
+        predict_pictures(system, grey(0.5), scene="kitchen")
+
+
+def test_unusable_picture_is_named(system: FakeSystem, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"gone\.jpg"):
+        predict_pictures(system, [grey(0.5), tmp_path / "gone.jpg"])
+    assert not threads()
+
+
+def test_depth_that_is_not_finite_is_never_passed_on(tmp_path: Path) -> None:
+    dark = save_picture(tmp_path / "dark.png", grey(0.1))
+    with pytest.raises(LangdepthError, match=r"dark\.png.*not finite"):
+        predict_pictures(Broken(), dark)
+    bright = save_picture(tmp_path / "bright.png", grey(0.9))
+    outcomes = dict(predict_stream(Broken(), [bright, dark], batch_size=2))  # one batch
+    assert isinstance(outcomes[bright], DepthResult)
+    assert isinstance(outcomes[dark], LangdepthError)
+
+
+def test_module_level_predict_loads_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    def load(name: str) -> FakeSystem:
+        loaded.append(name)
+        return FakeSystem()
+
+    monkeypatch.setattr("langdepth.checkpoint.load", load)
+    predict_module._loaded.cache_clear()
+    for _ in range(2):
+        assert isinstance(predict(grey(0.5), "anything"), DepthResult)
+    predict_module._loaded.cache_clear()
+    assert loaded == ["anything"]
+    assert isinstance(predict(grey(0.5), FakeSystem()), DepthResult)
+
+
+def test_the_name_in_the_package_is_callable_whatever_was_imported_first() -> None:
+    package = importlib.import_module("langdepth")
+    for bound in (package.predict, predict_module):  # the function, or the module once somebody imported that
+        assert bound(grey(0.5), FakeSystem()).depth.shape == (48, 64)
+
+
+# Inference at the picture's size, as evaluation uses it
+
+
+def test_infer_takes_uint8_and_float_alike(system: FakeSystem) -> None:
+    pixels = torch.from_numpy(ramp(130, 90)).permute(2, 0, 1)[None]
+    whole, fine = infer(system, pixels), infer(system, pixels.float() / 255)
+    assert whole.depth.shape == (1, 1, 90, 130)
+    torch.testing.assert_close(whole.depth, fine.depth, atol=9 * 0.6 / 255, rtol=0)
+
+
+# The stream
+
+
+def test_stream_reports_bad_files_and_goes_on(system: FakeSystem, tmp_path: Path) -> None:
+    good = [save_picture(tmp_path / f"{i}.png", ramp(seed=i)) for i in range(5)]
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no picture")
+    outcomes = dict(predict_stream(system, [*good[:2], bad, *good[2:]], batch_size=2))
+    assert isinstance(outcomes.pop(bad), ImageError)
+    assert set(outcomes) == set(good)
+    for path, result in outcomes.items():
+        single = predict_pictures(system, path)
+        assert isinstance(result, DepthResult)
+        assert isinstance(single, DepthResult)
+        np.testing.assert_allclose(result.depth, single.depth, atol=1e-5)
+        assert result.image is None
+    assert not threads()
+
+
+def test_pictures_of_one_shape_share_a_batch(system: FakeSystem) -> None:
+    sizes = [(64, 48), (48, 64)] * 8
+    list(predict_stream(system, range(16), read=lambda i: ramp(*sizes[i]), batch_size=4))
+    assert [shape[0] for shape in system.batches] == [4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("shapes", [1, 12])
+def test_memory_does_not_grow_with_the_number_of_pictures(
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch, shapes: int
+) -> None:
+    alive, most = 0, 0
+    lock = threading.Lock()
+    read_image = predict_module.read_image
+
+    def gone() -> None:
+        nonlocal alive
+        with lock:
+            alive -= 1
+
+    def counted(source: object) -> object:
+        nonlocal alive, most
+        picture = read_image(source)
+        weakref.finalize(picture.pixels, gone)
+        with lock:
+            alive += 1
+            most = max(most, alive)
+        return picture
+
+    monkeypatch.setattr(predict_module, "read_image", counted)
+    pictures = predict_stream(
+        system, range(150), read=lambda i: ramp(64 + 16 * (i % shapes), 64), batch_size=2, workers=2, keep_image=True
+    )
+    count = sum(isinstance(result, DepthResult) for _, result in pictures)
+    assert count == 150
+    gc.collect()
+    assert most <= 4 * 2 + 2 + 2 + 3  # waiting, decoded ahead, and the ones in hands
+
+
+def test_stream_pulls_paths_only_as_it_needs_them(system: FakeSystem) -> None:
+    pulled = 0
+
+    def endless():  # type: ignore[no-untyped-def]
+        nonlocal pulled
+        while True:
+            pulled += 1
+            yield pulled
+
+    stream = predict_stream(system, endless(), read=lambda _: grey(0.5), batch_size=2, workers=2)
+    for _ in range(5):
+        next(stream)
+    assert pulled < 20
+    stream.close()
+    assert not threads()
+
+
+def test_threads_end_when_the_system_fails(tmp_path: Path) -> None:
+    class Failing(FakeSystem):
+        def forward(self, image, text=None, scene=None):  # type: ignore[no-untyped-def]
+            raise RuntimeError("broken inside")
+
+    with pytest.raises(RuntimeError, match="broken inside"):
+        list(predict_stream(Failing(), range(20), read=lambda _: grey(0.5)))
+    assert not threads()
+
+
+def test_stream_refuses_wrong_options_before_any_work(system: FakeSystem) -> None:
+    with pytest.raises(UsageError):
+        predict_stream(system, [], scene="castle in the air")
+    with pytest.raises(UsageError):
+        predict_stream(system, [], batch_size=-1)
