@@ -85,11 +85,13 @@ class Protocol:
         for key in switches:
             if key not in self.switches():
                 raise UsageError(f"protocol: unknown switch '{key}': {nearest(key, self.switches())}")
-        changed = {k: v for k, v in switches.items() if v is not None and v != getattr(self, k)}
-        marks = "".join(
-            f"+{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()
-        )
-        return dataclasses.replace(self, name=self.name + marks, **changed)
+        changed = dataclasses.replace(self, **{key: value for key, value in switches.items() if value is not None})
+        marks = [
+            f"+{key}={value:g}" if isinstance(value, float) else f"+{key}={str(value).lower()}"
+            for key, value in changed.switches().items()
+            if value != getattr(self, key)
+        ]
+        return dataclasses.replace(changed, name=self.name + "".join(marks))
 
     def frame_window(self, height: int, width: int) -> tuple[slice, slice]:
         """Rows and columns of a stored picture that take part. A side shorter than the KB frame's is kept whole."""

@@ -1,0 +1,117 @@
+"""Metrics against a plain float64 reference, for any values and masks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from langdepth.metrics import METRICS, DepthMetrics, align, depth_metrics
+
+DEPTH = st.floats(min_value=0.001953125, max_value=1000, width=32)
+
+
+def reference(p: npt.NDArray[np.float64], t: npt.NDArray[np.float64]) -> dict[str, float]:
+    """The definitions, written plainly, on the valid pixels of one picture."""
+    d = np.log(p) - np.log(t)
+    worst = np.maximum(p / t, t / p)
+    return {
+        "abs_rel": float(np.mean(np.abs(p - t) / t)),
+        "sq_rel": float(np.mean((p - t) ** 2 / t)),
+        "rmse": math.sqrt(np.mean((p - t) ** 2)),
+        "rmse_log": math.sqrt(np.mean(d**2)),
+        "log10": float(np.mean(np.abs(np.log10(p) - np.log10(t)))),
+        "silog": 100 * float(np.std(d)),
+        "delta1": float(np.mean(worst < 1.25)),
+        "delta2": float(np.mean(worst < 1.25**2)),
+        "delta3": float(np.mean(worst < 1.25**3)),
+    }
+
+
+@st.composite
+def pictures(draw: st.DrawFn) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    shape = (draw(st.integers(1, 3)), 1, draw(st.integers(1, 4)), draw(st.integers(1, 5)))
+    depth = arrays(np.float32, shape, elements=DEPTH)
+    return draw(depth), draw(depth), draw(arrays(np.bool_, shape))
+
+
+# silog subtracts two nearly equal means; its absolute error is the root of float64's rounding
+TOLERANCE = {"rel": 1e-9, "abs": 2e-5}
+
+
+@settings(max_examples=80, deadline=None)
+@given(pictures())
+def test_per_picture_and_means_match_the_reference(
+    case: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_]],
+) -> None:
+    prediction, target, mask = case
+    hidden = torch.from_numpy(np.where(mask, target, np.nan))
+    tensors = torch.from_numpy(np.where(mask, prediction, np.nan)), hidden, torch.from_numpy(mask)
+    found = depth_metrics(*tensors)
+    metrics = DepthMetrics()
+    metrics.update(*tensors)
+    result = metrics.compute()
+    expected = [
+        reference(p[m].astype(np.float64), t[m].astype(np.float64))
+        for p, t, m in zip(prediction, target, mask, strict=True)
+        if m.any()
+    ]
+    used = mask.any((1, 2, 3))
+    assert int(result["images"]) == used.sum()
+    assert int(result["skipped"]) == (~used).sum()
+    if not expected:
+        return
+    pooled = reference(prediction[mask].astype(np.float64), target[mask].astype(np.float64))
+    for name in METRICS:
+        values = [case[name] for case in expected]
+        assert found[name].numpy()[used].tolist() == pytest.approx(values, **TOLERANCE), name
+        assert float(result["image_mean"][name]) == pytest.approx(np.mean(values), **TOLERANCE), name
+        assert float(result["pixel_mean"][name]) == pytest.approx(pooled[name], **TOLERANCE), name
+
+
+@settings(max_examples=50, deadline=None)
+@given(pictures(), st.integers(0, 3))
+def test_how_pictures_are_batched_does_not_matter(
+    case: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_]], cut: int
+) -> None:
+    tensors = [torch.from_numpy(array) for array in case]
+    together, apart = DepthMetrics(), DepthMetrics()
+    together.update(*tensors)
+    for part in (slice(None, cut), slice(cut, None)):
+        apart.update(*(tensor[part] for tensor in tensors))
+    for mean in ("image_mean", "pixel_mean"):
+        for name in METRICS:
+            one, two = float(together.compute()[mean][name]), float(apart.compute()[mean][name])
+            assert one == pytest.approx(two, nan_ok=True, **TOLERANCE), name
+
+
+@settings(max_examples=50, deadline=None)
+@given(pictures(), st.floats(0.01, 100))
+def test_median_alignment_undoes_any_factor(
+    case: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_]], factor: float
+) -> None:
+    _, target, mask = (torch.from_numpy(array) for array in case)
+    fitted = align((target.double() * factor).float(), target, mask, "median")
+    assert torch.allclose(fitted[mask], target[mask], rtol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(pictures())
+def test_least_squares_agrees_with_numpy(
+    case: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_]],
+) -> None:
+    prediction, target, mask = case
+    fitted = align(*(torch.from_numpy(array) for array in case), kind="least_squares").numpy()
+    for f, p, t, m in zip(fitted, prediction, target, mask, strict=True):
+        if not m.any():
+            continue
+        x, y = p[m].astype(np.float64), t[m].astype(np.float64)
+        design = np.stack([x - x.mean(), np.ones_like(x)], axis=1)
+        best = design @ np.linalg.lstsq(design, y, rcond=1e-6)[0]
+        assert np.mean((f[m] - y) ** 2) <= np.mean((best - y) ** 2) + 1e-6 * np.mean(y**2)

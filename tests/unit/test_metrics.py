@@ -1,0 +1,165 @@
+"""Metrics on cases worked out by hand, alignment, accumulation, masks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from langdepth.metrics import METRICS, DepthMetrics, ErrorByRange, align, depth_metrics
+
+
+def maps(*rows: list[float]) -> torch.Tensor:
+    """One picture per row: (B, 1, 1, W)."""
+    return torch.tensor(rows)[:, None, None, :]
+
+
+def everywhere(like: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(like, dtype=torch.bool)
+
+
+def test_two_pixels_by_hand() -> None:
+    prediction, target = maps([2.0, 3.0]), maps([1.0, 4.0])
+    values = {name: float(v) for name, v in depth_metrics(prediction, target, everywhere(target)).items()}
+    d = [math.log(2), math.log(0.75)]
+    assert values == pytest.approx(
+        {
+            "abs_rel": (1 + 0.25) / 2,
+            "sq_rel": (1 + 0.25) / 2,
+            "rmse": 1.0,
+            "rmse_log": math.sqrt((d[0] ** 2 + d[1] ** 2) / 2),
+            "log10": (abs(d[0]) + abs(d[1])) / 2 / math.log(10),
+            "silog": 100 * (d[0] - d[1]) / 2,
+            "delta1": 0.0,  # 4 / 3 is above 1.25
+            "delta2": 0.5,
+            "delta3": 0.5,  # 2 is above 1.953
+        },
+        rel=1e-12,
+    )
+    assert tuple(values) == METRICS
+
+
+def test_delta_threshold_is_strict() -> None:
+    target = maps([4.0, 4.0, 4.0, 4.0])
+    values = depth_metrics(maps([5.0, 3.2, 4.99, 6.25]), target, everywhere(target))
+    assert float(values["delta1"]) == pytest.approx(0.5)  # 5 / 4 is not below 1.25; 4 / 3.2 in float32 is
+    assert float(values["delta2"]) == pytest.approx(0.75)  # 6.25 / 4 is not below 1.5625
+
+
+@pytest.mark.parametrize("junk", [math.nan, math.inf, -1.0, 0.0])
+def test_masked_pixels_never_matter(junk: float) -> None:
+    prediction, target = maps([2.0, junk, 3.0]), maps([1.0, junk, 4.0])
+    mask = maps([1.0, 0.0, 1.0]).bool()
+    whole = depth_metrics(maps([2.0, 3.0]), maps([1.0, 4.0]), everywhere(maps([1.0, 4.0])))
+    for name, value in depth_metrics(prediction, target, mask).items():
+        assert float(value) == float(whole[name]), name
+    for kind in ("median", "least_squares"):
+        fitted = align(prediction, target, mask, kind)
+        assert torch.equal(fitted[mask], align(maps([2.0, 3.0]), maps([1.0, 4.0]), mask[..., [0, 2]], kind).flatten())
+    histogram = ErrorByRange()
+    histogram.update(prediction, target, mask)
+    assert int(histogram.compute()["count"].sum()) == 2
+
+
+def test_silog_ignores_a_constant_factor_and_its_rounding() -> None:
+    target = torch.rand(1, 1, 50, 60, generator=torch.Generator().manual_seed(0)) + 1
+    values = depth_metrics(3 * target, target, everywhere(target))
+    assert float(values["silog"]) < 1e-3
+    assert float(values["rmse_log"]) == pytest.approx(math.log(3), rel=1e-6)
+
+
+def test_image_mean_and_pixel_mean_differ_as_they_should() -> None:
+    # one picture with one pixel and error 1 m, one with three pixels and error 2 m
+    prediction, target = maps([2.0, 9.0, 9.0], [3.0, 3.0, 3.0]), maps([1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
+    mask = maps([1.0, 0.0, 0.0], [1.0, 1.0, 1.0]).bool()
+    metrics = DepthMetrics()
+    metrics.update(prediction, target, mask)
+    result = metrics.compute()
+    assert float(result["image_mean"]["rmse"]) == pytest.approx(1.5)
+    assert float(result["pixel_mean"]["rmse"]) == pytest.approx(math.sqrt((1 + 3 * 4) / 4))
+    d = torch.tensor([2.0, 3.0, 3.0, 3.0]).double().log()
+    assert float(result["pixel_mean"]["silog"]) == pytest.approx(100 * float(d.std(correction=0)))
+    assert float(result["image_mean"]["silog"]) == pytest.approx(0, abs=1e-4)
+
+
+def test_pictures_without_valid_pixels_are_counted_not_averaged() -> None:
+    prediction, target = maps([2.0, 2.0], [5.0, 5.0]), maps([1.0, 1.0], [0.0, 0.0])
+    mask = target > 0
+    metrics = DepthMetrics()
+    metrics.update(prediction, target, mask)
+    result = metrics.compute()
+    assert (int(result["images"]), int(result["skipped"])) == (1, 1)
+    assert float(result["image_mean"]["abs_rel"]) == float(result["pixel_mean"]["abs_rel"]) == 1
+    assert metrics.last["abs_rel"].isnan().tolist() == [False, True]
+
+
+def test_nothing_valid_is_nan_not_zero() -> None:
+    target = maps([0.0])
+    metrics = DepthMetrics()
+    metrics.update(target, target, target > 0)
+    assert all(value.isnan() for value in metrics.compute()["image_mean"].values())
+
+
+def test_sums_stay_exact_over_many_large_values() -> None:
+    # float32 sums of this size are off by far more than the tolerance
+    target = torch.full((1, 1, 1000, 2000), 1000.1)
+    prediction = target + 0.1
+    value = depth_metrics(prediction, target, everywhere(target))["rmse"]
+    assert float(value) == pytest.approx(
+        float(prediction[0, 0, 0, 0].double() - target[0, 0, 0, 0].double()), rel=1e-12
+    )
+
+
+def test_median_alignment_takes_the_mean_of_the_middle_two() -> None:
+    prediction, target = maps([1.0, 2.0, 4.0, 9.0], [1.0, 2.0, 3.0, 0.5]), maps([10.0, 20.0, 40.0, 70.0], [6.0] * 4)
+    mask = maps([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0]).bool()
+    fitted = align(prediction, target, mask, "median")
+    assert torch.allclose(fitted, maps([10.0, 20.0, 40.0, 90.0], [3.0, 6.0, 9.0, 1.5]))
+
+
+def test_least_squares_recovers_scale_and_shift_per_picture() -> None:
+    prediction = torch.rand(3, 1, 7, 9, generator=torch.Generator().manual_seed(1)) + 0.5
+    scale, shift = torch.tensor([2.0, 0.3, -1.5]), torch.tensor([0.5, -0.1, 9.0])
+    target = prediction * scale[:, None, None, None] + shift[:, None, None, None]
+    mask = torch.rand(3, 1, 7, 9, generator=torch.Generator().manual_seed(2)) < 0.7
+    assert torch.allclose(align(prediction, target, mask, "least_squares"), target, atol=1e-5)
+
+
+def test_least_squares_of_a_constant_prediction_is_the_mean() -> None:
+    target = maps([1.0, 2.0, 6.0])
+    assert torch.equal(align(maps([0.1, 0.1, 0.1]), target, everywhere(target), "least_squares"), maps([3.0] * 3))
+
+
+@pytest.mark.parametrize("kind", ["none", "median", "least_squares"])
+def test_alignment_leaves_a_picture_without_truth_alone(kind: str) -> None:
+    prediction = maps([1.0, 2.0])
+    assert torch.equal(align(prediction, maps([0.0, 0.0]), maps([0.0, 0.0]).bool(), kind), prediction)
+
+
+def test_unknown_alignment_is_refused() -> None:
+    with pytest.raises(ValueError, match="'mean' is none of none, median, least_squares"):
+        align(maps([1.0]), maps([1.0]), maps([1.0]).bool(), "mean")
+
+
+def test_error_by_range_tells_the_quartiles_of_each_depth() -> None:
+    target = torch.tensor([1.0] * 100 + [50.0] * 300)[None, None, None]
+    relative = torch.cat([torch.linspace(0.1, 0.3, 100), torch.full((300,), 0.02)])
+    prediction = target * (1 + relative)
+    metric = ErrorByRange()
+    metric.update(prediction, target, everywhere(target))
+    result = metric.compute()
+    near, far = torch.bucketize(torch.tensor([1.0, 50.0]), result["edges"]) - 1
+    assert result["count"][near] == 100
+    assert result["count"][far] == 300
+    assert result["count"].sum() == 400
+    assert result["quartiles"][:, near].tolist() == pytest.approx([0.15, 0.2, 0.25], rel=0.06)
+    assert result["quartiles"][:, far].tolist() == pytest.approx([0.02] * 3, rel=0.06)
+    assert result["quartiles"].isnan().sum() == 3 * (len(result["count"]) - 2)
+
+
+def test_error_by_range_keeps_values_beyond_its_ends() -> None:
+    target = maps([0.001, 5000.0, 1.0])
+    metric = ErrorByRange()
+    metric.update(maps([1000.0, 5000.0, 1.0]), target, everywhere(target))
+    assert int(metric.compute()["count"].sum()) == 3

@@ -1,0 +1,150 @@
+"""Protocols to the pixel; names and hashes follow the rules."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from langdepth import protocols
+from langdepth.errors import UsageError
+from langdepth.protocols import PROTOCOLS, Protocol
+
+
+def bounds(window: tuple[slice, slice]) -> tuple[int, int, int, int]:
+    rows, columns = window
+    return rows.start, rows.stop, columns.start, columns.stop
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "frame", "crop"),
+    [
+        ("nyu-eigen", (480, 640), (0, 480, 0, 640), (45, 471, 41, 601)),
+        ("nyu-eigen", (240, 320), (0, 240, 0, 320), (22, 235, 20, 300)),
+        ("kitti-eigen-garg", (375, 1242), (23, 375, 13, 1229), (143, 349, 43, 1172)),
+        ("kitti-eigen-garg", (370, 1224), (18, 370, 4, 1220), (143, 349, 43, 1172)),
+        ("kitti-eigen", (375, 1242), (23, 375, 13, 1229), (117, 321, 43, 1172)),
+        ("kitti-eigen", (376, 1241), (24, 376, 12, 1228), (117, 321, 43, 1172)),
+        ("full", (100, 33), (0, 100, 0, 33), (0, 100, 0, 33)),
+    ],
+)
+def test_windows_to_the_pixel(
+    name: str, stored: tuple[int, int], frame: tuple[int, int, int, int], crop: tuple[int, int, int, int]
+) -> None:
+    protocol = protocols.get(name)
+    found = bounds(protocol.frame_window(*stored))
+    assert found == frame
+    assert bounds(protocol.crop_window(found[1] - found[0], found[3] - found[2])) == crop
+
+
+def test_garg_without_the_kb_frame() -> None:
+    protocol = protocols.get("kitti-eigen-garg").override(frame="stored")
+    assert bounds(protocol.frame_window(375, 1242)) == (0, 375, 0, 1242)
+    assert bounds(protocol.crop_window(375, 1242)) == (153, 371, 44, 1197)
+
+
+@given(st.sampled_from(sorted(PROTOCOLS)), st.integers(1, 3000), st.integers(1, 3000))
+def test_windows_stay_inside(name: str, height: int, width: int) -> None:
+    protocol = PROTOCOLS[name]
+    top, bottom, left, right = bounds(protocol.frame_window(height, width))
+    assert 0 <= top < bottom <= height
+    assert 0 <= left < right <= width
+    inner = bounds(protocol.crop_window(bottom - top, right - left))
+    assert 0 <= inner[0] <= inner[1] <= bottom - top
+    assert 0 <= inner[2] <= inner[3] <= right - left
+
+
+def test_small_pictures_keep_their_short_side_in_the_kb_frame() -> None:
+    protocol = protocols.get("kitti-eigen-garg")
+    assert bounds(protocol.frame_window(540, 960)) == (188, 540, 0, 960)
+    assert bounds(protocol.frame_window(300, 2000)) == (0, 300, 392, 1608)
+
+
+def test_mask_is_strict_at_both_ends_and_needs_known_depth() -> None:
+    protocol = Protocol(name="test", min_depth=1.0, max_depth=10.0)
+    depth = torch.tensor([[1.0, 1.001, 9.999, 10.0, 5.0, torch.nan]])
+    known = torch.tensor([[True, True, True, True, False, True]])
+    assert protocol.valid_mask(depth, known).tolist() == [[False, True, True, False, False, False]]
+
+
+def test_mask_counts_the_pixels_of_the_crop() -> None:
+    depth = torch.full((2, 1, 480, 640), 3.0)
+    valid = protocols.get("nyu-eigen").valid_mask(depth, depth > 0)
+    assert valid.flatten(1).sum(1).tolist() == [426 * 560] * 2
+    assert valid[0, 0, 45, 41]
+    assert not valid[0, 0, 44, 41]
+    assert not valid[0, 0, 471, 41]
+    assert not valid[0, 0, 45, 601]
+
+
+def test_hashes_of_the_presets_do_not_drift() -> None:
+    # results in the world cite these; a change of rules must be noticed here
+    assert {name: protocol.hash for name, protocol in PROTOCOLS.items()} == {
+        "nyu-eigen": "a389146ad185",
+        "kitti-eigen-garg": "41db0687924f",
+        "kitti-eigen": "ec984d3a36eb",
+        "full": "90bf2ca4010c",
+    }
+
+
+def test_override_marks_name_and_hash() -> None:
+    protocol = protocols.get("nyu-eigen")
+    changed = protocol.override(alignment="median", flip=False, max_depth=8)
+    assert changed.name == "nyu-eigen+flip=false+alignment=median+max_depth=8"
+    assert changed.hash != protocol.hash
+    assert (changed.alignment, changed.flip, changed.max_depth) == ("median", False, 8.0)
+
+
+def test_override_with_the_same_values_changes_nothing() -> None:
+    protocol = protocols.get("nyu-eigen")
+    assert protocol.override(flip=True, alignment=None, max_depth=10) == protocol
+
+
+def test_hash_speaks_of_rules_not_names() -> None:
+    assert protocols.get("kitti-eigen").override(crop="garg").hash == protocols.get("kitti-eigen-garg").hash
+    assert Protocol(name="a", max_depth=10).hash == Protocol(name="b", max_depth=10.0).hash
+
+
+@pytest.mark.parametrize("field", [key for key in Protocol(name="x").switches() if key != "resize"])
+def test_every_switch_changes_the_hash(field: str) -> None:
+    other = {
+        "frame": "kb",
+        "flip": True,
+        "alignment": "median",
+        "clamp_prediction": False,
+        "crop": "garg",
+        "min_depth": 0.1,
+        "max_depth": 5.0,
+    }
+    assert Protocol(name="x", **{field: other[field]}).hash != Protocol(name="x").hash
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        ({"crop": "grag"}, "unknown crop 'grag': did you mean 'garg'"),
+        ({"alignment": "mean"}, "unknown alignment 'mean'"),
+        ({"flipp": True}, "unknown switch 'flipp': did you mean 'flip'"),
+        ({"min_depth": 0.0}, "0.0 to 10.0 m is not usable"),
+        ({"min_depth": 20.0}, "20.0 to 10.0 m is not usable"),
+        ({"max_depth": float("nan")}, "0.001 to nan m is not usable"),
+        ({"max_depth": float("inf")}, "0.001 to inf m is not usable"),
+    ],
+)
+def test_senseless_switches_are_refused(switches: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        protocols.get("nyu-eigen").override(**switches)
+
+
+def test_unknown_protocol_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="unknown protocol 'nyu-eigne': did you mean 'nyu-eigen'"):
+        protocols.get("nyu-eigne")
+
+
+def test_import_is_light() -> None:
+    code = "import sys, langdepth.protocols; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
