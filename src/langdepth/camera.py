@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from langdepth.errors import UsageError
+
+GUESSED_FOV_DEGREES = 60.0  # across the longer side: between an RGB-D sensor (58) and a phone's main camera (66)
+
+_FILM_DIAGONAL_MM = math.hypot(36.0, 24.0)
+_EXIF_FOCAL_LENGTH, _EXIF_FOCAL_LENGTH_35MM = 0x920A, 0xA405
+_EXIF_PIXEL_WIDTH, _EXIF_FOCAL_PLANE_X_RESOLUTION, _EXIF_FOCAL_PLANE_UNIT = 0xA002, 0xA20E, 0xA210
+_MILLIMETRES_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}
+_CREDIBLE_FOV_DEGREES = (2.0, 160.0)
+
+# EXIF orientation: (swap x and y, then mirror x, then mirror y) turns the stored picture upright.
+_ORIENTATIONS = {
+    1: (False, False, False),
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
     """Pinhole intrinsics in pixels of a (height, width) picture; (0, 0) is the centre of the top left pixel.
 
-    ``source`` says who stated them: "user", "exif", "data set" or "guess".
+    ``source`` says who stated them: "user", "exif", "data set" or "guess". Points in space are metres in the camera's
+    frame: x to the right, y down, z forward along the optical axis. Raises UsageError for a focal length or size that
+    is not positive and finite, or a principal point that is not finite.
     """
 
     fx: float
@@ -19,3 +49,124 @@ class Camera:
     width: int
     height: int
     source: str = "user"
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(f) and f > 0 for f in (self.fx, self.fy)):
+            raise UsageError(f"camera: focal lengths must be positive pixels, got fx={self.fx}, fy={self.fy}")
+        if not all(math.isfinite(c) for c in (self.cx, self.cy)):
+            raise UsageError(f"camera: the principal point must be finite pixels, got cx={self.cx}, cy={self.cy}")
+        if self.width < 1 or self.height < 1:
+            raise UsageError(f"camera: the picture size must be positive, got {self.width}x{self.height}")
+
+    @classmethod
+    def from_focal(cls, focal: float, width: int, height: int, source: str = "user") -> Camera:
+        """Square pixels of focal length ``focal`` (pixels), principal point in the middle of the picture."""
+        return cls(
+            fx=focal, fy=focal, cx=(width - 1) / 2, cy=(height - 1) / 2, width=width, height=height, source=source
+        )
+
+    @classmethod
+    def from_fov(cls, fov_degrees: float, width: int, height: int, source: str = "user") -> Camera:
+        """Square pixels and ``fov_degrees`` across the width, from the left edge to the right edge of the picture.
+
+        Raises UsageError unless 0 < ``fov_degrees`` < 180.
+        """
+        if not 0 < fov_degrees < 180:
+            raise UsageError(f"field of view must lie between 0 and 180 degrees, got {fov_degrees}")
+        return cls.from_focal(width / 2 / math.tan(math.radians(fov_degrees) / 2), width, height, source)
+
+    @classmethod
+    def from_intrinsics_text(cls, text: str, width: int, height: int) -> Camera:
+        """Intrinsics as a user types them, "fx,fy,cx,cy" in pixels of a (height, width) picture.
+
+        Raises UsageError for anything but four numbers, and for a principal point outside the picture (the sign of
+        intrinsics that belong to another size).
+        """
+        try:
+            fx, fy, cx, cy = (float(part) for part in text.split(","))
+        except ValueError:
+            raise UsageError(f"intrinsics '{text}': expected fx,fy,cx,cy, for example 525,525,319.5,239.5") from None
+        camera = cls(fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height, source="user")
+        if not (-0.5 <= cx <= width - 0.5 and -0.5 <= cy <= height - 0.5):
+            raise UsageError(
+                f"intrinsics '{text}': the principal point lies outside the {width}x{height} picture; "
+                "give intrinsics in pixels of this picture"
+            )
+        return camera
+
+    @classmethod
+    def from_exif(cls, exif: Mapping[int, Any], width: int, height: int) -> Camera | None:
+        """What the photo's own EXIF tags say, or None when they say nothing credible.
+
+        ``exif``: the tags of the Exif block (``image.getexif().get_ifd(0x8769)`` in Pillow); ``width`` and ``height``
+        as stored, before any rotation. The 35 mm equivalent is taken over the diagonal, as CIPA defines it; else the
+        focal length in millimetres times the sensor's pixels per millimetre.
+        """
+
+        def number(tag: int) -> float:
+            try:
+                value = float(exif.get(tag, 0))
+            except (TypeError, ValueError, ZeroDivisionError):  # a broken or 0/0 rational
+                return 0.0
+            return value if math.isfinite(value) and value > 0 else 0.0
+
+        focal = number(_EXIF_FOCAL_LENGTH_35MM) / _FILM_DIAGONAL_MM * math.hypot(width, height)
+        if not focal:
+            millimetres = _MILLIMETRES_PER_UNIT.get(int(number(_EXIF_FOCAL_PLANE_UNIT) or 2), 25.4)
+            pixels_per_millimetre = number(_EXIF_FOCAL_PLANE_X_RESOLUTION) / millimetres
+            shrinking = width / (number(_EXIF_PIXEL_WIDTH) or width)  # the tag counts pixels of the original photo
+            focal = number(_EXIF_FOCAL_LENGTH) * pixels_per_millimetre * shrinking
+        if not focal:
+            return None
+        fov = math.degrees(2 * math.atan(max(width, height) / 2 / focal))
+        low, high = _CREDIBLE_FOV_DEGREES
+        return cls.from_focal(focal, width, height, source="exif") if low <= fov <= high else None
+
+    @classmethod
+    def guess(cls, width: int, height: int) -> Camera:
+        """When nobody states a camera: ``GUESSED_FOV_DEGREES`` across the longer side, ``source`` "guess"."""
+        focal = max(width, height) / 2 / math.tan(math.radians(GUESSED_FOV_DEGREES) / 2)
+        return cls.from_focal(focal, width, height, source="guess")
+
+    @property
+    def matrix(self) -> npt.NDArray[np.float64]:
+        """(3, 3) matrix K: pixel (u, v, 1) ~ K @ point (x, y, z)."""
+        return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], dtype=np.float64)
+
+    def scaled(self, width: int, height: int) -> Camera:
+        """The camera of the same picture resized to (height, width)."""
+        sx, sy = width / self.width, height / self.height
+        return replace(
+            self,
+            fx=self.fx * sx,
+            fy=self.fy * sy,
+            cx=(self.cx + 0.5) * sx - 0.5,  # edges scale, centres of pixels lie half a pixel inside
+            cy=(self.cy + 0.5) * sy - 0.5,
+            width=width,
+            height=height,
+        )
+
+    def oriented(self, orientation: int) -> Camera:
+        """The camera after the picture was turned upright from EXIF ``orientation`` (1..8; others mean 1)."""
+        swap, mirror_x, mirror_y = _ORIENTATIONS.get(orientation, _ORIENTATIONS[1])
+        fx, fy, cx, cy, width, height = self.fx, self.fy, self.cx, self.cy, self.width, self.height
+        if swap:
+            fx, fy, cx, cy, width, height = fy, fx, cy, cx, height, width
+        cx = width - 1 - cx if mirror_x else cx
+        cy = height - 1 - cy if mirror_y else cy
+        return replace(self, fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height)
+
+    def unproject(self, depth: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+        """Points (H, W, 3) float32 of a depth map (H, W), both in metres. Raises UsageError when the sizes differ."""
+        if depth.shape != (self.height, self.width):
+            raise UsageError(f"camera is for a {self.width}x{self.height} picture, depth has shape {depth.shape}")
+        depth = depth.astype(np.float32, copy=False)
+        u = ((np.arange(self.width) - self.cx) / self.fx).astype(np.float32)
+        v = ((np.arange(self.height) - self.cy) / self.fy).astype(np.float32)
+        return np.stack((depth * u, depth * v[:, None], depth), axis=-1)
+
+    def project(self, points: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+        """Pixels (..., 2) as (u, v) of points (..., 3) in metres; NaN for points not in front of the camera."""
+        x, y, z = np.moveaxis(np.asarray(points, dtype=np.float64), -1, 0)
+        z = np.where(z > 0, z, np.nan)
+        return np.stack((self.fx * x / z + self.cx, self.fy * y / z + self.cy), axis=-1)

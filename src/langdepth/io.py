@@ -2,20 +2,471 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+from langdepth.camera import Camera
+from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from langdepth.types import DepthResult
+
+MIN_SIDE = 32
+MAX_PIXELS = 50_000_000
+_MAX_NPZ_BYTES = MAX_PIXELS * 16
+
+# Formats that Pillow decodes by itself; the others it knows start programs (EPS) or are no photographs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
+_GREY_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # "I": how older Pillows and PPM open 16-bit grey
+_EXIF_ORIENTATION, _EXIF_BLOCK = 0x0112, 0x8769
+_PNG_COMPRESSION = 1  # 8 ms for a 640x480 depth map; level 6 takes 37 ms and saves a fifth of the bytes
+_PNG_TAG = "langdepth"
+
+
+# --- pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A decoded picture.
+
+    pixels: (H, W, 3) uint8 RGB, upright. camera: what EXIF says, in these pixels, or None. path: "" for one from
+    memory.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    camera: Camera | None = None
+    path: str = ""
+
+
+def read_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Decode one picture of any common kind to upright 8-bit RGB.
+
+    ``source``: a path; bytes or a binary file; a PIL picture; a NumPy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)
+    of uint8, uint16, bool or float in [0, 1]; or a torch tensor (1, H, W), (3, H, W) or (4, H, W) of the same types.
+    EXIF rotation is applied, transparency is laid over white, 16-bit values are scaled to 8 bits, animations give
+    their first frame.
+
+    Raises ImageError, naming the source, for anything missing, broken or not a picture, a side below ``MIN_SIDE``
+    pixels, or more than ``max_pixels`` pixels (known from the header, before anything is decoded).
+    """
+    torch = sys.modules.get("torch")  # whoever holds a tensor has imported it
+    if torch is not None and isinstance(source, torch.Tensor):
+        return Picture(pixels=_from_array(_tensor_to_array(source), max_pixels))
+    if isinstance(source, np.ndarray):
+        return Picture(pixels=_from_array(source, max_pixels))
+    if isinstance(source, Image.Image):
+        path = str(getattr(source, "filename", ""))
+        with _decoding(path or "picture in memory"):
+            return _from_pil(source, path, max_pixels)
+    with _opened(source) as (image, path):
+        return _from_pil(image, path, max_pixels)
+
+
+def _from_pil(image: Image.Image, path: str, max_pixels: int) -> Picture:
+    _check_size(*image.size, max_pixels)
+    exif = image.getexif()
+    camera = Camera.from_exif(exif.get_ifd(_EXIF_BLOCK), *image.size)
+    if camera is not None:
+        camera = camera.oriented(exif.get(_EXIF_ORIENTATION, 1))
+    if image.mode in _GREY_16_BIT or image.mode == "F":
+        values = np.asarray(ImageOps.exif_transpose(image))
+        return Picture(pixels=_array_to_rgb(_integers_as_uint16(values)), camera=camera, path=path)
+    if image.has_transparency_data:
+        image = _over_white(image)
+    return Picture(pixels=np.asarray(ImageOps.exif_transpose(image).convert("RGB")), camera=camera, path=path)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", image.size, "white")
+    white.info = image.info  # keeps the EXIF rotation
+    return Image.alpha_composite(white, image.convert("RGBA"))
+
+
+def _tensor_to_array(tensor: Any) -> npt.NDArray[Any]:
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
+        raise ImageError(f"tensor of shape {tuple(tensor.shape)}: a picture is (3, H, W) or (1, H, W)")
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point():
+        tensor = tensor.float()  # NumPy has no bfloat16
+    return np.moveaxis(tensor.numpy(), 0, -1)
+
+
+def _from_array(array: npt.NDArray[Any], max_pixels: int) -> npt.NDArray[np.uint8]:
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))):
+        raise ImageError(f"array of shape {array.shape}: a picture is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
+    with _decoding("array"):
+        _check_size(array.shape[1], array.shape[0], max_pixels)
+        return _array_to_rgb(array)
+
+
+def _array_to_rgb(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """(H, W), (H, W, 1), (H, W, 3) or (H, W, 4) to (H, W, 3) uint8."""
+    pixels = _to_uint8(array)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    if pixels.shape[2] == 4:
+        pixels = np.asarray(_over_white(Image.fromarray(np.ascontiguousarray(pixels))).convert("RGB"))
+    return np.ascontiguousarray(pixels)
+
+
+def _to_uint8(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype == np.uint16:
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 -> 255, rounded
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ImageError(f"values of type {array.dtype}; give uint8, uint16, bool or float in [0, 1]")
+    low, high = float(array.min()), float(array.max())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # also true for NaN; the margin lets rounding errors pass
+        raise ImageError(f"float values must lie in [0, 1], found {low:g} to {high:g}; divide 8-bit values by 255")
+    return np.rint(array.clip(0, 1) * array.dtype.type(255)).astype(np.uint8)
+
+
+def _integers_as_uint16(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Pillow's 32-bit "I" pictures as uint16, if they are; float pictures as they are."""
+    if np.issubdtype(values.dtype, np.floating):
+        return values
+    if values.dtype != np.uint16 and (values.min() < 0 or values.max() > 65535):
+        raise ImageError("32-bit integer values do not fit 16 bits")
+    return values.astype(np.uint16)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(f"{width}x{height} pixels is too small; the smaller side must be at least {MIN_SIDE}")
+    _check_pixels(width, height, max_pixels)
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{width}x{height} = {width * height / 1e6:.0f} megapixels is more than the limit of {max_pixels / 1e6:g}; "
+            "make it smaller"
+        )
+
+
+# --- opening files
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises on a broken file into one line that names it."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the latter where warnings are errors
+        raise ImageError(f"{name}: larger than any picture Pillow opens; make it smaller") from None
+    except Image.UnidentifiedImageError:
+        raise ImageError(f"{name}: not a picture (known: {', '.join(_FORMATS)})") from None
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
+        raise ImageError(f"{name}: damaged or truncated ({str(error) or type(error).__name__})") from None
+
+
+@contextmanager
+def _stream(source: Any) -> Iterator[tuple[IO[bytes], str]]:
+    """A seekable binary stream over a path, bytes or a binary file, and its path ("" in memory), or ImageError."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        if not len(source):
+            raise ImageError("bytes: empty (0 bytes)")
+        yield io.BytesIO(source), ""
+    elif isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if path.is_dir():
+            raise ImageError(f"{path}: is a folder, not a picture")
+        if not path.exists():
+            raise ImageError(f"{path}: no such file")
+        if not path.is_file():  # a pipe would block for ever
+            raise ImageError(f"{path}: not a regular file")
+        try:
+            stream = path.open("rb")
+        except OSError as error:
+            raise ImageError(f"{path}: cannot be opened ({error.strerror})") from None
+        with stream:
+            if os.fstat(stream.fileno()).st_size == 0:
+                raise ImageError(f"{path}: empty (0 bytes)")
+            yield stream, str(path)
+    elif hasattr(source, "read"):
+        name = getattr(source, "name", "")
+        path_of_file = name if isinstance(name, str) else ""
+        seekable = hasattr(source, "seekable") and source.seekable()
+        yield (source if seekable else io.BytesIO(source.read())), path_of_file
+    else:
+        kind = type(source).__name__
+        raise ImageError(f"a picture is a path, bytes, file, PIL picture, NumPy array or torch tensor, not {kind}")
+
+
+@contextmanager
+def _opened(source: Any) -> Iterator[tuple[Image.Image, str]]:
+    """A PIL picture, header read and nothing decoded, and its path. All that goes wrong inside becomes ImageError."""
+    with (
+        _stream(source) as (stream, path),
+        _decoding(path or "picture in memory"),
+        Image.open(stream, formats=_FORMATS) as image,
+    ):
+        yield image, path
+
+
+# --- depth maps
+
+
+def read_depth(path: str | Path, scale: float, *, keep_invalid: bool = False) -> npt.NDArray[np.float32]:
+    """A depth map (H, W) float32 in metres, 0 where there is no value.
+
+    A 16-bit grey PNG (or TIFF) holds ``value * scale`` metres. An ``.npy``, or an ``.npz`` with the key "depth" or a
+    single array, holds metres in floating point; ``scale`` is not applied to it. NaN, infinite and negative values
+    become 0, no value; ``keep_invalid`` leaves them in, for checks that count them.
+
+    Raises ImageError, naming the file, for anything missing, broken, 8-bit, of another shape or above ``MAX_PIXELS``.
+    """
+    if Path(path).suffix.lower() in (".npy", ".npz"):
+        with _stream(path) as (stream, name), _decoding(name):
+            depth = _load_numpy(stream)
+    else:
+        with _opened(path) as (image, _):
+            depth = _decode_grey_16_bit(image).astype(np.float32) * np.float32(scale)
+    if not keep_invalid:
+        depth[~(np.isfinite(depth) & (depth > 0))] = 0
+    return depth
+
+
+def read_depth16(path: str | Path) -> tuple[npt.NDArray[np.float32], float]:
+    """A depth PNG written by this library: depth (H, W) float32 in the unit the file states, 0 = no value; its scale.
+
+    Raises ImageError, naming the file, when it is broken or carries no scale.
+    """
+    with _opened(path) as (image, _):
+        values = _decode_grey_16_bit(image)
+        try:
+            scale = float(json.loads(image.info[_PNG_TAG])["scale"])
+        except (KeyError, TypeError, ValueError):
+            raise ImageError("carries no depth scale; read it with read_depth(path, scale)") from None
+    return values.astype(np.float32) * np.float32(scale), scale
+
+
+def _decode_grey_16_bit(image: Image.Image) -> npt.NDArray[np.uint16]:
+    _check_pixels(*image.size, MAX_PIXELS)
+    if image.mode not in _GREY_16_BIT:
+        raise ImageError(f"a depth map is a 16-bit grey PNG, this one is a {image.format} of mode {image.mode}")
+    return _integers_as_uint16(np.asarray(image))
+
+
+def _load_numpy(stream: IO[bytes]) -> npt.NDArray[np.float32]:
+    if zipfile.is_zipfile(stream):
+        unpacked = sum(member.file_size for member in zipfile.ZipFile(stream).infolist())
+        if unpacked > _MAX_NPZ_BYTES:  # known before anything is unpacked
+            raise ImageError(f"unpacks to {unpacked / 1e6:.0f} MB, more than a depth map needs")
+    stream.seek(0)
+    content = np.load(stream, allow_pickle=False)
+    if isinstance(content, np.lib.npyio.NpzFile):
+        keys = content.files
+        if "depth" not in keys and len(keys) != 1:
+            raise ImageError(f"expected the key 'depth' or a single array, found {', '.join(keys) or 'nothing'}")
+        content = content["depth" if "depth" in keys else keys[0]]
+    if content.ndim != 2 or content.size == 0:
+        raise ImageError(f"a depth map is (H, W), found shape {content.shape}")
+    if not np.issubdtype(content.dtype, np.floating):
+        raise ImageError(f"a depth map in NumPy format holds metres in floating point, found {content.dtype}")
+    _check_pixels(content.shape[1], content.shape[0], MAX_PIXELS)
+    return content.astype(np.float32)
+
+
+# --- writing
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; on success it is renamed to ``path``, on an exception removed."""
+    """Yield a temporary name beside ``path``; on success it is renamed to ``path``, on an exception removed.
+
+    An existing ``path`` stays as it was until the new one is complete. Raises LangdepthError naming ``path`` when the
+    place cannot be written (no permission, a file where a folder should be, disk full).
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is not None and not _concerns(error.filename, path, temporary):
+            raise  # something else went wrong inside, for example reading another file
+        raise LangdepthError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _concerns(filename: Any, path: Path, temporary: Path) -> bool:
+    return Path(os.fsdecode(filename)) in (path, temporary, *path.parents)
+
+
+class Writer(NamedTuple):
+    """How one format is written: the end of its file names, and the function that fills an open file."""
+
+    suffix: str
+    write: Callable[..., None]
+
+
+def write_result(result: DepthResult, path: str | Path, *, format: str | None = None, **options: Any) -> Path:
+    """Write one result. ``format`` is a key of ``WRITERS``; without one, the end of the file name decides.
+
+    depth16 (``_depth.png``, and any other ``.png``)
+        16-bit PNG, 0 = no value, its scale in the file: see ``read_depth16``. Option ``scale``: metres per unit, 0.001 by
+        default. Where the farthest pixel does not fit in 16 bits, a whole multiple of it is used, with a warning, so that
+        reading back is always within half a unit. Relative depth fills the 16 bits unless ``scale`` is given.
+    npy (``.npy``)
+        (H, W) float32, 0 = no value.
+    npz (``.npz``)
+        ``depth``, ``valid``, ``intrinsics`` (3, 3) where there is a camera, and ``metadata``, a JSON text.
+    color (``_color.png``)
+        Colours with a legend in metres. Options as in ``langdepth.viz.color_with_legend``.
+    ply (``.ply``)
+        Binary point cloud of the valid pixels in metres, x right, y down, z forward, with the picture's colours. Needs
+        a camera. Option ``max_points``: keep at most that many, evenly spread.
+
+    Pixels that are not valid, not finite or not positive have no value. Returns the path. Raises UsageError for an
+    unknown
+    format, a name that does not fit it, or a result that cannot be written so; LangdepthError when the place cannot be
+    written.
+    """
+    path = Path(path)
+    writer = _writer_for(path, format)
+    if result.depth.ndim != 2 or result.valid.shape != result.depth.shape:
+        raise UsageError(f"{path}: depth {result.depth.shape} and valid {result.valid.shape} must both be (H, W)")
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        writer.write(result, file, **options)
+    return path
+
+
+def _writer_for(path: Path, format: str | None) -> Writer:
+    name, extension = path.name.lower(), path.suffix.lower()
+    if format is not None:
+        if format not in WRITERS:
+            raise UsageError(f"unknown format '{format}': {nearest(format, WRITERS)}")
+        writer = WRITERS[format]
+        if extension != Path("x" + writer.suffix).suffix:
+            raise UsageError(f"{path}: the name of a {format} file ends in '{writer.suffix}'")
+        return writer
+    writers = list(WRITERS.values())
+    for writer in [w for w in writers if name.endswith(w.suffix)] + writers:
+        if extension == Path("x" + writer.suffix).suffix:
+            return writer
+    raise UsageError(f"{path}: no format has this name; known: {', '.join(w.suffix for w in writers)}")
+
+
+def _clean_depth(result: DepthResult) -> npt.NDArray[np.float32]:
+    """(H, W) float32 with 0 wherever there is no value."""
+    depth = np.nan_to_num(result.depth.astype(np.float32, copy=False), nan=0, posinf=0, neginf=0)
+    return np.where(result.valid & (depth > 0), depth, np.float32(0))
+
+
+def _write_depth16(result: DepthResult, file: IO[bytes], *, scale: float | None = None) -> None:
+    depth = _clean_depth(result)
+    farthest = float(depth.max(initial=0))
+    if scale is None:
+        scale = 0.001 if result.scale_kind == "metric" or farthest == 0 else farthest / 65535
+    if not (np.isfinite(scale) and scale > 0):
+        raise UsageError(f"depth16: the scale must be a positive number of {result.unit}s per unit, got {scale}")
+    coarser = max(1, int(np.ceil(farthest / scale / 65535 - 1e-6)))
+    if coarser > 1:
+        # No file name in the text: Python then shows it once, not for each picture of a folder.
+        warnings.warn(
+            f"depth beyond {65535 * scale:g} {result.unit}s does not fit 16 bits at scale {scale:g}; "
+            "such files use a coarser scale, stated inside them (read_depth16)",
+            stacklevel=3,
+        )
+        scale *= coarser
+    tag = {"unit": result.unit, "scale": scale, "scale_kind": result.scale_kind, "system": result.system, "no_value": 0}
+    text = PngInfo()
+    text.add_text(_PNG_TAG, json.dumps(tag))
+    values = np.rint(depth / np.float32(scale)).clip(0, 65535).astype(np.uint16)
+    Image.fromarray(values).save(file, "PNG", pnginfo=text, compress_level=_PNG_COMPRESSION)
+
+
+def _write_npy(result: DepthResult, file: IO[bytes]) -> None:
+    np.save(file, _clean_depth(result), allow_pickle=False)
+
+
+def _write_npz(result: DepthResult, file: IO[bytes]) -> None:
+    depth = _clean_depth(result)
+    metadata = {
+        "unit": result.unit,
+        "scale_kind": result.scale_kind,
+        "system": result.system,
+        "camera": asdict(result.camera) if result.camera else None,
+        "provenance": result.provenance,
+        "scene_probs": result.scene_probs,
+    }
+    text = json.dumps(metadata, default=lambda value: value.item() if isinstance(value, np.generic) else str(value))
+    intrinsics = {"intrinsics": result.camera.matrix} if result.camera else {}
+    np.savez(file, depth=depth, valid=depth > 0, metadata=np.array(text), **intrinsics)  # type: ignore[arg-type]
+
+
+def _write_color(result: DepthResult, file: IO[bytes], **options: Any) -> None:
+    from langdepth.viz import color_with_legend
+
+    unit = "m" if result.scale_kind == "metric" else ""
+    depth = _clean_depth(result)
+    pixels = color_with_legend(depth, depth > 0, **{"unit": unit, **options})
+    Image.fromarray(pixels).save(file, "PNG", compress_level=_PNG_COMPRESSION)
+
+
+def _write_ply(result: DepthResult, file: IO[bytes], *, max_points: int | None = None) -> None:
+    if result.camera is None:
+        raise UsageError("a point cloud needs a camera: give the intrinsics (fx,fy,cx,cy) or the field of view")
+    if max_points is not None and max_points < 1:
+        raise UsageError(f"ply: max_points must be at least 1, got {max_points}")
+    depth = _clean_depth(result)
+    kept = np.flatnonzero(depth)
+    if max_points is not None and len(kept) > max_points:
+        kept = kept[np.linspace(0, len(kept) - 1, max_points).astype(np.int64)]
+    fields = [("x", "<f4"), ("y", "<f4"), ("z", "<f4")]
+    if result.image is not None:
+        fields += [("red", "u1"), ("green", "u1"), ("blue", "u1")]
+    vertices = np.empty(len(kept), dtype=fields)
+    points = result.camera.unproject(depth).reshape(-1, 3)[kept]
+    vertices["x"], vertices["y"], vertices["z"] = points.T
+    if result.image is not None:
+        if result.image.shape != (*depth.shape, 3):
+            raise UsageError(f"ply: picture {result.image.shape} and depth {depth.shape} differ in size")
+        vertices["red"], vertices["green"], vertices["blue"] = result.image.reshape(-1, 3)[kept].T
+    kinds = {"<f4": "float", "u1": "uchar"}
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        f"comment {result.system} depth, {result.scale_kind}, unit {result.unit}; x right, y down, z forward",
+        f"comment camera from {result.camera.source}",
+        f"element vertex {len(vertices)}",
+        *(f"property {kinds[kind]} {name}" for name, kind in fields),
+        "end_header",
+    ]
+    file.write(("\n".join(header) + "\n").encode("ascii", "replace"))
+    file.write(vertices.tobytes())
+
+
+WRITERS: dict[str, Writer] = {
+    "depth16": Writer("_depth.png", _write_depth16),
+    "npy": Writer(".npy", _write_npy),
+    "npz": Writer(".npz", _write_npz),
+    "color": Writer("_color.png", _write_color),
+    "ply": Writer(".ply", _write_ply),
+}
