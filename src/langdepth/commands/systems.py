@@ -13,7 +13,7 @@ EXAMPLE = "langdepth systems\nlangdepth systems show tiny"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Entry of ``langdepth systems``."""
+    """Entry of the command table."""
     return run(systems, arguments, "langdepth systems", EXAMPLE)
 
 
@@ -21,8 +21,8 @@ def systems(action: Literal["list", "show"] = "list", name: str | None = None) -
     """List the depth systems, or show one: its configuration, input, weights and size.
 
     Args:
-        action: list all systems, or show one
-        name: the system to show
+        action: List all systems, or show one.
+        name: The system to show.
     """
     if action == "show":
         if name is None:

@@ -37,8 +37,12 @@ class Row:
     stated: dict[str, str]
 
 
-def read_index(root: str | Path) -> list[Row]:
-    """All rows of ``root/index.csv`` in file order. Raises LangdepthError naming file, line and column of a mistake."""
+def read_index(root: str | Path, problems: list[LangdepthError] | None = None) -> list[Row]:
+    """All rows of ``root/index.csv`` in file order.
+
+    Raises LangdepthError naming file, line and column of a mistake; with ``problems``, wrong rows are left out and
+    their errors appended to it instead.
+    """
     root = Path(root)
     index = root / "index.csv"
     if not root.is_dir():
@@ -51,10 +55,17 @@ def read_index(root: str | Path) -> list[Row]:
             missing = [column for column in REQUIRED if column not in (reader.fieldnames or ())]
             if missing:
                 raise LangdepthError(f"{index}: column {', '.join(missing)} is missing")
-            rows = [_row(root, line, values) for line, values in enumerate(reader, start=2)]
+            rows = []
+            for line, values in enumerate(reader, start=2):
+                try:
+                    rows.append(_row(root, line, values))
+                except LangdepthError as error:
+                    if problems is None:
+                        raise
+                    problems.append(error)
     except (csv.Error, UnicodeDecodeError) as error:
         raise LangdepthError(f"{index}: not readable as CSV ({error})") from None
-    if not rows:
+    if not rows and not problems:
         raise LangdepthError(f"{index}: has no rows")
     return rows
 
@@ -138,7 +149,7 @@ class FolderDataset:
                 f"{row.path_depth}: depth is {metres.shape[1]}x{metres.shape[0]}, but its picture {row.path_rgb.name} is "
                 f"{pixels.shape[1]}x{pixels.shape[0]}; both must have one size"
             )
-        image = torch.from_numpy(pixels).permute(2, 0, 1)
+        image = torch.tensor(pixels).permute(2, 0, 1)
         depth = torch.from_numpy(metres).unsqueeze(0)
         camera = None
         if row.intrinsics is not None:

@@ -33,12 +33,12 @@ def write_sample(
     count: int = 24,
     seed: int = 0,
     size: tuple[int, int] = (240, 320),
-    progress: Callable[[int], Any] = lambda done: None,
+    progress: Callable[[], Any] = lambda: None,
 ) -> Path:
     """Render ``count`` pictures of ``size`` (height, width) with depth and index into ``directory``; returns it.
 
     Every fourth picture is a street, the others are rooms, each a scene of its own; every fifth belongs to the split
-    "val". The folder appears when all of it is written. ``progress`` is called with the number of pictures done.
+    "val". The folder appears when all of it is written. ``progress`` is called once per picture.
 
     Raises UsageError for a count below 2 or an impossible size, LangdepthError when ``directory`` exists and is not
     empty.
@@ -56,7 +56,7 @@ def write_sample(
             writer.writeheader()
             for index in range(count):
                 writer.writerow(_write_pair(partial, index, seed, size))
-                progress(index + 1)
+                progress()
         partial.chmod(0o755)  # temporary folders start private
         if directory.exists():
             directory.rmdir()

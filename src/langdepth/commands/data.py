@@ -1,0 +1,82 @@
+"""``langdepth data``: check a folder of pictures with depth, write a small sample of one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from langdepth.commands._parse import run
+from langdepth.errors import UsageError, nearest
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry of the command table."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0 if arguments else 2
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise UsageError(f"unknown action '{verb}': {nearest(verb, VERBS)}")
+    function, _, example = VERBS[verb]
+    return run(function, rest, f"langdepth data {verb}", example)
+
+
+def usage() -> str:
+    """The text of ``langdepth data --help``."""
+    actions = "\n".join(f"  {name:<8} {summary}" for name, (_, summary, _) in VERBS.items())
+    examples = "\n".join(f"  {example}" for *_, example in VERBS.values())
+    return (
+        f"usage: langdepth data ACTION [options]\n\nFolders of pictures with depth, described by an index.csv.\n\n"
+        f"actions:\n{actions}\n\noptions:\n  --help   this text, or an action's own: langdepth data check --help\n\n"
+        f"example:\n{examples}\n"
+    )
+
+
+def check(directory: str, *, split: str | None = None) -> int:
+    """Read every picture and depth map that the folder's index.csv names, and report what is wrong with them.
+
+    One line per problem, then a table with one line per source. The exit code is 0 when all is well, 1 otherwise.
+
+    Args:
+        directory: Folder with an index.csv.
+        split: Check only the rows of this split (train, val or test).
+    """
+    from tqdm import tqdm
+
+    from langdepth.data.check import check_folder, summary
+
+    with tqdm(unit="pair", disable=not sys.stderr.isatty(), leave=False) as bar:
+        report = check_folder(directory, split, progress=bar.update)
+    for problem in report.problems:
+        print(problem)
+    for line in summary(report.pairs):
+        print(line)
+    count = len(report.problems)
+    print(f"{len(report.pairs)} pairs checked, {f'{count} problems' if count != 1 else '1 problem'}")
+    return 1 if count else 0
+
+
+def sample(directory: str, *, count: int = 24, seed: int = 0, height: int = 240, width: int = 320) -> None:
+    """Write a small folder of synthetic rooms and streets with exact depth, to try training and evaluation on.
+
+    Args:
+        directory: New folder; it appears when it is complete.
+        count: Number of pictures.
+        seed: Another seed, other pictures.
+        height: Of the pictures, in pixels.
+        width: Of the pictures, in pixels.
+    """
+    from tqdm import tqdm
+
+    from langdepth.data.sample import write_sample
+
+    with tqdm(total=count, unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar:
+        root = write_sample(directory, count, seed, (height, width), progress=bar.update)
+    print(f"{count} pictures with depth in {root}; look through them with: langdepth data check {root}")
+
+
+# Action -> (function, summary, example).
+VERBS: dict[str, tuple[Callable[..., int | None], str, str]] = {
+    "check": (check, "look through an indexed folder for mistakes", "langdepth data check pictures --split train"),
+    "sample": (sample, "write a small synthetic folder", "langdepth data sample rooms --count 24"),
+}
