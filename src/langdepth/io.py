@@ -330,9 +330,9 @@ def write_result(result: DepthResult, path: str | Path, *, format: str | None = 
     """Write one result. ``format`` is a key of ``WRITERS``; without one, the end of the file name decides.
 
     depth16 (``_depth.png``, and any other ``.png``)
-        16-bit PNG, 0 = no value, its scale in the file: see ``read_depth16``. Option ``scale``: metres per unit, 0.001 by
-        default. Where the farthest pixel does not fit in 16 bits, a whole multiple of it is used, with a warning, so that
-        reading back is always within half a unit. Relative depth fills the 16 bits unless ``scale`` is given.
+        16-bit PNG, 0 = no value, its scale in the file: see ``read_depth16``. Option ``scale``: metres per unit, 0.001
+        by default. Where the farthest pixel does not fit in 16 bits, a whole multiple of it is used, with a warning, so
+        that reading back is always within half a unit. Relative depth fills the 16 bits unless ``scale`` is given.
     npy (``.npy``)
         (H, W) float32, 0 = no value.
     npz (``.npz``)

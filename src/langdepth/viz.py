@@ -1,0 +1,212 @@
+"""Depth as pictures: colours, a legend in metres, and contact sheets of picture, truth and prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from langdepth.errors import UsageError, nearest
+
+Pixels = npt.NDArray[np.uint8]
+Depth = npt.NDArray[np.floating[Any]]
+
+COLORMAP = "magma_r"  # perceptually uniform, near bright and far dark
+INVALID_GREY = 128
+
+_ROBUST_PERCENTILES = (2, 98)
+_PERCENTILE_SAMPLES = 1_000_000
+_MIN_SIDE_WITH_LEGEND = 200  # below, the labels would not fit
+_MIN_CELL_HEIGHT = 48
+_MARGIN = 6
+_LARGEST_SHOWN_ERROR = 0.5
+
+
+class SheetRow(NamedTuple):
+    """One row of a contact sheet.
+
+    image: (H, W, 3) uint8 RGB. truth, prediction: (H, W) metres, 0 or not finite where there is no value; truth may be
+    None.
+    """
+
+    image: Pixels
+    truth: Depth | None
+    prediction: Depth
+    title: str = ""
+
+
+def robust_range(depth: Depth, valid: npt.NDArray[np.bool_] | None = None) -> tuple[float, float]:
+    """(minimum, maximum) to show: 2nd and 98th percentile of valid pixels, never equal; (0, 1) when none is valid."""
+    values = depth[_usable(depth, valid)]
+    if values.size == 0:
+        return 0.0, 1.0
+    low, high = np.percentile(values[:: 1 + values.size // _PERCENTILE_SAMPLES], _ROBUST_PERCENTILES)
+    margin = max(0.0, 0.01 * high - (high - low) / 2)  # a wall at 2 m is shown in a range from 1.98 to 2.02 m
+    return float(low - margin), float(high + margin)
+
+
+def colorize(
+    depth: Depth,
+    valid: npt.NDArray[np.bool_] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    colormap: str = COLORMAP,
+) -> Pixels:
+    """Depth (H, W) as RGB (H, W, 3) uint8, linear in depth: near bright, far dark with the default map.
+
+    ``minimum`` and ``maximum`` (metres; by default ``robust_range``) get the first and the last colour, and so does what
+    lies beyond them. Pixels that are not ``valid``, not finite or not positive are grey. ``colormap`` is any name of
+    matplotlib's. Raises UsageError for an unknown map, or unless ``minimum < maximum``.
+    """
+    usable = _usable(depth, valid)
+    low, high = _range(depth, usable, minimum, maximum)
+    level = (depth - np.float32(low)) * np.float32(256 / (high - low))
+    index = np.nan_to_num(level, copy=False).clip(0, 255).astype(np.uint8)
+    pixels: Pixels = _palette(colormap)[index]
+    pixels[~usable] = INVALID_GREY
+    return pixels
+
+
+def color_with_legend(
+    depth: Depth,
+    valid: npt.NDArray[np.bool_] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    colormap: str = COLORMAP,
+    unit: str = "m",
+) -> Pixels:
+    """``colorize`` with a labelled bar at the right, near at the top: (H', W', 3) uint8.
+
+    A picture whose smaller side is below 200 pixels is enlarged by a whole factor, so that the labels can be read.
+    """
+    low, high = _range(depth, _usable(depth, valid), minimum, maximum)
+    pixels = colorize(depth, valid, low, high, colormap)
+    factor = -(-_MIN_SIDE_WITH_LEGEND // min(depth.shape))
+    if factor > 1:
+        pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    bar = _legend(pixels.shape[0], max(12, min(pixels.shape[:2]) // 28), low, high, colormap, unit)
+    return np.concatenate((pixels, bar), axis=1)
+
+
+def sheet(rows: Iterable[SheetRow], *, cell_width: int = 320, unit: str = "m", errors: bool = True) -> Pixels:
+    """A contact sheet, RGB uint8: per row picture, truth, prediction and (``errors``) |prediction - truth| / truth.
+
+    Truth and prediction of a row share one range of colours (that of the truth, or of the prediction where there is no
+    truth), shown in the bar at the row's end. Sparse truth stays visible when a cell is smaller than the picture. Errors
+    go from black (0) to bright (50 % and more). Raises UsageError when there is no row, or sizes in a row differ.
+    """
+    rows = list(rows)
+    if not rows:
+        raise UsageError("a contact sheet needs at least one picture")
+    with_errors = errors and any(row.truth is not None for row in rows)
+    strips = [_sheet_row(row, cell_width, unit, with_errors) for row in rows]
+    names = ["picture", "truth", "prediction"] + (["error 0 to 50 %"] if with_errors else [])
+    header = _text_strip(strips[0].shape[1], {i * (cell_width + _MARGIN): name for i, name in enumerate(names)})
+    return np.concatenate((header, *strips), axis=0)
+
+
+def _sheet_row(row: SheetRow, cell_width: int, unit: str, with_errors: bool) -> Pixels:
+    truth = row.truth if row.truth is not None else np.zeros_like(row.prediction)
+    if not row.image.shape[:2] == truth.shape == row.prediction.shape:
+        raise UsageError(
+            f"contact sheet, {row.title or 'row'}: picture {row.image.shape}, truth {truth.shape} and prediction "
+            f"{row.prediction.shape} differ in size"
+        )
+    height, width = truth.shape
+    size = (max(_MIN_CELL_HEIGHT, round(cell_width * height / width)), cell_width)
+    picture = Image.fromarray(np.ascontiguousarray(row.image)).resize(size[::-1], Image.Resampling.BOX)
+    low, high = robust_range(row.prediction if row.truth is None else truth)
+    cells = [np.asarray(picture)]
+    cells += [colorize(_resampled(depth, size), None, low, high) for depth in (truth, row.prediction)]
+    if with_errors:
+        known = _usable(truth, None) & _usable(row.prediction, None)
+        error = np.abs(row.prediction - truth) / np.where(known, truth, 1)
+        error = np.where(known, error + 1e-6, 0)  # no error is a value too, and 0 means none
+        cells.append(colorize(_resampled(error, size), None, 0.0, _LARGEST_SHOWN_ERROR, "inferno"))
+    gap = np.full((size[0], _MARGIN, 3), 255, dtype=np.uint8)
+    parts = [part for cell in cells for part in (cell, gap)]
+    strip = np.concatenate((*parts, _legend(size[0], 12, low, high, COLORMAP, unit, width=72)), axis=1)
+    return np.concatenate((_text_strip(strip.shape[1], {0: row.title}), strip), axis=0)
+
+
+def _resampled(depth: Depth, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Depth at (height, width) ``size``, values not mixed; a pixel shows some known value that falls into it, if any."""
+    depth = np.where(_usable(depth, None), depth, 0)
+    rows, columns = (np.arange(goal) * have // goal for goal, have in zip(size, depth.shape, strict=True))
+    small = depth[rows[:, None], columns].astype(np.float32)
+    y, x = np.nonzero(depth)
+    target = (y * size[0] // depth.shape[0], x * size[1] // depth.shape[1])
+    scattered = np.zeros(size, dtype=np.float32)
+    scattered[target] = depth[y, x]
+    return np.where(small > 0, small, scattered)
+
+
+def _usable(depth: Depth, valid: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_]:
+    usable = np.isfinite(depth) & (depth > 0)
+    return usable if valid is None else usable & valid
+
+
+def _range(
+    depth: Depth, usable: npt.NDArray[np.bool_], minimum: float | None, maximum: float | None
+) -> tuple[float, float]:
+    if minimum is None or maximum is None:
+        low, high = robust_range(depth, usable)
+        minimum = low if minimum is None else minimum
+        maximum = high if maximum is None else maximum
+    if not minimum < maximum:
+        raise UsageError(f"the range to show must go from near to far, got {minimum:g} to {maximum:g}")
+    return minimum, maximum
+
+
+def _palette(colormap: str) -> Pixels:
+    """(256, 3) uint8."""
+    import matplotlib
+
+    if colormap not in matplotlib.colormaps:
+        raise UsageError(f"unknown colour map '{colormap}': {nearest(colormap, matplotlib.colormaps)}")
+    palette: Pixels = matplotlib.colormaps[colormap](np.linspace(0, 1, 256), bytes=True)[:, :3]
+    return palette
+
+
+def _legend(
+    height: int, font_size: int, low: float, high: float, colormap: str, unit: str, width: int | None = None
+) -> Pixels:
+    """A white strip of the given height with a bar of colours, ``low`` at the top, and labels at round values."""
+    from matplotlib.ticker import MaxNLocator
+
+    font = ImageFont.load_default(font_size)
+    top, bottom = font_size, height - font_size  # half a label sticks out at either end
+    locator = MaxNLocator(nbins=max(1, min(8, (bottom - top) // (2 * font_size))), steps=[1, 2, 2.5, 5, 10])
+    ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
+    step = min(np.diff(ticks), default=high - low)
+    decimals = next(n for n in range(10) if n == 9 or abs(round(step, n) - step) < 1e-3 * step)
+    labels = [f"{tick:.{decimals}f} {unit}".rstrip() for tick in ticks]
+    bar_left, bar_width = font_size // 2, font_size
+    label_left = bar_left + bar_width + font_size // 2
+    if width is None:
+        width = label_left + max((int(font.getlength(label)) for label in labels), default=0) + font_size // 2 + 1
+
+    strip = np.full((height, width, 3), 255, dtype=np.uint8)
+    index = np.linspace(0, 255, bottom - top).astype(np.uint8)
+    strip[top:bottom, bar_left : bar_left + bar_width] = _palette(colormap)[index][:, None]
+    picture = Image.fromarray(strip)
+    draw = ImageDraw.Draw(picture)
+    line = max(1, font_size // 12)
+    draw.rectangle((bar_left, top, bar_left + bar_width, bottom), outline="black", width=line)
+    for tick, label in zip(ticks, labels, strict=True):
+        y = top + (tick - low) / (high - low) * (bottom - top)
+        draw.line((bar_left + bar_width, y, bar_left + bar_width + font_size // 4, y), fill="black", width=line)
+        draw.text((label_left, y), label, fill="black", font=font, anchor="lm")
+    return np.asarray(picture)
+
+
+def _text_strip(width: int, texts: dict[int, str]) -> Pixels:
+    """A white strip with each text at its x."""
+    picture = Image.new("RGB", (width, 20), "white")
+    draw = ImageDraw.Draw(picture)
+    for x, text in texts.items():
+        draw.text((x + 4, 10), text, fill="black", font=ImageFont.load_default(13), anchor="lm")
+    return np.asarray(picture)
