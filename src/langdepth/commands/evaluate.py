@@ -1,0 +1,128 @@
+"""``langdepth evaluate``: score a system on a data set under a named protocol."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from langdepth import protocols
+from langdepth.commands._parse import run
+from langdepth.errors import LangdepthError, UsageError
+
+EXAMPLE = """
+langdepth data sample rooms
+langdepth evaluate --data folder --root rooms --protocol full --out result.json
+langdepth evaluate --system tiny --root nyu --split val --protocol nyu-eigen --alignment median --out aligned.json
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry of the command table."""
+    return run(evaluate, arguments, "langdepth evaluate", EXAMPLE)
+
+
+def evaluate(
+    *,
+    root: Path,
+    out: Path,
+    system: str = "tiny",
+    data: str = "folder",
+    split: str | None = None,
+    source: str | None = None,
+    limit: int | None = None,
+    protocol: str = "full",
+    flip: bool | None = None,
+    alignment: protocols.Alignment | None = None,
+    frame: protocols.Frame | None = None,
+    crop: protocols.Crop | None = None,
+    clamp_prediction: bool | None = None,
+    min_depth: float | None = None,
+    max_depth: float | None = None,
+    device: str = "auto",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    batch_size: int = 1,
+) -> None:
+    """Score a system on a data set under a named protocol.
+
+    Writes a JSON report and, beside it, two pictures: error against true depth, and a sheet of the best, median and
+    worst pictures. Switches that change the protocol are marked in its reported name and change its hash.
+
+    Args:
+        root: Folder of the data set.
+        out: The report to write, for example result.json.
+        system: Registry name (see "langdepth systems"), .safetensors file, or hub id owner/name.
+        data: Kind of data set; folder is a folder with an index.csv.
+        split: Keep the rows of one split of the index, for example val.
+        source: Keep the rows of one source of the index.
+        limit: Judge the first pictures only, this many.
+        protocol: nyu-eigen, kitti-eigen-garg, kitti-eigen or full; docs/protocols.md gives each to the pixel.
+        flip: Average the depth with that of the mirrored picture (true or false).
+        alignment: Fit each depth map to its truth before judging.
+        frame: Use pictures as stored, or cut to the KITTI benchmark's 1216x352.
+        crop: The window that is judged.
+        clamp_prediction: Limit the depth to the range of the protocol (true or false).
+        min_depth: Judge true depths above this, in metres.
+        max_depth: Judge true depths below this, in metres.
+        device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
+        dtype: Precision of the network.
+        batch_size: How many pictures of one size go through the network at once.
+    """
+    rules = protocols.get(protocol).override(
+        flip=flip,
+        alignment=alignment,
+        frame=frame,
+        crop=crop,
+        clamp_prediction=clamp_prediction,
+        min_depth=min_depth,
+        max_depth=max_depth,
+    )
+    _check_writable(out)
+
+    from langdepth.checkpoint import load
+    from langdepth.data.base import open_dataset
+    from langdepth.evaluate import evaluate as run_evaluation
+
+    dataset = open_dataset(data, root, split, source)
+    report = run_evaluation(
+        load(system),
+        dataset,
+        rules,
+        split=split,
+        source=source,
+        limit=limit,
+        out=out,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+    )
+    print(table(report))
+    print(f"written: {out}")
+
+
+def table(report: dict[str, Any]) -> str:
+    """The means of a report as text."""
+    rules = report["protocol"]
+    skipped = f", {report['skipped']} skipped" if report["skipped"] else ""
+    names = list(report["image_mean"])
+    lines = [
+        f"{report['system']} on {report['dataset']}, {report['images']} pictures{skipped}, "
+        f"{rules['name']} ({rules['hash']}), {report['seconds']:.1f} s",
+        " " * 10 + "".join(f"{name:>10}" for name in names),
+    ]
+    for mean in ("image_mean", "pixel_mean"):
+        lines.append(f"{mean:<10}" + "".join(f"{report[mean][name]:>10.4f}" for name in names))
+    return "\n".join(lines)
+
+
+def _check_writable(out: Path) -> None:
+    """Whether the report can be written is known before the work, not after it."""
+    if out.is_dir():
+        raise UsageError(f"{out}: is a folder; give a file name, for example {out / 'result.json'}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LangdepthError(f"{out}: cannot be written ({error.strerror}); give another place with --out") from None
+    if not os.access(out.parent, os.W_OK):
+        raise LangdepthError(f"{out}: cannot be written (no permission); give another place with --out")
