@@ -70,7 +70,8 @@ def describe(name: str) -> str:
         "input": to_mapping(system.input_spec),
         "config": to_mapping(system.config),
     }
-    return str(yaml.safe_dump(facts, sort_keys=False, width=120, allow_unicode=True)).rstrip()
+    text: str = yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    return text.rstrip()
 
 
 def _where(entry: registry.Entry) -> str:
