@@ -86,6 +86,8 @@ def evaluate(
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1, got {limit}")
     count = len(dataset) if limit is None else min(limit, len(dataset))
+    if count == 0:
+        raise LangdepthError(f"'{dataset.name}' has no pictures")
     grouped = distributed.is_available() and distributed.is_initialized()
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
     system = _move(system, device).eval()
@@ -95,6 +97,9 @@ def evaluate(
     indices = range(rank, count, processes)
     bar = _Progress(len(indices), shown=progress and rank == 0)
 
+    # What an unreadable picture adds: a picture without a valid pixel.
+    nothing = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+
     def readable() -> Iterator[tuple[int, Sample]]:
         for index, sample in _read_ahead(dataset, indices):
             bar.advance()
@@ -102,7 +107,8 @@ def evaluate(
                 yield index, sample
             else:
                 bar.say(f"skipped: {sample}")
-                metrics.update(*_nothing())
+                metrics.update(*nothing)
+                by_range.update(*nothing)
 
     for batch in _batches(readable(), batch_size):
         judged = judge(system, [sample for _, sample in batch], protocol, dtype)
@@ -171,11 +177,6 @@ def _require(good: Tensor, samples: list[Sample], message: str) -> None:
     for sample, fine in zip(samples, good.flatten(1).all(1).tolist(), strict=True):
         if not fine:
             raise LangdepthError(f"{sample.path}: {message}")
-
-
-def _nothing() -> tuple[Tensor, Tensor, Tensor]:
-    """What an unreadable picture adds to the metrics: a picture without a valid pixel."""
-    return torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.bool)
 
 
 def _label(system: System) -> str:

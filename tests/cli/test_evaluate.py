@@ -1,0 +1,203 @@
+"""``langdepth evaluate`` as a user meets it: files, names, messages and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from langdepth import cli
+from tests.helpers import FakeSystem, grey, save_picture
+
+Run = Callable[..., tuple[int, str, str]]
+HEADER = "path_rgb,path_depth,source,split,depth_scale"
+
+
+def write_pair(name: str, factor: float = 1.0, source: str = "lab", split: str = "val") -> str:
+    """A grey picture for which the fake system's depth is ``factor`` times the truth; returns its index row."""
+    save_picture(Path(f"data/{name}.png"), grey(0.4))
+    depth = (1 + 9 * 102 / 255) / factor
+    Image.fromarray(np.full((48, 64), round(depth * 1000), np.uint16)).save(f"data/{name}_depth.png")
+    return f"{name}.png,{name}_depth.png,{source},{split},0.001"
+
+
+def write_index(*rows: str) -> None:
+    Path("data/index.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in an empty folder with the fake system and four pictures; returns exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("langdepth.checkpoint.load", lambda name: FakeSystem())
+    write_index(
+        write_pair("a"), write_pair("b", 1.1), write_pair("c", 2.0, source="car"), write_pair("d", 3.0, split="train")
+    )
+
+    def call(*arguments: object, root: str = "data", out: str = "result.json") -> tuple[int, str, str]:
+        code = cli.main(["evaluate", "--root", root, "--out", out, "--device", "cpu", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def result(path: str = "result.json") -> dict:
+    return json.loads(Path(path).read_text())
+
+
+def test_as_in_the_documentation(run: Run) -> None:
+    code, out, _ = run(
+        "--system", "tiny", "--data", "folder", "--split", "val", "--source", "lab", "--protocol", "nyu-eigen"
+    )
+    assert code == 0
+    report = result()
+    assert (report["dataset"], report["split"], report["images"]) == ("folder (source lab)", "val", 2)
+    assert report["image_mean"]["abs_rel"] == pytest.approx(0.05, rel=0.01)
+    assert report["protocol"]["name"] == "nyu-eigen"
+    assert sorted(path.name for path in Path().glob("result*")) == [
+        "result.json",
+        "result_error_by_range.png",
+        "result_sheet.png",
+    ]
+    lines = out.splitlines()
+    assert lines[0].startswith("fake on folder (source lab), 2 pictures, nyu-eigen (a389146ad185)")
+    assert lines[1].split() == list(report["image_mean"])
+    for line, mean in zip(lines[2:4], ("image_mean", "pixel_mean"), strict=True):
+        name, *numbers = line.split()
+        assert name == mean
+        assert [float(n) for n in numbers] == pytest.approx(list(report[mean].values()), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["none", "median", "least_squares"])
+def test_alignment_switch(run: Run, kind: str) -> None:
+    assert run("--source", "car", "--alignment", kind)[0] == 0
+    assert result()["image_mean"]["abs_rel"] == pytest.approx(1 if kind == "none" else 0, abs=1e-3)
+    assert result()["protocol"]["name"] == ("full" if kind == "none" else f"full+alignment={kind}")
+
+
+def test_every_switch_reaches_the_protocol(run: Run) -> None:
+    code, _, _ = run(
+        *("--protocol", "nyu-eigen", "--flip", "false", "--crop", "none", "--frame", "kb"),
+        *("--clamp-prediction", "false", "--min-depth", "0.5", "--max-depth", "20"),
+    )
+    assert code == 0
+    protocol = result()["protocol"]
+    assert (
+        protocol["name"] == "nyu-eigen+frame=kb+flip=false+clamp_prediction=false+crop=none+min_depth=0.5+max_depth=20"
+    )
+    assert (protocol["flip"], protocol["crop"], protocol["max_depth"]) == (False, "none", 20.0)
+    assert protocol["hash"] != "a389146ad185"
+
+
+def test_limit_is_stated(run: Run) -> None:
+    assert run("--limit", "1")[0] == 0
+    assert (result()["dataset"], result()["images"], result()["split"]) == ("folder (first 1)", 1, None)
+
+
+def test_bad_pictures_are_skipped_and_named(run: Run) -> None:
+    rows = [write_pair(name) for name in ("good", "cut", "gone", "small", "empty")]
+    write_index(*rows)
+    Path("data/cut.png").write_bytes(Path("data/cut.png").read_bytes()[:60])
+    Path("data/gone_depth.png").unlink()
+    Image.fromarray(np.full((24, 32), 2000, np.uint16)).save("data/small_depth.png")
+    Image.fromarray(np.zeros((48, 64), np.uint16)).save("data/empty_depth.png")
+    code, out, err = run()
+    assert code == 0
+    assert (result()["images"], result()["skipped"]) == (1, 4)
+    assert ", 1 pictures, 4 skipped, " in out
+    lines = [line for line in err.splitlines() if line.startswith("skipped: ")]
+    assert len(lines) == 4
+    for name in (
+        "cut.png",
+        "gone_depth.png",
+        "small_depth.png: depth is 32x24, but its picture",
+        "empty.png: no known",
+    ):
+        assert sum(name in line for line in lines) == 1, name
+
+
+def test_nothing_usable_fails_and_writes_nothing(run: Run) -> None:
+    write_index(write_pair("a"))
+    Path("data/a.png").write_text("no picture")
+    code, _, err = run()
+    assert code == 1
+    assert (
+        err.splitlines()[-1] == "langdepth evaluate: none of the 1 pictures of 'folder' is usable, see the lines above"
+    )
+    assert not Path("result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--protocol", "nyu-egen"], 2, "unknown protocol 'nyu-egen': did you mean 'nyu-eigen'?"),
+        (["--alignment", "mean"], 2, "--alignment: expected one of none, median, least_squares, got 'mean'"),
+        (["--flip", "maybe"], 2, "--flip"),
+        (["--min-depth", "90", "--protocol", "nyu-eigen"], 2, "90.0 to 10.0 m is not usable"),
+        (["--split", "vall"], 2, "no row has split 'vall': did you mean 'val'?"),
+        (["--data", "foldr"], 2, "unknown data set 'foldr': did you mean 'folder'?"),
+        (["--limit", "0"], 2, "limit must be at least 1, got 0"),
+        (["--batch-size", "0"], 2, "batch size must be at least 1, got 0"),
+        (["--protocl", "full"], 2, "unknown option '--protocl': did you mean '--protocol'?"),
+    ],
+)
+def test_mistakes_cost_one_line(run: Run, arguments: list[str], code: int, message: str) -> None:
+    found, _, err = run(*arguments)
+    assert found == code
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not Path("result.json").exists()
+
+
+def test_missing_data_folder(run: Run) -> None:
+    code, _, err = run(root="nowhere")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "nowhere: no such folder" in err
+
+
+def test_out_is_required(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "--root", "data"]) == 2
+    assert "required: out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["folder", "file/result.json", "closed/result.json"])
+def test_unwritable_out_is_refused_before_the_work(run: Run, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    Path("folder").mkdir()
+    Path("file").touch()
+    Path("closed").mkdir(mode=0o500)
+    if os.access("closed", os.W_OK):  # root may write anywhere
+        monkeypatch.setattr(os, "access", lambda path, mode: str(path) != "closed")
+    monkeypatch.setattr("langdepth.checkpoint.load", lambda name: pytest.fail("began to work"))
+    code, _, err = run(out=place)
+    assert code == (2 if place == "folder" else 1)
+    assert len(err.splitlines()) == 1
+    assert place in err
+
+
+def test_help_is_quick_and_has_a_working_example() -> None:
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "langdepth", "evaluate", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert time.monotonic() - start < 5  # generous: machines differ; that torch stays out is what makes it quick
+    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
+    assert "langdepth evaluate --data folder --root rooms --protocol full --out result.json" in done.stdout
+
+
+def test_the_example_of_the_help_works(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    from langdepth.commands.evaluate import EXAMPLE
+
+    for line in EXAMPLE.strip().splitlines()[:2]:
+        assert cli.main(line.split()[1:]) == 0, line
+    assert result()["images"] > 0

@@ -1,0 +1,96 @@
+"""Two gloo processes: metrics and the whole evaluation give what one process gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing
+
+from langdepth import protocols
+from langdepth.evaluate import evaluate
+from langdepth.metrics import DepthMetrics, ErrorByRange
+from tests.helpers import FakeSystem
+from tests.unit.test_evaluate import Pictures
+
+# 7 pictures for 2 processes: an uneven share, a broken file and a depth map without a value among them
+FACTORS = (1.0, 1.1, None, 1.3, float("inf"), 0.8, 2.0)
+
+
+def case(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    prediction, target = (torch.rand(3, 1, 6, 8, generator=random) * 9 + 0.5 for _ in range(2))
+    mask = torch.rand(3, 1, 6, 8, generator=random) < 0.6
+    mask[seed % 3] &= seed != 4  # one picture of one process has no valid pixel
+    return prediction, target, mask
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def measure(seeds: list[int]) -> dict[str, Any]:
+    metrics, by_range = DepthMetrics(), ErrorByRange()
+    for seed in seeds:
+        metrics.update(*case(seed))
+        by_range.update(*case(seed))
+    ranges = by_range.compute()
+    return plain(metrics.compute()) | {
+        "count": plain(ranges["count"]),
+        "quartiles": plain(ranges["quartiles"].nan_to_num()),
+    }
+
+
+def work(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    try:
+        shares = ([1, 2, 3], [4])  # processes need not have the same number of batches
+        report = evaluate(
+            FakeSystem(), Pictures(*FACTORS), protocols.get("full"), progress=False, out=folder / "result.json"
+        )
+        answer = {"metrics": measure(shares[rank]), "report": report}
+        (folder / f"{rank}.json").write_text(json.dumps(answer))
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("gloo")
+    multiprocessing.spawn(work, args=(folder,), nprocs=2)
+    return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_metrics_are_those_of_all_pictures(answers: tuple[Path, list[dict[str, Any]]]) -> None:
+    alone = measure([1, 2, 3, 4])
+    assert (alone["images"], alone["skipped"]) == (11, 1)
+    for answer in answers[1]:
+        found = answer["metrics"]
+        for mean in ("image_mean", "pixel_mean"):
+            assert found[mean] == pytest.approx(alone[mean], rel=1e-12)
+        assert {k: found[k] for k in ("images", "skipped", "count")} == {
+            k: alone[k] for k in ("images", "skipped", "count")
+        }
+        assert found["quartiles"] == alone["quartiles"]
+
+
+def test_both_processes_report_what_one_would(answers: tuple[Path, list[dict[str, Any]]]) -> None:
+    alone = evaluate(FakeSystem(), Pictures(*FACTORS), protocols.get("full"), progress=False)
+    assert (alone["images"], alone["skipped"]) == (5, 2)
+    for answer in answers[1]:
+        report = answer["report"]
+        for mean in ("image_mean", "pixel_mean"):
+            assert report.pop(mean) == pytest.approx(alone[mean], rel=1e-12)
+        assert report.pop("seconds") > 0
+        assert report == {key: alone[key] for key in report}
+
+
+def test_one_process_writes_the_files(answers: tuple[Path, list[dict[str, Any]]]) -> None:
+    written = sorted(path.name for path in answers[0].glob("result*"))
+    assert written == ["result.json", "result_error_by_range.png", "result_sheet.png"]

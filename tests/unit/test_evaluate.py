@@ -1,0 +1,279 @@
+"""Evaluation: what is judged, what is skipped, what is reported and written."""
+
+from __future__ import annotations
+
+import json
+import math
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from langdepth import protocols
+from langdepth.errors import ImageError, LangdepthError, UsageError
+from langdepth.evaluate import _extremes, evaluate, judge
+from langdepth.metrics import METRICS
+from langdepth.protocols import Protocol
+from langdepth.types import DepthOutput, Sample
+from tests.helpers import FakeSystem
+
+FULL = protocols.get("full")
+KEYS = ["system", "dataset", "split", "images", "skipped", "protocol", "image_mean", "pixel_mean", "seconds"]
+
+
+class Pictures:
+    """Even grey pictures for which FakeSystem's depth is ``factor`` times the truth; None is a broken file."""
+
+    name = "grey"
+
+    def __init__(self, *factors: float | None, size: tuple[int, int] = (48, 64)) -> None:
+        self.factors, self.size = factors, size
+
+    def __len__(self) -> int:
+        return len(self.factors)
+
+    def __getitem__(self, index: int) -> Sample:
+        factor = self.factors[index]
+        if factor is None:
+            raise ImageError(f"{index}.png: is not a picture")
+        brightness = 0.1 * (1 + index % 9)
+        depth = torch.full((1, *self.size), (1 + 9 * brightness) / factor)
+        return Sample(
+            image=torch.full((3, *self.size), brightness), depth=depth, mask=depth > 0, path=f"grey/{index}.png"
+        )
+
+
+def run(dataset: Any, protocol: Protocol = FULL, system: FakeSystem | None = None, **options: Any) -> dict[str, Any]:
+    return evaluate(system or FakeSystem(), dataset, protocol, progress=False, **options)
+
+
+def test_the_truth_scores_perfectly() -> None:
+    report = run(Pictures(1, 1, 1))
+    for mean in ("image_mean", "pixel_mean"):
+        assert report[mean]["abs_rel"] == pytest.approx(0, abs=1e-6)
+        assert [report[mean][f"delta{k}"] for k in (1, 2, 3)] == [1, 1, 1]
+        assert tuple(report[mean]) == METRICS
+
+
+def test_report_has_exactly_the_stated_keys(tmp_path: Path) -> None:
+    report = run(Pictures(1.1, 1.1), split="val", out=tmp_path / "deep" / "result.json")
+    assert list(report) == KEYS
+    assert report == json.loads((tmp_path / "deep" / "result.json").read_text())
+    assert report["protocol"] == {"name": "full", "hash": FULL.hash, **FULL.switches()}
+    assert (report["system"], report["dataset"], report["split"]) == ("fake", "grey", "val")
+    assert (report["images"], report["skipped"]) == (2, 0)
+    assert report["image_mean"]["abs_rel"] == pytest.approx(0.1, rel=1e-5)
+    assert report["seconds"] > 0
+
+
+def test_part_of_a_data_set_is_named() -> None:
+    dataset = Pictures(1, 1, 2)
+    assert run(dataset, source="lab")["dataset"] == "grey (source lab)"
+    report = run(dataset, source="lab", limit=2)
+    assert (report["dataset"], report["images"]) == ("grey (source lab, first 2)", 2)
+    assert report["image_mean"]["abs_rel"] == pytest.approx(0, abs=1e-6)
+    assert run(dataset, limit=99)["images"] == 3
+
+
+def test_weights_from_elsewhere_are_named() -> None:
+    system = FakeSystem()
+    system.provenance["weights"] = "run/best.safetensors"
+    assert run(Pictures(1), system=system)["system"] == "fake (run/best.safetensors)"
+
+
+def test_broken_and_empty_pictures_are_skipped_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    report = run(Pictures(1.1, None, 1.1, math.inf, None))
+    assert (report["images"], report["skipped"]) == (2, 3)
+    assert report["image_mean"]["abs_rel"] == pytest.approx(0.1, rel=1e-5)
+    assert sorted(capsys.readouterr().err.splitlines()) == [
+        "skipped: 1.png: is not a picture",
+        "skipped: 4.png: is not a picture",
+        "skipped: grey/3.png: no known depth inside the window and range of full",
+    ]
+
+
+@pytest.mark.parametrize("factors", [(None, None), (math.inf,)])
+def test_nothing_usable_is_an_error(factors: tuple[float | None, ...], tmp_path: Path) -> None:
+    with pytest.raises(LangdepthError, match=f"none of the {len(factors)} pictures of 'grey' is usable"):
+        run(Pictures(*factors), out=tmp_path / "result.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_data_set_is_an_error() -> None:
+    with pytest.raises(LangdepthError, match="'grey' has no pictures"):
+        run(Pictures())
+
+
+class Broken(FakeSystem):
+    """Gives NaN for pictures brighter than one half."""
+
+    def forward(self, image: Tensor, text: Any = None, scene: Any = None) -> DepthOutput:
+        depth = super().forward(image).depth
+        return DepthOutput(depth=torch.where(depth > 5.6, torch.nan, depth))
+
+
+def test_depth_that_is_not_finite_stops_with_the_picture(tmp_path: Path) -> None:
+    with pytest.raises(LangdepthError, match=r"grey/5.png: 'fake' gave depth that is not finite"):
+        run(Pictures(*[1] * 9), system=Broken(), batch_size=3, out=tmp_path / "result.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_result_survives_a_failed_run(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    result.write_text("old")
+    with pytest.raises(LangdepthError):
+        run(Pictures(*[1] * 9), system=Broken(), out=result)
+    assert result.read_text() == "old"
+
+
+class Mixed(Pictures):
+    """Two sizes in turns of three, error growing with the index."""
+
+    def __getitem__(self, index: int) -> Sample:
+        return Pictures(*self.factors, size=(48, 64) if index // 3 % 2 else (64, 48))[index]
+
+
+def test_batching_changes_no_number() -> None:
+    factors = [1 + 0.02 * i for i in range(11)]
+    single, batched = run(Mixed(*factors)), run(Mixed(*factors), batch_size=4)
+    for mean in ("image_mean", "pixel_mean"):
+        assert single[mean] == pytest.approx(batched[mean], rel=1e-6)
+
+
+def test_batches_hold_one_size() -> None:
+    system = FakeSystem()
+    run(Mixed(*[1.0] * 9), system=system, batch_size=2)
+    assert [shape[0] for shape in system.batches] == [2, 1, 2, 1, 2, 1]
+
+
+class Sloped(FakeSystem):
+    """Depth grows by 2 m from the left edge to the right edge, whatever the picture."""
+
+    def forward(self, image: Tensor, text: Any = None, scene: Any = None) -> DepthOutput:
+        depth = torch.linspace(4, 6, image.shape[-1]).expand(image.shape[0], 1, image.shape[-2], -1)
+        return DepthOutput(depth=depth)
+
+
+class FiveMetres(Pictures):
+    """Truth 5 m everywhere."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        sample.depth.fill_(5)
+        return sample
+
+
+def test_flip_averages_with_the_mirrored_picture() -> None:
+    assert run(FiveMetres(1), system=Sloped())["image_mean"]["rmse"] > 0.5
+    flipped = run(FiveMetres(1), FULL.override(flip=True), Sloped())
+    assert flipped["image_mean"]["rmse"] == pytest.approx(0, abs=1e-5)
+
+
+def test_alignment_forgives_the_scale_only_when_asked() -> None:
+    dataset = Pictures(2, 2)
+    assert run(dataset)["image_mean"]["abs_rel"] == pytest.approx(1, rel=1e-5)
+    for kind in ("median", "least_squares"):
+        report = run(dataset, FULL.override(alignment=kind))
+        assert report["image_mean"]["abs_rel"] == pytest.approx(0, abs=1e-6)
+        assert report["protocol"]["name"] == f"full+alignment={kind}"
+        assert report["protocol"]["hash"] != FULL.hash
+
+
+def test_clamp_limits_the_prediction_not_the_truth() -> None:
+    dataset = Pictures(0.5)  # predicts 1.9 m for 3.8 m
+    report = run(dataset, FULL.override(min_depth=3.0, max_depth=10.0))
+    assert report["image_mean"]["rmse"] == pytest.approx(0.8, rel=1e-5)
+    report = run(dataset, FULL.override(min_depth=3.0, max_depth=10.0, clamp_prediction=False))
+    assert report["image_mean"]["rmse"] == pytest.approx(1.9, rel=1e-5)
+
+
+def test_unclamped_depth_must_be_positive() -> None:
+    system = FakeSystem()
+    system.scale.data.fill_(-1)
+    with pytest.raises(LangdepthError, match=r"grey/0.png: .* use a protocol with clamp_prediction"):
+        run(Pictures(1), FULL.override(clamp_prediction=False), system)
+
+
+def test_crop_and_range_decide_what_counts() -> None:
+    sample = Pictures(1, size=(480, 640))[0]
+    sample.depth[:, :45] = 9.5  # wrong everywhere outside the window, and beyond the range inside
+    sample.depth[:, 100:200] = 10.0
+    judged = judge(FakeSystem(), [sample], protocols.get("nyu-eigen"))
+    assert int(judged.valid.sum()) == (426 - 100) * 560
+    assert torch.allclose(judged.prediction[judged.valid], judged.target[judged.valid])
+
+
+def test_kb_frame_cuts_what_the_system_sees() -> None:
+    sample = Pictures(1, size=(375, 1242))[0]
+    sample.image[:, :23] = 1.0  # would change the depth if the system saw it
+    judged = judge(FakeSystem(), [sample], protocols.get("kitti-eigen-garg"))
+    assert judged.image.shape == (1, 3, 352, 1216)
+    assert judged.prediction.shape == judged.target.shape == judged.valid.shape == (1, 1, 352, 1216)
+    assert torch.allclose(judged.prediction, judged.target)
+
+
+def test_wrong_options_are_refused() -> None:
+    for options, message in (
+        ({"dtype": "float61"}, "unknown dtype 'float61'"),
+        ({"batch_size": 0}, "batch size must be at least 1"),
+        ({"limit": 0}, "limit must be at least 1"),
+        ({"device": "abacus"}, "device 'abacus'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run(Pictures(1), **options)
+
+
+def test_pictures_beside_the_report(tmp_path: Path) -> None:
+    run(Pictures(*[1 + 0.1 * i for i in range(7)]), out=tmp_path / "r.json")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json", "r_error_by_range.png", "r_sheet.png"]
+    for name in ("r_error_by_range.png", "r_sheet.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert np.asarray(picture.convert("L")).std() > 5
+
+
+@pytest.mark.parametrize(
+    ("count", "places"),
+    [
+        (1, "best:0"),
+        (2, "best:0 best:1"),
+        (3, "best:0 best:1 worst:2"),
+        (5, "best:0 best:1 median:2 worst:3 worst:4"),
+        (10, "best:0 best:1 median:4 median:5 worst:8 worst:9"),
+    ],
+)
+def test_sheet_shows_best_median_and_worst_once(count: int, places: str) -> None:
+    ordered = [(0.1 * i, i) for i in range(count)]
+    assert " ".join(f"{place}:{index}" for place, index in _extremes(ordered)) == places
+
+
+class Watched(Pictures):
+    """Counts how many of its samples are alive at once."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(*[1.0] * count)
+        self.alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+        self.most = 0
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        self.alive.add(sample.image)
+        self.most = max(self.most, len(self.alive))
+        return sample
+
+
+def test_memory_does_not_grow_with_the_data_set() -> None:
+    dataset = Watched(120)
+    assert run(dataset, batch_size=2)["images"] == 120
+    assert dataset.most < 20
+
+
+def test_progress_is_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(FakeSystem(), Pictures(*[1.0] * 20), FULL)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert lines[-1] == "20 of 20 pictures"
