@@ -77,7 +77,7 @@ def predict(
     """
     formats = _formats(save)
     camera = _camera(intrinsics, fov)
-    jobs, problems = _jobs(pictures, Path(out), formats, recursive)
+    jobs, problems = find_jobs(pictures, Path(out), formats, recursive)
     for problem in problems:
         _complain(problem)
     known = len(jobs)
@@ -98,7 +98,7 @@ def predict(
     results = predict_stream(
         load(system),
         jobs,
-        read=_Job.open,
+        read=Job.open,
         text=text,
         scene=scene,
         camera=camera,
@@ -110,7 +110,7 @@ def predict(
     )
     failed = len(problems)
     with tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:
-        for outcome in _written(results):
+        for outcome in written(results):
             bar.update()
             if isinstance(outcome, LangdepthError):
                 failed += 1
@@ -123,7 +123,7 @@ def predict(
 
 
 @dataclass(frozen=True, eq=False)
-class _Job:
+class Job:
     """One picture: where it is ("-" is stdin) and the file to write for each format."""
 
     source: str
@@ -160,7 +160,9 @@ def _camera(intrinsics: str | None, fov: float | None) -> Callable[[int, int], C
     return None
 
 
-def _jobs(inputs: list[str], out: Path, formats: list[str], recursive: bool) -> tuple[list[_Job], list[LangdepthError]]:
+def find_jobs(
+    inputs: list[str], out: Path, formats: list[str], recursive: bool
+) -> tuple[list[Job], list[LangdepthError]]:
     """The pictures to do, each with its own output names, and what is wrong with the inputs."""
     from langdepth.io import WRITERS
 
@@ -174,7 +176,7 @@ def _jobs(inputs: list[str], out: Path, formats: list[str], recursive: bool) -> 
             problems.append(error)
     names = _unique_names([place for _, place in found.values()])
     jobs = [
-        _Job(source, {name: out / base.with_name(base.name + WRITERS[name].suffix) for name in formats})
+        Job(source, {name: out / base.with_name(base.name + WRITERS[name].suffix) for name in formats})
         for (source, _), base in zip(found.values(), names, strict=True)
     ]
     for job in jobs:
@@ -232,7 +234,7 @@ def _unique_names(places: list[Path]) -> list[Path]:
 # The work: write in the background while the next pictures are predicted.
 
 
-def _written(results: Generator[tuple[_Job, DepthResult | LangdepthError]]) -> Iterator[str | LangdepthError]:
+def written(results: Generator[tuple[Job, DepthResult | LangdepthError]]) -> Iterator[str | LangdepthError]:
     """A line per picture once its files are there, or the error. A file that cannot be written ends the run."""
     workers = min(4, os.cpu_count() or 1)
     pending: deque[Future[str]] = deque()
@@ -252,7 +254,7 @@ def _written(results: Generator[tuple[_Job, DepthResult | LangdepthError]]) -> I
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _write(job: _Job, result: DepthResult) -> str:
+def _write(job: Job, result: DepthResult) -> str:
     from langdepth.io import write_result
 
     if "ply" in job.targets and result.camera is None:
@@ -266,7 +268,7 @@ def _write(job: _Job, result: DepthResult) -> str:
     return _line(job, result)
 
 
-def _line(job: _Job, result: DepthResult) -> str:
+def _line(job: Job, result: DepthResult) -> str:
     import numpy as np
 
     depth = result.depth[result.valid]
