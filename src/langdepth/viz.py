@@ -57,9 +57,9 @@ def colorize(
 ) -> Pixels:
     """Depth (H, W) as RGB (H, W, 3) uint8, linear in depth: near bright, far dark with the default map.
 
-    ``minimum`` and ``maximum`` (metres; by default ``robust_range``) get the first and the last colour, and so does what
-    lies beyond them. Pixels that are not ``valid``, not finite or not positive are grey. ``colormap`` is any name of
-    matplotlib's. Raises UsageError for an unknown map, or unless ``minimum < maximum``.
+    ``minimum`` and ``maximum`` (metres; by default ``robust_range``) get the first and the last colour, and so does
+    what lies beyond them. Pixels that are not ``valid``, not finite or not positive are grey. ``colormap`` is any name
+    of matplotlib's. Raises UsageError for an unknown map, or unless ``minimum < maximum``.
     """
     usable = _usable(depth, valid)
     low, high = _range(depth, usable, minimum, maximum)
@@ -95,8 +95,8 @@ def sheet(rows: Iterable[SheetRow], *, cell_width: int = 320, unit: str = "m", e
     """A contact sheet, RGB uint8: per row picture, truth, prediction and (``errors``) |prediction - truth| / truth.
 
     Truth and prediction of a row share one range of colours (that of the truth, or of the prediction where there is no
-    truth), shown in the bar at the row's end. Sparse truth stays visible when a cell is smaller than the picture. Errors
-    go from black (0) to bright (50 % and more). Raises UsageError when there is no row, or sizes in a row differ.
+    truth), shown in the bar at the row's end. Sparse truth stays visible when a cell is smaller than the picture.
+    Errors go from black (0) to bright (50 % and more). Raises UsageError without rows, or when sizes in a row differ.
     """
     rows = list(rows)
     if not rows:
@@ -133,7 +133,7 @@ def _sheet_row(row: SheetRow, cell_width: int, unit: str, with_errors: bool) -> 
 
 
 def _resampled(depth: Depth, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Depth at (height, width) ``size``, values not mixed; a pixel shows some known value that falls into it, if any."""
+    """Depth at (height, width) ``size``, values not mixed; a pixel shows a known value that falls into it, if any."""
     depth = np.where(_usable(depth, None), depth, 0)
     rows, columns = (np.arange(goal) * have // goal for goal, have in zip(size, depth.shape, strict=True))
     small = depth[rows[:, None], columns].astype(np.float32)
