@@ -7,6 +7,7 @@ import io
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,18 @@ def test_folder_with_bad_files_writes_the_rest_and_exits_1(run: Run) -> None:
     for name in ("empty.jpg", "text.jpg", "cut.png"):
         assert name in err
     assert "4 done, 3 failed" in out
+
+
+def test_warnings_are_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Doubting(FakeSystem):
+        def forward(self, image, text=None, scene=None):  # type: ignore[no-untyped-def]
+            warnings.warn("the word 'zorblax'\nis not known", stacklevel=2)
+            return super().forward(image, text, scene)
+
+    monkeypatch.setattr("langdepth.checkpoint.load", lambda name: Doubting())
+    save_picture(Path("a.png"), grey(0.5))
+    code, _, err = run("a.png", "--save", "npy")
+    assert (code, err) == (0, "langdepth predict: warning: the word 'zorblax' is not known\n")
 
 
 def test_sub_folders_only_when_asked_and_kept(run: Run) -> None:

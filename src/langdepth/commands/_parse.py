@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import typing
+import warnings
 from argparse import SUPPRESS, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,14 +22,21 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
     ``flip: bool = False`` a switch ``--flip``, one without a default is required. Types are checked. The help comes
     from the docstring (Google style, section "Args:") and ends with ``example``, one command per line.
 
-    Raises UsageError (one line) for anything the command line gets wrong.
+    Warnings during the call cost one line on stderr, too. Raises UsageError (one line) for anything the command line
+    gets wrong.
     """
     parser = build_parser(function, prog, example)
     try:
         values = parser.parse_args(list(arguments))
     except ArgumentError as error:
         raise UsageError(_explain(str(error), function, parser, prog)) from None
-    return int(function(**{name: values[name] for name in inspect.signature(function).parameters}) or 0)
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"{prog}: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        return int(function(**{name: values[name] for name in inspect.signature(function).parameters}) or 0)
 
 
 def build_parser(function: Callable[..., Any], prog: str, example: str) -> Any:
