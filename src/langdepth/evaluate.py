@@ -1,8 +1,8 @@
 """A system on a data set under a protocol: one pass, one report, two pictures.
 
 Data flow: pictures decoded ahead in threads -> the protocol's frame -> system -> flip, alignment, clamp -> sums. Memory
-does not grow with the data set. In a torch.distributed process group of n, each process takes every n-th picture and
-all get the same report.
+does not grow with the data set. In a torch.distributed group of n processes (gloo: the sums are on the CPU) each takes
+every n-th picture, and all get the same report.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,8 @@ def evaluate(
     count = len(dataset) if limit is None else min(limit, len(dataset))
     if count == 0:
         raise LangdepthError(f"'{dataset.name}' has no pictures")
+    if system.scale_kind == "relative" and protocol.alignment == "none":
+        raise UsageError(f"'{system.name}' tells depth up to a factor; give an alignment: median or least_squares")
     grouped = distributed.is_available() and distributed.is_initialized()
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
     system = _move(system, device).eval()
@@ -95,12 +98,10 @@ def evaluate(
     metrics, by_range = DepthMetrics(), ErrorByRange()
     scores: list[tuple[float, int]] = []  # abs_rel and index of every judged picture
     indices = range(rank, count, processes)
-    bar = _Progress(len(indices), shown=progress and rank == 0)
-
     # What an unreadable picture adds: a picture without a valid pixel.
     nothing = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.bool)
 
-    def readable() -> Iterator[tuple[int, Sample]]:
+    def readable(bar: _Progress) -> Iterator[tuple[int, Sample]]:
         for index, sample in _read_ahead(dataset, indices):
             bar.advance()
             if isinstance(sample, Sample):
@@ -110,16 +111,16 @@ def evaluate(
                 metrics.update(*nothing)
                 by_range.update(*nothing)
 
-    for batch in _batches(readable(), batch_size):
-        judged = judge(system, [sample for _, sample in batch], protocol, dtype)
-        metrics.update(judged.prediction, judged.target, judged.valid)
-        by_range.update(judged.prediction, judged.target, judged.valid)
-        for (index, sample), abs_rel in zip(batch, metrics.last["abs_rel"].tolist(), strict=True):
-            if math.isnan(abs_rel):
-                bar.say(f"skipped: {sample.path}: no known depth inside the window and range of {protocol.name}")
-            else:
-                scores.append((abs_rel, index))
-    bar.close()
+    with closing(_Progress(len(indices), shown=progress and rank == 0)) as bar:
+        for batch in _batches(readable(bar), batch_size):
+            judged = judge(system, [sample for _, sample in batch], protocol, dtype)
+            metrics.update(judged.prediction, judged.target, judged.valid)
+            by_range.update(judged.prediction, judged.target, judged.valid)
+            for (index, sample), abs_rel in zip(batch, metrics.last["abs_rel"].tolist(), strict=True):
+                if math.isnan(abs_rel):
+                    bar.say(f"skipped: {sample.path}: no known depth inside the window and range of {protocol.name}")
+                else:
+                    scores.append((abs_rel, index))
     means, ranges = metrics.compute(), by_range.compute()
     if processes > 1:
         gathered: list[Any] = [None] * processes
@@ -151,18 +152,24 @@ def judge(system: System, samples: list[Sample], protocol: Protocol, dtype: str 
     """Depth of samples of one size under a protocol.
 
     Raises LangdepthError, naming the picture, for depth that is not finite or, where the protocol does not clamp, not
-    above 0.
+    above 0; and when the device's memory does not suffice.
     """
     window = (..., *protocol.frame_window(*samples[0].image.shape[-2:]))
     image, target, known = (
         torch.stack([getattr(sample, name) for sample in samples])[window] for name in ("image", "depth", "mask")
     )
     device = system.get_buffer("_mean").device
-    with torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "float32"):
-        prediction = infer(system, image.to(device), flip=protocol.flip).depth.cpu()
-    _require(
-        prediction.isfinite(), samples, f"'{system.name}' gave depth that is not finite; its weights may be damaged"
-    )
+    try:
+        with torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "float32"):
+            prediction = infer(system, image.to(device), flip=protocol.flip).depth.cpu()
+    except torch.OutOfMemoryError:
+        raise LangdepthError(
+            f"{device}: not enough memory for {len(samples)} pictures of {image.shape[-1]}x{image.shape[-2]}; "
+            "use a smaller batch size or another device"
+        ) from None
+    coarse = "" if dtype == "float32" else f", or {dtype} is too coarse"
+    not_finite = f"'{system.name}' gave depth that is not finite; its weights may be damaged{coarse}"
+    _require(prediction.isfinite(), samples, not_finite)
     valid = protocol.valid_mask(target, known)
     prediction = align(prediction, target, valid, protocol.alignment)
     if protocol.clamp_prediction:

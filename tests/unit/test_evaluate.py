@@ -184,6 +184,14 @@ def test_alignment_forgives_the_scale_only_when_asked() -> None:
         assert report["protocol"]["hash"] != FULL.hash
 
 
+def test_relative_depth_needs_an_alignment() -> None:
+    system = FakeSystem()
+    system.scale_kind = "relative"
+    with pytest.raises(UsageError, match="give an alignment: median or least_squares"):
+        run(Pictures(1), system=system)
+    assert run(Pictures(3), FULL.override(alignment="median"), system)["image_mean"]["delta1"] == 1
+
+
 def test_clamp_limits_the_prediction_not_the_truth() -> None:
     dataset = Pictures(0.5)  # predicts 1.9 m for 3.8 m
     report = run(dataset, FULL.override(min_depth=3.0, max_depth=10.0))
