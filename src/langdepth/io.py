@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import stat
 import sys
 import warnings
 import zipfile
@@ -191,19 +192,7 @@ def _stream(source: Any) -> Iterator[tuple[IO[bytes], str]]:
         yield io.BytesIO(source), ""
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
-        if path.is_dir():
-            raise ImageError(f"{path}: is a folder, not a picture")
-        if not path.exists():
-            raise ImageError(f"{path}: no such file")
-        if not path.is_file():  # a pipe would block for ever
-            raise ImageError(f"{path}: not a regular file")
-        try:
-            stream = path.open("rb")
-        except OSError as error:
-            raise ImageError(f"{path}: cannot be opened ({error.strerror})") from None
-        with stream:
-            if os.fstat(stream.fileno()).st_size == 0:
-                raise ImageError(f"{path}: empty (0 bytes)")
+        with _open_regular(path) as stream:
             yield stream, str(path)
     elif hasattr(source, "read"):
         name = getattr(source, "name", "")
@@ -213,6 +202,22 @@ def _stream(source: Any) -> Iterator[tuple[IO[bytes], str]]:
     else:
         kind = type(source).__name__
         raise ImageError(f"a picture is a path, bytes, file, PIL picture, NumPy array or torch tensor, not {kind}")
+
+
+def _open_regular(path: Path) -> IO[bytes]:
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError(f"{path}: is a folder, not a picture")
+        if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
+            raise ImageError(f"{path}: not a regular file")
+        if status.st_size == 0:
+            raise ImageError(f"{path}: empty (0 bytes)")
+        return path.open("rb")
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        raise ImageError(f"{path}: cannot be opened ({getattr(error, 'strerror', None) or error})") from None
 
 
 @contextmanager
@@ -260,6 +265,8 @@ def read_depth16(path: str | Path) -> tuple[npt.NDArray[np.float32], float]:
             scale = float(json.loads(image.info[_PNG_TAG])["scale"])
         except (KeyError, TypeError, ValueError):
             raise ImageError("carries no depth scale; read it with read_depth(path, scale)") from None
+        if not (np.isfinite(scale) and scale > 0):
+            raise ImageError(f"states a depth scale of {scale}, which is not a positive number")
     return values.astype(np.float32) * np.float32(scale), scale
 
 
@@ -307,16 +314,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is not None and not _concerns(error.filename, path, temporary):
+        if error.filename is not None and Path(str(error.filename)) not in (path, temporary, *path.parents):
             raise  # something else went wrong inside, for example reading another file
         raise LangdepthError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def _concerns(filename: Any, path: Path, temporary: Path) -> bool:
-    return Path(os.fsdecode(filename)) in (path, temporary, *path.parents)
 
 
 class Writer(NamedTuple):
@@ -460,7 +463,7 @@ def _write_ply(result: DepthResult, file: IO[bytes], *, max_points: int | None =
         "end_header",
     ]
     file.write(("\n".join(header) + "\n").encode("ascii", "replace"))
-    file.write(vertices.tobytes())
+    file.write(vertices.view(np.uint8).data)  # no copy
 
 
 WRITERS: dict[str, Writer] = {

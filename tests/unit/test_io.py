@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from langdepth.camera import Camera
 from langdepth.errors import ImageError, LangdepthError, UsageError
@@ -218,6 +219,9 @@ class TestReadImage:
         os.mkfifo(tmp_path / "pipe.jpg")
         with pytest.raises(ImageError, match=r"pipe.jpg: not a regular file"):
             read_image(tmp_path / "pipe.jpg")
+        for name in ("x" * 5000, "null\0byte.jpg"):
+            with pytest.raises(ImageError, match="cannot be opened"):
+                read_image(name)
         with pytest.raises(ImageError, match="empty"):
             read_image(b"")
         with pytest.raises(ImageError, match="not int"):
@@ -372,6 +376,12 @@ class TestWriteResult:
         Image.fromarray(np.ones((40, 40), np.uint16)).save(tmp_path / "plain.png")
         with pytest.raises(ImageError, match=r"plain.png: carries no depth scale"):
             read_depth16(tmp_path / "plain.png")
+        for text in ("{}", "no json", "[1]", '{"scale": null}', '{"scale": NaN}', '{"scale": -1}'):
+            tag = PngInfo()
+            tag.add_text("langdepth", text)
+            Image.fromarray(np.ones((40, 40), np.uint16)).save(tmp_path / "odd.png", pnginfo=tag)
+            with pytest.raises(ImageError, match=r"odd.png: .*depth scale"):
+                read_depth16(tmp_path / "odd.png")
 
     def test_npz_holds_everything_without_pickles(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
         result = make_result(
