@@ -1,0 +1,75 @@
+"""``langdepth train``: run a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from langdepth.commands import _parse
+from langdepth.errors import UsageError
+
+EXAMPLE = """\
+langdepth train --config recipes/tiny.yaml --data.root rgbd --train.epochs 5
+langdepth train --config recipes/tiny.yaml --train.out runs/second --optim.lr 5e-4 --data.weights.kitti 2
+langdepth train --config runs/second/recipe.yaml --resume
+Any field of the recipe can be set on the command line by its dotted name; docs/train.md lists them."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse and run."""
+    plain, overrides = split_overrides(arguments)
+
+    def train(*, config: Path, resume: bool = False) -> int:
+        """Train a system from a recipe.
+
+        Args:
+            config: The recipe, a YAML file. Its fields can be overridden: --section.field VALUE.
+            resume: Continue the run in the recipe's train.out from where it stopped, also in mid-epoch.
+        """
+        from langdepth.config import load_yaml
+
+        content = load_yaml(config)
+        for key, value in overrides.items():
+            _set(content, key, value)
+        from langdepth.train import read_recipe
+        from langdepth.train import train as run_recipe
+
+        folder = run_recipe(read_recipe(content), resume=resume)
+        print(f"done: {folder / 'best.safetensors'}")
+        return 0
+
+    return _parse.run(train, plain, "langdepth train", EXAMPLE)
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The plain options, and the dotted ones (``--optim.lr 1e-4``, ``--optim.lr=1e-4``) with their values read as YAML."""
+    import yaml
+
+    plain: list[str] = []
+    overrides: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if not (name.startswith("--") and "." in name):
+            plain.append(word)
+            continue
+        if not equals:
+            if not rest:
+                raise UsageError(f"{name} needs a value")
+            value = rest.pop(0)
+        try:
+            overrides[name[2:]] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UsageError(f"{name}: the value '{value}' is not valid YAML") from None
+    return plain, overrides
+
+
+def _set(content: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise UsageError(f"--{dotted}: '{section}' is a value, not a section")
+    content[key] = value
