@@ -126,8 +126,9 @@ def predict_stream(
 
     Pictures are decoded ahead in ``workers`` threads (None: one per core, at most 8) and go through the system in
     batches of one network size; so results come in nearly, not exactly, the order of ``paths``. A result equals that
-    of ``predict_pictures``, but holds the ``image`` only with ``keep_image``. ``read`` turns an item of ``paths`` into
-    what ``read_image`` takes; the other options are those of ``predict_pictures``, the same for all pictures.
+    of ``predict_pictures``, but holds the ``image`` only with ``keep_image``. ``batch_size`` pictures are in the
+    network at once, on a CPU in several threads. ``read`` turns an item of ``paths`` into what ``read_image`` takes;
+    the other options are those of ``predict_pictures``, the same for all pictures.
 
     Raises UsageError for options that do not fit.
     """
@@ -217,7 +218,7 @@ class _Prepared:
 
 
 class _Predictor:
-    """A system with the options that hold for all pictures. ``prepare`` may run in any thread, ``run`` in one."""
+    """A system with the options that hold for all pictures. Its methods may run in any thread."""
 
     def __init__(
         self, system: System, *, flip: bool, device: str | torch.device | None, dtype: str | None, keep_image: bool
@@ -243,18 +244,24 @@ class _Predictor:
         )
 
     def run(self, batch: list[tuple[Key, _Prepared]]) -> Iterator[tuple[Key, DepthResult | LangdepthError]]:
-        """Pictures of one network size to their results, which are made one by one as the caller takes them."""
-        output = self._infer([prepared for _, prepared in batch])
+        """Pictures of one network size to their results."""
+        return self.results(batch, self.infer(batch))
+
+    def results(
+        self, batch: list[tuple[Key, _Prepared]], output: DepthOutput
+    ) -> Iterator[tuple[Key, DepthResult | LangdepthError]]:
+        """Depth at network size to results at picture size, made one by one as the caller takes them."""
         finite = output.depth.isfinite().flatten(1).all(1).tolist()
         for index, (key, prepared) in enumerate(batch):
             yield key, self._result(prepared, output, index) if finite[index] else self._not_finite(prepared)
 
     @torch.inference_mode()
-    def _infer(self, batch: list[_Prepared]) -> DepthOutput:
-        requests = [prepared.request for prepared in batch]
+    def infer(self, batch: Sequence[tuple[Any, _Prepared]]) -> DepthOutput:
+        """Pictures of one network size through the system; depth and scene_probs at network size, on the CPU."""
+        requests = [prepared.request for _, prepared in batch]
         text = [request.text for request in requests if request.text is not None]  # all or none of a call have one
         scene = [request.scene for request in requests if request.scene is not None]
-        image = torch.cat([prepared.image for prepared in batch]).to(self.device)
+        image = torch.cat([prepared.image for _, prepared in batch]).to(self.device)
         try:
             with torch.autocast(self.device.type, dtype=DTYPES[self.dtype], enabled=self.dtype != "float32"):
                 output = _forward(self.system, image, text or None, scene or None, self.flip)
@@ -317,18 +324,35 @@ def _stream(
 def _run_ahead(
     predictor: _Predictor, requests: Iterator[tuple[Key, _Request]], batch_size: int, workers: int
 ) -> Generator[tuple[Key, DepthResult | LangdepthError]]:
+    # On a CPU several networks side by side, each with its share of the threads and of the batch, do more than one with
+    # all threads: there is less waiting for each other, also for the threads that decode and write.
+    threads = torch.get_num_threads()
+    lanes = min(threads, batch_size) if predictor.device.type == "cpu" else 1
+    share = -(-batch_size // lanes)
+    decoders = ThreadPoolExecutor(workers, "langdepth-decode")
+    networks = ThreadPoolExecutor(lanes, "langdepth-network", torch.set_num_threads, (threads // lanes,))
     ahead: deque[tuple[Key, Future[_Prepared]]] = deque()
     waiting: dict[tuple[int, ...], list[tuple[Key, _Prepared]]] = {}
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="langdepth-decode")
+    running: deque[tuple[list[tuple[Key, _Prepared]], Future[DepthOutput]]] = deque()
+
+    def submit(batch: list[tuple[Key, _Prepared]]) -> None:
+        running.append((batch, networks.submit(predictor.infer, batch)))
+
+    def finished(most: int) -> Iterator[tuple[Key, DepthResult | LangdepthError]]:
+        """Results of the oldest batches until ``most`` are left running."""
+        while len(running) > most:
+            batch, output = running.popleft()
+            yield from predictor.results(batch, output.result())
+
     try:
         while True:
             for key, request in islice(requests, batch_size + workers - len(ahead)):
-                ahead.append((key, pool.submit(predictor.prepare, request)))
+                ahead.append((key, decoders.submit(predictor.prepare, request)))
             if not ahead:
                 break
-            key, future = ahead.popleft()
+            key, decoded = ahead.popleft()
             try:
-                prepared = future.result()
+                prepared = decoded.result()
             except UsageError:
                 raise
             except LangdepthError as error:
@@ -337,12 +361,16 @@ def _run_ahead(
             waiting.setdefault(tuple(prepared.image.shape), []).append((key, prepared))
             largest = max(waiting, key=lambda shape: len(waiting[shape]))
             # Many shapes at once: the fullest batch goes before it is full, so that few pictures are held.
-            if len(waiting[largest]) == batch_size or sum(map(len, waiting.values())) == 4 * batch_size:
-                yield from predictor.run(waiting.pop(largest))
+            if len(waiting[largest]) == share or sum(map(len, waiting.values())) == 4 * batch_size:
+                submit(waiting.pop(largest))
+                yield from finished(most=lanes)
         for batch in waiting.values():
-            yield from predictor.run(batch)
+            submit(batch)
+        yield from finished(most=0)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        decoders.shutdown(wait=True, cancel_futures=True)
+        networks.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)  # setting it in a thread also set what later threads start with
 
 
 # Options.

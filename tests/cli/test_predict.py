@@ -255,7 +255,7 @@ def test_ctrl_c_keeps_what_is_written(run: Run, monkeypatch: pytest.MonkeyPatch)
 
     class Interrupted(FakeSystem):
         def forward(self, image, text=None, scene=None):  # type: ignore[no-untyped-def]
-            if len(self.batches) == 2:
+            if len(self.batches) >= 3:
                 time.sleep(0.2)  # the writers catch up
                 raise KeyboardInterrupt
             return super().forward(image, text, scene)
@@ -264,11 +264,13 @@ def test_ctrl_c_keeps_what_is_written(run: Run, monkeypatch: pytest.MonkeyPatch)
     code, _, err = run("photos", "--save", "npy", "--batch-size", "2")
     assert code == 130
     assert "interrupted" in err
-    assert len(files()) == 4
+    kept = len(files())
+    assert 0 < kept < 12
+    assert all(np.load(f"depth/{name}").shape == (48, 64) for name in files())
     monkeypatch.setattr("langdepth.checkpoint.load", lambda name: FakeSystem())
     code, out, _ = run("photos", "--save", "npy", "--resume")
     assert code == 0
-    assert "4 of 12 pictures were already done" in out
+    assert f"{kept} of 12 pictures were already done" in out
     assert len(files()) == 12
 
 
