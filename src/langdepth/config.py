@@ -1,4 +1,7 @@
-"""Strict configuration: frozen keyword-only dataclasses filled from YAML; an unknown key is an error naming the nearest known one."""
+"""Strict configuration: frozen keyword-only dataclasses filled from YAML.
+
+An unknown key is an error that names the nearest known one.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,21 @@ T = TypeVar("T")
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping (plain data only, no tags). Raises UsageError naming the file and line on a mistake."""
+    """Read a YAML mapping (plain data: no tags, no key twice). Raises UsageError naming file and line of a mistake."""
     import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that stands twice in one mapping, of which YAML would silently keep the last."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen: set[Any] = set()
+            for key, _ in node.value:
+                name = key.value if isinstance(key, yaml.ScalarNode) else id(key)
+                if name in seen:
+                    problem = f"key '{name}' stands twice in one mapping"
+                    raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+                seen.add(name)
+            return super().construct_mapping(node, deep)
 
     path = Path(path)
     try:
@@ -26,11 +42,12 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as text ({error})") from None
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        content = yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date, for example
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}: not valid YAML{line}: {getattr(error, 'problem', error)}") from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UsageError(f"{path}: not valid YAML{line}: {problem}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path}: a recipe is a mapping of keys to values, found {type(content).__name__}")
     return content
@@ -57,8 +74,8 @@ def to_mapping(config: Any) -> dict[str, Any]:
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
     """Build the dataclass ``cls`` from plain data.
 
-    ``where`` is the dotted place that messages name ("data." for the data section). Raises UsageError for unknown keys, missing
-    required keys, and values of the wrong type.
+    ``where`` is the dotted place that messages name ("data." for the data section). Raises UsageError for unknown keys,
+    missing required keys, and values of the wrong type.
     """
     if not isinstance(mapping, Mapping):
         raise UsageError(f"{where.rstrip('.') or 'recipe'}: expected a mapping of keys to values, got {mapping!r}")
@@ -118,10 +135,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return float(value)  # YAML 1.1 reads 1e-4 as a string
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if hint is Path and isinstance(value, str):
         return Path(value)
-    if hint is int and isinstance(value, bool) or not isinstance(value, hint):
+    if (hint is int and isinstance(value, bool)) or not isinstance(value, hint):
         raise UsageError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value

@@ -1,4 +1,7 @@
-"""Training losses. Depth tensors are (B, 1, H, W) metres, masks are bool of the same shape; masked-out pixels never count."""
+"""Training losses.
+
+Depth tensors are (B, 1, H, W) metres, masks are bool of the same shape; masked-out pixels never count.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ def _log_difference(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, difference, torch.zeros_like(difference))
 
 
-def silog(prediction: Tensor, target: Tensor, mask: Tensor, variance_focus: float = 0.85, weight: float = 10.0) -> Tensor:
+def silog(
+    prediction: Tensor, target: Tensor, mask: Tensor, variance_focus: float = 0.85, weight: float = 10.0
+) -> Tensor:
     """Scale-invariant log loss over all valid pixels of the batch: weight * sqrt(mean d^2 - focus * (mean d)^2).
 
     Eigen et al. 2014 with the square root of BTS (Lee et al. 2019). 0 when no pixel is valid.
@@ -25,7 +30,8 @@ def silog(prediction: Tensor, target: Tensor, mask: Tensor, variance_focus: floa
     count = mask.sum().clamp_min(1)
     mean = difference.sum() / count
     square = difference.square().sum() / count
-    return weight * torch.sqrt((square - variance_focus * mean.square()).clamp_min(0) + 1e-8)
+    spread = torch.sqrt((square - variance_focus * mean.square()).clamp_min(0) + 1e-8)  # finite gradient at 0
+    return weight * spread * mask.any()
 
 
 def log_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -37,7 +43,10 @@ def log_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def gradient(prediction: Tensor, target: Tensor, mask: Tensor, scales: int = 3) -> Tensor:
-    """Mean absolute difference of log-depth gradients between neighbours at ``scales`` strides 1, 2, 4 ... (MegaDepth, 2018)."""
+    """Mean absolute difference of log-depth gradients between neighbours at strides 1, 2, 4 ... (MegaDepth, 2018).
+
+    ``scales``: how many strides.
+    """
     difference = _log_difference(prediction, target, mask)
     total = difference.new_zeros(())
     for level in range(scales):
@@ -50,6 +59,9 @@ def gradient(prediction: Tensor, target: Tensor, mask: Tensor, scales: int = 3) 
 
 
 def scene_cross_entropy(logits: Tensor, scene: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of (B, K) scene logits against (B,) labels; -1 means unknown and does not count. 0 when all are unknown."""
+    """Cross-entropy of (B, K) scene logits against (B,) labels; -1 means unknown and does not count.
+
+    0 when all are unknown.
+    """
     total = F.cross_entropy(logits, scene, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing)
     return total / (scene >= 0).sum().clamp_min(1)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 
 class RelativeBins(nn.Module):
-    """Relative depth in (0, 1): per-pixel probabilities over bins whose widths follow the picture (AdaBins, ScaleDepth's ARDE).
+    """Relative depth in (0, 1): per-pixel probabilities over bins whose widths follow the picture.
 
-    Widths start geometric, from ``nearest`` to 1, because depth ranges are: the near bins are narrow.
+    As in AdaBins and ScaleDepth's ARDE. Widths start geometric, from ``nearest`` to 1, because depth ranges are: the
+    near bins are narrow.
     """
 
     def __init__(self, pixel_channels: int, picture_channels: int, bins: int = 64, nearest: float = 0.02) -> None:
@@ -25,10 +26,14 @@ class RelativeBins(nn.Module):
             self.widths.bias.copy_(torch.log(edges.diff()))
 
     def forward(self, pixels: Tensor, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """pixels (B, C, h, w), picture (B, P) -> relative (B, 1, h, w), bin_centers (B, N) rising, bin_probs (B, N, h, w)."""
-        widths = self.widths(picture).float().softmax(-1)
-        edges = torch.cumsum(widths, -1)
-        centers = edges - widths / 2
-        probs = self.logits(pixels).float().softmax(1)
-        relative = torch.einsum("bnhw,bn->bhw", probs, centers).unsqueeze(1)
+        """From pixels (B, C, h, w) and picture (B, P).
+
+        Returns relative (B, 1, h, w), bin_centers (B, N) rising, bin_probs (B, N, h, w) with sum 1 over N.
+        """
+        widths, logits = self.widths(picture).float(), self.logits(pixels).float()
+        with torch.autocast(pixels.device.type, enabled=False):  # a bfloat16 sum would step by 0.4 %
+            widths = widths.softmax(-1)
+            centers = torch.cumsum(widths, -1) - widths / 2
+            probs = logits.softmax(1)
+            relative = torch.einsum("bnhw,bn->bhw", probs, centers).unsqueeze(1)
         return relative, centers, probs

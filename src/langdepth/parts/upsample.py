@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,14 +41,14 @@ class FeaturePyramid(nn.Module):
     def __init__(self, inputs: Sequence[int], widths: Sequence[int]) -> None:
         super().__init__()
         self.lateral = nn.ModuleList(nn.Conv2d(i, w, 1) for i, w in zip(inputs, widths, strict=True))
-        self.reduce = nn.ModuleList(
-            nn.Conv2d(coarse, fine, 1) for fine, coarse in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.reduce = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in pairwise(widths))
         self.refine = nn.ModuleList(ResidualConv(w) for w in widths)
 
     def forward(self, features: Sequence[Tensor], top: Tensor | None = None) -> Tensor:
-        """features, fine to coarse, each (B, inputs[i], h_i, w_i); ``top`` (B, widths[-1]) is added everywhere on the coarsest
-        level. Returns (B, widths[0], h_0, w_0)."""
+        """features, fine to coarse, each (B, inputs[i], h_i, w_i). Returns (B, widths[0], h_0, w_0).
+
+        ``top`` (B, widths[-1]) is added everywhere on the coarsest level.
+        """
         x = self.lateral[-1](features[-1])
         if top is not None:
             x = x + top[..., None, None]

@@ -1,7 +1,7 @@
 """A small sentence encoder distilled from CLIP text features: sentences in, unit vectors of CLIP's text space out.
 
-It knows the words of the captions it was trained on and says which words of a sentence it does not know. It stands in for
-CLIP's text tower where that cannot be downloaded; it is not a general language model.
+It knows the words of the captions it was trained on and says which words of a sentence it does not know. It stands in
+for CLIP's text tower where that cannot be downloaded; it is not a general language model.
 """
 
 from __future__ import annotations
@@ -31,15 +31,19 @@ class CaptionFeatures(NamedTuple):
 
 def read_caption_features(path: str | Path) -> CaptionFeatures:
     """Read an ``.npz`` with arrays caption (N,), feature (N, D) and train_count (N,). Raises LangdepthError."""
+    needed = "needed are the arrays caption (N,), feature (N, D) and train_count (N,)"
     try:
         with np.load(path, allow_pickle=False) as file:
             captions = [str(c) for c in file["caption"]]
             features = torch.from_numpy(file["feature"].astype(np.float32))
             counts = torch.from_numpy(file["train_count"].astype(np.int64))
-    except (OSError, ValueError, KeyError) as error:
-        raise LangdepthError(
-            f"{path}: not a caption feature file ({error}); needed are arrays caption, feature and train_count"
-        ) from None
+    except Exception as error:  # a damaged archive raises OSError, ValueError, EOFError, BadZipFile, zlib.error ...
+        raise LangdepthError(f"{path}: not a caption feature file ({error}); {needed}") from None
+    if features.ndim != 2 or not len(captions) == len(features) == len(counts) > 0:
+        shapes = f"{len(captions)} captions, features {tuple(features.shape)}, {len(counts)} counts"
+        raise LangdepthError(f"{path}: {shapes} do not belong together; {needed}")
+    if not bool(torch.isfinite(features).all()):
+        raise LangdepthError(f"{path}: some features are not finite")
     return CaptionFeatures(captions, F.normalize(features, dim=-1), counts)
 
 
@@ -89,7 +93,10 @@ class SentenceEncoder(nn.Module):
 
 
 class DistillationReport(NamedTuple):
-    """Cosine between distilled and CLIP features on held-back captions, as they are and after removing the mean feature."""
+    """Cosine between distilled and CLIP features on held-back captions.
+
+    ``cosine``: as they are; ``cosine_centred``: after removing the mean feature.
+    """
 
     captions: int
     cosine: float
@@ -102,11 +109,9 @@ def held_back(count: int, every: int = 20) -> Tensor:
 
 
 def distil(
-    encoder: SentenceEncoder, data: CaptionFeatures, *, epochs: int = 30, batch_size: int = 256, seed: int = 0
+    encoder: SentenceEncoder, data: CaptionFeatures, *, epochs: int = 24, batch_size: int = 256, seed: int = 0
 ) -> DistillationReport:
     """Fit the encoder to CLIP features (cosine loss, plain and mean-removed); deterministic for a seed."""
-    encoder.requires_grad_(True)
-    generator = torch.Generator().manual_seed(seed)
     kept_back = held_back(len(data.captions))
     tokens = encoder.tokenize(data.captions)
     train = torch.nonzero(~kept_back).squeeze(1)
@@ -114,19 +119,24 @@ def distil(
     steps = epochs * -(-len(train) // batch_size)
     optimiser = torch.optim.AdamW(encoder.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
-    encoder.train()
-    for _ in range(epochs):
-        for chosen in train[torch.randperm(len(train), generator=generator)].split(batch_size):
-            words = tokens[chosen]
-            # Dropped words teach the encoder what an unknown word means: not much.
-            dropped = (torch.rand(words.shape, generator=generator) < 0.05) & (words != PADDING)
-            output = encoder(words.masked_fill(dropped, UNKNOWN))
-            target = data.features[chosen]
-            loss = 2 - F.cosine_similarity(output, target).mean() - F.cosine_similarity(output - mean, target - mean).mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
+    encoder.train().requires_grad_(True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _ in range(epochs):
+            for chosen in train[torch.randperm(len(train))].split(batch_size):
+                words = tokens[chosen]
+                # Dropped words teach the encoder what an unknown word means: not much.
+                dropped = (torch.rand(words.shape) < 0.05) & (words != PADDING)
+                with torch.autocast(words.device.type, torch.bfloat16):
+                    output = encoder(words.masked_fill(dropped, UNKNOWN)).float()
+                target = data.features[chosen]
+                plain = F.cosine_similarity(output, target).mean()
+                centred = F.cosine_similarity(output - mean, target - mean).mean()
+                loss = 2 - plain - centred
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
     encoder.eval().requires_grad_(False)
     with torch.inference_mode():
         output, target = encoder(tokens[kept_back]), data.features[kept_back]

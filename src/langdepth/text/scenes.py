@@ -1,4 +1,4 @@
-"""Scene names: the 28 labels of NYUv2 plus outdoors (ScaleDepth, spec section 7), and the words that captions know for them."""
+"""Scene names: ScaleDepth's 28 labels (those of NYUv2, and outdoors), and the words that captions know for them."""
 
 from __future__ import annotations
 

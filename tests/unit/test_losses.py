@@ -1,0 +1,170 @@
+"""Losses against hand computations in float64; what the mask hides never matters, not even to the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from langdepth import losses
+
+DEPTH_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "silog": losses.silog,
+    "log_l1": losses.log_l1,
+    "gradient": losses.gradient,
+}
+
+
+@pytest.fixture
+def case() -> tuple[Tensor, Tensor, Tensor]:
+    """Prediction, target and mask (3, 1, 9, 11) float64; the second picture has no valid pixel."""
+    random = torch.Generator().manual_seed(0)
+    prediction, target = torch.rand(2, 3, 1, 9, 11, generator=random, dtype=torch.float64) * 9 + 0.5
+    mask = torch.rand(3, 1, 9, 11, generator=random) > 0.4
+    mask[1] = False
+    return prediction, target, mask
+
+
+# Hand computations
+
+
+@pytest.mark.parametrize(("focus", "weight"), [(0.85, 10.0), (0.0, 1.0), (1.0, 2.0)])
+def test_silog_by_hand(case: tuple[Tensor, Tensor, Tensor], focus: float, weight: float) -> None:
+    prediction, target, mask = (t.numpy() for t in case)
+    d = np.log(prediction[mask]) - np.log(target[mask])
+    expected = weight * np.sqrt(np.mean(d**2) - focus * np.mean(d) ** 2 + 1e-8)
+    found = losses.silog(*case, variance_focus=focus, weight=weight)
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_log_l1_counts_every_picture_the_same(case: tuple[Tensor, Tensor, Tensor]) -> None:
+    prediction, target, mask = (t.numpy() for t in case)
+    means = [
+        np.mean(np.abs(np.log(p[m]) - np.log(t[m])))
+        for p, t, m in zip(prediction, target, mask, strict=True)
+        if m.any()
+    ]
+    assert len(means) == 2
+    assert losses.log_l1(*case).item() == pytest.approx(np.mean(means), rel=1e-12)
+
+
+def test_gradient_by_hand() -> None:
+    # ln prediction = 0 0 1 3 / 0 0 1 3, ln target = 0; the last pixel of the first row is not known.
+    prediction = torch.tensor([[0.0, 0, 1, 3], [0, 0, 1, 3]], dtype=torch.float64).exp()[None, None]
+    mask = torch.ones(1, 1, 2, 4, dtype=torch.bool)
+    mask[..., 0, 3] = False
+    across = (0 + 1 + 0 + 1 + 2) / 5  # stride 1, left to right: two pairs in the first row, three in the second
+    down = 0.0
+    wide = 1.0  # stride 2: the pixels 0 and 2 of the first row
+    found = losses.gradient(prediction, torch.ones_like(prediction), mask, scales=2)
+    assert found.item() == pytest.approx((across + down + wide) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_scene_cross_entropy_by_hand(smoothing: float) -> None:
+    logits = torch.tensor([[1.0, 2, 3], [0, 0, 5], [9, 9, -9]], dtype=torch.float64, requires_grad=True)
+    scene = torch.tensor([2, 0, -1])
+    logs = torch.log_softmax(logits.detach(), -1)
+    per_row = [-(1 - smoothing) * logs[i, s] - smoothing * logs[i].mean() for i, s in ((0, 2), (1, 0))]
+    found = losses.scene_cross_entropy(logits, scene, label_smoothing=smoothing)
+    assert found.item() == pytest.approx(float(sum(per_row)) / 2, rel=1e-12)
+    found.backward()
+    assert logits.grad is not None
+    assert (logits.grad[2] == 0).all()  # the unknown one
+    assert (logits.grad[:2] != 0).any()
+
+
+def test_unknown_scenes_alone_cost_nothing() -> None:
+    logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    found = losses.scene_cross_entropy(logits, torch.tensor([-1, -1]), label_smoothing=0.1)
+    found.backward()
+    assert found.item() == 0
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+
+
+# Masks
+
+
+@pytest.mark.parametrize("name", DEPTH_LOSSES)
+@pytest.mark.parametrize("hidden", [torch.nan, torch.inf, 0.0, -1.0])
+@pytest.mark.parametrize("where", ["target", "prediction"])
+def test_masked_pixels_never_matter(case: tuple[Tensor, Tensor, Tensor], name: str, hidden: float, where: str) -> None:
+    prediction, target, mask = case
+    clean = prediction.clone().requires_grad_()
+    expected = DEPTH_LOSSES[name](clean, target, mask)
+    expected.backward()
+    spoilt = torch.where(mask, prediction, hidden) if where == "prediction" else prediction.clone()
+    spoilt.requires_grad_()
+    found = DEPTH_LOSSES[name](spoilt, torch.where(mask, target, hidden) if where == "target" else target, mask)
+    found.backward()
+    assert found.item() == expected.item()
+    assert clean.grad is not None
+    assert spoilt.grad is not None
+    assert (spoilt.grad[~mask] == 0).all()
+    assert (spoilt.grad[mask] != 0).any()
+    torch.testing.assert_close(spoilt.grad, clean.grad, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", DEPTH_LOSSES)
+def test_without_valid_pixels_the_loss_is_0_and_its_gradient_finite(name: str) -> None:
+    prediction = torch.ones(2, 1, 5, 6, requires_grad=True)
+    target = torch.full((2, 1, 5, 6), torch.nan)
+    found = DEPTH_LOSSES[name](prediction, target, torch.zeros(2, 1, 5, 6, dtype=torch.bool))
+    found.backward()
+    assert found.item() == 0
+    assert prediction.grad is not None
+    assert (prediction.grad == 0).all()
+
+
+@pytest.mark.parametrize("name", DEPTH_LOSSES)
+def test_a_perfect_prediction_has_almost_no_loss_and_a_finite_gradient(name: str) -> None:
+    prediction = torch.linspace(1, 5, 30).view(1, 1, 5, 6).requires_grad_()
+    found = DEPTH_LOSSES[name](prediction, prediction.detach(), torch.ones(1, 1, 5, 6, dtype=torch.bool))
+    found.backward()
+    assert 0 <= found.item() < 2e-3
+    assert prediction.grad is not None
+    assert torch.isfinite(prediction.grad).all()
+
+
+@pytest.mark.parametrize("name", DEPTH_LOSSES)
+@pytest.mark.parametrize("value", [0.0, -3.0])
+def test_predictions_that_are_not_positive_stay_finite(name: str, value: float) -> None:
+    prediction = torch.full((1, 1, 4, 4), value)
+    prediction[..., 0] = 2.0
+    prediction.requires_grad_()
+    found = DEPTH_LOSSES[name](prediction, torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 4, dtype=torch.bool))
+    found.backward()
+    assert torch.isfinite(found)
+    assert found.item() > 0.5
+    assert prediction.grad is not None
+    assert torch.isfinite(prediction.grad).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (2, 2)])
+def test_gradient_of_narrow_pictures_is_finite(shape: tuple[int, int]) -> None:
+    prediction = torch.full((1, 1, *shape), 2.0)
+    found = losses.gradient(prediction, torch.ones(1, 1, *shape), torch.ones(1, 1, *shape, dtype=torch.bool))
+    assert found.item() == 0
+
+
+# Invariance
+
+
+def test_silog_with_full_focus_ignores_the_scale(case: tuple[Tensor, Tensor, Tensor]) -> None:
+    prediction, target, mask = case
+    at_scale = [losses.silog(prediction * f, target, mask, variance_focus=1.0).item() for f in (1.0, 3.0, 0.2)]
+    assert at_scale[1:] == pytest.approx([at_scale[0]] * 2, rel=1e-12)
+    partly = [losses.silog(prediction * f, target, mask).item() for f in (1.0, 3.0)]
+    assert partly[1] > partly[0] * 1.05
+
+
+def test_gradient_ignores_the_scale_and_sees_edges(case: tuple[Tensor, Tensor, Tensor]) -> None:
+    prediction, target, mask = case
+    assert losses.gradient(prediction * 7, target, mask).item() == pytest.approx(
+        losses.gradient(prediction, target, mask).item(), rel=1e-9
+    )
+    assert losses.gradient(target * 7, target, mask).item() == pytest.approx(0, abs=1e-12)

@@ -1,0 +1,98 @@
+"""Bins and the feature pyramid: ranges, order, shapes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from langdepth.parts.bins import RelativeBins
+from langdepth.parts.upsample import FeaturePyramid
+
+
+def trained_looking_bins(spread: float) -> RelativeBins:
+    """Bins whose widths depend on the picture, as after training."""
+    torch.manual_seed(0)
+    bins = RelativeBins(5, 4, bins=16)
+    torch.nn.init.normal_(bins.widths.weight, std=spread)
+    return bins
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 2.0])
+def test_bins_are_ordered_and_depth_stays_between_them(spread: float) -> None:
+    bins = trained_looking_bins(spread)
+    pixels, picture = torch.randn(3, 5, 6, 7) * 3, torch.randn(3, 4)
+    relative, centers, probs = bins(pixels, picture)
+    assert relative.shape == (3, 1, 6, 7)
+    assert centers.shape == (3, 16)
+    assert probs.shape == (3, 16, 6, 7)
+    assert (centers.diff(dim=1) > 0).all()
+    assert (centers > 0).all()
+    assert (centers < 1).all()
+    torch.testing.assert_close(probs.sum(1), torch.ones(3, 6, 7))
+    assert (probs >= 0).all()
+    assert (relative[:, 0] >= centers[:, 0, None, None] * 0.9999).all()
+    assert (relative[:, 0] <= centers[:, -1, None, None] * 1.0001).all()
+    torch.testing.assert_close(relative[:, 0], (probs * centers[..., None, None]).sum(1))
+
+
+def test_bins_start_geometric_whatever_the_picture() -> None:
+    bins = RelativeBins(5, 4, bins=16, nearest=0.02)
+    _, centers, _ = bins(torch.randn(2, 5, 1, 1), torch.randn(2, 4))
+    edges = torch.tensor([0.0, *(0.02 ** (1 - i / 16) for i in range(1, 17))])
+    torch.testing.assert_close(centers, ((edges[1:] + edges[:-1]) / 2).expand(2, 16))
+
+
+def test_a_certain_pixel_takes_its_bin() -> None:
+    bins = RelativeBins(3, 2, bins=3)
+    with torch.no_grad():
+        bins.logits.weight.copy_(torch.eye(3)[..., None, None])
+    pixels = 100 * torch.eye(3).view(1, 3, 1, 3)  # pixel i votes for bin i
+    relative, centers, _ = bins(pixels, torch.zeros(1, 2))
+    torch.testing.assert_close(relative.flatten(), centers.flatten())
+
+
+def test_bins_keep_float32_under_autocast() -> None:
+    bins = trained_looking_bins(0.3)
+    pixels, picture = torch.randn(1, 5, 4, 4), torch.randn(1, 4)
+    plain = bins(pixels, picture)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = bins(pixels, picture)
+    for one, other in zip(plain, mixed, strict=True):
+        assert other.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.01)
+    assert math.isclose(mixed[2].sum(1).max().item(), 1, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(16, 24), (8, 12), (4, 6), (2, 3)],
+        [(17, 23), (9, 12), (5, 6), (3, 3)],  # odd sizes, rounded up as strided convolutions do
+        [(15, 9), (7, 4), (3, 2), (1, 1)],  # and rounded down
+        [(8, 8), (8, 8), (8, 8), (8, 8)],
+    ],
+)
+def test_the_pyramid_ends_at_the_finest_size(sizes: list[tuple[int, int]]) -> None:
+    torch.manual_seed(0)
+    pyramid = FeaturePyramid((3, 5, 7, 11), (8, 12, 16, 24)).eval()
+    features = [torch.randn(2, c, *size) for c, size in zip((3, 5, 7, 11), sizes, strict=True)]
+    assert pyramid(features).shape == (2, 8, *sizes[0])
+    assert pyramid(features, torch.randn(2, 24)).shape == (2, 8, *sizes[0])
+
+
+def test_every_level_and_the_top_reach_the_result() -> None:
+    torch.manual_seed(0)
+    pyramid = FeaturePyramid((3, 5, 7), (8, 12, 16)).eval()
+    features = [torch.randn(1, c, 8 // 2**i, 8 // 2**i, requires_grad=True) for i, c in enumerate((3, 5, 7))]
+    top = torch.randn(1, 16, requires_grad=True)
+    pyramid(features, top).square().sum().backward()
+    for tensor in (*features, top):
+        assert tensor.grad is not None
+        assert tensor.grad.abs().sum() > 0
+
+
+def test_a_level_without_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        FeaturePyramid((3, 5, 7), (8, 12))

@@ -1,0 +1,190 @@
+"""The distilled sentence encoder, on a small made-up feature set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from langdepth.errors import LangdepthError
+from langdepth.text.encoders import (
+    PADDING,
+    UNKNOWN,
+    CaptionFeatures,
+    SentenceEncoder,
+    distil,
+    held_back,
+    read_caption_features,
+    words_of,
+)
+
+THINGS = ("bed", "desk", "sink", "car", "tree", "lamp", "chair", "book")
+PLACES = ("kitchen", "bedroom", "street", "office", "library")
+VOCABULARY = sorted({"a", "with", "in", "the", *THINGS, *PLACES})
+FEATURES = 16
+
+
+def fake_captions() -> CaptionFeatures:
+    """80 captions; a feature is the sum of its words' random directions and one that all share."""
+    captions = [f"a {place} with a {thing}" for place in PLACES for thing in THINGS]
+    captions += [f"the {thing} in the {place}" for place in PLACES for thing in THINGS]
+    directions = torch.randn(len(VOCABULARY), FEATURES, generator=torch.Generator().manual_seed(1))
+    rows = [directions[[VOCABULARY.index(w) for w in words_of(c)]].sum(0) for c in captions]
+    features = F.normalize(torch.stack(rows) + 2, dim=-1)
+    return CaptionFeatures(captions, features, torch.ones(len(captions), dtype=torch.int64))
+
+
+def fresh_encoder(seed: int = 0) -> SentenceEncoder:
+    torch.manual_seed(seed)
+    return SentenceEncoder(VOCABULARY, FEATURES, width=16, max_words=8).eval()
+
+
+def held_back_cosine(encoder: SentenceEncoder, data: CaptionFeatures) -> float:
+    kept = held_back(len(data.captions))
+    with torch.no_grad():
+        return float(F.cosine_similarity(encoder(encoder.tokenize(data.captions))[kept], data.features[kept]).mean())
+
+
+# Sentences
+
+
+def test_sentences_become_unit_vectors_that_do_not_depend_on_their_neighbours() -> None:
+    encoder = fresh_encoder()
+    sentences = ["a kitchen with a sink", "street", "The BED, in the bedroom!"]
+    with torch.no_grad():
+        together = encoder(encoder.tokenize(sentences))
+        alone = torch.cat([encoder(encoder.tokenize([s])) for s in sentences])
+    assert together.shape == (3, FEATURES)
+    torch.testing.assert_close(together.norm(dim=-1), torch.ones(3))
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)  # padding does not count
+    assert (together[0] - together[1]).norm() > 0.01
+
+
+def test_tokens_are_words_without_case_and_marks() -> None:
+    encoder = fresh_encoder()
+    plain, shouted = encoder.tokenize(["a bed in the kitchen", "A bed; in THE kitchen?!"])
+    assert torch.equal(plain, shouted)
+    rows = encoder.tokenize(["bed", "bed zebra sink"])
+    assert rows[0, 1:].tolist() == [PADDING, PADDING]
+    assert rows[1].tolist() == [rows[0, 0], UNKNOWN, rows[1, 2]]
+    assert rows[1, 2] > UNKNOWN
+
+
+def test_word_order_matters() -> None:
+    encoder = fresh_encoder()
+    with torch.no_grad():
+        one, other = encoder(encoder.tokenize(["bed in kitchen", "kitchen in bed"]))
+    assert (one - other).norm() > 1e-3
+
+
+def test_unknown_words_are_told_once_each_in_order() -> None:
+    encoder = fresh_encoder()
+    assert encoder.unknown_words("A zebra, an apple and a ZEBRA in the kitchen") == ["zebra", "an", "apple", "and"]
+    assert encoder.unknown_words("a bed") == []
+
+
+@pytest.mark.parametrize("sentence", ["", "   ", "123 !?", "厨房"])
+def test_a_sentence_without_words_is_refused(sentence: str) -> None:
+    with pytest.raises(LangdepthError, match="has no words; say what the picture shows"):
+        fresh_encoder().tokenize(["a bed", sentence])
+
+
+def test_long_sentences_are_cut_at_the_limit() -> None:
+    encoder = fresh_encoder()
+    tokens = encoder.tokenize(["bed " * 500, "bed " * 8])
+    assert tokens.shape == (2, 8)
+    assert torch.equal(tokens[0], tokens[1])
+    with torch.no_grad():
+        assert torch.isfinite(encoder(tokens)).all()
+
+
+# Distillation
+
+
+def test_distillation_improves_the_cosine_on_captions_it_never_saw() -> None:
+    data, encoder = fake_captions(), fresh_encoder()
+    before = held_back_cosine(encoder, data)
+    report = distil(encoder, data, epochs=20, batch_size=16)
+    assert before < 0.5
+    assert report.cosine > 0.9
+    assert report.cosine_centred > 0.6
+    assert report.captions == 4
+    assert report.cosine == pytest.approx(held_back_cosine(encoder, data), abs=1e-6)
+    assert not encoder.training
+    assert not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_distillation_repeats_for_a_seed_and_leaves_the_callers_randomness_alone() -> None:
+    data = fake_captions()
+
+    def weights(start: int, seed: int) -> Tensor:
+        encoder = fresh_encoder()
+        torch.manual_seed(start)
+        state = torch.get_rng_state()
+        distil(encoder, data, epochs=1, batch_size=16, seed=seed)
+        assert torch.equal(state, torch.get_rng_state())
+        return torch.cat([p.flatten() for p in encoder.parameters()])
+
+    assert torch.equal(weights(start=1, seed=0), weights(start=2, seed=0))
+    assert not torch.equal(weights(start=1, seed=0), weights(start=1, seed=1))
+
+
+def test_every_20th_caption_is_held_back() -> None:
+    assert torch.nonzero(held_back(45)).flatten().tolist() == [0, 20, 40]
+
+
+# Files
+
+
+def test_caption_features_are_read_and_normalised(tmp_path: Path) -> None:
+    path = tmp_path / "f.npz"
+    np.savez(path, caption=["a bed", "a car"], feature=np.array([[3, 4], [0, 2]], np.float16), train_count=[5, 6])
+    data = read_caption_features(path)
+    assert data.captions == ["a bed", "a car"]
+    torch.testing.assert_close(data.features, torch.tensor([[0.6, 0.8], [0, 1]]))
+    assert data.counts.tolist() == [5, 6]
+
+
+GOOD = {"caption": ["a", "b"], "feature": np.ones((2, 3)), "train_count": [1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "expected"),
+    [
+        ({"caption": ["a", "b"], "train_count": [1, 1]}, "not a caption feature file"),
+        ({**GOOD, "feature": np.ones((3, 3))}, r"2 captions, features \(3, 3\), 2 counts do not belong together"),
+        ({**GOOD, "feature": np.ones(2)}, r"features \(2,\), 2 counts do not belong together"),
+        ({**GOOD, "caption": [], "feature": np.ones((0, 3)), "train_count": []}, "do not belong together"),
+        ({**GOOD, "feature": [[1.0, np.nan], [1, 1]]}, "some features are not finite"),
+        ({**GOOD, "caption": np.array(["a", None], dtype=object)}, "not a caption feature file"),  # a pickle
+    ],
+)
+def test_wrong_arrays_are_one_line(tmp_path: Path, arrays: dict[str, object], expected: str) -> None:
+    path = tmp_path / "f.npz"
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    with pytest.raises(LangdepthError, match=expected) as caught:
+        read_caption_features(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "npy"])
+def test_damaged_files_are_one_line(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "f.npz"
+    np.savez(path, **GOOD)  # type: ignore[arg-type]
+    whole = path.read_bytes()
+    content = {"empty": b"", "text": b"caption,feature\n", "truncated": whole[: len(whole) // 2]}.get(damage, whole)
+    path.write_bytes(content)
+    if damage == "missing":
+        path.unlink()
+    if damage == "npy":
+        with path.open("wb") as file:
+            np.save(file, np.ones(3))
+    with pytest.raises(LangdepthError, match="not a caption feature file") as caught:
+        read_caption_features(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
