@@ -87,8 +87,7 @@ def build(name: str, options: dict[str, Any] | None = None) -> System:
     from langdepth.config import from_mapping
 
     found = entry(name)
-    cls = found.system_class()
-    config = from_mapping(cls.Config, {**found.preset, **(options or {})}, where="system.options.")
-    system = cls(config)
+    cls: Any = found.system_class()  # every system is made from its config alone
+    system: System = cls(from_mapping(cls.Config, {**found.preset, **(options or {})}, where="system.options."))
     system.name = name
     return system

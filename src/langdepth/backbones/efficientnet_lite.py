@@ -28,20 +28,25 @@ class EfficientNetLite(nn.Module):
     """Feature maps at strides 2, 4, 8, 16, 32 of a normalised (B, 3, H, W) picture.
 
     ``size`` is 0, 1 or 2. BatchNorm stays at its ImageNet statistics (eval mode) during training: small batches would spoil
-    them, and the frozen form is quicker.
+    them, and the frozen form is quicker. ``frozen``: how many of the first stages (with the stem) keep their weights; edges
+    and textures are the same everywhere, and their large maps cost the most.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, frozen: int = 0) -> None:
         super().__init__()
         if size not in (0, 1, 2):
             raise ValueError(f"encoder size {size} is not known; ImageNet weights exist for 0, 1 and 2")
         self.size = size
-        self.trunk = timm.create_model(f"tf_efficientnet_lite{size}", features_only=True, pretrained=False)
-        self.channels: tuple[int, ...] = tuple(self.trunk.feature_info.channels())
+        trunk: Any = timm.create_model(f"tf_efficientnet_lite{size}", features_only=True, pretrained=False)
+        self.trunk: nn.Module = trunk
+        self.channels: tuple[int, ...] = tuple(trunk.feature_info.channels())
         for module in list(self.trunk.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.Conv2d) and child.groups > 1:
                     setattr(module, name, _in_float32(child))
+        if frozen:
+            for part in (trunk.conv_stem, trunk.bn1, *trunk.blocks[:frozen]):
+                part.requires_grad_(False)
 
     def train(self, mode: bool = True) -> EfficientNetLite:
         super().train(mode)
@@ -73,17 +78,18 @@ class EfficientNetLite(nn.Module):
         # The package ends with the classification head (1x1 convolution, norm, linear layer), which a trunk does not have.
         for (name, mine), theirs in zip(own.items(), values, strict=False):
             if mine.shape != theirs.shape:
-                raise LangdepthError(f"{package}: tensor for {name} has shape {tuple(theirs.shape)}, not {tuple(mine.shape)}")
+                raise LangdepthError(
+                    f"{package}: tensor for {name} has shape {tuple(theirs.shape)}, not {tuple(mine.shape)}"
+                )
         self.trunk.load_state_dict(dict(zip(own, values, strict=False)), strict=False)
         return f"ImageNet weights of {package.replace('_', '-')}"
 
 
 def _in_float32(conv: nn.Conv2d) -> Float32DepthwiseConv2d:
-    same = isinstance(conv, Conv2dSame)
+    """The same convolution; "same" padding is what timm uses here, by a fixed number for stride 1."""
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
     replaced = Float32DepthwiseConv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, 0, conv.dilation, conv.groups, False
+        conv.in_channels, conv.out_channels, kernel, stride, groups=conv.groups, bias=False
     )
     replaced.weight = conv.weight
-    if not same and conv.stride != (1, 1):
-        raise LangdepthError("a strided depthwise convolution without 'same' padding is not expected in EfficientNet-Lite")
     return replaced

@@ -1,8 +1,8 @@
 """A folder of pictures with depth, described by ``index.csv``.
 
-Needed columns: path_rgb, path_depth (relative to the folder), depth_scale (metres per stored unit of a 16-bit PNG, 0 = no
-value). Optional: source, scene, split, width, height, fx, fy, cx, cy (pixels of the stored picture), scene_type (one of
-``text.scenes.SCENES``), text. Other columns are ignored.
+Needed columns: path_rgb, path_depth (relative to the folder), depth_scale (metres per stored unit of a 16-bit PNG,
+0 = no value). Optional: source, scene, split, width, height, fx, fy, cx, cy (pixels of the stored picture, all four or
+none), scene_type (one of ``text.scenes.SCENES``), text. Other columns are ignored.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ def read_index(root: str | Path, problems: list[LangdepthError] | None = None) -
     if not index.is_file():
         raise LangdepthError(f"{root}: has no index.csv; make one with the columns {', '.join(REQUIRED)}")
     try:
-        with index.open(newline="", encoding="utf-8") as file:
+        with index.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
             missing = [column for column in REQUIRED if column not in (reader.fieldnames or ())]
             if missing:
                 raise LangdepthError(f"{index}: column {', '.join(missing)} is missing")
             rows = []
-            for line, values in enumerate(reader, start=2):
+            for values in reader:
                 try:
-                    rows.append(_row(root, line, values))
+                    rows.append(_row(root, reader.line_num, values))
                 except LangdepthError as error:
                     if problems is None:
                         raise
                     problems.append(error)
-    except (csv.Error, UnicodeDecodeError) as error:
+    except (csv.Error, OSError, UnicodeDecodeError) as error:
         raise LangdepthError(f"{index}: not readable as CSV ({error})") from None
     if not rows and not problems:
         raise LangdepthError(f"{index}: has no rows")
@@ -76,17 +76,18 @@ def _row(root: Path, line: int, values: dict[str, str]) -> Row:
     def inside(column: str) -> Path:
         text = values[column] or ""
         path = root / text
-        if not text or not path.resolve().is_relative_to(root.resolve()):
+        if not text or "\0" in text or not path.resolve().is_relative_to(root.resolve()):
             raise LangdepthError(f"{where}: {column} '{text}' does not lie inside the folder")
         return path
 
     def number(column: str) -> float:
+        text = values.get(column) or ""
         try:
-            value = float(values[column])
-        except (TypeError, ValueError):
-            raise LangdepthError(f"{where}: {column} '{values[column]}' is not a number") from None
+            value = float(text)
+        except ValueError:
+            raise LangdepthError(f"{where}: {column} '{text}' is not a number") from None
         if not math.isfinite(value):
-            raise LangdepthError(f"{where}: {column} '{values[column]}' is not finite")
+            raise LangdepthError(f"{where}: {column} '{text}' is not finite")
         return value
 
     scale = number("depth_scale")
@@ -95,9 +96,11 @@ def _row(root: Path, line: int, values: dict[str, str]) -> Row:
     scene_type = (values.get("scene_type") or "").strip()
     if scene_type and scene_type not in SCENES:
         raise LangdepthError(f"{where}: unknown scene_type '{scene_type}': {nearest(scene_type, SCENES)}")
-    columns = ("fx", "fy", "cx", "cy")
-    fx, fy, cx, cy = (number(c) if values.get(c) else None for c in columns)
-    intrinsics = None if fx is None or fy is None or cx is None or cy is None else (fx, fy, cx, cy)
+    intrinsics = None
+    if any(values.get(column) for column in ("fx", "fy", "cx", "cy")):
+        intrinsics = (number("fx"), number("fy"), number("cx"), number("cy"))
+        if min(intrinsics[:2]) <= 0:
+            raise LangdepthError(f"{where}: focal lengths fx {intrinsics[0]:g}, fy {intrinsics[1]:g} must be positive")
     return Row(
         line=line,
         path_rgb=inside("path_rgb"),
@@ -116,7 +119,8 @@ def _row(root: Path, line: int, values: dict[str, str]) -> Row:
 class FolderDataset:
     """Samples of an indexed folder at their stored size.
 
-    Raises UsageError when ``split`` or ``source`` keeps nothing; ``dataset[i]`` raises ImageError naming an unusable file.
+    Raises UsageError when ``split`` or ``source`` keeps nothing; ``dataset[i]`` raises ImageError naming an unusable
+    file.
     """
 
     name = "folder"
@@ -146,8 +150,8 @@ class FolderDataset:
         metres = read_depth(row.path_depth, row.depth_scale)
         if metres.shape != pixels.shape[:2]:
             raise ImageError(
-                f"{row.path_depth}: depth is {metres.shape[1]}x{metres.shape[0]}, but its picture {row.path_rgb.name} is "
-                f"{pixels.shape[1]}x{pixels.shape[0]}; both must have one size"
+                f"{row.path_depth}: depth is {metres.shape[1]}x{metres.shape[0]}, but its picture {row.path_rgb.name} "
+                f"is {pixels.shape[1]}x{pixels.shape[0]}; both must have one size"
             )
         image = torch.tensor(pixels).permute(2, 0, 1)
         depth = torch.from_numpy(metres).unsqueeze(0)

@@ -1,12 +1,16 @@
-"""Which pictures form which batch: weighted by source, batched by shape, the same for a seed wherever training was interrupted."""
+"""Which pictures form which batch: weighted by source, batched by shape.
+
+The batches follow from the seed alone, wherever training was interrupted.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +22,8 @@ from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.types import Batch, InputSpec, Sample
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Draw:
     """One place in a batch: which row, at which (height, width), with which random seed."""
 
     index: int
@@ -72,9 +77,10 @@ class Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """Batches of every epoch. ``weights``: mean number of times a picture of a source is drawn in an epoch (1 if not named).
+    """Batches of every epoch, the same number in every epoch and on every rank.
 
-    The number of batches is the same in every epoch and on every rank.
+    For each picture ``shapes`` is the index of its size in ``sizes``, ``weights`` the mean number of times that it is
+    drawn in an epoch.
     """
 
     shapes: Sequence[int]
@@ -116,14 +122,21 @@ class Draws:
 
 
 def source_weights(sources: Sequence[str], weights: Mapping[str, float]) -> list[float]:
-    """A weight for every row. Raises UsageError for a source that no row has."""
+    """A weight for every row, 1 where ``weights`` does not name its source.
+
+    Raises UsageError for a source that no row has, a weight that is not a number from 0 up, and weights that leave no
+    row.
+    """
     known = set(sources)
     for source, weight in weights.items():
         if source not in known:
             raise UsageError(f"data.weights: no training picture has source '{source}': {nearest(source, known)}")
-        if weight < 0:
-            raise UsageError(f"data.weights.{source}: {weight} must not be negative")
-    return [weights.get(source, 1.0) for source in sources]
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UsageError(f"data.weights.{source}: {weight} must be a number from 0 up")
+    chosen = [weights.get(source, 1.0) for source in sources]
+    if not any(chosen):
+        raise UsageError("data.weights: no training picture has a weight above 0")
+    return chosen
 
 
 class _Plan:
@@ -139,27 +152,53 @@ class _Plan:
         yield from self.draws.epoch(self.epoch)[self.start :]
 
 
-class TrainingLoader(DataLoader[Sample]):
-    """A DataLoader that knows where it is: its state (epoch, batches handed out) continues in mid-epoch without a difference."""
+class _ErrorsAsValues(Dataset[Any]):
+    """Hands an error on as a value: raised in a worker process, it would arrive as a page of traceback."""
+
+    def __init__(self, dataset: TrainingSet) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> Sample | LangdepthError:
+        try:
+            return self.dataset[draw]
+        except LangdepthError as error:
+            return error
+
+
+def _collate_or_error(samples: Sequence[Sample | LangdepthError]) -> Batch | LangdepthError:
+    good = [sample for sample in samples if isinstance(sample, Sample)]
+    return next((sample for sample in samples if isinstance(sample, LangdepthError)), None) or collate(good)
+
+
+class TrainingLoader(DataLoader[Any]):
+    """A DataLoader that knows where it is: from its state (epoch, batches handed out) it continues in mid-epoch.
+
+    Iterating raises ImageError naming an unusable file.
+    """
 
     def __init__(self, dataset: TrainingSet, draws: Draws, workers: int) -> None:
         self.plan = _Plan(draws)
         self._done = 0
         super().__init__(
-            dataset,
+            _ErrorsAsValues(dataset),
             batch_sampler=self.plan,
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=_collate_or_error,
             persistent_workers=False,
             prefetch_factor=4 if workers else None,
             worker_init_fn=_quiet_worker,
         )
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch types its own iterator class
         self._done = self.plan.start
         for batch in super().__iter__():
+            if isinstance(batch, LangdepthError):
+                raise batch
             self._done += 1
-            if self._done == len(self.plan):  # before handing out the last one: a checkpoint then points at the next epoch
+            if self._done == len(self.plan):  # before the last one goes out: a checkpoint then points at the next epoch
                 self.plan.epoch, self.plan.start, self._done = self.plan.epoch + 1, 0, 0
             yield batch
 
@@ -180,15 +219,17 @@ def _quiet_worker(_: int) -> None:
 
 def training_shapes(folder: FolderDataset, sizes: Sizes) -> list[int]:
     """Index of the network size of every row: from the index's width and height, else from the picture's header."""
-    from PIL import Image
+    from PIL import ExifTags, Image
 
     def shape(path: Path, stated: Mapping[str, str]) -> int:
-        if stated.get("width", "").isdigit() and stated.get("height", "").isdigit():
-            return sizes.of(int(stated["height"]), int(stated["width"]))
+        width, height = stated.get("width", ""), stated.get("height", "")
+        if width.isdecimal() and height.isdecimal() and int(width) and int(height):
+            return sizes.of(int(height), int(width))
         try:
             with Image.open(path) as picture:
-                return sizes.of(picture.height, picture.width)
-        except OSError as error:
-            raise LangdepthError(f"{path}: cannot be opened ({error})") from None
+                lying = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # stored on its side
+                return sizes.of(*(picture.size if lying else picture.size[::-1]))
+        except (OSError, Image.DecompressionBombError) as error:
+            raise ImageError(f"{path}: cannot be opened ({error})") from None
 
     return [shape(row.path_rgb, row.stated) for row in folder.rows]

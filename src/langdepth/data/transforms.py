@@ -6,7 +6,7 @@ Randomness comes from torch's global generator: seed it (``torch.random.fork_rng
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,10 @@ SPARSE = 0.3  # below this share of known pixels a depth map counts as sparse (L
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How training pictures vary. Every probability and strength 0 switches that part off."""
+    """How training pictures vary. Every probability and strength 0 (zoom: 1) switches that part off.
+
+    Raises ValueError for a value outside its range.
+    """
 
     flip: float = 0.5
     """Probability of mirroring left to right."""
@@ -45,12 +48,20 @@ class Augmentation:
     erase: float = 0.0
     """Probability of greying out a box of the picture."""
 
+    def __post_init__(self) -> None:
+        other_ranges = {"zoom": (1.0, 10.0), "rotate": (0.0, 180.0), "hue": (0.0, 0.5)}
+        for field in fields(self):
+            least, most = other_ranges.get(field.name, (0.0, 1.0))
+            value = getattr(self, field.name)
+            if not least <= value <= most:
+                raise ValueError(f"{field.name} must lie between {least:g} and {most:g}, got {value}")
+
 
 def resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
     """Depth (1, H, W), 0 = unknown, at another size without mixing near and far.
 
-    Dense maps take the nearest pixel. Sparse ones, made smaller, keep the nearest known distance of every cell, so that LiDAR
-    points are not lost.
+    Dense maps take the nearest pixel. Sparse ones, made smaller, keep the nearest known distance of every cell, so that
+    LiDAR points are not lost.
     """
     if depth.shape[-2:] == size:
         return depth
@@ -63,7 +74,10 @@ def resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def random_crop(height: int, width: int, aspect: float, zoom: float) -> tuple[int, int, int, int]:
-    """Top, left, height, width of a random window: the largest of shape ``aspect`` (width / height), divided by ``zoom``."""
+    """Top, left, height, width of a random window.
+
+    Its shape is ``aspect`` (width / height), its size the largest that fits, divided by ``zoom``.
+    """
     crop_height = min(height, width / aspect) / zoom
     size = max(1, round(crop_height)), max(1, min(width, round(crop_height * aspect)))
     top = int(torch.randint(0, height - size[0] + 1, ()))
@@ -117,7 +131,8 @@ class TrainTransform:
             depth = TF.rotate(depth, angle, TF.InterpolationMode.NEAREST)
         if _chance(a.flip):
             image, depth = TF.horizontal_flip(image), TF.horizontal_flip(depth)
-        image = TF.to_dtype(self.colour(image), torch.float32, scale=True)
+        # A copy: what follows writes into it, and up to here it may still be the caller's picture.
+        image = TF.to_dtype(self.colour(image), torch.float32, scale=True).clone()
         if _chance(a.cut_depth) and bool((depth > 0).float().mean() > SPARSE):
             rows, columns = _box(*size)
             image[:, rows, columns] = (depth / depth.max())[:, rows, columns]

@@ -30,11 +30,11 @@ from torch.nn import functional as F
 
 from langdepth import losses
 from langdepth.backbones.efficientnet_lite import EfficientNetLite
-from langdepth.errors import UsageError
+from langdepth.errors import LangdepthError, UsageError
 from langdepth.parts.bins import RelativeBins
 from langdepth.parts.upsample import FeaturePyramid
 from langdepth.systems.base import System
-from langdepth.text.encoders import SentenceEncoder, distil, read_caption_features, words_of
+from langdepth.text.encoders import CaptionFeatures, SentenceEncoder, distil, read_caption_features, words_of
 from langdepth.text.scenes import CAPTION_SCENES, SCENE_TO_CAPTION_SCENE, SCENES, scene_index
 from langdepth.types import Batch, DepthOutput, InputSpec
 
@@ -47,6 +47,8 @@ class TinyConfig:
 
     encoder: int = 2
     """EfficientNet-Lite size: 0, 1 or 2."""
+    frozen: int = 2
+    """Encoder stages that keep their ImageNet weights."""
     area: int = 76800
     """Pixels inside the network; the picture's shape is kept."""
     widths: tuple[int, int, int, int] = (64, 96, 128, 192)
@@ -69,12 +71,16 @@ class Tiny(System):
 
     Config = TinyConfig
     scenes = tuple(CAPTION_SCENES)
+    text_mean: Tensor
+    text_basis: Tensor
+    scene_table: Tensor
+    label_to_scene: Tensor
 
     def __init__(self, config: TinyConfig) -> None:
         half = (0.5, 0.5, 0.5)  # what these ImageNet weights were trained with
         super().__init__(config, InputSpec(mean=half, std=half, area=config.area, multiple_of=16))
         self.config: TinyConfig = config
-        self.encoder = EfficientNetLite(config.encoder)
+        self.encoder = EfficientNetLite(config.encoder, config.frozen)
         channels = self.encoder.channels[1:]
         picture = 256
         self.picture = nn.Sequential(nn.Linear(channels[-1] * 2, picture), nn.ReLU(), nn.Dropout(0.2))
@@ -84,9 +90,12 @@ class Tiny(System):
 
         self.reading = nn.Linear(picture, config.text_features)
         self.sharpness = nn.Parameter(torch.tensor(10.0))
-        self.scale_of_words = nn.Sequential(nn.Linear(config.text_features, 64), nn.ReLU(), nn.Linear(64, 1))
-        self.scale_of_picture = nn.Sequential(nn.Linear(picture + config.text_features, 64), nn.ReLU(), nn.Linear(64, 1))
-        nn.init.constant_(self.scale_of_words[-1].bias, 2.0)  # exp(2) = 7 m: a room's far wall
+        words_alone = nn.Linear(64, 1)
+        nn.init.constant_(words_alone.bias, 2.0)  # exp(2) = 7 m: a room's far wall
+        self.scale_of_words = nn.Sequential(nn.Linear(config.text_features, 64), nn.ReLU(), words_alone)
+        self.scale_of_picture = nn.Sequential(
+            nn.Linear(picture + config.text_features, 64), nn.ReLU(), nn.Linear(64, 1)
+        )
 
         self.sentences = SentenceEncoder(config.vocabulary, CLIP_FEATURES)
         self.sentences.requires_grad_(False)
@@ -121,7 +130,7 @@ class Tiny(System):
         if scene is not None:
             return self.scene_table[[scene_index(name, self.scenes) for name in scene]]
         if text is None:
-            return scene_probs @ self.scene_table
+            return self._read(scene_probs)
         features = text if isinstance(text, Tensor) else self.encode_text(text)
         if features.shape != (len(scene_probs), CLIP_FEATURES):
             raise UsageError(
@@ -129,6 +138,10 @@ class Tiny(System):
                 f"({len(scene_probs)}, {CLIP_FEATURES})"
             )
         return self.project(features.to(scene_probs))
+
+    def _read(self, scene_probs: Tensor) -> Tensor:
+        """The mean of the scene table under scene_probs, (B, D); a plain sum, which autocast leaves in float32."""
+        return (scene_probs[..., None] * self.scene_table).sum(1)
 
     # -- depth -----------------------------------------------------------------------------------------------------
 
@@ -144,15 +157,18 @@ class Tiny(System):
         """Encoder maps, picture vector (B, P), scene logits (B, K)."""
         features = self.encoder(self.normalise(image))[1:]
         top = features[-1]
-        picture = self.picture(torch.cat([top.mean((2, 3)), top.amax((2, 3))], dim=1)).float()
-        reading = F.normalize(self.reading(picture).float(), dim=-1)
-        table = F.normalize(self.scene_table, dim=-1)
-        return features, picture, self.sharpness.clamp(1, 30) * reading @ table.T
+        pooled = torch.cat([top.mean((2, 3)), top.amax((2, 3))], dim=1).float()
+        with torch.autocast(image.device.type, enabled=False):
+            picture = self.picture(pooled)
+            reading = F.normalize(self.reading(picture), dim=-1)
+            logits = self.sharpness.clamp(1, 30) * reading @ self.scene_table.T
+        return features, picture, logits
 
     def _tell(self, features: list[Tensor], picture: Tensor, vector: Tensor, scene_probs: Tensor) -> DepthOutput:
         relative, centers, probs = self.bins(self.decoder(features, self.context(picture)), picture)
-        log_scale = self.scale_of_words(vector) + self.scale_of_picture(torch.cat([picture, vector], dim=1))
-        scale = torch.exp(log_scale.float().clamp(-3, 6)).squeeze(1)
+        with torch.autocast(picture.device.type, enabled=False):  # bfloat16 would round the scale to 1 %
+            log_scale = self.scale_of_words(vector) + self.scale_of_picture(torch.cat([picture, vector], dim=1))
+            scale = torch.exp(log_scale.clamp(-3, 6)).squeeze(1)
         return DepthOutput(
             depth=relative * scale[:, None, None, None],
             relative=relative,
@@ -168,29 +184,38 @@ class Tiny(System):
         """ImageNet weights for the encoder; sentence encoder, scene table and caption bank from CLIP caption features.
 
         ``text_features``: the ``.npz`` of captions and their features (see ``text.encoders.read_caption_features``).
+        Weights that were trained before keep what they know; only the caption bank is made.
         """
         if unknown or text_features is None:
-            raise UsageError("tiny needs exactly one preparation key, system.prepare.text_features: a file of caption features")
-        self.provenance["encoder"] = self.encoder.load_imagenet_weights()
+            raise UsageError(
+                "tiny needs exactly one preparation key, system.prepare.text_features: a file of caption features"
+            )
         data = read_caption_features(text_features)
-        vocabulary = sorted({word for caption in data.captions for word in words_of(caption)})
-        self.config = replace(self.config, vocabulary=tuple(vocabulary))
-        self.sentences = SentenceEncoder(vocabulary, CLIP_FEATURES)
-        report = distil(self.sentences, data)
-        self.provenance["sentence_encoder"] = report._asdict()
-        self._set_text_space(data.captions, data.features)
+        if not self.config.vocabulary:
+            self.provenance["encoder"] = self.encoder.load_imagenet_weights()
+            vocabulary = sorted({word for caption in data.captions for word in words_of(caption)})
+            self.config = replace(self.config, vocabulary=tuple(vocabulary))
+            self.sentences = SentenceEncoder(vocabulary, CLIP_FEATURES)
+            self.provenance["sentence_encoder"] = distil(self.sentences, data)._asdict()
+            self.text_mean.copy_(data.features.mean(0))
+            _, _, directions = torch.pca_lowrank(data.features - self.text_mean, q=self.config.text_features, niter=4)
+            self.text_basis.copy_(directions.T)
+        self._collect_captions(data)
 
-    def _set_text_space(self, captions: list[str], features: Tensor) -> None:
-        self.text_mean.copy_(features.mean(0))
-        _, _, directions = torch.pca_lowrank(features - self.text_mean, q=self.config.text_features, niter=4)
-        self.text_basis.copy_(directions.T)
-        vectors = self.project(features)
+    def _collect_captions(self, data: CaptionFeatures) -> None:
+        """The scene table (mean over a scene's captions) and the caption bank."""
+        vectors = self.project(data.features)
+        words = [set(words_of(caption)) for caption in data.captions]
         bank, offsets = [], [0]
         for row, marks in enumerate(CAPTION_SCENES.values()):
-            chosen = torch.tensor([not set(marks).isdisjoint(words_of(caption)) for caption in captions])
-            self.scene_table[row] = F.normalize(vectors[chosen].mean(0), dim=0)
-            bank.append(vectors[chosen])
-            offsets.append(offsets[-1] + int(chosen.sum()))
+            chosen = vectors[torch.tensor([not w.isdisjoint(marks) for w in words])]
+            if not len(chosen):
+                raise LangdepthError(
+                    f"no caption has one of the words {', '.join(marks)} of the scene '{self.scenes[row]}'"
+                )
+            self.scene_table[row] = F.normalize(chosen.mean(0), dim=0)
+            bank.append(chosen)
+            offsets.append(offsets[-1] + len(chosen))
         self.caption_bank, self.caption_offsets = torch.cat(bank), torch.tensor(offsets)
 
     def _words_for_training(self, scene: Tensor, read: Tensor) -> Tensor:
@@ -198,7 +223,10 @@ class Tiny(System):
         if self.caption_bank is None or self.caption_offsets is None:
             return read
         device = read.device
-        first, last = self.caption_offsets.to(device)[scene.clamp_min(0)], self.caption_offsets.to(device)[scene.clamp_min(0) + 1]
+        first, last = (
+            self.caption_offsets.to(device)[scene.clamp_min(0)],
+            self.caption_offsets.to(device)[scene.clamp_min(0) + 1],
+        )
         chosen = first + (torch.rand(len(scene), device=device) * (last - first)).long()
         told = self.caption_bank.to(device)[chosen]
         use = (scene >= 0) & (torch.rand(len(scene), device=device) < self.config.word_rate)
@@ -208,12 +236,14 @@ class Tiny(System):
         config = self.config
         features, picture, logits = self._look(batch.image)
         scene = self.label_to_scene[batch.scene]
-        vector = self._words_for_training(scene, logits.softmax(-1) @ self.scene_table)
+        vector = self._words_for_training(scene, self._read(logits.softmax(-1)))
         output = self._tell(features, picture, vector, logits.softmax(-1))
         depth = F.interpolate(output.depth, size=batch.depth.shape[-2:], mode="bilinear", align_corners=False)
         # What the words alone say about the scale should already be right on average.
-        prior = torch.exp(self.scale_of_words(vector).float())[..., None, None] * output.relative.detach()
-        prior = F.interpolate(prior, size=batch.depth.shape[-2:], mode="bilinear", align_corners=False)
+        assert output.relative is not None
+        with torch.autocast(picture.device.type, enabled=False):
+            prior_scale = torch.exp(self.scale_of_words(vector))[..., None, None]
+        prior = prior_scale * F.interpolate(output.relative.detach(), size=batch.depth.shape[-2:], mode="bilinear")
         parts = {
             "silog": losses.silog(depth, batch.depth, batch.mask),
             "l1": config.l1_weight * losses.log_l1(depth, batch.depth, batch.mask),
@@ -227,7 +257,9 @@ class Tiny(System):
         """The encoder learns at a third of the rate of what is new; no decay on vectors."""
         groups = []
         for factor, part in ((1 / 3, True), (1.0, False)):
-            chosen = [(n, p) for n, p in self.named_parameters() if p.requires_grad and n.startswith("encoder.") == part]
+            chosen = [
+                (n, p) for n, p in self.named_parameters() if p.requires_grad and n.startswith("encoder.") == part
+            ]
             for decay, matrices in ((weight_decay, True), (0.0, False)):
                 parameters = [p for _, p in chosen if (p.ndim > 1) == matrices]
                 groups.append({"params": parameters, "lr": lr * factor, "weight_decay": decay})
