@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,3 +76,24 @@ def save_picture(path: Path, pixels: npt.NDArray[np.uint8], **options: Any) -> P
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, **options)
     return path
+
+
+def write_folder(root: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """An indexed folder with one picture and depth map in millimetres per row; returns ``root``.
+
+    A row holds index columns that differ from the plain ones, and "size": (height, width), (48, 64) if not given. Row i
+    is 1 + i metres away everywhere; the files are called i.png and i_depth.png.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    table = []
+    for i, row in enumerate(rows):
+        columns = dict(row)
+        height, width = columns.pop("size", (48, 64))
+        save_picture(root / f"{i}.png", ramp(width, height, seed=i))
+        Image.fromarray(np.full((height, width), 1000 * (1 + i), np.uint16)).save(root / f"{i}_depth.png")
+        table.append({"path_rgb": f"{i}.png", "path_depth": f"{i}_depth.png", "depth_scale": 0.001, **columns})
+    with (root / "index.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in table for name in row)))
+        writer.writeheader()
+        writer.writerows(table)
+    return root

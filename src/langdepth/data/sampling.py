@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -169,8 +169,8 @@ class _ErrorsAsValues(Dataset[Any]):
 
 
 def _collate_or_error(samples: Sequence[Sample | LangdepthError]) -> Batch | LangdepthError:
-    good = [sample for sample in samples if isinstance(sample, Sample)]
-    return next((sample for sample in samples if isinstance(sample, LangdepthError)), None) or collate(good)
+    errors = [sample for sample in samples if isinstance(sample, LangdepthError)]
+    return errors[0] if errors else collate(cast("Sequence[Sample]", samples))
 
 
 class TrainingLoader(DataLoader[Any]):
