@@ -27,9 +27,9 @@ class Float32DepthwiseConv2d(Conv2dSame):
 class EfficientNetLite(nn.Module):
     """Feature maps at strides 2, 4, 8, 16, 32 of a normalised (B, 3, H, W) picture.
 
-    ``size`` is 0, 1 or 2. BatchNorm stays at its ImageNet statistics (eval mode) during training: small batches would spoil
-    them, and the frozen form is quicker. ``frozen``: how many of the first stages (with the stem) keep their weights; edges
-    and textures are the same everywhere, and their large maps cost the most.
+    ``size`` is 0, 1 or 2. BatchNorm stays at its ImageNet statistics (eval mode) during training: small batches would
+    spoil them, and the frozen form is quicker. ``frozen``: how many of the first stages (with the stem) keep their
+    weights; edges and textures are the same everywhere, and their large maps cost the most.
     """
 
     def __init__(self, size: int, frozen: int = 0) -> None:
@@ -75,7 +75,7 @@ class EfficientNetLite(nn.Module):
         stored = torch.load(holder.get_model_file_path(), map_location="cpu", weights_only=True)
         values = [v for k, v in stored.items() if not k.endswith("num_batches_tracked")]
         own = {k: v for k, v in self.trunk.state_dict().items() if not k.endswith("num_batches_tracked")}
-        # The package ends with the classification head (1x1 convolution, norm, linear layer), which a trunk does not have.
+        # The package ends with the classification head (convolution, norm, linear layer), which a trunk does not have.
         for (name, mine), theirs in zip(own.items(), values, strict=False):
             if mine.shape != theirs.shape:
                 raise LangdepthError(

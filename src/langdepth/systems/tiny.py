@@ -1,7 +1,7 @@
 """`tiny`: the embedded default. Metric depth = scale (from words and picture) x relative depth (from bins).
 
-Idea: ScaleDepth (arXiv 2407.08187) splits metric depth into a relative map and one scale per picture that is tied to the
-scene's text embedding. `tiny` keeps the split with a small convolutional encoder that runs on any CPU.
+Idea: ScaleDepth (arXiv 2407.08187) splits metric depth into a relative map and one scale per picture that is tied to
+the scene's text embedding. `tiny` keeps the split with a small convolutional encoder that runs on any CPU.
 
 Data flow (4:3 picture; network input 240 x 320)
 
@@ -15,8 +15,8 @@ Data flow (4:3 picture; network input 240 x 320)
     maps -> feature pyramid -> (B, C, 60, 80) -> bins -> relative (B, 1, 60, 80) in (0, 1)
     depth = scale * relative, metres
 
-The words are CLIP text features (D = 128 principal directions of the captions' 1024): at training time the published features
-of real captions, at prediction time a sentence encoder distilled from them (text/encoders.py).
+The words are CLIP text features (D = 128 principal directions of the captions' 1024): at training time the published
+features of real captions, at prediction time a sentence encoder distilled from them (text/encoders.py).
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Tiny(System):
         features = text if isinstance(text, Tensor) else self.encode_text(text)
         if features.shape != (len(scene_probs), CLIP_FEATURES):
             raise UsageError(
-                f"text features have shape {tuple(features.shape)}; `tiny` takes one row of {CLIP_FEATURES} per picture, "
+                f"text features have shape {tuple(features.shape)}; `tiny` takes one row per picture, "
                 f"({len(scene_probs)}, {CLIP_FEATURES})"
             )
         return self.project(features.to(scene_probs))
@@ -219,7 +219,7 @@ class Tiny(System):
         self.caption_bank, self.caption_offsets = torch.cat(bank), torch.tensor(offsets)
 
     def _words_for_training(self, scene: Tensor, read: Tensor) -> Tensor:
-        """For a part of the pictures with a known scene, a random caption of that scene replaces what the picture reads as."""
+        """For some pictures with a known scene, a random caption of it replaces what the picture is read as."""
         if self.caption_bank is None or self.caption_offsets is None:
             return read
         device = read.device

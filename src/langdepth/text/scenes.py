@@ -25,7 +25,6 @@ CAPTION_SCENES: dict[str, tuple[str, ...]] = {
     "living room": ("living", "couch"),
     "office": ("office", "cubicle"),
     "store": ("store", "shop"),
-    "table": ("bowl", "cup", "cups", "plate", "bottle", "keyboard", "phone"),
     "street": ("street", "road", "highway", "driving"),
 }
 
