@@ -3,10 +3,10 @@
     python benchmarks/accuracy.py --root rgbd --out accuracy.json
 
 Prints tables and writes JSON. Every source is scored on its validation pictures under its protocol (LiDAR pictures:
-kitti-eigen-garg, the others nyu-eigen). Sources without a validation picture are scored on training pictures and marked so:
-they say how well the model fits, not how well it generalises. "factor": the median over pictures of max(m, 1/m), where m is
-the ratio of the median predicted to the median true depth. "words": the median predicted depth of some validation pictures,
-in metres, when every scene of the vocabulary is claimed in turn.
+kitti-eigen-garg, the others nyu-eigen). Sources without a validation picture are scored on training pictures and
+marked so: they say how well the model fits, not how well it generalises. "factor": the median over pictures of
+max(m, 1/m), where m is the ratio of the median predicted to the median true depth. "words": the median predicted
+depth of some validation pictures, in metres, when every scene of the vocabulary is claimed in turn.
 """
 
 from __future__ import annotations
