@@ -25,7 +25,7 @@ from langdepth.checkpoint import load
 from langdepth.data.folder import FolderDataset
 from langdepth.evaluate import evaluate
 from langdepth.io import atomic_path
-from langdepth.predict import infer
+from langdepth.inference import infer
 from langdepth.systems.base import System
 
 LIDAR_SCALE = 1 / 256

@@ -77,7 +77,7 @@ def main() -> None:
 def warm(system: str, photo: Path, runs: int) -> dict[str, Any]:
     """Median seconds from file to depth array, ours and the reference in turns."""
     from langdepth import load
-    from langdepth.predict import predict_pictures
+    from langdepth.inference import predict_pictures
 
     ours = load(system)
     reference = depth_anything_v2_small()
@@ -166,7 +166,7 @@ def whole_folder(system: str, photos: list[Path], save: str, folder: Path) -> di
     from langdepth import load
     from langdepth.commands.predict import Job, find_jobs, written
     from langdepth.io import write_result
-    from langdepth.predict import predict_pictures, predict_stream
+    from langdepth.inference import predict_pictures, predict_stream
     from langdepth.types import DepthResult
 
     ready = load(system)
@@ -206,7 +206,7 @@ def in_turns(candidates: dict[str, Callable[[], Any]], runs: int) -> dict[str, f
 def usable_system(name: str, folder: Path) -> tuple[str, str]:
     """(what to load, where its weights come from)."""
     from langdepth.errors import CheckpointError
-    from langdepth.predict import predict_pictures  # noqa: F401  (so that its import is not measured with the loading)
+    from langdepth.inference import predict_pictures  # noqa: F401  (so that its import is not measured with the loading)
     from langdepth.registry import build
 
     try:

@@ -17,7 +17,7 @@ __all__ = ["Camera", "DepthResult", "__version__", "list_systems", "load", "pred
 if TYPE_CHECKING:
     from langdepth.camera import Camera
     from langdepth.checkpoint import load
-    from langdepth.predict import predict
+    from langdepth.inference import predict
     from langdepth.registry import list_systems
     from langdepth.types import DepthResult
 
@@ -26,7 +26,7 @@ _LAZY = {
     "DepthResult": "langdepth.types",
     "list_systems": "langdepth.registry",
     "load": "langdepth.checkpoint",
-    "predict": "langdepth.predict",
+    "predict": "langdepth.inference",
 }
 
 

@@ -77,13 +77,7 @@ def load(name: str | Path, *, device: str | torch.device | None = None, offline:
         "sha256": sha256 or None,
         "langdepth_version": metadata.get("langdepth_version", "unknown"),
     }
-    system.eval()
-    if device is None:
-        return system
-    try:
-        return system.to(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch built without it, no such device
-        raise UsageError(f"device '{device}' cannot be used here: {_first_line(error)}") from None
+    return system.eval().move(device)
 
 
 def push_to_hub(

@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from langdepth import viz
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
+from langdepth.inference import DTYPES, infer
 from langdepth.io import atomic_path
 from langdepth.metrics import DepthMetrics, ErrorByRange, align, depth_metrics
-from langdepth.predict import DTYPES, _move, infer
 from langdepth.types import Sample
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def evaluate(
         raise UsageError(f"'{system.name}' tells depth up to a factor; give an alignment: median or least_squares")
     grouped = distributed.is_available() and distributed.is_initialized()
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
-    system = _move(system, device).eval()
+    system = system.move(device).eval()
     start = time.monotonic()
     metrics, by_range = DepthMetrics(), ErrorByRange()
     scores: list[tuple[float, int]] = []  # abs_rel and index of every judged picture

@@ -31,7 +31,7 @@ from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.errors import LangdepthError, NonFiniteLossError, UsageError
 from langdepth.io import atomic_path
 from langdepth.metrics import DepthMetrics
-from langdepth.predict import infer
+from langdepth.inference import infer
 from langdepth.systems.base import System
 from langdepth.types import Batch
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import io
 import threading
 import weakref
@@ -15,13 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
+from langdepth import inference
 from langdepth.camera import Camera
 from langdepth.errors import ImageError, LangdepthError, UsageError
-from langdepth.predict import infer, predict, predict_pictures, predict_stream
+from langdepth.inference import infer, predict, predict_pictures, predict_stream
 from langdepth.types import DepthOutput, DepthResult
 from tests.helpers import FakeSystem, grey, ramp, save_picture
-
-predict_module = importlib.import_module("langdepth.predict")  # the package's attribute is the function
 
 
 class Broken(FakeSystem):
@@ -113,13 +111,13 @@ def test_any_size_comes_back_at_its_own_size(system: FakeSystem, size: tuple[int
 @pytest.mark.slow
 def test_fifty_megapixels_never_become_float(system: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[torch.dtype, int]] = []
-    as_float = predict_module._as_float
+    as_float = inference._as_float
 
     def watch(image: torch.Tensor) -> torch.Tensor:
         seen.append((image.dtype, image.numel()))
         return as_float(image)
 
-    monkeypatch.setattr(predict_module, "_as_float", watch)
+    monkeypatch.setattr(inference, "_as_float", watch)
     result = predict_pictures(system, np.full((6250, 8000, 3), 51, np.uint8))
     assert isinstance(result, DepthResult)
     assert result.depth.shape == (6250, 8000)
@@ -269,18 +267,12 @@ def test_module_level_predict_loads_once(monkeypatch: pytest.MonkeyPatch) -> Non
         return FakeSystem()
 
     monkeypatch.setattr("langdepth.checkpoint.load", load)
-    predict_module._loaded.cache_clear()
+    inference._loaded.cache_clear()
     for _ in range(2):
         assert isinstance(predict(grey(0.5), "anything"), DepthResult)
-    predict_module._loaded.cache_clear()
+    inference._loaded.cache_clear()
     assert loaded == ["anything"]
     assert isinstance(predict(grey(0.5), FakeSystem()), DepthResult)
-
-
-def test_the_name_in_the_package_is_callable_whatever_was_imported_first() -> None:
-    package = importlib.import_module("langdepth")
-    for bound in (package.predict, predict_module):  # the function, or the module once somebody imported that
-        assert bound(grey(0.5), FakeSystem()).depth.shape == (48, 64)
 
 
 # Inference at the picture's size, as evaluation uses it
@@ -325,7 +317,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(
 ) -> None:
     alive, most = 0, 0
     lock = threading.Lock()
-    read_image = predict_module.read_image
+    read_image = inference.read_image
 
     def gone() -> None:
         nonlocal alive
@@ -341,7 +333,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(
             most = max(most, alive)
         return picture
 
-    monkeypatch.setattr(predict_module, "read_image", counted)
+    monkeypatch.setattr(inference, "read_image", counted)
     pictures = predict_stream(
         system, range(150), read=lambda i: ramp(64 + 16 * (i % shapes), 64), batch_size=2, workers=2, keep_image=True
     )

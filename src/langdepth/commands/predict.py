@@ -93,7 +93,7 @@ def predict(
         raise LangdepthError(f"{out}: cannot be written ({error.strerror}); give another folder with --out") from None
 
     from langdepth.checkpoint import load
-    from langdepth.predict import predict_stream
+    from langdepth.inference import predict_stream
 
     results = predict_stream(
         load(system),

@@ -7,7 +7,6 @@ Data flow: sources -> ``read_image`` -> uint8 at the system's network size (in t
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -225,7 +223,7 @@ class _Predictor:
     ) -> None:
         if dtype not in (None, *DTYPES):
             raise UsageError(f"unknown dtype '{dtype}': {nearest(str(dtype), DTYPES)}")
-        self.system = _move(system, device).eval()
+        self.system = system.move(device).eval()
         self.device = system.get_buffer("_mean").device
         self.flip, self.dtype, self.keep_image = flip, dtype or "float32", keep_image
 
@@ -407,23 +405,3 @@ def _camera_of(option: CameraOption, width: int, height: int, path: str) -> Came
     except UsageError as error:
         raise UsageError(f"{path or 'picture in memory'}: {error}") from None
     return camera if (camera.width, camera.height) == (width, height) else camera.scaled(width, height)
-
-
-def _move(system: System, device: str | torch.device | None) -> System:
-    if device is None:
-        return system
-    if device == "auto":
-        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    try:
-        return system.to(device)
-    except (RuntimeError, AssertionError) as error:  # unknown name, or torch was built without it
-        raise UsageError(f"device '{device}' cannot be used here: {str(error).splitlines()[0]}") from None
-
-
-class _CallableModule(ModuleType):
-    """Importing a submodule binds its name in the package; ``langdepth.predict`` stays callable when it is this."""
-
-    __call__ = staticmethod(predict)
-
-
-sys.modules[__name__].__class__ = _CallableModule
