@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,9 +145,15 @@ class _Plan:
 
     def __init__(self, draws: Draws) -> None:
         self.draws, self.epoch, self.start = draws, 0, 0
+        self.sampler = self  # where trainers look for set_epoch
 
     def __len__(self) -> int:
         return len(self.draws)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of ``epoch``; where it is the current one, the place in it stays."""
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
 
     def __iter__(self) -> Iterator[list[Draw]]:
         yield from self.draws.epoch(self.epoch)[self.start :]
@@ -213,6 +220,8 @@ class TrainingLoader(DataLoader[Any]):
 
 
 def _quiet_worker(_: int) -> None:
+    # A signal to the whole process group must let the trainer finish its step; it ends the workers itself.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)  # workers decode; the processor belongs to the network
     os.environ["OMP_NUM_THREADS"] = "1"
 
