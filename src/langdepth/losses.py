@@ -14,8 +14,7 @@ EPSILON = 1e-3
 
 def _log_difference(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """ln prediction - ln target where the mask is set, 0 elsewhere."""
-    safe = torch.where(mask, target, torch.ones_like(target))
-    difference = torch.log(prediction.clamp_min(EPSILON)) - torch.log(safe.clamp_min(EPSILON))
+    difference = torch.log(prediction.clamp_min(EPSILON)) - torch.log(target.clamp_min(EPSILON))
     return torch.where(mask, difference, torch.zeros_like(difference))
 
 

@@ -108,6 +108,7 @@ def test_a_config_survives_the_way_through_yaml(tmp_path: Path) -> None:
         ({"flip": 1}, "flip: expected bool, got 1"),
         ({"note": 3}, "note: expected str, got 3"),
         ({"width": 1.5}, "width: expected int, got 1.5"),
+        ({"width": None}, "width: expected int, got None"),
         ({"optim": {"rate": "fast"}}, "optim.rate: expected float, got 'fast'"),
         ({"optim": {"rate": True}}, "optim.rate: expected float, got True"),
         ({"optim": {"rate": None}}, "optim.rate: expected float, got None"),
