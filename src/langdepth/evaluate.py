@@ -1,7 +1,7 @@
 """A system on a data set under a protocol: one pass, one report, two pictures.
 
 Data flow: pictures decoded ahead in threads -> the protocol's frame -> system -> flip, alignment, clamp -> sums. Memory
-does not grow with the data set. In a torch.distributed group of n processes (gloo: the sums are on the CPU) each takes
+does not grow with the data set. In a torch.distributed group of n processes each takes
 every n-th picture, and all get the same report.
 """
 
@@ -89,8 +89,7 @@ def evaluate(
     count = len(dataset) if limit is None else min(limit, len(dataset))
     if count == 0:
         raise LangdepthError(f"'{dataset.name}' has no pictures")
-    if system.scale_kind == "relative" and protocol.alignment == "none":
-        raise UsageError(f"'{system.name}' tells depth up to a factor; give an alignment: median or least_squares")
+    require_comparable(system, protocol)
     grouped = distributed.is_available() and distributed.is_initialized()
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
     system = system.move(device).eval()
@@ -121,7 +120,9 @@ def evaluate(
                     bar.say(f"skipped: {sample.path}: no known depth inside the window and range of {protocol.name}")
                 else:
                     scores.append((abs_rel, index))
-    means, ranges = metrics.compute(), by_range.compute()
+    if grouped and distributed.get_backend() == "nccl":  # which moves nothing but what is on the GPU
+        metrics, by_range = metrics.cuda(), by_range.cuda()
+    means, ranges = metrics.compute(), {name: part.cpu() for name, part in by_range.compute().items()}
     if processes > 1:
         gathered: list[Any] = [None] * processes
         distributed.all_gather_object(gathered, scores)
@@ -145,6 +146,12 @@ def evaluate(
         plot_error_by_range(ranges, report, out.with_name(f"{out.stem}_error_by_range.png"))
         write_sheet(system, dataset, protocol, dtype, scores, out.with_name(f"{out.stem}_sheet.png"))
     return report
+
+
+def require_comparable(system: System, protocol: Protocol) -> None:
+    """Raise UsageError when the protocol compares metres but the system's depth has no unit."""
+    if system.scale_kind == "relative" and protocol.alignment == "none":
+        raise UsageError(f"'{system.name}' tells depth up to a factor; give an alignment: median or least_squares")
 
 
 @torch.inference_mode()
@@ -308,16 +315,19 @@ def write_sheet(
         judged = judge(system, [sample], protocol, dtype)
         found = {name: float(v) for name, v in depth_metrics(judged.prediction, judged.target, judged.valid).items()}
         numbers = "  ".join(f"{name} {found[name]:.3f}" for name in ("abs_rel", "rmse", "delta1"))
-        rows.append(
-            viz.SheetRow(
-                image=judged.image[0].mul(255).round().byte().permute(1, 2, 0).numpy(),
-                truth=torch.where(judged.valid, judged.target, 0)[0, 0].numpy(),
-                prediction=judged.prediction[0, 0].numpy(),
-                title=f"{place}:  {numbers}  {'/'.join(Path(sample.path).parts[-2:])}",
-            )
-        )
+        rows.append(sheet_row(judged, f"{place}:  {numbers}  {'/'.join(Path(sample.path).parts[-2:])}"))
     with atomic_path(path) as temporary:
         Image.fromarray(viz.sheet(rows)).save(temporary)
+
+
+def sheet_row(judged: Judged, title: str) -> viz.SheetRow:
+    """The first picture of a judged batch as a row of a contact sheet."""
+    return viz.SheetRow(
+        image=judged.image[0].mul(255).round().byte().permute(1, 2, 0).numpy(),
+        truth=torch.where(judged.valid, judged.target, 0)[0, 0].numpy(),
+        prediction=judged.prediction[0, 0].numpy(),
+        title=title,
+    )
 
 
 def _extremes(ordered: list[tuple[float, int]]) -> list[tuple[str, int]]:
