@@ -34,7 +34,7 @@ class FakeSystem(System):
 
     Config = FakeConfig
     name = "fake"
-    scenes = ("kitchen", "street")
+    scenes: tuple[str, ...] = ("kitchen", "street")
 
     def __init__(self, config: FakeConfig | None = None) -> None:
         config = config or FakeConfig()

@@ -57,7 +57,7 @@ def test_sample_is_in_the_layout_that_the_data_set_reads(sample_folder: Path) ->
     np.testing.assert_allclose(first.depth[0].numpy(), rendering.depth, atol=0.0005 + 1e-6)  # half a millimetre
     assert first.camera is not None
     assert first.camera.fx == pytest.approx(rendering.camera.fx, abs=1e-4)
-    street = next(s for s in open_dataset("folder", sample_folder, source="synthetic_street"))
+    street = open_dataset("folder", sample_folder, source="synthetic_street")[0]
     assert 50 < street.depth.max() < 150
     assert not street.mask.all()
 

@@ -109,7 +109,8 @@ def test_least_squares_agrees_with_numpy(
     case: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_]],
 ) -> None:
     prediction, target, mask = case
-    fitted = align(*(torch.from_numpy(array) for array in case), kind="least_squares").numpy()
+    tensors = [torch.from_numpy(array) for array in case]
+    fitted = align(tensors[0], tensors[1], tensors[2], "least_squares").numpy()
     for f, p, t, m in zip(fitted, prediction, target, mask, strict=True):
         if not m.any():
             continue

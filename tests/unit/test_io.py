@@ -354,7 +354,9 @@ class TestWriteResult:
         np.testing.assert_allclose(back, far, atol=scale * 0.51)
 
     def test_depth16_relative_depth_fills_the_range(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
-        path = write_result(make_result(depth / 1000, scale_kind="relative", unit="unknown"), tmp_path / "r.png")
+        path = write_result(
+            make_result(depth / np.float32(1000), scale_kind="relative", unit="unknown"), tmp_path / "r.png"
+        )
         back, scale = read_depth16(path)
         np.testing.assert_allclose(back, depth / 1000, atol=scale * 0.51)
         assert back.max() == pytest.approx(65535 * scale)
@@ -390,6 +392,7 @@ class TestWriteResult:
         with np.load(write_result(result, tmp_path / "a.npz"), allow_pickle=False) as content:
             np.testing.assert_array_equal(content["depth"], depth)
             np.testing.assert_array_equal(content["valid"], depth > 0)
+            assert result.camera is not None
             np.testing.assert_array_equal(content["intrinsics"], result.camera.matrix)
             metadata = json.loads(str(content["metadata"]))
         assert metadata["scene_probs"] == {"kitchen": 0.5}
@@ -405,6 +408,7 @@ class TestWriteResult:
         header, points, colours = read_ply(write_result(result, tmp_path / "a.ply"))
         assert "format binary_little_endian 1.0" in header
         valid = depth > 0
+        assert result.camera is not None
         np.testing.assert_array_equal(points, result.camera.unproject(depth)[valid])
         np.testing.assert_array_equal(colours, rgb[valid])
         few = write_result(result, tmp_path / "few.ply", max_points=10)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from langdepth.metrics import METRICS, DepthMetrics, ErrorByRange, align, depth_metrics
+from langdepth.protocols import Alignment
 
 
 def maps(*rows: list[float]) -> torch.Tensor:
@@ -132,14 +133,14 @@ def test_least_squares_of_a_constant_prediction_is_the_mean() -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "median", "least_squares"])
-def test_alignment_leaves_a_picture_without_truth_alone(kind: str) -> None:
+def test_alignment_leaves_a_picture_without_truth_alone(kind: Alignment) -> None:
     prediction = maps([1.0, 2.0])
     assert torch.equal(align(prediction, maps([0.0, 0.0]), maps([0.0, 0.0]).bool(), kind), prediction)
 
 
 def test_unknown_alignment_is_refused() -> None:
     with pytest.raises(ValueError, match="'mean' is none of none, median, least_squares"):
-        align(maps([1.0]), maps([1.0]), maps([1.0]).bool(), "mean")
+        align(maps([1.0]), maps([1.0]), maps([1.0]).bool(), "mean")  # type: ignore[arg-type]
 
 
 def test_error_by_range_tells_the_quartiles_of_each_depth() -> None:

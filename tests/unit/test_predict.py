@@ -201,6 +201,7 @@ def test_batch_equals_singles_in_the_order_given(
         assert isinstance(single, DepthResult)
         np.testing.assert_allclose(result.depth, single.depth, atol=1e-5)
         assert result.scene_probs == pytest.approx(single.scene_probs)
+        assert result.image is not None
         assert np.array_equal(result.image, picture)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ def test_hash_speaks_of_rules_not_names() -> None:
 
 @pytest.mark.parametrize("field", [key for key in Protocol(name="x").switches() if key != "resize"])
 def test_every_switch_changes_the_hash(field: str) -> None:
-    other = {
+    other: dict[str, Any] = {
         "frame": "kb",
         "flip": True,
         "alignment": "median",

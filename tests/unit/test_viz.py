@@ -20,7 +20,7 @@ def ramp(height: int = 40, width: int = 60, near: float = 1.0, far: float = 5.0)
 
 
 def luminance(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    return pixels @ (0.299, 0.587, 0.114)
+    return pixels @ np.array((0.299, 0.587, 0.114))
 
 
 class TestColorize:
