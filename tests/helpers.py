@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from langdepth.registry import Entry
 from langdepth.systems.base import System
 from langdepth.text.scenes import scene_index
 from langdepth.types import Batch, DepthOutput, InputSpec
@@ -57,6 +58,57 @@ class FakeSystem(System):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         depth = nn.functional.interpolate(self(batch.image).depth, size=batch.depth.shape[-2:])
         return {"total": (depth - batch.depth)[batch.mask].abs().mean()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """Options of Learner."""
+
+    width: int = 8
+    poison: str = ""
+    """Pictures with this in their path have a loss that is not finite."""
+    poisoned: str = "loss"
+    """What of them is not finite: "loss" or "gradient"."""
+
+
+class Learner(System):
+    """A small network that can be trained: BatchNorm, dropout, a frozen part and one that no loss reaches."""
+
+    Config = LearnerConfig
+    name = "learner"
+
+    def __init__(self, config: LearnerConfig | None = None) -> None:
+        config = config or LearnerConfig()
+        super().__init__(config, InputSpec(area=48 * 64, multiple_of=16))
+        self.config: LearnerConfig = config
+        self.body = nn.Sequential(
+            nn.Conv2d(3, config.width, 3, stride=4, padding=1),
+            nn.BatchNorm2d(config.width),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Conv2d(config.width, 1, 1),
+        )
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+        self.unreached = nn.Linear(2, 2)
+
+    def forward(
+        self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
+    ) -> DepthOutput:
+        return DepthOutput(depth=torch.exp(self.body(self.normalise(image))))
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        depth = nn.functional.interpolate(self(batch.image).depth, size=batch.depth.shape[-2:])
+        l1 = (depth.log() - batch.depth.clamp_min(0.1).log())[batch.mask].abs().mean()
+        bad = self.config.poison and any(self.config.poison in path for path in batch.path)
+        if bad and self.config.poisoned == "loss":
+            self.body[1].running_mean.fill_(torch.nan)  # what a NaN picture does to a norm
+            l1 = l1 * torch.nan
+        elif bad:
+            l1 = l1 + torch.sqrt(0 * depth.sum())  # 0, with a gradient of 0 / 0
+        return {"total": l1, "l1": l1}
+
+
+LEARNER = Entry(name="learner", target="tests.helpers:Learner", summary="made for tests", paper="none")
 
 
 def grey(brightness: float, width: int = 64, height: int = 48) -> npt.NDArray[np.uint8]:

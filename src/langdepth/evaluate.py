@@ -1,8 +1,8 @@
 """A system on a data set under a protocol: one pass, one report, two pictures.
 
 Data flow: pictures decoded ahead in threads -> the protocol's frame -> system -> flip, alignment, clamp -> sums. Memory
-does not grow with the data set. In a torch.distributed group of n processes each takes
-every n-th picture, and all get the same report.
+does not grow with the data set. In a torch.distributed group of n processes each takes every n-th picture, and all
+get the same report.
 """
 
 from __future__ import annotations

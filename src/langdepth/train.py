@@ -1,165 +1,249 @@
 """Training from a recipe: Lightning's Trainer around any system.
 
-What is random in a step follows from (seed, step, rank) alone and what a batch holds from (seed, epoch, place), so a run that
-was interrupted anywhere and resumed ends with the same weights, bit for bit on a CPU.
+Data flow: recipe -> the system as it starts (kept in start.safetensors) -> batches that follow from the seed
+(data/sampling.py) -> losses, AdamW, moving average -> every so many steps resume.ckpt, every so many epochs
+``langdepth.evaluate`` on the validation pictures -> last and best .safetensors.
+
+What is random in a step follows from (seed, epoch, batch, rank) alone and what a batch holds from (seed, epoch, place):
+a run that was interrupted anywhere and resumed ends with the same weights, bit for bit on a CPU.
 """
 
 from __future__ import annotations
 
+import csv
+import inspect
+import logging
 import math
-import os
+import signal
+import sys
+import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, distributed
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 
-from langdepth import protocols, registry
-from langdepth.config import from_mapping, to_mapping
+from langdepth import protocols, registry, viz
+from langdepth.checkpoint import load, save
+from langdepth.config import load_yaml, to_mapping
 from langdepth.data.folder import FolderDataset
-from langdepth.data.sampling import Draws, Sizes, TrainingLoader, TrainingSet, collate, source_weights, training_shapes
-from langdepth.data.transforms import Augmentation, TrainTransform
-from langdepth.errors import LangdepthError, NonFiniteLossError, UsageError
+from langdepth.data.sampling import Draws, Sizes, TrainingLoader, TrainingSet, source_weights, training_shapes
+from langdepth.data.transforms import TrainTransform
+from langdepth.errors import ImageError, LangdepthError, NonFiniteLossError, UsageError
+from langdepth.evaluate import evaluate, judge, require_comparable, sheet_row
 from langdepth.io import atomic_path
-from langdepth.metrics import DepthMetrics
-from langdepth.inference import infer
+from langdepth.recipe import OptimSection, Recipe, TrainSection, read_recipe
 from langdepth.systems.base import System
 from langdepth.types import Batch
 
+__all__ = ["Recipe", "read_recipe", "train"]
 
-@dataclass(frozen=True, kw_only=True)
-class SystemSection:
-    """Which system, and how it starts."""
-
-    name: str = "tiny"
-    options: dict[str, Any] = field(default_factory=dict)
-    """Values of the system's own config."""
-    prepare: dict[str, Any] = field(default_factory=dict)
-    """What the system's ``prepare_training`` takes: files of start weights or features."""
-    weights: str | None = None
-    """Continue from these weights (anything ``langdepth.load`` opens) instead of preparing."""
+NAMED = 8  # offending pictures named in a message
+SHOWN = ("abs_rel", "rmse", "log10", "delta1")
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataSection:
-    """What is learned from and judged on: an indexed folder (data/folder.py)."""
+def train(recipe: Recipe, *, resume: bool = False) -> Path:
+    """Run a recipe; returns the run folder ``recipe.train.out``.
 
-    root: Path
-    train_split: str = "train"
-    val_split: str = "val"
-    val_source: str | None = None
-    weights: dict[str, float] = field(default_factory=dict)
-    """Source name -> mean number of times each of its pictures is drawn in an epoch; 1 if not named."""
-    aspects: tuple[float, ...] = (4 / 3,)
-    """Width / height of the shapes that training pictures are cut to."""
-    batch_size: int = 8
-    workers: int = 2
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    The folder then holds recipe.yaml (resolved), start.safetensors, resume.ckpt, metrics.csv, TensorBoard logs,
+    previews, last.safetensors and best.safetensors (which ``langdepth.load`` opens). ``resume`` continues the run in
+    that folder from resume.ckpt, also in mid-epoch, or from its start if there is none yet.
 
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.workers < 0 or not self.aspects or min(self.aspects) <= 0:
-            raise ValueError("batch_size must be at least 1, workers at least 0, aspects positive")
+    Raises UsageError for a wrong recipe and for a folder that holds another run, NonFiniteLossError naming pictures,
+    LangdepthError when data cannot be read, files cannot be written, memory is short, or after SIGTERM.
+    """
+    with _quiet_lightning():
+        return _train(recipe, resume)
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptimSection:
-    """AdamW and its schedule over all steps of the run."""
-
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    schedule: Literal["one_cycle", "poly", "cosine", "constant"] = "one_cycle"
-    warm_up: float = 0.1
-    """Share of the steps in which the rate rises (linear; one_cycle: cosine)."""
-    power: float = 0.9
-    """Exponent of the poly schedule."""
-    clip: float = 1.0
-    """Largest gradient norm; 0 switches clipping off."""
-    accumulate: int = 1
-    """Batches per optimiser step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSection:
-    """How the run goes."""
-
-    out: Path = Path("runs/run")
-    epochs: int = 10
-    seed: int = 0
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    ema: float = 0.0
-    """Decay of the moving average of the weights per step; 0 switches it off. Judged and saved are the averaged weights."""
-    accelerator: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
-    compile: bool = False
-    """torch.compile for the system's parts; slower start, quicker steps."""
-    protocol: str = "full"
-    """Evaluation protocol of the validation pictures."""
-    monitor: str = "abs_rel"
-    """Metric (image mean) whose best epoch is kept."""
-    validate_every: int = 1
-    """Epochs between validations."""
-    checkpoint_every: int = 100
-    """Steps between the checkpoints that ``--resume`` continues from."""
-    log_every: int = 20
-    previews: int = 4
-    """Validation pictures drawn after each validation."""
-    non_finite: Literal["stop", "skip"] = "stop"
-    """What a NaN or infinite loss does: stop the run, or leave the batch out."""
-    max_steps: int = -1
-    """End early after so many steps; -1 = all epochs."""
+def _train(recipe: Recipe, resume: bool) -> Path:
+    out = recipe.train.out
+    data, protocol = recipe.data, protocols.get(recipe.train.protocol)
+    train_set = FolderDataset(data.root, split=data.train_split)
+    val_set = FolderDataset(data.root, split=data.val_split, source=data.val_source)
+    weights = source_weights([row.source for row in train_set.rows], data.weights)
+    resume_point = ResumePoint(recipe)
+    trainer = _trainer(recipe, [resume_point, Validation(recipe, val_set, pictures=len(train_set))])
+    if trainer.is_global_zero:  # the other processes find the folder as this one leaves it
+        _check_folder(recipe, resume)
+        with atomic_path(out / "recipe.yaml") as path:
+            path.write_text(yaml.safe_dump(to_mapping(recipe), sort_keys=False), encoding="utf-8")
+    system = _start_system(recipe, out / "start.safetensors", write=trainer.is_global_zero)
+    require_comparable(system, protocol)
+    loader = _training_loader(recipe, system, train_set, weights, trainer)
+    steps = recipe.train.epochs * math.ceil(len(loader) / recipe.optim.accumulate)
+    module = DepthTraining(system, recipe, steps)
+    if recipe.train.compile:
+        for child in system.children():
+            child.compile(dynamic=False)
+    checkpoint = resume_point.path if resume and resume_point.path.exists() else None
+    try:
+        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        if resume_point.interrupted:  # Lightning turns Ctrl-C into an exit
+            raise KeyboardInterrupt from None
+        raise
+    except torch.OutOfMemoryError as error:
+        raise LangdepthError(
+            f"{module.device}: not enough memory for batches of {data.batch_size}; lower data.batch_size (and raise "
+            "optim.accumulate) or the system's input area"
+        ) from error
+    except RuntimeError as error:
+        if trainer.world_size == 1:
+            raise
+        raise LangdepthError(f"process {trainer.global_rank}: {str(error).splitlines()[0]}") from error
+    return out
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One training run."""
-
-    system: SystemSection = field(default_factory=SystemSection)
-    data: DataSection
-    optim: OptimSection = field(default_factory=OptimSection)
-    train: TrainSection = field(default_factory=TrainSection)
+# Setting up
 
 
-def read_recipe(content: Mapping[str, Any]) -> Recipe:
-    """A recipe from plain nested data. Raises UsageError naming a wrong key and the nearest right one."""
-    recipe = from_mapping(Recipe, content)
-    from langdepth.metrics import METRICS
+def _check_folder(recipe: Recipe, resume: bool) -> None:
+    """Refuse to mix two runs."""
+    out = recipe.train.out
+    started = (out / "start.safetensors").exists()
+    if not resume:
+        if started:
+            raise UsageError(f"{out}: holds a run already; continue it with --resume or choose another --train.out")
+        return
+    if not started:
+        raise UsageError(f"{out}: holds no run to continue; start one without --resume")
+    stored = read_recipe(load_yaml(out / "recipe.yaml")).identity()
+    for key, value in recipe.identity().items():
+        if value != stored.get(key):
+            raise UsageError(
+                f"{out}: this run has {key} = {stored.get(key)}, not {value}; a run continues with its own recipe, "
+                f"--config {out / 'recipe.yaml'}"
+            )
 
-    protocols.get(recipe.train.protocol)
-    registry.entry(recipe.system.name)
-    if recipe.train.monitor not in METRICS:
-        raise UsageError(f"train.monitor: '{recipe.train.monitor}' is not a metric; known: {', '.join(METRICS)}")
-    return recipe
+
+def _start_system(recipe: Recipe, start: Path, write: bool) -> System:
+    """The system as training starts from it; kept in the file ``start``, so that resuming need not prepare again."""
+    section = recipe.system
+    weights = str(start) if start.is_file() else section.weights
+    torch.manual_seed(recipe.train.seed)
+    try:
+        system = load(weights) if weights else registry.build(section.name, section.options)
+    except ValueError as error:
+        raise UsageError(f"system.options: {error}") from None
+    if system.name != section.name:
+        raise UsageError(f"system.weights: {weights} holds '{system.name}', the recipe says '{section.name}'")
+    if type(system).loss is System.loss or not any(p.requires_grad for p in system.parameters()):
+        raise UsageError(f"system.name: '{system.name}' has nothing to train")
+    try:
+        inspect.signature(system.prepare_training).bind(**section.prepare)
+    except TypeError as error:
+        raise UsageError(f"system.prepare: {error}") from None
+    system.prepare_training(**section.prepare)
+    if write and not start.is_file():
+        save(system, start)
+    return system.train()
 
 
-# ------------------------------------------------------------------------------------------------------------- the module
+def _training_loader(
+    recipe: Recipe, system: System, folder: FolderDataset, weights: list[float], trainer: pl.Trainer
+) -> TrainingLoader:
+    data = recipe.data
+    sizes = Sizes(system.input_spec, data.aspects)
+    draws = Draws(
+        shapes=training_shapes(folder, sizes),
+        sizes=sizes.sizes,
+        weights=weights,
+        batch_size=data.batch_size,
+        seed=recipe.train.seed,
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+    )
+    area = system.input_spec.area or math.prod(sizes.sizes[0])
+    return TrainingLoader(TrainingSet(folder, TrainTransform(data.augmentation, area)), draws, data.workers)
+
+
+def _trainer(recipe: Recipe, callbacks: list[Callback]) -> pl.Trainer:
+    settings, optim = recipe.train, recipe.optim
+    progress = TQDMProgressBar() if sys.stdout.isatty() else PlainProgress(settings.log_every)
+    try:
+        return pl.Trainer(
+            default_root_dir=settings.out,
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            strategy=_strategy(settings),
+            precision=settings.precision,
+            max_epochs=settings.epochs,
+            gradient_clip_val=optim.clip or None,
+            accumulate_grad_batches=optim.accumulate,
+            log_every_n_steps=settings.log_every,
+            use_distributed_sampler=False,
+            logger=_loggers(settings.out),
+            callbacks=[*callbacks, progress],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_autolog_hparams=False,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UsageError(f"train.accelerator, devices, strategy, precision: {first_line}") from None
+
+
+def _strategy(settings: TrainSection) -> Any:
+    """DDP that allows for parameters without a gradient: frozen parts, and parts that a batch does not reach."""
+    several = settings.devices * settings.num_nodes > 1
+    return (
+        DDPStrategy(find_unused_parameters=True)
+        if several and settings.strategy in ("auto", "ddp")
+        else settings.strategy
+    )
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Without Lightning's notes on hardware, its advertising and its suggestions; warnings and errors stay."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PossibleUserWarning)
+            warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # between Lightning and torch
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+# The steps
 
 
 class DepthTraining(pl.LightningModule):
-    """A system in training: loss, optimiser, moving average, validation metrics."""
+    """A system in training for ``steps`` optimiser steps: loss, optimiser, moving average."""
 
-    def __init__(self, system: System, recipe: Recipe, total_steps: int) -> None:
+    def __init__(self, system: System, recipe: Recipe, steps: int) -> None:
         super().__init__()
         self.system = system
         self.recipe = recipe
-        self.total_steps = total_steps
-        self.skipped_batches = 0
-        self.metrics = DepthMetrics()
+        self.steps = steps
         self.average: AveragedModel | None = None
         if recipe.train.ema > 0:
             self.average = AveragedModel(system, multi_avg_fn=get_ema_multi_avg_fn(recipe.train.ema), use_buffers=True)
             self.average.requires_grad_(False)
+        self._batch: Batch | None = None
+        self._left_out = False  # the optimiser step in progress changes nothing
 
     @property
     def judged(self) -> System:
@@ -170,314 +254,320 @@ class DepthTraining(pl.LightningModule):
         optim = self.recipe.optim
         groups = self.system.parameter_groups(optim.lr, optim.weight_decay)
         optimiser = torch.optim.AdamW(groups, betas=optim.betas)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate(optim, self.total_steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate(optim, self.steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Seeded per batch, not per run: a resumed run draws the same dropout as one that was never interrupted.
-        torch.manual_seed(hash((self.recipe.train.seed, self.current_epoch, batch_idx, self.global_rank)))
+        place = (self.recipe.train.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        skip = self.recipe.train.non_finite == "skip"
+        buffers = [buffer.clone() for buffer in self.system.buffers()] if skip else []
         losses = self.system.loss(batch)
-        total = losses["total"]
-        bad = ~torch.isfinite(total.detach())
-        if self.trainer.world_size > 1:  # every rank must leave the step out, or the others wait for ever
-            bad = self.trainer.strategy.reduce(bad.float(), reduce_op="sum") > 0
-        if bool(bad):
-            return self._non_finite(batch, losses)
-        self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, batch_size=len(batch.path))
-        return total
-
-    def _non_finite(self, batch: Batch, losses: dict[str, Tensor]) -> Tensor | None:
-        parts = ", ".join(f"{k}={float(v):g}" for k, v in losses.items())
-        message = (
-            f"the loss is not finite in epoch {self.current_epoch}, step {self.global_step} ({parts}); pictures: "
-            + (", ".join(batch.path))
-        )
-        if self.recipe.train.non_finite == "stop":
-            raise NonFiniteLossError(message + "; check them, or set train.non_finite: skip")
-        self.skipped_batches += 1
-        warnings.warn(message + "; batch left out", stacklevel=2)
-        return torch.stack([v for k, v in losses.items() if k != "total"]).nan_to_num(0, 0, 0).sum() * 0
+        self._batch = batch
+        # All processes must agree, or some would wait for ever.
+        if self.trainer.strategy.reduce_boolean_decision(bool(losses["total"].isfinite())):
+            facts = {
+                "step": self.global_step + 1.0,
+                "lr": max(g["lr"] for g in self.trainer.optimizers[0].param_groups),
+            }
+            values = {f"train/{name}": value.detach() for name, value in losses.items()}
+            self.log_dict(facts | values, batch_size=len(batch.path))
+        else:
+            self._not_finite("loss", batch)
+            for buffer, before in zip(self.system.buffers(), buffers, strict=True):  # running statistics of a norm
+                buffer.copy_(before)
+        return losses["total"]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        for parameter in self.system.parameters():  # 0 * NaN is NaN: a skipped batch must not leave any behind
-            if parameter.grad is not None and self.recipe.train.non_finite == "skip":
-                parameter.grad.nan_to_num_(0, 0, 0)
+        gradients = [p.grad for p in self.system.parameters() if p.grad is not None]
+        if (
+            not self._left_out
+            and self.recipe.train.precision != "16-mixed"  # there the gradient scaler leaves such steps out
+            and not bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+        ):
+            assert self._batch is not None
+            self._not_finite("gradient", self._batch)
+        if self._left_out:
+            optimizer.zero_grad(set_to_none=True)  # a parameter without gradient keeps its value and its moments
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        accumulate = self.recipe.optim.accumulate
-        if self.average is not None and ((batch_idx + 1) % accumulate == 0 or self.trainer.is_last_batch):
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        super().optimizer_step(*arguments, **options)
+        if self.average is not None and not self._left_out:
             self.average.update_parameters(self.system)
+        self._left_out = False
 
-    def on_validation_epoch_start(self) -> None:
-        self.metrics.reset()
-        self.judged.eval()
+    def _not_finite(self, what: str, batch: Batch) -> None:
+        """Stop, or leave the optimiser step in progress out, naming the pictures that are to blame."""
+        names = self._offenders(batch)
+        if self.trainer.world_size > 1:
+            gathered: list[Any] = [None] * self.trainer.world_size
+            distributed.all_gather_object(gathered, names)
+            names = [name for part in gathered for name in part]
+        everything = len(names) == len(batch.path) * self.trainer.world_size > 1
+        listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        message = (
+            f"the {what} is not finite in epoch {self.current_epoch + 1}, step {self.global_step + 1}, for "
+            f"{listed or 'the batch as a whole: ' + ', '.join(batch.path[:NAMED])}"
+        )
+        if self.recipe.train.non_finite == "stop":
+            advice = "lower optim.lr" if everything else "check these pictures, or continue with train.non_finite: skip"
+            raise NonFiniteLossError(f"{message}; {advice}") if self.trainer.is_global_zero else SystemExit(1)
+        self._left_out = True
+        if self.trainer.is_global_zero:
+            warnings.warn(f"{message}; this step is left out", stacklevel=2)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        protocol = protocols.get(self.recipe.train.protocol)
-        window = (..., *protocol.frame_window(*batch.depth.shape[-2:]))
-        image, depth, mask = batch.image[window], batch.depth[window], batch.mask[window]
-        prediction = infer(self.judged, image).depth.clamp(protocol.min_depth, protocol.max_depth)
-        self.metrics.update(prediction, depth, protocol.valid_mask(depth, mask))
-
-    def on_validation_epoch_end(self) -> None:
-        found = self.metrics.compute()
-        if int(found["images"]) == 0:
-            raise LangdepthError(
-                "no validation picture has a usable depth value under the protocol; check data.val_split"
-            )
-        for name, value in found["image_mean"].items():
-            self.log(f"val/{name}", value.float(), rank_zero_only=True, sync_dist=False)
-        if not self.trainer.sanity_checking and self.trainer.is_global_zero:
-            line = ", ".join(f"{k} {float(v):.4f}" for k, v in found["image_mean"].items() if k in SHOWN)
-            print(f"epoch {self.current_epoch + 1}/{self.recipe.train.epochs}: {line}", flush=True)
+    def _offenders(self, batch: Batch) -> list[str]:
+        """Paths of the pictures whose loss or gradient is not finite even alone."""
+        parameters = [p for p in self.system.parameters() if p.requires_grad]
+        names = []
+        self.system.eval()  # running statistics stay as they are
+        for i, path in enumerate(batch.path):
+            total = self.system.loss(Batch(**{f.name: getattr(batch, f.name)[i : i + 1] for f in fields(Batch)}))[
+                "total"
+            ]
+            values = [total, *torch.autograd.grad(total, parameters, allow_unused=True)]
+            if not all(bool(value.isfinite().all()) for value in values if value is not None):
+                names.append(path)
+        self.system.train()
+        return names
 
 
-SHOWN = ("abs_rel", "rmse", "log10", "delta1")
-
-
-def rate(optim: OptimSection, steps: int) -> Any:
-    """Learning rate factor of each step: rises over the warm-up share, then falls to 0 (constant: stays)."""
-    rising = max(1, round(optim.warm_up * steps))
+def rate(optim: OptimSection, steps: int) -> Callable[[int], float]:
+    """The learning rate of each of ``steps`` steps as a share of ``optim.lr``: up in the warm-up, then as scheduled."""
+    rising = round(optim.warm_up * steps)
 
     def factor(step: int) -> float:
-        if step < rising and optim.warm_up > 0:
+        if step < rising:
             share = (step + 1) / rising
             return (1 - math.cos(math.pi * share)) / 2 if optim.schedule == "one_cycle" else share
         progress = min(1.0, (step - rising) / max(1, steps - rising))
-        if optim.schedule == "poly":
-            return float((1 - progress) ** optim.power)
         if optim.schedule == "constant":
             return 1.0
+        if optim.schedule == "poly":
+            return float((1 - progress) ** optim.power)
         return (1 + math.cos(math.pi * progress)) / 2
 
     return factor
 
 
-# ----------------------------------------------------------------------------------------------------------- run and files
-
-
-class Previews(Callback):
-    """After each validation a sheet of the first pictures, truth and prediction, in the run folder."""
-
-    def __init__(self, folder: Path, dataset: FolderDataset, count: int) -> None:
-        self.folder, self.dataset = folder, dataset
-        step = max(1, len(dataset) // max(1, count))
-        self.chosen = list(range(0, len(dataset), step))[:count]
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero or not self.chosen:
-            return
-        from PIL import Image
-
-        from langdepth.viz import SheetRow, sheet
-
-        rows = []
-        for index in self.chosen:
-            sample = self.dataset[index]
-            depth = infer(cast(DepthTraining, pl_module).judged, sample.image[None].to(pl_module.device)).depth[0, 0]
-            image = (sample.image.permute(1, 2, 0) * 255).byte().numpy()
-            truth = sample.depth[0].numpy()
-            rows.append(
-                SheetRow(image=image, truth=truth, prediction=depth.cpu().numpy(), title=Path(sample.path).name)
-            )
-        with atomic_path(self.folder / f"epoch_{trainer.current_epoch + 1:04d}.jpg") as path:
-            Image.fromarray(sheet(rows)).save(path, quality=85)
-
-
-class Weights(Callback):
-    """Writes ``last.safetensors`` after each validation and ``best.safetensors`` when the monitored metric improves."""
-
-    def __init__(self, folder: Path, monitor: str) -> None:
-        self.folder, self.monitor = folder, monitor
-        self.best: float | None = None
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        module = cast(DepthTraining, pl_module)
-        values = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        value = values[self.monitor]
-        better = (
-            value > (self.best or 0) if self.monitor.startswith("delta") else self.best is None or value < self.best
-        )
-        self._write(module, self.folder / "last.safetensors", trainer, values)
-        if better:
-            self.best = value
-            self._write(module, self.folder / "best.safetensors", trainer, values)
-
-    def _write(self, module: DepthTraining, path: Path, trainer: pl.Trainer, values: dict[str, float]) -> None:
-        from langdepth.checkpoint import save
-
-        train = module.recipe.train
-        facts = {"epochs": trainer.current_epoch + 1, "steps": trainer.global_step, "seed": train.seed}
-        judged = module.judged
-        judged.provenance = {
-            **module.system.provenance,
-            "training": facts,
-            "validation": {"protocol": train.protocol, **values},
-        }
-        save(judged, path)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
-
-
-class StopOnSignal(Callback):
-    """SIGTERM ends the run after the current step with a checkpoint to resume from."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self._previous: Any = None
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        import signal
-
-        def note(number: int, frame: Any) -> None:
-            self.received = True
-
-        self._previous = signal.signal(signal.SIGTERM, note)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if self.received:
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / "resume.ckpt")
-            trainer.should_stop = True
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        import signal
-
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+# The run folder
 
 
 class ResumePoint(Callback):
-    """Writes ``resume.ckpt`` every so many steps and after each epoch; the file is replaced, never half-written."""
+    """Keeps ``resume.ckpt``: every so many steps, after each epoch, and when the run is told to stop.
 
-    def __init__(self, folder: Path, every: int) -> None:
-        self.folder, self.every = folder, every
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if (trainer.global_step and trainer.global_step % self.every == 0) or trainer.is_last_batch:
-            temporary = self.folder / ".resume.ckpt.partial"
-            trainer.save_checkpoint(temporary)  # on every rank: sharded strategies gather here
-            if trainer.is_global_zero:
-                os.replace(temporary, self.folder / "resume.ckpt")
-
-
-def train(recipe: Recipe, *, resume: bool = False) -> Path:
-    """Run a recipe; returns the run folder.
-
-    The folder holds recipe.yaml (resolved), metrics.csv, TensorBoard logs, previews/, resume.ckpt, last.safetensors and
-    best.safetensors (which ``langdepth.load`` opens). ``resume`` continues from resume.ckpt, also in mid-epoch.
-    Raises UsageError for a folder that holds another run, NonFiniteLossError, LangdepthError.
+    SIGTERM ends the run after the step in progress. Ctrl-C ends it at once and loses the steps since the last save.
     """
-    out = recipe.train.out
-    checkpoint = out / "resume.ckpt"
-    if resume and not checkpoint.is_file():
-        raise UsageError(f"{out}: there is no resume.ckpt to continue from")
-    if not resume and checkpoint.exists():
-        raise UsageError(f"{out}: holds a run already; continue it with --resume or choose another --train.out")
-    system = _start_system(recipe, out / "start.safetensors")
-    val_set = FolderDataset(recipe.data.root, split=recipe.data.val_split, source=recipe.data.val_source)
-    stop = StopOnSignal()
-    trainer = pl.Trainer(
-        default_root_dir=out,
-        accelerator=recipe.train.accelerator,
-        devices=recipe.train.devices,
-        num_nodes=recipe.train.num_nodes,
-        strategy=recipe.train.strategy,
-        precision=recipe.train.precision,
-        max_epochs=recipe.train.epochs,
-        max_steps=recipe.train.max_steps,
-        gradient_clip_val=recipe.optim.clip or None,
-        accumulate_grad_batches=recipe.optim.accumulate,
-        check_val_every_n_epoch=recipe.train.validate_every,
-        log_every_n_steps=recipe.train.log_every,
-        num_sanity_val_steps=1,
-        use_distributed_sampler=False,
-        logger=_loggers(out),
-        callbacks=[
-            Weights(out, recipe.train.monitor),
-            Previews(out / "previews", val_set, recipe.train.previews),
-            ResumePoint(out, recipe.train.checkpoint_every),
-            stop,
-            LearningRateMonitor("step"),
-            TQDMProgressBar(refresh_rate=10) if os.isatty(2) else PlainProgress(recipe.train.log_every),
-        ],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=os.isatty(2),
-    )
-    loader = _training_loader(recipe, system, trainer.global_rank, trainer.world_size)
-    total = recipe.train.epochs * math.ceil(len(loader) / recipe.optim.accumulate)
-    module = DepthTraining(system, recipe, min(total, recipe.train.max_steps) if recipe.train.max_steps > 0 else total)
-    if recipe.train.compile:
-        for child in system.children():
-            child.compile(dynamic=False)
-    if trainer.is_global_zero:
-        _write_recipe(recipe, out)
-    val_loader = _validation_loader(val_set, recipe.data.workers, trainer.global_rank, trainer.world_size)
-    trainer.fit(module, loader, val_loader, ckpt_path=str(checkpoint) if resume else None, weights_only=True)
-    if stop.received:
-        raise LangdepthError(f"stopped by SIGTERM; continue with --resume ({checkpoint} is written)")
-    return out
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.path = recipe.train.out / "resume.ckpt"
+        self.every, self.max_steps = recipe.train.checkpoint_every, recipe.train.max_steps
+        self.accumulate = recipe.optim.accumulate
+        self.interrupted = False
+        self._told_to_stop = False
+        self._up_to_date = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        def stop(number: int, frame: Any) -> None:
+            self._told_to_stop = True
+            if self._up_to_date and trainer.world_size == 1:  # between epochs: nothing to wait for
+                raise self._stopped(trainer)
+
+        signal.signal(
+            signal.SIGTERM, stop
+        )  # in place of Lightning's handler; Lightning puts back what was there before
+        self._pause_if_due(trainer)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._up_to_date = False
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if trainer.is_last_batch or (batch_idx + 1) % self.accumulate:  # the epoch's end follows; within a step
+            return
+        stop = trainer.strategy.reduce_boolean_decision(self._told_to_stop, all=False)
+        self._pause_if_due(trainer)
+        if stop or trainer.should_stop or trainer.global_step % self.every == 0:
+            self._save(trainer)
+        if stop:
+            raise self._stopped(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_last_batch:  # paused in mid-epoch
+            return
+        self._save(trainer)
+        self._up_to_date = True
+        if trainer.strategy.reduce_boolean_decision(self._told_to_stop, all=False):
+            raise self._stopped(trainer)
+        self._pause_if_due(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.interrupted = isinstance(exception, KeyboardInterrupt)
+
+    def _pause_if_due(self, trainer: pl.Trainer) -> None:
+        if 0 < self.max_steps <= trainer.global_step:
+            trainer.should_stop = True
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        with atomic_path(self.path) if trainer.is_global_zero else nullcontext(self.path) as path:
+            trainer.save_checkpoint(path)
+
+    def _stopped(self, trainer: pl.Trainer) -> BaseException:
+        message = f"stopped by SIGTERM after step {trainer.global_step}; {self.path} is written, continue with --resume"
+        return LangdepthError(message) if trainer.is_global_zero else SystemExit(1)
 
 
-def _start_system(recipe: Recipe, start: Path) -> System:
-    """The system as training starts from it; kept in the file ``start``, so that resuming need not prepare again."""
-    from langdepth.checkpoint import load, save
+class Validation(Callback):
+    """Judges the system after every so many epochs and at the end; logs, draws previews, and keeps the weights.
 
-    section = recipe.system
-    weights = str(start) if start.is_file() else section.weights
-    torch.manual_seed(recipe.train.seed)
-    if weights is None:
-        system = registry.build(section.name, section.options)
-    else:
-        system = load(weights)
-        if system.name != section.name:
-            raise UsageError(f"system.weights: {weights} holds '{system.name}', the recipe says '{section.name}'")
-    system.prepare_training(**section.prepare)
-    if not start.is_file() and rank_zero_only.rank == 0:
-        save(system, start)
-    return system.train()
+    ``last.safetensors`` is what was judged last, ``best.safetensors`` what did best in the monitored metric.
+    ``pictures``: number of training pictures, for the weights' record.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: FolderDataset, pictures: int) -> None:
+        self.recipe, self.dataset, self.pictures = recipe, dataset, pictures
+        self.protocol = protocols.get(recipe.train.protocol)
+        self.best: float | None = None
+        self.judged_step = 0
+        self._seconds, self._since = 0.0, time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # The resume point is written already: a run that dies while it judges does so again when it continues.
+        if trainer.current_epoch % self.recipe.train.validate_every == 0:
+            self._judge(trainer, cast(DepthTraining, pl_module))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._judge(trainer, cast(DepthTraining, pl_module))
+
+    on_fit_end = on_train_end  # Lightning leaves out the end of training where no step was left to do
+
+    def _judge(self, trainer: pl.Trainer, module: DepthTraining) -> None:
+        if trainer.global_step == self.judged_step:
+            return
+        report = evaluate(
+            module.judged,
+            self.dataset,
+            self.protocol,
+            split=self.recipe.data.val_split,
+            source=self.recipe.data.val_source,
+            progress=sys.stderr.isatty(),
+        )
+        self.judged_step = trainer.global_step
+        means = report["image_mean"]
+        for logger in trainer.loggers:
+            logger.log_metrics({f"val/{name}": value for name, value in means.items()}, step=self.judged_step)
+            logger.save()
+        shown = ", ".join(f"{name} {means[name]:.4f}" for name in SHOWN)
+        module.print(f"step {self.judged_step}/{module.steps} judged on {report['images']} pictures: {shown}")
+        if trainer.is_global_zero:
+            self._keep(module, report)
+            self._draw_previews(module)
+        module.system.train()
+
+    def _keep(self, module: DepthTraining, report: Mapping[str, Any]) -> None:
+        module.judged.provenance = {**module.system.provenance, **self._facts(module, report)}
+        out = self.recipe.train.out
+        save(module.judged, out / "last.safetensors")
+        value = report["image_mean"][self.recipe.train.monitor]
+        larger_is_better = self.recipe.train.monitor.startswith("delta")
+        if self.best is None or (value > self.best if larger_is_better else value < self.best):
+            save(module.judged, out / "best.safetensors")
+            self.best = value
+
+    def _facts(self, module: DepthTraining, report: Mapping[str, Any]) -> dict[str, Any]:
+        """What the weights' record says about this run; no paths, which would be of this machine."""
+        recipe = self.recipe
+        stated = {"licence": recipe.train.licence, "source": recipe.train.source}
+        return {key: text for key, text in stated.items() if text is not None} | {
+            "training": {
+                "epochs": round(recipe.train.epochs * self.judged_step / module.steps, 2),
+                "steps": self.judged_step,
+                "seed": recipe.train.seed,
+                "seconds": round(self._seconds_so_far()),
+                "pictures": self.pictures,
+                "batch_size": recipe.data.batch_size * recipe.train.devices * recipe.train.num_nodes,
+                "optimiser": f"AdamW, lr {recipe.optim.lr:g}, {recipe.optim.schedule}",
+                "ema": recipe.train.ema,
+                "precision": recipe.train.precision,
+                "recipe_hash": recipe.hash,
+            },
+            "numbers": {
+                "protocol": f"{self.protocol.name} ({self.protocol.hash})",
+                "data": f"{report['dataset']}, split {report['split']}",
+                "images": report["images"],
+                **report["image_mean"],
+            },
+        }
+
+    def _draw_previews(self, module: DepthTraining) -> None:
+        """A sheet of a few pictures, the same ones every time: truth, prediction, error."""
+        count = min(self.recipe.train.previews, len(self.dataset))
+        rows = []
+        for index in range(0, len(self.dataset), len(self.dataset) // max(1, count))[:count]:
+            with suppress(ImageError):  # evaluation has reported it
+                sample = self.dataset[index]
+                rows.append(
+                    sheet_row(judge(module.judged, [sample], self.protocol), "/".join(Path(sample.path).parts[-2:]))
+                )
+        if rows:
+            with atomic_path(self.recipe.train.out / "previews" / f"step_{self.judged_step:07d}.jpg") as path:
+                Image.fromarray(viz.sheet(rows)).save(path, quality=85)
+
+    def _seconds_so_far(self) -> float:
+        return self._seconds + time.monotonic() - self._since
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "judged_step": self.judged_step, "seconds": self._seconds_so_far()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.judged_step, self._seconds = (state_dict[key] for key in ("best", "judged_step", "seconds"))
 
 
-def _training_loader(recipe: Recipe, system: System, rank: int, world_size: int) -> TrainingLoader:
-    data = recipe.data
-    folder = FolderDataset(data.root, split=data.train_split)
-    sizes = Sizes(system.input_spec, data.aspects)
-    draws = Draws(
-        shapes=training_shapes(folder, sizes),
-        sizes=sizes.sizes,
-        weights=source_weights([row.source for row in folder.rows], data.weights),
-        batch_size=data.batch_size,
-        seed=recipe.train.seed,
-        rank=rank,
-        world_size=world_size,
-    )
-    area = system.input_spec.area or math.prod(sizes.sizes[0])
-    return TrainingLoader(TrainingSet(folder, TrainTransform(data.augmentation, area)), draws, data.workers)
+class MetricsFile(Logger):
+    """``metrics.csv``: a row per logged step. A resumed run writes the rows of the steps that it repeats anew."""
 
+    name = "metrics.csv"
+    version = ""
 
-def _validation_loader(dataset: FolderDataset, workers: int, rank: int, world_size: int) -> DataLoader[Any]:
-    """This rank's share of the pictures; they have many sizes, so one at a time."""
-    share = torch.utils.data.Subset(cast(Any, dataset), range(rank, len(dataset), world_size))
-    return DataLoader(share, batch_size=1, collate_fn=collate, num_workers=min(1, workers))
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.rows: dict[int, dict[str, Any]] = {}
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                self.rows = {int(row["step"]): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
 
+    @rank_zero_only
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """The recipe stands in its own file."""
 
-def _write_recipe(recipe: Recipe, out: Path) -> None:
-    import yaml
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        number = int(step or 0)
+        rounded = {name: f"{value:.7g}" for name, value in metrics.items()}
+        self.rows.setdefault(number, {"step": number}).update(rounded)
 
-    with atomic_path(out / "recipe.yaml") as path:
-        path.write_text(yaml.safe_dump(to_mapping(recipe), sort_keys=False), encoding="utf-8")
+    @rank_zero_only
+    def save(self) -> None:
+        columns = dict.fromkeys(["step", *sorted({name for row in self.rows.values() for name in row})])
+        with atomic_path(self.path) as path, path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(columns))
+            writer.writeheader()
+            writer.writerows(row for _, row in sorted(self.rows.items()))
+
+    def finalize(self, status: str) -> None:
+        self.save()
 
 
 def _loggers(out: Path) -> list[Logger]:
-    loggers: list[Logger] = [CSVLogger(out, name="", version="csv")]
+    loggers: list[Logger] = [MetricsFile(out / "metrics.csv")]
     try:
         loggers.append(TensorBoardLogger(out, name="", version="tensorboard"))
     except ModuleNotFoundError:
@@ -485,28 +575,33 @@ def _loggers(out: Path) -> list[Logger]:
     return loggers
 
 
-class PlainProgress(Callback):
-    """A line now and then, for output that goes into a file or a pipe."""
+class PlainProgress(ProgressBar):
+    """A line every so many steps, for output that goes into a file or a pipe."""
+
+    is_enabled = True  # asked for before something is printed
 
     def __init__(self, every: int) -> None:
+        super().__init__()
         self.every = every
-        self._started = 0.0
+        self._last: tuple[int, float] = 0, 0.0
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        import time
+    def disable(self) -> None:
+        """Nothing to do: only the first process prints."""
 
-        self._started = time.monotonic()
+    def print(self, *words: Any, **options: Any) -> None:
+        print(*words, **options, flush=True)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        import time
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._last = trainer.global_step, time.monotonic()
 
-        if trainer.is_global_zero and (batch_idx + 1) % self.every == 0:
-            seconds = (time.monotonic() - self._started) / (batch_idx + 1)
-            total = float(trainer.callback_metrics.get("train/total", math.nan))
-            print(
-                f"epoch {trainer.current_epoch + 1} batch {batch_idx + 1}/{trainer.num_training_batches} "
-                f"loss {total:.3f} {seconds:.2f} s/batch",
-                flush=True,
-            )
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        step, (before, since) = trainer.global_step, self._last
+        if not trainer.is_global_zero or step == before or step % self.every:
+            return
+        now = time.monotonic()
+        self._last = step, now
+        loss = float(trainer.callback_metrics.get("train/total", math.nan))
+        self.print(
+            f"epoch {trainer.current_epoch + 1} step {step}/{cast(DepthTraining, pl_module).steps} "
+            f"loss {loss:.3f} {(now - since) / (step - before):.2f} s/step"
+        )

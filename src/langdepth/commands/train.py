@@ -32,18 +32,22 @@ def main(arguments: Sequence[str]) -> int:
         content = load_yaml(config)
         for key, value in overrides.items():
             _set(content, key, value)
-        from langdepth.train import read_recipe
+        from langdepth.recipe import read_recipe
+
+        recipe = read_recipe(content)  # mistakes show before the slow import
+        from lightning.pytorch.utilities import rank_zero_only
+
         from langdepth.train import train as run_recipe
 
-        folder = run_recipe(read_recipe(content), resume=resume)
-        print(f"done: {folder / 'best.safetensors'}")
+        folder = run_recipe(recipe, resume=resume)
+        rank_zero_only(print)(f"done: {folder / 'best.safetensors'}")
         return 0
 
     return _parse.run(train, plain, "langdepth train", EXAMPLE)
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """The plain options, and the dotted ones (``--optim.lr 1e-4``, ``--optim.lr=1e-4``) with their values read as YAML."""
+    """The plain options, and the dotted ones (``--optim.lr 1e-4``, ``--optim.lr=1e-4``), whose values are YAML."""
     import yaml
 
     plain: list[str] = []

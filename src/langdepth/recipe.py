@@ -1,0 +1,204 @@
+"""Recipes: everything that decides a training run, as strict records. docs/train.md explains every field."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from langdepth import protocols, registry
+from langdepth.config import from_mapping, to_mapping
+from langdepth.data.transforms import Augmentation
+from langdepth.errors import UsageError, nearest
+
+# Where things lie and how the run is carried out: these may change when a run continues, all other fields may not.
+CIRCUMSTANCES = (
+    "system.prepare",
+    "system.weights",
+    "data.root",
+    "data.workers",
+    "train.out",
+    "train.accelerator",
+    "train.strategy",
+    "train.checkpoint_every",
+    "train.log_every",
+    "train.previews",
+    "train.non_finite",
+    "train.max_steps",
+    "train.licence",
+    "train.source",
+)
+
+
+def _require(**conditions: tuple[bool, str]) -> None:
+    """Raise ValueError naming the first field whose condition is false and what it must be."""
+    for name, (good, wanted) in conditions.items():
+        if not good:
+            raise ValueError(f"{name} must be {wanted}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemSection:
+    """Which system, and how it starts."""
+
+    name: str = "tiny"
+    options: dict[str, Any] = field(default_factory=dict)
+    """Values of the system's own config."""
+    prepare: dict[str, Any] = field(default_factory=dict)
+    """What the system's ``prepare_training`` takes: files of start weights or features."""
+    weights: str | None = None
+    """Continue from these weights (anything ``langdepth.load`` opens) instead of a fresh system."""
+
+    def __post_init__(self) -> None:
+        registry.entry(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """What is learned from and judged on: an indexed folder (data/folder.py)."""
+
+    root: Path
+    train_split: str = "train"
+    val_split: str = "val"
+    val_source: str | None = None
+    """Judge on the pictures of this source only."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Source name -> mean number of times each of its pictures is drawn in an epoch; 1 if not named."""
+    aspects: tuple[float, ...] = (4 / 3,)
+    """Width / height of the shapes that training pictures are cut to."""
+    batch_size: int = 8
+    """Pictures per batch and device."""
+    workers: int = 2
+    """Processes that read pictures; 0 reads in the training process."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        _require(
+            aspects=(bool(self.aspects) and min(self.aspects) > 0, "one or more positive numbers"),
+            batch_size=(self.batch_size >= 1, "at least 1"),
+            workers=(self.workers >= 0, "at least 0"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSection:
+    """AdamW and its schedule over all steps of the run."""
+
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Literal["one_cycle", "poly", "cosine", "constant"] = "one_cycle"
+    """How the rate falls after the warm-up: one_cycle and cosine along a cosine, poly by ``power``, constant never."""
+    warm_up: float = 0.1
+    """Share of the steps in which the rate rises: linearly, with one_cycle along a cosine."""
+    power: float = 0.9
+    """Exponent of the poly schedule."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 switches clipping off."""
+    accumulate: int = 1
+    """Batches per optimiser step."""
+
+    def __post_init__(self) -> None:
+        _require(
+            lr=(self.lr > 0, "above 0"),
+            weight_decay=(self.weight_decay >= 0, "at least 0"),
+            betas=(all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
+            warm_up=(0 <= self.warm_up < 1, "from 0 to below 1"),
+            power=(self.power > 0, "above 0"),
+            clip=(self.clip >= 0, "at least 0"),
+            accumulate=(self.accumulate >= 1, "at least 1"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSection:
+    """How the run goes."""
+
+    out: Path = Path("runs/run")
+    """The run folder."""
+    epochs: int = 10
+    seed: int = 0
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    ema: float = 0.0
+    """Decay per step of the moving average of the weights, which is what is judged and saved; 0 switches it off."""
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    """How several processes share the work, a name that Lightning knows; with more than one device auto is ddp."""
+    compile: bool = False
+    """torch.compile for the system's parts: slower start, quicker steps."""
+    protocol: str = "full"
+    """Evaluation protocol of the validation pictures."""
+    monitor: str = "abs_rel"
+    """Metric (image mean) whose best value is kept as best.safetensors."""
+    validate_every: int = 1
+    """Epochs between validations; the end of the run is always judged."""
+    checkpoint_every: int = 100
+    """Steps between the checkpoints that ``--resume`` continues from; the end of an epoch always makes one."""
+    log_every: int = 20
+    """Steps between rows of metrics.csv and lines of progress."""
+    previews: int = 4
+    """Validation pictures drawn after each validation."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What a NaN or infinite loss or gradient does: stop the run, or leave the step out."""
+    max_steps: int = -1
+    """Pause after so many optimiser steps, to be continued with ``--resume``; -1 goes on to the end."""
+    licence: str | None = None
+    """Under what terms the trained weights may be used, written into them."""
+    source: str | None = None
+    """Where the trained weights come from, written into them."""
+
+    def __post_init__(self) -> None:
+        from langdepth.metrics import METRICS
+
+        protocols.get(self.protocol)
+        if self.monitor not in METRICS:
+            raise UsageError(f"train.monitor: '{self.monitor}' is not a metric: {nearest(self.monitor, METRICS)}")
+        _require(
+            epochs=(self.epochs >= 1, "at least 1"),
+            seed=(self.seed >= 0, "at least 0"),
+            ema=(0 <= self.ema < 1, "from 0 to below 1"),
+            devices=(self.devices >= 1, "at least 1"),
+            num_nodes=(self.num_nodes >= 1, "at least 1"),
+            validate_every=(self.validate_every >= 1, "at least 1"),
+            checkpoint_every=(self.checkpoint_every >= 1, "at least 1"),
+            log_every=(self.log_every >= 1, "at least 1"),
+            previews=(self.previews >= 0, "at least 0"),
+            max_steps=(self.max_steps >= 1 or self.max_steps == -1, "at least 1, or -1 for all"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run. Raises UsageError or ValueError naming a wrong value."""
+
+    system: SystemSection = field(default_factory=SystemSection)
+    data: DataSection
+    optim: OptimSection = field(default_factory=OptimSection)
+    train: TrainSection = field(default_factory=TrainSection)
+
+    def identity(self) -> dict[str, Any]:
+        """Every field that decides the trained weights, by its dotted name."""
+        return {key: value for key, value in _flat(to_mapping(self)) if not key.startswith(CIRCUMSTANCES)}
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits of the SHA-256 of the identity."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_recipe(content: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain nested data. Raises UsageError naming a wrong key and the nearest right one."""
+    return from_mapping(Recipe, content)
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
