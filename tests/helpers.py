@@ -101,7 +101,8 @@ class Learner(System):
         l1 = (depth.log() - batch.depth.clamp_min(0.1).log())[batch.mask].abs().mean()
         bad = self.config.poison and any(self.config.poison in path for path in batch.path)
         if bad and self.config.poisoned == "loss":
-            self.body[1].running_mean.fill_(torch.nan)  # what a NaN picture does to a norm
+            if self.training:  # what a NaN picture does to a norm
+                self.body[1].running_mean.fill_(torch.nan)
             l1 = l1 * torch.nan
         elif bad:
             l1 = l1 + torch.sqrt(0 * depth.sum())  # 0, with a gradient of 0 / 0

@@ -195,7 +195,7 @@ def _trainer(recipe: Recipe, callbacks: list[Callback]) -> pl.Trainer:
             enable_model_summary=False,
             enable_autolog_hparams=False,
         )
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UsageError(f"train.accelerator, devices, strategy, precision: {first_line}") from None
 
@@ -242,7 +242,8 @@ class DepthTraining(pl.LightningModule):
         if recipe.train.ema > 0:
             self.average = AveragedModel(system, multi_avg_fn=get_ema_multi_avg_fn(recipe.train.ema), use_buffers=True)
             self.average.requires_grad_(False)
-        self._batch: Batch | None = None
+        self._batches: list[Batch] = []  # of the optimiser step in progress
+        self._buffers_before: list[Tensor] = []
         self._left_out = False  # the optimiser step in progress changes nothing
 
     @property
@@ -263,22 +264,16 @@ class DepthTraining(pl.LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        skip = self.recipe.train.non_finite == "skip"
-        buffers = [buffer.clone() for buffer in self.system.buffers()] if skip else []
+        self._buffers_before = [buffer.clone() for buffer in self.system.buffers()]
         losses = self.system.loss(batch)
-        self._batch = batch
+        self._batches.append(batch)
         # All processes must agree, or some would wait for ever.
-        if self.trainer.strategy.reduce_boolean_decision(bool(losses["total"].isfinite())):
-            facts = {
-                "step": self.global_step + 1.0,
-                "lr": max(g["lr"] for g in self.trainer.optimizers[0].param_groups),
-            }
-            values = {f"train/{name}": value.detach() for name, value in losses.items()}
-            self.log_dict(facts | values, batch_size=len(batch.path))
-        else:
-            self._not_finite("loss", batch)
-            for buffer, before in zip(self.system.buffers(), buffers, strict=True):  # running statistics of a norm
-                buffer.copy_(before)
+        if not self.trainer.strategy.reduce_boolean_decision(bool(losses["total"].isfinite())):
+            self._not_finite("loss", [batch])
+            return 0 * torch.stack([p.float().sum() for p in self.system.parameters() if p.requires_grad]).sum()
+        facts = {"step": self.global_step + 1.0, "lr": max(g["lr"] for g in self.trainer.optimizers[0].param_groups)}
+        values = {f"train/{name}": value.detach() for name, value in losses.items()}
+        self.log_dict(facts | values, batch_size=len(batch.path))
         return losses["total"]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -288,8 +283,7 @@ class DepthTraining(pl.LightningModule):
             and self.recipe.train.precision != "16-mixed"  # there the gradient scaler leaves such steps out
             and not bool(torch.nn.utils.get_total_norm(gradients).isfinite())
         ):
-            assert self._batch is not None
-            self._not_finite("gradient", self._batch)
+            self._not_finite("gradient", self._batches)
         if self._left_out:
             optimizer.zero_grad(set_to_none=True)  # a parameter without gradient keeps its value and its moments
 
@@ -297,20 +291,23 @@ class DepthTraining(pl.LightningModule):
         super().optimizer_step(*arguments, **options)
         if self.average is not None and not self._left_out:
             self.average.update_parameters(self.system)
-        self._left_out = False
+        self._batches, self._left_out = [], False
 
-    def _not_finite(self, what: str, batch: Batch) -> None:
+    def _not_finite(self, what: str, batches: list[Batch]) -> None:
         """Stop, or leave the optimiser step in progress out, naming the pictures that are to blame."""
-        names = self._offenders(batch)
+        for buffer, before in zip(self.system.buffers(), self._buffers_before, strict=True):  # running statistics
+            buffer.copy_(before)
+        names = [name for batch in batches for name in self._offenders(batch)]
+        seen = [path for batch in batches for path in batch.path]
         if self.trainer.world_size > 1:
             gathered: list[Any] = [None] * self.trainer.world_size
             distributed.all_gather_object(gathered, names)
             names = [name for part in gathered for name in part]
-        everything = len(names) == len(batch.path) * self.trainer.world_size > 1
+        everything = len(names) == len(seen) * self.trainer.world_size > 1
         listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
         message = (
             f"the {what} is not finite in epoch {self.current_epoch + 1}, step {self.global_step + 1}, for "
-            f"{listed or 'the batch as a whole: ' + ', '.join(batch.path[:NAMED])}"
+            f"{listed or 'the batch as a whole: ' + ', '.join(seen[:NAMED])}"
         )
         if self.recipe.train.non_finite == "stop":
             advice = "lower optim.lr" if everything else "check these pictures, or continue with train.non_finite: skip"
@@ -444,13 +441,17 @@ class Validation(Callback):
             self._judge(trainer, cast(DepthTraining, pl_module))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._judge(trainer, cast(DepthTraining, pl_module))
+        module = cast(DepthTraining, pl_module)
+        self._judge(trainer, module, paused=trainer.global_step < module.steps)
 
     on_fit_end = on_train_end  # Lightning leaves out the end of training where no step was left to do
 
-    def _judge(self, trainer: pl.Trainer, module: DepthTraining) -> None:
+    def _judge(self, trainer: pl.Trainer, module: DepthTraining, paused: bool = False) -> None:
         if trainer.global_step == self.judged_step:
             return
+        if trainer.world_size > 1:  # running statistics are each process's own; those of the first are saved
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, src=0)
         report = evaluate(
             module.judged,
             self.dataset,
@@ -467,17 +468,18 @@ class Validation(Callback):
         shown = ", ".join(f"{name} {means[name]:.4f}" for name in SHOWN)
         module.print(f"step {self.judged_step}/{module.steps} judged on {report['images']} pictures: {shown}")
         if trainer.is_global_zero:
-            self._keep(module, report)
+            self._keep(module, report, paused)
             self._draw_previews(module)
         module.system.train()
 
-    def _keep(self, module: DepthTraining, report: Mapping[str, Any]) -> None:
+    def _keep(self, module: DepthTraining, report: Mapping[str, Any], paused: bool) -> None:
         module.judged.provenance = {**module.system.provenance, **self._facts(module, report)}
         out = self.recipe.train.out
         save(module.judged, out / "last.safetensors")
         value = report["image_mean"][self.recipe.train.monitor]
-        larger_is_better = self.recipe.train.monitor.startswith("delta")
-        if self.best is None or (value > self.best if larger_is_better else value < self.best):
+        sign = 1 if self.recipe.train.monitor.startswith("delta") else -1
+        # A pause must not change what the whole run calls best.
+        if self.best is None or (not paused and sign * value > sign * self.best):
             save(module.judged, out / "best.safetensors")
             self.best = value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str]) -> int:
         """
         from langdepth.config import load_yaml
 
+        # torch's C++ parts warn past Python's filters, for example that DDP looked for unused parameters in vain.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         content = load_yaml(config)
         for key, value in overrides.items():
             _set(content, key, value)

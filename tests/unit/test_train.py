@@ -1,0 +1,518 @@
+"""Training: what a step does, what the run folder holds, and that an interrupted run ends as if it never was."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+import langdepth.train
+from langdepth import checkpoint, registry
+from langdepth.errors import LangdepthError, NonFiniteLossError, UsageError
+from langdepth.recipe import OptimSection, read_recipe
+from langdepth.systems.base import System
+from langdepth.train import DepthTraining, rate, train
+from tests.helpers import LEARNER, Learner
+from tests.systems.test_tiny import CAPTIONS
+from tests.systems.test_tiny import CLIP_FEATURES as TEXT_COLUMNS
+
+Run = Callable[..., Path]
+STEPS = 9  # of the recipe below on the sample folder: 6 training pictures in batches of 2, 3 epochs
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sample_folder: Path) -> Run:
+    """Train the learner on the sample folder; fields of the recipe by their dotted names. Returns the run folder."""
+    monkeypatch.setitem(registry.REGISTRY, LEARNER.name, LEARNER)
+
+    def call(out: str = "run", *, resume: bool = False, **fields: Any) -> Path:
+        content: dict[str, dict[str, Any]] = {
+            "system": {"name": "learner"},
+            "data": {"root": str(sample_folder), "batch_size": 2, "workers": 0},
+            "optim": {"lr": 0.01},
+            "train": {
+                "out": str(tmp_path / out),
+                "epochs": 3,
+                "ema": 0.5,
+                "accelerator": "cpu",
+                "log_every": 1,
+                "previews": 0,
+            },
+        }
+        for name, value in fields.items():
+            section, key = name.split("__")
+            content[section][key] = value
+        return train(read_recipe(content), resume=resume)
+
+    return call
+
+
+def resume_state(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(folder / "resume.ckpt", weights_only=True)
+    return state
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Equal in every bit, tensors in nested containers included."""
+    assert type(found) is type(expected)
+    if isinstance(expected, Tensor):
+        assert torch.equal(found, expected)
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_same(found[key], expected[key])
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    else:
+        assert found == expected
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """Weights, moving average, optimiser, schedule, metrics and best weights."""
+    ends = resume_state(found), resume_state(expected)
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        assert_same(ends[0][key], ends[1][key])
+    rows = [{row["step"]: row for row in read_metrics(folder)} for folder in (found, expected)]
+    for step, row in rows[1].items():  # a pause is judged in addition
+        assert {k: v for k, v in rows[0][step].items() if row[k]} == {k: v for k, v in row.items() if v}
+    for name in ("best.safetensors", "last.safetensors"):
+        assert_same(load_file(found / name), load_file(expected / name))
+
+
+class TestResume:
+    @pytest.mark.parametrize(
+        ("pauses", "workers"), [((2,), 0), ((3,), 0), ((4, 5), 0), ((4, 5), 1), ((1, 3, 6, 8), 0)], ids=str
+    )
+    def test_a_paused_run_ends_as_if_it_never_was(self, run: Run, pauses: tuple[int, ...], workers: int) -> None:
+        whole = run("whole", data__workers=0)
+        for i, pause in enumerate((*pauses, -1)):
+            paused = run("paused", resume=i > 0, train__max_steps=pause, data__workers=workers)
+            if pause > 0:
+                assert resume_state(paused)["global_step"] == pause
+        assert resume_state(paused)["global_step"] == STEPS
+        assert_same_run(paused, whole)
+
+    def test_with_accumulation(self, run: Run) -> None:
+        whole = run("whole", optim__accumulate=2)
+        run("paused", optim__accumulate=2, train__max_steps=3)
+        assert_same_run(run("paused", optim__accumulate=2, resume=True), whole)
+        assert resume_state(whole)["global_step"] == 6  # batches 2 + 1 in each of 3 epochs
+
+    @pytest.mark.parametrize("dies_in", [1, 3, 5, 6, 7, 9])
+    def test_a_killed_run_continues_from_its_last_save(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, dies_in: int
+    ) -> None:
+        whole = run("whole")
+        calls = itertools.count(1)
+        loss = Learner.loss
+
+        def dying(self: Learner, batch: Any) -> dict[str, Tensor]:
+            if next(calls) == dies_in:
+                raise KeyboardInterrupt
+            return loss(self, batch)
+
+        monkeypatch.setattr(Learner, "loss", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run("killed", train__checkpoint_every=2)
+        assert_same_run(run("killed", resume=True), whole)
+
+    @pytest.mark.parametrize("dies_in", [1, 3])
+    def test_a_run_killed_while_it_judges_does_so_again(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, dies_in: int
+    ) -> None:
+        whole = run("whole")
+        calls = itertools.count(1)
+        evaluate = langdepth.train.evaluate
+
+        def dying(*arguments: Any, **options: Any) -> dict[str, Any]:
+            if next(calls) == dies_in:
+                raise KeyboardInterrupt
+            return evaluate(*arguments, **options)
+
+        monkeypatch.setattr(langdepth.train, "evaluate", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run("killed")
+        assert_same_run(run("killed", resume=True), whole)
+
+    def test_a_finished_run_stays_as_it_is(self, run: Run) -> None:
+        folder = run()
+        before = {path: load_file(path) for path in folder.glob("*.safetensors")}
+        run(resume=True)
+        assert_same({path: load_file(path) for path in folder.glob("*.safetensors")}, before)
+
+    def test_continuing_needs_no_second_preparation(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        run(train__max_steps=2)
+        monkeypatch.setattr(registry, "build", lambda *_: pytest.fail("the system was built anew"))
+        langdepth_load = checkpoint.load
+        loaded: list[str] = []
+        monkeypatch.setattr(langdepth.train, "load", lambda name: loaded.append(name) or langdepth_load(name))
+        monkeypatch.setattr(checkpoint.registry, "build", lambda *_: Learner())
+        folder = run(resume=True)
+        assert loaded == [str(folder / "start.safetensors")]
+
+    def test_another_recipe_is_refused_and_another_pace_is_not(self, run: Run) -> None:
+        folder = run(train__max_steps=2)
+        with pytest.raises(UsageError, match=r"run: this run has optim.lr = 0.01, not 0.02; .*recipe.yaml"):
+            run(resume=True, optim__lr=0.02)
+        run(resume=True, train__max_steps=3, train__log_every=7, data__workers=1, train__non_finite="skip")
+        assert resume_state(folder)["global_step"] == 3
+
+    def test_folders_are_not_mixed(self, run: Run, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="holds no run to continue"):
+            run(resume=True)
+        run(train__max_steps=1)
+        with pytest.raises(UsageError, match="holds a run already; continue it with --resume"):
+            run()
+
+    def test_a_full_disk_keeps_the_resume_point(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = run(train__max_steps=2)
+        before = (folder / "resume.ckpt").read_bytes()
+
+        def full(trainer: Any, path: Path) -> None:
+            path.write_bytes(b"half a che")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("lightning.pytorch.Trainer.save_checkpoint", full)
+        with pytest.raises(LangdepthError, match=r"resume.ckpt: cannot be written \(No space left on device\)"):
+            run(resume=True)
+        assert (folder / "resume.ckpt").read_bytes() == before
+        assert not list(folder.glob("*partial*")) + list(folder.glob(".*partial*"))
+        monkeypatch.undo()
+
+
+def test_the_seed_decides(run: Run) -> None:
+    first, again, other = run("first"), run("again"), run("other", train__seed=1)
+    assert_same_run(again, first)
+    weights = [load_file(folder / "last.safetensors")["body.0.weight"] for folder in (first, other)]
+    assert not torch.equal(*weights)
+
+
+class TestNonFinite:
+    BAD = "scene0004"  # a training picture of the sample folder
+
+    @pytest.mark.parametrize("poisoned", ["loss", "gradient"])
+    def test_stops_and_names_the_picture(self, run: Run, tmp_path: Path, poisoned: str) -> None:
+        options = {"poison": self.BAD, "poisoned": poisoned}
+        with pytest.raises(NonFiniteLossError) as caught:
+            run(system__options=options, data__batch_size=3, train__checkpoint_every=1)
+        message = str(caught.value)
+        assert message.startswith(f"the {poisoned} is not finite in epoch 1, step ")
+        assert message.count("0.jpg") == 1
+        assert f"{self.BAD}/0.jpg; check these pictures" in message
+        for path in (tmp_path / "run").glob("resume.ckpt"):  # what was saved before is clean
+            assert all(v.isfinite().all() for v in torch.load(path, weights_only=True)["state_dict"].values())
+
+    def test_many_pictures_are_a_matter_of_the_rate(self, run: Run) -> None:
+        with pytest.raises(NonFiniteLossError, match=r"0\.jpg, .*0\.jpg; lower optim.lr"):
+            run(system__options={"poison": "scene"})
+
+    @pytest.mark.parametrize("poisoned", ["loss", "gradient"])
+    @pytest.mark.parametrize("accumulate", [1, 2])
+    def test_a_skipped_step_changes_nothing(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, poisoned: str, accumulate: int
+    ) -> None:
+        step = DepthTraining.optimizer_step
+        changed: list[tuple[bool, bool]] = []
+        window: list[str] = []
+
+        def state(module: DepthTraining) -> dict[str, Any]:
+            optimiser = module.trainer.optimizers[0].state_dict()["state"]
+            weights = {**module.state_dict(), **{f"{k}.{n}": v for k, s in optimiser.items() for n, v in s.items()}}
+            return {name: value.clone() for name, value in weights.items()}
+
+        def watched(module: DepthTraining, *arguments: Any) -> None:
+            before = state(module)
+            step(module, *arguments)
+            after = state(module)
+            same = before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in after)
+            changed.append((any(self.BAD in path for path in window), not same))
+            window.clear()
+
+        loss = Learner.loss
+
+        def noted(system: Learner, batch: Any) -> dict[str, Tensor]:
+            window.extend(batch.path if system.training else ())
+            return loss(system, batch)
+
+        monkeypatch.setattr(DepthTraining, "optimizer_step", watched)
+        monkeypatch.setattr(Learner, "loss", noted)
+        with pytest.warns(UserWarning, match=f"the {poisoned} is not finite .*{self.BAD}.* left out"):
+            folder = run(
+                system__options={"poison": self.BAD, "poisoned": poisoned},
+                train__non_finite="skip",
+                optim__accumulate=accumulate,
+            )
+        assert {bad for bad, _ in changed} == {True, False}
+        if accumulate == 1:
+            assert all(different != bad for bad, different in changed)
+        else:  # of a larger step, good batches move the running statistics; weights are seen in the end
+            assert all(different for bad, different in changed if not bad)
+        assert all(v.isfinite().all() for v in load_file(folder / "last.safetensors").values())
+
+
+def lasting(values: list[float]) -> list[float]:
+    return [round(value, 6) for value in values]
+
+
+class TestSchedule:
+    @pytest.mark.parametrize(
+        ("schedule", "middle"),
+        [
+            ("one_cycle", (1 + math.cos(math.pi * 0.5)) / 2),
+            ("cosine", 0.5),
+            ("poly", 0.5**0.9),
+            ("constant", 1.0),
+        ],
+    )
+    def test_rises_and_falls(self, schedule: Any, middle: float) -> None:
+        factor = rate(OptimSection(schedule=schedule, warm_up=0.2), 100)
+        rates = [factor(step) for step in range(101)]
+        assert 0 < rates[0] < 0.06
+        assert all(b > a for a, b in itertools.pairwise(rates[:20]))
+        assert rates[19] == rates[20] == 1
+        assert rates[60] == pytest.approx(middle)
+        assert all(b <= a for a, b in itertools.pairwise(rates[20:]))
+        assert rates[100] == pytest.approx(1 if schedule == "constant" else 0)
+
+    def test_warm_up_is_linear_or_along_a_cosine(self) -> None:
+        for schedule, expected in (("poly", [0.25, 0.5, 0.75, 1]), ("one_cycle", [0.146447, 0.5, 0.853553, 1])):
+            factor = rate(OptimSection(schedule=schedule, warm_up=0.4), 10)  # type: ignore[arg-type]
+            assert lasting([factor(step) for step in range(4)]) == expected
+
+    @pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "poly", "constant"])
+    def test_without_warm_up_starts_at_the_top(self, schedule: Any) -> None:
+        factor = rate(OptimSection(schedule=schedule, warm_up=0), 10)
+        assert [factor(0), factor(10)] == pytest.approx([1, 1 if schedule == "constant" else 0])
+
+    def test_spans_the_run(self, run: Run) -> None:
+        rows = read_metrics(run(optim__schedule="poly", optim__warm_up=0, optim__power=1.0))
+        assert [float(row["lr"]) for row in rows] == pytest.approx([0.01 * (1 - i / STEPS) for i in range(STEPS)])
+
+
+def read_metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class TestSteps:
+    def test_the_moving_average_by_hand(self, run: Run) -> None:
+        seen: list[Tensor] = []
+
+        def note(optimiser: Any, *_: Any) -> None:
+            matrix = optimiser.param_groups[0]["params"][0]  # body.0.weight
+            seen.append(matrix.detach().clone())
+
+        handle = register_optimizer_step_post_hook(note)
+        try:
+            folder = run(train__ema=0.7)
+        finally:
+            handle.remove()
+        assert len(seen) == STEPS
+        average = seen[0]
+        for weight in seen[1:]:
+            average = 0.7 * average + 0.3 * weight
+        saved = load_file(folder / "last.safetensors")["body.0.weight"]
+        assert torch.allclose(saved, average, atol=1e-6)
+        assert not torch.allclose(saved, seen[-1], atol=1e-4)
+
+    def test_without_average_the_weights_themselves_are_saved(self, run: Run) -> None:
+        folder = run(train__ema=0)
+        state = resume_state(folder)["state_dict"]
+        saved = load_file(folder / "last.safetensors")
+        assert set(state) == {f"system.{name}" for name in saved} | {"system._mean", "system._std"} & set(state)
+        assert all(torch.equal(state[f"system.{name}"], value) for name, value in saved.items())
+
+    @pytest.mark.parametrize("clip", [0.0, 0.01])
+    def test_clipping(self, run: Run, clip: float) -> None:
+        norms: list[float] = []
+
+        def note(optimiser: Any, *_: Any) -> None:  # before the closure: the gradients of the step before
+            gradients = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+            if gradients:
+                norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+        handle = register_optimizer_step_post_hook(note)
+        try:
+            run(optim__clip=clip)
+        finally:
+            handle.remove()
+        assert len(norms) == STEPS
+        if clip:
+            assert norms == pytest.approx([clip] * STEPS, rel=1e-3)
+        else:
+            assert min(norms) > 0.01
+
+    def test_accumulated_batches_are_one_step(self, run: Run) -> None:
+        steps: list[int] = []
+        handle = register_optimizer_step_pre_hook(lambda *_: steps.append(1))
+        try:
+            folder = run(optim__accumulate=3)
+        finally:
+            handle.remove()
+        assert len(steps) == 3
+        assert [row["step"] for row in read_metrics(folder)] == ["1", "2", "3"]
+
+    def test_mixed_precision(self, run: Run) -> None:
+        full, mixed = run("full"), run("mixed", train__precision="bf16-mixed")
+        weights = [load_file(folder / "last.safetensors") for folder in (full, mixed)]
+        assert all(value.isfinite().all() and value.dtype != torch.bfloat16 for value in weights[1].values())
+        difference = (weights[0]["body.0.weight"] - weights[1]["body.0.weight"]).abs().max()
+        assert 0 < difference < 0.05
+
+
+class TestRunFolder:
+    def test_what_it_holds(self, run: Run, sample_folder: Path) -> None:
+        folder = run(train__previews=2, train__licence="mine", train__source="a test")
+        assert {path.name for path in folder.iterdir()} == {
+            "recipe.yaml",
+            "start.safetensors",
+            "start.md",
+            "resume.ckpt",
+            "metrics.csv",
+            "tensorboard",
+            "previews",
+            "best.safetensors",
+            "best.md",
+            "last.safetensors",
+            "last.md",
+        }
+        assert [path.name for path in sorted((folder / "previews").iterdir())] == [
+            f"step_{step:07d}.jpg" for step in (3, 6, 9)
+        ]
+        assert list((folder / "tensorboard").glob("events*"))
+        system = checkpoint.load(folder / "last.safetensors")
+        result = system.predict(np.zeros((48, 64, 3), np.uint8))
+        assert result.depth.shape == (48, 64)  # type: ignore[union-attr]
+        facts = system.provenance
+        assert (facts["licence"], facts["source"]) == ("mine", "a test")
+        assert facts["training"].items() >= {"epochs": 3, "steps": STEPS, "seed": 0, "pictures": 6}.items()
+        numbers = facts["numbers"]
+        assert numbers["images"] == 2
+        assert numbers["protocol"].startswith("full (")
+        assert str(sample_folder) not in str(facts)
+        last = read_metrics(folder)[-1]
+        assert float(last["val/abs_rel"]) == pytest.approx(numbers["abs_rel"], rel=1e-6)
+
+    def test_the_numbers_are_those_of_evaluate(self, run: Run, sample_folder: Path) -> None:
+        from langdepth import protocols
+        from langdepth.data.folder import FolderDataset
+        from langdepth.evaluate import evaluate
+
+        system = checkpoint.load(run(train__protocol="nyu-eigen") / "last.safetensors")
+        again = evaluate(system, FolderDataset(sample_folder, split="val"), protocols.get("nyu-eigen"), progress=False)
+        stated = {name: system.provenance["numbers"][name] for name in again["image_mean"]}
+        assert stated == pytest.approx(again["image_mean"], rel=1e-5)
+
+    @pytest.mark.parametrize("monitor", ["abs_rel", "delta1"])
+    def test_best_is_the_best_in_the_metric(self, run: Run, monkeypatch: pytest.MonkeyPatch, monitor: str) -> None:
+        values = {"abs_rel": [0.5, 0.3, 0.4], "delta1": [0.5, 0.7, 0.6]}
+        evaluate, calls = langdepth.train.evaluate, itertools.count()
+
+        def told(*arguments: Any, **options: Any) -> dict[str, Any]:
+            report = evaluate(*arguments, **options)
+            number = next(calls)
+            report["image_mean"] |= {name: row[number] for name, row in values.items()}
+            return report
+
+        monkeypatch.setattr(langdepth.train, "evaluate", told)
+        folder = run(train__monitor=monitor)
+        best, last = (checkpoint.load(folder / f"{name}.safetensors").provenance for name in ("best", "last"))
+        assert (best["training"]["steps"], last["training"]["steps"]) == (6, STEPS)
+
+    def test_judged_now_and_then_and_at_the_end(self, run: Run) -> None:
+        rows = read_metrics(run(train__validate_every=2))
+        assert [row["step"] for row in rows if row["val/abs_rel"]] == ["6", "9"]
+
+    def test_progress_in_a_pipe(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        run(train__log_every=2)
+        captured = capsys.readouterr()
+        lines = captured.out.splitlines()
+        assert [line.split(" loss ")[0] for line in lines if " loss " in line] == [
+            f"epoch {epoch} step {step}/9" for epoch, step in ((1, 2), (2, 4), (2, 6), (3, 8))
+        ]
+        assert [line.split(": abs_rel")[0] for line in lines if "judged" in line] == [
+            f"step {step}/9 judged on 2 pictures" for step in (3, 6, 9)
+        ]
+        assert len(lines) == 7
+        assert captured.err == ""
+
+    def test_start_weights_keep_their_licence(self, run: Run) -> None:
+        first = run("first", train__licence="mine", train__max_steps=1)
+        second = run("second", system__weights=str(first / "last.safetensors"), train__max_steps=1)
+        assert checkpoint.load(second / "last.safetensors").provenance["licence"] == "mine"
+        start = load_file(second / "start.safetensors")
+        assert_same(start, load_file(first / "last.safetensors"))
+
+
+class TestRefused:
+    def test_what_cannot_be_trained(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Learner, "loss", System.loss)
+        with pytest.raises(UsageError, match="'learner' has nothing to train"):
+            run()
+
+    def test_unknown_preparation(self, run: Run) -> None:
+        with pytest.raises(UsageError, match=r"system.prepare: .*unexpected keyword argument 'captions'"):
+            run(system__prepare={"captions": "x"})
+
+    def test_weights_of_another_system(self, run: Run) -> None:
+        with pytest.raises(UsageError, match="no-such"):
+            run(system__weights="no-such")
+
+    @pytest.mark.parametrize(
+        "fields", [{"train__strategy": "dpd"}, {"train__accelerator": "cpuu"}, {"train__accelerator": "tpu"}]
+    )
+    def test_hardware_that_is_not_there(self, run: Run, fields: dict[str, Any], tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match=r"^train.accelerator, devices, strategy, precision: .+$"):
+            run(**fields)
+        assert not (tmp_path / "run" / "start.safetensors").exists()
+
+    def test_depth_without_unit_needs_an_alignment(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Learner, "scale_kind", "relative")
+        with pytest.raises(UsageError, match="up to a factor"):
+            run()
+
+    def test_memory(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        def short(*_: Any) -> None:
+            raise torch.OutOfMemoryError("tried to allocate")
+
+        monkeypatch.setattr(Learner, "loss", short)
+        with pytest.raises(LangdepthError, match=r"not enough memory for batches of 2; lower data\.batch_size"):
+            run()
+
+
+class TestLossGoesDown:
+    def losses(self, folder: Path) -> list[float]:
+        return [float(row["train/total"]) for row in read_metrics(folder)]
+
+    def test_learner(self, run: Run) -> None:
+        still = dict.fromkeys(("zoom_probability", "rotate_probability", "colour_probability", "flip", "grey"), 0.0)
+        losses = self.losses(run(train__epochs=20, optim__lr=0.05, data__augmentation=still))
+        assert np.mean(losses[-6:]) < 0.6 * np.mean(losses[:6])
+
+    def test_tiny(self, run: Run, tmp_path: Path) -> None:
+        features = np.random.default_rng(0).normal(size=(len(CAPTIONS), TEXT_COLUMNS)).astype(np.float16)
+        file = tmp_path / "captions.npz"
+        np.savez(file, caption=CAPTIONS, feature=features, train_count=np.ones(len(CAPTIONS), int))
+        options = {"encoder": 0, "area": 48 * 64, "widths": [8, 8, 12, 16], "bins": 8, "text_features": 16}
+        folder = run(
+            system__name="tiny",
+            system__options=options | {"vocabulary": ["a"]},
+            system__prepare={"text_features": str(file)},
+            train__epochs=8,
+            optim__lr=0.005,
+        )
+        losses = self.losses(folder)
+        assert np.mean(losses[-6:]) < 0.75 * np.mean(losses[:6])
