@@ -175,7 +175,7 @@ def _training_loader(
 
 def _trainer(recipe: Recipe, callbacks: list[Callback]) -> pl.Trainer:
     settings, optim = recipe.train, recipe.optim
-    progress = TQDMProgressBar() if sys.stdout.isatty() else PlainProgress(settings.log_every)
+    progress = Bar() if sys.stdout.isatty() else PlainProgress(settings.log_every)
     try:
         return pl.Trainer(
             default_root_dir=settings.out,
@@ -274,6 +274,7 @@ class DepthTraining(pl.LightningModule):
         facts = {"step": self.global_step + 1.0, "lr": max(g["lr"] for g in self.trainer.optimizers[0].param_groups)}
         values = {f"train/{name}": value.detach() for name, value in losses.items()}
         self.log_dict(facts | values, batch_size=len(batch.path))
+        self.log("loss", losses["total"].detach(), prog_bar=True, logger=False, batch_size=len(batch.path))
         return losses["total"]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -373,10 +374,8 @@ class ResumePoint(Callback):
             if self._up_to_date and trainer.world_size == 1:  # between epochs: nothing to wait for
                 raise self._stopped(trainer)
 
-        signal.signal(
-            signal.SIGTERM, stop
-        )  # in place of Lightning's handler; Lightning puts back what was there before
-        self._pause_if_due(trainer)
+        signal.signal(signal.SIGTERM, stop)  # in place of Lightning's handler; it puts back what was there before
+        self._stop_if_due(trainer)
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self._up_to_date = False
@@ -386,27 +385,27 @@ class ResumePoint(Callback):
     ) -> None:
         if trainer.is_last_batch or (batch_idx + 1) % self.accumulate:  # the epoch's end follows; within a step
             return
-        stop = trainer.strategy.reduce_boolean_decision(self._told_to_stop, all=False)
-        self._pause_if_due(trainer)
-        if stop or trainer.should_stop or trainer.global_step % self.every == 0:
+        self._stop_if_due(trainer)
+        if trainer.should_stop or trainer.global_step % self.every == 0:
             self._save(trainer)
-        if stop:
-            raise self._stopped(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_last_batch:  # paused in mid-epoch
-            return
-        self._save(trainer)
-        self._up_to_date = True
-        if trainer.strategy.reduce_boolean_decision(self._told_to_stop, all=False):
+        if trainer.is_last_batch:  # and not stopped in mid-epoch
+            self._save(trainer)
+            self._up_to_date = True
+            self._stop_if_due(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop_if_due(trainer)  # all processes or none
+        if self._told_to_stop:
             raise self._stopped(trainer)
-        self._pause_if_due(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.interrupted = isinstance(exception, KeyboardInterrupt)
 
-    def _pause_if_due(self, trainer: pl.Trainer) -> None:
-        if 0 < self.max_steps <= trainer.global_step:
+    def _stop_if_due(self, trainer: pl.Trainer) -> None:
+        self._told_to_stop = trainer.strategy.reduce_boolean_decision(self._told_to_stop, all=False)
+        if self._told_to_stop or 0 < self.max_steps <= trainer.global_step:
             trainer.should_stop = True
 
     def _save(self, trainer: pl.Trainer) -> None:
@@ -577,6 +576,15 @@ def _loggers(out: Path) -> list[Logger]:
     return loggers
 
 
+class Bar(TQDMProgressBar):
+    """Lightning's bar for terminals, without its version of the run."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
 class PlainProgress(ProgressBar):
     """A line every so many steps, for output that goes into a file or a pipe."""
 
@@ -602,7 +610,7 @@ class PlainProgress(ProgressBar):
             return
         now = time.monotonic()
         self._last = step, now
-        loss = float(trainer.callback_metrics.get("train/total", math.nan))
+        loss = float(trainer.callback_metrics.get("loss", math.nan))
         self.print(
             f"epoch {trainer.current_epoch + 1} step {step}/{cast(DepthTraining, pl_module).steps} "
             f"loss {loss:.3f} {(now - since) / (step - before):.2f} s/step"

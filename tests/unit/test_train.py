@@ -6,6 +6,10 @@ import csv
 import errno
 import itertools
 import math
+import os
+import re
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,7 @@ from tests.systems.test_tiny import CAPTIONS
 from tests.systems.test_tiny import CLIP_FEATURES as TEXT_COLUMNS
 
 Run = Callable[..., Path]
+NAMES = ("best", "last")
 STEPS = 9  # of the recipe below on the sample folder: 6 training pictures in batches of 2, 3 epochs
 
 
@@ -92,6 +97,38 @@ def assert_same_run(found: Path, expected: Path) -> None:
         assert_same(load_file(found / name), load_file(expected / name))
 
 
+def at_call(number: int, do: Callable[[], None], function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, which on one of its calls does something else first."""
+    calls = itertools.count(1)
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == number:
+            do()
+        return function(*arguments, **options)
+
+    return called
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def told(metric: str, values: list[float]) -> Callable[..., dict[str, Any]]:
+    """``evaluate`` with given values of one metric, call by call."""
+    evaluate, left = langdepth.train.evaluate, iter(values)
+
+    def called(*arguments: Any, **options: Any) -> dict[str, Any]:
+        report = evaluate(*arguments, **options)
+        report["image_mean"][metric] = next(left)
+        return report
+
+    return called
+
+
 class TestResume:
     @pytest.mark.parametrize(
         ("pauses", "workers"), [((2,), 0), ((3,), 0), ((4, 5), 0), ((4, 5), 1), ((1, 3, 6, 8), 0)], ids=str
@@ -116,36 +153,43 @@ class TestResume:
         self, run: Run, monkeypatch: pytest.MonkeyPatch, dies_in: int
     ) -> None:
         whole = run("whole")
-        calls = itertools.count(1)
-        loss = Learner.loss
-
-        def dying(self: Learner, batch: Any) -> dict[str, Tensor]:
-            if next(calls) == dies_in:
-                raise KeyboardInterrupt
-            return loss(self, batch)
-
-        monkeypatch.setattr(Learner, "loss", dying)
+        monkeypatch.setattr(Learner, "loss", at_call(dies_in, interrupt, Learner.loss))
         with pytest.raises(KeyboardInterrupt):
             run("killed", train__checkpoint_every=2)
         assert_same_run(run("killed", resume=True), whole)
 
-    @pytest.mark.parametrize("dies_in", [1, 3])
-    def test_a_run_killed_while_it_judges_does_so_again(
-        self, run: Run, monkeypatch: pytest.MonkeyPatch, dies_in: int
+    @pytest.mark.parametrize("step", [1, 3, 5, 9])
+    def test_sigterm_ends_after_the_step_in_progress(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, step: int
     ) -> None:
         whole = run("whole")
-        calls = itertools.count(1)
-        evaluate = langdepth.train.evaluate
+        before = signal.getsignal(signal.SIGTERM)
+        monkeypatch.setattr(Learner, "loss", at_call(step, terminate, Learner.loss))
+        with pytest.raises(LangdepthError, match=rf"^stopped by SIGTERM after step {step}; .*continue with --resume$"):
+            run("stopped")
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert_same_run(run("stopped", resume=True), whole)
 
-        def dying(*arguments: Any, **options: Any) -> dict[str, Any]:
-            if next(calls) == dies_in:
-                raise KeyboardInterrupt
-            return evaluate(*arguments, **options)
+    @pytest.mark.parametrize("dies_in", [1, 3])
+    @pytest.mark.parametrize("how", ["killed", "terminated"])
+    def test_a_run_that_ends_while_it_judges_does_so_again(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, dies_in: int, how: str
+    ) -> None:
+        whole = run("whole")
+        end = interrupt if how == "killed" else terminate
+        monkeypatch.setattr(langdepth.train, "evaluate", at_call(dies_in, end, langdepth.train.evaluate))
+        with pytest.raises(KeyboardInterrupt if how == "killed" else LangdepthError):
+            run("ended")
+        monkeypatch.undo()
+        monkeypatch.setitem(registry.REGISTRY, LEARNER.name, LEARNER)
+        assert_same_run(run("ended", resume=True), whole)
 
-        monkeypatch.setattr(langdepth.train, "evaluate", dying)
-        with pytest.raises(KeyboardInterrupt):
-            run("killed")
-        assert_same_run(run("killed", resume=True), whole)
+    def test_a_pause_does_not_change_what_is_best(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(langdepth.train, "evaluate", told("abs_rel", [0.5, 0.3, 0.1, 0.4]))  # steps 3, 6, 7, 9
+        run(train__max_steps=7)
+        folder = run(resume=True)
+        steps = [checkpoint.load(folder / f"{name}.safetensors").provenance["training"]["steps"] for name in NAMES]
+        assert steps == [6, 9]
 
     def test_a_finished_run_stays_as_it_is(self, run: Run) -> None:
         folder = run()
@@ -418,19 +462,11 @@ class TestRunFolder:
 
     @pytest.mark.parametrize("monitor", ["abs_rel", "delta1"])
     def test_best_is_the_best_in_the_metric(self, run: Run, monkeypatch: pytest.MonkeyPatch, monitor: str) -> None:
-        values = {"abs_rel": [0.5, 0.3, 0.4], "delta1": [0.5, 0.7, 0.6]}
-        evaluate, calls = langdepth.train.evaluate, itertools.count()
-
-        def told(*arguments: Any, **options: Any) -> dict[str, Any]:
-            report = evaluate(*arguments, **options)
-            number = next(calls)
-            report["image_mean"] |= {name: row[number] for name, row in values.items()}
-            return report
-
-        monkeypatch.setattr(langdepth.train, "evaluate", told)
+        values = {"abs_rel": [0.5, 0.3, 0.4], "delta1": [0.5, 0.7, 0.6]}[monitor]
+        monkeypatch.setattr(langdepth.train, "evaluate", told(monitor, values))
         folder = run(train__monitor=monitor)
-        best, last = (checkpoint.load(folder / f"{name}.safetensors").provenance for name in ("best", "last"))
-        assert (best["training"]["steps"], last["training"]["steps"]) == (6, STEPS)
+        steps = [checkpoint.load(folder / f"{name}.safetensors").provenance["training"]["steps"] for name in NAMES]
+        assert steps == [6, STEPS]
 
     def test_judged_now_and_then_and_at_the_end(self, run: Run) -> None:
         rows = read_metrics(run(train__validate_every=2))
@@ -448,6 +484,17 @@ class TestRunFolder:
         ]
         assert len(lines) == 7
         assert captured.err == ""
+
+    def test_a_bar_on_a_terminal(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        run()
+        out = capsys.readouterr().out
+        assert re.search(r"Epoch 2: 100%.*3/3 .*loss=\d", out)
+        assert "v_num" not in out
+        assert "s/step" not in out
+        assert "step 9/9 judged on 2 pictures" in out
 
     def test_start_weights_keep_their_licence(self, run: Run) -> None:
         first = run("first", train__licence="mine", train__max_steps=1)

@@ -1,0 +1,87 @@
+"""Recipes: strict, with an identity, and documented field by field."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from langdepth.config import load_yaml, to_mapping
+from langdepth.errors import UsageError
+from langdepth.recipe import CIRCUMSTANCES, DataSection, Recipe, read_recipe
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def plain_recipe(**sections: dict[str, Any]) -> Recipe:
+    return read_recipe({"data": {"root": "rooms"}} | sections)
+
+
+def fields(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> default of every field."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(value):
+        content = getattr(value, field.name)
+        name = prefix + field.name
+        found |= fields(content, f"{name}.") if dataclasses.is_dataclass(content) else {name: content}
+    return found
+
+
+def test_every_field_is_documented_with_its_default() -> None:
+    page = (REPOSITORY / "docs" / "train.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| `([a-z_.]+)` \| `([^`]*)` \| \S", page, re.MULTILINE))
+    known = fields(Recipe(data=DataSection(root=Path("required"))))
+    assert table.keys() == known.keys()
+    for name, default in known.items():
+        stated = yaml.safe_load(table[name])
+        if isinstance(default, tuple):
+            assert stated == pytest.approx(default, abs=1e-3), name
+        else:
+            assert stated == (str(default) if isinstance(default, Path) else default), name
+
+
+def test_what_may_change_is_documented() -> None:
+    page = (REPOSITORY / "docs" / "train.md").read_text(encoding="utf-8")
+    paragraph = re.search(r"may change: (.*?)\.\n", page, re.DOTALL)
+    assert paragraph
+    section, stated = "", set()
+    for name in re.findall(r"`([a-z_.]+)`", paragraph[1]):
+        if name == "train":
+            section = "train."
+        else:
+            stated.add(name if "." in name else section + name)
+    assert stated == set(CIRCUMSTANCES)
+    assert set(CIRCUMSTANCES) <= fields(Recipe(data=DataSection(root=Path()))).keys()
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_recipes_of_the_repository_are_right(path: Path) -> None:
+    recipe = read_recipe(load_yaml(path))
+    assert recipe.train.licence
+    assert recipe.train.source == f"trained with recipes/{path.name}"
+    assert read_recipe(yaml.safe_load(yaml.safe_dump(to_mapping(recipe)))) == recipe
+
+
+def test_the_hash_follows_what_decides_the_weights() -> None:
+    same = plain_recipe(data={"root": "elsewhere", "workers": 0}, train={"max_steps": 5, "out": "x", "licence": "mine"})
+    assert same.hash == plain_recipe().hash
+    others = [
+        plain_recipe(optim={"lr": 2e-3}),
+        plain_recipe(system={"options": {"bins": 3}}),
+        plain_recipe(data={"root": "rooms", "augmentation": {"flip": 0.1}}),
+        plain_recipe(train={"seed": 1}),
+    ]
+    assert len({recipe.hash for recipe in (same, *others)}) == 5
+
+
+def test_values_are_checked_however_a_recipe_is_made() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        DataSection(root=Path(), batch_size=0)
+    with pytest.raises(UsageError, match=r"^data: batch_size must be at least 1$"):
+        plain_recipe(data={"root": "rooms", "batch_size": 0})
+    with pytest.raises(UsageError, match=r"^optim: betas must be two numbers from 0 to below 1$"):
+        plain_recipe(optim={"betas": [0.9, 1]})
