@@ -14,6 +14,7 @@ import csv
 import inspect
 import logging
 import math
+import pickle
 import signal
 import sys
 import time
@@ -40,11 +41,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from langdepth import protocols, registry, viz
 from langdepth.checkpoint import load, save
-from langdepth.config import load_yaml, to_mapping
+from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.folder import FolderDataset
 from langdepth.data.sampling import Draws, Sizes, TrainingLoader, TrainingSet, source_weights, training_shapes
 from langdepth.data.transforms import TrainTransform
-from langdepth.errors import ImageError, LangdepthError, NonFiniteLossError, UsageError
+from langdepth.errors import CheckpointError, ImageError, LangdepthError, NonFiniteLossError, UsageError
 from langdepth.evaluate import evaluate, judge, require_comparable, sheet_row
 from langdepth.io import atomic_path
 from langdepth.recipe import OptimSection, Recipe, TrainSection, read_recipe
@@ -92,6 +93,8 @@ def _train(recipe: Recipe, resume: bool) -> Path:
         for child in system.children():
             child.compile(dynamic=False)
     checkpoint = resume_point.path if resume and resume_point.path.exists() else None
+    if checkpoint is not None:
+        _check_readable(checkpoint)
     try:
         trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:
@@ -104,8 +107,8 @@ def _train(recipe: Recipe, resume: bool) -> Path:
             "optim.accumulate) or the system's input area"
         ) from error
     except RuntimeError as error:
-        if trainer.world_size == 1:
-            raise
+        if trainer.world_size == 1 and "DataLoader worker" not in str(error):
+            raise  # ours; the others tell of processes that died
         raise LangdepthError(f"process {trainer.global_rank}: {str(error).splitlines()[0]}") from error
     return out
 
@@ -132,6 +135,13 @@ def _check_folder(recipe: Recipe, resume: bool) -> None:
             )
 
 
+def _check_readable(checkpoint: Path) -> None:
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{checkpoint}: is damaged; without it --resume starts from the beginning") from error
+
+
 def _start_system(recipe: Recipe, start: Path, write: bool) -> System:
     """The system as training starts from it; kept in the file ``start``, so that resuming need not prepare again."""
     section = recipe.system
@@ -143,6 +153,11 @@ def _start_system(recipe: Recipe, start: Path, write: bool) -> System:
         raise UsageError(f"system.options: {error}") from None
     if system.name != section.name:
         raise UsageError(f"system.weights: {weights} holds '{system.name}', the recipe says '{section.name}'")
+    made_with = to_mapping(system.config)
+    wanted = to_mapping(from_mapping(type(system.config), made_with | section.options, "system.options."))
+    for key, value in wanted.items():
+        if value != made_with[key]:
+            raise UsageError(f"system.options.{key}: {weights} was made with {made_with[key]}, the recipe says {value}")
     if type(system).loss is System.loss or not any(p.requires_grad for p in system.parameters()):
         raise UsageError(f"system.name: '{system.name}' has nothing to train")
     try:

@@ -23,6 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import langdepth.train
 from langdepth import checkpoint, registry
+from langdepth.data.folder import FolderDataset
 from langdepth.errors import LangdepthError, NonFiniteLossError, UsageError
 from langdepth.recipe import OptimSection, read_recipe
 from langdepth.systems.base import System
@@ -220,6 +221,13 @@ class TestResume:
         run(train__max_steps=1)
         with pytest.raises(UsageError, match="holds a run already; continue it with --resume"):
             run()
+
+    @pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b"x" * len(b)])
+    def test_a_damaged_resume_point_is_one_line(self, run: Run, damage: Callable[[bytes], bytes]) -> None:
+        path = run(train__max_steps=2) / "resume.ckpt"
+        path.write_bytes(damage(path.read_bytes()))
+        with pytest.raises(LangdepthError, match=r"^\S*resume.ckpt: is damaged; .*$"):
+            run(resume=True)
 
     def test_a_full_disk_keeps_the_resume_point(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = run(train__max_steps=2)
@@ -452,7 +460,6 @@ class TestRunFolder:
 
     def test_the_numbers_are_those_of_evaluate(self, run: Run, sample_folder: Path) -> None:
         from langdepth import protocols
-        from langdepth.data.folder import FolderDataset
         from langdepth.evaluate import evaluate
 
         system = checkpoint.load(run(train__protocol="nyu-eigen") / "last.safetensors")
@@ -517,6 +524,21 @@ class TestRefused:
     def test_weights_of_another_system(self, run: Run) -> None:
         with pytest.raises(UsageError, match="no-such"):
             run(system__weights="no-such")
+
+    def test_options_that_the_weights_do_not_have(self, run: Run) -> None:
+        weights = str(run("first", train__max_steps=1) / "last.safetensors")
+        message = r"system.options.width: \S*last.safetensors was made with 8, the recipe says 4"
+        with pytest.raises(UsageError, match=message):
+            run("second", system__weights=weights, system__options={"width": 4})
+        run("second", system__weights=weights, system__options={"width": 8}, train__max_steps=1)
+
+    def test_a_worker_that_dies_is_one_line(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        parent, read = os.getpid(), FolderDataset.__getitem__
+        monkeypatch.setattr(
+            FolderDataset, "__getitem__", lambda self, i: read(self, i) if os.getpid() == parent else os._exit(1)
+        )
+        with pytest.raises(LangdepthError, match="DataLoader worker"):
+            run(data__workers=1)
 
     @pytest.mark.parametrize(
         "fields", [{"train__strategy": "dpd"}, {"train__accelerator": "cpuu"}, {"train__accelerator": "tpu"}]
