@@ -17,6 +17,7 @@ import math
 import pickle
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -389,7 +390,8 @@ class ResumePoint(Callback):
             if self._up_to_date and trainer.world_size == 1:  # between epochs: nothing to wait for
                 raise self._stopped(trainer)
 
-        signal.signal(signal.SIGTERM, stop)  # in place of Lightning's handler; it puts back what was there before
+        if threading.current_thread() is threading.main_thread():  # others cannot
+            signal.signal(signal.SIGTERM, stop)  # in place of Lightning's handler; it puts back what was there before
         self._stop_if_due(trainer)
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:

@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -502,6 +503,10 @@ class TestRunFolder:
         assert "v_num" not in out
         assert "s/step" not in out
         assert "step 9/9 judged on 2 pictures" in out
+
+    def test_from_a_thread(self, run: Run) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            assert (pool.submit(run, train__max_steps=1).result() / "last.safetensors").exists()
 
     def test_start_weights_keep_their_licence(self, run: Run) -> None:
         first = run("first", train__licence="mine", train__max_steps=1)
