@@ -24,8 +24,8 @@ from langdepth import protocols
 from langdepth.checkpoint import load
 from langdepth.data.folder import FolderDataset
 from langdepth.evaluate import evaluate
-from langdepth.io import atomic_path
 from langdepth.inference import infer
+from langdepth.io import atomic_path
 from langdepth.systems.base import System
 
 LIDAR_SCALE = 1 / 256

@@ -165,8 +165,8 @@ def whole_folder(system: str, photos: list[Path], save: str, folder: Path) -> di
     """Pictures per second, decoding and writing included: the pipeline of the command, and a plain loop."""
     from langdepth import load
     from langdepth.commands.predict import Job, find_jobs, written
-    from langdepth.io import write_result
     from langdepth.inference import predict_pictures, predict_stream
+    from langdepth.io import write_result
     from langdepth.types import DepthResult
 
     ready = load(system)

@@ -1,7 +1,7 @@
 """The records that flow through the library. Importing this module does not import torch.
 
-Conventions (see docs/architecture.md): images are float32 RGB in [0, 1]; depth is float32 metres along the optical axis;
-0 means "no value" in files, a boolean mask says so in memory.
+Conventions (see docs/architecture.md): images are float32 RGB in [0, 1]; depth is float32 metres along the optical
+axis; 0 means "no value" in files, a boolean mask says so in memory.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ __all__ = ["Batch", "Camera", "DepthOutput", "DepthResult", "InputSpec", "Sample
 class InputSpec:
     """How a system wants its pictures.
 
-    ``mean`` and ``std`` are applied inside the system. The network size is either ``size`` = (height, width), or, keeping the
-    picture's shape, ``area`` pixels in total; both sides become multiples of ``multiple_of``. Pictures longer than
-    ``max_aspect`` : 1 are squeezed to that shape.
+    ``mean`` and ``std`` are applied inside the system. The network size is either ``size`` = (height, width), or,
+    keeping the picture's shape, ``area`` pixels in total; both sides become multiples of ``multiple_of``. Pictures
+    longer than ``max_aspect`` : 1 are squeezed to that shape.
     """
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -56,9 +56,9 @@ class InputSpec:
 class Sample:
     """One picture with ground truth, on the CPU.
 
-    image (3, H, W) float32 in [0, 1]; depth (1, H, W) float32 metres, 0 where unknown; mask (1, H, W) bool, True where depth
-    is known; scene: index into ``text.scenes.SCENES`` or -1; text: a sentence about the picture or None; camera: intrinsics
-    in pixels of ``image`` or None; path: where the picture came from.
+    image (3, H, W) float32 in [0, 1]; depth (1, H, W) float32 metres, 0 where unknown; mask (1, H, W) bool, True
+    where depth is known; scene: index into ``text.scenes.SCENES`` or -1; text: a sentence about the picture or None;
+    camera: intrinsics in pixels of ``image`` or None; path: where the picture came from.
     """
 
     image: Tensor
@@ -73,7 +73,7 @@ class Sample:
 
 @dataclass(kw_only=True)
 class Batch:
-    """Samples of one size stacked: image (B, 3, H, W), depth and mask (B, 1, H, W), scene (B,) int64 with -1 for unknown."""
+    """Samples of one size stacked: image (B, 3, H, W), depth and mask (B, 1, H, W), scene (B,) int64, -1 unknown."""
 
     image: Tensor
     depth: Tensor
@@ -84,7 +84,9 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The batch with its tensors on ``device``."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("image", "depth", "mask", "scene")}
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True) for name in ("image", "depth", "mask", "scene")
+        }
         return replace(self, **moved)
 
 
@@ -109,10 +111,10 @@ class DepthOutput:
 class DepthResult:
     """Depth of one picture at the picture's own size.
 
-    depth: (H, W) float32, in ``unit`` along the optical axis. ``scale_kind`` is "metric" (metres) or "relative" (known up to
-    one factor). valid: (H, W) bool. camera: intrinsics in pixels of this picture, or None when nobody stated any.
-    provenance: package version, weights and their licence, picture path, text, network size. scene_probs: scene name to
-    probability. image: (H, W, 3) uint8, the picture after EXIF rotation.
+    depth: (H, W) float32, in ``unit`` along the optical axis. ``scale_kind`` is "metric" (metres) or "relative"
+    (known up to one factor). valid: (H, W) bool. camera: intrinsics in pixels of this picture, or None when nobody
+    stated any. provenance: package version, weights and their licence, picture path, text, network size. scene_probs:
+    scene name to probability. image: (H, W, 3) uint8, the picture after EXIF rotation.
     """
 
     depth: npt.NDArray[np.float32]

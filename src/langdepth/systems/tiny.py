@@ -21,6 +21,7 @@ features of real captions, at prediction time a sentence encoder distilled from 
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,6 +40,7 @@ from langdepth.text.scenes import CAPTION_SCENES, SCENE_TO_CAPTION_SCENE, SCENES
 from langdepth.types import Batch, DepthOutput, InputSpec
 
 CLIP_FEATURES = 1024
+TEXT_CACHE = 1000  # sentences whose features are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,8 @@ class Tiny(System):
         # Captions of each scene as the sentence encoder sees them; training only.
         self.caption_bank: Tensor | None = None
         self.caption_offsets: Tensor | None = None
+        self._encoded: dict[str, Tensor] = {}
+        self.register_load_state_dict_post_hook(lambda module, _: module._encoded.clear())
         label_to_scene = [scene_index(SCENE_TO_CAPTION_SCENE[label], self.scenes) for label in SCENES]
         self.register_buffer("label_to_scene", torch.tensor([*label_to_scene, -1]), persistent=False)
 
@@ -112,21 +116,41 @@ class Tiny(System):
 
     def project(self, features: Tensor) -> Tensor:
         """CLIP text features (N, 1024) to unit vectors (N, D): mean removed, principal directions kept."""
-        return F.normalize((features - self.text_mean) @ self.text_basis.T, dim=-1)
+        with torch.autocast(features.device.type, enabled=False):
+            return F.normalize((features.float() - self.text_mean) @ self.text_basis.T, dim=-1)
 
     def encode_text(self, sentences: list[str]) -> Tensor:
-        """Sentences to (B, 1024) features of CLIP's text space, by the distilled encoder. Warns about unknown words."""
-        import warnings
+        """Sentences to (B, 1024) features of CLIP's text space, by the distilled encoder; each distinct one once.
 
-        unknown = sorted({word for sentence in sentences for word in self.sentences.unknown_words(sentence)})
+        Warns about words it does not know; raises UsageError for a sentence of which it knows none.
+        """
+        if len(self._encoded) > TEXT_CACHE:
+            self._encoded.clear()
+        for sentence in dict.fromkeys(sentences):
+            if sentence not in self._encoded:
+                self._encoded[sentence] = self._encode(sentence)
+        return torch.stack([self._encoded[sentence] for sentence in sentences]).to(self.text_mean.device)
+
+    def _encode(self, sentence: str) -> Tensor:
+        unknown = self.sentences.unknown_words(sentence)
+        if unknown and set(unknown) == set(words_of(sentence)):
+            raise UsageError(
+                f"text '{sentence}': none of its words is known; say it in plain words such as "
+                "'a kitchen with a table', or name a scene"
+            )
         if unknown:
-            warnings.warn(f"the embedded text encoder does not know: {', '.join(unknown)}", stacklevel=2)
-        return self.sentences(self.sentences.tokenize(sentences).to(self.text_mean.device))
+            warnings.warn(f"text '{sentence}': not known and left out of account: {', '.join(unknown)}", stacklevel=2)
+        with torch.autocast(self.text_mean.device.type, enabled=False):
+            feature: Tensor = self.sentences(self.sentences.tokenize([sentence]).to(self.text_mean.device))[0]
+        return feature.detach()
 
     def text_vector(self, scene_probs: Tensor, text: list[str] | Tensor | None, scene: list[str] | None) -> Tensor:
         """The (B, D) vector that sets the scale: the words' when there are any, else what the picture is read as."""
         if text is not None and scene is not None:
             raise UsageError("give a text or a scene, not both")
+        words = text if scene is None else scene
+        if words is not None and len(words) != len(scene_probs):
+            raise UsageError(f"{len(words)} texts or scenes for {len(scene_probs)} pictures; give one for each")
         if scene is not None:
             return self.scene_table[[scene_index(name, self.scenes) for name in scene]]
         if text is None:
