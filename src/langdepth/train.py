@@ -96,6 +96,7 @@ def _train(recipe: Recipe, resume: bool) -> Path:
     checkpoint = resume_point.path if resume and resume_point.path.exists() else None
     if checkpoint is not None:
         _check_readable(checkpoint)
+    grouped = torch.distributed.is_initialized()
     try:
         trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:
@@ -111,6 +112,10 @@ def _train(recipe: Recipe, resume: bool) -> Path:
         if trainer.world_size == 1 and "DataLoader worker" not in str(error):
             raise  # ours; the others tell of processes that died
         raise LangdepthError(f"process {trainer.global_rank}: {str(error).splitlines()[0]}") from error
+    finally:
+        # Lightning leaves the group it made to the interpreter's end, where its threads may abort the process.
+        if trainer.world_size > 1 and not grouped and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     return out
 
 
