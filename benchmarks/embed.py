@@ -20,8 +20,8 @@ from langdepth.checkpoint import load, save
 
 LARGEST = 25_000_000
 WEAKNESSES = (
-    "large halls, nature, aerial views, drawings and other places it has not seen; tele and wide lenses (it does not know "
-    "the focal length); thin structures; mirrors, windows and screens"
+    "large halls, nature, aerial views, drawings and other places it has not seen; tele and wide lenses (it does not "
+    "know the focal length); thin structures; mirrors, windows and screens"
 )
 
 
