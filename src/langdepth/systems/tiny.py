@@ -104,7 +104,7 @@ class Tiny(System):
         self.register_buffer("text_mean", torch.zeros(CLIP_FEATURES))
         self.register_buffer("text_basis", torch.eye(CLIP_FEATURES)[: config.text_features])
         self.register_buffer("scene_table", torch.eye(len(self.scenes), config.text_features))
-        # Captions of each scene as the sentence encoder sees them; training only.
+        # Published features of each scene's captions, projected; training only.
         self.caption_bank: Tensor | None = None
         self.caption_offsets: Tensor | None = None
         self._encoded: dict[str, Tensor] = {}
