@@ -1,4 +1,4 @@
-"""``langdepth data``: check a folder of pictures with depth, write a small sample of one."""
+"""``langdepth data``: check a folder of pictures with depth, write a small sample of one, draw SAM's masks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from langdepth.commands._parse import run
-from langdepth.errors import UsageError, nearest
+from langdepth.errors import LangdepthError, UsageError, nearest
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -75,8 +75,51 @@ def sample(directory: str, *, count: int = 24, seed: int = 0, height: int = 240,
     print(f"{count} pictures with depth in {root}; look through them with: langdepth data check {root}")
 
 
+def sam(
+    directory: str,
+    *,
+    weights: str,
+    out: str = "sam_out",
+    pattern: str = "**/*.jpg",
+    device: str = "auto",
+    resume: bool = False,
+) -> int:
+    """Draw SAM's masks over photos, as the system msa-sam wants them. Needs the package segment-anything.
+
+    The photo train/kitchen/rgb_00045.jpg has its overlay in sam_out/train/kitchen/00045.jpg. A photo that cannot be
+    read is reported and skipped; the exit code is then 1.
+
+    Args:
+        directory: Folder of photos.
+        weights: SAM's published weights, for example sam_vit_h_4b8939.pth.
+        out: Folder for the overlays.
+        pattern: Which files below the folder are photos.
+        device: auto (an accelerator if there is one), cpu, cuda, cuda:1.
+        resume: Skip photos whose overlay is there.
+    """
+    from tqdm import tqdm
+
+    from langdepth.data.sam import load_sam, write_overlays
+
+    failed = done = 0
+    outcomes = write_overlays(directory, out, load_sam(weights, device), pattern=pattern, resume=resume)
+    for outcome in tqdm(outcomes, unit="photo", disable=not sys.stderr.isatty(), leave=False):
+        if isinstance(outcome, LangdepthError):
+            failed += 1
+            tqdm.write(f"langdepth data sam: {outcome}", file=sys.stderr)
+        else:
+            done += 1
+    print(f"{done} overlays written, {failed} photos failed, results in {out}")
+    return 1 if failed else 0
+
+
 # Action -> (function, summary, example).
 VERBS: dict[str, tuple[Callable[..., int | None], str, str]] = {
     "check": (check, "look through an indexed folder for mistakes", "langdepth data check pictures --split train"),
     "sample": (sample, "write a small synthetic folder", "langdepth data sample rooms --count 24"),
+    "sam": (
+        sam,
+        "draw SAM's masks over photos",
+        "langdepth data sam photos --weights sam_vit_h_4b8939.pth --out sam_out",
+    ),
 }

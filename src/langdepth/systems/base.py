@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from langdepth.errors import LangdepthError, UsageError
+from langdepth.devices import move
+from langdepth.errors import LangdepthError
 from langdepth.types import Batch, DepthOutput, DepthResult, InputSpec
 
 if TYPE_CHECKING:
@@ -75,18 +76,8 @@ class System(nn.Module):
         raise LangdepthError(f"{cls.__name__} has no official checkpoint to convert")
 
     def move(self, device: str | torch.device | None) -> Self:
-        """The system on ``device``; None leaves it where it is, "auto" takes an accelerator if there is one.
-
-        Raises UsageError for a device that cannot be used here.
-        """
-        if device is None:
-            return self
-        if device == "auto":
-            device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-        try:
-            return self.to(device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:  # no such device, torch built without it
-            raise UsageError(f"device '{device}' cannot be used here: {str(error).splitlines()[0]}") from None
+        """The system on ``device``, see ``langdepth.devices.move``."""
+        return move(self, device)
 
     def predict(self, pictures: Any, **options: Any) -> DepthResult | list[DepthResult]:
         """Depth of one picture or many; see ``langdepth.inference.predict_pictures`` for the options."""
