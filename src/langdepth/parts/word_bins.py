@@ -1,0 +1,62 @@
+"""Depth from words: every cell of a feature map is compared with sentences about distance (DepthCLIP)."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class WordDepth(NamedTuple):
+    """logits (B, K, h, w) after the scale; probs, their softmax over words; depth (B, 1, h, w) metres."""
+
+    logits: Tensor
+    probs: Tensor
+    depth: Tensor
+
+
+class WordBins(nn.Module):
+    """Softmax over the similarities to K words; depth is the expectation of the words' distances.
+
+    Features with more channels than the words' D keep every (C / D)-th channel: a nearest-neighbour resize, which is
+    the published DepthCLIP. ``normalise``: features get length 1 "before" that (DepthCLIP; then they are shorter
+    afterwards) or "after" it, and then the words too (the trained adapters). ``logit_scale`` is 100 / 0.1 in DepthCLIP.
+
+    Buffer ``text`` (V, K, D): V sets of words, the first for every picture, the others for scenes; zeros until filled.
+    """
+
+    text: Tensor
+    bin_centers: Tensor
+
+    def __init__(
+        self,
+        bin_centers: list[tuple[float, ...]],
+        width: int,
+        logit_scale: float = 1000.0,
+        normalise: Literal["before", "after"] = "before",
+    ) -> None:
+        super().__init__()
+        self.logit_scale = logit_scale
+        self.normalise = normalise
+        centers = torch.tensor(bin_centers)
+        self.register_buffer("text", torch.zeros(*centers.shape, width))
+        self.register_buffer("bin_centers", centers, persistent=False)
+
+    def forward(self, features: Tensor, text: Tensor, bin_centers: Tensor) -> WordDepth:
+        """features (B, C, h, w); text (N, K, D) and bin_centers (N, K), N = B or 1; always in float32."""
+        with torch.autocast(features.device.type, enabled=False):  # a scale of 1000 leaves bfloat16 no digits
+            features, text = features.float(), text.float()
+            if self.normalise == "before":
+                features = F.normalize(features, dim=1)
+            width, channels = text.shape[-1], features.shape[1]
+            if channels != width:
+                kept = torch.arange(width, device=features.device) * channels // width
+                features = features[:, kept]
+            if self.normalise == "after":
+                features, text = F.normalize(features, dim=1), F.normalize(text, dim=-1)
+            logits = (self.logit_scale * (text @ features.flatten(2))).unflatten(-1, features.shape[-2:])
+            probs = logits.softmax(1)
+            depth = (probs * bin_centers[..., None, None]).sum(1, keepdim=True)
+        return WordDepth(logits, probs, depth)
