@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from langdepth.devices import move
-from langdepth.errors import LangdepthError
+from langdepth.errors import LangdepthError, UsageError
 from langdepth.types import Batch, DepthOutput, DepthResult, InputSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from typing_extensions import Self
 
@@ -29,6 +29,10 @@ class System(nn.Module):
     name: str = ""
     scale_kind: str = "metric"
     scenes: tuple[str, ...] = ()
+    zero_shot: ClassVar[bool] = False
+    """Whether it predicts without any training, from foundation weights alone."""
+    takes_overlay: ClassVar[bool] = False
+    """Whether ``forward`` needs ``overlay``, a second picture (B, 3, H, W) in [0, 1] with masks drawn over the first."""
     provenance: dict[str, Any]
 
     def __init__(self, config: Any, input_spec: InputSpec) -> None:
@@ -70,10 +74,28 @@ class System(nn.Module):
             {"params": vectors, "lr": lr, "weight_decay": 0.0},
         ]
 
-    @classmethod
-    def convert_official(cls, state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-        """The authors' tensors under our names, and a report with the lists "used", "ignored" and "missing"."""
-        raise LangdepthError(f"{cls.__name__} has no official checkpoint to convert")
+    def load_foundation(
+        self, clip_weights: str | Path | None = None, prompts: Mapping[str, Any] | None = None
+    ) -> None:
+        """Fill in the CLIP weights that the system stands on; ``prompts``: fields of ``text.prompts.PromptSet``.
+
+        ``clip_weights``: a file, None for open_clip's own download, or "random". Raises UsageError for systems without.
+        """
+        raise UsageError(f"the system '{self.name}' uses no CLIP weights; leave them out")
+
+    def use_prompts(self, prompts: Mapping[str, Any], clip_weights: str | Path | None = None) -> None:
+        """Put other words or bins (fields of ``text.prompts.PromptSet``) in the place of the system's own.
+
+        Raises UsageError for systems without any.
+        """
+        raise UsageError(f"the system '{self.name}' has no distance words or bins to set; leave them out")
+
+    def convert_official(self, state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+        """The authors' tensors under our names, and a report with the lists "used", "ignored" and "missing".
+
+        A leading "module." is gone already. Raises CheckpointError for a checkpoint of another layout.
+        """
+        raise LangdepthError(f"'{self.name}' has no official checkpoint to convert")
 
     def move(self, device: str | torch.device | None) -> Self:
         """The system on ``device``, see ``langdepth.devices.move``."""
