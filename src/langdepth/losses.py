@@ -1,6 +1,7 @@
 """Training losses.
 
-Depth tensors are (B, 1, H, W) metres, masks are bool of the same shape; masked-out pixels never count.
+Depth tensors are (B, 1, H, W) metres, masks are bool of the same shape; masked-out pixels never count. A mask of None
+means all pixels. Means are over all counting pixels of the batch and 0 when there is none, unless said otherwise.
 """
 
 from __future__ import annotations
@@ -12,19 +13,34 @@ from torch.nn import functional as F
 EPSILON = 1e-3
 
 
+def _difference(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """prediction - target where the mask is set, 0 elsewhere."""
+    difference = prediction - target
+    return difference if mask is None else torch.where(mask, difference, torch.zeros_like(difference))
+
+
 def _log_difference(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """ln prediction - ln target where the mask is set, 0 elsewhere."""
-    difference = torch.log(prediction.clamp_min(EPSILON)) - torch.log(target.clamp_min(EPSILON))
-    return torch.where(mask, difference, torch.zeros_like(difference))
+    return _difference(prediction.clamp_min(EPSILON).log(), target.clamp_min(EPSILON).log(), mask)
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of the values that the mask, of the same height and width, selects."""
+    if mask is None:
+        return values.mean()
+    chosen = mask.expand_as(values)
+    return torch.where(chosen, values, torch.zeros_like(values)).sum() / chosen.sum().clamp_min(1)
 
 
 def silog(
-    prediction: Tensor, target: Tensor, mask: Tensor, variance_focus: float = 0.85, weight: float = 10.0
+    prediction: Tensor, target: Tensor, mask: Tensor | None, variance_focus: float = 0.85, weight: float = 10.0
 ) -> Tensor:
     """Scale-invariant log loss over all valid pixels of the batch: weight * sqrt(mean d^2 - focus * (mean d)^2).
 
-    Eigen et al. 2014 with the square root of BTS (Lee et al. 2019). 0 when no pixel is valid.
+    Eigen et al. 2014 with the square root of BTS (Lee et al. 2019); the defaults are also DepthCLIP's.
     """
+    if mask is None:
+        mask = torch.ones_like(prediction, dtype=torch.bool)
     difference = _log_difference(prediction, target, mask)
     count = mask.sum().clamp_min(1)
     mean = difference.sum() / count
@@ -64,3 +80,146 @@ def scene_cross_entropy(logits: Tensor, scene: Tensor, label_smoothing: float = 
     """
     total = F.cross_entropy(logits, scene, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing)
     return total / (scene >= 0).sum().clamp_min(1)
+
+
+# Depth as it is
+
+
+def l1(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean absolute difference, metres."""
+    return _mean(_difference(prediction, target, mask).abs(), mask)
+
+
+def l2(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared difference, square metres."""
+    return _mean(_difference(prediction, target, mask).square(), mask)
+
+
+def berhu(prediction: Tensor, target: Tensor, mask: Tensor | None = None, threshold: float = 0.2) -> Tensor:
+    """Reverse Huber loss (Laina et al. 2016): abs(d) up to c, (d^2 + c^2) / 2c above it.
+
+    c is ``threshold`` times the largest difference of the batch, taken as a constant.
+    """
+    difference = _difference(prediction, target, mask).abs()
+    c = (threshold * difference.detach().amax()).clamp_min(torch.finfo(difference.dtype).tiny)
+    return _mean(torch.where(difference <= c, difference, (difference.square() + c.square()) / (2 * c)), mask)
+
+
+def bin_cross_entropy(logits: Tensor, target: Tensor, bin_centers: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Cross-entropy of (B, K, H, W) logits against the bin that the true depth falls into; see ``bin_index``."""
+    loss = F.cross_entropy(logits, bin_index(target, bin_centers)[:, 0], reduction="none")
+    return _mean(loss[:, None], mask)
+
+
+def bin_index(depth: Tensor, bin_centers: Tensor) -> Tensor:
+    """Index of the nearest of K rising bin centres (K,); midway between two the lower one. int64, shaped like depth."""
+    return torch.bucketize(depth, (bin_centers[1:] + bin_centers[:-1]) / 2)
+
+
+def known_depth(depth: Tensor, region: Tensor | None = None, *, union: bool = False) -> Tensor:
+    """Mask of the pixels with depth above 1 mm, inside ``region`` (bool) if one is given.
+
+    ``union`` takes the pixels that are either in the region or known, as DepthCLIP's training helper does for KITTI
+    (specification, section 8): pixels without truth then count as 0 m.
+    """
+    known = depth > EPSILON
+    if region is None:
+        return known
+    return known | region if union else known & region
+
+
+# Its slopes
+
+
+def sobel(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Vertical and horizontal Sobel slopes of the channel mean of (B, C, H, W), each (B, 1, H, W); zeros outside."""
+    kernel = image.new_tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+    slopes = F.conv2d(image.mean(1, keepdim=True), torch.stack([kernel.T, kernel])[:, None], padding=1)
+    return slopes[:, :1], slopes[:, 1:]
+
+
+def sobel_gradient(
+    prediction: Tensor, target: Tensor, mask: Tensor | None = None, *, outside_weight: float | None = None
+) -> Tensor:
+    """Mean absolute difference of the vertical slopes plus that of the horizontal ones (DepthCLIP, section 8).
+
+    With a mask only pixels count whose eight neighbours are valid too. ``outside_weight`` instead lets every pixel
+    count, those outside of the mask by that weight; 0.1 is the published value.
+    """
+    inside = None if mask is None else _windows(mask, padding=1)
+    if mask is not None and outside_weight is None:
+        prediction, target = (torch.where(mask, depth, torch.zeros_like(depth)) for depth in (prediction, target))
+    total = prediction.new_zeros(())
+    for ours, theirs in zip(sobel(prediction), sobel(target), strict=True):
+        difference = (ours - theirs).abs()
+        if mask is None or outside_weight is None:
+            total = total + _mean(difference, inside)
+        else:
+            total = total + torch.where(mask, difference, outside_weight * difference).mean()
+    return total
+
+
+def smoothness(depth: Tensor, image: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Edge-aware smoothness: mean of abs(slope of depth) * exp(-abs(slope of image)), over x and over y, added.
+
+    Slopes are differences of neighbours, those of image (B, C, H, W) averaged over channels (Godard et al. 2017;
+    depth is not divided by its mean). With a mask only neighbours count that are both valid.
+    """
+    total = depth.new_zeros(())
+    for axis in (-1, -2):
+        both = (
+            None
+            if mask is None
+            else mask.narrow(axis, 1, mask.shape[axis] - 1) & mask.narrow(axis, 0, mask.shape[axis] - 1)
+        )
+        slope = depth.diff(dim=axis).abs() * torch.exp(-image.diff(dim=axis).abs().mean(1, keepdim=True))
+        total = total + _mean(slope, both)
+    return total
+
+
+# Two views
+
+
+def symmetry(depth: Tensor, mirrored: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Squared difference between the depth of a picture and that of its mirror image, mirrored back.
+
+    Each is pulled towards the other taken as a constant, so the value is twice the mean squared difference.
+    """
+    return l2(depth, mirrored.detach(), mask) + l2(mirrored, depth.detach(), mask)
+
+
+def ssim_dissimilarity(image: Tensor, other: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean of (1 - SSIM) / 2, limited to [0, 1], over 3 x 3 windows inside (B, C, H, W) pictures (Godard et al. 2017).
+
+    0 for equal pictures. With a mask (B, 1, H, W) only windows count that are valid as a whole.
+    """
+    if mask is not None:
+        image, other = (torch.where(mask, picture, torch.zeros_like(picture)) for picture in (image, other))
+
+    def pool(values: Tensor) -> Tensor:
+        return F.avg_pool2d(values, 3, stride=1)
+
+    c1, c2 = 0.01**2, 0.03**2
+    mean_1, mean_2 = pool(image), pool(other)
+    variance_1, variance_2 = pool(image.square()) - mean_1.square(), pool(other.square()) - mean_2.square()
+    covariance = pool(image * other) - mean_1 * mean_2
+    above = (2 * mean_1 * mean_2 + c1) * (2 * covariance + c2)
+    below = (mean_1.square() + mean_2.square() + c1) * (variance_1 + variance_2 + c2)
+    return _mean(((1 - above / below) / 2).clamp(0, 1), None if mask is None else _windows(mask, padding=0))
+
+
+def photometric(warped: Tensor, image: Tensor, mask: Tensor | None = None, *, reference_exact: bool = False) -> Tensor:
+    """0.85 * dissimilarity + 0.15 * mean absolute difference of two (B, C, H, W) pictures; 0 when they are equal.
+
+    ``mask`` (B, 1, H, W): where ``warped`` shows something. ``reference_exact`` takes (1 - dissimilarity) / 2, as the
+    published CLIP adapters do, which rewards pictures for being different (specification, section 9.3).
+    """
+    dissimilarity = ssim_dissimilarity(warped, image, mask)
+    if reference_exact:
+        dissimilarity = (1 - dissimilarity) / 2
+    return 0.85 * dissimilarity + 0.15 * l1(warped, image, mask)
+
+
+def _windows(mask: Tensor, padding: int) -> Tensor:
+    """Where all of a 3 x 3 window of the mask is set; ``padding`` 1 looks at the pixels that exist."""
+    return F.max_pool2d((~mask).float(), 3, stride=1, padding=padding) == 0

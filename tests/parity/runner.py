@@ -1,0 +1,218 @@
+"""Golden cases under our code: every array that a case computes is compared with the array of that name in a file.
+
+A case is a function ``(arrays, weights, case) -> iterator of (array name, our value, tolerance)``: ``arrays`` are all
+arrays of the file, ``weights`` the checkpoint of its keys file (None where it has none). What it reads of ``arrays``
+is its input; sizes, batches and sub-sampling follow from the arrays, so any file of the same layout will do.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from langdepth.errors import UsageError, nearest
+from tests.parity.keyed_weights import state_dict
+
+DATA = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """An entry e may differ by rtol * abs(e) + rtol_of_max * (largest entry) + atol; a share ``outliers`` by more."""
+
+    rtol: float = 0.0
+    atol: float = 0.0
+    rtol_of_max: float = 0.0
+    outliers: float = 0.0
+
+    def __str__(self) -> str:
+        parts = {"rtol": self.rtol, "of max": self.rtol_of_max, "atol": self.atol, "outliers": self.outliers}
+        return ", ".join(f"{name} {value:g}" for name, value in parts.items() if value) or "exact"
+
+
+Compared = Iterator[tuple[str, Tensor | np.ndarray, Tolerance]]
+CaseFunction = Callable[[dict[str, np.ndarray], dict[str, Tensor] | None, str], Compared]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family of case names (shell pattern), where its function is, and the case whose keys file it uses."""
+
+    pattern: str
+    function: str
+    keys: str | None = None
+
+
+# The first pattern that fits a name holds.
+CASES = (
+    Case("clip_rn50*", "cases_clip:clip", "clip_rn50"),
+    Case("clip_vit_b16*", "cases_clip:clip", "clip_vit_b16"),
+    Case("depthclip*", "cases_depthclip:depthclip", "depthclip"),
+    Case("depth_clip_rn50*", "cases_depthclip:depth_clip", "depth_clip_rn50"),
+    Case("depth_clip_vit_b16*", "cases_depthclip:depth_clip", "depth_clip_vit_b16"),
+    Case("clip_adapter_trainstep*", "cases_adapters:clip_adapter_trainstep", "clip_adapter"),
+    Case("clip_adapter*", "cases_adapters:clip_adapter", "clip_adapter"),
+    Case("coarse_adapter*", "cases_adapters:coarse_adapter", "coarse_adapter"),
+    Case("refined_adapter*", "cases_adapters:refined_adapter", "refined_adapter"),
+    Case("eigen_coarse*", "cases_adapters:eigen_coarse", "eigen_coarse"),
+    Case("eigen_refine*", "cases_adapters:eigen_refine", "eigen_refine"),
+    Case("msa_sam*", "cases_adapters:msa", "msa_sam"),
+    Case("msa*", "cases_adapters:msa", "msa"),
+    Case("losses_depthclip*", "cases_functions:losses_depthclip"),
+    Case("losses_clip_adapters*", "cases_functions:losses_clip_adapters"),
+    Case("losses_eigen_adapters*", "cases_functions:losses_eigen_adapters"),
+    Case("metrics_depthclip*", "cases_functions:metrics_depthclip"),
+    Case("metrics_clip_adapters*", "cases_functions:metrics_clip_adapters"),
+    Case("data_nyu_clip_adapters*", "cases_functions:data_nyu_clip_adapters"),
+    Case("lr_schedules_clip_adapters*", "cases_functions:lr_schedules_clip_adapters"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compared array: largest absolute difference, largest relative one, and whether it is within tolerance."""
+
+    name: str
+    absolute: float
+    relative: float
+    tolerance: Tolerance
+    good: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was compared; the arrays that the case read; those it neither read nor compared."""
+
+    rows: list[Row]
+    inputs: list[str]
+    unused: list[str]
+
+    @property
+    def good(self) -> bool:
+        """Something was compared and everything compared is within tolerance."""
+        return bool(self.rows) and all(row.good for row in self.rows)
+
+
+class _Arrays(dict[str, np.ndarray]):
+    """The arrays of a file; remembers which were read."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], path: Path) -> None:
+        super().__init__(arrays)
+        self.path = path
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise UsageError(f"{self.path}: has no array '{name}', which the case needs: {nearest(name, self)}")
+
+
+def run_case(case: str, path: Path, keys: Path | None = None) -> Report:
+    """Compare what our code computes for ``case`` with the arrays of the file.
+
+    ``keys``: the checkpoint's keys file; None looks beside the arrays and then among the committed ones. Raises
+    UsageError for an unknown case and for files that are missing, damaged or without the needed arrays.
+    """
+    found = next((known for known in CASES if fnmatchcase(case, known.pattern)), None)
+    if found is None:
+        raise UsageError(f"unknown case '{case}': {nearest(case, [known.pattern.rstrip('*') for known in CASES])}")
+    arrays = _Arrays(_read(path), path)
+    module, function = found.function.split(":")
+    compute: CaseFunction = getattr(import_module(f"tests.parity.{module}"), function)
+    rows = []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for name, ours, tolerance in compute(arrays, _weights(found, case, path, keys), case):
+            if name in arrays:
+                rows.append(compare(name, ours, arrays.get(name), tolerance))
+    compared = {row.name for row in rows}
+    inputs = [name for name in arrays if name in arrays.read - compared]
+    return Report(rows, inputs, [name for name in arrays if name not in arrays.read | compared])
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file; give the .npz file of the case") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: is no readable .npz file of arrays ({error})") from None
+
+
+def _weights(found: Case, case: str, path: Path, keys: Path | None) -> dict[str, Tensor] | None:
+    if keys is not None:
+        return state_dict(keys)
+    if found.keys is None:
+        return None
+    places = [folder / f"{name}.keys.json" for folder in (path.parent, DATA) for name in (case, found.keys)]
+    for place in places:
+        if place.is_file():
+            return state_dict(place)
+    raise UsageError(f"no keys file for case '{case}': looked for {places[0]} and {places[-1]}; give one with --keys")
+
+
+def compare(name: str, ours: Tensor | np.ndarray, expected: np.ndarray, tolerance: Tolerance) -> Row:
+    """One row of the report. NaN equals NaN; another shape is a miss."""
+    value = ours.detach().cpu().numpy() if isinstance(ours, Tensor) else np.asarray(ours)
+    if value.shape != expected.shape:
+        return Row(name, np.inf, np.inf, tolerance, False, f"shape {value.shape}, expected {expected.shape}")
+    value, wanted = value.astype(np.float64), expected.astype(np.float64)
+    same = (value == wanted) | (np.isnan(value) & np.isnan(wanted))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        difference = np.where(same, 0, np.abs(value - wanted))
+        relative = np.where(same, 0, difference / np.abs(wanted))
+        largest = np.abs(wanted, where=np.isfinite(wanted), out=np.zeros_like(wanted)).max(initial=0)
+        allowed = tolerance.rtol * np.abs(wanted) + tolerance.rtol_of_max * largest + tolerance.atol
+        beyond = ~same & ~(difference <= allowed)  # so that NaN and infinity are beyond
+    share = beyond.mean() if beyond.size else 0.0
+    note = f"{beyond.sum()} of {beyond.size} beyond" if beyond.any() else ""
+    return Row(name, difference.max(initial=0), relative.max(initial=0), tolerance, share <= tolerance.outliers, note)
+
+
+_EVERY = r"_every(\d+)(?:st|nd|rd|th)"
+_SUFFIXES = re.compile(rf"(?:_even_channels|{_EVERY})?(?:_s(\d+))?")
+
+
+def subsampled(arrays: Mapping[str, np.ndarray], base: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The arrays of a file that hold ``base`` or a part of it: their names and the same parts of ``value``.
+
+    ``_everyNth`` means every Nth channel, ``_even_channels`` every second one (axis 1 of four, the last of fewer),
+    a ``_sN`` after it every Nth row and column.
+    """
+    for name in arrays:
+        suffix = _SUFFIXES.fullmatch(name.removeprefix(base)) if name.startswith(base) else None
+        if suffix is None:
+            continue
+        part = value
+        if "_ev" in suffix[0]:
+            axis = 1 if part.ndim == 4 else -1
+            part = part.transpose(0, axis)[:: int(suffix[1] or 2)].transpose(0, axis)
+        if suffix[2]:
+            part = part[..., :: int(suffix[2]), :: int(suffix[2])]
+        yield name, part
+
+
+def print_report(report: Report) -> None:
+    """A row per array, then what was not compared."""
+    width = max((len(row.name) for row in report.rows), default=5)
+    for row in report.rows:
+        verdict = "ok" if row.good else "MISS"
+        line = f"{row.name:{width}}  abs {row.absolute:8.2e}  rel {row.relative:8.2e}  ({row.tolerance})  {verdict}"
+        print(f"{line}  {row.note}".rstrip())
+    print(f"input: {', '.join(report.inputs) or 'none'}")
+    print(f"neither input nor compared: {', '.join(report.unused) or 'none'}")
+    missed = sum(not row.good for row in report.rows)
+    print(f"{len(report.rows)} arrays compared, {missed} missed" if report.rows else "nothing to compare in this file")

@@ -1,0 +1,92 @@
+"""The committed golden cases, and the runner itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from langdepth.errors import UsageError
+from tests.parity.__main__ import main
+from tests.parity.runner import DATA, Tolerance, compare, run_case, subsampled
+
+# Networks at their full input size.
+SLOW = {
+    "clip_rn50_full",
+    "clip_vit_b16_full",
+    "clip_adapter_trainstep",
+    "coarse_adapter",
+    "refined_adapter",
+    "eigen_coarse",
+    "eigen_refine",
+}
+COMMITTED = sorted(path.stem for path in DATA.glob("*.npz"))
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in COMMITTED]
+)
+def test_case(case: str) -> None:
+    report = run_case(case, DATA / f"{case}.npz")
+    assert [str(row) for row in report.rows if not row.good] == []
+    assert report.rows
+    assert report.unused == []
+
+
+def test_a_changed_array_is_a_miss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arrays = dict(np.load(DATA / "losses_depthclip.npz"))
+    arrays["berhu_loss"] = arrays["berhu_loss"] * np.float32(1.001)
+    arrays["nobody_knows"] = np.zeros(3)
+    np.savez(tmp_path / "changed.npz", **arrays)
+    assert main(["losses_depthclip", str(tmp_path / "changed.npz")]) == 1
+    printed = capsys.readouterr().out
+    missed = [line.split()[0] for line in printed.splitlines() if line.endswith(("MISS", "beyond"))]
+    assert missed == ["berhu_loss"]
+    assert "neither input nor compared: nobody_knows" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["losses_deptclip", "missing.npz"], "did you mean 'losses_depthclip'?"),
+        (["losses_depthclip", "missing.npz"], "missing.npz: no such file"),
+        (["losses_depthclip", __file__], "is no readable .npz file"),
+        (["losses_depthclip", str(DATA / "metrics_depthclip.npz")], "has no array"),
+        (["depthclip_x", str(DATA / "metrics_depthclip.npz"), "--keys", __file__], "is no list of tensor names"),
+    ],
+)
+def test_wrong_use_costs_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+def test_compare_counts_what_is_beyond() -> None:
+    wanted = np.array([1.0, 100.0, np.nan])
+    assert compare("x", np.array([1.0, 100.05, np.nan]), wanted, Tolerance(rtol=1e-3)).good
+    assert not compare("x", np.array([1.05, 100.0, np.nan]), wanted, Tolerance(rtol=1e-3)).good
+    assert compare("x", np.array([1.05, 100.0, np.nan]), wanted, Tolerance(rtol_of_max=1e-3)).good
+    assert compare("x", np.array([7.0, 100.0, np.nan]), wanted, Tolerance(outliers=0.4)).good
+    assert not compare("x", np.array([np.nan, 100.0, np.nan]), wanted, Tolerance(atol=1e9)).good
+    assert not compare("x", np.zeros((1, 3)), wanted, Tolerance(atol=1e9)).good
+
+
+def test_suffixes_name_parts() -> None:
+    value = torch.arange(2 * 8 * 6 * 4).view(2, 8, 6, 4)
+    names = ["depth", "depth_s2", "depth_every4th", "depth_every4th_s2", "depth_even_channels", "depth_avg", "dept"]
+    parts = dict(subsampled(dict.fromkeys(names, np.zeros(0)), "depth", value))
+    assert list(parts) == names[:5]
+    assert torch.equal(parts["depth_s2"], value[..., ::2, ::2])
+    assert torch.equal(parts["depth_every4th_s2"], value[:, ::4, ::2, ::2])
+    assert torch.equal(parts["depth_even_channels"], value[:, ::2])
+    cells = torch.arange(24).view(3, 2, 4)
+    assert torch.equal(dict(subsampled({"x_every2nd": np.zeros(0)}, "x", cells))["x_every2nd"], cells[..., ::2])
+
+
+def test_a_case_without_its_keys_says_where_it_looked(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", a=np.zeros(1))
+    with pytest.raises(UsageError, match="is no list of tensor names"):
+        run_case("depthclip", tmp_path / "x.npz", tmp_path / "missing.json")
