@@ -22,7 +22,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -344,9 +343,7 @@ class DepthTraining(pl.LightningModule):
         names = []
         self.system.eval()  # running statistics stay as they are
         for i, path in enumerate(batch.path):
-            total = self.system.loss(Batch(**{f.name: getattr(batch, f.name)[i : i + 1] for f in fields(Batch)}))[
-                "total"
-            ]
+            total = self.system.loss(batch[i : i + 1])["total"]
             values = [total, *torch.autograd.grad(total, parameters, allow_unused=True)]
             if not all(bool(value.isfinite().all()) for value in values if value is not None):
                 names.append(path)

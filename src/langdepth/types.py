@@ -59,6 +59,10 @@ class Sample:
     image (3, H, W) float32 in [0, 1]; depth (1, H, W) float32 metres, 0 where unknown; mask (1, H, W) bool, True
     where depth is known; scene: index into ``text.scenes.SCENES`` or -1; text: a sentence about the picture or None;
     camera: intrinsics in pixels of ``image`` or None; path: where the picture came from.
+
+    overlay (3, H, W): ``image`` with coloured masks drawn over it, for systems that look at one. source_image (3, H, W)
+    in [0, 1]: another view of the scene; pose (3, 4): rotation and translation (metres) that take a point from the
+    camera of ``image`` to that of ``source_image``; intrinsics (3, 3): of both, in pixels of ``image``.
     """
 
     image: Tensor
@@ -69,11 +73,18 @@ class Sample:
     camera: Camera | None = None
     path: str = ""
     source: str = ""
+    overlay: Tensor | None = None
+    source_image: Tensor | None = None
+    pose: Tensor | None = None
+    intrinsics: Tensor | None = None
 
 
 @dataclass(kw_only=True)
 class Batch:
-    """Samples of one size stacked: image (B, 3, H, W), depth and mask (B, 1, H, W), scene (B,) int64, -1 unknown."""
+    """Samples of one size stacked: image (B, 3, H, W), depth and mask (B, 1, H, W), scene (B,) int64, -1 unknown.
+
+    overlay, source_image (B, 3, H, W), pose (B, 3, 4) and intrinsics (B, 3, 3) are None unless all samples have them.
+    """
 
     image: Tensor
     depth: Tensor
@@ -81,13 +92,19 @@ class Batch:
     scene: Tensor
     text: list[str | None]
     path: list[str]
+    overlay: Tensor | None = None
+    source_image: Tensor | None = None
+    pose: Tensor | None = None
+    intrinsics: Tensor | None = None
 
     def to(self, device: Any) -> Batch:
         """The batch with its tensors on ``device``."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True) for name in ("image", "depth", "mask", "scene")
-        }
-        return replace(self, **moved)
+        tensors = {name: value for name, value in vars(self).items() if hasattr(value, "to")}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+
+    def __getitem__(self, index: slice) -> Batch:
+        """Some of the pictures, as a smaller batch."""
+        return replace(self, **{name: value[index] for name, value in vars(self).items() if value is not None})
 
 
 @dataclass(kw_only=True)

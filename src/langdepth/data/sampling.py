@@ -34,6 +34,11 @@ class Draw:
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples of one size."""
+    optional: dict[str, torch.Tensor] = {}
+    for name in ("overlay", "source_image", "pose", "intrinsics"):
+        values = [getattr(s, name) for s in samples]
+        if not any(value is None for value in values):
+            optional[name] = torch.stack(values)
     return Batch(
         image=torch.stack([s.image for s in samples]),
         depth=torch.stack([s.depth for s in samples]),
@@ -41,6 +46,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         scene=torch.tensor([s.scene for s in samples]),
         text=[s.text for s in samples],
         path=[s.path for s in samples],
+        **optional,
     )
 
 
