@@ -35,9 +35,7 @@ class CoarseMap(nn.Module):
         self.size = size
         between = nn.Identity() if dropout is None else nn.Sequential(nn.ReLU(), nn.Dropout(dropout))
         self.fc = nn.Sequential(
-            OrderedDict(
-                hidden=nn.Linear(inputs, hidden), between=between, output=nn.Linear(hidden, size[0] * size[1])
-            )
+            OrderedDict(hidden=nn.Linear(inputs, hidden), between=between, output=nn.Linear(hidden, size[0] * size[1]))
         )
 
     def forward(self, x: Tensor) -> Tensor:

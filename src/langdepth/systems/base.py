@@ -31,8 +31,8 @@ class System(nn.Module):
     scenes: tuple[str, ...] = ()
     zero_shot: ClassVar[bool] = False
     """Whether it predicts without any training, from foundation weights alone."""
-    takes_overlay: ClassVar[bool] = False
-    """Whether ``forward`` needs ``overlay``, a second picture (B, 3, H, W) in [0, 1] with masks drawn over the first."""
+    takes_overlay: bool = False
+    """Whether ``forward`` needs ``overlay``: (B, 3, H, W) in [0, 1], the pictures with masks drawn over them."""
     provenance: dict[str, Any]
 
     def __init__(self, config: Any, input_spec: InputSpec) -> None:
@@ -74,9 +74,7 @@ class System(nn.Module):
             {"params": vectors, "lr": lr, "weight_decay": 0.0},
         ]
 
-    def load_foundation(
-        self, clip_weights: str | Path | None = None, prompts: Mapping[str, Any] | None = None
-    ) -> None:
+    def load_foundation(self, clip_weights: str | Path | None = None, prompts: Mapping[str, Any] | None = None) -> None:
         """Fill in the CLIP weights that the system stands on; ``prompts``: fields of ``text.prompts.PromptSet``.
 
         ``clip_weights``: a file, None for open_clip's own download, or "random". Raises UsageError for systems without.

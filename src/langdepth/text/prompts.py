@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class PromptSet:
                 raise ValueError(f"{where}words must not be empty or stand twice: {', '.join(words)}")
             if not all(math.isfinite(center) and center > 0 for center in centers):
                 raise ValueError(f"{where}bin_centers must be distances above 0 in metres")
-            if any(after <= before for before, after in zip(centers, centers[1:], strict=False)):
+            if any(after <= before for before, after in pairwise(centers)):
                 raise ValueError(f"{where}bin_centers must rise; order words and distances from near to far")
 
     def variants(self) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
