@@ -1,0 +1,357 @@
+"""CLIP image towers (open_clip) as dense feature extractors, for pictures of any size.
+
+    picture (B, 3, H, W), normalised -> stages -> cells (B, C, h, w), h = H // stride, w = W // stride
+
+Three families: ModifiedResNet ("RN50"), VisionTransformer ("ViT-B-16") and ConvNeXt ("convnext_large_d_320"). How the
+cells of the last map become features is the dense mode:
+
+| mode       | ModifiedResNet                     | VisionTransformer                   | ConvNeXt              |
+|------------|------------------------------------|-------------------------------------|-----------------------|
+| `stage`    | raw last map                       | final norm and projection           | raw last map          |
+| `attnpool` | cells query cells and their mean   | -                                   | -                     |
+| `value`    | value and output projection        | last block attends to own cell only | -                     |
+| `proj`     | output projection alone            | as `stage`                          | norm and projection   |
+
+CLIP: Radford et al. 2021 (arXiv 2103.00020). `stage` of ModifiedResNet and VisionTransformer are DepthCLIP's features
+(arXiv 2207.01077), `attnpool` its unused all-token pool; `value` is the path of MaskCLIP (arXiv 2112.01071).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from langdepth.errors import UsageError, nearest
+
+DenseMode = Literal["stage", "attnpool", "value", "proj"]
+PositionResize = Literal["2d", "linear1d"]
+
+_SMALL_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+# For tests and modest machines. RN-small keeps RN50's ratio of stage channels to features, 2.
+SMALL_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "RN-small": {
+        "embed_dim": 256,
+        "vision_cfg": {"image_size": 224, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None},
+        "text_cfg": _SMALL_TEXT,
+    },
+    "ViT-small": {
+        "embed_dim": 64,
+        "vision_cfg": {"image_size": 224, "layers": 2, "width": 128, "patch_size": 16},
+        "text_cfg": _SMALL_TEXT,
+    },
+}
+
+
+def model_config(architecture: str, quick_gelu: bool | None = None) -> dict[str, Any]:
+    """open_clip's configuration of ``architecture``: embed_dim, vision_cfg, text_cfg.
+
+    Raises UsageError for a name that is not known, for one whose tower or tokenizer is of another kind than CLIP's own,
+    and for a ``quick_gelu`` that the name contradicts ("ViT-B-16-quickgelu" without).
+    """
+    import open_clip
+
+    known = [*SMALL_ARCHITECTURES, *open_clip.list_models()]
+    if architecture not in known:
+        raise UsageError(f"unknown CLIP architecture '{architecture}': {nearest(architecture, known)}")
+    config = copy.deepcopy(SMALL_ARCHITECTURES.get(architecture)) or open_clip.get_model_config(architecture)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    other_tower = not vision.get("timm_model_name", "convnext").startswith("convnext")
+    if other_tower or config.get("custom_text") or any(key.startswith("hf_") for key in text):
+        raise UsageError(
+            f"CLIP architecture '{architecture}' is not supported; supported are open_clip's RN*, ViT-* and convnext_* "
+            "with CLIP's own text tower"
+        )
+    if config.get("quick_gelu") and quick_gelu is False:
+        raise UsageError(f"CLIP architecture '{architecture}' has QuickGELU, but GELU was asked for")
+    if "timm_drop_path" in vision:
+        vision["timm_drop_path"] = 0.0  # a frozen tower gives the same features in training
+    return config
+
+
+class ClipImageTower(nn.Module):
+    """Dense features of an image tower; weights are random until loaded.
+
+    ``architecture``: an open_clip name, or "RN-small", "ViT-small". ``quick_gelu``: the activation the weights were
+    trained with (ViT; ResNet and ConvNeXt have none or their own). ``position_resize``: how a ViT's position table
+    meets other grids, "2d" (class row apart, bicubic) or "linear1d" (the whole table as one sequence, as the official
+    DepthCLIP does). Tensors are named as in open_clip's ``visual.*``, without that prefix.
+
+    ``embed_dim``: channels of the joint space. ``channels``, ``strides``: of the pyramid's maps. ``stride``: of the
+    last map. ``modes``: the dense modes this family has. BatchNorm stays in eval mode during training; set
+    ``batch_norm_trains`` before ``train()`` for the official quirk. Raises UsageError for unknown names.
+    """
+
+    def __init__(self, architecture: str, *, quick_gelu: bool, position_resize: PositionResize = "2d") -> None:
+        from open_clip.model import _build_vision_tower
+
+        super().__init__()
+        if position_resize not in ("2d", "linear1d"):
+            raise UsageError(f"unknown position_resize '{position_resize}': {nearest(position_resize, _RESIZES)}")
+        config = model_config(architecture, quick_gelu)
+        self.architecture = architecture
+        self.position_resize = position_resize
+        self.batch_norm_trains = False
+        self.embed_dim: int = config["embed_dim"]
+        visual = _build_vision_tower(config["embed_dim"], config["vision_cfg"], quick_gelu)
+        for name, parameter in visual.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, module in visual.named_children():
+            self.add_module(name, module)
+        self._family = _family_of(visual)
+        self.modes = self._family.modes
+        self.channels = self._family.channels
+        self.strides = self._family.strides
+        self.stride = self.strides[-1]
+
+    def train(self, mode: bool = True) -> ClipImageTower:
+        super().train(mode)
+        if not self.batch_norm_trains:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def output_channels(self, mode: str) -> int:
+        """Channels of ``forward(image, mode)``. Raises UsageError for a mode this tower does not have."""
+        self._check_mode(mode)
+        raw = mode == "stage" and not isinstance(self._family, _VisionTransformer)
+        return self.channels[-1] if raw else self.embed_dim
+
+    def forward(self, image: Tensor, mode: DenseMode = "stage") -> Tensor:
+        """Features (B, C, H // stride, W // stride) of normalised pictures (B, 3, H, W).
+
+        Raises UsageError for an unknown mode and for pictures smaller than one cell.
+        """
+        self._check_mode(mode)
+        self._check_image(image)
+        return self._family.dense(self, image, mode)
+
+    def pyramid(self, image: Tensor) -> list[Tensor]:
+        """Maps of normalised pictures (B, 3, H, W), finest first, with ``channels`` at ``strides``.
+
+        ModifiedResNet: the stem after its third ReLU, before the average pool (stride 2), and the four stages (4 to
+        32). ConvNeXt: the four stages. VisionTransformer: patch tokens after four evenly spaced blocks, all at the
+        stride of a patch. Raises UsageError for pictures smaller than one cell.
+        """
+        self._check_image(image)
+        return list(self._family.maps(self, image))
+
+    def embed(self, image: Tensor) -> Tensor:
+        """The embedding (B, embed_dim) of whole pictures, not normalised; at the pre-training size it is CLIP's own."""
+        self._check_image(image)
+        return self._family.embed(self, image)
+
+    def _check_mode(self, mode: str) -> None:
+        if mode not in self.modes:
+            raise UsageError(f"unknown dense mode '{mode}' for {self.architecture}: {nearest(mode, self.modes)}")
+
+    def _check_image(self, image: Tensor) -> None:
+        if image.ndim != 4 or image.shape[1] != 3:
+            raise UsageError(f"{self.architecture} takes pictures (B, 3, H, W), got {tuple(image.shape)}")
+        height, width = image.shape[2:]
+        if min(height, width) < self.stride:
+            raise UsageError(
+                f"{self.architecture} needs pictures of at least {self.stride} x {self.stride} pixels (one cell), "
+                f"got {height} x {width}"
+            )
+
+
+_RESIZES = ("2d", "linear1d")
+
+
+class _Family(Protocol):
+    """What the towers of one family have in common; the tensors are the tower's."""
+
+    @property
+    def modes(self) -> tuple[str, ...]: ...
+
+    @property
+    def channels(self) -> tuple[int, ...]: ...
+
+    @property
+    def strides(self) -> tuple[int, ...]: ...
+
+    def maps(self, tower: Any, image: Tensor) -> Iterator[Tensor]: ...
+
+    def dense(self, tower: Any, image: Tensor, mode: str) -> Tensor: ...
+
+    def embed(self, tower: Any, image: Tensor) -> Tensor: ...
+
+
+def _family_of(visual: nn.Module) -> _Family:
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.transformer import VisionTransformer
+
+    if isinstance(visual, ModifiedResNet):
+        return _ModifiedResNet(visual)
+    if isinstance(visual, VisionTransformer):
+        return _VisionTransformer(visual)
+    return _ConvNeXt(visual)
+
+
+class _ModifiedResNet:
+    modes = ("stage", "attnpool", "value", "proj")
+    strides = (2, 4, 8, 16, 32)
+
+    def __init__(self, visual: Any) -> None:
+        stages = (visual.layer1, visual.layer2, visual.layer3, visual.layer4)
+        self.channels = (visual.conv3.out_channels, *(stage[-1].conv3.out_channels for stage in stages))
+
+    def maps(self, tower: Any, image: Tensor) -> Iterator[Tensor]:
+        x = tower.act1(tower.bn1(tower.conv1(image)))
+        x = tower.act2(tower.bn2(tower.conv2(x)))
+        x = tower.act3(tower.bn3(tower.conv3(x)))
+        yield x
+        x = tower.avgpool(x)
+        for stage in (tower.layer1, tower.layer2, tower.layer3, tower.layer4):
+            x = stage(x)
+            yield x
+
+    def dense(self, tower: Any, image: Tensor, mode: str) -> Tensor:
+        last = _last(self.maps(tower, image))
+        if mode == "stage":
+            return last
+        pool, cells = tower.attnpool, _as_tokens(last)
+        if mode == "attnpool":
+            tokens = self._tokens(pool, last)
+            cells = _attend(pool, tokens[:, 1:], tokens)
+        elif mode == "value":
+            cells = pool.v_proj(cells)
+        return _as_map(pool.c_proj(cells), last)
+
+    def embed(self, tower: Any, image: Tensor) -> Tensor:
+        last = _last(self.maps(tower, image))
+        tokens = self._tokens(tower.attnpool, last)
+        pooled: Tensor = tower.attnpool.c_proj(_attend(tower.attnpool, tokens[:, :1], tokens)[:, 0])
+        return pooled
+
+    @staticmethod
+    def _tokens(pool: Any, last: Tensor) -> Tensor:
+        """(B, 1 + h * w, C): the mean and the cells, with positions resized bilinearly, corners aligned (spec, 4)."""
+        cells = _as_tokens(last)
+        table = pool.positional_embedding
+        resized = _resize_square(table[1:], last.shape[2:], mode="bilinear", align_corners=True)
+        positions = torch.cat([table[:1], resized]).to(last.dtype)
+        return torch.cat([cells.mean(1, keepdim=True), cells], 1) + positions
+
+
+class _VisionTransformer:
+    modes = ("stage", "value", "proj")
+
+    def __init__(self, visual: Any) -> None:
+        layers = len(visual.transformer.resblocks)
+        # After which blocks the pyramid's maps are taken; fewer than four in towers of fewer blocks.
+        self.taken = sorted({-(-layers * quarter // 4) for quarter in (1, 2, 3, 4)})
+        self.channels = (visual.conv1.out_channels,) * len(self.taken)
+        self.strides = (visual.patch_size[0],) * len(self.taken)
+
+    def maps(self, tower: Any, image: Tensor) -> Iterator[Tensor]:
+        patches, tokens = self._tokens(tower, image)
+        for number, block in enumerate(tower.transformer.resblocks, start=1):
+            tokens = block(tokens)
+            if number in self.taken:
+                yield _as_map(tokens[:, 1:], patches)
+
+    def dense(self, tower: Any, image: Tensor, mode: str) -> Tensor:
+        patches, tokens = self._tokens(tower, image)
+        *blocks, last = tower.transformer.resblocks
+        for block in blocks:
+            tokens = block(tokens)
+        tokens = self._value_block(last, tokens) if mode == "value" else last(tokens)
+        return _as_map(tower.ln_post(tokens[:, 1:]) @ tower.proj, patches)
+
+    def embed(self, tower: Any, image: Tensor) -> Tensor:
+        _, tokens = self._tokens(tower, image)
+        embedding: Tensor = tower.ln_post(tower.transformer(tokens)[:, 0]) @ tower.proj
+        return embedding
+
+    def _tokens(self, tower: Any, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The patches (B, C, h, w), whose size is the grid's, and the blocks' input (B, 1 + h * w, C)."""
+        patches = tower.conv1(image)
+        first = tower.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        positions = self._positions(tower.positional_embedding, patches.shape[2:], tower.position_resize)
+        tokens = torch.cat([first, _as_tokens(patches)], 1) + positions.to(patches.dtype)
+        return patches, tower.ln_pre(tokens)
+
+    @staticmethod
+    def _positions(table: Tensor, grid: torch.Size, resize: PositionResize) -> Tensor:
+        """(1 + h * w, C) of the table (1 + n * n, C)."""
+        if resize == "linear1d":
+            rows = 1 + grid[0] * grid[1]
+            return F.interpolate(table.T[None], rows, mode="linear", align_corners=False)[0].T
+        return torch.cat([table[:1], _resize_square(table[1:], grid, mode="bicubic", align_corners=False)])
+
+    @staticmethod
+    def _value_block(block: Any, tokens: Tensor) -> Tensor:
+        """The block when each token attends to itself alone: what attention gives is then the token's own value."""
+        value_weight, value_bias = block.attn.in_proj_weight.chunk(3)[2], block.attn.in_proj_bias.chunk(3)[2]
+        value = F.linear(block.ln_1(tokens), value_weight, value_bias)
+        tokens = tokens + block.ls_1(block.attn.out_proj(value))
+        mixed: Tensor = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+        return mixed
+
+
+class _ConvNeXt:
+    modes = ("stage", "proj")
+    strides = (4, 8, 16, 32)
+
+    def __init__(self, visual: Any) -> None:
+        self.channels = tuple(info["num_chs"] for info in visual.trunk.feature_info)
+
+    def maps(self, tower: Any, image: Tensor) -> Iterator[Tensor]:
+        x = tower.trunk.stem(image)
+        for stage in tower.trunk.stages:
+            x = stage(x)
+            yield x
+
+    def dense(self, tower: Any, image: Tensor, mode: str) -> Tensor:
+        last = _last(self.maps(tower, image))
+        if mode == "stage":
+            return last
+        cells = _as_tokens(tower.trunk.head.norm(tower.trunk.norm_pre(last)))
+        return _as_map(tower.head(cells), last)
+
+    def embed(self, tower: Any, image: Tensor) -> Tensor:
+        embedding: Tensor = tower.head(tower.trunk(image))
+        return embedding
+
+
+def _last(maps: Iterator[Tensor]) -> Tensor:
+    """The last of the maps; the others are let go as soon as possible."""
+    kept = deque(maps, maxlen=1)
+    return kept.pop()
+
+
+def _as_tokens(cells: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, h * w, C), without a copy for channels-last maps."""
+    return cells.flatten(2).transpose(1, 2)
+
+
+def _as_map(tokens: Tensor, like: Tensor) -> Tensor:
+    """(B, h * w, C) -> (B, C, h, w) with h and w of ``like``; a channels-last view."""
+    return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+
+
+def _resize_square(table: Tensor, grid: torch.Size, mode: str, align_corners: bool) -> Tensor:
+    """The rows (n * n, C) of a square grid, resized to (h * w, C)."""
+    side = round(len(table) ** 0.5)
+    if (side, side) == tuple(grid):
+        return table
+    square = table.T.unflatten(1, (side, side))[None]
+    return F.interpolate(square, tuple(grid), mode=mode, align_corners=align_corners)[0].flatten(1).T
+
+
+def _attend(pool: Any, queries: Tensor, tokens: Tensor) -> Tensor:
+    """The attention pool's heads, before its output projection: (B, M, C) and (B, N, C) -> (B, M, C)."""
+    heads = (-1, pool.num_heads, pool.q_proj.out_features // pool.num_heads)
+    query, key, value = (
+        project(x).unflatten(-1, heads[1:]).transpose(1, 2)
+        for project, x in ((pool.q_proj, queries), (pool.k_proj, tokens), (pool.v_proj, tokens))
+    )
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
