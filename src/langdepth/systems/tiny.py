@@ -6,8 +6,8 @@ the scene's text embedding. `tiny` keeps the split with a small convolutional en
 Data flow (4:3 picture; network input 240 x 320)
 
     picture (B, 3, 240, 320) -> EfficientNet-Lite -> maps at strides 4, 8, 16, 32
-    stride 32 -> pooled picture vector (B, P)
-    picture vector -> reading in text space -> cosine with the scene table -> scene_probs (B, K)
+    stride 32 -> mean and maximum -> picture vector (B, P)
+                                  -> reading in text space -> cosine with the scene table -> scene_probs (B, K)
     words:  none   -> scene_probs-weighted mean of the scene table   \\
             scene  -> that scene's row                                > text vector (B, D)
             text   -> the sentence's feature                         /
@@ -64,7 +64,7 @@ class TinyConfig:
     """Words that the sentence encoder knows; filled in by training."""
     gradient_weight: float = 0.5
     l1_weight: float = 5.0
-    scene_weight: float = 0.3
+    scene_weight: float = 0.5
     usual_weight: float = 0.5
 
 
@@ -86,14 +86,13 @@ class Tiny(System):
         channels = self.encoder.channels[1:]
         picture = 256
         # The maxima of raw features are large: without the norm every unit behind them dies.
-        self.picture = nn.Sequential(
-            nn.LayerNorm(channels[-1] * 2), nn.Linear(channels[-1] * 2, picture), nn.GELU(), nn.Dropout(0.2)
-        )
+        self.pooled = nn.Sequential(nn.LayerNorm(channels[-1] * 2), nn.Dropout(0.2))
+        self.picture = nn.Sequential(nn.Linear(channels[-1] * 2, picture), nn.GELU())
         self.decoder = FeaturePyramid(channels, config.widths)
         self.context = nn.Linear(picture, config.widths[-1])
         self.bins = RelativeBins(config.widths[0], picture, config.bins)
 
-        self.reading = nn.Linear(picture, config.text_features)
+        self.reading = nn.Linear(channels[-1] * 2, config.text_features)
         self.sharpness = nn.Parameter(torch.tensor(10.0))
         # Words and picture add up in log scale: other words shift the scale by what their scenes differ in size.
         self.usual = _log_head(config.text_features, math.log(2.5))  # 2.5 m: the middle of a room
@@ -183,8 +182,9 @@ class Tiny(System):
         top = features[-1]
         pooled = torch.cat([top.mean((2, 3)), top.amax((2, 3))], dim=1).float()
         with torch.autocast(image.device.type, enabled=False):
+            pooled = self.pooled(pooled)
             picture = self.picture(pooled)
-            reading = F.normalize(self.reading(picture), dim=-1)
+            reading = F.normalize(self.reading(pooled), dim=-1)
             logits = self.sharpness.clamp(1, 30) * reading @ self.scene_table.T
         return features, picture, logits
 
@@ -279,9 +279,9 @@ class Tiny(System):
         return {"total": torch.stack(list(parts.values())).sum(), **parts}
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """The encoder learns at a third of the rate of what is new; no decay on vectors."""
+        """The encoder learns at a fifth of the rate of what is new, lest it forgets ImageNet; no decay on vectors."""
         groups = []
-        for factor, part in ((1 / 3, True), (1.0, False)):
+        for factor, part in ((1 / 5, True), (1.0, False)):
             chosen = [
                 (n, p) for n, p in self.named_parameters() if p.requires_grad and n.startswith("encoder.") == part
             ]
