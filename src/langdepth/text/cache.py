@@ -1,0 +1,74 @@
+"""Text features that were computed before, found again by what went into them: in memory, then on disk.
+
+Files lie in ``$LANGDEPTH_CACHE``, else ``$XDG_CACHE_HOME/langdepth``, else ``~/.cache/langdepth``; any of them may be
+deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from langdepth.errors import LangdepthError
+from langdepth.io import atomic_path
+
+_IN_MEMORY = 64  # prompt sets; a published one has 7 rows
+_memory: OrderedDict[str, Tensor] = OrderedDict()
+
+
+def cache_folder() -> Path:
+    """Where text features are kept."""
+    own = os.environ.get("LANGDEPTH_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "langdepth"
+
+
+def content_key(*content: Any) -> str:
+    """The sha256 of plain data, as a name for what follows from it."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def remembered(key: str, compute: Callable[[], Tensor]) -> Tensor:
+    """The matrix that belongs to ``key``: from memory or disk, else computed and kept.
+
+    A damaged file is computed anew and replaced; a folder that cannot be written costs only the time.
+    """
+    if key not in _memory:
+        path = cache_folder() / "text" / f"{key}.safetensors"
+        features = _read(path)
+        if features is None:
+            features = compute()
+            _write(path, features)
+        _memory[key] = features
+    _memory.move_to_end(key)
+    while len(_memory) > _IN_MEMORY:
+        _memory.popitem(last=False)
+    return _memory[key].clone()  # whoever changes it changes no other's
+
+
+def _read(path: Path) -> Tensor | None:
+    with suppress(OSError, SafetensorError, KeyError), safe_open(path, framework="pt") as file:
+        features: Tensor = file.get_tensor("features")
+        if (file.metadata() or {}).get("sha256") == _sha256(features):
+            return features
+    return None
+
+
+def _write(path: Path, features: Tensor) -> None:
+    with suppress(OSError, SafetensorError, LangdepthError), atomic_path(path) as temporary:
+        save_file({"features": features.contiguous()}, temporary, {"sha256": _sha256(features)})
+
+
+def _sha256(features: Tensor) -> str:
+    return hashlib.sha256(features.contiguous().numpy().data).hexdigest()

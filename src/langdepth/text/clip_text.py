@@ -1,0 +1,110 @@
+"""CLIP's tokenizer and text tower (open_clip) behind one function: sentences in, unit vectors of the joint space out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from langdepth.backbones.clip import model_config
+from langdepth.backbones.clip_weights import ClipWeights
+from langdepth.errors import UsageError
+from langdepth.text.cache import content_key, remembered
+
+CONTEXT_LENGTH = 77
+_BATCH = 256  # sentences encoded at once
+
+
+class ClipTextTower(nn.Module):
+    """CLIP's text transformer; weights are random until loaded. Raises UsageError for an unknown architecture."""
+
+    def __init__(self, architecture: str, *, quick_gelu: bool) -> None:
+        from open_clip.model import _build_text_tower
+
+        super().__init__()
+        config = model_config(architecture, quick_gelu)
+        self.embed_dim: int = config["embed_dim"]
+        self.transformer = _build_text_tower(config["embed_dim"], config["text_cfg"], quick_gelu)
+
+    @classmethod
+    def from_weights(cls, weights: ClipWeights) -> ClipTextTower:
+        """The tower of these weights, in eval mode."""
+        with torch.device("meta"):  # no time spent on random weights; what is no weight is made again below
+            tower = cls(weights.architecture, quick_gelu=weights.quick_gelu)
+        tower.transformer.load_state_dict(weights.text(), assign=True)
+        tower.transformer.attn_mask = tower.transformer.build_causal_mask()
+        return tower.eval()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (N, 77) int64 to features (N, embed_dim) at the end-of-text position, projected, not normalised."""
+        features: Tensor = self.transformer(tokens)
+        return features
+
+
+def tokenize(sentences: Sequence[str]) -> Tensor:
+    """CLIP's byte-pair tokens (N, 77) int64, zero after the end of text.
+
+    A sentence of more than 75 tokens is cut, with a warning. Raises UsageError for a single string.
+    """
+    if isinstance(sentences, str):
+        raise UsageError(f"expected a list of sentences, got the one string {sentences!r}")
+    rows = torch.zeros(len(sentences), CONTEXT_LENGTH, dtype=torch.int64)
+    tokenizer = _tokenizer()
+    for row, sentence in zip(rows, sentences, strict=True):
+        words = tokenizer.encode(sentence)
+        if len(words) > CONTEXT_LENGTH - 2:
+            warnings.warn(
+                f"text '{sentence[:40]}...': {len(words)} tokens, of which CLIP reads the first {CONTEXT_LENGTH - 2}",
+                stacklevel=2,
+            )
+        tokens = [tokenizer.sot_token_id, *words[: CONTEXT_LENGTH - 2], tokenizer.eot_token_id]
+        row[: len(tokens)] = torch.tensor(tokens)
+    return rows
+
+
+def text_features(sentences: Sequence[str], weights: ClipWeights, *, templates: Sequence[str] = ("{}",)) -> Tensor:
+    """Unit vectors (N, D) float32 of the sentences, each put into every template.
+
+    Normalised per template, averaged over the templates, normalised again (CLIP's prompt ensemble; depthclip.md, 4).
+    ``templates`` have one "{}" each. Features that were computed before are found again (text/cache.py).
+    Raises UsageError for no sentences, no templates, or a template without its one "{}".
+    """
+    if isinstance(sentences, str) or not sentences:
+        raise UsageError(f"expected a list of sentences, got {sentences!r}")
+    if isinstance(templates, str) or not templates:
+        raise UsageError(f"expected a list of templates, got {templates!r}")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise UsageError(
+                f"template {template!r}: a template has the place '{{}}' once, for example 'a photo of {{}}'"
+            )
+    final = [template.replace("{}", sentence) for template in templates for sentence in sentences]
+
+    def compute() -> Tensor:
+        return _encode(final, weights)
+
+    if weights.sha256:
+        key = content_key("clip-text/1", weights.sha256, weights.architecture, weights.quick_gelu, final)
+        raw = remembered(key, compute)
+    else:
+        raw = compute()
+    features = F.normalize(raw.unflatten(0, (len(templates), len(sentences))), dim=-1)
+    return F.normalize(features.mean(0), dim=-1)
+
+
+@torch.no_grad()
+def _encode(sentences: Sequence[str], weights: ClipWeights) -> Tensor:
+    tower = ClipTextTower.from_weights(weights)
+    return torch.cat([tower(tokens) for tokens in tokenize(sentences).split(_BATCH)])
+
+
+@cache
+def _tokenizer() -> Any:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer(context_length=CONTEXT_LENGTH)
