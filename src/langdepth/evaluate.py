@@ -168,7 +168,9 @@ def judge(system: System, samples: list[Sample], protocol: Protocol, dtype: str 
     device = system.get_buffer("_mean").device
     try:
         with torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "float32"):
-            prediction = infer(system, image.to(device), flip=protocol.flip).depth.cpu()
+            limit = protocol.max_depth if protocol.clamp_views else None
+            output = infer(system, image.to(device), flip=protocol.flip, resize=protocol.resize, limit=limit)
+            prediction = output.depth.cpu()
     except torch.OutOfMemoryError:
         raise LangdepthError(
             f"{device}: not enough memory for {len(samples)} pictures of {image.shape[-1]}x{image.shape[-2]}; "
@@ -179,6 +181,8 @@ def judge(system: System, samples: list[Sample], protocol: Protocol, dtype: str 
     _require(prediction.isfinite(), samples, not_finite)
     valid = protocol.valid_mask(target, known)
     prediction = align(prediction, target, valid, protocol.alignment)
+    if protocol.mask_prediction:
+        valid &= prediction > protocol.min_depth
     if protocol.clamp_prediction:
         prediction = prediction.clamp(protocol.min_depth, protocol.max_depth)
     _require(

@@ -26,6 +26,7 @@ from langdepth import __version__
 from langdepth.camera import Camera
 from langdepth.errors import LangdepthError, UsageError, nearest
 from langdepth.io import read_image
+from langdepth.protocols import Resize
 from langdepth.text.scenes import scene_index
 from langdepth.types import DepthOutput, DepthResult
 
@@ -144,15 +145,18 @@ def infer(
     scene: list[str] | None = None,
     *,
     flip: bool = False,
+    resize: Resize = "bilinear",
+    limit: float | None = None,
 ) -> DepthOutput:
     """Depth of a batch at its own size.
 
     ``image``: (B, 3, H, W), float32 in [0, 1] or uint8 in [0, 255], any size. It is resized (antialiased bilinear) to
     the size the system's InputSpec asks for; the depth is resized back (bilinear) to (B, 1, H, W). ``flip`` averages
-    the depth with that of the mirrored picture.
+    the depth with that of the mirrored picture; ``limit`` puts both into [0, limit] metres first. ``resize``:
+    "bilinear-aligned" puts the corners of the depth on those of the picture.
     """
-    output = _forward(system, _to_network_size(system, image), text, scene, flip)
-    return replace(output, depth=_to_picture_size(output.depth, image.shape[-2:]))
+    output = _forward(system, _to_network_size(system, image), text, scene, flip, limit)
+    return replace(output, depth=_to_picture_size(output.depth, image.shape[-2:], resize))
 
 
 # The steps, each used by both the batch above and the stream below.
@@ -173,21 +177,28 @@ def _as_float(image: Tensor) -> Tensor:
 
 
 def _forward(
-    system: System, image: Tensor, text: list[str] | Tensor | None, scene: list[str] | None, flip: bool
+    system: System,
+    image: Tensor,
+    text: list[str] | Tensor | None,
+    scene: list[str] | None,
+    flip: bool,
+    limit: float | None = None,
 ) -> DepthOutput:
     """(B, 3, h, w) uint8 or float to the system's output, depth in float32."""
     image = _as_float(image)
     output: DepthOutput = system(image, text, scene)
-    depth = output.depth.float()
+    views = [output.depth.float()]
     if flip:
-        depth = (depth + system(image.flip(-1), text, scene).depth.float().flip(-1)) / 2
-    return replace(output, depth=depth)
+        views.append(system(image.flip(-1), text, scene).depth.float().flip(-1))
+    if limit is not None:
+        views = [view.clamp(0, limit) for view in views]
+    return replace(output, depth=torch.stack(views).mean(0))
 
 
-def _to_picture_size(depth: Tensor, size: Sequence[int]) -> Tensor:
+def _to_picture_size(depth: Tensor, size: Sequence[int], resize: Resize = "bilinear") -> Tensor:
     if tuple(depth.shape[-2:]) == tuple(size):
         return depth
-    return F.interpolate(depth, size=tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(depth, size=tuple(size), mode="bilinear", align_corners=resize == "bilinear-aligned")
 
 
 # One picture and many.

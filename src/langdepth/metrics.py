@@ -7,7 +7,7 @@ the truth and d = ln p - ln t, over the valid pixels:
     abs_rel   mean |p - t| / t                       log10    mean |log10 p - log10 t|
     sq_rel    mean (p - t)^2 / t                     silog    100 sqrt(mean d^2 - (mean d)^2)
     rmse      sqrt(mean (p - t)^2)                   delta_k  share of pixels with max(p / t, t / p) < 1.25^k
-    rmse_log  sqrt(mean d^2), natural logarithm
+    rmse_log  sqrt(mean d^2), natural logarithm      abs_diff mean |p - t|
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from torchmetrics import Metric
 
 from langdepth.protocols import Alignment
 
-METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
+METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3", "abs_diff")
 
-_SUMS = 10  # columns of error_sums
+_SUMS = 11  # columns of error_sums
 
 
 def error_sums(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """What all metrics are made of, (B, 10) float64: the number of valid pixels, then the sums over them of
-    |p - t| / t, (p - t)^2 / t, (p - t)^2, d^2, |d| / ln 10, d, and the numbers of pixels within 1.25^1, 2 and 3.
+    """What all metrics are made of, (B, 11) float64: the number of valid pixels, then the sums over them of
+    |p - t| / t, (p - t)^2 / t, (p - t)^2, d^2, |d| / ln 10, d, the numbers of pixels within 1.25^1, 2 and 3, |p - t|.
 
     ``prediction`` and ``target`` must be above 0 where ``mask`` is True. Sums of several pictures may be added: the
     metrics of the total are those of all their pixels together.
@@ -50,16 +50,17 @@ def error_sums(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         d.abs().sum(1) / math.log(10),
         d.sum(1),
         *(((worst < 1.25**k) & valid).sum(1) for k in (1, 2, 3)),
+        error.abs().sum(1),
     ]
     return torch.stack([column.double() for column in columns], dim=1)
 
 
 def metrics_from_sums(sums: Tensor) -> dict[str, Tensor]:
-    """The metrics that ``error_sums`` (..., 10) amount to, each (...) float64; NaN where there is no valid pixel."""
+    """The metrics that ``error_sums`` (..., 11) amount to, each (...) float64; NaN where there is no valid pixel."""
     count = sums[..., 0]
-    abs_rel, sq_rel, squared, d_squared, log10, d, *deltas = (sums[..., 1:] / count.unsqueeze(-1)).unbind(-1)
+    abs_rel, sq_rel, squared, d_squared, log10, d, *rest = (sums[..., 1:] / count.unsqueeze(-1)).unbind(-1)
     silog = 100 * (d_squared - d.square()).clamp(min=0).sqrt()
-    return dict(zip(METRICS, (abs_rel, sq_rel, squared.sqrt(), d_squared.sqrt(), log10, silog, *deltas), strict=True))
+    return dict(zip(METRICS, (abs_rel, sq_rel, squared.sqrt(), d_squared.sqrt(), log10, silog, *rest), strict=True))
 
 
 def depth_metrics(prediction: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
@@ -18,19 +18,23 @@ from langdepth.errors import UsageError, nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
-Frame = Literal["stored", "kb"]
-Crop = Literal["none", "eigen-nyu", "eigen-kitti", "garg"]
+Frame = Literal["stored", "kb", "nyu-inner"]
+Crop = Literal["none", "eigen-nyu", "eigen-nyu-inner", "eigen-kitti", "garg"]
 Alignment = Literal["none", "median", "least_squares"]
-Resize = Literal["bilinear"]
+Resize = Literal["bilinear", "bilinear-aligned"]
 
 # top, bottom, left, right as shares of height and width, rounded down; exact fractions keep 45/480 of 480 at 45
 _CROPS: dict[str, tuple[Fraction, Fraction, Fraction, Fraction]] = {
     "none": (Fraction(0), Fraction(1), Fraction(0), Fraction(1)),
     "eigen-nyu": (Fraction(45, 480), Fraction(471, 480), Fraction(41, 640), Fraction(601, 640)),
+    "eigen-nyu-inner": (Fraction(0), Fraction(415, 416), Fraction(0), Fraction(541, 544)),
     "eigen-kitti": (Fraction("0.3324324"), Fraction("0.91351351"), Fraction("0.03594771"), Fraction("0.96405229")),
     "garg": (Fraction("0.40810811"), Fraction("0.99189189"), Fraction("0.03594771"), Fraction("0.96405229")),
 }
 _KB_HEIGHT, _KB_WIDTH = 352, 1216
+_NYU_INNER = (Fraction(56, 480), Fraction(472, 480), Fraction(60, 640), Fraction(604, 640))
+# A switch that came after results were published: left at its default, it does not enter the hash.
+_LATER = {"later": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +42,12 @@ class Protocol:
     """The rules of one evaluation, in the order they act.
 
     frame: the part of picture and truth that takes part at all: "stored", all of it; "kb", the KITTI benchmark's bottom
-    352 rows and centred 1216 columns. flip: average the depth with that of the mirrored picture. resize: how depth gets
-    from network size to picture size. alignment: fit to the truth, see ``langdepth.metrics.align``. clamp_prediction:
-    limit the depth to [min_depth, max_depth]. crop: the window that is judged, in pixels of the frame. min_depth,
-    max_depth: metres; a pixel is judged where the truth is known and strictly between the two.
+    352 rows and centred 1216 columns; "nyu-inner", the middle 416x544 of a 480x640 NYU picture. clamp_views: limit the
+    depth of the picture and of its mirror image to [0, max_depth] before they are averaged. flip: average the two.
+    resize: how depth gets from network size to picture size; "bilinear-aligned" puts corners on corners. alignment:
+    fit to the truth, see ``langdepth.metrics.align``. mask_prediction: judge only where the prediction, too, is above
+    min_depth. clamp_prediction: limit the depth to [min_depth, max_depth]. crop: the window that is judged, in pixels
+    of the frame. min_depth, max_depth: metres; a pixel is judged where the truth is known and strictly between the two.
 
     Raises UsageError for values that make no sense.
     """
@@ -55,6 +61,8 @@ class Protocol:
     crop: Crop = "none"
     min_depth: float = 0.001
     max_depth: float = 1000.0
+    clamp_views: bool = field(default=False, metadata=_LATER)
+    mask_prediction: bool = field(default=False, metadata=_LATER)
 
     def __post_init__(self) -> None:
         for key in ("min_depth", "max_depth"):  # 10 and 10.0 are one protocol and must have one hash
@@ -76,7 +84,11 @@ class Protocol:
     @property
     def hash(self) -> str:
         """Twelve hex digits of the SHA-256 of the switches: the same rules have the same hash, whatever their name."""
-        canonical = json.dumps(self.switches(), sort_keys=True, separators=(",", ":"))
+        switches = self.switches()
+        for switch in dataclasses.fields(self):
+            if switch.metadata == _LATER and switches[switch.name] == switch.default:
+                del switches[switch.name]
+        canonical = json.dumps(switches, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     def override(self, **switches: Any) -> Protocol:
@@ -97,6 +109,11 @@ class Protocol:
         """Rows and columns of a stored picture that take part. A side shorter than the KB frame's is kept whole."""
         if self.frame == "stored":
             return slice(0, height), slice(0, width)
+        if self.frame == "nyu-inner":
+            # The ends are rounded up, so that something is left of any picture.
+            top_share, bottom, left_share, right = _NYU_INNER
+            rows = slice(int(top_share * height), math.ceil(bottom * height))
+            return rows, slice(int(left_share * width), math.ceil(right * width))
         top, left = max(0, height - _KB_HEIGHT), max(0, (width - _KB_WIDTH) // 2)
         return slice(top, height), slice(left, min(width, left + _KB_WIDTH))
 
@@ -113,6 +130,16 @@ class Protocol:
         return valid
 
 
+_INNER = Protocol(
+    name="clip-adapters-reference",
+    frame="nyu-inner",
+    flip=True,
+    resize="bilinear-aligned",
+    max_depth=10.0,
+    clamp_views=True,
+    mask_prediction=True,
+)
+
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
@@ -120,6 +147,8 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(name="kitti-eigen-garg", frame="kb", flip=True, crop="garg", max_depth=80.0),
         Protocol(name="kitti-eigen", frame="kb", flip=True, crop="eigen-kitti", max_depth=80.0),
         Protocol(name="full"),
+        dataclasses.replace(_INNER, name="depthclip-reference", crop="eigen-nyu-inner", clamp_views=False),
+        _INNER,
     )
 }
 

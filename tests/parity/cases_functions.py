@@ -2,19 +2,84 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from langdepth import losses
+from langdepth import losses, protocols
+from langdepth.evaluate import judge
+from langdepth.metrics import DepthMetrics
+from langdepth.parts.adapter_losses import AdapterLosses, SourceView, adapter_losses, resize
+from langdepth.parts.view_warp import warp_view
+from langdepth.protocols import Protocol
+from langdepth.systems.base import System
+from langdepth.types import DepthOutput, InputSpec, Sample
 from tests.parity.runner import Compared, Tolerance
 
 CLOSE = Tolerance(rtol=1e-5)
 EXACT = Tolerance()
+BIN_CENTERS = (1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)  # metres, of DepthCLIP and all the adapters
+OFFICIAL_TERMS = {
+    "pe_loss": "photometric",
+    "sym_loss": "symmetry",
+    "smth_loss": "smoothness",
+    "depth_loss": "depth",
+    "depth_bincls_loss": "bins",
+    "loss": "total",
+}
+OFFICIAL_METRICS = {
+    "a1": "delta1",
+    "a2": "delta2",
+    "a3": "delta3",
+    "abs_rel": "abs_rel",
+    "rmse": "rmse",
+    "log_10": "log10",
+    "rmse_log": "rmse_log",
+    "silog": "silog",
+    "sq_rel": "sq_rel",
+}
 
 
 def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array)
+
+
+class StandIn(System):
+    """Gives depth (B, 1, h, w) for the pictures of ``samples_of`` and ``mirrored`` for their mirror images."""
+
+    def __init__(self, depth: Tensor, mirrored: Tensor) -> None:
+        super().__init__(None, InputSpec(multiple_of=1))
+        self.register_buffer("answers", torch.stack([mirrored, depth]))
+
+    def forward(self, image: Tensor, text: Any = None, scene: Any = None) -> DepthOutput:
+        upright, index = image[:, 0, 0, 0].round().long(), image[:, 1, 0, 0].mul(255).round().long()
+        return DepthOutput(depth=self.get_buffer("answers")[upright, index])
+
+
+def samples_of(target: Tensor) -> list[Sample]:
+    """Pictures that tell the stand-in their place in the batch (green) and that they are upright (red on the left)."""
+    image = torch.zeros(len(target), 3, *target.shape[-2:])
+    image[:, 0, :, : image.shape[-1] // 2] = 1
+    image[:, 1] = torch.arange(len(target)).view(-1, 1, 1) / 255
+    return [Sample(image=i, depth=t, mask=t > 0) for i, t in zip(image, target, strict=True)]
+
+
+def _image_means(system: StandIn, target: Tensor, protocol: Protocol) -> dict[str, Tensor]:
+    """Mean over pictures of every metric, by what ``langdepth evaluate`` does with a batch."""
+    judged = judge(system, samples_of(target), protocol)
+    metrics = DepthMetrics()
+    metrics.update(judged.prediction, judged.target, judged.valid)
+    means: dict[str, Tensor] = metrics.compute()["image_mean"]
+    return means
+
+
+def _named_metrics(means: dict[str, Tensor], prefix: str) -> Compared:
+    for official, name in OFFICIAL_METRICS.items():
+        yield f"{prefix}_{official}", means[name], Tolerance(rtol=1e-4) if name == "silog" else CLOSE
 
 
 def losses_depthclip(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
@@ -39,3 +104,106 @@ def losses_depthclip(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] |
     ):
         yield f"make_mask_valid_{dataset}", losses.known_depth(depth), EXACT
         yield f"make_mask_final_{dataset}", final, EXACT
+
+
+def _adapter_terms(arrays: dict[str, np.ndarray], settings: AdapterLosses) -> dict[str, Tensor]:
+    source = None
+    if settings.photometric:
+        source = SourceView(
+            image=_tensor(arrays["source_image"]), transform=_tensor(arrays["T"]), intrinsics=_tensor(arrays["K"])
+        )
+    return adapter_losses(
+        settings,
+        depth=_tensor(arrays["depth_first"]),
+        mirrored=_tensor(arrays["depth_second_mirrored"]).flip(-1),
+        logits=_tensor(arrays["logits_first"]),
+        image=_tensor(arrays["image"]),
+        target=_tensor(arrays["target_dense"]),
+        mask=None,
+        bin_centers=torch.tensor(BIN_CENTERS),
+        source=source,
+    )
+
+
+def _inference(arrays: dict[str, np.ndarray]) -> Compared:
+    """The evaluation loop: a stand-in for the network, judged as ``langdepth evaluate`` would."""
+    depth, mirrored = _tensor(arrays["depth_first"]), _tensor(arrays["depth_second_mirrored"])
+    protocol = protocols.get("clip-adapters-reference").override(frame="stored")
+    means = _image_means(StandIn(depth, mirrored), _tensor(arrays["target_eval"]), protocol)
+    yield from _named_metrics(means, "inference")
+
+
+def losses_clip_adapters(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
+    """Losses, one step of the supervised and the self-supervised loop and the evaluation loop of the root tree."""
+    image, source = _tensor(arrays["image"]), _tensor(arrays["source_image"])
+    target = _tensor(arrays["target_dense"])
+    centers = torch.tensor(BIN_CENTERS)
+    yield "l1", losses.l1(image, source), CLOSE
+    yield "ssim_dissimilarity", losses.ssim_dissimilarity(image, source), CLOSE
+    yield "photometric_loss", losses.photometric(image, source, reference_exact=True), Tolerance(rtol=1e-4)
+    depth = resize(_tensor(arrays["depth_second_mirrored"]), image)
+    yield "smooth_loss", losses.smoothness(depth, image), CLOSE
+    yield "bin_upper", (centers[1:] + centers[:-1]) / 2, EXACT
+    yield "target_bin", losses.bin_index(target, centers), EXACT
+    motion, intrinsics = _tensor(arrays["T"]), _tensor(arrays["K"])
+    warped, _ = warp_view(source, depth, motion, intrinsics, reference_exact=True)
+    # A coordinate that rounding moves over the border becomes 0: the published warp jumps there.
+    for name in [name for name in arrays if name.startswith("warped")]:
+        every = int(re.sub(r"\D", "", name) or 1)
+        yield name, warped[..., ::every, ::every], Tolerance(atol=1e-3, outliers=1e-3)
+    common = AdapterLosses(symmetry=0.3, smoothness=0.001, reference_exact=True)
+    supervised = replace(common, depth=1.0, bins=0.05)
+    self_supervised = replace(common, depth=0.0, photometric=1.0)
+    for run, settings in (("train_sup", supervised), ("train_ssl", self_supervised)):
+        terms = {"photometric": torch.zeros(())} | _adapter_terms(arrays, settings)
+        for official, name in OFFICIAL_TERMS.items():
+            yield f"{run}_{official}", terms[name], Tolerance(rtol=1e-4) if name == "photometric" else CLOSE
+    yield from _inference(arrays)
+
+
+def losses_eigen_adapters(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
+    """One step of the loop of the ``eigen`` tree, for a quarter model and one of full resolution."""
+    target, image = _tensor(arrays["target_dense"]), _tensor(arrays["image"])
+    small = torch.empty(target.shape[-2] // 4, target.shape[-1] // 4)
+    yield "target_quarter", resize(target, small), Tolerance(rtol=1e-5, atol=1e-5)
+    yield "image_quarter", resize(image, small), Tolerance(rtol=1e-5, atol=5e-5)
+    for system, shrink in (("depth_coarse", 4), ("depth_eigen_coarse", 1)):
+        settings = AdapterLosses(depth_norm="l2", symmetry=0.3, smoothness=0.001, depth=1.0, bins=0.05, shrink=shrink)
+        terms = _adapter_terms(arrays, settings)
+        for official, name in OFFICIAL_TERMS.items():
+            if name == "photometric":
+                continue
+            # Shrinking puts depths on bin edges, where rounding decides on which side they are.
+            tolerance = {"bins": Tolerance(rtol=1e-3), "total": Tolerance(rtol=6e-5)}.get(name, CLOSE)
+            yield f"train_{system}_{official}", terms[name], tolerance if shrink > 1 else CLOSE
+    yield from _inference(arrays)
+
+
+def metrics_depthclip(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
+    """The metric function of the DepthCLIP repository, for both of its data sets."""
+    nyu = protocols.get("depthclip-reference").override(flip=False)
+    kitti = nyu.override(frame="stored")
+    kitti_order = ("abs_diff", "abs_rel", "sq_rel", "delta1", "delta2", "delta3", "rmse", "rmse_log")
+    nyu_order = ("abs_diff", "delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")
+    for name in arrays:
+        dataset, _, rules = name.partition("_")
+        if rules in ("gt", "pred"):
+            continue
+        prediction, target = _tensor(arrays[f"{dataset}_pred"]), _tensor(arrays[f"{dataset}_gt"])
+        if rules.endswith("first_image_only"):
+            prediction, target = prediction[:1], target[:1]
+        if dataset == "kitti":
+            crop, _, cap = rules.partition("_cap")
+            protocol, order = kitti.override(max_depth=float(cap)), kitti_order
+            protocol = protocol.override(crop="garg" if crop == "crop" else "none")
+        else:
+            protocol, order = nyu.override(crop="none" if rules.startswith("nocrop") else None), nyu_order
+        means = _image_means(StandIn(prediction, prediction), target, protocol)
+        yield name, torch.stack([means[metric] for metric in order]), CLOSE
+
+
+def metrics_clip_adapters(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
+    """The metric function of the CLIP adapters, on a prediction of the truth's size."""
+    prediction, target = _tensor(arrays["pred"]), _tensor(arrays["gt"])
+    protocol = protocols.get("clip-adapters-reference").override(frame="stored", flip=False, clamp_views=False)
+    yield from _named_metrics(_image_means(StandIn(prediction, prediction), target, protocol), "compute_errors")

@@ -129,12 +129,13 @@ def run_case(case: str, path: Path, keys: Path | None = None) -> Report:
     if found is None:
         raise UsageError(f"unknown case '{case}': {nearest(case, [known.pattern.rstrip('*') for known in CASES])}")
     arrays = _Arrays(_read(path), path)
+    weights = _weights(found, case, path, keys)
     module, function = found.function.split(":")
     compute: CaseFunction = getattr(import_module(f"tests.parity.{module}"), function)
     rows = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for name, ours, tolerance in compute(arrays, _weights(found, case, path, keys), case):
+        for name, ours, tolerance in compute(arrays, weights, case):
             if name in arrays:
                 rows.append(compare(name, ours, arrays.get(name), tolerance))
     compared = {row.name for row in rows}

@@ -32,6 +32,7 @@ def reference(p: npt.NDArray[np.float64], t: npt.NDArray[np.float64]) -> dict[st
         "delta1": float(np.mean(worst < 1.25)),
         "delta2": float(np.mean(worst < 1.25**2)),
         "delta3": float(np.mean(worst < 1.25**3)),
+        "abs_diff": float(np.mean(np.abs(p - t))),
     }
 
 

@@ -225,6 +225,45 @@ def test_kb_frame_cuts_what_the_system_sees() -> None:
     assert torch.allclose(judged.prediction, judged.target)
 
 
+class Edges(FakeSystem):
+    """3 m at the left edge of what it sees and 13 m at the right one, told in two columns."""
+
+    def forward(self, image: Tensor, text: Any = None, scene: Any = None) -> DepthOutput:
+        return DepthOutput(depth=torch.tensor([3.0, 13.0]).expand(len(image), 1, 2, 2))
+
+
+def test_views_are_limited_before_they_are_averaged() -> None:
+    flipped = FULL.override(flip=True, max_depth=10.0)
+    assert run(FiveMetres(1), flipped, Edges())["image_mean"]["abs_diff"] == pytest.approx(3)
+    limited = run(FiveMetres(1), flipped.override(clamp_views=True), Edges())
+    assert limited["image_mean"]["abs_diff"] == pytest.approx((3 + 10) / 2 - 5)
+
+
+def test_aligned_corners_stay_where_they_are() -> None:
+    rules = FULL.override(resize="bilinear-aligned")
+    aligned, plain = (judge(Edges(), [FiveMetres(1)[0]], rule).prediction[0, 0, 0] for rule in (rules, FULL))
+    assert torch.allclose(aligned, torch.linspace(3, 13, 64), atol=1e-5)
+    assert torch.equal(plain[:16], torch.full((16,), 3.0))  # constant up to the first pixel centre
+
+
+def test_a_prediction_of_nothing_leaves_the_average_only_when_asked() -> None:
+    class Holes(FakeSystem):
+        def forward(self, image: Tensor, text: Any = None, scene: Any = None) -> DepthOutput:
+            return DepthOutput(depth=torch.tensor([0.0, 5.0]).repeat_interleave(32).expand(len(image), 1, 48, 64))
+
+    assert run(FiveMetres(1), FULL, Holes())["image_mean"]["delta3"] == pytest.approx(0.5)
+    assert run(FiveMetres(1), FULL.override(mask_prediction=True), Holes())["image_mean"]["delta3"] == 1
+
+
+@pytest.mark.parametrize("name", ["depthclip-reference", "clip-adapters-reference"])
+def test_the_inner_frame_cuts_what_the_system_sees(name: str) -> None:
+    sample = Pictures(1, size=(480, 640))[0]
+    sample.image[:, :56] = sample.image[:, :, 604:] = 1.0  # would change the depth if the system saw it
+    judged = judge(FakeSystem(), [sample], protocols.get(name))
+    assert judged.image.shape == (1, 3, 416, 544)
+    assert torch.allclose(judged.prediction, judged.target)
+
+
 def test_wrong_options_are_refused() -> None:
     for options, message in (
         ({"dtype": "float61"}, "unknown dtype 'float61'"),

@@ -35,6 +35,7 @@ def test_two_pixels_by_hand() -> None:
             "delta1": 0.0,  # 4 / 3 is above 1.25
             "delta2": 0.5,
             "delta3": 0.5,  # 2 is above 1.953
+            "abs_diff": 1.0,
         },
         rel=1e-12,
     )

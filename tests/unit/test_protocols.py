@@ -31,6 +31,9 @@ def bounds(window: tuple[slice, slice]) -> tuple[int, int, int, int]:
         ("kitti-eigen", (375, 1242), (23, 375, 13, 1229), (117, 321, 43, 1172)),
         ("kitti-eigen", (376, 1241), (24, 376, 12, 1228), (117, 321, 43, 1172)),
         ("full", (100, 33), (0, 100, 0, 33), (0, 100, 0, 33)),
+        ("depthclip-reference", (480, 640), (56, 472, 60, 604), (0, 415, 0, 541)),
+        ("clip-adapters-reference", (480, 640), (56, 472, 60, 604), (0, 416, 0, 544)),
+        ("depthclip-reference", (240, 320), (28, 236, 30, 302), (0, 207, 0, 270)),
     ],
 )
 def test_windows_to_the_pixel(
@@ -90,7 +93,23 @@ def test_hashes_of_the_presets_do_not_drift() -> None:
         "kitti-eigen-garg": "41db0687924f",
         "kitti-eigen": "ec984d3a36eb",
         "full": "90bf2ca4010c",
+        "depthclip-reference": "47742d0fc80a",
+        "clip-adapters-reference": "131e18db436a",
     }
+
+
+def test_the_inner_window_is_what_both_published_crops_leave() -> None:
+    """DepthCLIP pastes its depth into zeros and judges the Eigen window of the whole picture where it is above 0."""
+    pasted = torch.zeros(480, 640, dtype=torch.bool)
+    pasted[56:472, 60:604] = True
+    eigen = torch.zeros_like(pasted)
+    eigen[45:471, 41:601] = True
+    protocol = protocols.get("depthclip-reference")
+    depth = torch.full((480, 640), 3.0)
+    window = protocol.frame_window(480, 640)
+    ours = torch.zeros_like(pasted)
+    ours[window] = protocol.valid_mask(depth[window], depth[window] > 0)
+    assert torch.equal(ours, pasted & eigen)
 
 
 def test_override_marks_name_and_hash() -> None:
@@ -111,7 +130,7 @@ def test_hash_speaks_of_rules_not_names() -> None:
     assert Protocol(name="a", max_depth=10).hash == Protocol(name="b", max_depth=10.0).hash
 
 
-@pytest.mark.parametrize("field", [key for key in Protocol(name="x").switches() if key != "resize"])
+@pytest.mark.parametrize("field", list(Protocol(name="x").switches()))
 def test_every_switch_changes_the_hash(field: str) -> None:
     other: dict[str, Any] = {
         "frame": "kb",
@@ -121,6 +140,9 @@ def test_every_switch_changes_the_hash(field: str) -> None:
         "crop": "garg",
         "min_depth": 0.1,
         "max_depth": 5.0,
+        "resize": "bilinear-aligned",
+        "clamp_views": True,
+        "mask_prediction": True,
     }
     assert Protocol(name="x", **{field: other[field]}).hash != Protocol(name="x").hash
 

@@ -37,6 +37,9 @@ def evaluate(
     alignment: protocols.Alignment | None = None,
     frame: protocols.Frame | None = None,
     crop: protocols.Crop | None = None,
+    resize: protocols.Resize | None = None,
+    clamp_views: bool | None = None,
+    mask_prediction: bool | None = None,
     clamp_prediction: bool | None = None,
     min_depth: float | None = None,
     max_depth: float | None = None,
@@ -57,11 +60,15 @@ def evaluate(
         split: Keep the rows of one split of the index, for example val.
         source: Keep the rows of one source of the index.
         limit: Judge the first pictures only, this many.
-        protocol: nyu-eigen, kitti-eigen-garg, kitti-eigen or full; docs/protocols.md gives each to the pixel.
+        protocol: nyu-eigen, kitti-eigen-garg, kitti-eigen, full, or a paper's own, such as depthclip-reference;
+            docs/protocols.md gives each to the pixel.
         flip: Average the depth with that of the mirrored picture (true or false).
         alignment: Fit each depth map to its truth before judging.
-        frame: Use pictures as stored, or cut to the KITTI benchmark's 1216x352.
+        frame: Use pictures as stored, cut to the KITTI benchmark's 1216x352, or to the middle 544x416 of NYU.
         crop: The window that is judged.
+        resize: How depth gets to picture size: bilinear with pixel centres or with corners aligned.
+        clamp_views: Limit both depths to the range before they are averaged by flip (true or false).
+        mask_prediction: Judge only where the prediction, too, is above min_depth (true or false).
         clamp_prediction: Limit the depth to the range of the protocol (true or false).
         min_depth: Judge true depths above this, in metres.
         max_depth: Judge true depths below this, in metres.
@@ -74,6 +81,9 @@ def evaluate(
         alignment=alignment,
         frame=frame,
         crop=crop,
+        resize=resize,
+        clamp_views=clamp_views,
+        mask_prediction=mask_prediction,
         clamp_prediction=clamp_prediction,
         min_depth=min_depth,
         max_depth=max_depth,

@@ -1,0 +1,119 @@
+"""What the CLIP adapters for depth minimise: one sum over the picture and its mirror image.
+
+Source: "Unveiling the Efficacy of Foundation Models for Depth Estimation" (2023; specification, section 8).
+
+Data flow: depth of the picture and of its mirror image (mirrored back), both limited to [0, max_depth] -> symmetry of
+the two; their mean, resized to the truth -> depth, smoothness and photometric loss; the picture's bin logits, resized
+-> bin loss; each times its weight -> total.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from langdepth import losses
+from langdepth.parts.view_warp import warp_view
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterLosses:
+    """Weights and choices. The defaults are those of the published CLIP-Adapter."""
+
+    depth_norm: Literal["l1", "l2"] = "l1"
+    """Absolute difference, or the squared one of the Eigen and coarse-refined systems."""
+    depth: float = 1.0
+    smoothness: float = 0.001
+    symmetry: float = 0.0
+    bins: float = 0.0
+    photometric: float = 0.0
+    """Needs a source view; 0.0 leaves the warp out."""
+    shrink: int = 1
+    """Truth and picture are made smaller by this factor first: 4 for the systems with a quarter of the resolution."""
+    max_depth: float = 10.0
+    """Metres."""
+    reference_exact: bool = False
+    """The published sign of the photometric loss and the published warp (specification, sections 9.3 and 9.12)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceView:
+    """Another view: image (B, 3, H, W), transform (B, 3, 4) from the picture's camera to its own, intrinsics (3, 3)."""
+
+    image: Tensor
+    transform: Tensor
+    intrinsics: Tensor
+
+
+def merge_views(depth: Tensor, mirrored: Tensor, max_depth: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Both depths (B, 1, h, w) limited to [0, max_depth], and their mean."""
+    depth, mirrored = depth.clamp(0, max_depth), mirrored.clamp(0, max_depth)
+    return depth, mirrored, (depth + mirrored) / 2
+
+
+def adapter_losses(
+    settings: AdapterLosses,
+    *,
+    depth: Tensor,
+    mirrored: Tensor,
+    logits: Tensor | None,
+    image: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    bin_centers: Tensor | None,
+    source: SourceView | None = None,
+) -> dict[str, Tensor]:
+    """Every loss unweighted (for the log), and the weighted sum as "total".
+
+    depth, mirrored (B, 1, h, w) metres, the second predicted from the mirror image and mirrored back; logits
+    (B, K, h', w') and bin_centers (K,) rising, metres: None leaves the bin loss out; image (B, 3, H, W) normalised as
+    the network sees it; target (B, 1, H, W) metres; mask (B, 1, H, W) bool, None counts every pixel, holes too, as
+    published.
+    """
+    depth, mirrored, mean = merge_views(depth, mirrored, settings.max_depth)
+    target, mask, small_image = _shrink(target, mask, image, settings.shrink)
+    mean = resize(mean, target)
+    norm = losses.l1 if settings.depth_norm == "l1" else losses.l2
+    terms = {
+        "symmetry": losses.symmetry(depth, mirrored),
+        "smoothness": losses.smoothness(mean, small_image),
+        "depth": norm(mean, target, mask),
+    }
+    if logits is not None and bin_centers is not None:
+        terms["bins"] = losses.bin_cross_entropy(resize(logits, target), target, bin_centers, mask)
+    if settings.photometric:
+        if source is None:
+            raise ValueError("a photometric loss needs a source view")
+        seen, shown = warp_view(
+            source.image,
+            resize(mean, image),
+            source.transform,
+            source.intrinsics,
+            reference_exact=settings.reference_exact,
+        )
+        shown_or_all = None if settings.reference_exact else shown
+        terms["photometric"] = losses.photometric(seen, image, shown_or_all, reference_exact=settings.reference_exact)
+    weighted = [getattr(settings, name) * value for name, value in terms.items() if getattr(settings, name)]
+    return terms | {"total": sum(weighted, mean.new_zeros(()))}
+
+
+def resize(values: Tensor, like: Tensor) -> Tensor:
+    """Bilinear with aligned corners to the height and width of ``like``, the rule of the published code."""
+    if values.shape[-2:] == like.shape[-2:]:
+        return values
+    return F.interpolate(values, size=like.shape[-2:], mode="bilinear", align_corners=True)
+
+
+def _shrink(target: Tensor, mask: Tensor | None, image: Tensor, factor: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Truth, mask and picture at 1 / ``factor``. With a mask, holes never blend into the depth beside them."""
+    if factor == 1:
+        return target, mask, image
+    small = target.new_empty(tuple(side // factor for side in target.shape[-2:]))
+    if mask is None:
+        return resize(target, small), None, resize(image, small)
+    share = resize(mask.to(target.dtype), small)
+    target = resize(target.where(mask, target.new_zeros(())), small) / share.clamp_min(0.5)
+    return target, share > 0.5, resize(image, small)
