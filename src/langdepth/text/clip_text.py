@@ -1,4 +1,4 @@
-"""CLIP's tokenizer and text tower (open_clip) behind one function: sentences in, unit vectors of the joint space out."""
+"""CLIP's tokenizer and text tower (open_clip) behind one function: sentences in, unit vectors out."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class ClipTextTower(nn.Module):
 def tokenize(sentences: Sequence[str]) -> Tensor:
     """CLIP's byte-pair tokens (N, 77) int64, zero after the end of text.
 
-    A sentence of more than 75 tokens is cut, with a warning. Raises UsageError for a single string.
+    A sentence of more than 75 tokens is cut, with a warning. Raises UsageError for anything but a list of strings.
     """
-    if isinstance(sentences, str):
-        raise UsageError(f"expected a list of sentences, got the one string {sentences!r}")
+    if isinstance(sentences, str) or not all(isinstance(sentence, str) for sentence in sentences):
+        raise UsageError(f"expected a list of sentences, got {sentences!r}")
     rows = torch.zeros(len(sentences), CONTEXT_LENGTH, dtype=torch.int64)
     tokenizer = _tokenizer()
     for row, sentence in zip(rows, sentences, strict=True):
@@ -74,15 +74,12 @@ def text_features(sentences: Sequence[str], weights: ClipWeights, *, templates: 
     ``templates`` have one "{}" each. Features that were computed before are found again (text/cache.py).
     Raises UsageError for no sentences, no templates, or a template without its one "{}".
     """
-    if isinstance(sentences, str) or not sentences:
-        raise UsageError(f"expected a list of sentences, got {sentences!r}")
-    if isinstance(templates, str) or not templates:
-        raise UsageError(f"expected a list of templates, got {templates!r}")
+    for what, texts in (("sentences", sentences), ("templates", templates)):
+        if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+            raise UsageError(f"expected a list of {what}, got {texts!r}")
     for template in templates:
         if template.count("{}") != 1:
-            raise UsageError(
-                f"template {template!r}: a template has the place '{{}}' once, for example 'a photo of {{}}'"
-            )
+            raise UsageError(f"template {template!r} must have the place '{{}}' once, as in 'a photo of {{}}'")
     final = [template.replace("{}", sentence) for template in templates for sentence in sentences]
 
     def compute() -> Tensor:
