@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,12 +92,17 @@ class OptimSection:
     lr: float = 1e-3
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
-    schedule: Literal["one_cycle", "poly", "cosine", "constant"] = "one_cycle"
-    """How the rate falls after the warm-up: one_cycle and cosine along a cosine, poly by ``power``, constant never."""
+    schedule: Literal["one_cycle", "poly", "cosine", "step", "constant"] = "one_cycle"
+    """How the rate falls after the warm-up: one_cycle and cosine along a cosine, poly by ``power``, step by ``factor``
+    at every one of the ``milestones``, constant never."""
     warm_up: float = 0.1
     """Share of the steps in which the rate rises: linearly, with one_cycle along a cosine."""
     power: float = 0.9
     """Exponent of the poly schedule."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which the step schedule multiplies the rate by ``factor``, rising."""
+    factor: float = 0.1
+    """What a milestone multiplies the rate by."""
     clip: float = 1.0
     """Largest gradient norm; 0 switches clipping off."""
     accumulate: int = 1
@@ -108,6 +115,12 @@ class OptimSection:
             betas=(all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
             warm_up=(0 <= self.warm_up < 1, "from 0 to below 1"),
             power=(self.power > 0, "above 0"),
+            milestones=(
+                (self.schedule == "step") == bool(self.milestones)
+                and all(0 < a < b for a, b in pairwise((*self.milestones, math.inf))),
+                "rising numbers of epochs for the step schedule, and empty for the others",
+            ),
+            factor=(0 < self.factor <= 1, "above 0 and at most 1"),
             clip=(self.clip >= 0, "at least 0"),
             accumulate=(self.accumulate >= 1, "at least 1"),
         )

@@ -275,7 +275,7 @@ class DepthTraining(pl.LightningModule):
         optim = self.recipe.optim
         groups = self.system.parameter_groups(optim.lr, optim.weight_decay)
         optimiser = torch.optim.AdamW(groups, betas=optim.betas)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate(optim, self.steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate(optim, self.steps, self.recipe.train.epochs))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -351,8 +351,11 @@ class DepthTraining(pl.LightningModule):
         return names
 
 
-def rate(optim: OptimSection, steps: int) -> Callable[[int], float]:
-    """The learning rate of each of ``steps`` steps as a share of ``optim.lr``: up in the warm-up, then as scheduled."""
+def rate(optim: OptimSection, steps: int, epochs: int = 1) -> Callable[[int], float]:
+    """The learning rate of each of ``steps`` steps as a share of ``optim.lr``: up in the warm-up, then as scheduled.
+
+    ``epochs``: how many the steps make up, for milestones.
+    """
     rising = round(optim.warm_up * steps)
 
     def factor(step: int) -> float:
@@ -362,6 +365,8 @@ def rate(optim: OptimSection, steps: int) -> Callable[[int], float]:
         progress = min(1.0, (step - rising) / max(1, steps - rising))
         if optim.schedule == "constant":
             return 1.0
+        if optim.schedule == "step":
+            return float(optim.factor ** sum(step * epochs >= milestone * steps for milestone in optim.milestones))
         if optim.schedule == "poly":
             return float((1 - progress) ** optim.power)
         return (1 + math.cos(math.pi * progress)) / 2

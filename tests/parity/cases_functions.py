@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,9 @@ from langdepth.metrics import DepthMetrics
 from langdepth.parts.adapter_losses import AdapterLosses, SourceView, adapter_losses, resize
 from langdepth.parts.view_warp import warp_view
 from langdepth.protocols import Protocol
+from langdepth.recipe import OptimSection
 from langdepth.systems.base import System
+from langdepth.train import rate
 from langdepth.types import DepthOutput, InputSpec, Sample
 from tests.parity.runner import Compared, Tolerance
 
@@ -207,3 +210,27 @@ def metrics_clip_adapters(arrays: dict[str, np.ndarray], weights: dict[str, Tens
     prediction, target = _tensor(arrays["pred"]), _tensor(arrays["gt"])
     protocol = protocols.get("clip-adapters-reference").override(frame="stored", flip=False, clamp_views=False)
     yield from _named_metrics(_image_means(StandIn(prediction, prediction), target, protocol), "compute_errors")
+
+
+# Start rate, and the epochs after which it is multiplied by 0.1. The coarse and refine configurations list 1, 2, 3, 4,
+# 5, 10, 15 and 20, but the published program steps whenever the epoch can be divided by any of them: every time.
+SCHEDULES: dict[str, tuple[float, Callable[[int], range]]] = {
+    "clip_adapter": (0.02, lambda epochs: range(10, epochs, 10)),
+    "msa": (0.002, lambda epochs: range(30, epochs, 30)),
+    "coarse": (0.02, lambda epochs: range(1, epochs)),
+    "refine": (0.002, lambda epochs: range(1, epochs)),
+}
+
+
+def lr_schedules_clip_adapters(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
+    """The learning rate of each epoch; three steps stand for one."""
+    for name in arrays:
+        if name not in SCHEDULES:
+            continue
+        epochs, (start, spread) = len(arrays[name]), SCHEDULES[name]
+        milestones = tuple(spread(epochs))
+        optim = OptimSection(lr=start, schedule="step" if milestones else "constant", milestones=milestones, warm_up=0)
+        factor = rate(optim, 3 * epochs, epochs)
+        rates = np.array([[start * factor(3 * epoch + step) for step in range(3)] for epoch in range(epochs)])
+        assert (rates == rates[:, :1]).all(), "the rate changes within an epoch"
+        yield name, rates[:, 0], Tolerance(rtol=1e-9)

@@ -345,6 +345,23 @@ class TestSchedule:
             factor = rate(OptimSection(schedule=schedule, warm_up=0.4), 10)  # type: ignore[arg-type]
             assert lasting([factor(step) for step in range(4)]) == expected
 
+    def test_steps_down_at_the_milestones(self) -> None:
+        factor = rate(OptimSection(schedule="step", milestones=(1, 3), factor=0.5, warm_up=0), steps=20, epochs=4)
+        assert [factor(step) for step in range(20)] == [1.0] * 5 + [0.5] * 10 + [0.25] * 5
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"schedule": "step"},
+            {"schedule": "step", "milestones": (3, 3)},
+            {"schedule": "step", "milestones": (0, 3)},
+            {"milestones": (3,)},
+        ],
+    )
+    def test_milestones_are_for_the_step_schedule(self, wrong: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match="milestones must be rising numbers of epochs"):
+            OptimSection(**wrong)
+
     @pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "poly", "constant"])
     def test_without_warm_up_starts_at_the_top(self, schedule: Any) -> None:
         factor = rate(OptimSection(schedule=schedule, warm_up=0), 10)
