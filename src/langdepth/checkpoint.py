@@ -54,17 +54,30 @@ def save(
     return path
 
 
-def load(name: str | Path, *, device: str | torch.device | None = None, offline: bool | None = None) -> System:
+def load(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    offline: bool | None = None,
+    clip_weights: str | Path | None = None,
+    prompts: Mapping[str, Any] | None = None,
+) -> System:
     """A system with its weights, in eval mode.
 
     ``name``: a registry name ("tiny"), a ``.safetensors`` file, or a hub id "owner/name" or "owner/name@revision".
     ``device``: where to put it (default: CPU). ``offline``: use only what the hub's cache holds; the default follows
     the environment variable HF_HUB_OFFLINE.
 
+    ``clip_weights``: for zero-shot systems by name, the CLIP weights they stand on: a file, None for open_clip's own
+    download, or "random" (with a warning). For a file that holds its own, what encodes new words. ``prompts``: fields
+    of ``langdepth.text.prompts.PromptSet`` that replace the system's own words, templates, bins or scenes.
+
     ``system.provenance`` tells what the file states (licence, source, training, numbers) and "weights", "sha256" (None
     where nobody states one to check) and "langdepth_version". Raises UsageError for a name that is none of the three,
     CheckpointError for a file that is missing, damaged or does not fit.
     """
+    if _is_zero_shot(str(name)):
+        return _load_zero_shot(str(name), clip_weights, prompts).eval().move(device)
     path, label, sha256 = _locate(str(name), offline)
     if sha256:
         _check_sha256(path, label, sha256)
@@ -77,7 +90,22 @@ def load(name: str | Path, *, device: str | torch.device | None = None, offline:
         "sha256": sha256 or None,
         "langdepth_version": metadata.get("langdepth_version", "unknown"),
     }
+    if prompts:
+        system.use_prompts(prompts, clip_weights)
+    elif clip_weights is not None:
+        raise UsageError(f"{label}: holds all weights of '{system.name}'; leave the CLIP weights out")
     return system.eval().move(device)
+
+
+def _is_zero_shot(name: str) -> bool:
+    return name in registry.REGISTRY and registry.entry(name).system_class().zero_shot
+
+
+def _load_zero_shot(name: str, clip_weights: str | Path | None, prompts: Mapping[str, Any] | None) -> System:
+    system = registry.build(name)
+    system.load_foundation(clip_weights, prompts)
+    system.provenance |= {"weights": name, "sha256": None, "langdepth_version": __version__}
+    return system
 
 
 def push_to_hub(
@@ -230,8 +258,8 @@ def _locate(name: str, offline: bool | None) -> tuple[Path, str, str]:
         record = registry.entry(name).weights
         if record is None:
             raise CheckpointError(
-                f"the system '{name}' has no weights in the package: give a .safetensors file "
-                "(from `langdepth train`, or made of the authors' checkpoint by `langdepth convert`) or a hub id"
+                f"the system '{name}' has no trained weights in the package: give a .safetensors file (from "
+                "`langdepth train`, or made of the authors' checkpoint by `langdepth convert`) or a hub id"
             )
         if not record.path.is_file():
             raise CheckpointError(f"{record.path}: the weights of '{name}' are missing; reinstall langdepth")

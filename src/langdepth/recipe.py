@@ -87,11 +87,15 @@ class DataSection:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSection:
-    """AdamW and its schedule over all steps of the run."""
+    """The optimiser and its schedule over all steps of the run."""
 
+    optimiser: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
+    """Of adamw."""
+    momentum: float = 0.9
+    """Of sgd."""
     schedule: Literal["one_cycle", "poly", "cosine", "step", "constant"] = "one_cycle"
     """How the rate falls after the warm-up: one_cycle and cosine along a cosine, poly by ``power``, step by ``factor``
     at every one of the ``milestones``, constant never."""
@@ -114,6 +118,7 @@ class OptimSection:
             weight_decay=(self.weight_decay >= 0, "at least 0"),
             betas=(all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
             warm_up=(0 <= self.warm_up < 1, "from 0 to below 1"),
+            momentum=(0 <= self.momentum < 1, "from 0 to below 1"),
             power=(self.power > 0, "above 0"),
             milestones=(
                 (self.schedule == "step") == bool(self.milestones)

@@ -51,6 +51,8 @@ class Entry:
         return cls
 
 
+_ADAPTERS = "Unveiling the Efficacy of Foundation Models for Depth Estimation (pinying567, course project, June 2023)"
+
 _ENTRIES = (
     Entry(
         name="tiny",
@@ -63,6 +65,50 @@ _ENTRIES = (
             licence="research and non-commercial use only (training data: NYU Depth V2, KITTI and others)",
             source="trained with recipes/tiny.yaml",
         ),
+    ),
+    Entry(
+        name="depthclip",
+        target="langdepth.systems.depthclip:DepthClip",
+        summary="zero-shot: CLIP's cells (RN50) against seven distance words; needs CLIP weights, no training",
+        paper="Can Language Understand Depth? (DepthCLIP, arXiv 2207.01077, 2022)",
+    ),
+    Entry(
+        name="depthclip-vit",
+        target="langdepth.systems.depthclip:DepthClip",
+        summary="depthclip with ViT-B/16: four times as many cells",
+        paper="Can Language Understand Depth? (DepthCLIP, arXiv 2207.01077, 2022)",
+        preset={"architecture": "ViT-B-16"},
+    ),
+    Entry(
+        name="clip-adapter",
+        target="langdepth.systems.clip_adapters:ClipAdapter",
+        summary="depthclip with a small trained bottleneck on cells and on words",
+        paper=_ADAPTERS,
+    ),
+    Entry(
+        name="clip-coarse-refined",
+        target="langdepth.systems.clip_adapters:CoarseRefined",
+        summary="depthclip's depth through linear layers, refined with edges of the photo",
+        paper=_ADAPTERS,
+    ),
+    Entry(
+        name="eigen",
+        target="langdepth.systems.clip_adapters:Eigen",
+        summary="baseline without language: coarse and fine network of Eigen et al. (2014)",
+        paper=_ADAPTERS,
+    ),
+    Entry(
+        name="msa",
+        target="langdepth.systems.msa:MultiScaleAdapter",
+        summary="U-Net decoder over CLIP's frozen feature pyramid",
+        paper=_ADAPTERS,
+    ),
+    Entry(
+        name="msa-sam",
+        target="langdepth.systems.msa:MultiScaleAdapter",
+        summary="msa with a second input: the picture with SAM's masks drawn over it",
+        paper=_ADAPTERS,
+        preset={"overlay": True},
     ),
 )
 

@@ -274,7 +274,11 @@ class DepthTraining(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optim = self.recipe.optim
         groups = self.system.parameter_groups(optim.lr, optim.weight_decay)
-        optimiser = torch.optim.AdamW(groups, betas=optim.betas)
+        optimiser = (
+            torch.optim.SGD(groups, momentum=optim.momentum)
+            if optim.optimiser == "sgd"
+            else torch.optim.AdamW(groups, betas=optim.betas)
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate(optim, self.steps, self.recipe.train.epochs))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from langdepth.camera import Camera
 from langdepth.commands._parse import run
 from langdepth.errors import LangdepthError, UsageError, nearest
+from langdepth.text.prompts import read_changes
 
 if TYPE_CHECKING:
     from langdepth.types import DepthResult
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 EXAMPLE = """
 langdepth predict photo.jpg --text "a kitchen with a sink" --out depth
 langdepth predict photos --recursive --save depth16,npz --out depth --resume
+langdepth predict photo.jpg --system depthclip --clip-weights RN50.pt --words "near,far" --bins 1,3
 """
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2"}
 STDIN = "-"
@@ -43,6 +45,10 @@ def predict(
     system: str = "tiny",
     text: str | None = None,
     scene: str | None = None,
+    words: str | None = None,
+    bins: str | None = None,
+    prompts: str | None = None,
+    clip_weights: str | None = None,
     save: str = "depth16,color",
     out: str = "depth",
     intrinsics: str | None = None,
@@ -64,6 +70,12 @@ def predict(
         system: Registry name (see "langdepth systems"), .safetensors file, or hub id owner/name.
         text: A sentence about the pictures, for example "a kitchen with a sink"; without it the picture alone speaks.
         scene: The name of the scene the pictures show, for example kitchen.
+        words: Distance words from near to far, with commas, for systems that compare with such words.
+        bins: The distance each of them stands for, metres with commas, rising.
+        prompts: A published prompt set, for example depthclip-bins-3, or a YAML file with words, bin_centers, templates
+            and, where they differ, scenes.
+        clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
+            or the word random; without it open_clip downloads them.
         save: What to write, with commas: depth16 (16-bit PNG, millimetres), npy, npz, color (PNG to look at), ply.
         out: Folder for the results; sub-folders of the input are kept.
         intrinsics: Camera as fx,fy,cx,cy in pixels of the pictures, for ply; otherwise EXIF or a guess is used.
@@ -76,6 +88,7 @@ def predict(
         resume: Skip pictures whose results are all there.
     """
     formats = _formats(save)
+    changes = read_changes(prompts, words, bins)
     camera = _camera(intrinsics, fov)
     jobs, problems = find_jobs(pictures, Path(out), formats, recursive)
     for problem in problems:
@@ -96,7 +109,7 @@ def predict(
     from langdepth.inference import predict_stream
 
     results = predict_stream(
-        load(system),
+        load(system, clip_weights=clip_weights, prompts=changes),
         jobs,
         read=Job.open,
         text=text,

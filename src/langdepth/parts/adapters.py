@@ -8,6 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+START_DEPTH = 2.5
+"""Metres that untrained layers give, about the middle of a room: below 0 m there would be no gradient."""
+
+
+def _start(layer: nn.Linear | nn.Conv2d) -> None:
+    if layer.bias is not None:
+        nn.init.constant_(layer.bias, START_DEPTH)
+
 
 class BottleneckAdapter(nn.Module):
     """CLIP-Adapter: x' = mix * A(x) + (1 - mix) * x on the last axis; A is two layers without bias, ReLU after each."""
@@ -33,10 +41,10 @@ class CoarseMap(nn.Module):
     def __init__(self, inputs: int, hidden: int, size: tuple[int, int], dropout: float | None = None) -> None:
         super().__init__()
         self.size = size
+        output = nn.Linear(hidden, size[0] * size[1])
+        _start(output)
         between = nn.Identity() if dropout is None else nn.Sequential(nn.ReLU(), nn.Dropout(dropout))
-        self.fc = nn.Sequential(
-            OrderedDict(hidden=nn.Linear(inputs, hidden), between=between, output=nn.Linear(hidden, size[0] * size[1]))
-        )
+        self.fc = nn.Sequential(OrderedDict(hidden=nn.Linear(inputs, hidden), between=between, output=output))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) to (..., height, width)."""
@@ -50,7 +58,9 @@ class Refiner(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Sequential(nn.Conv2d(3, 63, 9, stride=2, padding=4), nn.ReLU(), nn.MaxPool2d(2))
-        self.conv2 = nn.Sequential(nn.Conv2d(64, 64, 5, padding=2), nn.ReLU(), nn.Conv2d(64, 1, 5, padding=2))
+        output = nn.Conv2d(64, 1, 5, padding=2)
+        _start(output)
+        self.conv2 = nn.Sequential(nn.Conv2d(64, 64, 5, padding=2), nn.ReLU(), output)
 
     def forward(self, image: Tensor, coarse: Tensor) -> Tensor:
         """image (B, 3, 4h, 4w) normalised, coarse (B, 1, h, w) to (B, 1, h, w)."""
@@ -99,6 +109,7 @@ class MultiScaleDecoder(nn.Module):
             for inputs, skip, outputs in zip(widths, reversed(channels[:-1]), widths[1:], strict=False)
         )
         self.out = nn.Conv2d(widths[-1], 1, 1)
+        _start(self.out)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """maps[i] (B, channels[i], H / 2^i, W / 2^i) to (B, 1, H, W)."""

@@ -1,0 +1,54 @@
+"""``langdepth convert``: the authors' checkpoints and CLIP weights to .safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from langdepth.commands import _parse
+from langdepth.commands.train import split_overrides
+from langdepth.errors import UsageError
+
+EXAMPLE = """\
+langdepth convert RN50.pt --system depthclip --out depthclip.safetensors
+langdepth convert best.pth --system clip-adapter --out clip-adapter.safetensors
+langdepth convert coarse.pth --system clip-coarse-refined --options.stage coarse --out coarse.safetensors
+Any field of the system's config can be set, --options.field VALUE; langdepth systems show NAME lists them."""
+SHOWN = 12
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse and run."""
+    plain, overrides = split_overrides(arguments)
+
+    def convert(checkpoint: Path, *, system: str, out: Path, licence: str | None = None) -> None:
+        """Convert a checkpoint of a system's authors, or CLIP weights for a zero-shot system, to one .safetensors.
+
+        Says which tensors were used, which have no part in the system, and which are missing.
+
+        Args:
+            checkpoint: The file to read; pickles are opened for tensors only.
+            system: Registry name of what the checkpoint holds (see "langdepth systems").
+            out: The .safetensors file to write, which "langdepth predict --system" takes.
+            licence: The terms of the weights, which the file will state.
+        """
+        from langdepth import registry
+
+        registry.entry(system)
+        for key in overrides:
+            if not key.startswith("options."):
+                raise UsageError(f"unknown option '--{key}': options of the system are given as --options.field VALUE")
+        from langdepth.convert import convert as run
+
+        options = {key.removeprefix("options."): value for key, value in overrides.items()}
+        done = run(checkpoint, system, out, options, licence=licence)
+        print(f"used: {len(done.used)} tensors")
+        print(f"ignored: {_listed(done.ignored)}")
+        print(f"written: {done.path}")
+
+    return _parse.run(convert, plain, "langdepth convert", EXAMPLE)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{len(names)} tensors ({', '.join(names[:SHOWN])}{more})" if names else "none"

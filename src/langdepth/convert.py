@@ -1,0 +1,124 @@
+"""The authors' checkpoints, and CLIP weights for zero-shot systems, to one of our ``.safetensors``.
+
+Official checkpoints are pickles: they are read here (and CLIP's in ``backbones/clip_weights.py``), with
+``weights_only=True``, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from langdepth import registry
+from langdepth.checkpoint import save
+from langdepth.errors import CheckpointError, UsageError
+
+# Where training scripts put the tensors among other things.
+_NESTS = ("state_dict", "model_state_dict", "model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What became of a checkpoint: names that were used, those without a meaning here, and ours that it lacks."""
+
+    path: Path
+    used: list[str]
+    ignored: list[str]
+    missing: list[str]
+
+
+def convert(
+    source: str | Path,
+    name: str,
+    out: str | Path,
+    options: Mapping[str, Any] | None = None,
+    *,
+    licence: str | None = None,
+) -> Conversion:
+    """Write the system ``name`` with the weights of ``source`` to ``out`` (``.safetensors``).
+
+    ``source``: the authors' checkpoint, or for a zero-shot system CLIP weights in any layout that
+    ``backbones.clip_weights`` reads. ``options``: values of the system's config. ``licence``: the weights' terms, which
+    the file will state. Raises UsageError for unknown names and options, CheckpointError for a file that cannot be
+    read, is of another layout, lacks tensors or has them in other shapes; nothing is written then.
+    """
+    source, out = Path(source), Path(out)
+    if out.suffix != ".safetensors":
+        raise UsageError(f"{out}: weights are written as .safetensors; give a name with this ending")
+    if not source.is_file():
+        raise CheckpointError(f"{source}: no such file")
+    try:
+        system = registry.build(name, dict(options or {}))
+    except ValueError as error:
+        raise UsageError(f"system.options: {error}") from None
+    tensors = None if _is_archive(source) else read_checkpoint(source)
+    if system.zero_shot and (tensors is None or not any(key.startswith("clip.") for key in tensors)):
+        system.load_foundation(source)
+        report: dict[str, list[str]] = {"used": list(system.state_dict()), "ignored": [], "missing": []}
+    elif tensors is None:
+        raise CheckpointError(f"{source}: is a TorchScript program, not a checkpoint of '{name}'")
+    else:
+        ours, report = system.convert_official(tensors)
+        _fill(system, ours, report["missing"], source)
+        system.provenance["source"] = f"converted from {source.name}"
+    system.provenance["licence"] = licence or "not stated"
+    return Conversion(path=save(system, out), **report)
+
+
+def _is_archive(source: Path) -> bool:
+    """Whether the file is a TorchScript program, OpenAI's way to publish CLIP."""
+    if not zipfile.is_zipfile(source):
+        return False
+    with zipfile.ZipFile(source) as file:
+        return any(name.endswith("/constants.pkl") for name in file.namelist())
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of an official checkpoint, without the prefix "module." of DataParallel. Raises CheckpointError."""
+    content: Any
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            content = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: damaged or not a .safetensors file ({error})") from None
+    else:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            problem = " ".join(str(error).split())[:160]
+            raise CheckpointError(
+                f"{path}: cannot be read as a checkpoint of plain tensors ({problem}); it is damaged, or holds other "
+                "Python objects, which are not opened"
+            ) from None
+    for nest in _NESTS:
+        if isinstance(content, dict) and isinstance(content.get(nest), dict):
+            content = content[nest]
+    tensors = content if isinstance(content, dict) else {}
+    if not tensors or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()):
+        raise CheckpointError(f"{path}: unknown layout; expected tensors by name, or these under {', '.join(_NESTS)}")
+    return {key.removeprefix("module."): value for key, value in tensors.items()}
+
+
+def _fill(system: torch.nn.Module, tensors: dict[str, Tensor], missing: list[str], source: Path) -> None:
+    """Load all tensors or none."""
+    own = system.state_dict()
+    problems = [f"'{key}' is missing" for key in missing]
+    problems += [
+        f"'{key}' has shape {tuple(value.shape)}, expected {tuple(own[key].shape)}"
+        for key, value in tensors.items()
+        if value.shape != own[key].shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(f"{source}: does not fit the system: {'; '.join(problems[:3])}{more}")
+    system.load_state_dict(tensors)

@@ -1,0 +1,253 @@
+"""What the systems on a CLIP trunk share: a frozen image tower, distance words as a text matrix, depth from both.
+
+Data flow (published size)
+
+    picture (B, 3, 416, 544) -> CLIP image tower, dense -> (B, C, h, w), RN50: (B, 2048, 13, 17)
+    words x templates -> CLIP text tower, once -> text matrix (K, D), kept in the weights file
+    both -> parts/word_bins.py -> logits (B, K, h, w) -> depth (B, 1, h, w)
+    -> bilinear, corners aligned (as published) -> (B, 1, 416, 544)
+
+The text tower is no part of the system: it is read when words have to be turned into their matrix, and let go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from langdepth.backbones.clip import ClipImageTower, DenseMode
+from langdepth.errors import CheckpointError, UsageError
+from langdepth.parts.word_bins import WordBins, WordDepth
+from langdepth.systems.base import System
+from langdepth.text.prompts import PromptSet, find_prompts
+from langdepth.text.scenes import scene_index
+from langdepth.types import InputSpec
+
+if TYPE_CHECKING:
+    from langdepth.backbones.clip_weights import ClipWeights
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """Options of every system on a CLIP trunk. ``reference_exact`` sets all of the class's ``QUIRKS``."""
+
+    QUIRKS: ClassVar[dict[str, Any]] = {"position_resize": "linear1d"}
+
+    architecture: str = "RN50"
+    """open_clip's name of the CLIP model, or "RN-small", "ViT-small"."""
+    quick_gelu: bool = True
+    """Whether the weights were trained with QuickGELU (OpenAI's were); refused when the file disagrees."""
+    prompts: PromptSet | str = "depthclip"
+    """Words, templates and bins, or the name of a published set (text/prompts.py)."""
+    dense_mode: Literal["decimate", "attnpool", "value", "proj"] = "decimate"
+    """Cell features: the last stage's map, channels thinned out to the text's number (published); every cell as a query
+    of the attention pool; the pool's value path; its projection."""
+    logit_scale: float = 1000.0
+    """Factor on the cosine similarity: DepthCLIP's 100 / 0.1; the adapters' 1 / temperature."""
+    normalise: Literal["before", "after"] = "before"
+    """Whether cells get length 1 before their channels are thinned out (DepthCLIP), or cells and words after it."""
+    position_resize: Literal["2d", "linear1d"] = "2d"
+    """How a ViT's position table is resized; linear1d is the official code's, which mixes rows."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """ImageNet's, as published; CLIP's own is 0.4815, 0.4578, 0.4082."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    area: int = 416 * 544
+    """Pixels inside the network; the picture's shape is kept."""
+    reference_exact: bool = False
+    """The official code's numbers, its mistakes included."""
+
+    def __post_init__(self) -> None:
+        set_quirks(self)
+
+
+def set_quirks(config: Any) -> None:
+    """With ``reference_exact``, every option that the class lists in QUIRKS gets the value it has there."""
+    if config.reference_exact:
+        for name, value in config.QUIRKS.items():
+            object.__setattr__(config, name, value)
+
+
+class ClipSystem(System):
+    """Image tower, words, bins. Subclasses write ``forward``; they may put a network between the three."""
+
+    Config = ClipConfig
+    config: Any
+
+    def __init__(self, config: ClipConfig, size: tuple[int, int] | None = None) -> None:
+        """``size``: the one (height, width) that the system takes; otherwise ``config.area`` in any shape."""
+        prompts = find_prompts(config.prompts)
+        tower = ClipImageTower(
+            config.architecture, quick_gelu=config.quick_gelu, position_resize=config.position_resize
+        )
+        multiple = 32 if 32 % tower.stride == 0 else tower.stride
+        super().__init__(
+            replace(config, prompts=prompts),
+            InputSpec(mean=config.mean, std=config.std, size=size, area=config.area, multiple_of=multiple),
+        )
+        self.tower = tower.requires_grad_(False)
+        self.mode: DenseMode = "stage" if config.dense_mode == "decimate" else config.dense_mode
+        self.cell_channels = tower.output_channels(self.mode)
+        self._set_prompts(prompts)
+
+    # -- words -----------------------------------------------------------------------------------------------------
+
+    def _set_prompts(self, prompts: PromptSet) -> None:
+        self.config = replace(self.config, prompts=prompts)
+        self.scenes = tuple(prompts.scenes)
+        centers = [centers for _, centers in prompts.variants()]
+        self.word_bins = WordBins(centers, self.tower.embed_dim, self.config.logit_scale, self.config.normalise)
+        self.word_bins.to(self.get_buffer("_mean").device)
+
+    def _encode_words(self, weights: ClipWeights) -> None:
+        """Fill the text matrix, (V, K, D): the set's own words, then each scene's."""
+        from langdepth.text.clip_text import text_features
+
+        prompts = self.config.prompts
+        sentences = [word for words, _ in prompts.variants() for word in words]
+        features = text_features(sentences, weights, templates=prompts.templates)
+        self.word_bins.text.copy_(features.view_as(self.word_bins.text))
+
+    def load_foundation(self, clip_weights: str | Path | None = None, prompts: Mapping[str, Any] | None = None) -> None:
+        """Fill tower and text matrix from CLIP weights: a file, None for open_clip's download, or "random".
+
+        ``prompts``: fields of a PromptSet that replace the system's own. Raises UsageError and CheckpointError.
+        """
+        if prompts:
+            self._set_prompts(self.config.prompts.changed(prompts))
+        weights = self._clip_weights(clip_weights)
+        self.tower.load_state_dict(weights.visual())
+        self._encode_words(weights)
+        source = f"CLIP {self.config.architecture}: {weights.source}"
+        self.provenance |= {"source": source, "clip_sha256": weights.sha256}
+
+    def use_prompts(self, prompts: Mapping[str, Any], clip_weights: str | Path | None = None) -> None:
+        """Put other words, templates or bins in the place of the system's own; new sentences need CLIP weights."""
+        before, after = self.config.prompts, self.config.prompts.changed(prompts)
+        known = {words: row for (words, _), row in zip(before.variants(), self.word_bins.text, strict=True)}
+        wanted = [words for words, _ in after.variants()]
+        self._set_prompts(after)
+        if before.templates == after.templates and all(words in known for words in wanted):
+            self.word_bins.text.copy_(torch.stack([known[words] for words in wanted]))
+        else:
+            self._encode_words(self._clip_weights(clip_weights))
+
+    def _clip_weights(self, source: str | Path | None) -> ClipWeights:
+        from langdepth.backbones.clip_weights import find_clip_weights
+
+        return find_clip_weights(source, self.config.architecture, self.config.quick_gelu)
+
+    def words(
+        self, count: int, text: list[str] | Tensor | None = None, scene: list[str] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Text matrix (N, K, D) and bin centres (N, K) for ``count`` pictures, N = 1 or, with scenes, ``count``.
+
+        ``text``: a (K, D) matrix instead of the system's own words.
+        """
+        matrix, centers = self.word_bins.text, self.word_bins.bin_centers
+        if scene is None:
+            matrix, centers = matrix[:1], centers[:1]
+        else:
+            if not self.scenes:
+                raise UsageError(f"the system '{self.name}' takes no scene; leave it out, or give prompts with scenes")
+            if len(scene) != count:
+                raise UsageError(f"{len(scene)} scenes for {count} pictures; give one for each")
+            rows = [1 + scene_index(name, self.scenes) for name in scene]
+            matrix, centers = matrix[rows], centers[rows]
+        if text is None:
+            return matrix, centers
+        if not isinstance(text, Tensor):
+            raise UsageError(
+                f"the system '{self.name}' takes no sentence about the picture; its words are set by a prompt set "
+                "(--words, --bins, --prompts)"
+            )
+        if text.shape != matrix.shape[1:]:
+            raise UsageError(
+                f"text features have shape {tuple(text.shape)}; '{self.name}' takes one row per word, "
+                f"{tuple(matrix.shape[1:])}"
+            )
+        return text[None].to(matrix), centers
+
+    # -- picture ---------------------------------------------------------------------------------------------------
+
+    def dense(self, image: Tensor) -> Tensor:
+        """Cell features (B, C, h, w) of (B, 3, H, W) RGB in [0, 1]."""
+        features: Tensor = self.tower(self.normalise(image), self.mode)
+        return features
+
+    def compare(
+        self, features: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
+    ) -> WordDepth:
+        """Cell features (B, C, h, w) against the words, see ``words``."""
+        found: WordDepth = self.word_bins(features, *self.words(len(features), text, scene))
+        return found
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def prepare_training(self, clip_weights: str | None = None) -> None:
+        """CLIP weights for tower and words, unless the system has them already (it continues from trained weights)."""
+        if not bool(self.word_bins.text.any()):
+            self.load_foundation(clip_weights)
+
+    def convert_official(self, state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+        """Official names: ``clip.`` is a whole CLIP model, whose words become the text matrix; see ``official_names``.
+
+        Raises CheckpointError for a checkpoint without a CLIP model.
+        """
+        from langdepth.backbones.clip_weights import ClipWeights, tensor_shapes
+
+        config = self.config
+        tensors, report = rename(state_dict, {"clip.visual.": "tower.", **self.official_names()}, self.state_dict())
+        clip = {key.removeprefix("clip."): value for key, value in state_dict.items() if key.startswith("clip.")}
+        if "token_embedding.weight" not in clip:
+            raise CheckpointError("the checkpoint has no CLIP model in it (no tensor 'clip.token_embedding.weight')")
+        for key, shape in tensor_shapes(config.architecture, config.quick_gelu).items():
+            if key not in clip or tuple(clip[key].shape) != shape:
+                found = tuple(clip[key].shape) if key in clip else "missing"
+                raise CheckpointError(
+                    f"the CLIP model in the checkpoint is not {config.architecture} ('clip.{key}' is {found}, expected "
+                    f"{shape}); choose another architecture"
+                )
+        clip = {key: value.float() for key, value in clip.items()}  # trained in half precision on GPUs
+        self._encode_words(ClipWeights(config.architecture, config.quick_gelu, clip, "the checkpoint", ""))
+        tensors["word_bins.text"] = self.word_bins.text.clone()
+        text = [key for key in report["ignored"] if key.startswith("clip.") and not key.startswith("clip.visual.")]
+        report["used"] += text
+        report["ignored"] = [key for key in report["ignored"] if key not in set(text)]
+        report["missing"] = [key for key in report["missing"] if key != "word_bins.text"]
+        return tensors, report
+
+    def official_names(self) -> dict[str, str]:
+        """Prefixes of the authors' tensors -> ours, beside CLIP's."""
+        return {}
+
+
+def enlarge(depth: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Bilinear with aligned corners, as published."""
+    if depth.shape[-2:] == tuple(size):
+        return depth
+    return F.interpolate(depth, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+def rename(
+    state_dict: dict[str, Tensor], names: Mapping[str, str], own: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """Tensors under our names by prefix (the first that fits), and the report.
+
+    Its lists: "used" and "ignored", their names; "missing", ours.
+    """
+    tensors: dict[str, Tensor] = {}
+    report: dict[str, list[str]] = {"used": [], "ignored": []}
+    for key, value in state_dict.items():
+        ours = next((new + key.removeprefix(old) for old, new in names.items() if key.startswith(old)), None)
+        if ours is None or ours not in own:
+            report["ignored"].append(key)
+        else:
+            report["used"].append(key)
+            tensors[ours] = value
+    return tensors, {**report, "missing": [key for key in own if key not in tensors]}

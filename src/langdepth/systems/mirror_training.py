@@ -1,0 +1,94 @@
+"""How the CLIP adapters predict and learn: from a picture and its mirror image (pinying567, 2023).
+
+A system writes ``tell``; depth limited to its range and enlarged is the prediction, ``parts/adapter_losses.py`` of both
+views the loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from langdepth.errors import UsageError
+from langdepth.parts.adapter_losses import AdapterLosses, SourceView, adapter_losses
+from langdepth.systems.base import System
+from langdepth.systems.clip_system import enlarge
+from langdepth.types import Batch, DepthOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class MirrorTrainingConfig:
+    """Options of prediction and training."""
+
+    QUIRKS: ClassVar[dict[str, Any]] = {"masked": False, "min_depth": 0.0}
+
+    losses: AdapterLosses = field(default_factory=AdapterLosses)
+    """Weights of the losses, and the largest depth."""
+    masked: bool = True
+    """Whether pixels without depth are left out; the official code learns that they are 0 m away."""
+    min_depth: float = 0.001
+    """Metres; smaller depth is raised to it."""
+
+
+class Told(NamedTuple):
+    """depth (B, 1, h, w) metres, not limited to its range; where words are trained, their logits and bins (K,)."""
+
+    depth: Tensor
+    logits: Tensor | None = None
+    bin_centers: Tensor | None = None
+
+
+class MirrorTraining(System):
+    """Prediction and loss of a system that writes ``tell``."""
+
+    config: Any
+
+    def tell(
+        self,
+        image: Tensor,
+        text: list[str] | Tensor | None = None,
+        scene: list[str] | None = None,
+        overlay: Tensor | None = None,
+    ) -> Told:
+        """Depth of (B, 3, H, W) RGB pictures in [0, 1] at the size the network gives."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        image: Tensor,
+        text: list[str] | Tensor | None = None,
+        scene: list[str] | None = None,
+        overlay: Tensor | None = None,
+    ) -> DepthOutput:
+        """Depth of (B, 3, H, W) RGB pictures in [0, 1]; ``overlay`` only where ``takes_overlay`` says so."""
+        depth = self.tell(image, text, scene, overlay).depth.clamp(self.config.min_depth, self.config.losses.max_depth)
+        return DepthOutput(depth=enlarge(depth, image.shape[-2:]))
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of ``parts.adapter_losses``, as they are, and their weighted sum, "total"."""
+        config = self.config
+        settings = replace(config.losses, reference_exact=config.reference_exact)
+        source = None
+        if settings.photometric > 0:
+            if batch.source_image is None or batch.pose is None or batch.intrinsics is None:
+                raise UsageError("losses.photometric: the pictures have no second view with pose and intrinsics")
+            source = SourceView(
+                image=self.normalise(batch.source_image), transform=batch.pose, intrinsics=batch.intrinsics
+            )
+        told = self.tell(batch.image, overlay=batch.overlay)
+        if settings.bins > 0 and told.logits is None:
+            raise UsageError(f"losses.bins: '{self.name}' does not train its words; set it to 0")
+        overlay = None if batch.overlay is None else batch.overlay.flip(-1)
+        return adapter_losses(
+            settings,
+            depth=told.depth,
+            mirrored=self.tell(batch.image.flip(-1), overlay=overlay).depth.flip(-1),
+            logits=told.logits if settings.bins > 0 else None,
+            image=self.normalise(batch.image),
+            target=batch.depth,
+            mask=batch.mask if config.masked else None,
+            bin_centers=told.bin_centers,
+            source=source,
+        )

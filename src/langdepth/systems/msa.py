@@ -1,0 +1,97 @@
+"""`msa`, `msa-sam`: the Multi-Scale Adapter, a U-Net decoder over CLIP's feature pyramid (pinying567, June 2023).
+
+Data flow (B pictures of 416 x 544, RN50)
+
+    picture -> CLIP's ResNet -> maps (B, 64, 208, 272) ... (B, 2048, 13, 17) at strides 2, 4, 8, 16, 32
+    msa-sam: overlay (B, 3, 416, 544), the picture with SAM's masks drawn over it -> two 3x3 blocks, beside the picture
+    bridge on the coarsest map -> five times: enlarge, finer map beside it, two 3x3 blocks -> 1x1
+    -> delta (B, 1, 416, 544)
+    clip_weight 0 (published): depth = delta
+    clip_weight a > 0:         depth = a * words' depth (systems/clip_system.py) + (2 sigmoid(delta) - 1)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from langdepth.errors import UsageError
+from langdepth.parts.adapter_losses import AdapterLosses
+from langdepth.parts.adapters import ConvBlock, MultiScaleDecoder
+from langdepth.systems.clip_adapters import AdapterConfig
+from langdepth.systems.clip_system import ClipSystem, enlarge
+from langdepth.systems.mirror_training import MirrorTraining, Told
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiScaleConfig(AdapterConfig):
+    """Options of `msa` and `msa-sam`."""
+
+    overlay: bool = False
+    """Whether the picture with masks drawn over it is a second input."""
+    clip_weight: float = 0.0
+    """Weight of the words' depth; the decoder then moves it by at most 1 m."""
+    logit_scale: float = 1000.0
+    losses: AdapterLosses = field(default_factory=lambda: AdapterLosses(smoothness=0.0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clip_weight < 0:
+            raise ValueError(f"clip_weight must be at least 0, got {self.clip_weight}")
+
+
+class MultiScaleAdapter(MirrorTraining, ClipSystem):
+    """Decoder over the frozen pyramid; ``text``: a (K, D) matrix instead of the words' features."""
+
+    Config = MultiScaleConfig
+
+    def __init__(self, config: MultiScaleConfig) -> None:
+        super().__init__(config)
+        self.tower.batch_norm_trains = config.clip_bn == "train"
+        self.takes_overlay = config.overlay
+        if tuple(self.tower.strides) != (2, 4, 8, 16, 32):
+            raise UsageError(
+                f"architecture '{config.architecture}' has no maps at strides 2, 4, 8, 16 and 32; take a ResNet (RN50)"
+            )
+        self.decoder = MultiScaleDecoder((6 if config.overlay else 3, *self.tower.channels))
+        if config.clip_weight > 0 and self.decoder.out.bias is not None:  # a residual starts at none
+            nn.init.zeros_(self.decoder.out.bias)
+        self.overlay_encoder = nn.Sequential(ConvBlock(3, 3), ConvBlock(3, 3)) if config.overlay else None
+
+    def tell(
+        self,
+        image: Tensor,
+        text: list[str] | Tensor | None = None,
+        scene: list[str] | None = None,
+        overlay: Tensor | None = None,
+    ) -> Told:
+        photo = self.normalise(image)
+        maps = self.tower.pyramid(photo)
+        words = self.words(len(image), text, scene)
+        if self.overlay_encoder is not None:
+            photo = torch.cat([photo, self.overlay_encoder(self._checked(overlay, image))], dim=1)
+        delta = self.decoder([photo, *maps]).float()
+        weight = self.config.clip_weight
+        if weight == 0:
+            return Told(delta)
+        initial = self.word_bins(maps[-1], *words).depth.clamp(max=self.config.losses.max_depth)
+        return Told(weight * enlarge(initial, delta.shape[-2:]) + 2 * delta.sigmoid() - 1)
+
+    def _checked(self, overlay: Tensor | None, image: Tensor) -> Tensor:
+        if overlay is None:
+            raise UsageError(
+                f"'{self.name}' needs an overlay beside every picture, the picture with SAM's masks drawn over it; "
+                "make them with 'langdepth data sam'"
+            )
+        if overlay.shape != image.shape:
+            raise UsageError(f"overlays have shape {tuple(overlay.shape)}, their pictures {tuple(image.shape)}")
+        return overlay
+
+    def official_names(self) -> dict[str, str]:
+        return {
+            "image_adapter.bridge.bridge.": "decoder.bridge.",
+            "image_adapter.": "decoder.",
+            "seg_encoder.bridge.": "overlay_encoder.",
+        }
