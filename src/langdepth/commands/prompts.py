@@ -1,0 +1,71 @@
+"""``langdepth prompts``: what distance words give on a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from langdepth.commands._parse import run
+from langdepth.text.prompts import read_changes
+
+EXAMPLE = """
+langdepth prompts photo.jpg --clip-weights RN50.pt --swap far=distant --out words
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry of the command table."""
+    return run(prompts, arguments, "langdepth prompts", EXAMPLE)
+
+
+def prompts(
+    picture: str,
+    *,
+    system: str = "depthclip",
+    clip_weights: str | None = None,
+    prompts: str | None = None,
+    words: str | None = None,
+    bins: str | None = None,
+    scene: str | None = None,
+    swap: str | None = None,
+    out: str = "words",
+    device: str = "auto",
+) -> int:
+    """What distance words give on a picture: a table, similarity maps, the depth, and the effect of other words.
+
+    Prints each word's similarity, probability and share of the picture, and for each swap how the depth changes. Writes
+    a sheet of pictures and the maps as .npz.
+
+    Args:
+        picture: The picture file.
+        system: A system that compares with distance words: registry name, .safetensors file or hub id.
+        clip_weights: CLIP weights: OpenAI's archive, open_clip's or Hugging Face's file, or the word random.
+        prompts: A published prompt set, for example depthclip-words-2, or a YAML file.
+        words: Distance words from near to far, with commas.
+        bins: The distance each of them stands for, metres with commas, rising.
+        scene: A scene for which the prompt set has its own words or bins.
+        swap: Words to swap with others, each on its own, with commas: far=distant,giant=huge.
+        out: Folder for the results.
+        device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
+    """
+    changes = read_changes(prompts, words, bins)
+
+    from langdepth import workbench
+    from langdepth.checkpoint import load
+    from langdepth.registry import list_systems
+
+    # A file holds what it needs for its own words; CLIP weights then only encode others.
+    needed = clip_weights if changes or system in list_systems() else None
+    loaded = workbench.with_words(load(system, clip_weights=needed, prompts=changes, device=device))
+    maps = workbench.word_maps(loaded, picture, scene)
+    print("\n".join(maps.table()))
+    print(f"depth {maps.depth.min():.2f} / {maps.depth.mean():.2f} / {maps.depth.max():.2f} m (min / mean / max)")
+    swaps = {}
+    own = loaded.config.prompts.words
+    for asked in swap.split(",") if swap else []:
+        loaded.use_prompts(workbench.swapped(own, asked), clip_weights)
+        swaps[asked] = workbench.word_maps(loaded, picture, scene)
+        print(f"{asked}: {workbench.difference(maps, swaps[asked])}")
+    for path in workbench.write_workbench(maps, swaps, out, Path(picture).stem):
+        print(f"-> {path}")
+    return 0
