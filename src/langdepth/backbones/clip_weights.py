@@ -194,9 +194,9 @@ def _read_tensors(path: Path, limit: int) -> dict[str, Tensor]:
                 if sum(member.file_size for member in archive.infolist()) > limit:
                     raise CheckpointError(f"{path}: unpacks to far more than these CLIP weights hold; refused")
                 script = any(name.endswith("/constants.pkl") for name in archive.namelist())
-                content = _read_torchscript(archive) if script else torch.load(path, "cpu", weights_only=True)
+                content = _read_torchscript(archive) if script else _read_pickle(path)
         elif head.startswith(b"\x80"):  # torch.save before version 1.6, or another pickle
-            content = torch.load(path, "cpu", weights_only=True)
+            content = _read_pickle(path)
         elif head.endswith(b"{"):
             content = load_file(path)
         else:
@@ -216,6 +216,12 @@ def _read_tensors(path: Path, limit: int) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path}: holds no state dict (names with tensors)")
     return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def _read_pickle(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # hints about pickle protocols; what matters is raised
+        return torch.load(path, "cpu", weights_only=True)
 
 
 class _Module:
