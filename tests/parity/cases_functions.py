@@ -12,6 +12,14 @@ import torch
 from torch import Tensor
 
 from langdepth import losses, protocols
+from langdepth.data.nyu_adapters import (
+    NyuPicture,
+    SelfSupervisedDraws,
+    SupervisedDraws,
+    evaluation_sample,
+    self_supervised_sample,
+    supervised_sample,
+)
 from langdepth.evaluate import judge
 from langdepth.metrics import DepthMetrics
 from langdepth.parts.adapter_losses import AdapterLosses, SourceView, adapter_losses, resize
@@ -21,7 +29,7 @@ from langdepth.recipe import OptimSection
 from langdepth.systems.base import System
 from langdepth.train import rate
 from langdepth.types import DepthOutput, InputSpec, Sample
-from tests.parity.runner import Compared, Tolerance
+from tests.parity.runner import Compared, Tolerance, subsampled
 
 CLOSE = Tolerance(rtol=1e-5)
 EXACT = Tolerance()
@@ -234,3 +242,40 @@ def lr_schedules_clip_adapters(arrays: dict[str, np.ndarray], weights: dict[str,
         rates = np.array([[start * factor(3 * epoch + step) for step in range(3)] for epoch in range(epochs)])
         assert (rates == rates[:, :1]).all(), "the rate changes within an epoch"
         yield name, rates[:, 0], Tolerance(rtol=1e-9)
+
+
+def data_nyu_clip_adapters(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
+    """What the published data set returns for one picture: judged, supervised and self-supervised."""
+    picture = NyuPicture(
+        rgb=arrays["rgb"], depth_mm=arrays["depth_mm"], dense_mm=arrays["dense_mm"], overlay=arrays["sam"]
+    )
+    angle, x, y, mirror, gain, overlay_gain = arrays["train_draws"].tolist()
+    train = SupervisedDraws(angle=angle, x=int(x), y=int(y), mirror=mirror > 0.5, gain=gain, overlay_gain=overlay_gain)
+    mirror, shift_x, shift_y, angle = arrays["ssl_draws"].tolist()
+    ssl = SelfSupervisedDraws(mirror=mirror > 0, shift_x=shift_x, shift_y=shift_y, angle=angle)
+    samples = {
+        "test": evaluation_sample(picture),
+        "train": supervised_sample(picture, train, reference_exact=True),
+        "ssl": self_supervised_sample(picture, ssl, reference_exact=True),
+    }
+    dense = {"test": evaluation_sample(picture, dense=True)}
+    for run, sample in samples.items():
+        maps = {
+            "image": _normalised(sample.image),
+            "gt": sample.depth,
+            "dense": dense.get(run, sample).depth,
+            "seg": sample.overlay,
+            "source_image": None if sample.source_image is None else _normalised(sample.source_image),
+        }
+        for name, value in maps.items():
+            if value is not None:
+                for array, part in subsampled(arrays, f"{run}_{name}", value):
+                    yield array, part, Tolerance(atol=1e-4, outliers=1e-3)  # single pixels along turned edges
+    pose = samples["ssl"].pose
+    assert pose is not None
+    yield "ssl_T", pose, Tolerance(rtol=1e-2, atol=1e-4)
+
+
+def _normalised(image: Tensor) -> Tensor:
+    spec = InputSpec()
+    return (image - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(3, 1, 1)

@@ -15,6 +15,10 @@ DEPTH_LOSSES: dict[str, Callable[..., Tensor]] = {
     "silog": losses.silog,
     "log_l1": losses.log_l1,
     "gradient": losses.gradient,
+    "l1": losses.l1,
+    "l2": losses.l2,
+    "berhu": losses.berhu,
+    "sobel_gradient": losses.sobel_gradient,
 }
 
 

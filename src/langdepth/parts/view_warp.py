@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+ROUNDING = 1e-3  # pixels that float32 may be off: so much beyond the border still counts as on it
+
 
 def warp_view(
     source: Tensor, depth: Tensor, transform: Tensor, intrinsics: Tensor, *, reference_exact: bool = False
@@ -36,7 +38,8 @@ def warp_view(
     x, y = (moved[:, :2] / (z[:, None] + 1e-16)).view(-1, 2, height, width).unbind(1)
     if reference_exact:
         return _gather_clamped(source, x, y), torch.ones_like(depth, dtype=torch.bool)
-    inside = (z.view_as(x) > 0) & (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    inside = (z.view_as(x) > 0) & ((x - (width - 1) / 2).abs() <= (width - 1) / 2 + ROUNDING)
+    inside &= (y - (height - 1) / 2).abs() <= (height - 1) / 2 + ROUNDING
     valid = inside[:, None]
     grid = torch.stack([2 * x / max(1, width - 1) - 1, 2 * y / max(1, height - 1) - 1], dim=-1)
     grid = torch.where(inside[..., None], grid, torch.zeros_like(grid))  # z near 0 sends points to infinity

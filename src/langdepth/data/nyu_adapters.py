@@ -1,0 +1,181 @@
+"""How the CLIP adapters cut, turn and colour an NYU Depth v2 picture (pinying567, 2023; specification, section 7).
+
+Data flow: decoded arrays of 480 x 640 and the random draws -> (mirror) -> rotation -> crop -> (mirror, colour) ->
+Sample of 416 x 544. Pictures stay in [0, 1]: normalising them is the system's part.
+
+Corrected by default; ``reference_exact`` gives what the published program returns: its "dense" target is the raw depth,
+colour is not limited to 1, the self-supervised overlay is normalised like a photo, and the pose shifts the wrong way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from langdepth.errors import ImageError
+from langdepth.parts.view_warp import in_plane_motion
+from langdepth.types import InputSpec, Sample
+
+SIZE = (416, 544)  # height, width of what comes out
+TEST_CORNER = (60, 56)  # x, y
+TRAIN_CORNER = (43, 45)  # of the 427 x 565 pixels that training pictures are cut from
+CENTRAL = (10, 6)  # x, y of their centre
+MAX_DEPTH = 10.0  # metres
+FOCAL = 0.015  # pixels, as published; any value moves pixels alike, since the motion stays in the picture plane
+
+
+@dataclass(frozen=True, kw_only=True)
+class NyuPicture:
+    """Decoded arrays of one picture, (480, 640).
+
+    rgb (H, W, 3) uint8; depth_mm (H, W): raw depth in millimetres, 0 where unknown; dense_mm: the same with holes
+    filled; overlay (h, w, 3) uint8 of any size: the photo with coloured masks. Raises ImageError for another size.
+    """
+
+    rgb: npt.NDArray[np.uint8]
+    depth_mm: npt.NDArray[np.integer]
+    dense_mm: npt.NDArray[np.integer] | None = None
+    overlay: npt.NDArray[np.uint8] | None = None
+    path: str = ""
+
+    def __post_init__(self) -> None:
+        for name, array in (("picture", self.rgb), ("depth", self.depth_mm), ("filled depth", self.dense_mm)):
+            if array is not None and array.shape[:2] != (480, 640):
+                height, width = array.shape[:2]
+                raise ImageError(f"{self.path or 'NYU picture'}: {name} is {width}x{height}, these crops need 640x480")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedDraws:
+    """What is random in a supervised training picture.
+
+    angle in degrees, counter-clockwise; x, y: place of the 416 x 544 crop in the 427 x 565 one; gain, overlay_gain:
+    factors on the colours of the photo and of the overlay.
+    """
+
+    angle: float = 0.0
+    x: int = 10
+    y: int = 5
+    mirror: bool = False
+    gain: float = 1.0
+    overlay_gain: float = 1.0
+
+    @classmethod
+    def draw(cls, random: np.random.Generator) -> SupervisedDraws:
+        """The published distributions."""
+        return cls(
+            angle=random.uniform(-2.5, 2.5),
+            x=int(random.integers(0, 21)),
+            y=int(random.integers(0, 11)),
+            mirror=random.uniform() > 0.5,
+            gain=random.uniform(0.8, 1.2),
+            overlay_gain=random.uniform(0.8, 1.2),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfSupervisedDraws:
+    """What is random in a self-supervised training picture.
+
+    angle in degrees, counter-clockwise; shift_x, shift_y: how far the crop moves to the right and down, pixels.
+    """
+
+    mirror: bool = False
+    shift_x: float = 0.0
+    shift_y: float = 0.0
+    angle: float = 0.0
+
+    @classmethod
+    def draw(cls, random: np.random.Generator) -> SelfSupervisedDraws:
+        """The published distributions."""
+        shift_x, shift_y = random.uniform(-10, 10, 2).tolist()
+        return cls(mirror=random.uniform() > 0.5, shift_x=shift_x, shift_y=shift_y, angle=random.uniform(-10, 10))
+
+
+def evaluation_sample(picture: NyuPicture, *, dense: bool = False) -> Sample:
+    """The picture as it is judged; ``dense`` gives the filled depth instead of the raw one."""
+    return _sample(_crop(_layers(picture, dense), TEST_CORNER), picture)
+
+
+def supervised_sample(picture: NyuPicture, draws: SupervisedDraws, *, reference_exact: bool = False) -> Sample:
+    """A picture to learn depth from; the filled depth if there is one."""
+    layers = _rotate(_layers(picture, dense=not reference_exact), draws.angle)
+    layers = _crop(layers, (TRAIN_CORNER[0] + draws.x, TRAIN_CORNER[1] + draws.y))
+    if draws.mirror:
+        layers = _mirror(layers)
+    sample = _sample(layers, picture)
+    largest = 255.0 if reference_exact else 1.0  # colours are in [0, 1], the published limit is that of bytes
+    sample.image = (sample.image * draws.gain).clamp(0, largest)
+    if sample.overlay is not None:
+        sample.overlay = (sample.overlay * draws.overlay_gain).clamp(0, largest)
+    return sample
+
+
+def self_supervised_sample(picture: NyuPicture, draws: SelfSupervisedDraws, *, reference_exact: bool = False) -> Sample:
+    """A turned and shifted picture, the unturned one as its source view, and the pose between the two.
+
+    The pose moves pixels at a depth of 1 m by exactly the turn and shift; see ``parts.view_warp.in_plane_motion``.
+    """
+    layers = _layers(picture, dense=not reference_exact)
+    if draws.mirror:
+        layers = _mirror(layers)
+    left, top = TRAIN_CORNER[0] + CENTRAL[0], TRAIN_CORNER[1] + CENTRAL[1]
+    shift = round(draws.shift_x), round(draws.shift_y)
+    sample = _sample(_crop(_rotate(layers, draws.angle), (left + shift[0], top + shift[1])), picture)
+    sample.source_image = _sample(_crop(layers, (left, top)), picture).image
+    intrinsics = np.array([[FOCAL, 0, SIZE[1] / 2], [0, FOCAL, SIZE[0] / 2], [0, 0, 1]])
+    if reference_exact:
+        pose = in_plane_motion(draws.angle, (-draws.shift_x, -draws.shift_y), (320, 240), intrinsics)
+        if sample.overlay is not None:
+            spec = InputSpec()
+            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+            sample.overlay = (sample.overlay - mean) / std
+    else:  # Pillow turns about the middle of the picture, which lies between pixel centres
+        pose = in_plane_motion(draws.angle, shift, (319.5 - left, 239.5 - top), intrinsics)
+    sample.pose = torch.from_numpy(pose).float()
+    sample.intrinsics = torch.from_numpy(intrinsics).float()
+    return sample
+
+
+# Photo, depth and overlay are Pillow pictures of one size, moved alike.
+
+
+def _layers(picture: NyuPicture, dense: bool) -> dict[str, Image.Image]:
+    depth = picture.dense_mm if dense and picture.dense_mm is not None else picture.depth_mm
+    # 16 bits as in the files: Pillow turns other kinds of numbers with other rounding.
+    layers = {"image": Image.fromarray(picture.rgb), "depth": Image.fromarray(depth.astype(np.uint16))}
+    if picture.overlay is not None:
+        layers["overlay"] = Image.fromarray(picture.overlay).resize(layers["image"].size)  # bicubic
+    return layers
+
+
+def _crop(layers: dict[str, Image.Image], corner: tuple[int, int]) -> dict[str, Image.Image]:
+    """416 x 544 with its top left pixel at ``corner`` = (x, y)."""
+    box = (*corner, corner[0] + SIZE[1], corner[1] + SIZE[0])
+    return {name: layer.crop(box) for name, layer in layers.items()}
+
+
+def _mirror(layers: dict[str, Image.Image]) -> dict[str, Image.Image]:
+    return {name: layer.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for name, layer in layers.items()}
+
+
+def _rotate(layers: dict[str, Image.Image], angle: float) -> dict[str, Image.Image]:
+    """Counter-clockwise about the middle, zeros outside; only the photo is interpolated."""
+    rules = {"image": Image.Resampling.BILINEAR}
+    return {name: layer.rotate(angle, rules.get(name, Image.Resampling.NEAREST)) for name, layer in layers.items()}
+
+
+def _sample(layers: dict[str, Image.Image], picture: NyuPicture) -> Sample:
+    millimetres = np.array(layers["depth"], dtype=np.float32)
+    depth = torch.from_numpy(millimetres)[None].div(1000).clamp(0, MAX_DEPTH)
+    overlay = _colours(layers["overlay"]) if "overlay" in layers else None
+    return Sample(image=_colours(layers["image"]), depth=depth, mask=depth > 0, overlay=overlay, path=picture.path)
+
+
+def _colours(layer: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(layer)).permute(2, 0, 1).float() / 255

@@ -1,0 +1,128 @@
+"""The CLIP adapters' pictures: windows, draws, corrected and published."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from langdepth.data.nyu_adapters import (
+    NyuPicture,
+    SelfSupervisedDraws,
+    SupervisedDraws,
+    evaluation_sample,
+    self_supervised_sample,
+    supervised_sample,
+)
+from langdepth.errors import ImageError
+from langdepth.parts.view_warp import warp_view
+
+
+@pytest.fixture(scope="module")
+def picture() -> NyuPicture:
+    """Smooth colours, depth that tells its pixel: 1000 + row in millimetres, with a hole."""
+    y, x = np.mgrid[:480, :640]
+    waves = [127 + 100 * np.sin(x / 19 + i) * np.cos(y / 23 - i) for i in range(3)]
+    depth = (1000 + y).astype(np.uint16)
+    holes = depth.copy()
+    holes[200:220, 300:330] = 0
+    rgb = np.stack(waves, -1).astype(np.uint8)
+    return NyuPicture(rgb=rgb, depth_mm=holes, dense_mm=depth, overlay=rgb[::2, ::2].copy())
+
+
+def test_evaluation_shows_the_inner_window(picture: NyuPicture) -> None:
+    sample = evaluation_sample(picture)
+    assert sample.image.shape == (3, 416, 544)
+    assert torch.equal(sample.image * 255, torch.from_numpy(picture.rgb[56:472, 60:604]).permute(2, 0, 1).float())
+    assert float(sample.depth[0, 0, 0]) == pytest.approx(1.056)
+    assert not sample.mask[0, 200 - 56, 300 - 60]
+    assert int((~sample.mask).sum()) == 20 * 30
+    assert evaluation_sample(picture, dense=True).mask.all()
+    assert sample.overlay is not None
+    assert sample.overlay.shape == (3, 416, 544)
+
+
+def test_supervised_learns_from_the_filled_depth_and_the_published_program_from_the_raw_one(
+    picture: NyuPicture,
+) -> None:
+    draws = SupervisedDraws(x=3, y=7)
+    assert supervised_sample(picture, draws).mask.all()
+    published = supervised_sample(picture, draws, reference_exact=True)
+    assert int((~published.mask).sum()) == 20 * 30
+    assert float(published.depth[0, 0, 0]) == pytest.approx(1.045 + 0.007)
+    without = replace(picture, dense_mm=None)
+    assert torch.equal(supervised_sample(without, draws).depth, published.depth)
+
+
+def test_everything_is_mirrored_alike(picture: NyuPicture) -> None:
+    draws = SupervisedDraws(angle=1.5, x=0, y=0)
+    plain, mirrored = supervised_sample(picture, draws), supervised_sample(picture, replace(draws, mirror=True))
+    for name in ("image", "depth", "mask", "overlay"):
+        assert torch.equal(getattr(mirrored, name), getattr(plain, name).flip(-1)), name
+
+
+def test_colours_stay_in_range_unless_published(picture: NyuPicture) -> None:
+    draws = SupervisedDraws(gain=1.2, overlay_gain=0.8)
+    sample = supervised_sample(picture, draws)
+    plain = supervised_sample(picture, SupervisedDraws())
+    assert float(sample.image.max()) == 1
+    assert float(supervised_sample(picture, draws, reference_exact=True).image.max()) > 1.05
+    assert sample.overlay is not None
+    assert plain.overlay is not None
+    torch.testing.assert_close(sample.overlay, 0.8 * plain.overlay)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_pose_takes_the_source_to_the_picture(picture: NyuPicture, mirror: bool) -> None:
+    draws = SelfSupervisedDraws(angle=4.0, shift_x=6.2, shift_y=-7.7, mirror=mirror)
+    errors = {}
+    for exact in (False, True):
+        sample = self_supervised_sample(picture, draws, reference_exact=exact)
+        assert sample.source_image is not None
+        assert sample.pose is not None
+        assert sample.intrinsics is not None
+        # In double precision: the published focal length blows coordinates up.
+        one_metre = torch.ones(1, 1, 416, 544, dtype=torch.float64)
+        warped, valid = warp_view(
+            sample.source_image[None].double(), one_metre, sample.pose[None].double(), sample.intrinsics.double()
+        )
+        assert valid.float().mean() > 0.8
+        known = valid & (sample.image.sum(0) > 0)  # turning leaves black corners
+        errors[exact] = float((warped - sample.image).abs().mean(1, keepdim=True)[known].mean())
+    assert errors[False] < 0.01
+    assert errors[True] > 5 * errors[False]
+
+
+def test_the_published_overlay_is_normalised_in_self_supervision_only(picture: NyuPicture) -> None:
+    corrected = self_supervised_sample(picture, SelfSupervisedDraws())
+    published = self_supervised_sample(picture, SelfSupervisedDraws(), reference_exact=True)
+    assert corrected.overlay is not None
+    assert published.overlay is not None
+    assert float(corrected.overlay.min()) >= 0
+    assert float(published.overlay.min()) < -1
+    assert torch.equal(corrected.image, published.image)
+
+
+def test_draws_follow_the_generator_and_their_ranges() -> None:
+    def many(seed: int) -> list[SupervisedDraws]:
+        random = np.random.default_rng(seed)
+        return [SupervisedDraws.draw(random) for _ in range(300)]
+
+    drawn = many(0)
+    assert drawn == many(0)
+    assert drawn != many(1)
+    assert {d.x for d in drawn} == set(range(21))
+    assert {d.y for d in drawn} == set(range(11))
+    assert 0.4 < np.mean([d.mirror for d in drawn]) < 0.6
+    assert 2 < max(abs(d.angle) for d in drawn) <= 2.5
+    random = np.random.default_rng(0)
+    views = [SelfSupervisedDraws.draw(random) for _ in range(300)]
+    assert 8 < max(abs(v.shift_x) for v in views) <= 10
+    assert 8 < max(abs(v.angle) for v in views) <= 10
+
+
+def test_another_size_is_refused(picture: NyuPicture) -> None:
+    with pytest.raises(ImageError, match=r"a.jpg: picture is 320x240, these crops need 640x480"):
+        replace(picture, rgb=picture.rgb[::2, ::2], path="a.jpg")
