@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from torch import Tensor
 from langdepth import __version__, registry
 from langdepth.config import to_mapping
 from langdepth.errors import CheckpointError, LangdepthError, UsageError, nearest
-from langdepth.io import atomic_path
+from langdepth.io import atomic_path, file_sha256
 
 if TYPE_CHECKING:
     from langdepth.systems.base import System
@@ -320,11 +319,7 @@ def _from_hub(repo: str, revision: str | None, offline: bool | None) -> Path:
 
 
 def _check_sha256(path: Path, label: str, expected: str) -> None:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    found = digest.hexdigest()
+    found = file_sha256(path)
     if found != expected:
         raise CheckpointError(
             f"{label}: {path} is damaged: its sha256 is {found[:12]}..., expected {expected[:12]}...; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -295,6 +296,15 @@ def _load_numpy(stream: IO[bytes]) -> npt.NDArray[np.float32]:
         raise ImageError(f"a depth map in NumPy format holds metres in floating point, found {content.dtype}")
     _check_pixels(content.shape[1], content.shape[0], MAX_PIXELS)
     return content.astype(np.float32)
+
+
+def file_sha256(path: str | Path) -> str:
+    """The sha256 of a file's content in hexadecimal digits. Raises OSError."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 # --- writing

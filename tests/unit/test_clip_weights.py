@@ -252,6 +252,10 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert "is no weights file" in refusal(tmp_path / "empty.pt")
     assert "no such file" in refusal(tmp_path / "missing.pt")
     assert "is not a regular file" in refusal(tmp_path)
+    (tmp_path / "secret.pt").write_bytes(b"x")
+    (tmp_path / "secret.pt").chmod(0)
+    if not os.access(tmp_path / "secret.pt", os.R_OK):  # root reads everything
+        assert "cannot be read (Permission denied)" in refusal(tmp_path / "secret.pt")
     torch.save([torch.zeros(3)], tmp_path / "list.pt")
     assert "holds no state dict" in refusal(tmp_path / "list.pt")
     torch.save({"weight": 3}, tmp_path / "numbers.pt")
@@ -316,7 +320,7 @@ def test_a_tensor_larger_than_what_is_stored_for_it(tmp_path: Path) -> None:
 def test_files_that_are_too_large(tmp_path: Path) -> None:
     with (tmp_path / "large.pt").open("wb") as file:
         file.truncate(10**9)  # takes no room on the disk
-    assert "has 1.0 GB, far more than these CLIP weights (0.0 GB)" in refusal(tmp_path / "large.pt")
+    assert "has 1000 MB, far more than RN-small needs (19 MB)" in refusal(tmp_path / "large.pt")
     with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data/0", b"\0" * (2**28))
     assert "unpacks to far more" in refusal(tmp_path / "bomb.pt")

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from langdepth.backbones.clip import SMALL_ARCHITECTURES, model_config
 from langdepth.errors import CheckpointError, UsageError
+from langdepth.io import file_sha256
 
 ACTIVATIONS = {True: "QuickGELU", False: "GELU"}
 # Beside the weights in some files: OpenAI's three scalars, and tables that networks compute themselves.
@@ -98,14 +99,14 @@ def _read(
     path: Path, architecture: str, quick_gelu: bool | None, source: str, expected_sha256: str = ""
 ) -> ClipWeights:
     wanted = tensor_shapes(architecture, quick_gelu)
-    limit = _check_file(path, 4 * sum(math.prod(shape) for shape in wanted.values()))
-    sha256 = _sha256(path)
+    limit = _check_file(path, architecture, 4 * sum(math.prod(shape) for shape in wanted.values()))
+    sha256 = file_sha256(path)
     if not sha256.startswith(expected_sha256):
         raise CheckpointError(
             f"{path}: its sha256 is {sha256[:12]}..., the published one is {expected_sha256[:12]}...; "
             "delete the file and fetch it again"
         )
-    stored = _read_tensors(path, limit)
+    stored = _read_tensors(path, architecture, limit)
     stated = _stated_activation(path, stored)
     tensors = _in_open_clip_names(path, stored)
     _check_shapes(path, architecture, tensors, wanted)
@@ -161,28 +162,25 @@ def _random_weights(architecture: str, quick_gelu: bool) -> ClipWeights:
 # --- files
 
 
-def _check_file(path: Path, expected_bytes: int) -> int:
-    """The most bytes a training checkpoint of this model could have; the file must be a regular one within that."""
+def _check_file(path: Path, architecture: str, expected_bytes: int) -> int:
+    """The most bytes a training checkpoint of this model could have; the file must be readable and within that."""
     if not path.is_file():
         what = "is not a regular file" if path.exists() else "no such file"
         raise CheckpointError(f"{path}: {what}; give a file of CLIP weights")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     size, limit = path.stat().st_size, 4 * expected_bytes + 2**26
     if size > limit:
         raise CheckpointError(
-            f"{path}: has {size / 1e9:.1f} GB, far more than these CLIP weights ({expected_bytes / 1e9:.1f} GB)"
+            f"{path}: has {size / 1e6:.0f} MB, far more than {architecture} needs ({expected_bytes / 1e6:.0f} MB); "
+            "give its weights, or state the architecture of this file"
         )
     return limit
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _read_tensors(path: Path, limit: int) -> dict[str, Tensor]:
+def _read_tensors(path: Path, architecture: str, limit: int) -> dict[str, Tensor]:
     """The tensors of a file under its own names; the content says which kind it is."""
     from safetensors.torch import load_file
 
@@ -192,7 +190,7 @@ def _read_tensors(path: Path, limit: int) -> dict[str, Tensor]:
         if head.startswith(b"PK"):
             with zipfile.ZipFile(path) as archive:
                 if sum(member.file_size for member in archive.infolist()) > limit:
-                    raise CheckpointError(f"{path}: unpacks to far more than these CLIP weights hold; refused")
+                    raise CheckpointError(f"{path}: unpacks to far more than {architecture} needs; refused")
                 script = any(name.endswith("/constants.pkl") for name in archive.namelist())
                 content = _read_torchscript(archive) if script else _read_pickle(path)
         elif head.startswith(b"\x80"):  # torch.save before version 1.6, or another pickle
