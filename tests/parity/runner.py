@@ -180,7 +180,8 @@ def compare(name: str, ours: Tensor | np.ndarray, expected: np.ndarray, toleranc
         beyond = ~same & ~(difference <= allowed)  # so that NaN and infinity are beyond
     share = beyond.mean() if beyond.size else 0.0
     note = f"{beyond.sum()} of {beyond.size} beyond" if beyond.any() else ""
-    return Row(name, difference.max(initial=0), relative.max(initial=0), tolerance, share <= tolerance.outliers, note)
+    good = bool(share <= tolerance.outliers)
+    return Row(name, float(difference.max(initial=0)), float(relative.max(initial=0)), tolerance, good, note)
 
 
 _EVERY = r"_every(\d+)(?:st|nd|rd|th)"
