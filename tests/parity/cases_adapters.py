@@ -77,7 +77,9 @@ def clip_adapter_trainstep(arrays: dict[str, np.ndarray], weights: dict[str, Ten
     for name, parameter in system.named_parameters():
         if parameter.grad is not None:
             text = name.startswith("text_adapter")
-            yield f"grad.{name}", parameter.grad, Tolerance(rtol_of_max=1e-4 if text else 2e-3)
+            # With another number of threads rounding may flip a ReLU, which moves single entries.
+            tolerance = Tolerance(rtol_of_max=1e-4) if text else Tolerance(rtol_of_max=2e-3, outliers=1e-4)
+            yield f"grad.{name}", parameter.grad, tolerance
 
 
 def _two_stage(name: str, arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, stage: str) -> Any:

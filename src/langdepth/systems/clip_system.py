@@ -77,7 +77,9 @@ class ClipSystem(System):
     """Image tower, words, bins. Subclasses write ``forward``; they may put a network between the three."""
 
     Config = ClipConfig
+    text_per_picture = False
     config: Any
+    text_per_picture = False
 
     def __init__(self, config: ClipConfig, size: tuple[int, int] | None = None) -> None:
         """``size``: the one (height, width) that the system takes; otherwise ``config.area`` in any shape."""
@@ -174,6 +176,11 @@ class ClipSystem(System):
         return text[None].to(matrix), centers
 
     # -- picture ---------------------------------------------------------------------------------------------------
+
+    def normalise(self, image: Tensor) -> Tensor:
+        image = super().normalise(image)
+        # A CPU sums the statistics of channels-last maps less exactly, which training then shows.
+        return image.contiguous() if self.tower.batch_norm_trains else image
 
     def dense(self, image: Tensor) -> Tensor:
         """Cell features (B, C, h, w) of (B, 3, H, W) RGB in [0, 1]."""
