@@ -44,6 +44,10 @@ class FakeSystem(System):
         self.provenance = {"source": "made for tests", "licence": "none", "weights": "fake", "sha256": None}
         self.batches: list[tuple[int, ...]] = []
 
+    def inference_copy(self) -> FakeSystem:
+        """Itself, so that ``batches`` tells what came."""
+        return self
+
     def forward(
         self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
     ) -> DepthOutput:

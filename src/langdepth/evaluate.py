@@ -92,7 +92,7 @@ def evaluate(
     require_comparable(system, protocol)
     grouped = distributed.is_available() and distributed.is_initialized()
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
-    system = system.move(device).eval()
+    system = system.move(device).eval().inference_copy()
     start = time.monotonic()
     metrics, by_range = DepthMetrics(), ErrorByRange()
     scores: list[tuple[float, int]] = []  # abs_rel and index of every judged picture

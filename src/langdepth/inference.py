@@ -184,15 +184,25 @@ def _forward(
     flip: bool,
     limit: float | None = None,
 ) -> DepthOutput:
-    """(B, 3, h, w) uint8 or float to the system's output, depth in float32."""
+    """(B, 3, h, w) uint8 or float to the system's output, depth in float32. The mirrored pictures are in the batch."""
+    count = len(image)
     image = _as_float(image)
-    output: DepthOutput = system(image, text, scene)
-    views = [output.depth.float()]
     if flip:
-        views.append(system(image.flip(-1), text, scene).depth.float().flip(-1))
+        image = torch.cat([image, image.flip(-1)])
+        scene = None if scene is None else scene * 2
+        if isinstance(text, Tensor):
+            text = torch.cat([text, text]) if system.text_per_picture else text
+        elif text is not None:
+            text = text * 2
+    output: DepthOutput = system(image, text, scene)
+    depth = output.depth.float()
     if limit is not None:
-        views = [view.clamp(0, limit) for view in views]
-    return replace(output, depth=torch.stack(views).mean(0))
+        depth = depth.clamp(0, limit)
+    if not flip:
+        return replace(output, depth=depth)
+    mirrored = depth[count:].flip(-1)
+    fields = {name: value[:count] for name, value in vars(output).items() if value is not None}
+    return DepthOutput(**{**fields, "depth": (depth[:count] + mirrored) / 2})
 
 
 def _to_picture_size(depth: Tensor, size: Sequence[int], resize: Resize = "bilinear") -> Tensor:
@@ -235,6 +245,7 @@ class _Predictor:
         if dtype not in (None, *DTYPES):
             raise UsageError(f"unknown dtype '{dtype}': {nearest(str(dtype), DTYPES)}")
         self.system = system.move(device).eval()
+        self.network = self.system.inference_copy()
         self.device = system.get_buffer("_mean").device
         self.flip, self.dtype, self.keep_image = flip, dtype or "float32", keep_image
 
@@ -273,7 +284,7 @@ class _Predictor:
         image = torch.cat([prepared.image for _, prepared in batch]).to(self.device)
         try:
             with torch.autocast(self.device.type, dtype=DTYPES[self.dtype], enabled=self.dtype != "float32"):
-                output = _forward(self.system, image, text or None, scene or None, self.flip)
+                output = _forward(self.network, image, text or None, scene or None, self.flip)
         except torch.OutOfMemoryError:
             raise LangdepthError(
                 f"{self.device}: not enough memory for {len(batch)} pictures of {image.shape[-1]}x{image.shape[-2]}; "

@@ -176,6 +176,33 @@ class SystemTester:
                 assert ((mixed.depth - full.depth).abs() / full.depth).mean() < self.bf16_tolerance
                 assert torch.equal(system(image, **words).depth, full.depth)
 
+    def test_the_inference_copy_gives_the_same_and_follows_every_change(self, system: System) -> None:
+        image = self.pictures(system)
+        torch.manual_seed(1)
+        for _ in range(2):
+            with torch.no_grad():
+                for module in system.modules():
+                    if isinstance(module, nn.BatchNorm2d):  # as after training
+                        for name in ("running_mean", "running_var", "weight", "bias"):
+                            getattr(module, name).add_(0.2 * torch.rand(module.num_features))
+            twin = system.inference_copy()
+            assert twin is system.inference_copy()
+            assert not any(isinstance(module, nn.BatchNorm2d) for module in twin.modules())
+            with torch.no_grad():
+                torch.testing.assert_close(twin(image).depth, system(image).depth, rtol=1e-3, atol=1e-4)
+            system.load_state_dict({key: value.clone() for key, value in system.state_dict().items()})
+            assert system.inference_copy() is not twin
+
+    def test_flip_averaging_is_the_mean_with_the_mirrored_picture(self, system: System) -> None:
+        image = self.pictures(system)
+        for words in self.every_kind_of_words(system):
+            averaged = infer(system, image, **words, flip=True).depth
+            with torch.no_grad():
+                mirrored = system(image.flip(-1), **words).depth.flip(-1)
+                expected = (system(image, **words).depth + mirrored) / 2
+            expected = nn.functional.interpolate(expected, size=image.shape[-2:], mode="bilinear")
+            torch.testing.assert_close(averaged, expected, rtol=1e-4, atol=1e-5)
+
     # Words
 
     def test_words_change_the_depth_of_their_own_picture_only(self, system: System) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from langdepth.devices import move
 from langdepth.errors import LangdepthError, UsageError
+from langdepth.parts.folding import fingerprint, folded
 from langdepth.types import Batch, DepthOutput, DepthResult, InputSpec
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class System(nn.Module):
     name: str = ""
     scale_kind: str = "metric"
     scenes: tuple[str, ...] = ()
+    text_per_picture: ClassVar[bool] = True
+    """Whether a feature matrix given as text has a row per picture; False: its rows are words, for all pictures."""
     zero_shot: ClassVar[bool] = False
     """Whether it predicts without any training, from foundation weights alone."""
     takes_overlay: bool = False
@@ -40,6 +43,7 @@ class System(nn.Module):
         self.config = config
         self.input_spec = input_spec
         self.provenance = {}
+        self._inference_copy: tuple[Any, Self] | None = None  # in a tuple, or it would be a part of the module
         self.register_buffer("_mean", torch.tensor(input_spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(input_spec.std).view(1, 3, 1, 1), persistent=False)
 
@@ -94,6 +98,14 @@ class System(nn.Module):
         A leading "module." is gone already. Raises CheckpointError for a checkpoint of another layout.
         """
         raise LangdepthError(f"'{self.name}' has no official checkpoint to convert")
+
+    def inference_copy(self) -> Self:
+        """An equal system in eval mode that is quicker and shares its tensors; made again once a tensor has changed."""
+        now = fingerprint(self)
+        if self._inference_copy is None or self._inference_copy[0] != now:
+            self._inference_copy = None  # not copied with the rest
+            self._inference_copy = (now, folded(self))
+        return self._inference_copy[1]
 
     def move(self, device: str | torch.device | None) -> Self:
         """The system on ``device``, see ``langdepth.devices.move``."""
