@@ -79,7 +79,6 @@ class ClipSystem(System):
     Config = ClipConfig
     text_per_picture = False
     config: Any
-    text_per_picture = False
 
     def __init__(self, config: ClipConfig, size: tuple[int, int] | None = None) -> None:
         """``size``: the one (height, width) that the system takes; otherwise ``config.area`` in any shape."""
