@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -91,8 +91,9 @@ class ClipImageTower(nn.Module):
         from open_clip.model import _build_vision_tower
 
         super().__init__()
-        if position_resize not in ("2d", "linear1d"):
-            raise UsageError(f"unknown position_resize '{position_resize}': {nearest(position_resize, _RESIZES)}")
+        if position_resize not in get_args(PositionResize):
+            known = nearest(position_resize, get_args(PositionResize))
+            raise UsageError(f"unknown position_resize '{position_resize}': {known}")
         config = model_config(architecture, quick_gelu)
         self.architecture = architecture
         self.position_resize = position_resize
@@ -160,9 +161,6 @@ class ClipImageTower(nn.Module):
                 f"{self.architecture} needs pictures of at least {self.stride} x {self.stride} pixels (one cell), "
                 f"got {height} x {width}"
             )
-
-
-_RESIZES = ("2d", "linear1d")
 
 
 class _Family(Protocol):
@@ -349,9 +347,8 @@ def _resize_square(table: Tensor, grid: torch.Size, mode: str, align_corners: bo
 
 def _attend(pool: Any, queries: Tensor, tokens: Tensor) -> Tensor:
     """The attention pool's heads, before its output projection: (B, M, C) and (B, N, C) -> (B, M, C)."""
-    heads = (-1, pool.num_heads, pool.q_proj.out_features // pool.num_heads)
     query, key, value = (
-        project(x).unflatten(-1, heads[1:]).transpose(1, 2)
+        project(x).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
         for project, x in ((pool.q_proj, queries), (pool.k_proj, tokens), (pool.v_proj, tokens))
     )
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
