@@ -28,6 +28,13 @@ from langdepth.text.scenes import SCENES
 from langdepth.types import Batch, DepthOutput
 
 Words = dict[str, Any]
+TRAINING = {
+    "test_gradients_reach_every_trainable_parameter",
+    "test_every_trainable_parameter_is_in_one_group",
+    "test_the_loss_is_finite_whatever_is_unknown",
+    "test_depth_behind_the_mask_never_matters",
+    "test_a_few_steps_lower_the_loss",
+}
 
 
 class SystemTester:
@@ -43,6 +50,8 @@ class SystemTester:
     """Columns of a precomputed text matrix with one row per picture; None: it takes none."""
     picture: ClassVar[tuple[int, int]] = (48, 64)
     """Height and width of the pictures that the tests make."""
+    trainable: ClassVar[bool] = True
+    """Whether it has anything to train; the tests of training are skipped if not."""
     bf16_tolerance: ClassVar[float] = 0.05
     """Largest relative difference of depth, on average, between bfloat16 and float32."""
 
@@ -286,6 +295,11 @@ class SystemTester:
             torch.testing.assert_close(program.module()(image, *text), system(image, *text).depth)
 
     # Training
+
+    @pytest.fixture(autouse=True)
+    def _skip_training(self, request: pytest.FixtureRequest) -> None:
+        if not self.trainable and request.function.__name__ in TRAINING:
+            pytest.skip("has nothing to train")
 
     def test_gradients_reach_every_trainable_parameter(self, system: System) -> None:
         system.train()
