@@ -166,10 +166,18 @@ def judge(system: System, samples: list[Sample], protocol: Protocol, dtype: str 
         torch.stack([getattr(sample, name) for sample in samples])[window] for name in ("image", "depth", "mask")
     )
     device = system.get_buffer("_mean").device
+    overlay = None
+    if system.takes_overlay:
+        without = [sample.path for sample in samples if sample.overlay is None]
+        if without:
+            raise UsageError(f"{without[0]}: '{system.name}' needs an overlay; name it in the column path_overlay")
+        overlay = torch.stack([sample.overlay for sample in samples if sample.overlay is not None])[window].to(device)
     try:
         with torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "float32"):
             limit = protocol.max_depth if protocol.clamp_views else None
-            output = infer(system, image.to(device), flip=protocol.flip, resize=protocol.resize, limit=limit)
+            output = infer(
+                system, image.to(device), overlay=overlay, flip=protocol.flip, resize=protocol.resize, limit=limit
+            )
             prediction = output.depth.cpu()
     except torch.OutOfMemoryError:
         raise LangdepthError(

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from langdepth import __version__
 from langdepth.camera import Camera
+from langdepth.data.sam import read_overlay
 from langdepth.errors import LangdepthError, UsageError, nearest
 from langdepth.io import read_image
 from langdepth.protocols import Resize
@@ -70,6 +71,7 @@ def predict_pictures(
     text: str | Sequence[str] | None = None,
     scene: str | Sequence[str] | None = None,
     camera: CameraOption | Sequence[CameraOption] = None,
+    overlay: str | Path | Sequence[str | Path] | None = None,
     flip: bool = False,
     device: str | torch.device | None = None,
     dtype: str | None = None,
@@ -80,9 +82,10 @@ def predict_pictures(
     ``pictures``: anything ``langdepth.io.read_image`` takes (path, bytes, PIL picture, NumPy array, tensor (3, H, W)),
     or a list of these, or a tensor (B, 3, H, W). ``text``: a sentence about the picture; ``scene``: a name of
     ``system.scenes``; ``camera``: known intrinsics, which go before those that EXIF states; each one for all pictures
-    or one per picture. ``flip`` averages with the mirrored picture. ``device``: None leaves the system where it is,
-    "auto" moves it to an accelerator if there is one. ``dtype``: "float32" (None) or "bfloat16". The system is put in
-    eval mode.
+    or one per picture. ``overlay``: for systems that take one, the file of the picture with masks drawn over it, or of
+    the masks (see ``data.sam.read_overlay``). ``flip`` averages with the mirrored picture. ``device``: None leaves the
+    system where it is, "auto" moves it to an accelerator if there is one. ``dtype``: "float32" (None) or "bfloat16".
+    The system is put in eval mode.
 
     Raises UsageError for options that do not fit, ImageError for an unusable picture, LangdepthError when the system
     gives depth that is not finite.
@@ -91,10 +94,17 @@ def predict_pictures(
     sources = [pictures] if one else list(pictures)
     cameras = _per_picture("camera", camera, len(sources))
     texts, scenes = _per_picture("text", text, len(sources)), _per_picture("scene", scene, len(sources))
+    overlays = _per_picture("overlay", overlay, len(sources))
     predictor = _Predictor(system, flip=flip, device=device, dtype=dtype, keep_image=True)
     requests = [
-        _Request(source=source, text=words, scene=_known_scene(system, place), camera=lens)
-        for source, words, place, lens in zip(sources, texts, scenes, cameras, strict=True)
+        _Request(
+            source=source,
+            text=words,
+            scene=_known_scene(system, place),
+            camera=lens,
+            overlay=_needed_overlay(system, second),
+        )
+        for source, words, place, lens, second in zip(sources, texts, scenes, cameras, overlays, strict=True)
     ]
     results: dict[int, DepthResult] = {}
     # One picture needs no threads: they would only add to the time until it is there.
@@ -114,6 +124,7 @@ def predict_stream(
     text: str | None = None,
     scene: str | None = None,
     camera: CameraOption = None,
+    overlay: Callable[[Key], str | Path | None] = lambda path: None,
     flip: bool = False,
     device: str | torch.device | None = None,
     dtype: str | None = None,
@@ -126,14 +137,23 @@ def predict_stream(
     Pictures are decoded ahead in ``workers`` threads (None: one per core, at most 8) and go through the system in
     batches of one network size; so results come in nearly, not exactly, the order of ``paths``. A result equals that
     of ``predict_pictures``, but holds the ``image`` only with ``keep_image``. ``batch_size`` pictures are in the
-    network at once, on a CPU in several threads. ``read`` turns an item of ``paths`` into what ``read_image`` takes;
-    the other options are those of ``predict_pictures``, the same for all pictures.
+    network at once, on a CPU in several threads. ``read`` turns an item of ``paths`` into what ``read_image`` takes,
+    ``overlay`` into the file of its overlay for systems that take one; the other options are those of
+    ``predict_pictures``, the same for all pictures.
 
     Raises UsageError for options that do not fit.
     """
     predictor = _Predictor(system, flip=flip, device=device, dtype=dtype, keep_image=keep_image)
     scene = _known_scene(system, scene)
-    requests = ((path, _Request(source=read(path), text=text, scene=scene, camera=camera)) for path in paths)
+    requests = (
+        (
+            path,
+            _Request(
+                source=read(path), text=text, scene=scene, camera=camera, overlay=_needed_overlay(system, overlay(path))
+            ),
+        )
+        for path in paths
+    )
     return _stream(predictor, requests, batch_size, workers)
 
 
@@ -144,6 +164,7 @@ def infer(
     text: list[str] | Tensor | None = None,
     scene: list[str] | None = None,
     *,
+    overlay: Tensor | None = None,
     flip: bool = False,
     resize: Resize = "bilinear",
     limit: float | None = None,
@@ -151,11 +172,13 @@ def infer(
     """Depth of a batch at its own size.
 
     ``image``: (B, 3, H, W), float32 in [0, 1] or uint8 in [0, 255], any size. It is resized (antialiased bilinear) to
-    the size the system's InputSpec asks for; the depth is resized back (bilinear) to (B, 1, H, W). ``flip`` averages
+    the size the system's InputSpec asks for; the depth is resized back (bilinear) to (B, 1, H, W). ``overlay``: like
+    ``image``, for systems that take one (the pictures with masks drawn over them). ``flip`` averages
     the depth with that of the mirrored picture; ``limit`` puts both into [0, limit] metres first. ``resize``:
     "bilinear-aligned" puts the corners of the depth on those of the picture.
     """
-    output = _forward(system, _to_network_size(system, image), text, scene, flip, limit)
+    overlay = None if overlay is None else _to_network_size(system, overlay)
+    output = _forward(system, _to_network_size(system, image), text, scene, overlay, flip, limit)
     return replace(output, depth=_to_picture_size(output.depth, image.shape[-2:], resize))
 
 
@@ -181,6 +204,7 @@ def _forward(
     image: Tensor,
     text: list[str] | Tensor | None,
     scene: list[str] | None,
+    overlay: Tensor | None,
     flip: bool,
     limit: float | None = None,
 ) -> DepthOutput:
@@ -189,12 +213,14 @@ def _forward(
     image = _as_float(image)
     if flip:
         image = torch.cat([image, image.flip(-1)])
+        overlay = None if overlay is None else torch.cat([overlay, overlay.flip(-1)])
         scene = None if scene is None else scene * 2
         if isinstance(text, Tensor):
             text = torch.cat([text, text]) if system.text_per_picture else text
         elif text is not None:
             text = text * 2
-    output: DepthOutput = system(image, text, scene)
+    second = {} if overlay is None else {"overlay": _as_float(overlay)}
+    output: DepthOutput = system(image, text, scene, **second)
     depth = output.depth.float()
     if limit is not None:
         depth = depth.clamp(0, limit)
@@ -222,14 +248,16 @@ class _Request:
     text: str | None
     scene: str | None
     camera: CameraOption
+    overlay: str | Path | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    """A decoded picture: ``image`` (1, 3, h, w) uint8 at network size, ``size`` (H, W) its own."""
+    """A decoded picture: ``image``, ``overlay`` (1, 3, h, w) uint8 at network size, ``size`` (H, W) its own."""
 
     request: _Request
     image: Tensor
+    overlay: Tensor | None
     size: tuple[int, int]
     camera: Camera | None
     path: str
@@ -253,15 +281,21 @@ class _Predictor:
         """Decode and shrink. Raises ImageError for an unusable picture, UsageError for a camera that does not fit."""
         picture = read_image(request.source)
         height, width = picture.pixels.shape[:2]
-        pixels = torch.from_numpy(np.require(picture.pixels, requirements="W"))  # torch has no read-only tensors
+        overlay = None if request.overlay is None else read_overlay(request.overlay, picture.pixels)
         return _Prepared(
             request=request,
-            image=_to_network_size(self.system, pixels.permute(2, 0, 1)[None]),
+            image=self._shrink(picture.pixels),
+            overlay=None if overlay is None else self._shrink(overlay),
             size=(height, width),
             camera=_camera_of(request.camera, width, height, picture.path) or picture.camera,
             path=picture.path,
             pixels=picture.pixels if self.keep_image else None,
         )
+
+    def _shrink(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
+        """(H, W, 3) to (1, 3, h, w) at network size."""
+        writeable = torch.from_numpy(np.require(pixels, requirements="W"))  # torch has no read-only tensors
+        return _to_network_size(self.system, writeable.permute(2, 0, 1)[None])
 
     def run(self, batch: list[tuple[Key, _Prepared]]) -> Iterator[tuple[Key, DepthResult | LangdepthError]]:
         """Pictures of one network size to their results."""
@@ -282,9 +316,11 @@ class _Predictor:
         text = [request.text for request in requests if request.text is not None]  # all or none of a call have one
         scene = [request.scene for request in requests if request.scene is not None]
         image = torch.cat([prepared.image for _, prepared in batch]).to(self.device)
+        overlays = [prepared.overlay for _, prepared in batch if prepared.overlay is not None]
+        overlay = torch.cat(overlays).to(self.device) if overlays else None
         try:
             with torch.autocast(self.device.type, dtype=DTYPES[self.dtype], enabled=self.dtype != "float32"):
-                output = _forward(self.network, image, text or None, scene or None, self.flip)
+                output = _forward(self.network, image, text or None, scene or None, overlay, self.flip)
         except torch.OutOfMemoryError:
             raise LangdepthError(
                 f"{self.device}: not enough memory for {len(batch)} pictures of {image.shape[-1]}x{image.shape[-2]}; "
@@ -413,6 +449,17 @@ def _known_scene(system: System, name: str | None) -> str | None:
     if not system.scenes:
         raise UsageError(f"the system '{system.name}' takes no scene; leave it out")
     return system.scenes[scene_index(name, system.scenes)]
+
+
+def _needed_overlay(system: System, path: str | Path | None) -> str | Path | None:
+    if path is not None and not system.takes_overlay:
+        raise UsageError(f"the system '{system.name}' takes no overlay; leave it out")
+    if path is None and system.takes_overlay:
+        raise UsageError(
+            f"the system '{system.name}' needs an overlay beside every picture, the picture with SAM's masks drawn "
+            "over it: make them with 'langdepth data sam' and name their folder with --overlay"
+        )
+    return path
 
 
 def _camera_of(option: CameraOption, width: int, height: int, path: str) -> Camera | None:

@@ -33,11 +33,18 @@ def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def silog(
-    prediction: Tensor, target: Tensor, mask: Tensor | None, variance_focus: float = 0.85, weight: float = 10.0
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    variance_focus: float = 0.85,
+    weight: float = 10.0,
+    *,
+    root: bool = True,
 ) -> Tensor:
     """Scale-invariant log loss over all valid pixels of the batch: weight * sqrt(mean d^2 - focus * (mean d)^2).
 
-    Eigen et al. 2014 with the square root of BTS (Lee et al. 2019); the defaults are also DepthCLIP's.
+    Eigen et al. 2014 with the square root of BTS (Lee et al. 2019); the defaults are also DepthCLIP's. Without ``root``
+    it is Eigen's own (MDE-CLIP: focus 0.5, weight 1).
     """
     if mask is None:
         mask = torch.ones_like(prediction, dtype=torch.bool)
@@ -45,7 +52,9 @@ def silog(
     count = mask.sum().clamp_min(1)
     mean = difference.sum() / count
     square = difference.square().sum() / count
-    spread = torch.sqrt((square - variance_focus * mean.square()).clamp_min(0) + 1e-8)  # finite gradient at 0
+    spread = (square - variance_focus * mean.square()).clamp_min(0)
+    if root:
+        spread = torch.sqrt(spread + 1e-8)  # finite gradient at 0
     return weight * spread * mask.any()
 
 
@@ -114,6 +123,28 @@ def bin_cross_entropy(logits: Tensor, target: Tensor, bin_centers: Tensor, mask:
 def bin_index(depth: Tensor, bin_centers: Tensor) -> Tensor:
     """Index of the nearest of K rising bin centres (K,); midway between two the lower one. int64, shaped like depth."""
     return torch.bucketize(depth, (bin_centers[1:] + bin_centers[:-1]) / 2)
+
+
+def bin_chamfer(bin_centers: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Chamfer distance between rising bin centres (B, N) and the depths of each picture (AdaBins, arXiv 2011.14141).
+
+    Mean squared distance of the centres to their nearest depth, plus that of the depths to their nearest centre, metres
+    squared; mean over pictures, those without depth counting 0. Both look-ups are searches in sorted rows, so nothing
+    of size centres times pixels is made.
+    """
+    depth = target.flatten(1)
+    known = torch.ones_like(depth, dtype=torch.bool) if mask is None else mask.flatten(1)
+    count = known.sum(1, keepdim=True)
+    fixed = bin_centers.detach()
+    nearest = torch.searchsorted((fixed[:, 1:] + fixed[:, :-1]) / 2, depth)
+    to_center = (depth - bin_centers.gather(1, nearest)).square()
+    of_depths = torch.where(known, to_center, 0).sum(1) / count[:, 0].clamp_min(1)
+    ordered = torch.where(known, depth, torch.inf).sort(1).values
+    after = torch.searchsorted(ordered, fixed)
+    last = (count - 1).clamp_min(0)
+    neighbours = (ordered.gather(1, index.clamp_min(0).minimum(last)) for index in (after - 1, after))
+    below, above = ((bin_centers - torch.where(count > 0, found, fixed)).square() for found in neighbours)
+    return (torch.minimum(below, above).mean(1) + of_depths).mean()
 
 
 def known_depth(depth: Tensor, region: Tensor | None = None, *, union: bool = False) -> Tensor:
@@ -188,24 +219,40 @@ def symmetry(depth: Tensor, mirrored: Tensor, mask: Tensor | None = None) -> Ten
     return l2(depth, mirrored.detach(), mask) + l2(mirrored, depth.detach(), mask)
 
 
-def ssim_dissimilarity(image: Tensor, other: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean of (1 - SSIM) / 2, limited to [0, 1], over 3 x 3 windows inside (B, C, H, W) pictures (Godard et al. 2017).
+def ssim_dissimilarity(
+    image: Tensor, other: Tensor, mask: Tensor | None = None, *, gaussian: bool = False, data_range: float = 1.0
+) -> Tensor:
+    """Mean of (1 - SSIM) / 2, limited to [0, 1], over windows of (B, C, H, W) pictures or depth; 0 for equal ones.
 
-    0 for equal pictures. With a mask (B, 1, H, W) only windows count that are valid as a whole.
+    The windows are 3 x 3, inside the picture, every pixel counting the same (Godard et al. 2017); with ``gaussian`` 7 x
+    7 around every pixel, weighted by a Gaussian of deviation 1.5, the picture mirrored at its border (Wang et al. 2004,
+    as in kornia). ``data_range``: the largest value. With a mask (B, 1, H, W) only windows count that are valid as a
+    whole.
     """
     if mask is not None:
         image, other = (torch.where(mask, picture, torch.zeros_like(picture)) for picture in (image, other))
 
     def pool(values: Tensor) -> Tensor:
-        return F.avg_pool2d(values, 3, stride=1)
+        return _gaussian_mean(values) if gaussian else F.avg_pool2d(values, 3, stride=1)
 
-    c1, c2 = 0.01**2, 0.03**2
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     mean_1, mean_2 = pool(image), pool(other)
     variance_1, variance_2 = pool(image.square()) - mean_1.square(), pool(other.square()) - mean_2.square()
     covariance = pool(image * other) - mean_1 * mean_2
     above = (2 * mean_1 * mean_2 + c1) * (2 * covariance + c2)
     below = (mean_1.square() + mean_2.square() + c1) * (variance_1 + variance_2 + c2)
-    return _mean(((1 - above / below) / 2).clamp(0, 1), None if mask is None else _windows(mask, padding=0))
+    windows = None
+    if mask is not None:
+        windows = _windows(mask, padding=3, size=7) if gaussian else _windows(mask, padding=0)
+    return _mean(((1 - above / below) / 2).clamp(0, 1), windows)
+
+
+def _gaussian_mean(values: Tensor) -> Tensor:
+    """Means of (B, C, H, W) over 7 x 7 windows, Gaussian of deviation 1.5; mirrored at the border."""
+    weights = torch.exp(-torch.arange(-3, 4, device=values.device, dtype=values.dtype).square() / (2 * 1.5**2))
+    weights = (weights / weights.sum()).view(1, 1, 1, 7)
+    padded = F.pad(values, (3, 3, 3, 3), mode="reflect").flatten(0, 1).unsqueeze(1)
+    return F.conv2d(F.conv2d(padded, weights), weights.mT).view_as(values)
 
 
 def photometric(warped: Tensor, image: Tensor, mask: Tensor | None = None, *, reference_exact: bool = False) -> Tensor:
@@ -220,6 +267,6 @@ def photometric(warped: Tensor, image: Tensor, mask: Tensor | None = None, *, re
     return 0.85 * dissimilarity + 0.15 * l1(warped, image, mask)
 
 
-def _windows(mask: Tensor, padding: int) -> Tensor:
-    """Where all of a 3 x 3 window of the mask is set; ``padding`` 1 looks at the pixels that exist."""
-    return F.max_pool2d((~mask).float(), 3, stride=1, padding=padding) == 0
+def _windows(mask: Tensor, padding: int, size: int = 3) -> Tensor:
+    """Where all of a ``size`` x ``size`` window of the mask is set; half of it as padding looks at pixels that exist."""
+    return F.max_pool2d((~mask).float(), size, stride=1, padding=padding) == 0

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Frame = Literal["stored", "kb", "nyu-inner"]
-Crop = Literal["none", "eigen-nyu", "eigen-nyu-inner", "eigen-kitti", "garg"]
+Crop = Literal["none", "eigen-nyu", "eigen-nyu-46", "eigen-nyu-inner", "eigen-kitti", "garg"]
 Alignment = Literal["none", "median", "least_squares"]
 Resize = Literal["bilinear", "bilinear-aligned"]
 
@@ -27,6 +27,7 @@ Resize = Literal["bilinear", "bilinear-aligned"]
 _CROPS: dict[str, tuple[Fraction, Fraction, Fraction, Fraction]] = {
     "none": (Fraction(0), Fraction(1), Fraction(0), Fraction(1)),
     "eigen-nyu": (Fraction(45, 480), Fraction(471, 480), Fraction(41, 640), Fraction(601, 640)),
+    "eigen-nyu-46": (Fraction(45, 480), Fraction(471, 480), Fraction(46, 640), Fraction(601, 640)),
     "eigen-nyu-inner": (Fraction(0), Fraction(415, 416), Fraction(0), Fraction(541, 544)),
     "eigen-kitti": (Fraction("0.3324324"), Fraction("0.91351351"), Fraction("0.03594771"), Fraction("0.96405229")),
     "garg": (Fraction("0.40810811"), Fraction("0.99189189"), Fraction("0.03594771"), Fraction("0.96405229")),
@@ -149,6 +150,7 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(name="full"),
         dataclasses.replace(_INNER, name="depthclip-reference", crop="eigen-nyu-inner", clamp_views=False),
         _INNER,
+        dataclasses.replace(_INNER, name="mde-clip-reference", frame="stored", clamp_views=False),
     )
 }
 

@@ -75,10 +75,19 @@ class DataSection:
     """Pictures per batch and device."""
     workers: int = 2
     """Processes that read pictures; 0 reads in the training process."""
+    pipeline: Literal["standard", "nyu-adapters", "nyu-adapters-two-views"] = "standard"
+    """How training pictures are made: cut and varied by ``augmentation``, or as the CLIP adapters do with 640x480
+    pictures (data/nyu_adapters.py); two-views adds the second view that a photometric loss needs."""
+    reference_exact: bool = False
+    """The official pictures of the nyu-adapters pipelines, their mistakes included."""
     augmentation: Augmentation = field(default_factory=Augmentation)
+    """Of the standard pipeline."""
 
     def __post_init__(self) -> None:
+        standard = self.pipeline == "standard"
         _require(
+            reference_exact=(not (standard and self.reference_exact), "false with the standard pipeline"),
+            augmentation=(standard or self.augmentation == Augmentation(), f"left out with pipeline {self.pipeline}"),
             aspects=(bool(self.aspects) and min(self.aspects) > 0, "one or more positive numbers"),
             batch_size=(self.batch_size >= 1, "at least 1"),
             workers=(self.workers >= 0, "at least 0"),

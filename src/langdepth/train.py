@@ -43,12 +43,21 @@ from langdepth import protocols, registry, viz
 from langdepth.checkpoint import load, save
 from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.folder import FolderDataset
-from langdepth.data.sampling import Draws, Sizes, TrainingLoader, TrainingSet, source_weights, training_shapes
+from langdepth.data.nyu_adapters import NyuAdapterTransform
+from langdepth.data.sampling import (
+    Draws,
+    Sizes,
+    TrainingLoader,
+    TrainingSet,
+    Transform,
+    source_weights,
+    training_shapes,
+)
 from langdepth.data.transforms import TrainTransform
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, NonFiniteLossError, UsageError
 from langdepth.evaluate import evaluate, judge, require_comparable, sheet_row
 from langdepth.io import atomic_path
-from langdepth.recipe import OptimSection, Recipe, TrainSection, read_recipe
+from langdepth.recipe import DataSection, OptimSection, Recipe, TrainSection, read_recipe
 from langdepth.systems.base import System
 from langdepth.types import Batch
 
@@ -84,9 +93,13 @@ def _train(recipe: Recipe, resume: bool) -> Path:
         _check_folder(recipe, resume)
         with atomic_path(out / "recipe.yaml") as path:
             path.write_text(yaml.safe_dump(to_mapping(recipe), sort_keys=False), encoding="utf-8")
-    system = _start_system(recipe, out / "start.safetensors", write=trainer.is_global_zero)
+    start = out / "start.safetensors"
+    system = _start_system(recipe, start)
     require_comparable(system, protocol)
+    _require_overlays(system, train_set, val_set)
     loader = _training_loader(recipe, system, train_set, weights, trainer)
+    if trainer.is_global_zero and not start.is_file():  # from here on there is a run to continue
+        save(system, start)
     steps = recipe.train.epochs * math.ceil(len(loader) / recipe.optim.accumulate)
     module = DepthTraining(system, recipe, steps)
     if recipe.train.compile:
@@ -147,8 +160,8 @@ def _check_readable(checkpoint: Path) -> None:
         raise CheckpointError(f"{checkpoint}: is damaged; without it --resume starts from the beginning") from error
 
 
-def _start_system(recipe: Recipe, start: Path, write: bool) -> System:
-    """The system as training starts from it; kept in the file ``start``, so that resuming need not prepare again."""
+def _start_system(recipe: Recipe, start: Path) -> System:
+    """The system as training starts from it: from the file ``start`` of a run that is continued, else prepared."""
     section = recipe.system
     weights = str(start) if start.is_file() else section.weights
     torch.manual_seed(recipe.train.seed)
@@ -170,9 +183,17 @@ def _start_system(recipe: Recipe, start: Path, write: bool) -> System:
     except TypeError as error:
         raise UsageError(f"system.prepare: {error}") from None
     system.prepare_training(**section.prepare)
-    if write and not start.is_file():
-        save(system, start)
     return system.train()
+
+
+def _require_overlays(system: System, *folders: FolderDataset) -> None:
+    """Raise UsageError where a system that looks at overlays would not find one."""
+    for row in (row for folder in folders for row in folder.rows if system.takes_overlay):
+        if row.path_overlay is None:
+            raise UsageError(
+                f"{row.path_rgb}: '{system.name}' needs an overlay beside every picture; name it in the column "
+                f"path_overlay of index.csv (line {row.line})"
+            )
 
 
 def _training_loader(
@@ -189,8 +210,15 @@ def _training_loader(
         rank=trainer.global_rank,
         world_size=trainer.world_size,
     )
-    area = system.input_spec.area or math.prod(sizes.sizes[0])
-    return TrainingLoader(TrainingSet(folder, TrainTransform(data.augmentation, area)), draws, data.workers)
+    return TrainingLoader(TrainingSet(folder, _transform(data, system, sizes.sizes)), draws, data.workers)
+
+
+def _transform(data: DataSection, system: System, sizes: list[tuple[int, int]]) -> Transform:
+    """From stored pictures to those of the network's ``sizes``."""
+    if data.pipeline == "standard":
+        return TrainTransform(data.augmentation, system.input_spec.area or math.prod(sizes[0]))
+    two_views = data.pipeline == "nyu-adapters-two-views"
+    return NyuAdapterTransform(sizes, two_views=two_views, reference_exact=data.reference_exact)
 
 
 def _trainer(recipe: Recipe, callbacks: list[Callback]) -> pl.Trainer:

@@ -38,7 +38,7 @@ def write_index(*rows: str) -> None:
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the command in an empty folder with the fake system and four pictures; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("langdepth.checkpoint.load", lambda name: FakeSystem())
+    monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: FakeSystem())
     write_index(
         write_pair("a"), write_pair("b", 1.1), write_pair("c", 2.0, source="car"), write_pair("d", 3.0, split="train")
     )
@@ -177,7 +177,7 @@ def test_unwritable_out_is_refused_before_the_work(run: Run, monkeypatch: pytest
     Path("closed").mkdir(mode=0o500)
     if os.access("closed", os.W_OK):  # root may write anywhere
         monkeypatch.setattr(os, "access", lambda path, mode: str(path) != "closed")
-    monkeypatch.setattr("langdepth.checkpoint.load", lambda name: pytest.fail("began to work"))
+    monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: pytest.fail("began to work"))
     code, _, err = run(out=place)
     assert code == (2 if place == "folder" else 1)
     assert len(err.splitlines()) == 1

@@ -25,7 +25,7 @@ Run = Callable[..., tuple[int, str, str]]
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the command in an empty folder with the fake system; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("langdepth.checkpoint.load", lambda name: FakeSystem())
+    monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: FakeSystem())
 
     def call(*arguments: object) -> tuple[int, str, str]:
         code = cli.main(["predict", *map(str, arguments)])
@@ -80,7 +80,7 @@ def test_warnings_are_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
             warnings.warn("the word 'zorblax'\nis not known", stacklevel=2)
             return super().forward(image, text, scene)
 
-    monkeypatch.setattr("langdepth.checkpoint.load", lambda name: Doubting())
+    monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: Doubting())
     save_picture(Path("a.png"), grey(0.5))
     code, _, err = run("a.png", "--save", "npy")
     assert (code, err) == (0, "langdepth predict: warning: the word 'zorblax' is not known\n")
@@ -260,14 +260,14 @@ def test_ctrl_c_keeps_what_is_written(run: Run, monkeypatch: pytest.MonkeyPatch)
                 raise KeyboardInterrupt
             return super().forward(image, text, scene)
 
-    monkeypatch.setattr("langdepth.checkpoint.load", lambda name: Interrupted())
+    monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: Interrupted())
     code, _, err = run("photos", "--save", "npy", "--batch-size", "2")
     assert code == 130
     assert "interrupted" in err
     kept = len(files())
     assert 0 < kept < 12
     assert all(np.load(f"depth/{name}").shape == (48, 64) for name in files())
-    monkeypatch.setattr("langdepth.checkpoint.load", lambda name: FakeSystem())
+    monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: FakeSystem())
     code, out, _ = run("photos", "--save", "npy", "--resume")
     assert code == 0
     assert f"{kept} of 12 pictures were already done" in out

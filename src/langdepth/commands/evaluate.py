@@ -28,6 +28,7 @@ def evaluate(
     root: Path,
     out: Path,
     system: str = "tiny",
+    clip_weights: str | None = None,
     data: str = "folder",
     split: str | None = None,
     source: str | None = None,
@@ -56,6 +57,8 @@ def evaluate(
         root: Folder of the data set.
         out: The report to write, for example result.json.
         system: Registry name (see "langdepth systems"), .safetensors file, or hub id owner/name.
+        clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
+            or the word random; without it open_clip downloads them.
         data: Kind of data set; folder is a folder with an index.csv.
         split: Keep the rows of one split of the index, for example val.
         source: Keep the rows of one source of the index.
@@ -96,7 +99,7 @@ def evaluate(
 
     dataset = open_dataset(data, root, split, source)
     report = run_evaluation(
-        load(system),
+        load(system, clip_weights=clip_weights),
         dataset,
         rules,
         split=split,

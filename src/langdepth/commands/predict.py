@@ -49,6 +49,7 @@ def predict(
     bins: str | None = None,
     prompts: str | None = None,
     clip_weights: str | None = None,
+    overlay: Path | None = None,
     save: str = "depth16,color",
     out: str = "depth",
     intrinsics: str | None = None,
@@ -76,6 +77,8 @@ def predict(
             and, where they differ, scenes.
         clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
             or the word random; without it open_clip downloads them.
+        overlay: For systems that look at one (msa-sam): the picture with masks drawn over it, or the folder that
+            "langdepth data sam" wrote for the folder of pictures.
         save: What to write, with commas: depth16 (16-bit PNG, millimetres), npy, npz, color (PNG to look at), ply.
         out: Folder for the results; sub-folders of the input are kept.
         intrinsics: Camera as fx,fy,cx,cy in pixels of the pictures, for ply; otherwise EXIF or a guess is used.
@@ -93,6 +96,8 @@ def predict(
     jobs, problems = find_jobs(pictures, Path(out), formats, recursive)
     for problem in problems:
         _complain(problem)
+    if overlay is not None:
+        jobs = [replace(job, overlay=_overlay(overlay, job)) for job in jobs]
     known = len(jobs)
     if resume:
         jobs = [job for job in jobs if not all(target.exists() for target in job.targets.values())]
@@ -115,6 +120,7 @@ def predict(
         text=text,
         scene=scene,
         camera=camera,
+        overlay=lambda job: job.overlay,
         flip=flip,
         device=device,
         dtype=dtype,
@@ -137,10 +143,12 @@ def predict(
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One picture: where it is ("-" is stdin) and the file to write for each format."""
+    """One picture: where it is ("-" is stdin), its place below the folder of results, the file for each format."""
 
     source: str
+    place: Path
     targets: dict[str, Path]
+    overlay: Path | None = None
 
     def open(self) -> Any:
         """What ``read_image`` takes."""
@@ -173,6 +181,17 @@ def _camera(intrinsics: str | None, fov: float | None) -> Callable[[int, int], C
     return None
 
 
+def _overlay(overlay: Path, job: Job) -> Path:
+    """The overlay of a picture: the file itself, or the one with its name in the folder."""
+    if not overlay.is_dir():
+        return overlay
+    from langdepth.data.sam import overlay_path
+
+    drawn = overlay_path(job.place, overlay)
+    names = [drawn.with_suffix(suffix) for suffix in (".jpg", ".png", ".npz")]
+    return next((name for name in names if name.is_file()), drawn)
+
+
 def find_jobs(
     inputs: list[str], out: Path, formats: list[str], recursive: bool
 ) -> tuple[list[Job], list[LangdepthError]]:
@@ -189,8 +208,8 @@ def find_jobs(
             problems.append(error)
     names = _unique_names([place for _, place in found.values()])
     jobs = [
-        Job(source, {name: out / base.with_name(base.name + WRITERS[name].suffix) for name in formats})
-        for (source, _), base in zip(found.values(), names, strict=True)
+        Job(source, place, {name: out / base.with_name(base.name + WRITERS[name].suffix) for name in formats})
+        for (source, place), base in zip(found.values(), names, strict=True)
     ]
     for job in jobs:
         for target in job.targets.values():

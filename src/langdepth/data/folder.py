@@ -2,7 +2,8 @@
 
 Needed columns: path_rgb, path_depth (relative to the folder), depth_scale (metres per stored unit of a 16-bit PNG,
 0 = no value). Optional: source, scene, split, width, height, fx, fy, cx, cy (pixels of the stored picture, all four or
-none), scene_type (one of ``text.scenes.SCENES``), text. Other columns are ignored.
+none), scene_type (one of ``text.scenes.SCENES``), text, path_overlay (the picture with masks drawn over it, see
+data/sam.py). Other columns are ignored.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Row:
     split: str = ""
     scene: int = -1
     text: str | None = None
+    path_overlay: Path | None = None
     intrinsics: tuple[float, float, float, float] | None = None
     stated: dict[str, str]
 
@@ -111,6 +113,7 @@ def _row(root: Path, line: int, values: dict[str, str]) -> Row:
         split=values.get("split") or "",
         scene=SCENES.index(scene_type) if scene_type else -1,
         text=values.get("text") or None,
+        path_overlay=inside("path_overlay") if values.get("path_overlay") else None,
         intrinsics=intrinsics,
         stated={key: value for key, value in values.items() if key and value},
     )
@@ -142,6 +145,7 @@ class FolderDataset:
     def __getitem__(self, index: int) -> Sample:
         import torch
 
+        from langdepth.data.sam import read_overlay
         from langdepth.errors import ImageError
         from langdepth.io import read_depth, read_image
 
@@ -154,6 +158,9 @@ class FolderDataset:
                 f"is {pixels.shape[1]}x{pixels.shape[0]}; both must have one size"
             )
         image = torch.tensor(pixels).permute(2, 0, 1)
+        overlay = None
+        if row.path_overlay is not None:
+            overlay = torch.tensor(read_overlay(row.path_overlay, pixels)).permute(2, 0, 1).float() / 255
         depth = torch.from_numpy(metres).unsqueeze(0)
         camera = None
         if row.intrinsics is not None:
@@ -167,6 +174,7 @@ class FolderDataset:
             scene=row.scene,
             text=row.text,
             camera=camera,
+            overlay=overlay,
             path=str(row.path_rgb),
             source=row.source,
         )

@@ -9,7 +9,8 @@ colour is not limited to 1, the self-supervised overlay is normalised like a pho
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from langdepth.errors import ImageError
+from langdepth.errors import ImageError, UsageError
 from langdepth.parts.view_warp import in_plane_motion
 from langdepth.types import InputSpec, Sample
 
@@ -142,6 +143,43 @@ def self_supervised_sample(picture: NyuPicture, draws: SelfSupervisedDraws, *, r
     return sample
 
 
+class NyuAdapterTransform:
+    """The paper's training pictures from stored samples of 480 x 640; draws follow torch's global generator.
+
+    ``sizes``: (height, width) that the network takes; UsageError unless they are (416, 544). ``two_views``: as for
+    self-supervised training, with a second view; otherwise as for supervised training.
+    """
+
+    def __init__(
+        self, sizes: Sequence[tuple[int, int]] = (SIZE,), *, two_views: bool = False, reference_exact: bool = False
+    ) -> None:
+        others = [f"{width}x{height}" for height, width in sizes if (height, width) != SIZE]
+        if others:
+            raise UsageError(
+                f"data.pipeline: the pictures of the CLIP adapters are {SIZE[1]}x{SIZE[0]}, but the network takes "
+                f"{', '.join(others)}; change data.aspects or the size in system.options, or take the standard pipeline"
+            )
+        self.two_views = two_views
+        self.reference_exact = reference_exact
+
+    def __call__(self, sample: Sample, size: tuple[int, int] = SIZE) -> Sample:
+        """``sample`` with float images; depth counts in whole millimetres. Raises ImageError for another stored size.
+
+        ``size`` is (416, 544) and changes nothing.
+        """
+        depth_mm = (sample.depth[0] * 1000).round().clamp(max=1000 * MAX_DEPTH).numpy().astype(np.uint16)
+        overlay = None if sample.overlay is None else _bytes(sample.overlay)
+        picture = NyuPicture(rgb=_bytes(sample.image), depth_mm=depth_mm, overlay=overlay, path=sample.path)
+        random = np.random.default_rng(int(torch.randint(2**62, ())))
+        if self.two_views:
+            views = SelfSupervisedDraws.draw(random)
+            made = self_supervised_sample(picture, views, reference_exact=self.reference_exact)
+        else:
+            draws = SupervisedDraws.draw(random)
+            made = supervised_sample(picture, draws, reference_exact=self.reference_exact)
+        return replace(made, scene=sample.scene, text=sample.text, source=sample.source)
+
+
 # Photo, depth and overlay are Pillow pictures of one size, moved alike.
 
 
@@ -179,3 +217,8 @@ def _sample(layers: dict[str, Image.Image], picture: NyuPicture) -> Sample:
 
 def _colours(layer: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(layer)).permute(2, 0, 1).float() / 255
+
+
+def _bytes(colours: Tensor) -> npt.NDArray[np.uint8]:
+    """(3, H, W) in [0, 1] to (H, W, 3)."""
+    return colours.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()

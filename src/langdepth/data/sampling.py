@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from langdepth.data.folder import FolderDataset
-from langdepth.data.transforms import TrainTransform
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.types import Batch, InputSpec, Sample
 
@@ -50,10 +49,14 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
+# A stored sample to one of (height, width) for training; what is random in it comes from torch's global generator.
+Transform = Callable[[Sample, tuple[int, int]], Sample]
+
+
 class TrainingSet(Dataset[Sample]):
     """Rows of a folder under the training transform; the same ``Draw`` always gives the same sample."""
 
-    def __init__(self, folder: FolderDataset, transform: TrainTransform) -> None:
+    def __init__(self, folder: FolderDataset, transform: Transform) -> None:
         self.folder = folder
         self.transform = transform
 

@@ -113,9 +113,14 @@ class TrainTransform:
         )
 
     def __call__(self, sample: Sample, size: tuple[int, int]) -> Sample:
-        """``sample`` with uint8 or float image of any size; the result is (3, *size) float32 and (1, *size) metres."""
+        """``sample`` with uint8 or float image of any size; the result is (3, *size) float32 and (1, *size) metres.
+
+        An overlay moves with the picture and keeps its colours. A second view no longer fits and is dropped.
+        """
         a = self.augmentation
         image, depth = sample.image, sample.depth
+        if sample.overlay is not None:
+            image = torch.cat([image, sample.overlay.to(image.dtype)])
         height, width = image.shape[-2:]
         aspect = size[1] / size[0]
         zoom = 1 + (a.zoom - 1) * float(torch.rand(())) if _chance(a.zoom_probability) else 1.0
@@ -131,6 +136,8 @@ class TrainTransform:
             depth = TF.rotate(depth, angle, TF.InterpolationMode.NEAREST)
         if _chance(a.flip):
             image, depth = TF.horizontal_flip(image), TF.horizontal_flip(depth)
+        overlay = None if sample.overlay is None else TF.to_dtype(image[3:], torch.float32, scale=True)
+        image = image[:3]
         # A copy: what follows writes into it, and up to here it may still be the caller's picture.
         image = TF.to_dtype(self.colour(image), torch.float32, scale=True).clone()
         if _chance(a.cut_depth) and bool((depth > 0).float().mean() > SPARSE):
@@ -139,4 +146,5 @@ class TrainTransform:
         if _chance(a.erase):
             rows, columns = _box(*size)
             image[:, rows, columns] = image.mean()
-        return replace(sample, image=image, depth=depth, mask=depth > 0, camera=None)
+        moved = replace(sample, image=image, depth=depth, mask=depth > 0, overlay=overlay)
+        return replace(moved, camera=None, source_image=None, pose=None, intrinsics=None)
