@@ -71,7 +71,7 @@ def predict_pictures(
     text: str | Sequence[str] | None = None,
     scene: str | Sequence[str] | None = None,
     camera: CameraOption | Sequence[CameraOption] = None,
-    overlay: str | Path | Sequence[str | Path] | None = None,
+    overlay: Any = None,
     flip: bool = False,
     device: str | torch.device | None = None,
     dtype: str | None = None,
@@ -82,19 +82,21 @@ def predict_pictures(
     ``pictures``: anything ``langdepth.io.read_image`` takes (path, bytes, PIL picture, NumPy array, tensor (3, H, W)),
     or a list of these, or a tensor (B, 3, H, W). ``text``: a sentence about the picture; ``scene``: a name of
     ``system.scenes``; ``camera``: known intrinsics, which go before those that EXIF states; each one for all pictures
-    or one per picture. ``overlay``: for systems that take one, the file of the picture with masks drawn over it, or of
-    the masks (see ``data.sam.read_overlay``). ``flip`` averages with the mirrored picture. ``device``: None leaves the
-    system where it is, "auto" moves it to an accelerator if there is one. ``dtype``: "float32" (None) or "bfloat16".
-    The system is put in eval mode.
+    or one per picture. ``overlay``: for systems that take one, the picture with masks drawn over it or a file of masks
+    (see ``data.sam.read_overlay``), as many as pictures. ``flip`` averages with the mirrored picture. ``device``: None
+    leaves the system where it is, "auto" moves it to an accelerator if there is one. ``dtype``: "float32" (None) or
+    "bfloat16". The system is put in eval mode.
 
     Raises UsageError for options that do not fit, ImageError for an unusable picture, LangdepthError when the system
     gives depth that is not finite.
     """
-    one = not isinstance(pictures, list | tuple) and not (isinstance(pictures, Tensor) and pictures.ndim == 4)
+    one = _is_one(pictures)
     sources = [pictures] if one else list(pictures)
     cameras = _per_picture("camera", camera, len(sources))
     texts, scenes = _per_picture("text", text, len(sources)), _per_picture("scene", scene, len(sources))
-    overlays = _per_picture("overlay", overlay, len(sources))
+    overlays = [None] * len(sources) if overlay is None else [overlay] if _is_one(overlay) else list(overlay)
+    if len(overlays) != len(sources):
+        raise UsageError(f"overlay: {len(overlays)} given for {len(sources)} pictures; each needs its own")
     predictor = _Predictor(system, flip=flip, device=device, dtype=dtype, keep_image=True)
     requests = [
         _Request(
@@ -124,7 +126,7 @@ def predict_stream(
     text: str | None = None,
     scene: str | None = None,
     camera: CameraOption = None,
-    overlay: Callable[[Key], str | Path | None] = lambda path: None,
+    overlay: Callable[[Key], Any] = lambda path: None,
     flip: bool = False,
     device: str | torch.device | None = None,
     dtype: str | None = None,
@@ -138,7 +140,7 @@ def predict_stream(
     batches of one network size; so results come in nearly, not exactly, the order of ``paths``. A result equals that
     of ``predict_pictures``, but holds the ``image`` only with ``keep_image``. ``batch_size`` pictures are in the
     network at once, on a CPU in several threads. ``read`` turns an item of ``paths`` into what ``read_image`` takes,
-    ``overlay`` into the file of its overlay for systems that take one; the other options are those of
+    ``overlay`` into what ``read_overlay`` takes, for systems that need one; the other options are those of
     ``predict_pictures``, the same for all pictures.
 
     Raises UsageError for options that do not fit.
@@ -248,7 +250,7 @@ class _Request:
     text: str | None
     scene: str | None
     camera: CameraOption
-    overlay: str | Path | None
+    overlay: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -432,6 +434,11 @@ def _run_ahead(
 # Options.
 
 
+def _is_one(pictures: Any) -> bool:
+    """Whether it is one picture, not a list or a batch of them."""
+    return not isinstance(pictures, list | tuple) and not (isinstance(pictures, Tensor) and pictures.ndim == 4)
+
+
 def _per_picture(name: str, value: Any, count: int) -> list[Any]:
     """One value per picture from one for all or a sequence."""
     if not isinstance(value, list | tuple):
@@ -451,15 +458,15 @@ def _known_scene(system: System, name: str | None) -> str | None:
     return system.scenes[scene_index(name, system.scenes)]
 
 
-def _needed_overlay(system: System, path: str | Path | None) -> str | Path | None:
-    if path is not None and not system.takes_overlay:
+def _needed_overlay(system: System, source: Any) -> Any:
+    if source is not None and not system.takes_overlay:
         raise UsageError(f"the system '{system.name}' takes no overlay; leave it out")
-    if path is None and system.takes_overlay:
+    if source is None and system.takes_overlay:
         raise UsageError(
             f"the system '{system.name}' needs an overlay beside every picture, the picture with SAM's masks drawn "
             "over it: make them with 'langdepth data sam' and name their folder with --overlay"
         )
-    return path
+    return source
 
 
 def _camera_of(option: CameraOption, width: int, height: int, path: str) -> Camera | None:

@@ -77,8 +77,8 @@ def predict(
             and, where they differ, scenes.
         clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
             or the word random; without it open_clip downloads them.
-        overlay: For systems that look at one (msa-sam): the picture with masks drawn over it, or the folder that
-            "langdepth data sam" wrote for the folder of pictures.
+        overlay: For systems that look at one (msa-sam): the picture with masks drawn over it, or the masks (.npz); for
+            many pictures the folder that "langdepth data sam" wrote, or one with files of the same names.
         save: What to write, with commas: depth16 (16-bit PNG, millimetres), npy, npz, color (PNG to look at), ply.
         out: Folder for the results; sub-folders of the input are kept.
         intrinsics: Camera as fx,fy,cx,cy in pixels of the pictures, for ply; otherwise EXIF or a guess is used.
@@ -97,7 +97,7 @@ def predict(
     for problem in problems:
         _complain(problem)
     if overlay is not None:
-        jobs = [replace(job, overlay=_overlay(overlay, job)) for job in jobs]
+        jobs = _with_overlays(jobs, overlay)
     known = len(jobs)
     if resume:
         jobs = [job for job in jobs if not all(target.exists() for target in job.targets.values())]
@@ -181,15 +181,15 @@ def _camera(intrinsics: str | None, fov: float | None) -> Callable[[int, int], C
     return None
 
 
-def _overlay(overlay: Path, job: Job) -> Path:
-    """The overlay of a picture: the file itself, or the one with its name in the folder."""
-    if not overlay.is_dir():
-        return overlay
-    from langdepth.data.sam import overlay_path
+def _with_overlays(jobs: list[Job], overlay: Path) -> list[Job]:
+    """Each picture with the file ``overlay``, or with its own in the folder ``overlay``."""
+    from langdepth.data.sam import find_overlay
 
-    drawn = overlay_path(job.place, overlay)
-    names = [drawn.with_suffix(suffix) for suffix in (".jpg", ".png", ".npz")]
-    return next((name for name in names if name.is_file()), drawn)
+    if overlay.is_dir():
+        return [replace(job, overlay=find_overlay(job.place, overlay)) for job in jobs]
+    if len(jobs) > 1:
+        raise UsageError(f"--overlay: {overlay} is no folder, but there are {len(jobs)} pictures; each needs its own")
+    return [replace(job, overlay=overlay) for job in jobs]
 
 
 def find_jobs(

@@ -14,6 +14,7 @@ import numpy as np
 
 from langdepth.camera import Camera
 from langdepth.data.folder import Row, read_index
+from langdepth.data.sam import read_overlay
 from langdepth.errors import LangdepthError, UsageError, nearest
 from langdepth.io import read_depth, read_image
 
@@ -109,16 +110,22 @@ def _check_pair(row: Row) -> Pair:
         problems.append(f"unknown split '{row.split}': {nearest(row.split, SPLITS)}")
     size: tuple[int, int] | None = None
     try:
-        height, width = read_image(row.path_rgb).pixels.shape[:2]
-        size = (width, height)
+        pixels = read_image(row.path_rgb).pixels
     except LangdepthError as error:
         problems.append(str(error))
     else:
+        height, width = pixels.shape[:2]
+        size = (width, height)
         problems += _differences(row, {"width": (width, 0), "height": (height, 0)})
         if row.intrinsics is not None:
             fx, fy, cx, cy = row.intrinsics
             try:
                 Camera(fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height)
+            except LangdepthError as error:
+                problems.append(str(error))
+        if row.path_overlay is not None:
+            try:
+                read_overlay(row.path_overlay, pixels)
             except LangdepthError as error:
                 problems.append(str(error))
     try:

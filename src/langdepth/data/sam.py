@@ -44,20 +44,23 @@ def draw_masks(image: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], seed:
     return np.where(covered[..., None], blended.round(), image).astype(np.uint8)
 
 
-def read_overlay(path: str | Path, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def read_overlay(source: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """The overlay of the photo ``image`` (H, W, 3): a picture, brought to the photo's size, or masks to be drawn.
 
-    ``path``: a picture file, or an ``.npz`` with the array ``masks`` (N, H, W). Raises ImageError.
+    ``source``: anything ``langdepth.io.read_image`` takes, or an ``.npz`` file with the array ``masks`` (N, H, W).
+    Raises ImageError.
     """
-    path = Path(path)
-    if path.suffix != ".npz":
+    if not isinstance(source, str | Path) or Path(source).suffix != ".npz":
         from PIL import Image
 
-        overlay = Image.fromarray(read_image(path).pixels)
+        overlay = Image.fromarray(read_image(source).pixels)
         return np.asarray(overlay.resize((image.shape[1], image.shape[0])))  # Pillow's default, as published
+    path = Path(source)
     try:
         with np.load(path, allow_pickle=False) as file:
             masks = file["masks"].astype(bool)
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
     except Exception as error:  # a damaged archive raises OSError, ValueError, KeyError, BadZipFile, zlib.error ...
         raise ImageError(f"{path}: not a file of masks ({error}); needed is the array masks (N, H, W)") from None
     try:
@@ -104,6 +107,16 @@ def masks_of(generator: Any) -> MaskGenerator:
 def overlay_path(photo: Path, out: Path) -> Path:
     """Where the overlay of ``photo`` (relative to the data's root) lies below ``out``."""
     return out / photo.parent / f"{photo.stem.removeprefix('rgb_')}.jpg"
+
+
+def find_overlay(photo: Path, folder: Path) -> Path:
+    """The overlay of ``photo`` (relative to its own folder) below ``folder``, as a picture or masks.
+
+    It has the published name (see ``overlay_path``) or the photo's own; if none exists, the published one comes back.
+    """
+    published = overlay_path(photo, folder)
+    names = (path.with_suffix(suffix) for path in (published, folder / photo) for suffix in (".jpg", ".png", ".npz"))
+    return next((name for name in (*names, folder / photo) if name.is_file()), published)
 
 
 def write_overlays(

@@ -73,7 +73,10 @@ class MirrorTraining(System):
         source = None
         if settings.photometric > 0:
             if batch.source_image is None or batch.pose is None or batch.intrinsics is None:
-                raise UsageError("losses.photometric: the pictures have no second view with pose and intrinsics")
+                raise UsageError(
+                    "losses.photometric: the pictures have no second view with pose and intrinsics; "
+                    "data.pipeline: nyu-adapters-two-views makes one"
+                )
             source = SourceView(
                 image=self.normalise(batch.source_image), transform=batch.pose, intrinsics=batch.intrinsics
             )
