@@ -268,5 +268,5 @@ def photometric(warped: Tensor, image: Tensor, mask: Tensor | None = None, *, re
 
 
 def _windows(mask: Tensor, padding: int, size: int = 3) -> Tensor:
-    """Where all of a ``size`` x ``size`` window of the mask is set; half of it as padding looks at pixels that exist."""
+    """Where all of a ``size`` x ``size`` window of the mask is set; half of it as padding: at pixels that exist."""
     return F.max_pool2d((~mask).float(), size, stride=1, padding=padding) == 0

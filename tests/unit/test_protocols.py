@@ -95,6 +95,7 @@ def test_hashes_of_the_presets_do_not_drift() -> None:
         "full": "90bf2ca4010c",
         "depthclip-reference": "47742d0fc80a",
         "clip-adapters-reference": "131e18db436a",
+        "mde-clip-reference": "a40e3e3a611c",
     }
 
 
