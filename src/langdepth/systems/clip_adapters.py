@@ -139,6 +139,12 @@ class CoarseToFine(MirrorTraining):
             self.coarse.eval()
         return self
 
+    def _plain_names(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Official names of both stages alike: the refined one has the coarse under ``coarse_model.``."""
+        if self.refiner is not None:
+            self.provenance["coarse"] = "the same checkpoint"
+        return {key.removeprefix("coarse_model."): value for key, value in state_dict.items()}
+
     def load_coarse(self, coarse: str | Path | None) -> None:
         """For the second stage, the trained first one from a file; nothing if that is done. Raises UsageError."""
         if self.refiner is None or "coarse" in self.provenance:
@@ -195,9 +201,7 @@ class CoarseRefined(CoarseToFine, ClipSystem):
             self.load_coarse(coarse)
 
     def convert_official(self, state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-        """Official names; in a refined model the coarse one stands under ``coarse_model.``."""
-        plain = {key.removeprefix("coarse_model."): value for key, value in state_dict.items()}
-        return super().convert_official(plain)
+        return super().convert_official(self._plain_names(state_dict))
 
     def official_names(self) -> dict[str, str]:
         return COARSE_NAMES
@@ -267,5 +271,5 @@ class Eigen(CoarseToFine):
 
     def convert_official(self, state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
         """Official names; the CLIP model in the checkpoint has no part in the depth and is ignored."""
-        plain = {key.removeprefix("coarse_model."): value for key, value in state_dict.items()}
-        return rename(plain, {"convs.": "convs.", **COARSE_NAMES}, self.state_dict())
+        names = {"convs.": "convs.", **COARSE_NAMES}
+        return rename(self._plain_names(state_dict), names, self.state_dict())
