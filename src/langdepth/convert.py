@@ -41,13 +41,17 @@ def convert(
     options: Mapping[str, Any] | None = None,
     *,
     licence: str | None = None,
+    clip_weights: str | Path | None = None,
 ) -> Conversion:
     """Write the system ``name`` with the weights of ``source`` to ``out`` (``.safetensors``).
 
     ``source``: the authors' checkpoint, or for a zero-shot system CLIP weights in any layout that
     ``backbones.clip_weights`` reads. ``options``: values of the system's config. ``licence``: the weights' terms, which
-    the file will state. Raises UsageError for unknown names and options, CheckpointError for a file that cannot be
-    read, is of another layout, lacks tensors or has them in other shapes; nothing is written then.
+    the file will state. ``clip_weights``: the CLIP model (a file, or what ``find_clip_weights`` takes) for systems whose
+    checkpoints hold no features of their words.
+
+    Raises UsageError for unknown names and options, CheckpointError for a file that cannot be read, is of another
+    layout, lacks tensors or has them in other shapes; nothing is written then.
     """
     source, out = Path(source), Path(out)
     if out.suffix != ".safetensors":
@@ -58,6 +62,8 @@ def convert(
         system = registry.build(name, dict(options or {}))
     except ValueError as error:
         raise UsageError(f"system.options: {error}") from None
+    if clip_weights is not None:
+        system.load_foundation(clip_weights)
     tensors = None if _is_archive(source) else read_checkpoint(source)
     if system.zero_shot and (tensors is None or not any(key.startswith("clip.") for key in tensors)):
         system.load_foundation(source)

@@ -52,6 +52,7 @@ class Entry:
 
 
 _ADAPTERS = "Unveiling the Efficacy of Foundation Models for Depth Estimation (pinying567, course project, June 2023)"
+_CROSS_ATTENTION = "Harnessing Cross-Attention for Visual Perception with CLIP (MDE-CLIP, DME-CLIP, May 2024)"
 
 _ENTRIES = (
     Entry(
@@ -109,6 +110,24 @@ _ENTRIES = (
         summary="msa with a second input: the picture with SAM's masks drawn over it",
         paper=_ADAPTERS,
         preset={"overlay": True},
+    ),
+    Entry(
+        name="mde-clip",
+        target="langdepth.systems.mde_clip:MdeClip",
+        summary="CLIP's pixels attend to distance words on four levels; a decoder, then bins that follow the picture",
+        paper=_CROSS_ATTENTION,
+    ),
+    Entry(
+        name="mde-clip-unet",
+        target="langdepth.systems.mde_clip:MdeClipUnet",
+        summary="mde-clip with a regression head instead of bins",
+        paper=_CROSS_ATTENTION,
+    ),
+    Entry(
+        name="refine-clip",
+        target="langdepth.systems.mde_clip:RefineClip",
+        summary="similarity to distance words on four levels, refined by small convolutions; depth from 1 to 3 m",
+        paper="RefineDepthCLIP (March 2024), the predecessor of MDE-CLIP",
     ),
 )
 

@@ -79,7 +79,7 @@ def samples_of(target: Tensor) -> list[Sample]:
     return [Sample(image=i, depth=t, mask=t > 0) for i, t in zip(image, target, strict=True)]
 
 
-def _image_means(system: StandIn, target: Tensor, protocol: Protocol) -> dict[str, Tensor]:
+def image_means(system: StandIn, target: Tensor, protocol: Protocol) -> dict[str, Tensor]:
     """Mean over pictures of every metric, by what ``langdepth evaluate`` does with a batch."""
     judged = judge(system, samples_of(target), protocol)
     metrics = DepthMetrics()
@@ -140,7 +140,7 @@ def _inference(arrays: dict[str, np.ndarray]) -> Compared:
     """The evaluation loop: a stand-in for the network, judged as ``langdepth evaluate`` would."""
     depth, mirrored = _tensor(arrays["depth_first"]), _tensor(arrays["depth_second_mirrored"])
     protocol = protocols.get("clip-adapters-reference").override(frame="stored")
-    means = _image_means(StandIn(depth, mirrored), _tensor(arrays["target_eval"]), protocol)
+    means = image_means(StandIn(depth, mirrored), _tensor(arrays["target_eval"]), protocol)
     yield from _named_metrics(means, "inference")
 
 
@@ -209,7 +209,7 @@ def metrics_depthclip(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] 
             protocol = protocol.override(crop="garg" if crop == "crop" else "none")
         else:
             protocol, order = nyu.override(crop="none" if rules.startswith("nocrop") else None), nyu_order
-        means = _image_means(StandIn(prediction, prediction), target, protocol)
+        means = image_means(StandIn(prediction, prediction), target, protocol)
         yield name, torch.stack([means[metric] for metric in order]), CLOSE
 
 
@@ -217,7 +217,7 @@ def metrics_clip_adapters(arrays: dict[str, np.ndarray], weights: dict[str, Tens
     """The metric function of the CLIP adapters, on a prediction of the truth's size."""
     prediction, target = _tensor(arrays["pred"]), _tensor(arrays["gt"])
     protocol = protocols.get("clip-adapters-reference").override(frame="stored", flip=False, clamp_views=False)
-    yield from _named_metrics(_image_means(StandIn(prediction, prediction), target, protocol), "compute_errors")
+    yield from _named_metrics(image_means(StandIn(prediction, prediction), target, protocol), "compute_errors")
 
 
 # Start rate, and the epochs after which it is multiplied by 0.1. The coarse and refine configurations list 1, 2, 3, 4,

@@ -74,6 +74,10 @@ CASES = (
     Case("metrics_clip_adapters*", "cases_functions:metrics_clip_adapters"),
     Case("data_nyu_clip_adapters*", "cases_functions:data_nyu_clip_adapters"),
     Case("lr_schedules_clip_adapters*", "cases_functions:lr_schedules_clip_adapters"),
+    Case("mde_clip_losses*", "cases_mde_clip:mde_clip_losses"),
+    Case("mde_clip_unet*", "cases_mde_clip:mde_clip_unet", "mde_clip_unet"),
+    Case("mde_clip_refine*", "cases_mde_clip:mde_clip_refine", "mde_clip_refine"),
+    Case("mde_clip*", "cases_mde_clip:mde_clip", "mde_clip_small"),
 )
 
 

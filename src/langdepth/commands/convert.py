@@ -12,6 +12,7 @@ from langdepth.errors import UsageError
 EXAMPLE = """\
 langdepth convert RN50.pt --system depthclip --out depthclip.safetensors
 langdepth convert best.pth --system clip-adapter --out clip-adapter.safetensors
+langdepth convert model.pt --system mde-clip --clip-weights RN50.pt --out mde-clip.safetensors
 langdepth convert coarse.pth --system clip-coarse-refined --options.stage coarse --out coarse.safetensors
 Any field of the system's config can be set, --options.field VALUE; langdepth systems show NAME lists them."""
 SHOWN = 12
@@ -21,7 +22,9 @@ def main(arguments: Sequence[str]) -> int:
     """Parse and run."""
     plain, overrides = split_overrides(arguments)
 
-    def convert(checkpoint: Path, *, system: str, out: Path, licence: str | None = None) -> None:
+    def convert(
+        checkpoint: Path, *, system: str, out: Path, licence: str | None = None, clip_weights: str | None = None
+    ) -> None:
         """Convert a checkpoint of a system's authors, or CLIP weights for a zero-shot system, to one .safetensors.
 
         Says which tensors were used, which have no part in the system, and which are missing.
@@ -31,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
             system: Registry name of what the checkpoint holds (see "langdepth systems").
             out: The .safetensors file to write, which "langdepth predict --system" takes.
             licence: The terms of the weights, which the file will state.
+            clip_weights: A CLIP model, for checkpoints without the features of their words (mde-clip, mde-clip-unet).
         """
         from langdepth import registry
 
@@ -41,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         from langdepth.convert import convert as run
 
         options = {key.removeprefix("options."): value for key, value in overrides.items()}
-        done = run(checkpoint, system, out, options, licence=licence)
+        done = run(checkpoint, system, out, options, licence=licence, clip_weights=clip_weights)
         print(f"used: {len(done.used)} tensors")
         print(f"ignored: {_listed(done.ignored)}")
         print(f"written: {done.path}")

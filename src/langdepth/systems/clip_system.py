@@ -82,6 +82,7 @@ class ClipSystem(System):
 
     def __init__(self, config: ClipConfig, size: tuple[int, int] | None = None) -> None:
         """``size``: the one (height, width) that the system takes; otherwise ``config.area`` in any shape."""
+        area = size[0] * size[1] if size else config.area
         prompts = find_prompts(config.prompts)
         tower = ClipImageTower(
             config.architecture, quick_gelu=config.quick_gelu, position_resize=config.position_resize
@@ -89,7 +90,7 @@ class ClipSystem(System):
         multiple = 32 if 32 % tower.stride == 0 else tower.stride
         super().__init__(
             replace(config, prompts=prompts),
-            InputSpec(mean=config.mean, std=config.std, size=size, area=config.area, multiple_of=multiple),
+            InputSpec(mean=config.mean, std=config.std, size=size, area=area, multiple_of=multiple),
         )
         self.tower = tower.requires_grad_(False)
         self.mode: DenseMode = "stage" if config.dense_mode == "decimate" else config.dense_mode

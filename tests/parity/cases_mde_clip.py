@@ -1,0 +1,186 @@
+"""mde_clip*: cross-attention, its regression head, RefineDepthCLIP; losses and metrics of both repositories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from langdepth import losses, protocols, registry
+from langdepth.backbones.clip_weights import ClipWeights
+from langdepth.systems.clip_system import enlarge
+from langdepth.systems.mde_clip import MdeLosses, image_losses
+from langdepth.text.clip_text import ClipTextTower, tokenize
+from langdepth.text.prompts import PromptSet
+from tests.parity.cases_functions import StandIn, image_means
+from tests.parity.keyed_weights import state_dict
+from tests.parity.runner import DATA, Compared, Tolerance
+
+CLOSE = Tolerance(rtol_of_max=1e-5)
+DEPTH, SHARP_DEPTH = Tolerance(atol=1e-4), Tolerance(atol=1e-5)
+EXACT, RELATIVE = Tolerance(), Tolerance(rtol=1e-5)
+SENTENCES = [f"This object is {word}" for word in PromptSet().words]
+NYU_ORDER = ("abs_diff", "delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")
+KITTI_ORDER = ("abs_diff", "abs_rel", "sq_rel", "delta1", "delta2", "delta3", "rmse", "rmse_log")
+
+
+def _official(name: str, weights: dict[str, Tensor] | None, text: Tensor | None, **options: Any) -> Any:
+    """The system with the case's checkpoint and text matrix (K, D), for pictures normalised already."""
+    assert weights is not None
+    plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "reference_exact": True}
+    system: Any = registry.build(name, plain | options)
+    if text is not None:
+        system.word_bins.text.copy_(text)
+    tensors, report = system.convert_official(weights)
+    assert report["missing"] == []
+    system.load_state_dict(tensors)
+    return system.eval()
+
+
+def _part(value: Tensor, channels: int = 16) -> Tensor:
+    """The sub-sampling of the golden files, (B, C, H, W)."""
+    steps = (max(1, side // wanted) for side, wanted in zip(value.shape[1:], (channels, 15, 20), strict=True))
+    return value[(slice(None), *(slice(None, None, step) for step in steps))]
+
+
+def _words(arrays: dict[str, np.ndarray]) -> Compared:
+    yield "token_ids", tokenize(SENTENCES), EXACT
+    if "text_features_unit" in arrays:
+        weights = ClipWeights("RN50", True, state_dict(DATA / "mde_clip_text.keys.json"), "keys", "")
+        features = ClipTextTower.from_weights(weights)(torch.from_numpy(arrays["token_ids"]).long())
+        yield "text_features_unit", F.normalize(features, dim=-1).T, CLOSE
+
+
+def _decoder(system: Any, image: Tensor) -> Compared:
+    """The trunk, every level's attention and decoder; what comes last is the decoder's map, under the name ''."""
+    maps, text = system.maps(image), system.words(len(image))[0]
+    for level, features in enumerate(maps, start=1):
+        yield f"feature_map{level}", _part(features), CLOSE
+    keys, offsets, _ = system.decoder.attention[0].words(text)
+    weights = (maps[-1].flatten(2).mT @ keys.mT + offsets).softmax(-1)
+    yield "attention1_weights", weights, CLOSE
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda module, inputs, output: found.update({name: output})
+
+    for level in range(4):
+        system.decoder.attention[level].register_forward_hook(keep(f"attention{level + 1}"))
+        system.decoder.up[level].register_forward_hook(keep(f"decoder{level + 1}"))
+    decoded = system.decoder(maps, text)
+    for name, value in found.items():
+        yield name, _part(value), CLOSE
+    yield "", decoded, EXACT
+
+
+@torch.no_grad()
+def mde_clip(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
+    """The published system, part by part and as a whole."""
+    image = torch.from_numpy(arrays["image"])
+    system = _official("mde-clip", weights, torch.from_numpy(arrays["text_features"]).T)
+    yield from _words(arrays)
+    decoded = image
+    for name, value, tolerance in _decoder(system, image):
+        yield name, value, tolerance
+        decoded = value
+    transformer = system.head.transformer
+    yield "mvit_tokens", transformer.tokens(decoded).transpose(0, 1)[::8, :, ::4], CLOSE
+    widths, maps = transformer(decoded)
+    yield "bin_widths_normed", widths, CLOSE
+    yield "range_attention_maps", _part(maps), CLOSE
+    found = system.head(decoded)
+    yield "bin_probs", _part(found.probs, 25), CLOSE
+    yield "bin_edges", found.edges, CLOSE
+    yield "depth", system(image).depth, DEPTH
+
+
+def _whole(depth: Tensor, tolerance: Tolerance) -> Compared:
+    yield "depth", depth[..., ::2, ::2], tolerance
+    yield "depth_mean", depth.mean()[None], tolerance
+    yield "depth_std", depth.std()[None], tolerance
+
+
+@torch.no_grad()
+def mde_clip_unet(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
+    """The regression head."""
+    image = torch.from_numpy(arrays["image"])
+    system = _official("mde-clip-unet", weights, torch.from_numpy(arrays["text_features"]).T)
+    yield from _words(arrays)
+    decoded = image
+    for name, value, tolerance in _decoder(system, image):
+        yield name, value, tolerance
+        decoded = value
+    yield "logit", _part(system.head(decoded)), CLOSE
+    yield from _whole(system(image).depth, SHARP_DEPTH)
+
+
+@torch.no_grad()
+def mde_clip_refine(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
+    """RefineDepthCLIP at the file's temperature; the words come from the checkpoint's own text tower."""
+    image = torch.from_numpy(arrays["image"])
+    system = _official("refine-clip", weights, None, logit_scale=100 / float(arrays["temperature"][0]))
+    yield from _words(arrays)
+    matrix, _ = system.words(len(image))
+    yield "text_features", matrix[0].T, CLOSE
+    yield "prompts1", system.adapters[0](matrix[0]).T, CLOSE
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda module, inputs, output: found.update({name: output})
+
+    for level, block in enumerate(system.blocks):
+        block.register_forward_hook(keep(f"conv_block{level}"))
+    for level, value in enumerate(system.similarities(image, matrix), start=1):
+        yield f"similarity{level}", _part(value), CLOSE
+    depth = system(image).depth
+    for name, value in found.items():
+        yield name, _part(value), CLOSE
+    yield from _whole(depth, SHARP_DEPTH)
+
+
+def mde_clip_losses(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
+    """Losses of both repositories, and their metrics by what ``langdepth evaluate`` does."""
+    target, prediction, edges = (torch.from_numpy(arrays[name]) for name in ("gt", "pred", "bin_edges"))
+    upsampled = enlarge(prediction, target.shape[-2:])
+    settings = MdeLosses()
+    each = image_losses(upsampled, target, target > 0)
+    total = each["silog"] + settings.l1 * each["l1"] + settings.ssim * each["ssim"]
+    yield "criterion_per_image", torch.stack([total, each["silog"], each["l1"], each["ssim"]], 1), RELATIVE
+    quarter = target[..., ::4, ::4]
+    chamfer = losses.bin_chamfer((edges[:, 1:] + edges[:, :-1]) / 2, quarter, quarter >= 1e-3)
+    yield "base_loss", total.mean()[None], RELATIVE
+    yield "chamfer_quarter", chamfer[None], RELATIVE
+    yield "total_loss", (total.mean() + settings.chamfer * chamfer)[None], RELATIVE
+    known = losses.known_depth(target)
+    scalars = {
+        "silog_refine": losses.silog(upsampled, target, target > 0, 0.5, 1.0, root=False),
+        "silog_adabins": losses.silog(upsampled, target, known),
+        "berhu": losses.berhu(upsampled, target, known),
+        "scale_invariant": losses.silog(upsampled, target, known),
+        "imgrad_loss": losses.sobel_gradient(upsampled, target),
+        "imgrad_loss_masked": losses.sobel_gradient(upsampled, target, known, outside_weight=0.1),
+    }
+    for name, value in scalars.items():
+        yield name, value[None], RELATIVE
+    for name, slopes in zip(("imgrad_y", "imgrad_x"), losses.sobel(target[..., :64, :64]), strict=True):
+        yield name, slopes, CLOSE
+    yield from _metrics(prediction, upsampled, target)
+
+
+def _metrics(prediction: Tensor, upsampled: Tensor, target: Tensor) -> Compared:
+    nyu = protocols.get("mde-clip-reference").override(flip=False)
+    cropped = nyu.override(crop="eigen-nyu-46")
+    rules = {"nyu_metrics": nyu, "nyu_metrics_crop": cropped}
+    rules |= {"nyu_metrics_refine_nocrop": nyu, "nyu_metrics_refine_crop": cropped}
+    for name, protocol in rules.items():
+        means = image_means(StandIn(prediction, prediction), target, protocol)
+        yield name, torch.stack([means[metric] for metric in NYU_ORDER]), RELATIVE
+    street, far = (values[..., :352:2, ::2] for values in (7.5 * upsampled, 8 * target))
+    kitti = nyu.override(max_depth=80.0, crop="garg")
+    rules = {"kitti_metrics": kitti, "kitti_metrics_nocrop": kitti.override(crop="none")}
+    for name, protocol in (rules | {"kitti_metrics_cap50": kitti.override(max_depth=50.0)}).items():
+        means = image_means(StandIn(street, street), far, protocol)
+        yield name, torch.stack([means[metric] for metric in KITTI_ORDER]), RELATIVE
