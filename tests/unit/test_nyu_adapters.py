@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from langdepth.data.nyu_adapters import (
+    NyuAdapterTransform,
     NyuPicture,
     SelfSupervisedDraws,
     SupervisedDraws,
@@ -16,8 +17,9 @@ from langdepth.data.nyu_adapters import (
     self_supervised_sample,
     supervised_sample,
 )
-from langdepth.errors import ImageError
+from langdepth.errors import ImageError, UsageError
 from langdepth.parts.view_warp import warp_view
+from langdepth.types import Sample
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +128,49 @@ def test_draws_follow_the_generator_and_their_ranges() -> None:
 def test_another_size_is_refused(picture: NyuPicture) -> None:
     with pytest.raises(ImageError, match=r"a.jpg: picture is 320x240, these crops need 640x480"):
         replace(picture, rgb=picture.rgb[::2, ::2], path="a.jpg")
+
+
+def stored(picture: NyuPicture) -> Sample:
+    """The picture as an indexed folder gives it."""
+    assert picture.dense_mm is not None
+    depth = torch.from_numpy(picture.dense_mm.astype(np.float32) / 1000)[None]
+    image = torch.from_numpy(picture.rgb).permute(2, 0, 1) / 255
+    facts = {"scene": 3, "text": "a room", "path": "a.jpg", "source": "nyu"}
+    return Sample(image=image, depth=depth, mask=depth > 0, overlay=image.flip(-1), **facts)
+
+
+@pytest.mark.parametrize("two_views", [False, True])
+def test_stored_pictures_follow_torchs_generator(picture: NyuPicture, two_views: bool) -> None:
+    transform = NyuAdapterTransform(two_views=two_views)
+
+    def make(seed: int) -> Sample:
+        torch.manual_seed(seed)
+        return transform(stored(picture))
+
+    one, again, other = make(0), make(0), make(1)
+    assert (one.scene, one.text, one.path, one.source) == (3, "a room", "a.jpg", "nyu")
+    for name in ("image", "depth", "mask", "overlay", *(("source_image", "pose") if two_views else ())):
+        value = getattr(one, name)
+        assert torch.equal(value, getattr(again, name)), name
+        if name not in ("mask", "source_image"):  # the second view is turned in no other way than mirrored
+            assert not torch.equal(value, getattr(other, name)), name
+        assert value.shape[-2:] == ((3, 4) if name == "pose" else (416, 544))
+    assert (one.source_image is None) == (one.intrinsics is None) == (not two_views)
+    assert one.depth.max() <= 1.479
+
+
+def test_stored_pictures_lose_nothing(picture: NyuPicture) -> None:
+    """Back from floats they are the decoded arrays: the source view is a window of the photo, mirrored or not."""
+    torch.manual_seed(0)
+    sample = NyuAdapterTransform(two_views=True)(stored(picture))
+    plain = self_supervised_sample(picture, SelfSupervisedDraws()).source_image
+    mirrored = self_supervised_sample(picture, SelfSupervisedDraws(mirror=True)).source_image
+    assert sample.source_image is not None
+    assert plain is not None
+    assert mirrored is not None
+    assert torch.equal(sample.source_image, plain) or torch.equal(sample.source_image, mirrored)
+
+
+def test_a_network_of_another_size_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"are 544x416, but the network takes 640x480, 96x64; change"):
+        NyuAdapterTransform([(480, 640), (416, 544), (64, 96)])

@@ -83,5 +83,9 @@ def test_values_are_checked_however_a_recipe_is_made() -> None:
         DataSection(root=Path(), batch_size=0)
     with pytest.raises(UsageError, match=r"^data: batch_size must be at least 1$"):
         plain_recipe(data={"root": "rooms", "batch_size": 0})
+    with pytest.raises(UsageError, match=r"^data: augmentation must be left out with pipeline nyu-adapters$"):
+        plain_recipe(data={"root": "rooms", "pipeline": "nyu-adapters", "augmentation": {"flip": 0}})
+    with pytest.raises(UsageError, match=r"^data: reference_exact must be false with the standard pipeline$"):
+        plain_recipe(data={"root": "rooms", "reference_exact": True})
     with pytest.raises(UsageError, match=r"^optim: betas must be two numbers from 0 to below 1$"):
         plain_recipe(optim={"betas": [0.9, 1]})
