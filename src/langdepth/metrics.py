@@ -8,6 +8,7 @@ the truth and d = ln p - ln t, over the valid pixels:
     sq_rel    mean (p - t)^2 / t                     silog    100 sqrt(mean d^2 - (mean d)^2)
     rmse      sqrt(mean (p - t)^2)                   delta_k  share of pixels with max(p / t, t / p) < 1.25^k
     rmse_log  sqrt(mean d^2), natural logarithm      abs_diff mean |p - t|
+    msle      mean d^2, which some papers print as "RMSE log"
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torchmetrics import Metric
 
 from langdepth.protocols import Alignment
 
-METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3", "abs_diff")
+METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3", "abs_diff", "msle")
 
 _SUMS = 11  # columns of error_sums
 
@@ -60,7 +61,8 @@ def metrics_from_sums(sums: Tensor) -> dict[str, Tensor]:
     count = sums[..., 0]
     abs_rel, sq_rel, squared, d_squared, log10, d, *rest = (sums[..., 1:] / count.unsqueeze(-1)).unbind(-1)
     silog = 100 * (d_squared - d.square()).clamp(min=0).sqrt()
-    return dict(zip(METRICS, (abs_rel, sq_rel, squared.sqrt(), d_squared.sqrt(), log10, silog, *rest), strict=True))
+    values = (abs_rel, sq_rel, squared.sqrt(), d_squared.sqrt(), log10, silog, *rest, d_squared)
+    return dict(zip(METRICS, values, strict=True))
 
 
 def depth_metrics(prediction: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -150,6 +150,12 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(name="full"),
         dataclasses.replace(_INNER, name="depthclip-reference", crop="eigen-nyu-inner", clamp_views=False),
         _INNER,
+        dataclasses.replace(
+            _INNER, mask_prediction=False, name="prompt-clip-nyu-reference", frame="stored", crop="eigen-nyu"
+        ),
+        dataclasses.replace(
+            _INNER, mask_prediction=False, name="prompt-clip-kitti-reference", frame="kb", crop="garg", max_depth=80.0
+        ),
         dataclasses.replace(_INNER, name="mde-clip-reference", frame="stored", clamp_views=False),
     )
 }

@@ -69,6 +69,10 @@ class DataSection:
     """Judge on the pictures of this source only."""
     weights: dict[str, float] = field(default_factory=dict)
     """Source name -> mean number of times each of its pictures is drawn in an epoch; 1 if not named."""
+    shots: int | None = None
+    """Learn from so many pictures of each scene_type, the first ones; pictures without one are left out."""
+    shots_seed: int | None = None
+    """Draw them with this seed, instead of taking the first ones."""
     aspects: tuple[float, ...] = (4 / 3,)
     """Width / height of the shapes that training pictures are cut to."""
     batch_size: int = 8
@@ -88,6 +92,11 @@ class DataSection:
         _require(
             reference_exact=(not (standard and self.reference_exact), "false with the standard pipeline"),
             augmentation=(standard or self.augmentation == Augmentation(), f"left out with pipeline {self.pipeline}"),
+            shots=(self.shots is None or self.shots >= 1, "at least 1"),
+            shots_seed=(
+                self.shots_seed is None or (self.shots is not None and self.shots_seed >= 0),
+                "used with shots",
+            ),
             aspects=(bool(self.aspects) and min(self.aspects) > 0, "one or more positive numbers"),
             batch_size=(self.batch_size >= 1, "at least 1"),
             workers=(self.workers >= 0, "at least 0"),

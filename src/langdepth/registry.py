@@ -54,6 +54,57 @@ class Entry:
 _ADAPTERS = "Unveiling the Efficacy of Foundation Models for Depth Estimation (pinying567, course project, June 2023)"
 _CROSS_ATTENTION = "Harnessing Cross-Attention for Visual Perception with CLIP (MDE-CLIP, DME-CLIP, May 2024)"
 
+# What each variant of `prompt-clip` has; options left out are those of the published row, which comes first. "Object"
+# and "context" are learned tokens, too.
+_KITTI: dict[str, Any] = {"depth_range": (0.001, 80.0), "area": 352 * 1216}
+_DECODED: dict[str, Any] = {"object_word": "learned"}
+_PROMPT_CLIP: dict[str, tuple[str, dict[str, Any]]] = {
+    "": ("7 learned distance words, 7 even bins up to 10 m (the published row; NYU)", {}),
+    "-log": ("7 learned words, 7 log bins", {"bins": "log-7"}),
+    "-20": ("20 learned words, 20 even bins", {"depth_words": "learned-20", "bins": "even-20"}),
+    "-20-log": ("20 learned words, 20 log bins", {"depth_words": "learned-20", "bins": "log-20"}),
+    "-256": ("256 learned words, 256 log bins (best on NYU)", {"depth_words": "learned-256", "bins": "log-256"}),
+    "-1o1d": ("learned context around the object, words of distance", {"template": "1o1d", "depth_words": "depth"}),
+    "-1o2d": ("one more context token before the distance", {"template": "1o2d", "depth_words": "depth"}),
+    "-4o4d": ("four context tokens before object and distance", {"template": "4o4d", "depth_words": "depth"}),
+    "-4o4d-7": ("learned context and 7 learned words", {"template": "4o4d"}),
+    "-depth": ("words of distance: very close ... very distant; untrained", {"depth_words": "depth"}),
+    "-size": ("words of size: very small ... very large; untrained", {"depth_words": "size"}),
+    "-colour": ("words of colour: very red ... very green; untrained", {"depth_words": "colour"}),
+    "-random-words": ("seven unrelated words; untrained", {"depth_words": "random"}),
+    "-paper": (
+        "its own words and bins at this system's scale; untrained",
+        {"template": "paper", "depth_words": "paper", "bins": "paper"},
+    ),
+    "-object": ("a learned object beside 7 learned words and context", {"template": "4o4d", **_DECODED}),
+    "-patch": ("each cell's own feature as the object of its sentences", {"object_word": "patch"}),
+    "-image-dependent": ("learned words that the picture's mean feature changes", {"image_dependent": True}),
+    "-vit": ("7 learned words on ViT-B/32", {"architecture": "ViT-B-32"}),
+    "-feature-half": ("cells enlarged to half of the picture", {"feature_stage": "half"}),
+    "-feature-full": ("cells enlarged to the whole picture", {"feature_stage": "full"}),
+    "-feature-decoder": (
+        "a decoder of cells, 16 times finer; learned context and object",
+        {"template": "4o4d", "feature_stage": "decoder-4", **_DECODED},
+    ),
+    "-logit-2x": ("logits enlarged twice", {"logit_stage": "upsample-2"}),
+    "-logit-4x": ("logits enlarged four times", {"logit_stage": "upsample-4"}),
+    "-logit-decoder": (
+        "a decoder of logits up to the picture's size; learned context and object",
+        {"template": "1o1d", "logit_stage": "decoder-5", **_DECODED},
+    ),
+    "-kitti": ("7 learned words, 7 even bins up to 80 m (KITTI)", _KITTI),
+    "-kitti-20": ("20 learned words, 20 even bins", _KITTI | {"depth_words": "learned-20", "bins": "even-20"}),
+    "-kitti-20-log": ("20 learned words, 20 log bins", _KITTI | {"depth_words": "learned-20", "bins": "log-20"}),
+    "-kitti-256": (
+        "256 words, 256 log bins (best on KITTI)",
+        _KITTI | {"depth_words": "learned-256", "bins": "log-256"},
+    ),
+    "-kitti-4o4d": ("learned context, words of distance", _KITTI | {"template": "4o4d", "depth_words": "depth"}),
+    "-kitti-4o4d-7": ("learned context and 7 learned words", _KITTI | {"template": "4o4d"}),
+    "-kitti-depth": ("words of distance; untrained", _KITTI | {"depth_words": "depth"}),
+}
+_FIXED = ("-depth", "-size", "-colour", "-random-words", "-paper", "-kitti-depth")  # nothing to learn
+
 _ENTRIES = (
     Entry(
         name="tiny",
@@ -79,6 +130,22 @@ _ENTRIES = (
         summary="depthclip with ViT-B/16: four times as many cells",
         paper="Can Language Understand Depth? (DepthCLIP, arXiv 2207.01077, 2022)",
         preset={"architecture": "ViT-B-16"},
+    ),
+    *(
+        Entry(
+            name=f"prompt-clip{variant}",
+            target=f"langdepth.systems.prompt_clip:{'PromptClipWords' if variant in _FIXED else 'PromptClip'}",
+            summary=f"depthclip with {summary}",
+            paper="Learning to Prompt CLIP for Monocular Depth Estimation (Auty & Mikolajczyk, OpenSUN3D at ICCV 2023)",
+            preset=preset,
+        )
+        for variant, (summary, preset) in _PROMPT_CLIP.items()
+    ),
+    Entry(
+        name="few-shot-clip",
+        target="langdepth.systems.few_shot_clip:FewShotClip",
+        summary="depthclip with a codebook of bins per scene and learned context, from one picture per scene",
+        paper="after the abstract of Learning to Adapt CLIP for Few-Shot Monocular Depth Estimation (arXiv 2311.01034)",
     ),
     Entry(
         name="clip-adapter",

@@ -50,6 +50,7 @@ from langdepth.data.sampling import (
     TrainingLoader,
     TrainingSet,
     Transform,
+    few_shots,
     source_weights,
     training_shapes,
 )
@@ -85,6 +86,9 @@ def _train(recipe: Recipe, resume: bool) -> Path:
     out = recipe.train.out
     data, protocol = recipe.data, protocols.get(recipe.train.protocol)
     train_set = FolderDataset(data.root, split=data.train_split)
+    if data.shots is not None:
+        rows = train_set.rows
+        train_set.rows = [rows[i] for i in few_shots([row.scene for row in rows], data.shots, data.shots_seed)]
     val_set = FolderDataset(data.root, split=data.val_split, source=data.val_source)
     weights = source_weights([row.source for row in train_set.rows], data.weights)
     resume_point = ResumePoint(recipe)

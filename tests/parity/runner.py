@@ -52,6 +52,11 @@ class Case:
     keys: str | None = None
 
 
+_PROMPT_CASES = (
+    "prompt_learned7", "prompt_4o4d_256_kitti", "prompt_depth7", "prompt_size7", "prompt_colour7",
+    "prompt_depthclip_words", "prompt_1o2d_20", "prompt_feature_decoder", "prompt_logit_decoder",
+    "prompt_feature_interp", "prompt_logit_upsample4", "prompt_image_dependent", "prompt_patch_object", "prompt_vit",
+)  # fmt: skip
 # The first pattern that fits a name holds.
 CASES = (
     Case("clip_rn50*", "cases_clip:clip", "clip_rn50"),
@@ -67,6 +72,8 @@ CASES = (
     Case("eigen_refine*", "cases_adapters:eigen_refine", "eigen_refine"),
     Case("msa_sam*", "cases_adapters:msa", "msa_sam"),
     Case("msa*", "cases_adapters:msa", "msa"),
+    Case("prompt_losses_metrics*", "cases_prompt:losses_metrics"),
+    *(Case(f"{name}*", "cases_prompt:prompt", name) for name in _PROMPT_CASES),
     Case("losses_depthclip*", "cases_functions:losses_depthclip"),
     Case("losses_clip_adapters*", "cases_functions:losses_clip_adapters"),
     Case("losses_eigen_adapters*", "cases_functions:losses_eigen_adapters"),

@@ -149,6 +149,20 @@ def source_weights(sources: Sequence[str], weights: Mapping[str, float]) -> list
     return chosen
 
 
+def few_shots(scenes: Sequence[int], shots: int, seed: int | None = None) -> list[int]:
+    """Places of ``shots`` pictures of each scene (fewer where there are fewer), in list order.
+
+    ``scenes``: labels, -1 unknown, which are left out. ``seed``: draw them, instead of taking each scene's first ones.
+    Raises UsageError when no picture has a label.
+    """
+    labels = np.asarray(scenes)
+    order = np.arange(len(labels)) if seed is None else np.random.default_rng(seed).permutation(len(labels))
+    chosen = [order[labels[order] == scene][:shots] for scene in np.unique(labels[labels >= 0])]
+    if not chosen:
+        raise UsageError("data.shots: no training picture has a scene_type in index.csv")
+    return sorted(int(i) for i in np.concatenate(chosen))
+
+
 class _Plan:
     """The batch sampler behind ``TrainingLoader``: the rest of the current epoch."""
 

@@ -32,6 +32,19 @@ class ResidualConv(nn.Module):
         return F.relu(x + self.second(self.first(x)))
 
 
+class NearestDecoder(nn.Module):
+    """``blocks`` times: twice the size (nearest), 3x3 convolution, ReLU; channels stay (Auty & Mikolajczyk 2023)."""
+
+    def __init__(self, channels: int, blocks: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = F.relu(conv(F.interpolate(x, scale_factor=2, mode="nearest")))
+        return x
+
+
 class FeaturePyramid(nn.Module):
     """Top-down decoder: at every level the coarser map is enlarged (bilinear) to the finer one's size and added to it.
 

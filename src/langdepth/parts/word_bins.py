@@ -46,17 +46,36 @@ class WordBins(nn.Module):
 
     def forward(self, features: Tensor, text: Tensor, bin_centers: Tensor) -> WordDepth:
         """features (B, C, h, w); text (N, K, D) and bin_centers (N, K), N = B or 1; always in float32."""
-        with torch.autocast(features.device.type, enabled=False):  # a scale of 1000 leaves bfloat16 no digits
-            features, text = features.float(), text.float()
-            if self.normalise == "before":
-                features = F.normalize(features, dim=1)
-            width, channels = text.shape[-1], features.shape[1]
-            if channels != width:
-                kept = torch.arange(width, device=features.device) * channels // width
-                features = features[:, kept]
+        return self.expect(self.logits(self.cells(features), text), bin_centers)
+
+    def cells(self, features: Tensor) -> Tensor:
+        """What is compared with words: (B, C, h, w) to (B, D, h, w)."""
+        features = features.float()
+        if self.normalise == "before":
+            features = F.normalize(features, dim=1)
+        features = thin_channels(features, self.text.shape[-1])
+        return F.normalize(features, dim=1) if self.normalise == "after" else features
+
+    def logits(self, cells: Tensor, text: Tensor) -> Tensor:
+        """Similarities (B, K, h, w), scaled, of cells (B, D, h, w) and words (N, K, D), or each one's (B, h*w, K, D)."""
+        with torch.autocast(cells.device.type, enabled=False):  # a scale of 1000 leaves bfloat16 no digits
+            cells, text = cells.float(), text.float()
             if self.normalise == "after":
-                features, text = F.normalize(features, dim=1), F.normalize(text, dim=-1)
-            logits = (self.logit_scale * (text @ features.flatten(2))).unflatten(-1, features.shape[-2:])
-            probs = logits.softmax(1)
-            depth = (probs * bin_centers[..., None, None]).sum(1, keepdim=True)
-        return WordDepth(logits, probs, depth)
+                text = F.normalize(text, dim=-1)
+            flat = cells.flatten(2)
+            similarity = (text @ flat.mT[..., None])[..., 0].mT if text.ndim == 4 else text @ flat
+            return (self.logit_scale * similarity).unflatten(-1, cells.shape[-2:])
+
+    def expect(self, logits: Tensor, bin_centers: Tensor) -> WordDepth:
+        """Logits (B, K, h, w) and distances (N, K) to depth."""
+        logits = logits.float()
+        probs = logits.softmax(1)
+        return WordDepth(logits, probs, (probs * bin_centers[..., None, None]).sum(1, keepdim=True))
+
+
+def thin_channels(features: Tensor, width: int) -> Tensor:
+    """``width`` of the channels (B, C, h, w), evenly spread: a nearest-neighbour resize of the channels."""
+    channels = features.shape[1]
+    if channels == width:
+        return features
+    return features[:, torch.arange(width, device=features.device) * channels // width]

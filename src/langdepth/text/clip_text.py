@@ -17,7 +17,11 @@ from langdepth.errors import UsageError
 from langdepth.text.cache import content_key, remembered
 
 CONTEXT_LENGTH = 77
+VOCABULARY = 49408
+"""Token ids from here on are added ones, whose vectors are given."""
+END_OF_TEXT = VOCABULARY - 1
 _BATCH = 256  # sentences encoded at once
+_ADDED_BATCH = 4096  # the same without padding
 
 
 class ClipTextTower(nn.Module):
@@ -40,10 +44,31 @@ class ClipTextTower(nn.Module):
         tower.transformer.attn_mask = tower.transformer.build_causal_mask()
         return tower.eval()
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (N, 77) int64 to features (N, embed_dim) at the end-of-text position, projected, not normalised."""
+    def forward(self, tokens: Tensor, added: Tensor | None = None) -> Tensor:
+        """Tokens (N, 77) int64 to features (N, embed_dim) at the end-of-text position, projected, not normalised.
+
+        ``added`` (..., V, width): what the V token ids from VOCABULARY on stand for, any number of sets; then features
+        are (..., N, embed_dim), and tokens may end with the longest sentence, since nothing looks behind it.
+        """
+        if added is not None:
+            return self._with_added(tokens, added)
         features: Tensor = self.transformer(tokens)
         return features
+
+    def _with_added(self, tokens: Tensor, added: Tensor) -> Tensor:
+        text, (sentences, length) = self.transformer, tokens.shape
+        is_added = tokens >= VOCABULARY
+        words = text.token_embedding(tokens.masked_fill(is_added, 0))
+        given = added[..., (tokens - VOCABULARY).clamp_min(0), :]
+        x = torch.where(is_added[..., None], given, words) + text.positional_embedding[:length]
+        rows, mask = x.flatten(0, -3), text.attn_mask[:length, :length]
+        ends = (tokens == END_OF_TEXT).int().argmax(-1).repeat(len(rows) // sentences)
+        last = [
+            text.transformer(part, attn_mask=mask)[torch.arange(len(part), device=part.device), end]
+            for part, end in zip(rows.split(_ADDED_BATCH), ends.split(_ADDED_BATCH), strict=True)
+        ]
+        features: Tensor = text.ln_final(torch.cat(last)) @ text.text_projection
+        return features.unflatten(0, x.shape[:-2])
 
 
 def tokenize(sentences: Sequence[str]) -> Tensor:
@@ -54,7 +79,7 @@ def tokenize(sentences: Sequence[str]) -> Tensor:
     if isinstance(sentences, str) or not all(isinstance(sentence, str) for sentence in sentences):
         raise UsageError(f"expected a list of sentences, got {sentences!r}")
     rows = torch.zeros(len(sentences), CONTEXT_LENGTH, dtype=torch.int64)
-    tokenizer = _tokenizer()
+    tokenizer = byte_pairs()
     for row, sentence in zip(rows, sentences, strict=True):
         words = tokenizer.encode(sentence)
         if len(words) > CONTEXT_LENGTH - 2:
@@ -101,7 +126,8 @@ def _encode(sentences: Sequence[str], weights: ClipWeights) -> Tensor:
 
 
 @cache
-def _tokenizer() -> Any:
+def byte_pairs() -> Any:
+    """CLIP's own tokenizer; it has no state that anybody changes."""
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer(context_length=CONTEXT_LENGTH)

@@ -1,11 +1,13 @@
 """Which words stand for which distance: prompt sets, the published ones by name, and one's own from YAML.
 
-Word sets and bins of DepthCLIP (arXiv 2207.01077). Importing this module does not import torch.
+Word sets and bins of DepthCLIP (arXiv 2207.01077) and of learned prompts (Auty & Mikolajczyk 2023). A sentence may hold
+learned tokens, spelled ``<|prompt_0|>``, see ``text/learned_prompts.py``. Importing this module does not import torch.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -96,6 +98,74 @@ PROMPT_SETS: dict[str, PromptSet] = {
         words=("giant", "close", "a little close", "not in distance", "a bit remote", "far", "unseen")
     ),
 }
+
+
+# The parts that the prompts of Auty & Mikolajczyk are put together from. Theirs: "learned-static-1o1d" and so on.
+TEMPLATES = {
+    "paper": "This {object} is {depth}",
+    "paper-v1": "This {object} appears to be {depth}",
+    "1o1d": "<|prompt_0|> {object} <|prompt_1|> {depth}",
+    "1o2d": "<|prompt_0|> {object} <|prompt_1|> <|prompt_2|> {depth}",
+    "4o4d": "<|prompt_0|> <|prompt_1|> <|prompt_2|> <|prompt_3|> {object} "
+    "<|prompt_4|> <|prompt_5|> <|prompt_6|> <|prompt_7|> {depth}",
+}
+OBJECTS = {"learned": "<|object_0|>", "patch": "<|imgf_0|>"}
+DEPTH_WORDS = {
+    "paper": PromptSet().words,
+    "depth": (
+        "very close", "close", "slightly close", "neither close nor distant", "slightly distant", "distant",
+        "very distant",
+    ),
+    "size": (
+        "very small", "small", "slightly small", "neither small nor large", "slightly large", "large", "very large",
+    ),
+    "colour": ("very red", "red", "slightly red", "neither red nor green", "slightly green", "green", "very green"),
+    "random": ("summer", "inian", "fellow", "greg", "bis", "ksh", "aidan"),
+}  # fmt: skip
+
+
+def compose_prompts(
+    template: str, object_word: str, depth_words: str, bins: str, depth_range: tuple[float, float]
+) -> PromptSet:
+    """The prompts of Auty & Mikolajczyk from their parts (specification of prompt learning, section 3).
+
+    ``template``: a name of TEMPLATES or a sentence with {object} and {depth}; ``object_word``: a name of OBJECTS or a
+    word; ``depth_words``: a name of DEPTH_WORDS or "learned-K", K learned tokens; ``bins``: see ``bin_centers``.
+    Raises ValueError for parts that are unknown or do not fit.
+    """
+    sentence = TEMPLATES.get(template, template)
+    if sentence.count("{depth}") != 1 or sentence.count("{object}") > 1:
+        raise ValueError(
+            f"template '{template}' must have one {{depth}} and at most one {{object}}, or be known: "
+            f"{nearest(template, TEMPLATES)}"
+        )
+    learned = re.fullmatch(r"learned-(\d+)", depth_words)
+    if learned is None and depth_words not in DEPTH_WORDS:
+        raise ValueError(f"unknown depth_words '{depth_words}': {nearest(depth_words, [*DEPTH_WORDS, 'learned-7'])}")
+    words = tuple(f"<|depth_{i}|>" for i in range(int(learned[1]))) if learned else DEPTH_WORDS[depth_words]
+    sentence = sentence.replace("{object}", OBJECTS.get(object_word, object_word)).replace("{depth}", "{}")
+    return PromptSet(words=words, templates=(sentence,), bin_centers=bin_centers(bins, *depth_range))
+
+
+def bin_centers(bins: str, near: float, far: float) -> tuple[float, ...]:
+    """Distances in metres from a name.
+
+    "even-K": middles of K equal cells from ``near`` to ``far``; "log-K": of K cells equal in the logarithm; "log80-K":
+    the same from 0.001 to 80 whatever the range is; "paper": DepthCLIP's. Raises ValueError.
+    """
+    if bins == "paper":
+        return PromptSet().bin_centers
+    found = re.fullmatch(r"(even|log|log80)-(\d+)", bins)
+    if found is None or int(found[2]) < 1:
+        raise ValueError(f"unknown bins '{bins}': give paper, even-K, log-K or log80-K, for example even-7")
+    if found[1] == "log80":
+        near, far = 0.001, 80.0
+    if not 0 < near < far < math.inf:
+        raise ValueError(f"depth_range {near} to {far} must rise from above 0")
+    shares = [(place + 0.5) / int(found[2]) for place in range(int(found[2]))]
+    if found[1] == "even":
+        return tuple(near + share * (far - near) for share in shares)
+    return tuple(near * (far / near) ** share for share in shares)
 
 
 def find_prompts(prompts: PromptSet | str) -> PromptSet:

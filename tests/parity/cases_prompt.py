@@ -1,0 +1,109 @@
+"""Learned prompts (Auty & Mikolajczyk): every variant, its losses and metrics."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from langdepth import losses, protocols
+from langdepth.evaluate import judge
+from langdepth.metrics import DepthMetrics
+from langdepth.systems.clip_system import enlarge
+from langdepth.text.learned_prompts import PromptTokenizer, count_added
+from tests.parity.cases_depthclip import official, pictures
+from tests.parity.cases_functions import StandIn, samples_of
+from tests.parity.runner import Compared, Tolerance
+
+CLOSE = Tolerance(rtol_of_max=2e-5)
+EXACT = Tolerance()
+# What the first of these that a case's name starts with differs from the published row in.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "prompt_learned7": {},
+    "prompt_4o4d_256_kitti": {
+        "template": "4o4d", "object_word": "learned", "depth_words": "learned-256", "bins": "log80-256",
+    },
+    "prompt_depth7": {"depth_words": "depth"},
+    "prompt_size7": {"depth_words": "size", "bins": "log-7"},
+    "prompt_colour7": {"depth_words": "colour", "bins": "log80-7"},
+    "prompt_depthclip_words": {"template": "paper", "depth_words": "paper", "bins": "paper"},
+    "prompt_1o2d_20": {
+        "template": "1o2d", "object_word": "learned", "depth_words": "learned-20", "bins": "log-20",
+    },
+    "prompt_feature_decoder": {"template": "4o4d", "object_word": "learned", "feature_stage": "decoder-4"},
+    "prompt_logit_decoder": {"template": "1o1d", "object_word": "learned", "logit_stage": "decoder-5"},
+    "prompt_feature_interp": {"feature_stage": "half"},
+    "prompt_logit_upsample4": {"logit_stage": "upsample-4"},
+    "prompt_image_dependent": {"image_dependent": True},
+    "prompt_patch_object": {"object_word": "patch"},
+    "prompt_vit": {"architecture": "ViT-B-32"},
+}  # fmt: skip
+
+
+@torch.no_grad()
+def prompt(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
+    """Everything on the way from one batch of pictures to its depth."""
+    options = next(options for name, options in VARIANTS.items() if case.startswith(name))
+    system = official("prompt-clip", weights, **options)
+    sentences = system.sentences(system.config.prompts)
+    yield "token_ids", PromptTokenizer(count_added(sentences))(sentences), EXACT
+    yield "bin_centres", system.word_bins.bin_centers[0], Tolerance(rtol=1e-6)
+    for _, image in pictures(arrays):
+        picture = image.shape[-2:]
+        features = system.dense(image)
+        flat = features.flatten(2).mT
+        yield "image_features", flat[:, :: max(1, flat.shape[1] // 20), ::64], CLOSE
+        text, centers = system.words(len(image))
+        if system.picture_words:
+            text = system.encode(features)
+        official_text = text.mT / math.sqrt(text.shape[-2])
+        yield "text_features", official_text if system.picture_words else official_text[0], CLOSE
+        cells = system.feature_stage(system.word_bins.cells(features), picture)
+        logits_in = system.word_bins.logits(cells, text)
+        yield "logits_in", _sampled(logits_in), CLOSE
+        found = system.compare_with(features, text, centers, picture)
+        yield "logits", _sampled(found.logits), CLOSE
+        yield "bin_probs", _sampled(found.probs), CLOSE
+        yield "depth_low", system(image).depth, CLOSE
+        depth = enlarge(system(image).depth, picture)
+        yield "depth", depth[:, :, ::2, ::2] if depth.numel() > 90000 else depth, CLOSE
+
+
+def _sampled(maps: Tensor) -> Tensor:
+    channels, height, width = maps.shape[1:]
+    return maps[:, :: max(1, channels // 32), :: max(1, height // 15), :: max(1, width // 20)]
+
+
+def losses_metrics(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
+    """Losses of coarse depth maps, and both averages of the metrics under the paper's protocols."""
+    for dataset in ("nyu", "kitti"):
+        if f"{dataset}_gt" not in arrays:
+            continue
+        protocol = protocols.get(f"prompt-clip-{dataset}-reference")
+        target, stored = (torch.from_numpy(arrays[f"{dataset}_{name}"]) for name in ("gt", "pred"))
+        hole = stored == -1
+        prediction = enlarge(torch.where(hole, 2.0, stored), target.shape[-2:])
+        known = target > protocol.min_depth
+        near = known & (target <= protocol.max_depth)
+        tight = Tolerance(rtol=1e-6)
+        yield f"{dataset}_silog_train", losses.silog(prediction, target, known)[None], tight
+        yield f"{dataset}_silog_eval", losses.silog(prediction, target, near)[None], tight
+        yield f"{dataset}_mse", losses.l2(prediction, target)[None], tight
+        # Published: a value that is not a number spreads while the map is enlarged, and then becomes the least depth.
+        low = torch.where(hole, math.nan, stored.clamp(protocol.min_depth, protocol.max_depth))
+        prepared = enlarge(low, target.shape[-2:]).nan_to_num(nan=protocol.min_depth)
+        judged = judge(StandIn(prepared, prepared.flip(-1)), samples_of(target), protocol.override(frame="stored"))
+        yield f"{dataset}_pre_mean", judged.prediction.mean()[None], tight
+        yield f"{dataset}_mask_count", judged.valid.flatten(1).sum(1), EXACT
+        metrics = DepthMetrics()
+        metrics.update(judged.prediction, judged.target, judged.valid)
+        found = metrics.compute()
+        order = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "delta1", "delta2", "delta3")
+        pooled, running = found["pixel_mean"], found["image_mean"]
+        yield f"{dataset}_pixelwise", torch.stack([pooled[name] for name in order]), tight
+        # The published running average of the squared log error has no root.
+        published = [running["msle" if name == "rmse_log" else name] for name in order]
+        yield f"{dataset}_running", torch.stack(published), tight
