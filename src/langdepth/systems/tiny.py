@@ -11,7 +11,8 @@ Data flow (4:3 picture; network input 240 x 320)
     words:  none   -> scene_probs-weighted mean of the scene table   \\
             scene  -> that scene's row                                > text vector (B, D)
             text   -> the sentence's feature                         /
-    text vector -> usual median depth of such scenes, metres; times a factor from the picture -> scale (B,)
+    text vector -> usual median depth of such scenes, metres; with words half of the way, in log scale, to what they say
+    usual depth times a factor from the picture -> scale (B,)
     maps -> feature pyramid -> (B, C, 60, 80) -> bins -> relative (B, 1, 60, 80) in (0, 1)
     depth = scale * relative, metres
 
@@ -62,6 +63,8 @@ class TinyConfig:
     """Principal directions of the caption features that are kept."""
     vocabulary: tuple[str, ...] = ()
     """Words that the sentence encoder knows; filled in by training."""
+    word_weight: float = 0.5
+    """How far words move the scale, between what the picture is read as (0) and what they say (1), in log scale."""
     gradient_weight: float = 0.5
     l1_weight: float = 5.0
     scene_weight: float = 0.5
@@ -143,28 +146,24 @@ class Tiny(System):
             feature: Tensor = self.sentences(self.sentences.tokenize([sentence]).to(self.text_mean.device))[0]
         return feature.detach()
 
-    def text_vector(self, scene_probs: Tensor, text: list[str] | Tensor | None, scene: list[str] | None) -> Tensor:
-        """The (B, D) vector that sets the scale: the words' when there are any, else what the picture is read as."""
+    def text_vector(self, count: int, text: list[str] | Tensor | None, scene: list[str] | None) -> Tensor:
+        """The words for ``count`` pictures, as (B, D) vectors. Raises UsageError."""
         if text is not None and scene is not None:
             raise UsageError("give a text or a scene, not both")
         words = text if scene is None else scene
-        if words is not None and len(words) != len(scene_probs):
-            raise UsageError(f"{len(words)} texts or scenes for {len(scene_probs)} pictures; give one for each")
+        if words is None or len(words) != count:
+            raise UsageError(
+                f"{0 if words is None else len(words)} texts or scenes for {count} pictures; give one for each"
+            )
         if scene is not None:
             return self.scene_table[[scene_index(name, self.scenes) for name in scene]]
-        if text is None:
-            return self._read(scene_probs)
-        features = text if isinstance(text, Tensor) else self.encode_text(text)
-        if features.shape != (len(scene_probs), CLIP_FEATURES):
+        features = words if isinstance(words, Tensor) else self.encode_text(words)
+        if features.shape != (count, CLIP_FEATURES):
             raise UsageError(
                 f"text features have shape {tuple(features.shape)}; `tiny` takes one row per picture, "
-                f"({len(scene_probs)}, {CLIP_FEATURES})"
+                f"({count}, {CLIP_FEATURES})"
             )
-        return self.project(features.to(scene_probs))
-
-    def _read(self, scene_probs: Tensor) -> Tensor:
-        """The mean of the scene table under scene_probs, (B, D); a plain sum, which autocast leaves in float32."""
-        return (scene_probs[..., None] * self.scene_table).sum(1)
+        return self.project(features.to(self.scene_table))
 
     # -- depth -----------------------------------------------------------------------------------------------------
 
@@ -173,8 +172,19 @@ class Tiny(System):
     ) -> DepthOutput:
         features, picture, logits = self._look(image)
         scene_probs = logits.softmax(-1)
-        vector = self.text_vector(scene_probs, text, scene)
-        return self._tell(features, picture, vector, scene_probs)
+        return self._tell(features, picture, self._expected(scene_probs, text, scene), scene_probs)
+
+    def _expected(
+        self, scene_probs: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
+    ) -> Tensor:
+        """Log of the usual median depth (B, 1): of what the picture is read as and, with words, of what they say."""
+        with torch.autocast(scene_probs.device.type, enabled=False):  # bfloat16 would round the scale to 1 %
+            read = self.usual((scene_probs[..., None] * self.scene_table).sum(1))
+            if text is None and scene is None:
+                return read
+            return torch.lerp(
+                read, self.usual(self.text_vector(len(scene_probs), text, scene)), self.config.word_weight
+            )
 
     def _look(self, image: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """Encoder maps, picture vector (B, P), scene logits (B, K)."""
@@ -188,10 +198,11 @@ class Tiny(System):
             logits = self.sharpness.clamp(1, 30) * reading @ self.scene_table.T
         return features, picture, logits
 
-    def _tell(self, features: list[Tensor], picture: Tensor, vector: Tensor, scene_probs: Tensor) -> DepthOutput:
+    def _tell(self, features: list[Tensor], picture: Tensor, expected: Tensor, scene_probs: Tensor) -> DepthOutput:
+        """``expected``: (B, 1), log of the usual median depth."""
         relative, centers, probs = self.bins(self.decoder(features, self.context(picture)), picture)
-        with torch.autocast(picture.device.type, enabled=False):  # bfloat16 would round the scale to 1 %
-            log_scale = self.usual(vector).detach() + self.correction(picture)
+        with torch.autocast(picture.device.type, enabled=False):
+            log_scale = expected.detach() + self.correction(picture)
             scale = torch.exp(log_scale.clamp(-3, 6)).squeeze(1)
         return DepthOutput(
             depth=relative * scale[:, None, None, None],
@@ -267,7 +278,7 @@ class Tiny(System):
         features, picture, logits = self._look(batch.image)
         scene = self.label_to_scene[batch.scene]
         scene_probs = logits.softmax(-1)
-        output = self._tell(features, picture, self._read(scene_probs), scene_probs)
+        output = self._tell(features, picture, self._expected(scene_probs), scene_probs)
         depth = F.interpolate(output.depth, size=batch.depth.shape[-2:], mode="bilinear", align_corners=False)
         parts = {
             "silog": losses.silog(depth, batch.depth, batch.mask),
