@@ -23,6 +23,9 @@ SLOW = {
     "refined_adapter",
     "eigen_coarse",
     "eigen_refine",
+    "mde_clip_small",
+    "mde_clip_unet",
+    "mde_clip_refine",
 }
 NO_PART = {"logits_second_mirrored"}  # the published loops use the logits of the upright picture only
 COMMITTED = sorted(path.stem for path in DATA.glob("*.npz"))
