@@ -113,7 +113,7 @@ _ENTRIES = (
         paper="this project; scale-times-relative idea of ScaleDepth (arXiv 2407.08187)",
         weights=WeightRecord(
             file="tiny.safetensors",
-            sha256="5c10fd1dda0958c3119ecc1de039e3c161e7d1ee92adb4244bea291936f8982e",
+            sha256="4444e12b42b038d86a8a669688e5db4ba9fce2f52e79b019629e94a30284469d",
             licence="research and non-commercial use only (training data: NYU Depth V2, KITTI and others)",
             source="trained with recipes/tiny.yaml",
         ),
