@@ -65,7 +65,7 @@ def convert(
     if clip_weights is not None:
         system.load_foundation(clip_weights)
     tensors = None if _is_archive(source) else read_checkpoint(source)
-    if system.zero_shot and (tensors is None or not any(key.startswith("clip.") for key in tensors)):
+    if system.zero_shot and (tensors is None or not any(key.startswith(("clip.", "model.clip.")) for key in tensors)):
         system.load_foundation(source)
         report: dict[str, list[str]] = {"used": list(system.state_dict()), "ignored": [], "missing": []}
     elif tensors is None:

@@ -92,6 +92,11 @@ def losses_metrics(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | N
         yield f"{dataset}_silog_train", losses.silog(prediction, target, known)[None], tight
         yield f"{dataset}_silog_eval", losses.silog(prediction, target, near)[None], tight
         yield f"{dataset}_mse", losses.l2(prediction, target)[None], tight
+        if f"{dataset}_bin_edges" in arrays:
+            edges = torch.from_numpy(arrays[f"{dataset}_bin_edges"])
+            quarter = target[..., ::4, ::4]
+            chamfer = losses.bin_chamfer((edges[:, 1:] + edges[:, :-1]) / 2, quarter, quarter > protocol.min_depth)
+            yield f"{dataset}_chamfer_quarter", chamfer[None], tight
         # Published: a value that is not a number spreads while the map is enlarged, and then becomes the least depth.
         low = torch.where(hole, math.nan, stored.clamp(protocol.min_depth, protocol.max_depth))
         prepared = enlarge(low, target.shape[-2:]).nan_to_num(nan=protocol.min_depth)

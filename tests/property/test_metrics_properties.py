@@ -33,6 +33,7 @@ def reference(p: npt.NDArray[np.float64], t: npt.NDArray[np.float64]) -> dict[st
         "delta2": float(np.mean(worst < 1.25**2)),
         "delta3": float(np.mean(worst < 1.25**3)),
         "abs_diff": float(np.mean(np.abs(p - t))),
+        "msle": float(np.mean(d**2)),
     }
 
 

@@ -79,6 +79,7 @@ class TestFixedWords(WordsTester):
     name = "prompt-clip-size"
     options = SMALL
     trainable = False
+    bf16_tolerance = 0.15
 
     def test_it_needs_no_text_tower(self, system: Any) -> None:
         assert system.zero_shot
@@ -284,7 +285,6 @@ def test_official_checkpoints_of_both_ages(name: str, suffix: str, tmp_path: Pat
         ("prompt-clip-depth", {}, "learned tokens depth 7, 'prompt-clip-depth' has none"),
         ("prompt-clip", {"architecture": "ViT-small"}, "is not ViT-small"),
         ("prompt-clip", {"feature_stage": "decoder-4"}, "'feature_stage.decoder.convs.0.weight' is missing"),
-        ("depthclip", {}, "."),
     ],
 )
 def test_checkpoints_of_another_variant_are_refused(
@@ -308,7 +308,7 @@ def test_a_decoder_without_a_place_is_refused(tmp_path: Path) -> None:
 
 def test_weights_of_another_system_name_the_first_tensors(tmp_path: Path) -> None:
     path = registry.build("prompt-clip", SMALL).save(tmp_path / "seven.safetensors")
-    with pytest.raises(CheckpointError, match="no such|does not fit|holds no CLIP"):
+    with pytest.raises(CheckpointError, match="no CLIP model in it"):
         convert(path, "prompt-clip-20", tmp_path / "ours.safetensors", SMALL)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from langdepth import registry
 from langdepth.commands._parse import run
 from langdepth.errors import UsageError
 
 EXAMPLE = "langdepth systems\nlangdepth systems show tiny"
+LONGEST = 32  # lists with more entries are not printed in full
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -70,8 +71,18 @@ def describe(name: str) -> str:
         "input": to_mapping(system.input_spec),
         "config": to_mapping(system.config),
     }
+    facts["config"] = _shortened(facts["config"])
     text: str = yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
     return text.rstrip()
+
+
+def _shortened(value: Any) -> Any:
+    """Long lists by their first and last entries."""
+    if isinstance(value, dict):
+        return {key: _shortened(inner) for key, inner in value.items()}
+    if isinstance(value, list) and len(value) > LONGEST:
+        return [*value[:2], f"... {len(value)} in all", value[-1]]
+    return value
 
 
 def _where(entry: registry.Entry) -> str:

@@ -57,7 +57,7 @@ class WordBins(nn.Module):
         return F.normalize(features, dim=1) if self.normalise == "after" else features
 
     def logits(self, cells: Tensor, text: Tensor) -> Tensor:
-        """Similarities (B, K, h, w), scaled, of cells (B, D, h, w) and words (N, K, D), or each one's (B, h*w, K, D)."""
+        """Scaled similarities (B, K, h, w) of cells (B, D, h, w) and words (N, K, D), or each cell's, (B, hw, K, D)."""
         with torch.autocast(cells.device.type, enabled=False):  # a scale of 1000 leaves bfloat16 no digits
             cells, text = cells.float(), text.float()
             if self.normalise == "after":
