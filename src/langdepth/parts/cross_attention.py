@@ -48,10 +48,10 @@ def split_multihead(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Ten
     Raises KeyError for tensors that are not there.
     """
     if f"{prefix}in_proj_weight" in state_dict:
-        query, key, value = state_dict[f"{prefix}in_proj_weight"].chunk(3)
+        query, key, value = state_dict[f"{prefix}in_proj_weight"].tensor_split(3)
     else:
         query, key, value = (state_dict[f"{prefix}{name}_proj_weight"] for name in "qkv")
-    query_bias, _, value_bias = state_dict[f"{prefix}in_proj_bias"].chunk(3)
+    query_bias, _, value_bias = state_dict[f"{prefix}in_proj_bias"].tensor_split(3)
     return {
         "query.weight": query,
         "query.bias": query_bias,
