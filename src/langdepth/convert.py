@@ -47,8 +47,8 @@ def convert(
 
     ``source``: the authors' checkpoint, or for a zero-shot system CLIP weights in any layout that
     ``backbones.clip_weights`` reads. ``options``: values of the system's config. ``licence``: the weights' terms, which
-    the file will state. ``clip_weights``: the CLIP model (a file, or what ``find_clip_weights`` takes) for systems whose
-    checkpoints hold no features of their words.
+    the file will state. ``clip_weights``: the CLIP model (a file, or what ``find_clip_weights`` takes) for systems
+    whose checkpoints hold no features of their words.
 
     Raises UsageError for unknown names and options, CheckpointError for a file that cannot be read, is of another
     layout, lacks tensors or has them in other shapes; nothing is written then.

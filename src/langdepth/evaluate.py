@@ -27,7 +27,7 @@ from langdepth import viz
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.inference import DTYPES, infer
 from langdepth.io import atomic_path
-from langdepth.metrics import DepthMetrics, ErrorByRange, align, depth_metrics
+from langdepth.metrics import METRICS, DepthMetrics, ErrorByRange, align, depth_metrics
 from langdepth.types import Sample
 
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ def evaluate(
     """Score ``system`` on all pictures of ``dataset``; returns the report, a dictionary ready for JSON.
 
     Its keys: system, dataset, split, images, skipped, protocol (name, hash and every switch), image_mean and pixel_mean
-    (each with all of ``langdepth.metrics.METRICS``), seconds. Pictures that cannot be read or have no pixel to judge
-    are skipped with one line on stderr. The system gets the picture alone, neither text nor scene.
+    (each with ``langdepth.metrics.METRICS`` and the protocol's ``extra_metrics``), seconds. Pictures that cannot be read
+    or have no pixel to judge are skipped with one line on stderr. The system gets the picture alone, neither text nor
+    scene.
 
     ``split`` and ``source``: what the data set was opened with, for the report. ``limit``: judge the first pictures.
     ``out``: write the report there (JSON), and beside it ``<stem>_error_by_range.png`` and ``<stem>_sheet.png``.
@@ -129,6 +130,7 @@ def evaluate(
         scores = [score for part in gathered for score in part]
     if not scores:
         raise LangdepthError(f"none of the {count} pictures of '{dataset.name}' is usable, see the lines above")
+    shown = (*METRICS, *protocol.extra_metrics)
     report = {
         "system": _label(system),
         "dataset": _dataset_label(dataset.name, source, limit),
@@ -136,8 +138,7 @@ def evaluate(
         "images": int(means["images"]),
         "skipped": int(means["skipped"]),
         "protocol": {"name": protocol.name, "hash": protocol.hash, **protocol.switches()},
-        "image_mean": {name: float(value) for name, value in means["image_mean"].items()},
-        "pixel_mean": {name: float(value) for name, value in means["pixel_mean"].items()},
+        **{mean: {name: float(means[mean][name]) for name in shown} for mean in ("image_mean", "pixel_mean")},
         "seconds": round(time.monotonic() - start, 3),
     }
     if out is not None and rank == 0:

@@ -22,7 +22,9 @@ from torchmetrics import Metric
 
 from langdepth.protocols import Alignment
 
-METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3", "abs_diff", "msle")
+METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
+EXTRA_METRICS = ("abs_diff", "msle")  # of some papers; reports hold them where their protocol asks for them
+_ALL = (*METRICS, *EXTRA_METRICS)
 
 _SUMS = 11  # columns of error_sums
 
@@ -62,11 +64,11 @@ def metrics_from_sums(sums: Tensor) -> dict[str, Tensor]:
     abs_rel, sq_rel, squared, d_squared, log10, d, *rest = (sums[..., 1:] / count.unsqueeze(-1)).unbind(-1)
     silog = 100 * (d_squared - d.square()).clamp(min=0).sqrt()
     values = (abs_rel, sq_rel, squared.sqrt(), d_squared.sqrt(), log10, silog, *rest, d_squared)
-    return dict(zip(METRICS, values, strict=True))
+    return dict(zip(_ALL, values, strict=True))
 
 
 def depth_metrics(prediction: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """All of ``METRICS`` for each picture, (B,) float64; NaN for a picture without a valid pixel."""
+    """``METRICS`` and ``EXTRA_METRICS`` for each picture, (B,) float64; NaN for a picture without a valid pixel."""
     return metrics_from_sums(error_sums(prediction, target, mask))
 
 
@@ -126,7 +128,7 @@ class DepthMetrics(Metric):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.add_state("image_sums", torch.zeros(len(METRICS), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("image_sums", torch.zeros(len(_ALL), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("pixel_sums", torch.zeros(_SUMS, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("skipped", torch.tensor(0), dist_reduce_fx="sum")
@@ -137,7 +139,7 @@ class DepthMetrics(Metric):
         sums = error_sums(prediction, target, mask)
         self.last = metrics_from_sums(sums)
         used = sums[:, 0] > 0
-        per_image = torch.stack([self.last[name] for name in METRICS], dim=1)
+        per_image = torch.stack([self.last[name] for name in _ALL], dim=1)
         self.image_sums += torch.where(used[:, None], per_image, 0).sum(0)
         self.pixel_sums += sums.sum(0)
         self.images += used.sum()
@@ -146,7 +148,7 @@ class DepthMetrics(Metric):
     def compute(self) -> dict[str, Any]:
         """The means so far, over all processes."""
         return {
-            "image_mean": dict(zip(METRICS, (self.image_sums / self.images).unbind(), strict=True)),
+            "image_mean": dict(zip(_ALL, (self.image_sums / self.images).unbind(), strict=True)),
             "pixel_mean": metrics_from_sums(self.pixel_sums),
             "images": self.images,
             "skipped": self.skipped,

@@ -11,7 +11,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from langdepth.errors import UsageError, nearest
 
@@ -64,13 +64,15 @@ class Protocol:
     max_depth: float = 1000.0
     clamp_views: bool = field(default=False, metadata=_LATER)
     mask_prediction: bool = field(default=False, metadata=_LATER)
+    extra_metrics: tuple[str, ...] = ()
+    """Reported beside the standard nine; no rule, so no part of the hash."""
 
     def __post_init__(self) -> None:
         for key in ("min_depth", "max_depth"):  # 10 and 10.0 are one protocol and must have one hash
             object.__setattr__(self, key, float(getattr(self, key)))
         for key, hint in get_type_hints(Protocol).items():
             value = getattr(self, key)
-            if get_args(hint) and value not in get_args(hint):
+            if get_origin(hint) is Literal and value not in get_args(hint):
                 raise UsageError(f"protocol: unknown {key} '{value}': {nearest(str(value), get_args(hint))}")
         if not 0 < self.min_depth < self.max_depth < math.inf:
             raise UsageError(
@@ -79,8 +81,8 @@ class Protocol:
             )
 
     def switches(self) -> dict[str, Any]:
-        """All fields but the name."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key != "name"}
+        """All rules: every field but the name and the extra metrics."""
+        return {k: value for k, value in dataclasses.asdict(self).items() if k not in ("name", "extra_metrics")}
 
     @property
     def hash(self) -> str:
@@ -148,15 +150,30 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(name="kitti-eigen-garg", frame="kb", flip=True, crop="garg", max_depth=80.0),
         Protocol(name="kitti-eigen", frame="kb", flip=True, crop="eigen-kitti", max_depth=80.0),
         Protocol(name="full"),
-        dataclasses.replace(_INNER, name="depthclip-reference", crop="eigen-nyu-inner", clamp_views=False),
+        dataclasses.replace(
+            _INNER, name="depthclip-reference", crop="eigen-nyu-inner", clamp_views=False, extra_metrics=("abs_diff",)
+        ),
         _INNER,
         dataclasses.replace(
-            _INNER, mask_prediction=False, name="prompt-clip-nyu-reference", frame="stored", crop="eigen-nyu"
+            _INNER,
+            mask_prediction=False,
+            name="prompt-clip-nyu-reference",
+            frame="stored",
+            crop="eigen-nyu",
+            extra_metrics=("msle",),
         ),
         dataclasses.replace(
-            _INNER, mask_prediction=False, name="prompt-clip-kitti-reference", frame="kb", crop="garg", max_depth=80.0
+            _INNER,
+            mask_prediction=False,
+            name="prompt-clip-kitti-reference",
+            frame="kb",
+            crop="garg",
+            max_depth=80.0,
+            extra_metrics=("msle",),
         ),
-        dataclasses.replace(_INNER, name="mde-clip-reference", frame="stored", clamp_views=False),
+        dataclasses.replace(
+            _INNER, name="mde-clip-reference", frame="stored", clamp_views=False, extra_metrics=("abs_diff",)
+        ),
     )
 }
 

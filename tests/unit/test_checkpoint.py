@@ -207,7 +207,7 @@ def test_packaged_weights(toy: System, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_name_without_weights_says_what_to_do() -> None:
-    refused("toy", "no weights", "langdepth train", "hub id")
+    refused("toy", "no trained weights", "langdepth train", "hub id")
 
 
 def test_unknown_name_hints_at_the_nearest() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +234,7 @@ class Edges(FakeSystem):
 
 
 def test_views_are_limited_before_they_are_averaged() -> None:
-    flipped = FULL.override(flip=True, max_depth=10.0)
+    flipped = replace(FULL.override(flip=True, max_depth=10.0), extra_metrics=("abs_diff",))
     assert run(FiveMetres(1), flipped, Edges())["image_mean"]["abs_diff"] == pytest.approx(3)
     limited = run(FiveMetres(1), flipped.override(clamp_views=True), Edges())
     assert limited["image_mean"]["abs_diff"] == pytest.approx((3 + 10) / 2 - 5)

@@ -96,6 +96,8 @@ def test_hashes_of_the_presets_do_not_drift() -> None:
         "depthclip-reference": "47742d0fc80a",
         "clip-adapters-reference": "131e18db436a",
         "mde-clip-reference": "a40e3e3a611c",
+        "prompt-clip-nyu-reference": "60db8e2b866b",
+        "prompt-clip-kitti-reference": "d789dd3e278e",
     }
 
 
