@@ -70,9 +70,9 @@ def evaluate(
     """Score ``system`` on all pictures of ``dataset``; returns the report, a dictionary ready for JSON.
 
     Its keys: system, dataset, split, images, skipped, protocol (name, hash and every switch), image_mean and pixel_mean
-    (each with ``langdepth.metrics.METRICS`` and the protocol's ``extra_metrics``), seconds. Pictures that cannot be read
-    or have no pixel to judge are skipped with one line on stderr. The system gets the picture alone, neither text nor
-    scene.
+    (each with ``langdepth.metrics.METRICS`` and the protocol's ``extra_metrics``), seconds. Pictures that cannot be
+    read or have no pixel to judge are skipped with one line on stderr. The system gets the picture alone, neither text
+    nor scene.
 
     ``split`` and ``source``: what the data set was opened with, for the report. ``limit``: judge the first pictures.
     ``out``: write the report there (JSON), and beside it ``<stem>_error_by_range.png`` and ``<stem>_sheet.png``.
