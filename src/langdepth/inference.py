@@ -179,15 +179,15 @@ def infer(
     the depth with that of the mirrored picture; ``limit`` puts both into [0, limit] metres first. ``resize``:
     "bilinear-aligned" puts the corners of the depth on those of the picture.
     """
-    overlay = None if overlay is None else _to_network_size(system, overlay)
-    output = _forward(system, _to_network_size(system, image), text, scene, overlay, flip, limit)
+    overlay = None if overlay is None else to_network_size(system, overlay)
+    output = _forward(system, to_network_size(system, image), text, scene, overlay, flip, limit)
     return replace(output, depth=_to_picture_size(output.depth, image.shape[-2:], resize))
 
 
 # The steps, each used by both the batch above and the stream below.
 
 
-def _to_network_size(system: System, image: Tensor) -> Tensor:
+def to_network_size(system: System, image: Tensor) -> Tensor:
     """(B, 3, H, W) to (B, 3, h, w); uint8 stays uint8 where torch can resize it: nothing large becomes float."""
     size = system.input_spec.network_size(*image.shape[-2:])
     if tuple(image.shape[-2:]) == size:
@@ -297,7 +297,7 @@ class _Predictor:
     def _shrink(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
         """(H, W, 3) to (1, 3, h, w) at network size."""
         writeable = torch.from_numpy(np.require(pixels, requirements="W"))  # torch has no read-only tensors
-        return _to_network_size(self.system, writeable.permute(2, 0, 1)[None])
+        return to_network_size(self.system, writeable.permute(2, 0, 1)[None])
 
     def run(self, batch: list[tuple[Key, _Prepared]]) -> Iterator[tuple[Key, DepthResult | LangdepthError]]:
         """Pictures of one network size to their results."""

@@ -104,7 +104,7 @@ def sheet(rows: Iterable[SheetRow], *, cell_width: int = 320, unit: str = "m", e
     with_errors = errors and any(row.truth is not None for row in rows)
     strips = [_sheet_row(row, cell_width, unit, with_errors) for row in rows]
     names = ["picture", "truth", "prediction"] + (["error 0 to 50 %"] if with_errors else [])
-    header = _text_strip(strips[0].shape[1], {i * (cell_width + _MARGIN): name for i, name in enumerate(names)})
+    header = text_strip(strips[0].shape[1], {i * (cell_width + _MARGIN): name for i, name in enumerate(names)})
     return np.concatenate((header, *strips), axis=0)
 
 
@@ -129,7 +129,7 @@ def _sheet_row(row: SheetRow, cell_width: int, unit: str, with_errors: bool) -> 
     gap = np.full((size[0], _MARGIN, 3), 255, dtype=np.uint8)
     parts = [part for cell in cells for part in (cell, gap)]
     strip = np.concatenate((*parts, _legend(size[0], 12, low, high, COLORMAP, unit, width=72)), axis=1)
-    return np.concatenate((_text_strip(strip.shape[1], {0: row.title}), strip), axis=0)
+    return np.concatenate((text_strip(strip.shape[1], {0: row.title}), strip), axis=0)
 
 
 def _resampled(depth: Depth, size: tuple[int, int]) -> npt.NDArray[np.float32]:
@@ -203,10 +203,10 @@ def _legend(
     return np.asarray(picture)
 
 
-def _text_strip(width: int, texts: dict[int, str]) -> Pixels:
+def text_strip(width: int, texts: dict[int, str], height: int = 20) -> Pixels:
     """A white strip with each text at its x."""
-    picture = Image.new("RGB", (width, 20), "white")
+    picture = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(picture)
     for x, text in texts.items():
-        draw.text((x + 4, 10), text, fill="black", font=ImageFont.load_default(13), anchor="lm")
+        draw.text((x + 4, height / 2), text, fill="black", font=ImageFont.load_default(13), anchor="lm")
     return np.asarray(picture)

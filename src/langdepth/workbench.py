@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw, ImageFont
-from torch.nn import functional as F
+from PIL import Image
+from torch import Tensor
 
 from langdepth import viz
 from langdepth.errors import UsageError, nearest
+from langdepth.inference import to_network_size
 from langdepth.io import atomic_path, read_image
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import ClipSystem
@@ -64,15 +65,25 @@ def with_words(system: System) -> ClipSystem:
     return system
 
 
+class Seen(NamedTuple):
+    """A picture (H, W, 3) uint8 and its cell features (1, C, h, w), which do not depend on the words."""
+
+    image: npt.NDArray[np.uint8]
+    features: Tensor
+
+
 @torch.inference_mode()
-def word_maps(system: ClipSystem, picture: Any, scene: str | None = None) -> WordMaps:
-    """The words of ``system`` on one picture (anything ``langdepth.io.read_image`` takes)."""
+def look(system: ClipSystem, picture: Any) -> Seen:
+    """Decode one picture (anything ``langdepth.io.read_image`` takes) and run the image tower on it."""
     image = read_image(picture).pixels
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(system.get_buffer("_mean")) / 255
-    size = system.input_spec.network_size(*image.shape[:2])
-    pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
-    scenes = None if scene is None else [scene]
-    found = system.compare(system.dense(pixels), scene=scenes)
+    return Seen(image, system.dense(to_network_size(system, pixels)))
+
+
+@torch.inference_mode()
+def word_maps(system: ClipSystem, seen: Seen, scene: str | None = None) -> WordMaps:
+    """The present words of ``system`` on a picture that it looked at."""
+    found = system.compare(seen.features, scene=None if scene is None else [scene])
     row = 0 if scene is None else 1 + scene_index(scene, system.scenes)
     words, centers = system.config.prompts.variants()[row]
     return WordMaps(
@@ -81,7 +92,7 @@ def word_maps(system: ClipSystem, picture: Any, scene: str | None = None) -> Wor
         similarity=(found.logits[0] / system.config.logit_scale).float().cpu().numpy(),
         probability=found.probs[0].float().cpu().numpy(),
         depth=found.depth[0, 0].float().cpu().numpy(),
-        image=image,
+        image=seen.image,
     )
 
 
@@ -127,7 +138,7 @@ def similarity_sheet(maps: WordMaps, swaps: Mapping[str, WordMaps]) -> npt.NDArr
         for word, center, similarity in zip(maps.words, maps.bin_centers, maps.similarity, strict=True)
     ]
     cells += [(f"depth, {swap}", shown(other.depth, near, far, viz.COLORMAP)) for swap, other in swaps.items()]
-    titled = [np.concatenate([_title(name), cell]) for name, cell in cells]
+    titled = [np.concatenate([viz.text_strip(CELL_WIDTH, {0: name}, LINE), cell]) for name, cell in cells]
     blank = np.full_like(titled[0], 255)
     titled += [blank] * (-len(titled) % COLUMNS)
     rows = [np.concatenate(titled[start : start + COLUMNS], 1) for start in range(0, len(titled), COLUMNS)]
@@ -149,9 +160,3 @@ def write_workbench(maps: WordMaps, swaps: Mapping[str, WordMaps], folder: str |
             depth=maps.depth,
         )
     return [sheet, arrays]
-
-
-def _title(text: str) -> npt.NDArray[np.uint8]:
-    picture = Image.new("RGB", (CELL_WIDTH, LINE), "white")
-    ImageDraw.Draw(picture).text((4, LINE / 2), text, fill="black", font=ImageFont.load_default(13), anchor="lm")
-    return np.asarray(picture)

@@ -131,8 +131,8 @@ class FewShotClip(LearnedWords):
     ) -> DepthOutput:
         matrix, _ = self.words(len(image), text)
         shares = self.select(image, scene)
-        found = self.word_bins(self.dense(image), matrix, self.bins_of(shares))
-        output = words_output(found, self.bins_of(shares), image)
+        bins = self.bins_of(shares)
+        output = words_output(self.word_bins(self.dense(image), matrix, bins), bins, image)
         output.scene_probs = shares
         return output
 
