@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,8 @@ def _words(arrays: dict[str, np.ndarray]) -> Compared:
         yield "text_features_unit", F.normalize(features, dim=-1).T, CLOSE
 
 
-def _decoder(system: Any, image: Tensor) -> Compared:
-    """The trunk, every level's attention and decoder; what comes last is the decoder's map, under the name ''."""
+def _decoder(system: Any, image: Tensor) -> Generator[tuple[str, Any, Tolerance], None, Tensor]:
+    """The trunk, every level's attention and decoder; returns the decoder's map."""
     maps, text = system.maps(image), system.words(len(image))[0]
     for level, features in enumerate(maps, start=1):
         yield f"feature_map{level}", _part(features), CLOSE
@@ -73,7 +74,7 @@ def _decoder(system: Any, image: Tensor) -> Compared:
     decoded = system.decoder(maps, text)
     for name, value in found.items():
         yield name, _part(value), CLOSE
-    yield "", decoded, EXACT
+    return decoded
 
 
 @torch.no_grad()
@@ -82,10 +83,7 @@ def mde_clip(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, c
     image = torch.from_numpy(arrays["image"])
     system = _official("mde-clip", weights, torch.from_numpy(arrays["text_features"]).T)
     yield from _words(arrays)
-    decoded = image
-    for name, value, tolerance in _decoder(system, image):
-        yield name, value, tolerance
-        decoded = value
+    decoded = yield from _decoder(system, image)
     transformer = system.head.transformer
     yield "mvit_tokens", transformer.tokens(decoded).transpose(0, 1)[::8, :, ::4], CLOSE
     widths, maps = transformer(decoded)
@@ -110,10 +108,7 @@ def mde_clip_unet(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | No
     image = torch.from_numpy(arrays["image"])
     system = _official("mde-clip-unet", weights, torch.from_numpy(arrays["text_features"]).T)
     yield from _words(arrays)
-    decoded = image
-    for name, value, tolerance in _decoder(system, image):
-        yield name, value, tolerance
-        decoded = value
+    decoded = yield from _decoder(system, image)
     yield "logit", _part(system.head(decoded)), CLOSE
     yield from _whole(system(image).depth, SHARP_DEPTH)
 

@@ -15,6 +15,7 @@ from langdepth.errors import LangdepthError, UsageError
 from langdepth.systems.base import System
 from langdepth.text.scenes import SCENES
 from tests.systems.test_depthclip import SMALL, WordsTester, with_words
+from tests.systems.tester import totals_of_steps
 
 THREE = SMALL | {"scenes": ["kitchen", "office", "foyer"]}
 
@@ -148,14 +149,7 @@ def test_training_lowers_the_loss_and_the_file_predicts_the_same(
     batch = TestFewShotClip().batch(
         system, scenes=[SCENES.index(name) for name in ("office", "foyer", "office")] + [-1]
     )
-    optimiser = torch.optim.AdamW(system.parameter_groups(lr=0.05, weight_decay=0.0))
-    totals = []
-    for _ in range(8):
-        total = system.train().loss(batch)["total"]
-        optimiser.zero_grad()
-        total.backward()
-        optimiser.step()
-        totals.append(total.item())
+    totals = totals_of_steps(system, batch, lr=0.05, weight_decay=0.0, steps=8)
     assert totals[-1] < totals[0]
     loaded = checkpoint.load(system.save(tmp_path / "few.safetensors"))
     with torch.no_grad():

@@ -18,6 +18,7 @@ from langdepth.text.clip_text import ClipTextTower, tokenize
 from langdepth.text.learned_prompts import LearnedPrompts, PromptTokenizer, count_added
 from langdepth.text.prompts import PromptSet, compose_prompts
 from tests.systems.test_depthclip import SMALL, WordsTester
+from tests.systems.tester import totals_of_steps
 
 VARIANTS = sorted(name for name in registry.REGISTRY if name.startswith("prompt-clip"))
 
@@ -37,14 +38,7 @@ class TestPromptClip(WordsTester):
         self, system: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         batch, image = self.batch(system), self.pictures(system)
-        optimiser = torch.optim.AdamW(system.parameter_groups(lr=1e-2, weight_decay=0.1))
-        totals = []
-        for _ in range(8):
-            total = system.train().loss(batch)["total"]
-            optimiser.zero_grad()
-            total.backward()
-            optimiser.step()
-            totals.append(total.item())
+        totals = totals_of_steps(system, batch, lr=1e-2, weight_decay=0.1, steps=8)
         assert totals[-1] < totals[0]
         system.save(tmp_path / "trained.safetensors")  # while it trains
         with torch.no_grad():

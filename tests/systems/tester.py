@@ -37,6 +37,20 @@ TRAINING = {
 }
 
 
+def totals_of_steps(system: System, batch: Batch, lr: float, weight_decay: float, steps: int) -> list[float]:
+    """Train on one batch; the total loss before each step. What is random is the same in all of them."""
+    optimiser = torch.optim.AdamW(system.parameter_groups(lr=lr, weight_decay=weight_decay))
+    totals = []
+    for _ in range(steps):
+        torch.manual_seed(3)
+        total = system.train().loss(batch)["total"]
+        totals.append(total.item())
+        optimiser.zero_grad()
+        total.backward()
+        optimiser.step()
+    return totals
+
+
 class SystemTester:
     """Set the class attributes; the rest is inherited."""
 
@@ -345,13 +359,5 @@ class SystemTester:
 
     def test_a_few_steps_lower_the_loss(self, system: System) -> None:
         batch = self.batch(system)
-        optimiser = torch.optim.AdamW(system.parameter_groups(lr=1e-3, weight_decay=0.0))
-        totals = []
-        for _ in range(6):
-            torch.manual_seed(3)
-            total = system.train().loss(batch)["total"]
-            totals.append(total.item())
-            optimiser.zero_grad()
-            total.backward()
-            optimiser.step()
+        totals = totals_of_steps(system, batch, lr=1e-3, weight_decay=0.0, steps=6)
         assert totals[-1] < totals[0]
