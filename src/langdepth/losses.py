@@ -6,6 +6,8 @@ means all pixels. Means are over all counting pixels of the batch and 0 when the
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -48,14 +50,44 @@ def silog(
     """
     if mask is None:
         mask = torch.ones_like(prediction, dtype=torch.bool)
-    difference = _log_difference(prediction, target, mask)
-    count = mask.sum().clamp_min(1)
-    mean = difference.sum() / count
-    square = difference.square().sum() / count
-    spread = (square - variance_focus * mean.square()).clamp_min(0)
+    mean, squares, count = _moments(_log_difference(prediction, target, mask), mask)
+    spread = squares / count + (1 - variance_focus) * mean.square()
     if root:
         spread = torch.sqrt(spread + 1e-8)  # finite gradient at 0
     return weight * spread * mask.any()
+
+
+def _moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean of the values under the mask, sum of their squared deviations from it, and their number, at least 1."""
+    count = mask.sum().clamp_min(1)
+    mean = torch.where(mask, values, 0).sum() / count
+    return mean, torch.where(mask, values - mean, 0).square().sum(), count
+
+
+def sig_plus(
+    relative: Tensor,
+    scale: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    *,
+    max_depth: float | None = None,
+    warm_up: bool = False,
+) -> Tensor:
+    """ScaleDepth's depth loss on relative depth times scale (B,), metres: 10 sqrt(var g + 0.15 mean(g)^2).
+
+    g = ln(scale * relative + 1 mm) - ln(target + 1 mm) over the valid pixels of the whole batch, nearer than or at
+    ``max_depth``; the variance is unbiased, otherwise it is ``silog`` with focus 0.85. In the ``warm_up`` only the mean
+    counts. arXiv 2407.08187 (specification, section 8).
+    """
+    if max_depth is not None:
+        mask = mask & (target <= max_depth)
+    prediction = relative * scale.view(-1, 1, 1, 1)
+    difference = (prediction.clamp_min(0) + EPSILON).log() - (torch.where(mask, target, 0) + EPSILON).log()
+    mean, squares, count = _moments(difference, mask)
+    spread = 0.15 * mean.square()
+    if not warm_up:
+        spread = spread + squares / (count - 1).clamp_min(1)
+    return 10 * torch.sqrt(spread + 1e-12) * mask.any()  # finite gradient at 0
 
 
 def log_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -82,13 +114,23 @@ def gradient(prediction: Tensor, target: Tensor, mask: Tensor, scales: int = 3) 
     return total / scales
 
 
-def scene_cross_entropy(logits: Tensor, scene: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def scene_cross_entropy(
+    logits: Tensor,
+    scene: Tensor,
+    label_smoothing: float = 0.0,
+    *,
+    form: Literal["logits", "probabilities"] = "logits",
+    mean_over_all: bool = False,
+) -> Tensor:
     """Cross-entropy of (B, K) scene logits against (B,) labels; -1 means unknown and does not count.
 
-    0 when all are unknown.
+    0 when all are unknown. ``form``: "probabilities" takes the softmax twice, as ScaleDepth does by mistake (its
+    gradients are tiny). ``mean_over_all`` divides by the number of all pictures, as it also does.
     """
+    if form == "probabilities":
+        logits = logits.softmax(-1)
     total = F.cross_entropy(logits, scene, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing)
-    return total / (scene >= 0).sum().clamp_min(1)
+    return total / (len(scene) if mean_over_all else (scene >= 0).sum().clamp_min(1))
 
 
 # Depth as it is

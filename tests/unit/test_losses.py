@@ -11,8 +11,15 @@ from torch import Tensor
 
 from langdepth import losses
 
+
+def sig_plus(relative: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """ScaleDepth's loss, every picture at its own scale."""
+    return losses.sig_plus(relative, torch.linspace(1, 1.5, len(relative)).to(relative), target, mask)
+
+
 DEPTH_LOSSES: dict[str, Callable[..., Tensor]] = {
     "silog": losses.silog,
+    "sig_plus": sig_plus,
     "log_l1": losses.log_l1,
     "gradient": losses.gradient,
     "l1": losses.l1,
@@ -42,6 +49,18 @@ def test_silog_by_hand(case: tuple[Tensor, Tensor, Tensor], focus: float, weight
     expected = weight * np.sqrt(np.mean(d**2) - focus * np.mean(d) ** 2 + 1e-8)
     found = losses.silog(*case, variance_focus=focus, weight=weight)
     assert found.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_sig_plus_by_hand(case: tuple[Tensor, Tensor, Tensor]) -> None:
+    relative, target, mask = case
+    scale = torch.tensor([2.0, 9.0, 0.5], dtype=torch.float64)
+    within = (mask & (target <= 5)).numpy()
+    depth = (relative * scale.view(3, 1, 1, 1)).numpy()
+    g = np.log(depth[within] + 1e-3) - np.log(target.numpy()[within] + 1e-3)
+    found = losses.sig_plus(relative, scale, target, mask, max_depth=5.0)
+    assert found.item() == pytest.approx(10 * np.sqrt(g.var(ddof=1) + 0.15 * g.mean() ** 2), rel=1e-9)
+    first = losses.sig_plus(relative, scale, target, mask, max_depth=5.0, warm_up=True)
+    assert first.item() == pytest.approx(10 * np.sqrt(0.15) * abs(g.mean()), rel=1e-6)
 
 
 def test_log_l1_counts_every_picture_the_same(case: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -79,6 +98,15 @@ def test_scene_cross_entropy_by_hand(smoothing: float) -> None:
     assert logits.grad is not None
     assert (logits.grad[2] == 0).all()  # the unknown one
     assert (logits.grad[:2] != 0).any()
+
+
+def test_scene_cross_entropy_in_the_published_form() -> None:
+    logits = torch.tensor([[1.0, 2, 3], [9, 9, -9]], dtype=torch.float64)
+    scene = torch.tensor([2, -1])
+    twice = -torch.log_softmax(torch.softmax(logits, -1), -1)[0, 2].item()
+    assert losses.scene_cross_entropy(logits, scene, form="probabilities").item() == pytest.approx(twice, rel=1e-12)
+    shared = losses.scene_cross_entropy(logits, scene, form="probabilities", mean_over_all=True)
+    assert shared.item() == pytest.approx(twice / 2, rel=1e-12)
 
 
 def test_unknown_scenes_alone_cost_nothing() -> None:
