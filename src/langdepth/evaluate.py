@@ -72,7 +72,7 @@ def evaluate(
     Its keys: system, dataset, split, images, skipped, protocol (name, hash and every switch), image_mean and pixel_mean
     (each with ``langdepth.metrics.METRICS`` and the protocol's ``extra_metrics``), seconds. Pictures that cannot be
     read or have no pixel to judge are skipped with one line on stderr. The system gets the picture alone, neither text
-    nor scene.
+    nor scene, unless the data set was opened with captions: then it gets the ``text_features``, too.
 
     ``split`` and ``source``: what the data set was opened with, for the report. ``limit``: judge the first pictures.
     ``out``: write the report there (JSON), and beside it ``<stem>_error_by_range.png`` and ``<stem>_sheet.png``.
@@ -166,6 +166,7 @@ def judge(system: System, samples: list[Sample], protocol: Protocol, dtype: str 
     image, target, known = (
         torch.stack([getattr(sample, name) for sample in samples])[window] for name in ("image", "depth", "mask")
     )
+    via = system.input_spec.network_size(*samples[0].image.shape[-2:]) if protocol.resize == "bilinear-twice" else None
     device = system.get_buffer("_mean").device
     overlay = None
     if system.takes_overlay:
@@ -173,11 +174,24 @@ def judge(system: System, samples: list[Sample], protocol: Protocol, dtype: str 
         if without:
             raise UsageError(f"{without[0]}: '{system.name}' needs an overlay; name it in the column path_overlay")
         overlay = torch.stack([sample.overlay for sample in samples if sample.overlay is not None])[window].to(device)
+    words = [sample.text_features for sample in samples if sample.text_features is not None]
+    if words and not system.text_per_picture:
+        raise UsageError(f"'{system.name}' takes no captions of pictures; leave them out")
+    text = torch.stack(words).to(device) if words else None
     try:
         with torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "float32"):
             limit = protocol.max_depth if protocol.clamp_views else None
             output = infer(
-                system, image.to(device), overlay=overlay, flip=protocol.flip, resize=protocol.resize, limit=limit
+                system,
+                image.to(device),
+                text,
+                overlay=overlay,
+                flip=protocol.flip,
+                resize=protocol.resize,
+                limit=limit,
+                window=protocol.window,
+                stride=protocol.stride,
+                via=via,
             )
             prediction = output.depth.cpu()
     except torch.OutOfMemoryError:
@@ -188,6 +202,8 @@ def judge(system: System, samples: list[Sample], protocol: Protocol, dtype: str 
     coarse = "" if dtype == "float32" else f", or {dtype} is too coarse"
     not_finite = f"'{system.name}' gave depth that is not finite; its weights may be damaged{coarse}"
     _require(prediction.isfinite(), samples, not_finite)
+    if protocol.training_focal is not None:
+        prediction = prediction * (_focal_lengths(samples) / protocol.training_focal)
     valid = protocol.valid_mask(target, known)
     prediction = align(prediction, target, valid, protocol.alignment)
     if protocol.mask_prediction:
@@ -198,6 +214,14 @@ def judge(system: System, samples: list[Sample], protocol: Protocol, dtype: str 
         (prediction > 0) | ~valid, samples, "depth is not above 0 everywhere; use a protocol with clamp_prediction"
     )
     return Judged(image=image, prediction=prediction, target=target, valid=valid)
+
+
+def _focal_lengths(samples: list[Sample]) -> Tensor:
+    """(B, 1, 1, 1) pixels. Raises UsageError for a picture without camera."""
+    without = [sample.path for sample in samples if sample.camera is None]
+    if without:
+        raise UsageError(f"{without[0]}: the protocol needs its focal length; name it in the column fx (fy, cx, cy)")
+    return torch.tensor([sample.camera.fx for sample in samples if sample.camera is not None]).view(-1, 1, 1, 1)
 
 
 def _require(good: Tensor, samples: list[Sample], message: str) -> None:

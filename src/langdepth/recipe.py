@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from langdepth import protocols, registry
 from langdepth.config import from_mapping, to_mapping
+from langdepth.data.folder import WithoutCaption
 from langdepth.data.transforms import Augmentation
 from langdepth.errors import UsageError, nearest
 
@@ -21,6 +22,7 @@ CIRCUMSTANCES = (
     "system.prepare",
     "system.weights",
     "data.root",
+    "data.captions",
     "data.workers",
     "train.out",
     "train.accelerator",
@@ -67,6 +69,10 @@ class DataSection:
     val_split: str = "val"
     val_source: str | None = None
     """Judge on the pictures of this source only."""
+    captions: Path | None = None
+    """Packed captions (langdepth data pack-captions); pictures then get the caption and its published feature."""
+    without_caption: WithoutCaption = "stop"
+    """What a picture without one does: stop the run, or be learned from as if nothing were known about it."""
     weights: dict[str, float] = field(default_factory=dict)
     """Source name -> mean number of times each of its pictures is drawn in an epoch; 1 if not named."""
     shots: int | None = None
@@ -90,6 +96,7 @@ class DataSection:
     def __post_init__(self) -> None:
         standard = self.pipeline == "standard"
         _require(
+            without_caption=(self.captions is not None or self.without_caption == "stop", "used with captions"),
             reference_exact=(not (standard and self.reference_exact), "false with the standard pipeline"),
             augmentation=(standard or self.augmentation == Augmentation(), f"left out with pipeline {self.pipeline}"),
             shots=(self.shots is None or self.shots >= 1, "at least 1"),

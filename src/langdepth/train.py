@@ -85,11 +85,11 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
 def _train(recipe: Recipe, resume: bool) -> Path:
     out = recipe.train.out
     data, protocol = recipe.data, protocols.get(recipe.train.protocol)
-    train_set = FolderDataset(data.root, split=data.train_split)
+    train_set = FolderDataset(data.root, data.train_split, None, data.captions, data.without_caption)
     if data.shots is not None:
         rows = train_set.rows
         train_set.rows = [rows[i] for i in few_shots([row.scene for row in rows], data.shots, data.shots_seed)]
-    val_set = FolderDataset(data.root, split=data.val_split, source=data.val_source)
+    val_set = FolderDataset(data.root, data.val_split, data.val_source, data.captions, data.without_caption)
     weights = source_weights([row.source for row in train_set.rows], data.weights)
     resume_point = ResumePoint(recipe)
     trainer = _trainer(recipe, [resume_point, Validation(recipe, val_set, pictures=len(train_set))])

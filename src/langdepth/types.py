@@ -61,6 +61,8 @@ class Sample:
     camera: intrinsics in pixels of ``image`` or None; path: where the picture came from.
 
     overlay (3, H, W): ``image`` with coloured masks drawn over it, for systems that look at one. source_image (3, H, W)
+    text_features (D,): the feature of ``text``, norm 1, zeros where nothing is known about the picture.
+
     in [0, 1]: another view of the scene; pose (3, 4): rotation and translation (metres) that take a point from the
     camera of ``image`` to that of ``source_image``; intrinsics (3, 3): of both, in pixels of ``image``.
     """
@@ -75,6 +77,7 @@ class Sample:
     source: str = ""
     overlay: Tensor | None = None
     source_image: Tensor | None = None
+    text_features: Tensor | None = None
     pose: Tensor | None = None
     intrinsics: Tensor | None = None
 
@@ -83,7 +86,9 @@ class Sample:
 class Batch:
     """Samples of one size stacked: image (B, 3, H, W), depth and mask (B, 1, H, W), scene (B,) int64, -1 unknown.
 
-    overlay, source_image (B, 3, H, W), pose (B, 3, 4) and intrinsics (B, 3, 3) are None unless all samples have them.
+    overlay, source_image (B, 3, H, W), pose (B, 3, 4), intrinsics (B, 3, 3) and text_features (B, D) are None unless
+    all samples have them. mirrored (B,) bool. features, mirror_features: what ``System.frozen_features`` gives for
+    ``image`` and for its mirror image, where it is known already.
     """
 
     image: Tensor
@@ -95,6 +100,7 @@ class Batch:
     overlay: Tensor | None = None
     source_image: Tensor | None = None
     pose: Tensor | None = None
+    text_features: Tensor | None = None
     intrinsics: Tensor | None = None
 
     def to(self, device: Any) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from langdepth.commands._parse import run
 from langdepth.errors import LangdepthError, UsageError, nearest
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def usage() -> str:
     """The text of ``langdepth data --help``."""
-    actions = "\n".join(f"  {name:<8} {summary}" for name, (_, summary, _) in VERBS.items())
+    actions = "\n".join(f"  {name:<13} {summary}" for name, (_, summary, _) in VERBS.items())
     examples = "\n".join(f"  {example}" for *_, example in VERBS.values())
     return (
         f"usage: langdepth data ACTION [options]\n\nFolders of pictures with depth, described by an index.csv.\n\n"
@@ -113,10 +114,54 @@ def sam(
     return 1 if failed else 0
 
 
+def pack_captions(*, text: Path, out: Path, features: Path | None = None, clip_weights: str | None = None) -> None:
+    """Pack captions and their CLIP text features into the folder that data.captions of a recipe names.
+
+    The features are published ones, or are computed from CLIP weights (RN50's text tower).
+
+    Args:
+        text: Captions: the published tree of .txt files, a CSV with the columns image and caption, or a folder of such.
+        out: Folder to write: features.npy and captions.csv.
+        features: Their features: the published tree of .pt files, or an .npz with the arrays caption and feature.
+            Pictures without a feature are left out and counted.
+        clip_weights: Compute the features that are not given: OpenAI's archive, open_clip's or Hugging Face's file, or
+            the word random.
+    """
+    if features is None and clip_weights is None:
+        raise UsageError("say where the captions' features come from: --features DIR or --clip-weights FILE")
+
+    from tqdm import tqdm
+
+    from langdepth.text import captions as words
+
+    found = words.read_captions(text)
+    known = {}
+    if features is not None and features.is_dir():
+        with tqdm(total=len(found), unit="caption", disable=not sys.stderr.isatty(), leave=False) as bar:
+            known = words.tree_features(found, features, progress=bar.update)
+    elif features is not None:
+        known = words.table_features(features)
+    new = list(dict.fromkeys(caption.sentence for caption in found if caption.sentence not in known))
+    if clip_weights is not None and new:
+        encoded = words.encode_captions(new, clip_weights).half().numpy()
+        known |= dict(zip(new, encoded, strict=True))
+    packed = words.pack(found, known, out)
+    print(f"{packed.pictures} pictures, {packed.distinct} distinct captions in {out}")
+    if packed.left_out:
+        print(
+            f"langdepth data pack-captions: {packed.left_out} pictures have a caption without feature", file=sys.stderr
+        )
+
+
 # Action -> (function, summary, example).
 VERBS: dict[str, tuple[Callable[..., int | None], str, str]] = {
     "check": (check, "look through an indexed folder for mistakes", "langdepth data check pictures --split train"),
     "sample": (sample, "write a small synthetic folder", "langdepth data sample rooms --count 24"),
+    "pack-captions": (
+        pack_captions,
+        "pack captions and their CLIP features for training",
+        "langdepth data pack-captions --text text --features text_feat --out captions",
+    ),
     "sam": (
         sam,
         "draw SAM's masks over photos",

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from langdepth import protocols
-from langdepth.commands._parse import run
+from langdepth.commands._parse import run, size
+from langdepth.data.folder import WithoutCaption
 from langdepth.errors import LangdepthError, UsageError
 
 EXAMPLE = """
@@ -33,14 +34,19 @@ def evaluate(
     split: str | None = None,
     source: str | None = None,
     limit: int | None = None,
+    captions: Path | None = None,
+    without_caption: WithoutCaption = "stop",
     protocol: str = "full",
     flip: bool | None = None,
     alignment: protocols.Alignment | None = None,
     frame: protocols.Frame | None = None,
     crop: protocols.Crop | None = None,
+    window: str | None = None,
+    stride: str | None = None,
     resize: protocols.Resize | None = None,
     clamp_views: bool | None = None,
     mask_prediction: bool | None = None,
+    training_focal: float | None = None,
     clamp_prediction: bool | None = None,
     min_depth: float | None = None,
     max_depth: float | None = None,
@@ -63,15 +69,20 @@ def evaluate(
         split: Keep the rows of one split of the index, for example val.
         source: Keep the rows of one source of the index.
         limit: Judge the first pictures only, this many.
+        captions: Packed captions of the pictures (langdepth data pack-captions), for systems that read them (wordepth).
+        without_caption: What a picture without one does: stop, or be judged as if nothing were known about it.
         protocol: nyu-eigen, kitti-eigen-garg, kitti-eigen, full, or a paper's own, such as depthclip-reference;
             docs/protocols.md gives each to the pixel.
         flip: Average the depth with that of the mirrored picture (true or false).
         alignment: Fit each depth map to its truth before judging.
         frame: Use pictures as stored, cut to the KITTI benchmark's 1216x352, or to the middle 544x416 of NYU.
         crop: The window that is judged.
-        resize: How depth gets to picture size: bilinear with pixel centres or with corners aligned.
+        window: Look through windows of HEIGHTxWIDTH pixels and average, for example 352x512.
+        stride: Distance of the windows, HEIGHTxWIDTH; without it they lie side by side.
+        resize: How depth gets to picture size: bilinear with pixel centres or with corners aligned, or in two steps.
         clamp_views: Limit both depths to the range before they are averaged by flip (true or false).
         mask_prediction: Judge only where the prediction, too, is above min_depth (true or false).
+        training_focal: Multiply the depth by each camera's focal length over this one, in pixels.
         clamp_prediction: Limit the depth to the range of the protocol (true or false).
         min_depth: Judge true depths above this, in metres.
         max_depth: Judge true depths below this, in metres.
@@ -84,9 +95,12 @@ def evaluate(
         alignment=alignment,
         frame=frame,
         crop=crop,
+        window=size("--window", window),
+        stride=size("--stride", stride),
         resize=resize,
         clamp_views=clamp_views,
         mask_prediction=mask_prediction,
+        training_focal=training_focal,
         clamp_prediction=clamp_prediction,
         min_depth=min_depth,
         max_depth=max_depth,
@@ -97,7 +111,7 @@ def evaluate(
     from langdepth.data.base import open_dataset
     from langdepth.evaluate import evaluate as run_evaluation
 
-    dataset = open_dataset(data, root, split, source)
+    dataset = open_dataset(data, root, split, source, captions=captions, without_caption=without_caption)
     report = run_evaluation(
         load(system, clip_weights=clip_weights),
         dataset,

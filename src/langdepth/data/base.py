@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from langdepth.errors import UsageError, nearest
 from langdepth.types import Sample
@@ -22,10 +22,15 @@ class DepthDataset(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-def open_dataset(name: str, root: str | Path, split: str | None = None, source: str | None = None) -> DepthDataset:
-    """The data set ``name`` below ``root``; ``split`` and ``source`` keep the matching pictures only."""
+def open_dataset(
+    name: str, root: str | Path, split: str | None = None, source: str | None = None, **options: Any
+) -> DepthDataset:
+    """The data set ``name`` below ``root``; ``split`` and ``source`` keep the matching pictures only.
+
+    ``options``: further ones of the data set's class.
+    """
     if name not in DATASETS:
         raise UsageError(f"unknown data set '{name}': {nearest(name, DATASETS)}")
     module, _, attribute = DATASETS[name].partition(":")
-    dataset: DepthDataset = getattr(import_module(module), attribute)(root, split=split, source=source)
+    dataset: DepthDataset = getattr(import_module(module), attribute)(root, split=split, source=source, **options)
     return dataset

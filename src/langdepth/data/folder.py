@@ -12,12 +12,17 @@ import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from langdepth.camera import Camera
 from langdepth.errors import LangdepthError, UsageError, nearest
 from langdepth.text.scenes import SCENES
 from langdepth.types import Sample
 
+if TYPE_CHECKING:
+    from langdepth.text.captions import Captions
+
+WithoutCaption = Literal["stop", "neutral"]
 REQUIRED = ("path_rgb", "path_depth", "depth_scale")
 
 
@@ -122,13 +127,22 @@ def _row(root: Path, line: int, values: dict[str, str]) -> Row:
 class FolderDataset:
     """Samples of an indexed folder at their stored size.
 
-    Raises UsageError when ``split`` or ``source`` keeps nothing; ``dataset[i]`` raises ImageError naming an unusable
-    file.
+    ``captions``: a packed folder (text/captions.py); every sample then has ``text_features``, those of its ``text`` or,
+    without one, of its picture's caption. Where there is no caption, "stop" raises LangdepthError and "neutral" gives
+    zeros. Raises UsageError when ``split`` or ``source`` keeps nothing; ``dataset[i]`` raises ImageError naming an
+    unusable file.
     """
 
     name = "folder"
 
-    def __init__(self, root: str | Path, split: str | None = None, source: str | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        split: str | None = None,
+        source: str | None = None,
+        captions: str | Path | None = None,
+        without_caption: WithoutCaption = "stop",
+    ) -> None:
         rows = read_index(root)
         for column, wanted in (("split", split), ("source", source)):
             if wanted is None:
@@ -138,6 +152,20 @@ class FolderDataset:
                 raise UsageError(f"{root}: no row has {column} '{wanted}': {nearest(wanted, known)}")
             rows = [row for row in rows if getattr(row, column) == wanted]
         self.rows = rows
+        self.captions: Captions | None = None
+        if captions is not None:
+            from langdepth.text.captions import Captions
+
+            self.captions = Captions(captions)
+            missing = [row for row in rows if self._caption(row) is None]
+            if missing and without_caption == "stop":
+                raise LangdepthError(
+                    f"{missing[0].path_rgb}: has no caption in {captions} ({len(missing)} of {len(rows)} pictures); "
+                    "pack its caption, or let such pictures speak without words: without_caption neutral"
+                )
+
+    def _caption(self, row: Row) -> tuple[str, int] | None:
+        return self.captions.find(row.stated["path_rgb"], row.text) if self.captions is not None else None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -157,6 +185,11 @@ class FolderDataset:
                 f"{row.path_depth}: depth is {metres.shape[1]}x{metres.shape[0]}, but its picture {row.path_rgb.name} "
                 f"is {pixels.shape[1]}x{pixels.shape[0]}; both must have one size"
             )
+        text, text_features = row.text, None
+        if self.captions is not None:
+            caption = self._caption(row)
+            text = row.text if caption is None else caption[0]
+            text_features = torch.zeros(self.captions.width) if caption is None else self.captions.feature(caption[1])
         image = torch.tensor(pixels).permute(2, 0, 1)
         overlay = None
         if row.path_overlay is not None:
@@ -172,7 +205,8 @@ class FolderDataset:
             depth=depth,
             mask=depth > 0,
             scene=row.scene,
-            text=row.text,
+            text=text,
+            text_features=text_features,
             camera=camera,
             overlay=overlay,
             path=str(row.path_rgb),

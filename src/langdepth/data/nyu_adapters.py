@@ -177,7 +177,8 @@ class NyuAdapterTransform:
         else:
             draws = SupervisedDraws.draw(random)
             made = supervised_sample(picture, draws, reference_exact=self.reference_exact)
-        return replace(made, scene=sample.scene, text=sample.text, source=sample.source)
+        words = sample.text_features
+        return replace(made, scene=sample.scene, text=sample.text, text_features=words, source=sample.source)
 
 
 # Photo, depth and overlay are Pillow pictures of one size, moved alike.

@@ -34,7 +34,7 @@ class Draw:
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples of one size."""
     optional: dict[str, torch.Tensor] = {}
-    for name in ("overlay", "source_image", "pose", "intrinsics"):
+    for name in ("text_features", "overlay", "source_image", "pose", "intrinsics"):
         values = [getattr(s, name) for s in samples]
         if not any(value is None for value in values):
             optional[name] = torch.stack(values)

@@ -1,0 +1,284 @@
+"""Captions of pictures and their CLIP text features: the published layouts, and ours that training reads.
+
+Published (WorDepth): one ``<nyu|kitti>/<train|test>/<picture without suffix>.txt`` per picture, and beside that tree
+another of ``.pt`` files, each a float16 tensor (1, 1024) of norm 1. Packed: a folder with
+
+    features.npy   (N, D) float16, one row of norm 1 per distinct caption; read through a memory map
+    captions.csv   image (path without suffix, as in the split lists), caption, row in features.npy
+
+Equal captions have equal features, so one row serves all pictures with the same caption.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from langdepth.errors import LangdepthError, UsageError
+from langdepth.io import atomic_path
+
+FEATURES, INDEX = "features.npy", "captions.csv"
+NORM_TOLERANCE = 2e-3  # float16 rounding leaves 5e-4
+_MAX_CSV_BYTES = 1 << 28
+_MAX_PT_BYTES = 1 << 20
+_MAX_TXT_BYTES = 1 << 12
+Half = npt.NDArray[np.float16]
+
+
+class Caption(NamedTuple):
+    """The caption of one picture; ``image`` is its path without suffix and leading slash."""
+
+    image: str
+    sentence: str
+
+
+def picture_key(path: str) -> str:
+    """A picture's path as captions name it: forward slashes, no leading one, no suffix."""
+    plain = PurePosixPath(path.replace("\\", "/"))
+    return str(plain.with_suffix("") if plain.name else plain).lstrip("/")
+
+
+class Captions:
+    """Packed captions, opened.
+
+    Raises LangdepthError naming the file for anything missing or damaged, features that are not of norm 1, and an index
+    that does not fit them.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise LangdepthError(f"{folder}: no such folder; make one with 'langdepth data pack-captions'")
+        self.features = _open_features(self.folder / FEATURES)
+        self._by_picture: dict[str, tuple[str, int]] = {}
+        self._by_sentence: dict[str, int] = {}
+        index = self.folder / INDEX
+        for line, values in _csv_rows(index, ("image", "caption", "row")):
+            row = values["row"]
+            if not row.isdecimal() or int(row) >= len(self.features):
+                raise LangdepthError(
+                    f"{index} line {line}: row '{row}' is not one of the {len(self.features)} features"
+                )
+            self._by_picture[values["image"]] = values["caption"], int(row)
+            self._by_sentence[values["caption"]] = int(row)
+
+    @property
+    def width(self) -> int:
+        """D, the length of a feature."""
+        return int(self.features.shape[1])
+
+    def __len__(self) -> int:
+        """How many pictures have a caption."""
+        return len(self._by_picture)
+
+    def find(self, picture: str, sentence: str | None = None) -> tuple[str, int] | None:
+        """Caption and feature row of a picture, or None.
+
+        A ``sentence`` that somebody else gave the picture goes first. Otherwise the end of the path decides: the
+        picture "sync/kitchen_0028b/rgb_00045.jpg" has the caption of "kitchen_0028b/rgb_00045", never of "rgb_00045".
+        """
+        if sentence is not None:
+            row = self._by_sentence.get(sentence)
+            return None if row is None else (sentence, row)
+        parts = picture_key(picture).split("/")
+        ends = ("/".join(parts[start:]) for start in range(max(1, len(parts) - 1)))
+        return next((self._by_picture[end] for end in ends if end in self._by_picture), None)
+
+    def feature(self, row: int) -> Tensor:
+        """(D,) float32."""
+        return torch.from_numpy(self.features[row].astype(np.float32))
+
+
+def _open_features(path: Path) -> Half:
+    try:
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise LangdepthError(f"{path}: not readable as an array of features ({error})") from None
+    if features.ndim != 2 or features.dtype != np.float16 or not features.size:
+        raise LangdepthError(f"{path}: expected (N, D) float16, found {features.shape} {features.dtype}")
+    check_norms(features, str(path))
+    opened: Half = features
+    return opened
+
+
+def check_norms(features: npt.NDArray[np.floating[Any]], where: str) -> None:
+    """Raise LangdepthError unless all rows (N, D) have norm 1 up to the rounding of float16."""
+    norms = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float32))
+    wrong = np.flatnonzero(~(np.abs(norms - 1) <= NORM_TOLERANCE))  # so that NaN is wrong
+    if len(wrong):
+        raise LangdepthError(f"{where}: feature {wrong[0]} has norm {norms[wrong[0]]:.4g} instead of 1")
+
+
+def _csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and values of every row of a ``.csv`` or ``.csv.gz``."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content: bytes = file.read(_MAX_CSV_BYTES + 1)
+        if len(content) > _MAX_CSV_BYTES:
+            raise LangdepthError(f"{path}: unpacks to more than {_MAX_CSV_BYTES >> 20} MB")
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        missing = [column for column in columns if column not in (reader.fieldnames or ())]
+        if missing:
+            raise LangdepthError(f"{path}: column {', '.join(missing)} is missing")
+        for values in reader:
+            short = [column for column in columns if not values[column]]
+            if short:
+                raise LangdepthError(f"{path} line {reader.line_num}: {short[0]} is empty")
+            yield reader.line_num, values
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise LangdepthError(f"{path}: not readable as CSV ({error})") from None
+
+
+# --- what others publish
+
+
+def read_captions(source: str | Path) -> list[Caption]:
+    """Captions from a CSV with the columns image and caption, a folder of such (``*.csv``, ``*.csv.gz``), or a tree of
+    ``<nyu|kitti>/<train|test>/<picture>.txt``.
+
+    Raises LangdepthError naming the file for an empty caption, a picture with two different ones, or no caption at all.
+    """
+    source = Path(source)
+    if source.is_dir():
+        tables = sorted(file for file in source.iterdir() if file.name.endswith((".csv", ".csv.gz")))
+        found = _from_tables(tables) if tables else _from_tree(source)
+    elif source.is_file():
+        found = _from_tables([source])
+    else:
+        raise LangdepthError(f"{source}: no such file or folder")
+    captions: dict[str, str] = {}
+    for image, sentence in found:
+        if captions.setdefault(image, sentence) != sentence:
+            raise LangdepthError(f"{source}: {image} has two captions, '{captions[image]}' and '{sentence}'")
+    if not captions:
+        raise LangdepthError(f"{source}: holds no captions, neither a .csv with image and caption nor .txt files")
+    return [Caption(image, sentence) for image, sentence in captions.items()]
+
+
+def _from_tables(tables: Iterable[Path]) -> Iterator[Caption]:
+    for table in tables:
+        for _, values in _csv_rows(table, ("image", "caption")):
+            yield Caption(picture_key(values["image"]), values["caption"])
+
+
+def _from_tree(root: Path) -> Iterator[Caption]:
+    for file in sorted(root.rglob("*.txt")):
+        if file.stat().st_size > _MAX_TXT_BYTES:
+            raise LangdepthError(f"{file}: too large for a caption")
+        try:
+            sentence = file.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError:
+            raise LangdepthError(f"{file}: not UTF-8 text") from None
+        if not sentence:
+            raise LangdepthError(f"{file}: the caption is empty")
+        yield Caption(_without_set(file.relative_to(root)), sentence)
+
+
+def _without_set(path: Path) -> str:
+    """Without the leading data set and split, which the split lists leave out."""
+    parts = path.with_suffix("").parts
+    splits = [place for place, part in enumerate(parts[:2]) if part in ("train", "test")]
+    return "/".join(parts[splits[0] + 1 :] if splits else parts)
+
+
+def published_feature(path: Path) -> Half:
+    """One published ``.pt``: (D,) float16. Only tensors are unpickled. Raises LangdepthError naming the file."""
+    try:
+        if path.stat().st_size > _MAX_PT_BYTES:
+            raise LangdepthError(f"{path}: too large for one feature")
+        tensor = torch.load(path, map_location="cpu", weights_only=True)
+    except LangdepthError:
+        raise
+    except FileNotFoundError:
+        raise LangdepthError(f"{path}: no such file; every caption needs its feature") from None
+    except Exception as error:  # unpicklers raise almost anything for a damaged file
+        raise LangdepthError(f"{path}: not a stored tensor ({str(error).splitlines()[0]})") from None
+    if not isinstance(tensor, Tensor) or tensor.ndim != 2 or len(tensor) != 1:
+        raise LangdepthError(f"{path}: expected one tensor (1, D), found {getattr(tensor, 'shape', type(tensor))}")
+    feature: Half = tensor[0].half().numpy()
+    check_norms(feature[None], str(path))
+    return feature
+
+
+def tree_features(captions: Iterable[Caption], root: Path, progress: Callable[[], object]) -> dict[str, Half]:
+    """Sentence to feature from a tree of ``.pt`` files. Raises LangdepthError where equal captions differ in it."""
+    files = {_without_set(file.relative_to(root)): file for file in sorted(root.rglob("*.pt"))}
+    features: dict[str, Half] = {}
+    for image, sentence in captions:
+        feature = published_feature(files.get(image, root / f"{image}.pt"))
+        known = features.setdefault(sentence, feature)
+        if not np.array_equal(known, feature):
+            raise LangdepthError(f"{root}: the feature of {image} is not that of other pictures with its caption")
+        progress()
+    return features
+
+
+def table_features(path: Path) -> dict[str, Half]:
+    """Sentence to feature from an ``.npz`` with the arrays caption (N,) and feature (N, D), bits unchanged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            sentences, features = file["caption"], file["feature"]
+    except Exception as error:  # a damaged archive raises OSError, ValueError, EOFError, BadZipFile, zlib.error ...
+        raise LangdepthError(
+            f"{path}: not a file of features ({error}); needed are the arrays caption (N,) and feature (N, D)"
+        ) from None
+    if features.ndim != 2 or len(sentences) != len(features):
+        raise LangdepthError(f"{path}: {len(sentences)} captions and features {features.shape} do not belong together")
+    check_norms(features, str(path))
+    return dict(zip(map(str, sentences), features.astype(np.float16), strict=True))
+
+
+def encode_captions(sentences: list[str], clip_weights: str | Path | None) -> Tensor:
+    """(N, D) float32 as the published features were made: CLIP's text tower, divided by the norm, through float16.
+
+    ``clip_weights``: a file, None for open_clip's own download, or "random". Raises UsageError for an empty sentence.
+    """
+    from langdepth.backbones.clip_weights import find_clip_weights
+    from langdepth.text.clip_text import text_features
+
+    if not all(sentence.strip() for sentence in sentences):
+        raise UsageError("a text is empty; say what the picture shows, or leave it out")
+    return text_features(sentences, find_clip_weights(clip_weights, "RN50", quick_gelu=True)).half().float()
+
+
+# --- packing
+
+
+class Packed(NamedTuple):
+    """What was written: pictures, distinct captions, and how many pictures were left out for lack of a feature."""
+
+    pictures: int
+    distinct: int
+    left_out: int
+
+
+def pack(captions: Iterable[Caption], features: Mapping[str, Half], out: str | Path) -> Packed:
+    """Write the packed form. Pictures whose caption has no feature are left out and counted.
+
+    Raises LangdepthError when nothing is left, or the features differ in width.
+    """
+    out = Path(out)
+    captions = list(captions)
+    kept = [caption for caption in captions if caption.sentence in features]
+    if not kept:
+        raise LangdepthError(f"none of the {len(captions)} captions has a feature; do both come from one data set?")
+    rows = {sentence: row for row, sentence in enumerate(dict.fromkeys(caption.sentence for caption in kept))}
+    widths = {len(features[sentence]) for sentence in rows}
+    if len(widths) > 1:
+        raise LangdepthError(f"the features have different widths: {', '.join(map(str, sorted(widths)))}")
+    with atomic_path(out / FEATURES) as path:
+        np.save(path, np.stack([features[sentence] for sentence in rows]), allow_pickle=False)
+    with atomic_path(out / INDEX) as path, path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image", "caption", "row"))
+        writer.writerows((image, sentence, rows[sentence]) for image, sentence in kept)
+    return Packed(len(kept), len(rows), len(captions) - len(kept))
