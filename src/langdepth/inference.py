@@ -27,7 +27,7 @@ from langdepth.camera import Camera
 from langdepth.data.sam import read_overlay
 from langdepth.errors import LangdepthError, UsageError, nearest
 from langdepth.io import read_image
-from langdepth.protocols import Resize
+from langdepth.protocols import Resize, check_window
 from langdepth.text.scenes import scene_index
 from langdepth.types import DepthOutput, DepthResult
 
@@ -73,6 +73,8 @@ def predict_pictures(
     camera: CameraOption | Sequence[CameraOption] = None,
     overlay: Any = None,
     flip: bool = False,
+    window: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
     device: str | torch.device | None = None,
     dtype: str | None = None,
     batch_size: int = BATCH_SIZE,
@@ -83,7 +85,8 @@ def predict_pictures(
     or a list of these, or a tensor (B, 3, H, W). ``text``: a sentence about the picture; ``scene``: a name of
     ``system.scenes``; ``camera``: known intrinsics, which go before those that EXIF states; each one for all pictures
     or one per picture. ``overlay``: for systems that take one, the picture with masks drawn over it or a file of masks
-    (see ``data.sam.read_overlay``), as many as pictures. ``flip`` averages with the mirrored picture. ``device``: None
+    (see ``data.sam.read_overlay``), as many as pictures. ``flip`` averages with the mirrored picture. ``window``,
+    ``stride``: look through windows of (height, width) pixels, see ``infer``. ``device``: None
     leaves the system where it is, "auto" moves it to an accelerator if there is one. ``dtype``: "float32" (None) or
     "bfloat16". The system is put in eval mode.
 
@@ -97,7 +100,7 @@ def predict_pictures(
     overlays = [None] * len(sources) if overlay is None else [overlay] if _is_one(overlay) else list(overlay)
     if len(overlays) != len(sources):
         raise UsageError(f"overlay: {len(overlays)} given for {len(sources)} pictures; each needs its own")
-    predictor = _Predictor(system, flip=flip, device=device, dtype=dtype, keep_image=True)
+    predictor = _Predictor(system, flip=flip, window=window, stride=stride, device=device, dtype=dtype, keep_image=True)
     requests = [
         _Request(
             source=source,
@@ -128,6 +131,8 @@ def predict_stream(
     camera: CameraOption = None,
     overlay: Callable[[Key], Any] = lambda path: None,
     flip: bool = False,
+    window: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
     device: str | torch.device | None = None,
     dtype: str | None = None,
     batch_size: int = BATCH_SIZE,
@@ -145,7 +150,9 @@ def predict_stream(
 
     Raises UsageError for options that do not fit.
     """
-    predictor = _Predictor(system, flip=flip, device=device, dtype=dtype, keep_image=keep_image)
+    predictor = _Predictor(
+        system, flip=flip, window=window, stride=stride, device=device, dtype=dtype, keep_image=keep_image
+    )
     scene = _known_scene(system, scene)
     requests = (
         (
@@ -170,6 +177,9 @@ def infer(
     flip: bool = False,
     resize: Resize = "bilinear",
     limit: float | None = None,
+    window: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
+    via: tuple[int, int] | None = None,
 ) -> DepthOutput:
     """Depth of a batch at its own size.
 
@@ -177,11 +187,20 @@ def infer(
     the size the system's InputSpec asks for; the depth is resized back (bilinear) to (B, 1, H, W). ``overlay``: like
     ``image``, for systems that take one (the pictures with masks drawn over them). ``flip`` averages
     the depth with that of the mirrored picture; ``limit`` puts both into [0, limit] metres first. ``resize``:
-    "bilinear-aligned" puts the corners of the depth on those of the picture.
+    "bilinear-aligned" puts the corners of the depth on those of the picture. ``via``: the depth takes this (height,
+    width) first.
+
+    ``window``: look at the pictures through windows of (height, width) pixels instead, every ``stride`` pixels (None:
+    side by side), the last ones moved back to the border; smaller pictures are one window. Each window is a picture of
+    its own to the system; depth and scene probabilities are the means over windows. As many windows go through
+    the network at once as make up the pixels of the pictures.
     """
+    if window is not None:
+        return _through_windows(system, image, text, scene, overlay, flip, limit, resize, window, stride or window)
     overlay = None if overlay is None else to_network_size(system, overlay)
     output = _forward(system, to_network_size(system, image), text, scene, overlay, flip, limit)
-    return replace(output, depth=_to_picture_size(output.depth, image.shape[-2:], resize))
+    depth = output.depth if via is None else _to_picture_size(output.depth, via)
+    return replace(output, depth=_to_picture_size(depth, image.shape[-2:], resize))
 
 
 # The steps, each used by both the batch above and the stream below.
@@ -216,11 +235,7 @@ def _forward(
     if flip:
         image = torch.cat([image, image.flip(-1)])
         overlay = None if overlay is None else torch.cat([overlay, overlay.flip(-1)])
-        scene = None if scene is None else scene * 2
-        if isinstance(text, Tensor):
-            text = torch.cat([text, text]) if system.text_per_picture else text
-        elif text is not None:
-            text = text * 2
+        text, scene = _words_of(system, text, scene, views=2)
     second = {} if overlay is None else {"overlay": _as_float(overlay)}
     output: DepthOutput = system(image, text, scene, **second)
     depth = output.depth.float()
@@ -231,6 +246,54 @@ def _forward(
     mirrored = depth[count:].flip(-1)
     fields = {name: value[:count] for name, value in vars(output).items() if value is not None}
     return DepthOutput(**{**fields, "depth": (depth[:count] + mirrored) / 2})
+
+
+def _words_of(
+    system: System, text: list[str] | Tensor | None, scene: list[str] | None, views: int
+) -> tuple[list[str] | Tensor | None, list[str] | None]:
+    """Text and scene for a batch that holds all pictures so many times."""
+    if isinstance(text, Tensor):
+        text = torch.cat([text] * views) if system.text_per_picture else text
+    elif text is not None:
+        text = text * views
+    return text, None if scene is None else scene * views
+
+
+def _through_windows(
+    system: System,
+    image: Tensor,
+    text: list[str] | Tensor | None,
+    scene: list[str] | None,
+    overlay: Tensor | None,
+    flip: bool,
+    limit: float | None,
+    resize: Resize,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+) -> DepthOutput:
+    """(B, 3, H, W) to depth (B, 1, H, W) by overlapping windows, see ``infer``."""
+    count, size = len(image), image.shape[-2:]
+    height, width = min(window[0], size[0]), min(window[1], size[1])
+    starts = [
+        [min(start, whole - side) for start in range(0, whole - side + step, step)]
+        for whole, side, step in zip(size, (height, width), stride, strict=True)
+    ]
+    places = [(..., slice(top, top + height), slice(left, left + width)) for top in starts[0] for left in starts[1]]
+    at_once = max(1, size[0] * size[1] // (height * width))
+    total, seen = (torch.zeros(n, 1, *size, device=image.device) for n in (count, 1))
+    scene_probs: list[Tensor] = []
+    for some in (places[i : i + at_once] for i in range(0, len(places), at_once)):
+        views = torch.cat([image[place] for place in some])
+        over = None if overlay is None else to_network_size(system, torch.cat([overlay[place] for place in some]))
+        words = _words_of(system, text, scene, views=len(some))
+        output = _forward(system, to_network_size(system, views), *words, over, flip, limit)
+        depth = _to_picture_size(output.depth, (height, width), resize)
+        for place, part in zip(some, depth.split(count), strict=True):
+            total[place] += part
+            seen[place] += 1
+        if output.scene_probs is not None:
+            scene_probs.extend(output.scene_probs.split(count))
+    return DepthOutput(depth=total / seen, scene_probs=torch.stack(scene_probs).mean(0) if scene_probs else None)
 
 
 def _to_picture_size(depth: Tensor, size: Sequence[int], resize: Resize = "bilinear") -> Tensor:
@@ -255,7 +318,8 @@ class _Request:
 
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    """A decoded picture: ``image``, ``overlay`` (1, 3, h, w) uint8 at network size, ``size`` (H, W) its own."""
+    """A decoded picture: ``image``, ``overlay`` (1, 3, h, w) uint8 at network size or, for windows, at its own ``size``
+    (H, W)."""
 
     request: _Request
     image: Tensor
@@ -270,13 +334,23 @@ class _Predictor:
     """A system with the options that hold for all pictures. Its methods may run in any thread."""
 
     def __init__(
-        self, system: System, *, flip: bool, device: str | torch.device | None, dtype: str | None, keep_image: bool
+        self,
+        system: System,
+        *,
+        flip: bool,
+        window: tuple[int, int] | None,
+        stride: tuple[int, int] | None,
+        device: str | torch.device | None,
+        dtype: str | None,
+        keep_image: bool,
     ) -> None:
+        check_window(window, stride)
         if dtype not in (None, *DTYPES):
             raise UsageError(f"unknown dtype '{dtype}': {nearest(str(dtype), DTYPES)}")
         self.system = system.move(device).eval()
         self.network = self.system.inference_copy()
         self.device = system.get_buffer("_mean").device
+        self.window, self.stride = window, stride
         self.flip, self.dtype, self.keep_image = flip, dtype or "float32", keep_image
 
     def prepare(self, request: _Request) -> _Prepared:
@@ -295,9 +369,10 @@ class _Predictor:
         )
 
     def _shrink(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
-        """(H, W, 3) to (1, 3, h, w) at network size."""
+        """(H, W, 3) to (1, 3, h, w) at network size; for windows at its own."""
         writeable = torch.from_numpy(np.require(pixels, requirements="W"))  # torch has no read-only tensors
-        return to_network_size(self.system, writeable.permute(2, 0, 1)[None])
+        image = writeable.permute(2, 0, 1)[None]
+        return to_network_size(self.system, image) if self.window is None else image
 
     def run(self, batch: list[tuple[Key, _Prepared]]) -> Iterator[tuple[Key, DepthResult | LangdepthError]]:
         """Pictures of one network size to their results."""
@@ -322,7 +397,11 @@ class _Predictor:
         overlay = torch.cat(overlays).to(self.device) if overlays else None
         try:
             with torch.autocast(self.device.type, dtype=DTYPES[self.dtype], enabled=self.dtype != "float32"):
-                output = _forward(self.network, image, text or None, scene or None, overlay, self.flip)
+                pictures = (self.network, image, text or None, scene or None, overlay, self.flip, None)
+                if self.window is None:
+                    output = _forward(*pictures)
+                else:
+                    output = _through_windows(*pictures, "bilinear", self.window, self.stride or self.window)
         except torch.OutOfMemoryError:
             raise LangdepthError(
                 f"{self.device}: not enough memory for {len(batch)} pictures of {image.shape[-1]}x{image.shape[-2]}; "
@@ -350,6 +429,8 @@ class _Predictor:
                 "scene": request.scene,
                 "network_size": list(prepared.image.shape[-2:]),
                 "flip": self.flip,
+                "window": self.window,
+                "stride": self.stride,
                 "dtype": self.dtype,
             },
             scene_probs=(

@@ -8,7 +8,7 @@ the truth and d = ln p - ln t, over the valid pixels:
     sq_rel    mean (p - t)^2 / t                     silog    100 sqrt(mean d^2 - (mean d)^2)
     rmse      sqrt(mean (p - t)^2)                   delta_k  share of pixels with max(p / t, t / p) < 1.25^k
     rmse_log  sqrt(mean d^2), natural logarithm      abs_diff mean |p - t|
-    msle      mean d^2, which some papers print as "RMSE log"
+    msle      mean d^2, which some papers print as "RMSE log"; delta0.5 is of 1.25^0.5
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from torchmetrics import Metric
 from langdepth.protocols import Alignment
 
 METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
-EXTRA_METRICS = ("abs_diff", "msle")  # of some papers; reports hold them where their protocol asks for them
+EXTRA_METRICS = ("abs_diff", "delta0.5", "msle")  # of some papers; reports hold them where their protocol asks for them
 _ALL = (*METRICS, *EXTRA_METRICS)
 
-_SUMS = 11  # columns of error_sums
+_SUMS = 12  # columns of error_sums
 
 
 def error_sums(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """What all metrics are made of, (B, 11) float64: the number of valid pixels, then the sums over them of
-    |p - t| / t, (p - t)^2 / t, (p - t)^2, d^2, |d| / ln 10, d, the numbers of pixels within 1.25^1, 2 and 3, |p - t|.
+    """What all metrics are made of, (B, 12) float64: the number of valid pixels, then the sums over them of
+    |p - t| / t, (p - t)^2 / t, (p - t)^2, d^2, |d| / ln 10, d, the numbers of pixels within 1.25^1, 2 and 3, |p - t|,
+    and the number of pixels within 1.25^0.5.
 
     ``prediction`` and ``target`` must be above 0 where ``mask`` is True. Sums of several pictures may be added: the
     metrics of the total are those of all their pixels together.
@@ -54,12 +55,13 @@ def error_sums(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         d.sum(1),
         *(((worst < 1.25**k) & valid).sum(1) for k in (1, 2, 3)),
         error.abs().sum(1),
+        ((worst < 1.25**0.5) & valid).sum(1),
     ]
     return torch.stack([column.double() for column in columns], dim=1)
 
 
 def metrics_from_sums(sums: Tensor) -> dict[str, Tensor]:
-    """The metrics that ``error_sums`` (..., 11) amount to, each (...) float64; NaN where there is no valid pixel."""
+    """The metrics that ``error_sums`` (..., 12) amount to, each (...) float64; NaN where there is no valid pixel."""
     count = sums[..., 0]
     abs_rel, sq_rel, squared, d_squared, log10, d, *rest = (sums[..., 1:] / count.unsqueeze(-1)).unbind(-1)
     silog = 100 * (d_squared - d.square()).clamp(min=0).sqrt()

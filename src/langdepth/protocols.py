@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Frame = Literal["stored", "kb", "nyu-inner"]
-Crop = Literal["none", "eigen-nyu", "eigen-nyu-46", "eigen-nyu-inner", "eigen-kitti", "garg"]
+Crop = Literal["none", "eigen-nyu", "eigen-nyu-46", "eigen-nyu-inner", "eigen-nyu-pixels", "eigen-kitti", "garg"]
 Alignment = Literal["none", "median", "least_squares"]
-Resize = Literal["bilinear", "bilinear-aligned"]
+Resize = Literal["bilinear", "bilinear-aligned", "bilinear-twice"]
 
 # top, bottom, left, right as shares of height and width, rounded down; exact fractions keep 45/480 of 480 at 45
 _CROPS: dict[str, tuple[Fraction, Fraction, Fraction, Fraction]] = {
@@ -33,6 +33,7 @@ _CROPS: dict[str, tuple[Fraction, Fraction, Fraction, Fraction]] = {
     "garg": (Fraction("0.40810811"), Fraction("0.99189189"), Fraction("0.03594771"), Fraction("0.96405229")),
 }
 _KB_HEIGHT, _KB_WIDTH = 352, 1216
+_NYU_PIXELS = (45, 471, 41, 601)
 _NYU_INNER = (Fraction(56, 480), Fraction(472, 480), Fraction(60, 640), Fraction(604, 640))
 # A switch that came after results were published: left at its default, it does not enter the hash.
 _LATER = {"later": True}
@@ -43,9 +44,12 @@ class Protocol:
     """The rules of one evaluation, in the order they act.
 
     frame: the part of picture and truth that takes part at all: "stored", all of it; "kb", the KITTI benchmark's bottom
-    352 rows and centred 1216 columns; "nyu-inner", the middle 416x544 of a 480x640 NYU picture. clamp_views: limit the
-    depth of the picture and of its mirror image to [0, max_depth] before they are averaged. flip: average the two.
-    resize: how depth gets from network size to picture size; "bilinear-aligned" puts corners on corners. alignment:
+    352 rows and centred 1216 columns; "nyu-inner", the middle 416x544 of a 480x640 NYU picture. window, stride: look at
+    the frame through windows of (height, width) pixels, every stride (None: side by side), and average; see
+    ``langdepth.inference.infer``. clamp_views: limit the depth of the picture and of its mirror image to [0, max_depth]
+    before they are averaged. flip: average the two. resize: how depth gets from network size to picture size;
+    "bilinear-aligned" puts corners on corners, "bilinear-twice" goes by the size that the network would have for the
+    stored picture. training_focal: multiply the depth by the camera's focal length over this one, pixels. alignment:
     fit to the truth, see ``langdepth.metrics.align``. mask_prediction: judge only where the prediction, too, is above
     min_depth. clamp_prediction: limit the depth to [min_depth, max_depth]. crop: the window that is judged, in pixels
     of the frame. min_depth, max_depth: metres; a pixel is judged where the truth is known and strictly between the two.
@@ -64,6 +68,9 @@ class Protocol:
     max_depth: float = 1000.0
     clamp_views: bool = field(default=False, metadata=_LATER)
     mask_prediction: bool = field(default=False, metadata=_LATER)
+    window: tuple[int, int] | None = field(default=None, metadata=_LATER)
+    stride: tuple[int, int] | None = field(default=None, metadata=_LATER)
+    training_focal: float | None = field(default=None, metadata=_LATER)
     extra_metrics: tuple[str, ...] = ()
     """Reported beside the standard nine; no rule, so no part of the hash."""
 
@@ -79,6 +86,9 @@ class Protocol:
                 f"protocol: the depth range {self.min_depth} to {self.max_depth} m is not usable; "
                 "give 0 < min_depth < max_depth"
             )
+        if self.training_focal is not None and not 0 < self.training_focal < math.inf:
+            raise UsageError(f"protocol: training_focal {self.training_focal:g} must be above 0, in pixels")
+        check_window(self.window, self.stride)
 
     def switches(self) -> dict[str, Any]:
         """All rules: every field but the name and the extra metrics."""
@@ -101,11 +111,7 @@ class Protocol:
             if key not in self.switches():
                 raise UsageError(f"protocol: unknown switch '{key}': {nearest(key, self.switches())}")
         changed = dataclasses.replace(self, **{key: value for key, value in switches.items() if value is not None})
-        marks = [
-            f"+{key}={value:g}" if isinstance(value, float) else f"+{key}={str(value).lower()}"
-            for key, value in changed.switches().items()
-            if value != getattr(self, key)
-        ]
+        marks = [f"+{key}={_short(value)}" for key, value in changed.switches().items() if value != getattr(self, key)]
         return dataclasses.replace(changed, name=self.name + "".join(marks))
 
     def frame_window(self, height: int, width: int) -> tuple[slice, slice]:
@@ -122,6 +128,10 @@ class Protocol:
 
     def crop_window(self, height: int, width: int) -> tuple[slice, slice]:
         """Rows and columns of a (height, width) frame that are judged."""
+        if self.crop == "eigen-nyu-pixels":
+            first_row, end_row, first_column, end_column = _NYU_PIXELS
+            rows = slice(min(first_row, height), min(end_row, height))
+            return rows, slice(min(first_column, width), min(end_column, width))
         top, bottom, left, right = _CROPS[self.crop]
         return slice(int(top * height), int(bottom * height)), slice(int(left * width), int(right * width))
 
@@ -133,6 +143,27 @@ class Protocol:
         return valid
 
 
+def check_window(window: tuple[int, int] | None, stride: tuple[int, int] | None) -> None:
+    """Raise UsageError for windows that have no size, or that leave out a part of the picture."""
+    if window is None:
+        if stride is not None:
+            raise UsageError("a stride is given without a window; give both, for example 352x512 and 160x160")
+        return
+    steps = stride or window
+    if not all(1 <= step <= side for side, step in zip(window, steps, strict=True)):
+        raise UsageError(
+            f"windows of {_short(window)} pixels every {_short(steps)} do not cover a picture; both sides of the "
+            "stride must be from 1 to those of the window"
+        )
+
+
+def _short(value: Any) -> str:
+    """A switch's value in a protocol's name."""
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
 _INNER = Protocol(
     name="clip-adapters-reference",
     frame="nyu-inner",
@@ -142,6 +173,23 @@ _INNER = Protocol(
     clamp_views=True,
     mask_prediction=True,
 )
+
+_SCALEDEPTH = Protocol(
+    name="scaledepth-n-reference",
+    clamp_prediction=False,
+    crop="eigen-nyu-pixels",
+    max_depth=10.0,
+    extra_metrics=("delta0.5",),
+)
+_SCALEDEPTH_NK = dataclasses.replace(
+    _SCALEDEPTH,
+    name="scaledepth-nk-nyu-reference",
+    flip=True,
+    window=(352, 512),
+    stride=(160, 160),
+    clamp_prediction=True,
+)
+_GARG: dict[str, Any] = {"frame": "kb", "crop": "garg", "max_depth": 80.0}
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
@@ -174,6 +222,12 @@ PROTOCOLS: dict[str, Protocol] = {
         dataclasses.replace(
             _INNER, name="mde-clip-reference", frame="stored", clamp_views=False, extra_metrics=("abs_diff",)
         ),
+        Protocol(name="wordepth-nyu-reference", crop="eigen-nyu", max_depth=10.0),
+        Protocol(name="wordepth-kitti-reference", frame="kb", crop="garg", max_depth=80.0),
+        _SCALEDEPTH,
+        dataclasses.replace(_SCALEDEPTH, name="scaledepth-k-reference", resize="bilinear-twice", **_GARG),
+        _SCALEDEPTH_NK,
+        dataclasses.replace(_SCALEDEPTH_NK, name="scaledepth-nk-kitti-reference", **_GARG),
     )
 }
 

@@ -85,6 +85,7 @@ CASES = (
     Case("mde_clip_unet*", "cases_mde_clip:mde_clip_unet", "mde_clip_unet"),
     Case("mde_clip_refine*", "cases_mde_clip:mde_clip_refine", "mde_clip_refine"),
     Case("mde_clip*", "cases_mde_clip:mde_clip", "mde_clip_small"),
+    Case("scaledepth_metrics*", "cases_scaledepth_functions:scaledepth_metrics"),
     Case("scaledepth_losses*", "cases_scaledepth_functions:scaledepth_losses"),
 )
 

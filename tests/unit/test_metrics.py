@@ -36,6 +36,7 @@ def test_two_pixels_by_hand() -> None:
             "delta2": 0.5,
             "delta3": 0.5,  # 2 is above 1.953
             "abs_diff": 1.0,
+            "delta0.5": 0.0,
             "msle": (d[0] ** 2 + d[1] ** 2) / 2,
         },
         rel=1e-12,

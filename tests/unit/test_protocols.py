@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -34,6 +35,9 @@ def bounds(window: tuple[slice, slice]) -> tuple[int, int, int, int]:
         ("depthclip-reference", (480, 640), (56, 472, 60, 604), (0, 415, 0, 541)),
         ("clip-adapters-reference", (480, 640), (56, 472, 60, 604), (0, 416, 0, 544)),
         ("depthclip-reference", (240, 320), (28, 236, 30, 302), (0, 207, 0, 270)),
+        ("scaledepth-n-reference", (480, 640), (0, 480, 0, 640), (45, 471, 41, 601)),
+        ("scaledepth-n-reference", (427, 561), (0, 427, 0, 561), (45, 427, 41, 561)),
+        ("scaledepth-k-reference", (375, 1242), (23, 375, 13, 1229), (143, 349, 43, 1172)),
     ],
 )
 def test_windows_to_the_pixel(
@@ -98,6 +102,12 @@ def test_hashes_of_the_presets_do_not_drift() -> None:
         "mde-clip-reference": "a40e3e3a611c",
         "prompt-clip-nyu-reference": "60db8e2b866b",
         "prompt-clip-kitti-reference": "d789dd3e278e",
+        "wordepth-nyu-reference": "b8046d5d9f87",
+        "wordepth-kitti-reference": "a4288617fd04",
+        "scaledepth-n-reference": "dc4afbfb42a2",
+        "scaledepth-k-reference": "9305098b4fe2",
+        "scaledepth-nk-nyu-reference": "e372f11c0680",
+        "scaledepth-nk-kitti-reference": "c14858d56a92",
     }
 
 
@@ -123,6 +133,11 @@ def test_override_marks_name_and_hash() -> None:
     assert (changed.alignment, changed.flip, changed.max_depth) == ("median", False, 8.0)
 
 
+def test_override_writes_windows_as_pixels() -> None:
+    changed = protocols.get("full").override(window=(352, 512), stride=(160, 160))
+    assert changed.name == "full+window=352x512+stride=160x160"
+
+
 def test_override_with_the_same_values_changes_nothing() -> None:
     protocol = protocols.get("nyu-eigen")
     assert protocol.override(flip=True, alignment=None, max_depth=10) == protocol
@@ -146,8 +161,12 @@ def test_every_switch_changes_the_hash(field: str) -> None:
         "resize": "bilinear-aligned",
         "clamp_views": True,
         "mask_prediction": True,
+        "window": (96, 128),
+        "stride": (48, 64),
+        "training_focal": 519.0,
     }
-    assert Protocol(name="x", **{field: other[field]}).hash != Protocol(name="x").hash
+    plain = Protocol(name="x", window=(64, 64) if field == "stride" else None)
+    assert dataclasses.replace(plain, **{field: other[field]}).hash != plain.hash
 
 
 @pytest.mark.parametrize(
@@ -159,6 +178,10 @@ def test_every_switch_changes_the_hash(field: str) -> None:
         ({"min_depth": 0.0}, "0.0 to 10.0 m is not usable"),
         ({"min_depth": 20.0}, "20.0 to 10.0 m is not usable"),
         ({"max_depth": float("nan")}, "0.001 to nan m is not usable"),
+        ({"stride": (8, 8)}, "a stride is given without a window"),
+        ({"window": (8, 8), "stride": (8, 9)}, "windows of 8x8 pixels every 8x9 do not cover a picture"),
+        ({"window": (0, 8)}, "windows of 0x8 pixels every 0x8 do not cover"),
+        ({"training_focal": 0.0}, "training_focal 0 must be above 0"),
         ({"max_depth": float("inf")}, "0.001 to inf m is not usable"),
     ],
 )

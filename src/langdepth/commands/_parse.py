@@ -80,6 +80,16 @@ def build_parser(function: Callable[..., Any], prog: str, example: str) -> Any:
     return parser
 
 
+def size(option: str, text: str | None) -> tuple[int, int] | None:
+    """(height, width) from HEIGHTxWIDTH. Raises UsageError naming the option."""
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdecimal() for side in sides):
+        raise UsageError(f"{option}: expected HEIGHTxWIDTH in pixels, for example 352x512, got '{text}'")
+    return int(sides[0]), int(sides[1])
+
+
 def _explain(message: str, function: Callable[..., Any], parser: Any, prog: str) -> str:
     """The parser's complaint in one line, in the words the user typed."""
     message = " ".join(message.split())

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from tqdm import tqdm
 
 from langdepth.camera import Camera
-from langdepth.commands._parse import run
+from langdepth.commands._parse import run, size
 from langdepth.errors import LangdepthError, UsageError, nearest
+from langdepth.protocols import check_window
 from langdepth.text.prompts import read_changes
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def predict(
     intrinsics: str | None = None,
     fov: float | None = None,
     flip: bool = False,
+    window: str | None = None,
+    stride: str | None = None,
     device: str = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
     batch_size: int = 4,
@@ -84,6 +87,9 @@ def predict(
         intrinsics: Camera as fx,fy,cx,cy in pixels of the pictures, for ply; otherwise EXIF or a guess is used.
         fov: Camera as the field of view across the width, in degrees.
         flip: Average with the mirrored picture: a little better, twice the time.
+        window: Look through windows of HEIGHTxWIDTH pixels and average, for example 352x512; for systems that were
+            trained on parts of that size.
+        stride: Distance of the windows, HEIGHTxWIDTH; without it they lie side by side.
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
         dtype: Precision of the network.
         batch_size: How many pictures of one shape go through the network at once.
@@ -93,6 +99,8 @@ def predict(
     formats = _formats(save)
     changes = read_changes(prompts, words, bins)
     camera = _camera(intrinsics, fov)
+    window_size, stride_size = size("--window", window), size("--stride", stride)
+    check_window(window_size, stride_size)
     jobs, problems = find_jobs(pictures, Path(out), formats, recursive)
     for problem in problems:
         _complain(problem)
@@ -122,6 +130,8 @@ def predict(
         camera=camera,
         overlay=lambda job: job.overlay,
         flip=flip,
+        window=window_size,
+        stride=stride_size,
         device=device,
         dtype=dtype,
         batch_size=batch_size,
