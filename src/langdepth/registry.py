@@ -105,6 +105,37 @@ _PROMPT_CLIP: dict[str, tuple[str, dict[str, Any]]] = {
 }
 _FIXED = ("-depth", "-size", "-colour", "-random-words", "-paper", "-kitti-depth")  # nothing to learn
 
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_SCALEDEPTH: dict[str, tuple[str, dict[str, Any]]] = {
+    "n": ("trained on NYU", {"scenes": 27, "loss_max_depth": 10.0}),
+    "k": ("trained on KITTI, without scenes", {"scenes": 0, "area": 352 * 1216}),
+    "nk": ("trained on NYU and KITTI together", {}),
+    "n-convnext": (
+        "NYU, ConvNeXt-L from ImageNet instead of CLIP",
+        {"scenes": 27, "loss_max_depth": 10.0, "backbone": "convnext_large.fb_in22k", "start": "imagenet"}
+        | {"drop_path": 0.4}
+        | _IMAGENET,
+    ),
+}
+
+_KITTI_SIZED: dict[str, Any] = {"resolution": (352, 1216), "max_depth": 80.0, "prior_mean": 2.54}
+_LEGACY: dict[str, Any] = {"skip_mode": "image_only", "alter_prob": 0.01}
+_WORDEPTH: dict[str, tuple[str, dict[str, Any]]] = {
+    "nyu": ("NYU, Swin-L", {}),
+    "nyu-legacy": ("NYU, the decoder sees the picture's maps (paper)", _LEGACY),
+    "kitti": ("KITTI, Swin-L", _KITTI_SIZED),
+    "kitti-legacy": ("KITTI, the decoder sees the picture's maps (paper)", _KITTI_SIZED | _LEGACY),
+    "s": (
+        "Swin-T and a narrow decoder",
+        {"encoder": "swin-tiny", "resolution": (240, 320), "widths": (192, 96, 32), "latent": 64},
+    ),
+    "tiny": (
+        "EfficientNet-Lite and a small decoder, rooms and streets",
+        {"encoder": "efficientnet-lite0", "frozen": 2, "resolution": (240, 320), "widths": (64, 48, 32), "latent": 64}
+        | {"max_depth": 80.0, "skip_mode": "image_only", "alter_prob": 0.2},
+    ),
+}
+
 _ENTRIES = (
     Entry(
         name="tiny",
@@ -195,6 +226,26 @@ _ENTRIES = (
         target="langdepth.systems.mde_clip:RefineClip",
         summary="similarity to distance words on four levels, refined by small convolutions; depth from 1 to 3 m",
         paper="RefineDepthCLIP (March 2024), the predecessor of MDE-CLIP",
+    ),
+    *(
+        Entry(
+            name=f"scaledepth-{variant}",
+            target="langdepth.systems.scaledepth:ScaleDepth",
+            summary=f"relative depth from bin queries, times a scale that scene names taught; {summary}",
+            paper="ScaleDepth: Decomposing Metric Depth Estimation (arXiv 2407.08187, 2024)",
+            preset=preset,
+        )
+        for variant, (summary, preset) in _SCALEDEPTH.items()
+    ),
+    *(
+        Entry(
+            name=f"wordepth-{variant}",
+            target="langdepth.systems.wordepth:WorDepth",
+            summary=f"a caption gives a distribution of scenes, the picture picks one; {summary}",
+            paper="WorDepth: Variational Language Prior for Monocular Depth Estimation (CVPR 2024, arXiv 2404.03635)",
+            preset=preset,
+        )
+        for variant, (summary, preset) in _WORDEPTH.items()
     ),
 )
 

@@ -1,0 +1,70 @@
+"""ConvNeXt (arXiv 2201.03545) as a trunk: timm's blocks under timm's names."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from langdepth.errors import CheckpointError, UsageError
+
+STRIDES = (4, 8, 16, 32)
+
+
+class ConvNeXt(nn.Module):
+    """Maps of normalised pictures (B, 3, H, W) after each of the four stages, not normalised; weights are random.
+
+    ``name``: timm's, with or without tag ("convnext_large", "convnext_large.fb_in22k"). ``drop_path``: of the last
+    block in training; those before it have less. Raises UsageError for a name that is no ConvNeXt.
+    """
+
+    def __init__(self, name: str, drop_path: float = 0.0) -> None:
+        super().__init__()
+        if not (name.startswith(("convnext", "test_convnext")) and timm.is_model(name)):
+            raise UsageError(f"unknown ConvNeXt '{name}'; take a name of timm's, such as convnext_large")
+        model: Any = timm.create_model(name, num_classes=0, drop_path_rate=drop_path)
+        self.name = name
+        self.stem: nn.Module = model.stem
+        self.stages: nn.Module = model.stages
+        self.channels: tuple[int, ...] = tuple(info["num_chs"] for info in model.feature_info)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Four maps, finest first: (B, channels[i], H // 4, W // 4) and so on, each side rounded down."""
+        x = self.stem(image)
+        maps = []
+        for stage in self.stages:  # type: ignore[attr-defined]
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Keep only the blocks' inputs for the backward pass."""
+        for stage in self.stages:  # type: ignore[attr-defined]
+            stage.grad_checkpointing = on
+
+    def load_pretrained(self, source: str | Path | None = None) -> str:
+        """Weights that timm publishes under this name; returns a line naming the source.
+
+        ``source``: a ``.safetensors`` file with timm's names, None for timm's own download, or "random" for tests, with
+        a warning. Raises CheckpointError for weights that are not there or do not fit.
+        """
+        if source == "random":
+            warnings.warn(
+                f"{self.name} has RANDOM weights: training starts from nothing; give a file of its weights",
+                stacklevel=2,
+            )
+            return "random"
+        options: dict[str, Any] = {} if source is None else {"pretrained_cfg_overlay": {"file": str(source)}}
+        if source is not None and Path(source).suffix != ".safetensors":
+            raise CheckpointError(f"{source}: weights of a trunk are read from .safetensors; give such a file")
+        try:
+            model: Any = timm.create_model(self.name, num_classes=0, pretrained=True, **options)
+        except Exception as error:  # timm's, the hub's and safetensors' errors are of many kinds
+            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f"{source or self.name}: no weights of {self.name} to be had ({problem})") from None
+        self.stem.load_state_dict(model.stem.state_dict())
+        self.stages.load_state_dict(model.stages.state_dict())
+        return f"timm {self.name}" if source is None else str(source)

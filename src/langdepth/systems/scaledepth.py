@@ -1,0 +1,428 @@
+"""`scaledepth-n`, `-k`, `-nk`: metric depth = scale of the scene x relative depth, both from queries.
+
+"ScaleDepth: Decomposing Metric Depth Estimation into Scale Prediction and Relative Depth Estimation" (arXiv 2407.08187,
+2024). Specification and numbers: docs/systems/scaledepth.md.
+
+Data flow (published size; 64 bin queries, 3 scale queries)
+
+    picture (B, 3, 480, 640) -> CLIP's ConvNeXt-L -> maps (B, 192, 120, 160), (B, 384, 60, 80), (B, 768, 30, 40),
+    (B, 1536, 15, 20)
+    -> pixel decoder (parts/pixel_decoder.py) -> mask features (B, 256, 120, 160), memories (B, 256, h, w) at strides
+    32, 16, 8
+    67 queries read the memories in nine layers (parts/query_decoder.py) -> contents (B, 67, 256)
+
+    relative depth (ARDE): bin queries -> logits (B, 64) -> softmax -> widths of the bins, from 0.001 to 1.001
+                           bin queries x mask features -> softmax over queries (B, 64, 120, 160)
+                           expected centre of the bins -> relative (B, 1, 120, 160)
+    scale (SASP):          scale queries in a row (B, 768) -> linear layer, ReLU, + 0.1 m -> scale (B,)
+                           the same x CLIP's features of 28 scene names (28, 768) -> scene_probs (B, 28)
+    depth = scale x relative, metres -> bilinear (B, 1, 480, 640)
+
+In training three layers predict, a third, two thirds and all of the way; prediction needs the last one alone. Scene
+names teach the scale in training. A scene that is named in prediction is our addition, see ``ScaleDepth.forward``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from langdepth import losses
+from langdepth.backbones.convnext import ConvNeXt
+from langdepth.errors import CheckpointError, UsageError
+from langdepth.parts.pixel_decoder import PixelDecoder, PixelFeatures
+from langdepth.parts.query_decoder import QueryDecoder
+from langdepth.systems.base import System
+from langdepth.systems.clip_system import rename, set_quirks
+from langdepth.text.scenes import SCENES, scene_index
+from langdepth.types import Batch, DepthOutput, InputSpec
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SMALLEST = 32  # pixels: one cell of the coarsest map
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleDepthConfig:
+    """Options of all variants. ``reference_exact`` sets what QUIRKS lists."""
+
+    QUIRKS: ClassVar[dict[str, Any]] = {"scale_bias": 0.0, "scene_mean_over_all": True}
+
+    backbone: str = "convnext_large"
+    """timm's name of a ConvNeXt."""
+    start: Literal["clip", "imagenet"] = "clip"
+    """Where the trunk's weights come from when training starts."""
+    clip: str = "convnext_large_d_320"
+    """open_clip's name of the model that encodes the scenes, with embeddings as wide as the scale queries in a row."""
+    clip_tag: str = "laion2b_s29b_b131k_ft_soup"
+    """open_clip's name of its weights."""
+    quick_gelu: bool = False
+    """Whether these were trained with QuickGELU (OpenAI's were)."""
+    drop_path: float = 0.1
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    area: int | None = 480 * 640
+    """Pixels inside the network, in the picture's shape; null: the picture's own size."""
+    channels: int = 256
+    """Of memories, mask features and queries; a multiple of 32."""
+    encoder_layers: int = 6
+    encoder_hidden: int = 1024
+    decoder_layers: int = 9
+    """A multiple of 3."""
+    decoder_hidden: int = 2048
+    bins: int = 64
+    scale_queries: int = 3
+    scenes: int = len(SCENES)
+    """Rows of the scene table, the first of text.scenes.SCENES; 0: no scenes (published for KITTI alone)."""
+    prompt: str = "a photo of a {}"
+    scene_similarity: Literal["product", "cosine"] = "product"
+    """100 x scale queries x scenes' features (published), or that of vectors of length 1."""
+    scene_loss: Literal["probabilities", "logits"] = "probabilities"
+    """What the scenes' cross-entropy gets; probabilities (softmax twice, tiny gradients) are published."""
+    scene_loss_weight: float = 0.01
+    scene_mean_over_all: bool = False
+    """Whether pictures of unknown scene count in the mean of the scene loss, as 0."""
+    chamfer_weight: float = 0.0
+    """Of the distance between bins, in metres, and depths; 0.1 in the official code, which does not use it."""
+    loss_max_depth: float | None = None
+    """Metres; what is farther is no ground truth."""
+    scale_bias: float = 2.0
+    """Start of the scale layer's bias; from 0, as published, half of the starts have scale 0.1 m and no gradient."""
+    scene_share: float = 0.5
+    """How far a named scene moves the scale in logs, from what the picture is read as (0) to what it says (1)."""
+    gradient_checkpointing: bool = False
+    """Training in less memory and more time."""
+    reference_exact: bool = False
+    """The official code's numbers in training, its mistakes included."""
+
+    def __post_init__(self) -> None:
+        set_quirks(self)
+        if not 0 <= self.scenes <= len(SCENES):
+            raise ValueError(f"scenes must be between 0 and {len(SCENES)}, got {self.scenes}")
+        if self.channels < 32 or self.channels % 32:
+            raise ValueError(f"channels must be a multiple of 32, got {self.channels}")
+        if self.decoder_layers < 3 or self.decoder_layers % 3:
+            raise ValueError(f"decoder_layers must be a multiple of 3, got {self.decoder_layers}")
+        if self.prompt.count("{}") != 1:
+            raise ValueError(f"prompt must have the place '{{}}' once, got {self.prompt!r}")
+
+
+class Reading(NamedTuple):
+    """What one decoder layer's queries say.
+
+    bin_logits (B, N); edges (B, N + 1); mask_logits (B, N, h, w); relative (B, 1, h, w) at stride 4; scale (B,) metres;
+    similarity (B, K), before the softmax, None without scenes.
+    """
+
+    bin_logits: Tensor
+    edges: Tensor
+    mask_logits: Tensor
+    relative: Tensor
+    scale: Tensor
+    similarity: Tensor | None
+
+    @property
+    def centers(self) -> Tensor:
+        """Of the bins, (B, N), rising."""
+        return (self.edges[:, 1:] + self.edges[:, :-1]) / 2
+
+
+class ScaleDepth(System):
+    """All variants. ``text``: a (K, D) matrix instead of the scene table, one row per scene."""
+
+    Config = ScaleDepthConfig
+    text_per_picture = False
+    config: ScaleDepthConfig
+    scene_table: Tensor
+    scene_counts: Tensor
+    scene_log_depths: Tensor
+
+    def __init__(self, config: ScaleDepthConfig) -> None:
+        multiple = 1 if config.area is None else SMALLEST
+        spec = InputSpec(mean=config.mean, std=config.std, area=config.area, multiple_of=multiple)
+        super().__init__(config, spec)
+        self.scenes = SCENES[: config.scenes]
+        self.trunk = ConvNeXt(config.backbone, config.drop_path)
+        self.pixel_decoder = PixelDecoder(
+            self.trunk.channels, config.channels, config.encoder_layers, config.encoder_hidden
+        )
+        self.query_decoder = QueryDecoder(
+            config.bins, config.scale_queries, config.channels, config.decoder_layers, config.decoder_hidden
+        )
+        width = config.scale_queries * config.channels
+        self.scale = nn.Linear(width, 1)
+        nn.init.constant_(self.scale.bias, config.scale_bias)
+        self.register_buffer("scene_table", torch.zeros(config.scenes, width))
+        # Of the training pictures of each scene: how many, and the mean of their log median depth.
+        self.register_buffer("scene_counts", torch.zeros(config.scenes))
+        self.register_buffer("scene_log_depths", torch.zeros(config.scenes))
+        self.trunk.set_gradient_checkpointing(config.gradient_checkpointing)
+        for part in (self.pixel_decoder, self.query_decoder):
+            part.gradient_checkpointing = config.gradient_checkpointing
+
+    # -- depth -----------------------------------------------------------------------------------------------------
+
+    def forward(
+        self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
+    ) -> DepthOutput:
+        """Depth of (B, 3, H, W) pictures in [0, 1], H and W at least 32, at their size.
+
+        ``scene``: names of ``scenes``. The paper predicts without; here a name moves the scale half of the way (option
+        ``scene_share``), in log scale, from the usual depth of the scenes that the picture is read as to that of the
+        named one. The usual depth of a scene is the median depth of its training pictures.
+
+        ``text``: a (K, D) matrix in the place of the scene table. Raises UsageError for sentences, for a matrix of
+        another shape, for unknown scenes and those that training never saw, and for too small pictures.
+        """
+        table = self._table(text)
+        found = self.read(self.maps(image), [-1], table)[-1]
+        with torch.autocast(image.device.type, enabled=False):
+            probs = None if found.similarity is None else found.similarity.softmax(-1)
+            scale = found.scale if scene is None else found.scale * self._scene_factor(scene, probs)
+            relative = F.interpolate(found.relative, size=image.shape[-2:], mode="bilinear", align_corners=False)
+            depth = relative * scale[:, None, None, None]
+        return DepthOutput(depth=depth, relative=relative, scale=scale, bin_centers=found.centers, scene_probs=probs)
+
+    def maps(self, image: Tensor) -> list[Tensor]:
+        """The trunk's maps of (B, 3, H, W) RGB in [0, 1], finest first. Raises UsageError for too small pictures."""
+        if min(image.shape[-2:]) < SMALLEST:
+            raise UsageError(
+                f"'{self.name}' takes pictures of at least {SMALLEST}x{SMALLEST} pixels, not "
+                f"{image.shape[-1]}x{image.shape[-2]}; enlarge the picture"
+            )
+        maps: list[Tensor] = self.trunk(self.normalise(image))
+        return maps
+
+    def read(self, maps: Sequence[Tensor], layers: Sequence[int], table: Tensor | None = None) -> list[Reading]:
+        """What the queries say after the decoder ``layers`` (indices), for the trunk's maps, finest first.
+
+        ``table``: (K, D) in the place of the scene table.
+        """
+        pixels: PixelFeatures = self.pixel_decoder(maps)
+        contents = self.query_decoder(pixels.memories, pixels.masks)
+        return [self._read_layer(contents[layer], pixels.masks, table) for layer in layers]
+
+    def _read_layer(self, contents: Tensor, mask_features: Tensor, table: Tensor | None) -> Reading:
+        decoder, config = self.query_decoder, self.config
+        bin_logits, mask_logits = decoder.class_logits(contents).float(), decoder.mask_logits(contents, mask_features)
+        with torch.autocast(contents.device.type, enabled=False):  # a bfloat16 sum would step by 0.4 %
+            edges = F.pad(bin_logits.softmax(-1), (1, 0), value=0.001).cumsum(-1)
+            centers = (edges[:, 1:] + edges[:, :-1]) / 2
+            relative = torch.einsum("bnhw,bn->bhw", mask_logits.softmax(1), centers).unsqueeze(1)
+            queries = contents[:, config.bins :].flatten(1).float()
+            scale = self.scale(queries).squeeze(-1).relu() + 0.1
+            similarity = None
+            if self.scenes:
+                rows = self.scene_table if table is None else table
+                if config.scene_similarity == "cosine":
+                    queries, rows = F.normalize(queries, dim=-1), F.normalize(rows, dim=-1)
+                similarity = 100 * queries @ rows.T
+        return Reading(bin_logits, edges, mask_logits, relative, scale, similarity)
+
+    # -- words -----------------------------------------------------------------------------------------------------
+
+    def _table(self, text: list[str] | Tensor | None) -> Tensor | None:
+        if text is None:
+            return None
+        if not isinstance(text, Tensor):
+            raise UsageError(f"the system '{self.name}' takes no sentence about the picture; name its scene")
+        if not self.scenes or text.shape != self.scene_table.shape:
+            raise UsageError(
+                f"text features have shape {tuple(text.shape)}; '{self.name}' takes one row per scene, "
+                f"{tuple(self.scene_table.shape)}"
+            )
+        return text.to(self.scene_table)
+
+    def _scene_factor(self, scene: list[str], probs: Tensor | None) -> Tensor:
+        """What the named scenes (B) multiply the scales by, for pictures read as ``probs`` (B, K)."""
+        if probs is None:
+            raise UsageError(f"the system '{self.name}' takes no scene; leave it out")
+        if len(scene) != len(probs):
+            raise UsageError(f"{len(scene)} scenes for {len(probs)} pictures; give one for each")
+        named = torch.tensor([scene_index(name, self.scenes) for name in scene], device=probs.device)
+        seen = self.scene_counts > 0
+        unseen = [name for name, known in zip(scene, seen[named].tolist(), strict=True) if not known]
+        if unseen:
+            known_scenes = [name for name, known in zip(self.scenes, seen.tolist(), strict=True) if known]
+            raise UsageError(
+                f"these weights were trained without pictures of the scene '{unseen[0]}' and do not know its depth; "
+                f"they know {', '.join(known_scenes) or 'that of no scene'}"
+            )
+        weights = probs * seen
+        read = (weights * self.scene_log_depths).sum(1) / weights.sum(1).clamp_min(1e-6)
+        factor: Tensor = torch.exp(self.config.scene_share * (self.scene_log_depths[named] - read))
+        return factor
+
+    def load_foundation(self, clip_weights: str | Path | None = None, prompts: Mapping[str, Any] | None = None) -> None:
+        """Fill in the scene table and, where the trunk is CLIP's, the trunk from CLIP weights.
+
+        ``clip_weights``: a file, None for open_clip's download, or "random". Raises UsageError and CheckpointError.
+        """
+        from langdepth.backbones.clip_weights import find_clip_weights
+        from langdepth.text.clip_text import text_features
+
+        if prompts:
+            raise UsageError(f"the system '{self.name}' has no distance words or bins to set; leave them out")
+        config = self.config
+        weights = find_clip_weights(clip_weights or config.clip_tag, config.clip, config.quick_gelu)
+        if self.scenes:
+            names = [name.replace("_", " ") for name in self.scenes]
+            features = text_features(names, weights, templates=[config.prompt])
+            if features.shape != self.scene_table.shape:
+                raise UsageError(
+                    f"the embeddings of CLIP {config.clip} have {features.shape[1]} numbers, the scale queries "
+                    f"{self.scene_table.shape[1]} ({config.scale_queries} x {config.channels}); they must be the same"
+                )
+            self.scene_table.copy_(features)
+        if config.start == "clip":
+            visual = weights.visual()
+            own = self.trunk.state_dict()
+            self.trunk.load_state_dict({name: visual[f"trunk.{name}"] for name in own})
+        self.provenance |= {"source": f"CLIP {config.clip}: {weights.source}", "clip_sha256": weights.sha256}
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def prepare_training(self, clip_weights: str | None = None, backbone_weights: str | None = None) -> None:
+        """CLIP weights for trunk and scene table, unless the system has trained weights already.
+
+        ``backbone_weights``: of a trunk that starts from ImageNet, see ``ConvNeXt.load_pretrained``.
+        """
+        if "weights" in self.provenance:
+            return
+        if self.scenes or self.config.start == "clip":
+            self.load_foundation(clip_weights)
+        if self.config.start == "imagenet":
+            self.provenance["backbone"] = self.trunk.load_pretrained(backbone_weights)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Depth and scene losses of three layers, as they count; "total", their sum.
+
+        "depth_2" is that of the third layer: layers count from 0. Depth losses of earlier layers count 1/4 and 1/2,
+        scene losses all the same.
+        """
+        config, last = self.config, self.config.decoder_layers - 1
+        layers = [config.decoder_layers // 3 - 1, config.decoder_layers * 2 // 3 - 1, last]
+        readings = self.read(self.maps(batch.image), layers)
+        if self.training and self.scenes:
+            self._remember_depths(batch)
+        terms: dict[str, Tensor] = {}
+        with torch.autocast(batch.depth.device.type, enabled=False):
+            for layer, reading, weight in zip(layers, readings, (0.25, 0.5, 1.0), strict=True):
+                name = "" if layer == last else f"_{layer}"
+                relative = F.interpolate(
+                    reading.relative, size=batch.depth.shape[-2:], mode="bilinear", align_corners=False
+                )
+                terms[f"depth{name}"] = weight * losses.sig_plus(
+                    relative, reading.scale, batch.depth, batch.mask, max_depth=config.loss_max_depth
+                )
+                if reading.similarity is not None:
+                    terms[f"scene{name}"] = config.scene_loss_weight * losses.scene_cross_entropy(
+                        reading.similarity, self._labels(batch), form=config.scene_loss,
+                        mean_over_all=config.scene_mean_over_all,
+                    )  # fmt: skip
+                if config.chamfer_weight:
+                    centers = reading.centers * reading.scale[:, None]
+                    terms[f"chamfer{name}"] = config.chamfer_weight * losses.bin_chamfer(
+                        centers, batch.depth, batch.mask
+                    )
+        return terms | {"total": torch.stack(list(terms.values())).sum()}
+
+    def _labels(self, batch: Batch) -> Tensor:
+        """(B,): scenes beyond the table are unknown, too."""
+        return torch.where(batch.scene < len(self.scenes), batch.scene, -1)
+
+    @torch.no_grad()
+    def _remember_depths(self, batch: Batch) -> None:
+        """Take the pictures' median depths into the means of their scenes."""
+        label = self._labels(batch)
+        median = torch.where(batch.mask, batch.depth, torch.nan).flatten(1).nanmedian(1).values
+        known = (label >= 0) & median.isfinite()
+        label, logs = label.clamp_min(0), torch.where(known, median, 1.0).log()
+        added = torch.zeros_like(self.scene_counts).index_add_(0, label, known.to(self.scene_counts))
+        sums = torch.zeros_like(self.scene_counts).index_add_(0, label, logs.to(self.scene_counts))
+        self.scene_counts += added
+        self.scene_log_depths += (sums - added * self.scene_log_depths) / self.scene_counts.clamp_min(1)
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """As published: the trunk at a tenth of the rate, with decay everywhere; none on other norms and on queries."""
+        trunk = list(self.trunk.parameters())
+        plain = [self.query_decoder.contents, self.query_decoder.positions, self.query_decoder.levels]
+        for module in (*self.pixel_decoder.modules(), *self.query_decoder.modules()):
+            if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+                plain += module.parameters()
+        others = {id(parameter) for parameter in (*trunk, *plain)}
+        rest = [parameter for parameter in self.parameters() if id(parameter) not in others]
+        return [
+            {"params": trunk, "lr": lr / 10, "weight_decay": weight_decay},
+            {"params": rest, "lr": lr, "weight_decay": weight_decay},
+            {"params": plain, "lr": lr, "weight_decay": 0.0},
+        ]
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def convert_official(self, state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+        """Official names: the trunk under ``backbone.``, everything else under ``decode_head.``.
+
+        CLIP's text tower and projection head, which nothing uses, may be there or not. Raises CheckpointError for a
+        checkpoint of another variant.
+        """
+        table = state_dict.get("decode_head.class_embeddings")
+        rows = 0 if table is None else len(table)
+        if "decode_head.query_feat.weight" not in state_dict:
+            raise CheckpointError(
+                f"the checkpoint is not one of '{self.name}' (no tensor 'decode_head.query_feat.weight')"
+            )
+        if rows != len(self.scenes):
+            raise CheckpointError(
+                f"the checkpoint knows {rows or 'no'} scenes, '{self.name}' {len(self.scenes) or 'none'}; choose "
+                "another variant of ScaleDepth, or set the option scenes"
+            )
+        tensors, report = rename(state_dict, self.official_names(), self.state_dict())
+        for name in ("scene_counts", "scene_log_depths"):  # ours; the authors' programs keep no such numbers
+            tensors[name] = torch.zeros_like(self.get_buffer(name))
+        report["missing"] = [key for key in report["missing"] if key not in tensors]
+        return tensors, report
+
+    def official_names(self) -> dict[str, str]:
+        """Prefixes of the authors' tensors -> ours."""
+        pixels, queries, head = "pixel_decoder.", "query_decoder.", "decode_head."
+        names = {
+            "backbone.clip_model.visual.trunk.": "trunk.",
+            f"{head}class_embeddings": "scene_table",
+            f"{head}scale_predictor.fc.": "scale.",
+            f"{head}query_feat.weight": f"{queries}contents",
+            f"{head}query_embed.weight": f"{queries}positions",
+            f"{head}level_embed.weight": f"{queries}levels",
+            f"{head}cls_embed.": f"{queries}logit.",
+            f"{head}mask_embed.": f"{queries}mask_embedding.",
+            f"{head}transformer_decoder.post_norm.": f"{queries}norm.",
+            f"{head}pixel_decoder.level_encoding.weight": f"{pixels}levels",
+            f"{head}pixel_decoder.mask_feature.": f"{pixels}masks.",
+        }
+        convs = {f"input_convs.{level}": f"inputs.{level}" for level in range(3)}
+        for theirs, ours in (convs | {"lateral_convs.0": "lateral", "output_convs.0": "output"}).items():
+            for index, part in enumerate(("conv", "gn")):
+                names[f"{head}pixel_decoder.{theirs}.{part}."] = f"{pixels}{ours}.{index}."
+        linear = {"ffn.layers.0.0.": "feed_forward.0.", "ffn.layers.1.": "feed_forward.2."}
+        linear |= {f"norms.{index}.": f"norm{index + 1}." for index in range(3)}
+        deformable = {"sampling_offsets": "offsets", "attention_weights": "weights"}
+        deformable |= {"value_proj": "value", "output_proj": "output"}
+        usual = {"in_proj_": "inputs.", "out_proj.": "output."}
+        encoder = linear | {f"self_attn.{theirs}.": f"attention.{ours}." for theirs, ours in deformable.items()}
+        decoder = linear | {
+            f"{kind}_attn.attn.{theirs}": f"{kind}_attention.{ours}"
+            for kind in ("cross", "self")
+            for theirs, ours in usual.items()
+        }
+        for old, new, count, parts in (
+            (f"{head}pixel_decoder.encoder.layers.", f"{pixels}layers.", self.config.encoder_layers, encoder),
+            (f"{head}transformer_decoder.layers.", f"{queries}layers.", self.config.decoder_layers, decoder),
+        ):
+            for layer in range(count):
+                names |= {f"{old}{layer}.{theirs}": f"{new}{layer}.{ours}" for theirs, ours in parts.items()}
+        return names
