@@ -16,6 +16,7 @@ import numpy.typing as npt
 from langdepth.camera import Camera
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
@@ -60,11 +61,12 @@ class Sample:
     where depth is known; scene: index into ``text.scenes.SCENES`` or -1; text: a sentence about the picture or None;
     camera: intrinsics in pixels of ``image`` or None; path: where the picture came from.
 
-    overlay (3, H, W): ``image`` with coloured masks drawn over it, for systems that look at one. source_image (3, H, W)
     text_features (D,): the feature of ``text``, norm 1, zeros where nothing is known about the picture.
 
+    overlay (3, H, W): ``image`` with coloured masks drawn over it, for systems that look at one. source_image (3, H, W)
     in [0, 1]: another view of the scene; pose (3, 4): rotation and translation (metres) that take a point from the
-    camera of ``image`` to that of ``source_image``; intrinsics (3, 3): of both, in pixels of ``image``.
+    camera of ``image`` to that of ``source_image``; intrinsics (3, 3): of both, in pixels of ``image``. mirrored:
+    whether the training transform turned left and right round.
     """
 
     image: Tensor
@@ -75,11 +77,12 @@ class Sample:
     camera: Camera | None = None
     path: str = ""
     source: str = ""
+    text_features: Tensor | None = None
     overlay: Tensor | None = None
     source_image: Tensor | None = None
-    text_features: Tensor | None = None
     pose: Tensor | None = None
     intrinsics: Tensor | None = None
+    mirrored: bool = False
 
 
 @dataclass(kw_only=True)
@@ -97,20 +100,31 @@ class Batch:
     scene: Tensor
     text: list[str | None]
     path: list[str]
+    text_features: Tensor | None = None
     overlay: Tensor | None = None
     source_image: Tensor | None = None
     pose: Tensor | None = None
-    text_features: Tensor | None = None
     intrinsics: Tensor | None = None
+    mirrored: Tensor | None = None
+    features: dict[str, Tensor] | None = None
+    mirror_features: dict[str, Tensor] | None = None
 
     def to(self, device: Any) -> Batch:
         """The batch with its tensors on ``device``."""
-        tensors = {name: value for name, value in vars(self).items() if hasattr(value, "to")}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+        return self._changed(lambda value: value.to(device, non_blocking=True) if hasattr(value, "to") else value)
 
     def __getitem__(self, index: slice) -> Batch:
         """Some of the pictures, as a smaller batch."""
-        return replace(self, **{name: value[index] for name, value in vars(self).items() if value is not None})
+        return self._changed(lambda value: value[index])
+
+    def _changed(self, change: Callable[[Any], Any]) -> Batch:
+        """With ``change`` done to every value that is there."""
+        changed = {
+            name: {key: change(part) for key, part in value.items()} if isinstance(value, dict) else change(value)
+            for name, value in vars(self).items()
+            if value is not None
+        }
+        return replace(self, **changed)
 
 
 @dataclass(kw_only=True)

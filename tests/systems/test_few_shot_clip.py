@@ -68,7 +68,7 @@ class TestByImage(FewShotTester):
         system.train().loss(batch)
         assert system.scene_keys.any(1).tolist() == [True, True, False]
         with torch.no_grad():
-            chosen = system.eval().scene_probs(batch.image[:2]).argmax(1)
+            chosen = system.eval()(batch.image[:2]).scene_probs.argmax(1)
         assert chosen.tolist() == [0, 1]
 
 

@@ -34,6 +34,7 @@ TRAINING = {
     "test_the_loss_is_finite_whatever_is_unknown",
     "test_depth_behind_the_mask_never_matters",
     "test_a_few_steps_lower_the_loss",
+    "test_known_features_take_the_place_of_the_trunk",
 }
 
 
@@ -361,3 +362,28 @@ class SystemTester:
         batch = self.batch(system)
         totals = totals_of_steps(system, batch, lr=1e-3, weight_decay=0.0, steps=6)
         assert totals[-1] < totals[0]
+
+    # A trunk that does not learn
+
+    def test_known_features_take_the_place_of_the_trunk(self, system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+        frozen = system.frozen_trunk()
+        if frozen is None:
+            pytest.skip("has no frozen trunk")
+        trunk, _ = frozen
+        assert not any(p.requires_grad for p in trunk.parameters())
+        batch = self.batch(system)
+        with torch.no_grad():
+            known = replace(batch, features=system.frozen_features(batch.image))
+            if system.learns_from_mirror:
+                known = replace(known, mirror_features=system.frozen_features(batch.image.flip(-1)))
+        system.train()
+        torch.manual_seed(2)
+        expected = system.loss(batch)
+        monkeypatch.setattr(trunk, "forward", None)  # nothing of it runs
+        for name in ("pyramid", "embed", "dense_and_embedding"):
+            monkeypatch.setattr(trunk, name, None)
+        torch.manual_seed(2)
+        found = system.loss(known)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+        found["total"].backward()
+        assert all(p.grad is not None for p in system.parameters() if p.requires_grad)

@@ -63,6 +63,16 @@ def test_shapes_at_any_size(
     assert made.embed(picture(*size, batch=2)).shape == (2, made.embed_dim)
 
 
+@pytest.mark.parametrize("architecture", ["RN-small", "ViT-small", "convnext_tiny"])
+@torch.no_grad()
+def test_one_pass_gives_cells_and_embedding(architecture: str) -> None:
+    made, image = tower(architecture), picture(64, 96, batch=2)
+    for mode in made.modes:
+        cells, embedding = made.dense_and_embedding(image, mode)
+        assert torch.equal(cells, made(image, mode))
+        assert torch.equal(embedding, made.embed(image))
+
+
 @torch.no_grad()
 def test_the_raw_map_of_a_resnet_is_the_last_of_its_pyramid() -> None:
     made = tower("RN-small")

@@ -131,7 +131,7 @@ class ClipImageTower(nn.Module):
         """
         self._check_mode(mode)
         self._check_image(image)
-        return self._family.dense(self, image, mode)
+        return self._family.cells(self, self._family.trunk(self, image), mode)
 
     def pyramid(self, image: Tensor) -> list[Tensor]:
         """Maps of normalised pictures (B, 3, H, W), finest first, with ``channels`` at ``strides``.
@@ -146,7 +146,14 @@ class ClipImageTower(nn.Module):
     def embed(self, image: Tensor) -> Tensor:
         """The embedding (B, embed_dim) of whole pictures, not normalised; at the pre-training size it is CLIP's own."""
         self._check_image(image)
-        return self._family.embed(self, image)
+        return self._family.embedding(self, self._family.trunk(self, image))
+
+    def dense_and_embedding(self, image: Tensor, mode: DenseMode = "stage") -> tuple[Tensor, Tensor]:
+        """What ``forward`` and ``embed`` give, from one pass."""
+        self._check_mode(mode)
+        self._check_image(image)
+        seen = self._family.trunk(self, image)
+        return self._family.cells(self, seen, mode), self._family.embedding(self, seen)
 
     def _check_mode(self, mode: str) -> None:
         if mode not in self.modes:
@@ -177,9 +184,12 @@ class _Family(Protocol):
 
     def maps(self, tower: Any, image: Tensor) -> Iterator[Tensor]: ...
 
-    def dense(self, tower: Any, image: Tensor, mode: str) -> Tensor: ...
+    def trunk(self, tower: Any, image: Tensor) -> Any:
+        """What cells and embedding are made of."""
 
-    def embed(self, tower: Any, image: Tensor) -> Tensor: ...
+    def cells(self, tower: Any, seen: Any, mode: str) -> Tensor: ...
+
+    def embedding(self, tower: Any, seen: Any) -> Tensor: ...
 
 
 def _family_of(visual: nn.Module) -> _Family:
@@ -211,8 +221,10 @@ class _ModifiedResNet:
             x = stage(x)
             yield x
 
-    def dense(self, tower: Any, image: Tensor, mode: str) -> Tensor:
-        last = _last(self.maps(tower, image))
+    def trunk(self, tower: Any, image: Tensor) -> Tensor:
+        return _last(self.maps(tower, image))
+
+    def cells(self, tower: Any, last: Tensor, mode: str) -> Tensor:
         if mode == "stage":
             return last
         pool, cells = tower.attnpool, _as_tokens(last)
@@ -223,8 +235,7 @@ class _ModifiedResNet:
             cells = pool.v_proj(cells)
         return _as_map(pool.c_proj(cells), last)
 
-    def embed(self, tower: Any, image: Tensor) -> Tensor:
-        last = _last(self.maps(tower, image))
+    def embedding(self, tower: Any, last: Tensor) -> Tensor:
         tokens = self._tokens(tower.attnpool, last)
         pooled: Tensor = tower.attnpool.c_proj(_attend(tower.attnpool, tokens[:, :1], tokens)[:, 0])
         return pooled
@@ -256,17 +267,22 @@ class _VisionTransformer:
             if number in self.taken:
                 yield _as_map(tokens[:, 1:], patches)
 
-    def dense(self, tower: Any, image: Tensor, mode: str) -> Tensor:
+    def trunk(self, tower: Any, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The patches, whose size is the grid's, and the tokens before the last block."""
         patches, tokens = self._tokens(tower, image)
-        *blocks, last = tower.transformer.resblocks
-        for block in blocks:
+        for block in tower.transformer.resblocks[:-1]:
             tokens = block(tokens)
+        return patches, tokens
+
+    def cells(self, tower: Any, seen: tuple[Tensor, Tensor], mode: str) -> Tensor:
+        patches, tokens = seen
+        last = tower.transformer.resblocks[-1]
         tokens = self._value_block(last, tokens) if mode == "value" else last(tokens)
         return _as_map(tower.ln_post(tokens[:, 1:]) @ tower.proj, patches)
 
-    def embed(self, tower: Any, image: Tensor) -> Tensor:
-        _, tokens = self._tokens(tower, image)
-        embedding: Tensor = tower.ln_post(tower.transformer(tokens)[:, 0]) @ tower.proj
+    def embedding(self, tower: Any, seen: tuple[Tensor, Tensor]) -> Tensor:
+        tokens = tower.transformer.resblocks[-1](seen[1])
+        embedding: Tensor = tower.ln_post(tokens[:, 0]) @ tower.proj
         return embedding
 
     def _tokens(self, tower: Any, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -308,15 +324,17 @@ class _ConvNeXt:
             x = stage(x)
             yield x
 
-    def dense(self, tower: Any, image: Tensor, mode: str) -> Tensor:
-        last = _last(self.maps(tower, image))
+    def trunk(self, tower: Any, image: Tensor) -> Tensor:
+        return _last(self.maps(tower, image))
+
+    def cells(self, tower: Any, last: Tensor, mode: str) -> Tensor:
         if mode == "stage":
             return last
         cells = _as_tokens(tower.trunk.head.norm(tower.trunk.norm_pre(last)))
         return _as_map(tower.head(cells), last)
 
-    def embed(self, tower: Any, image: Tensor) -> Tensor:
-        embedding: Tensor = tower.head(tower.trunk(image))
+    def embedding(self, tower: Any, last: Tensor) -> Tensor:
+        embedding: Tensor = tower.head(tower.trunk.forward_head(tower.trunk.norm_pre(last)))
         return embedding
 
 

@@ -36,6 +36,10 @@ class System(nn.Module):
     """Whether it predicts without any training, from foundation weights alone."""
     takes_overlay: bool = False
     """Whether ``forward`` needs ``overlay``: (B, 3, H, W) in [0, 1], the pictures with masks drawn over them."""
+    learns_from_mirror: ClassVar[bool] = False
+    """Whether ``loss`` looks at the mirror image of every picture, too."""
+    imagines: ClassVar[bool] = False
+    """Whether noise takes the place of a picture, or of a part of what it says: ``draw_noise``, ``imagine``, ``draw``."""
     provenance: dict[str, Any]
 
     def __init__(self, config: Any, input_spec: InputSpec) -> None:
@@ -62,8 +66,50 @@ class System(nn.Module):
         """
         raise NotImplementedError
 
+    def draw_noise(self, count: int, height: int, width: int, generator: torch.Generator | None = None) -> Tensor:
+        """The noise of ``count`` depth maps of ``height`` x ``width`` pixels; its shape is the system's to say.
+
+        Raises UsageError for a size that is not possible, and for systems that cannot imagine.
+        """
+        from langdepth import registry
+
+        able = [name for name in registry.list_systems() if registry.entry(name).system_class().imagines]
+        raise UsageError(f"the system '{self.name}' draws no depth from words; these do: {', '.join(able) or 'none'}")
+
+    def imagine(self, text: list[str] | Tensor | None, noise: Tensor) -> DepthOutput:
+        """Depth of scenes that words describe, without a picture: a map for each row of noise."""
+        raise NotImplementedError
+
+    def draw(self, image: Tensor, text: list[str] | Tensor | None, noise: Tensor, spread: float) -> DepthOutput:
+        """Scenes near the one that the picture shows: a map for each row of noise.
+
+        ``spread``: from 0, all as ``forward`` gives it, to 1, the noise alone.
+        """
+        raise NotImplementedError
+
+    def read_with_clip(self, clip_weights: str | Path) -> None:
+        """From here on let CLIP's own text tower read sentences. Raises UsageError for systems that have no use for it.
+
+        ``clip_weights``: a file, or "random".
+        """
+        raise UsageError(f"holds all weights of '{self.name}'; leave the CLIP weights out")
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Training losses of a batch, scalars; "total" is the one to minimise."""
+        raise NotImplementedError
+
+    def frozen_trunk(self) -> tuple[nn.Module, dict[str, Any]] | None:
+        """The network that no training changes, and the options that ``frozen_features`` follows from beside it.
+
+        None for systems without, and where an option makes training change it.
+        """
+        return None
+
+    def frozen_features(self, image: Tensor) -> dict[str, Tensor]:
+        """What the frozen trunk gives for (B, 3, H, W) RGB pictures in [0, 1], by name, (B, C, ...).
+
+        ``loss`` takes ``batch.features`` (and ``mirror_features``) in the place of running the trunk.
+        """
         raise NotImplementedError
 
     def prepare_training(self) -> None:

@@ -79,8 +79,10 @@ class ClipAdapter(MirrorTraining, ClipSystem):
         text: list[str] | Tensor | None = None,
         scene: list[str] | None = None,
         overlay: Tensor | None = None,
+        features: dict[str, Tensor] | None = None,
     ) -> Told:
-        found = self.compare(self.dense(image), text, scene)
+        features = features or self.frozen_features(image)
+        found = self.compare(features["cells"], text, scene)
         return Told(found.depth, found.logits, self.word_bins.bin_centers[0])
 
     def official_names(self) -> dict[str, str]:
@@ -112,7 +114,13 @@ class CoarseToFine(MirrorTraining):
             self.requires_grad_(False)
             self.refiner = Refiner()
 
-    def coarse_depth(self, image: Tensor, text: list[str] | Tensor | None, scene: list[str] | None) -> Tensor:
+    def coarse_depth(
+        self,
+        image: Tensor,
+        text: list[str] | Tensor | None,
+        scene: list[str] | None,
+        features: dict[str, Tensor] | None = None,
+    ) -> Tensor:
         """(B, 3, *config.size) to (B, 1, h / 4, w / 4) metres."""
         raise NotImplementedError
 
@@ -122,13 +130,14 @@ class CoarseToFine(MirrorTraining):
         text: list[str] | Tensor | None = None,
         scene: list[str] | None = None,
         overlay: Tensor | None = None,
+        features: dict[str, Tensor] | None = None,
     ) -> Told:
         if tuple(image.shape[-2:]) != self.config.size:
             raise UsageError(
                 f"'{self.name}' was made for pictures of {self.config.size[1]}x{self.config.size[0]} pixels inside the "
                 f"network, got {image.shape[-1]}x{image.shape[-2]}"
             )
-        depth = self.coarse_depth(image, text, scene)
+        depth = self.coarse_depth(image, text, scene, features)
         if self.refiner is not None:
             depth = self.refiner(self.normalise(image), depth)
         return Told(depth.float())
@@ -189,8 +198,15 @@ class CoarseRefined(CoarseToFine, ClipSystem):
         rows, columns = (side // self.tower.stride for side in config.size)
         self._build_maps(rows * columns, dropout=None)
 
-    def coarse_depth(self, image: Tensor, text: list[str] | Tensor | None, scene: list[str] | None) -> Tensor:
-        depth: Tensor = self.coarse(self.compare(self.dense(image), text, scene).depth.flatten(2))
+    def coarse_depth(
+        self,
+        image: Tensor,
+        text: list[str] | Tensor | None,
+        scene: list[str] | None,
+        features: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        features = features or self.frozen_features(image)
+        depth: Tensor = self.coarse(self.compare(features["cells"], text, scene).depth.flatten(2))
         return depth
 
     def prepare_training(self, clip_weights: str | None = None, coarse: str | None = None) -> None:
@@ -255,7 +271,13 @@ class Eigen(CoarseToFine):
         else:
             self._build_maps(256 * cells, config.dropout)
 
-    def coarse_depth(self, image: Tensor, text: list[str] | Tensor | None, scene: list[str] | None) -> Tensor:
+    def coarse_depth(
+        self,
+        image: Tensor,
+        text: list[str] | Tensor | None,
+        scene: list[str] | None,
+        features: dict[str, Tensor] | None = None,
+    ) -> Tensor:
         if text is not None or scene is not None:
             raise UsageError(f"the system '{self.name}' takes no text or scene; leave it out")
         features = self.convs(self.normalise(image))

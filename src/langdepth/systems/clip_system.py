@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from langdepth.backbones.clip import ClipImageTower, DenseMode
@@ -78,6 +78,14 @@ class ClipSystem(System):
 
     Config = ClipConfig
     text_per_picture = False
+    TRUNK_OPTIONS: ClassVar[tuple[str, ...]] = (
+        "architecture",
+        "quick_gelu",
+        "dense_mode",
+        "position_resize",
+        "mean",
+        "std",
+    )
     config: Any
 
     def __init__(self, config: ClipConfig, size: tuple[int, int] | None = None) -> None:
@@ -186,6 +194,15 @@ class ClipSystem(System):
         """Cell features (B, C, h, w) of (B, 3, H, W) RGB in [0, 1]."""
         features: Tensor = self.tower(self.normalise(image), self.mode)
         return features
+
+    def frozen_trunk(self) -> tuple[nn.Module, dict[str, Any]] | None:
+        """The image tower, unless its BatchNorm follows the training pictures."""
+        if self.tower.batch_norm_trains:
+            return None
+        return self.tower, {name: getattr(self.config, name) for name in self.TRUNK_OPTIONS}
+
+    def frozen_features(self, image: Tensor) -> dict[str, Tensor]:
+        return {"cells": self.dense(image)}
 
     def compare(
         self, features: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None

@@ -96,28 +96,33 @@ class FewShotClip(LearnedWords):
 
     # -- scenes ----------------------------------------------------------------------------------------------------
 
+    def frozen_features(self, image: Tensor) -> dict[str, Tensor]:
+        """Cells, and CLIP's embedding (B, D) for the selector."""
+        cells, embedding = self.tower.dense_and_embedding(self.normalise(image), self.mode)
+        return {"cells": cells, "embedding": embedding}
+
     def codebook(self) -> Tensor:
         """Bins of every scene, (S, K) metres: the prompts' times learned factors, which are above 0."""
         bins = self.word_bins.bin_centers * self.log_factors.float().exp()
         return bins.sort(1).values if self.config.sort_bins else bins
 
-    def scene_probs(self, image: Tensor) -> Tensor:
-        """(B, S) for pictures (B, 3, H, W): softmax over 100 x cosine similarity; unseen scenes count as opposite."""
-        embedding = F.normalize(self.tower.embed(self.normalise(image)).float(), dim=-1)
-        with torch.autocast(image.device.type, enabled=False):
-            cosine = embedding @ F.normalize(self.scene_keys, dim=-1).T
+    def scene_probs(self, embedding: Tensor) -> Tensor:
+        """(B, S) for CLIP's (B, D): softmax over 100 x cosine similarity; unseen scenes count as opposite."""
+        with torch.autocast(embedding.device.type, enabled=False):
+            cosine = F.normalize(embedding.float(), dim=-1) @ F.normalize(self.scene_keys, dim=-1).T
         return torch.where(self.scene_keys.any(1), cosine, -1.0).mul(100).softmax(-1)
 
-    def select(self, image: Tensor, scene: list[str] | None = None) -> Tensor:
-        """Shares (B, S) of the codebook's rows; their sum is 1."""
-        if scene is not None:
-            if len(scene) != len(image):
-                raise UsageError(f"{len(scene)} scenes for {len(image)} pictures; give one for each")
-            return self._one_hot(torch.tensor([scene_index(name, self.scenes) for name in scene], device=image.device))
-        if self.config.selector == "oracle":
-            raise UsageError(f"this '{self.name}' was made to be told the scene; give one, or another selector")
-        probs = self.scene_probs(image)
+    def select(self, embedding: Tensor) -> Tensor:
+        """Shares (B, S) of the codebook's rows for pictures that CLIP sees as (B, D); their sum is 1."""
+        probs = self.scene_probs(embedding)
         return probs if self.config.soft else self._one_hot(probs.argmax(-1))
+
+    def told(self, scene: list[str], count: int) -> Tensor:
+        """Shares (B, S) for the scenes' names."""
+        if len(scene) != count:
+            raise UsageError(f"{len(scene)} scenes for {count} pictures; give one for each")
+        rows = [scene_index(name, self.scenes) for name in scene]
+        return self._one_hot(torch.tensor(rows, device=self.scene_keys.device))
 
     def _one_hot(self, rows: Tensor) -> Tensor:
         return F.one_hot(rows, len(self.scenes)).float()
@@ -130,9 +135,15 @@ class FewShotClip(LearnedWords):
         self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
     ) -> DepthOutput:
         matrix, _ = self.words(len(image), text)
-        shares = self.select(image, scene)
+        if scene is not None:
+            cells, shares = self.dense(image), self.told(scene, len(image))
+        elif self.config.selector == "oracle":
+            raise UsageError(f"this '{self.name}' was made to be told the scene; give one, or another selector")
+        else:
+            features = self.frozen_features(image)
+            cells, shares = features["cells"], self.select(features["embedding"])
         bins = self.bins_of(shares)
-        output = words_output(self.word_bins(self.dense(image), matrix, bins), bins, image)
+        output = words_output(self.word_bins(cells, matrix, bins), bins, image)
         output.scene_probs = shares
         return output
 
@@ -142,18 +153,25 @@ class FewShotClip(LearnedWords):
         """SILog and absolute difference, with the bins of the labelled scene; the selector's where there is none."""
         rows = torch.where(batch.scene >= 0, self.label_rows[batch.scene], -1)
         known = rows >= 0
-        shares = self._one_hot(rows.clamp_min(0))
-        if not bool(known.all()):
-            if self.config.selector == "oracle":
-                path = batch.path[int((~known).nonzero()[0])]
-                raise UsageError(f"{path}: its scene_type is none of the codebook's scenes; label it or leave it out")
-            shares = torch.where(known[:, None], shares, self.select(batch.image))
-        if self.training and self.config.selector == "image":
+        unlabelled = (~known).nonzero().flatten().tolist()
+        if unlabelled and self.config.selector == "oracle":
+            path = batch.path[unlabelled[0]]
+            raise UsageError(f"{path}: its scene_type is none of the codebook's scenes; label it or leave it out")
+        learned_keys = self.training and self.config.selector == "image"
+        if batch.features is not None:
+            features = batch.features
+        elif unlabelled or learned_keys:
+            features = self.frozen_features(batch.image)
+        else:
+            features = {"cells": self.dense(batch.image)}
+        labels = self._one_hot(rows.clamp_min(0))
+        shares = torch.where(known[:, None], labels, self.select(features["embedding"])) if unlabelled else labels
+        if learned_keys:
             with torch.no_grad():
-                seen = F.normalize(self.tower.embed(self.normalise(batch.image)).float(), dim=-1)
-                self.scene_keys += (self._one_hot(rows.clamp_min(0)) * known[:, None]).T @ seen
+                seen = F.normalize(features["embedding"].float(), dim=-1)
+                self.scene_keys += (labels * known[:, None]).T @ seen
         text = self.words(len(batch.image))[0] if self.learned is None else self.encode()
-        depth = self.word_bins(self.dense(batch.image), text, self.bins_of(shares)).depth
+        depth = self.word_bins(features["cells"], text, self.bins_of(shares)).depth
         depth = enlarge(depth, batch.depth.shape[-2:])
         terms = {"silog": losses.silog(depth, batch.depth, batch.mask)}
         if self.config.l1 > 0:

@@ -60,6 +60,9 @@ class PyramidConfig(ClipConfig):
             raise ValueError(f"size must be multiples of 32, got {self.size[0]} x {self.size[1]}")
 
 
+STRIDES = (4, 8, 16, 32)  # of the pyramid's maps
+
+
 class PyramidClip(ClipSystem):
     """Four maps of a frozen CLIP tower beside the words. ``text``: a (K, D) matrix instead of the words' features."""
 
@@ -67,19 +70,29 @@ class PyramidClip(ClipSystem):
         super().__init__(config, config.size)
         self.tower.batch_norm_trains = config.clip_bn == "train"
         self.channels = self.tower.channels[-4:]
-        if tuple(self.tower.strides[-4:]) != (4, 8, 16, 32):
+        if tuple(self.tower.strides[-4:]) != STRIDES:
             raise UsageError(
                 f"architecture '{config.architecture}' has no maps at strides 4, 8, 16 and 32; take a ResNet (RN50)"
             )
 
-    def maps(self, image: Tensor) -> list[Tensor]:
-        """CLIP's maps of (B, 3, H, W) RGB in [0, 1], brought to ``config.size`` first; finest first, (B, C_i, h, w)."""
+    TRUNK_OPTIONS = (*ClipSystem.TRUNK_OPTIONS, "size", "clip_half")
+
+    def frozen_features(self, image: Tensor) -> dict[str, Tensor]:
+        """CLIP's maps of pictures that were brought to ``config.size`` first."""
         if self.config.size is not None:
             image = enlarge(image, self.config.size)
         half = self.config.clip_half and image.is_cuda
         with torch.autocast("cuda", torch.float16) if half else nullcontext():
             maps = self.tower.pyramid(self.normalise(image))[-4:]
-        return [features.float() for features in maps] if half else maps
+        return {f"stride_{s}": level.float() if half else level for s, level in zip(STRIDES, maps, strict=True)}
+
+    def maps(self, image: Tensor, features: dict[str, Tensor] | None = None) -> list[Tensor]:
+        """CLIP's maps of (B, 3, H, W) RGB in [0, 1], finest first, (B, C_i, h, w).
+
+        ``features``: what ``frozen_features`` gives, where it is known already.
+        """
+        features = features or self.frozen_features(image)
+        return [features[f"stride_{stride}"] for stride in STRIDES]
 
 
 # mde-clip and mde-clip-unet
@@ -181,10 +194,16 @@ class CrossAttentionClip(PyramidClip):
         super().__init__(config)
         self.decoder = WordDecoder(self.channels, self.tower.embed_dim)
 
-    def decode(self, image: Tensor, text: list[str] | Tensor | None, scene: list[str] | None) -> Tensor:
+    def decode(
+        self,
+        image: Tensor,
+        text: list[str] | Tensor | None,
+        scene: list[str] | None,
+        features: dict[str, Tensor] | None,
+    ) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] to the decoder's map (B, C_1 / 2, h / 2, w / 2)."""
         matrix, _ = self.words(len(image), text, scene)
-        decoded: Tensor = self.decoder(self.maps(image), matrix)
+        decoded: Tensor = self.decoder(self.maps(image, features), matrix)
         return decoded
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -194,7 +213,7 @@ class CrossAttentionClip(PyramidClip):
             mirrored = torch.rand(len(mask), 1, 1, 1, device=mask.device) < 0.5
             mask, target = (torch.where(mirrored, values.flip(-1), values) for values in (mask, target))
         weights = self.config.losses
-        output = self(batch.image)
+        output = self(batch.image, features=batch.features)
         with torch.autocast(target.device.type, enabled=False):  # SSIM subtracts squares of depth
             prediction = enlarge(output.depth, target.shape[-2:])
             each = image_losses(prediction, target, mask, masked_ssim=weights.masked_ssim)
@@ -269,9 +288,13 @@ class MdeClip(CrossAttentionClip):
         )
 
     def forward(
-        self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
+        self,
+        image: Tensor,
+        text: list[str] | Tensor | None = None,
+        scene: list[str] | None = None,
+        features: dict[str, Tensor] | None = None,
     ) -> DepthOutput:
-        found = self.head(self.decode(image, text, scene))
+        found = self.head(self.decode(image, text, scene, features))
         return DepthOutput(depth=found.depth, bin_centers=found.centers, bin_probs=found.probs)
 
     def convert_official(self, state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
@@ -307,9 +330,13 @@ class MdeClipUnet(CrossAttentionClip):
         )
 
     def forward(
-        self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
+        self,
+        image: Tensor,
+        text: list[str] | Tensor | None = None,
+        scene: list[str] | None = None,
+        features: dict[str, Tensor] | None = None,
     ) -> DepthOutput:
-        logit = self.head(self.decode(image, text, scene)).float()
+        logit = self.head(self.decode(image, text, scene, features)).float()
         return DepthOutput(depth=self.config.max_depth * logit.sigmoid())
 
 
@@ -331,16 +358,20 @@ class RefineClip(PyramidClip):
             nn.Sequential(nn.Conv2d(2 * words, words, 3, padding=1), nn.BatchNorm2d(words), nn.ReLU()) for _ in range(3)
         )
 
-    def similarities(self, image: Tensor, text: Tensor) -> list[Tensor]:
+    def similarities(self, image: Tensor, text: Tensor, features: dict[str, Tensor] | None = None) -> list[Tensor]:
         """Of every pixel to the words (N, K, D), (B, K, h, w) on each level, finest first."""
-        levels = zip(self.maps(image), self.adapters, strict=True)
+        levels = zip(self.maps(image, features), self.adapters, strict=True)
         return [self.word_bins.logits(F.normalize(level.float(), dim=1), adapter(text)) for level, adapter in levels]
 
     def forward(
-        self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
+        self,
+        image: Tensor,
+        text: list[str] | Tensor | None = None,
+        scene: list[str] | None = None,
+        features: dict[str, Tensor] | None = None,
     ) -> DepthOutput:
         matrix, centers = self.words(len(image), text, scene)
-        *finer, x = self.similarities(image, matrix)
+        *finer, x = self.similarities(image, matrix, features)
         for block, level in zip(self.blocks, reversed(finer), strict=True):
             x = block(torch.cat([enlarge(x, level.shape[-2:]), level], dim=1))
         probs = enlarge(x.float().softmax(1), self.config.size or image.shape[-2:])
@@ -352,7 +383,7 @@ class RefineClip(PyramidClip):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The silog loss of the whole batch, without its square root, as "total"."""
-        depth = enlarge(self(batch.image).depth, batch.depth.shape[-2:])
+        depth = enlarge(self(batch.image, features=batch.features).depth, batch.depth.shape[-2:])
         return {"total": losses.silog(depth, batch.depth, batch.mask, 0.5, 1.0, root=False)}
 
     def use_prompts(self, prompts: Mapping[str, Any], clip_weights: str | Path | None = None) -> None:

@@ -43,6 +43,7 @@ class Told(NamedTuple):
 class MirrorTraining(System):
     """Prediction and loss of a system that writes ``tell``."""
 
+    learns_from_mirror = True
     config: Any
 
     def tell(
@@ -51,8 +52,12 @@ class MirrorTraining(System):
         text: list[str] | Tensor | None = None,
         scene: list[str] | None = None,
         overlay: Tensor | None = None,
+        features: dict[str, Tensor] | None = None,
     ) -> Told:
-        """Depth of (B, 3, H, W) RGB pictures in [0, 1] at the size the network gives."""
+        """Depth of (B, 3, H, W) RGB pictures in [0, 1] at the size the network gives.
+
+        ``features``: their ``frozen_features``, where they are known already.
+        """
         raise NotImplementedError
 
     def forward(
@@ -80,14 +85,15 @@ class MirrorTraining(System):
             source = SourceView(
                 image=self.normalise(batch.source_image), transform=batch.pose, intrinsics=batch.intrinsics
             )
-        told = self.tell(batch.image, overlay=batch.overlay)
+        told = self.tell(batch.image, overlay=batch.overlay, features=batch.features)
         if settings.bins > 0 and told.logits is None:
             raise UsageError(f"losses.bins: '{self.name}' does not train its words; set it to 0")
         overlay = None if batch.overlay is None else batch.overlay.flip(-1)
+        mirrored = self.tell(batch.image.flip(-1), overlay=overlay, features=batch.mirror_features)
         return adapter_losses(
             settings,
             depth=told.depth,
-            mirrored=self.tell(batch.image.flip(-1), overlay=overlay).depth.flip(-1),
+            mirrored=mirrored.depth.flip(-1),
             logits=told.logits if settings.bins > 0 else None,
             image=self.normalise(batch.image),
             target=batch.depth,

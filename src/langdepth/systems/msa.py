@@ -66,9 +66,11 @@ class MultiScaleAdapter(MirrorTraining, ClipSystem):
         text: list[str] | Tensor | None = None,
         scene: list[str] | None = None,
         overlay: Tensor | None = None,
+        features: dict[str, Tensor] | None = None,
     ) -> Told:
         photo = self.normalise(image)
-        maps = self.tower.pyramid(photo)
+        features = features or self.frozen_features(image)
+        maps = [features[f"stride_{stride}"] for stride in self.tower.strides]
         words = self.words(len(image), text, scene)
         if self.overlay_encoder is not None:
             photo = torch.cat([photo, self.overlay_encoder(self._checked(overlay, image))], dim=1)
@@ -78,6 +80,10 @@ class MultiScaleAdapter(MirrorTraining, ClipSystem):
             return Told(delta)
         initial = self.word_bins(maps[-1], *words).depth.clamp(max=self.config.losses.max_depth)
         return Told(weight * enlarge(initial, delta.shape[-2:]) + 2 * delta.sigmoid() - 1)
+
+    def frozen_features(self, image: Tensor) -> dict[str, Tensor]:
+        maps = self.tower.pyramid(self.normalise(image))
+        return {f"stride_{stride}": level for stride, level in zip(self.tower.strides, maps, strict=True)}
 
     def _checked(self, overlay: Tensor | None, image: Tensor) -> Tensor:
         if overlay is None:

@@ -174,7 +174,7 @@ class PromptClip(LearnedWords):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """SILog of the depth enlarged to the truth's size, as published."""
-        features = self.dense(batch.image)
+        features = (batch.features or self.frozen_features(batch.image))["cells"]
         text, centers = self.words(len(features))
         if self.learned is not None:
             text = self.encode(features)[: None if self.picture_words else 1]
