@@ -68,7 +68,8 @@ def load(
     the environment variable HF_HUB_OFFLINE.
 
     ``clip_weights``: for zero-shot systems by name, the CLIP weights they stand on: a file, None for open_clip's own
-    download, or "random" (with a warning). For a file that holds its own, what encodes new words. ``prompts``: fields
+    download, or "random" (with a warning). For a file that holds its own, what encodes new words or, for systems with a
+    small sentence encoder, what reads sentences in its place. ``prompts``: fields
     of ``langdepth.text.prompts.PromptSet`` that replace the system's own words, templates, bins or scenes.
 
     ``system.provenance`` tells what the file states (licence, source, training, numbers) and "weights", "sha256" (None
@@ -92,7 +93,10 @@ def load(
     if prompts:
         system.use_prompts(prompts, clip_weights)
     elif clip_weights is not None:
-        raise UsageError(f"{label}: holds all weights of '{system.name}'; leave the CLIP weights out")
+        try:
+            system.read_with_clip(clip_weights)
+        except UsageError as error:
+            raise UsageError(f"{label}: {error}") from None
     return system.eval().move(device)
 
 

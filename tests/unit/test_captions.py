@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from langdepth.cli import main
-from langdepth.data.folder import FolderDataset
+from langdepth.data.base import open_dataset
 from langdepth.data.sampling import collate
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.text.captions import Caption, Captions, encode_captions, pack, published_feature, read_captions
+from langdepth.text.captions import Caption, Captions, ClipSentences, pack, published_feature, read_captions
+from langdepth.text.clip_text import text_features
 from tests.helpers import write_folder
 
 KITCHEN, STREET = "A kitchen with a sink.", "A car on a street."
@@ -104,19 +105,19 @@ def test_a_picture_is_found_by_the_end_of_its_path_or_by_its_sentence(tmp_path: 
 
 def test_samples_carry_caption_and_feature(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", [{"text": KITCHEN}, {"text": STREET}])
-    dataset = FolderDataset(root, captions=packed(tmp_path / "captions"))
+    dataset = open_dataset("folder", root, captions=packed(tmp_path / "captions"))
     batch = collate([dataset[0], dataset[1]])
     assert batch.text == [KITCHEN, STREET]
     assert batch.text_features is not None
     np.testing.assert_array_equal(batch.text_features.numpy(), features(2).astype(np.float32))
-    assert collate([FolderDataset(root)[0]]).text_features is None
+    assert collate([open_dataset("folder", root)[0]]).text_features is None
 
 
 def test_a_picture_without_caption_stops_or_is_neutral(tmp_path: Path) -> None:
     root, captions = write_folder(tmp_path / "data", [{"text": KITCHEN}, {}]), packed(tmp_path / "captions")
     with pytest.raises(LangdepthError, match=r"1\.png: has no caption in .*\(1 of 2 pictures\); .*neutral"):
-        FolderDataset(root, captions=captions)
-    batch = collate(list(FolderDataset(root, captions=captions, without_caption="neutral")))  # type: ignore[call-overload]
+        open_dataset("folder", root, captions=captions)
+    batch = collate(list(open_dataset("folder", root, captions=captions, without_caption="neutral")))  # type: ignore[call-overload]
     assert batch.text == [KITCHEN, None]
     assert batch.text_features.norm(dim=1).tolist() == [pytest.approx(1, abs=1e-3), 0]
 
@@ -196,5 +197,17 @@ def test_empty_and_contradicting_captions(tmp_path: Path) -> None:
         read_captions(tmp_path)
     with pytest.raises(LangdepthError, match="no such file or folder"):
         read_captions(tmp_path / "nowhere")
+
+
+@pytest.mark.filterwarnings("ignore:.*random")
+def test_clip_reads_sentences_as_the_published_features_were_made() -> None:
+    clip = ClipSentences("random", "RN-small")
+    encoded = clip.encode([STREET, KITCHEN, STREET])
+    assert torch.equal(encoded[0], encoded[2])
+    assert not torch.equal(encoded[0], encoded[1])
+    assert torch.equal(encoded, encoded.half().float())
+    torch.testing.assert_close(encoded.norm(dim=1), torch.ones(3), atol=1e-3, rtol=0)
+    exact = text_features([STREET], clip.weights)[0]
+    assert torch.equal(encoded[0], exact.half().float())
     with pytest.raises(UsageError, match="a text is empty"):
-        encode_captions([" "], "random")
+        clip.encode([KITCHEN, " "])

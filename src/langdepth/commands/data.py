@@ -143,7 +143,7 @@ def pack_captions(*, text: Path, out: Path, features: Path | None = None, clip_w
         known = words.table_features(features)
     new = list(dict.fromkeys(caption.sentence for caption in found if caption.sentence not in known))
     if clip_weights is not None and new:
-        encoded = words.encode_captions(new, clip_weights).half().numpy()
+        encoded = words.ClipSentences(clip_weights).encode(new).half().numpy()
         known |= dict(zip(new, encoded, strict=True))
     packed = words.pack(found, known, out)
     print(f"{packed.pictures} pictures, {packed.distinct} distinct captions in {out}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -237,17 +237,31 @@ def table_features(path: Path) -> dict[str, Half]:
     return dict(zip(map(str, sentences), features.astype(np.float16), strict=True))
 
 
-def encode_captions(sentences: list[str], clip_weights: str | Path | None) -> Tensor:
-    """(N, D) float32 as the published features were made: CLIP's text tower, divided by the norm, through float16.
+class ClipSentences:
+    """Sentences to features as the published ones were made: CLIP's text tower, divided by the norm, through float16.
 
-    ``clip_weights``: a file, None for open_clip's own download, or "random". Raises UsageError for an empty sentence.
+    ``clip_weights``: a file, None for open_clip's own download, or "random". Raises as ``find_clip_weights`` does.
     """
-    from langdepth.backbones.clip_weights import find_clip_weights
-    from langdepth.text.clip_text import text_features
 
-    if not all(sentence.strip() for sentence in sentences):
-        raise UsageError("a text is empty; say what the picture shows, or leave it out")
-    return text_features(sentences, find_clip_weights(clip_weights, "RN50", quick_gelu=True)).half().float()
+    def __init__(self, clip_weights: str | Path | None, architecture: str = "RN50") -> None:
+        from langdepth.backbones.clip_weights import find_clip_weights
+
+        self.weights = find_clip_weights(clip_weights, architecture, quick_gelu=True)
+        self._encoded: dict[str, Tensor] = {}
+
+    def __deepcopy__(self, _: Any) -> ClipSentences:
+        return self  # nothing in it changes, and it is large
+
+    def encode(self, sentences: Sequence[str]) -> Tensor:
+        """(B, D) float32 of norm 1; each distinct sentence is computed once. Raises UsageError for an empty one."""
+        from langdepth.text.clip_text import text_features
+
+        if not all(sentence.strip() for sentence in sentences):
+            raise UsageError("a text is empty; say what the picture shows, or leave it out")
+        new = [sentence for sentence in dict.fromkeys(sentences) if sentence not in self._encoded]
+        if new:
+            self._encoded.update(zip(new, text_features(new, self.weights).half().float(), strict=True))
+        return torch.stack([self._encoded[sentence] for sentence in sentences])
 
 
 # --- packing
