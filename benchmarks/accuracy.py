@@ -22,7 +22,8 @@ import torch
 
 from langdepth import protocols
 from langdepth.checkpoint import load
-from langdepth.data.folder import FolderDataset
+from langdepth.data.base import open_dataset
+from langdepth.data.rows import RowDataset
 from langdepth.evaluate import evaluate
 from langdepth.inference import infer
 from langdepth.io import atomic_path
@@ -50,14 +51,14 @@ def main() -> None:
 
 def sources(system: System, root: Path) -> list[dict[str, Any]]:
     """One record per source: metrics (image mean) under its protocol, and the scale factor."""
-    rows = FolderDataset(root).rows
+    rows = open_dataset("folder", root).rows
     records = []
     for source in sorted({row.source for row in rows}):
         mine = [row for row in rows if row.source == source]
         split = "val" if any(row.split == "val" for row in mine) else "train"
         outdoor = abs(mine[0].depth_scale - LIDAR_SCALE) < 1e-6
         protocol = protocols.get("kitti-eigen-garg" if outdoor else "nyu-eigen")
-        dataset = FolderDataset(root, split=split, source=source)
+        dataset = open_dataset("folder", root, split=split, source=source)
         with tempfile.TemporaryDirectory() as folder:
             report = evaluate(
                 system, dataset, protocol, split=split, source=source, out=Path(folder, "r.json"), progress=False
@@ -77,7 +78,7 @@ def sources(system: System, root: Path) -> list[dict[str, Any]]:
     return records
 
 
-def scale_factor(system: System, dataset: FolderDataset, index: int) -> float:
+def scale_factor(system: System, dataset: RowDataset, index: int) -> float:
     """max(m, 1/m) of one picture, m = median predicted / median true depth over known pixels."""
     sample = dataset[index]
     depth = infer(system, sample.image[None]).depth[0]
@@ -87,7 +88,7 @@ def scale_factor(system: System, dataset: FolderDataset, index: int) -> float:
 
 def words(system: System, root: Path) -> dict[str, float]:
     """Median predicted depth with no words and with every scene of the system's vocabulary."""
-    dataset = FolderDataset(root, split="val")
+    dataset = open_dataset("folder", root, split="val")
     chosen = range(0, len(dataset), max(1, len(dataset) // WORD_PICTURES))
     images = [dataset[index].image[None] for index in chosen]
 

@@ -73,7 +73,7 @@ def read_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Picture:
         return Picture(pixels=_from_array(source, max_pixels))
     if isinstance(source, Image.Image):
         path = str(getattr(source, "filename", ""))
-        with _decoding(path or "picture in memory"):
+        with decoding(path or "picture in memory"):
             return _from_pil(source, path, max_pixels)
     with _opened(source) as (image, path):
         return _from_pil(image, path, max_pixels)
@@ -111,7 +111,7 @@ def _tensor_to_array(tensor: Any) -> npt.NDArray[Any]:
 def _from_array(array: npt.NDArray[Any], max_pixels: int) -> npt.NDArray[np.uint8]:
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))):
         raise ImageError(f"array of shape {array.shape}: a picture is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
-    with _decoding("array"):
+    with decoding("array"):
         _check_size(array.shape[1], array.shape[0], max_pixels)
         return _array_to_rgb(array)
 
@@ -170,7 +170,7 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 @contextmanager
-def _decoding(name: str) -> Iterator[None]:
+def decoding(name: str) -> Iterator[None]:
     """Turn whatever a decoder raises on a broken file into one line that names it."""
     try:
         yield
@@ -226,7 +226,7 @@ def _opened(source: Any) -> Iterator[tuple[Image.Image, str]]:
     """A PIL picture, header read and nothing decoded, and its path. All that goes wrong inside becomes ImageError."""
     with (
         _stream(source) as (stream, path),
-        _decoding(path or "picture in memory"),
+        decoding(path or "picture in memory"),
         Image.open(stream, formats=_FORMATS) as image,
     ):
         yield image, path
@@ -245,7 +245,7 @@ def read_depth(path: str | Path, scale: float, *, keep_invalid: bool = False) ->
     Raises ImageError, naming the file, for anything missing, broken, 8-bit, of another shape or above ``MAX_PIXELS``.
     """
     if Path(path).suffix.lower() in (".npy", ".npz"):
-        with _stream(path) as (stream, name), _decoding(name):
+        with _stream(path) as (stream, name), decoding(name):
             depth = _load_numpy(stream)
     else:
         with _opened(path) as (image, _):
@@ -349,7 +349,8 @@ def write_result(result: DepthResult, path: str | Path, *, format: str | None = 
     npy (``.npy``)
         (H, W) float32, 0 = no value.
     npz (``.npz``)
-        ``depth``, ``valid``, ``intrinsics`` (3, 3) where there is a camera, and ``metadata``, a JSON text.
+        ``depth``, ``valid``, ``intrinsics`` (3, 3) where there is a camera, ``std`` (H, W) where depths were drawn, and
+        ``metadata``, a JSON text.
     color (``_color.png``)
         Colours with a legend in metres. Options as in ``langdepth.viz.color_with_legend``.
     ply (``.ply``)
@@ -430,8 +431,10 @@ def _write_npz(result: DepthResult, file: IO[bytes]) -> None:
         "scene_probs": result.scene_probs,
     }
     text = json.dumps(metadata, default=lambda value: value.item() if isinstance(value, np.generic) else str(value))
-    intrinsics = {"intrinsics": result.camera.matrix} if result.camera else {}
-    np.savez(file, depth=depth, valid=depth > 0, metadata=np.array(text), **intrinsics)  # type: ignore[arg-type]
+    others = {} if result.camera is None else {"intrinsics": result.camera.matrix}
+    if result.std is not None:
+        others["std"] = result.std
+    np.savez(file, depth=depth, valid=depth > 0, metadata=np.array(text), **others)  # type: ignore[arg-type]
 
 
 def _write_color(result: DepthResult, file: IO[bytes], **options: Any) -> None:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from langdepth import protocols, registry
 from langdepth.config import from_mapping, to_mapping
-from langdepth.data.folder import WithoutCaption
+from langdepth.data.base import layout
+from langdepth.data.rows import WithoutCaption
 from langdepth.data.transforms import Augmentation
 from langdepth.errors import UsageError, nearest
 
@@ -22,6 +23,7 @@ CIRCUMSTANCES = (
     "system.prepare",
     "system.weights",
     "data.root",
+    "data.trust_unit",
     "data.captions",
     "data.workers",
     "train.out",
@@ -62,8 +64,10 @@ class SystemSection:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection:
-    """What is learned from and judged on: an indexed folder (data/folder.py)."""
+    """What is learned from and judged on."""
 
+    name: str = "folder"
+    """Which data set, see "langdepth data list"; folder is a folder with an index.csv."""
     root: Path
     train_split: str = "train"
     val_split: str = "val"
@@ -73,10 +77,12 @@ class DataSection:
     """Packed captions (langdepth data pack-captions); pictures then get the caption and its published feature."""
     without_caption: WithoutCaption = "stop"
     """What a picture without one does: stop the run, or be learned from as if nothing were known about it."""
+    trust_unit: bool = False
+    """Take depth as it is, even where its unit looks wrong."""
     weights: dict[str, float] = field(default_factory=dict)
     """Source name -> mean number of times each of its pictures is drawn in an epoch; 1 if not named."""
     shots: int | None = None
-    """Learn from so many pictures of each scene_type, the first ones; pictures without one are left out."""
+    """Learn from so many pictures of each scene label, the first ones; pictures without one are left out."""
     shots_seed: int | None = None
     """Draw them with this seed, instead of taking the first ones."""
     aspects: tuple[float, ...] = (4 / 3,)
@@ -94,6 +100,7 @@ class DataSection:
     """Of the standard pipeline."""
 
     def __post_init__(self) -> None:
+        layout(self.name)
         standard = self.pipeline == "standard"
         _require(
             without_caption=(self.captions is not None or self.without_caption == "stop", "used with captions"),

@@ -42,8 +42,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from langdepth import protocols, registry, viz
 from langdepth.checkpoint import load, save
 from langdepth.config import from_mapping, load_yaml, to_mapping
-from langdepth.data.folder import FolderDataset
+from langdepth.data.base import open_dataset
 from langdepth.data.nyu_adapters import NyuAdapterTransform
+from langdepth.data.rows import RowDataset
 from langdepth.data.sampling import (
     Draws,
     Sizes,
@@ -85,11 +86,21 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
 def _train(recipe: Recipe, resume: bool) -> Path:
     out = recipe.train.out
     data, protocol = recipe.data, protocols.get(recipe.train.protocol)
-    train_set = FolderDataset(data.root, data.train_split, None, data.captions, data.without_caption)
+    train_set, val_set = (
+        open_dataset(
+            data.name,
+            data.root,
+            split,
+            source,
+            captions=data.captions,
+            without_caption=data.without_caption,
+            trust_unit=data.trust_unit,
+        )
+        for split, source in ((data.train_split, None), (data.val_split, data.val_source))
+    )
     if data.shots is not None:
         rows = train_set.rows
         train_set.rows = [rows[i] for i in few_shots([row.scene for row in rows], data.shots, data.shots_seed)]
-    val_set = FolderDataset(data.root, data.val_split, data.val_source, data.captions, data.without_caption)
     weights = source_weights([row.source for row in train_set.rows], data.weights)
     resume_point = ResumePoint(recipe)
     trainer = _trainer(recipe, [resume_point, Validation(recipe, val_set, pictures=len(train_set))])
@@ -190,9 +201,9 @@ def _start_system(recipe: Recipe, start: Path) -> System:
     return system.train()
 
 
-def _require_overlays(system: System, *folders: FolderDataset) -> None:
+def _require_overlays(system: System, *datasets: RowDataset) -> None:
     """Raise UsageError where a system that looks at overlays would not find one."""
-    for row in (row for folder in folders for row in folder.rows if system.takes_overlay):
+    for row in (row for dataset in datasets for row in dataset.rows if system.takes_overlay):
         if row.path_overlay is None:
             raise UsageError(
                 f"{row.path_rgb}: '{system.name}' needs an overlay beside every picture; name it in the column "
@@ -201,12 +212,12 @@ def _require_overlays(system: System, *folders: FolderDataset) -> None:
 
 
 def _training_loader(
-    recipe: Recipe, system: System, folder: FolderDataset, weights: list[float], trainer: pl.Trainer
+    recipe: Recipe, system: System, pictures: RowDataset, weights: list[float], trainer: pl.Trainer
 ) -> TrainingLoader:
     data = recipe.data
     sizes = Sizes(system.input_spec, data.aspects)
     draws = Draws(
-        shapes=training_shapes(folder, sizes),
+        shapes=training_shapes(pictures, sizes),
         sizes=sizes.sizes,
         weights=weights,
         batch_size=data.batch_size,
@@ -214,7 +225,7 @@ def _training_loader(
         rank=trainer.global_rank,
         world_size=trainer.world_size,
     )
-    return TrainingLoader(TrainingSet(folder, _transform(data, system, sizes.sizes)), draws, data.workers)
+    return TrainingLoader(TrainingSet(pictures, _transform(data, system, sizes.sizes)), draws, data.workers)
 
 
 def _transform(data: DataSection, system: System, sizes: list[tuple[int, int]]) -> Transform:
@@ -484,7 +495,7 @@ class Validation(Callback):
     ``pictures``: number of training pictures, for the weights' record.
     """
 
-    def __init__(self, recipe: Recipe, dataset: FolderDataset, pictures: int) -> None:
+    def __init__(self, recipe: Recipe, dataset: RowDataset, pictures: int) -> None:
         self.recipe, self.dataset, self.pictures = recipe, dataset, pictures
         self.protocol = protocols.get(recipe.train.protocol)
         self.best: float | None = None

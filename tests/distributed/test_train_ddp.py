@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from langdepth import checkpoint, protocols, registry
-from langdepth.data.folder import FolderDataset
+from langdepth.data.base import open_dataset
 from langdepth.evaluate import evaluate
 from langdepth.train import read_recipe, train
 from tests.helpers import LEARNER
@@ -86,7 +86,7 @@ def test_both_processes_end_with_the_same_weights(
     monkeypatch.setitem(registry.REGISTRY, LEARNER.name, LEARNER)
     system = checkpoint.load(tmp_path / "run" / "last.safetensors")
     numbers = system.provenance["numbers"]
-    alone = evaluate(system, FolderDataset(sample_folder, split="val"), protocols.get("full"), progress=False)
+    alone = evaluate(system, open_dataset("folder", sample_folder, split="val"), protocols.get("full"), progress=False)
     assert {name: numbers[name] for name in alone["image_mean"]} == pytest.approx(alone["image_mean"], rel=1e-6)
     assert numbers["images"] == 2
 

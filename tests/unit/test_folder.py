@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from langdepth.data.base import open_dataset
-from langdepth.data.folder import FolderDataset, read_index
+from langdepth.data.folder import read_index
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.text.scenes import SCENES
 from tests.helpers import ramp, write_folder
@@ -41,7 +41,7 @@ def test_a_sample_holds_what_the_files_and_the_index_say(tmp_path: Path) -> None
     depth = np.full((40, 56), 2000, np.uint16)
     depth[0, :5] = 0
     Image.fromarray(depth).save(root / "1_depth.png")
-    dataset = FolderDataset(root)
+    dataset = open_dataset("folder", root)
     assert len(dataset) == 2
 
     bare, full = dataset[0], dataset[1]
@@ -80,7 +80,7 @@ def test_split_and_source_keep_the_matching_rows_in_order(tmp_path: Path) -> Non
 def test_a_choice_that_keeps_nothing_names_the_nearest(tmp_path: Path, choice: dict[str, str], expected: str) -> None:
     root = write_folder(tmp_path, [{"split": "train", "source": "kitti"}, {"split": "val", "source": "nyu"}])
     with pytest.raises(UsageError) as caught:
-        FolderDataset(root, **choice)
+        open_dataset("folder", root, **choice)
     assert str(caught.value) == f"{root}: {expected}"
 
 
@@ -171,7 +171,7 @@ def test_lines_are_those_of_an_editor(tmp_path: Path) -> None:
 def test_an_index_from_a_spreadsheet_begins_with_a_mark(tmp_path: Path) -> None:
     root = write_folder(tmp_path, [{}])
     write_index(root, (root / "index.csv").read_text(), encoding="utf-8-sig")
-    assert len(FolderDataset(root)) == 1
+    assert len(open_dataset("folder", root)) == 1
 
 
 def test_all_mistakes_can_be_collected(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_size_mismatch_names_both_files(tmp_path: Path) -> None:
     root = write_folder(tmp_path, [{}])
     Image.fromarray(np.ones((48, 63), np.uint16)).save(root / "0_depth.png")
     with pytest.raises(ImageError) as caught:
-        FolderDataset(root)[0]
+        open_dataset("folder", root)[0]
     assert str(caught.value) == (
         f"{root / '0_depth.png'}: depth is 63x48, but its picture 0.png is 64x48; both must have one size"
     )
@@ -204,7 +204,7 @@ def test_unusable_files_are_named(tmp_path: Path, name: str, damage: str) -> Non
     path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"no picture"}.get(damage, whole))
     if damage == "missing":
         path.unlink()
-    dataset = FolderDataset(root)
+    dataset = open_dataset("folder", root)
     with pytest.raises(ImageError) as caught:
         dataset[0]
     assert str(caught.value).startswith(f"{path}: ")
@@ -217,7 +217,7 @@ def test_depth_without_meaning_is_unknown(tmp_path: Path, bad: float) -> None:
     depth = np.full((48, 64), 2.5, np.float32)
     depth[3, 4] = bad
     np.save(root / "d.npy", depth)
-    sample = FolderDataset(root)[0]
+    sample = open_dataset("folder", root)[0]
     assert not sample.mask[0, 3, 4]
     assert sample.depth[0, 3, 4] == 0
     assert sample.mask.sum() == 48 * 64 - 1
@@ -227,6 +227,6 @@ def test_depth_without_meaning_is_unknown(tmp_path: Path, bad: float) -> None:
 def test_a_depth_map_without_any_value_has_an_empty_mask(tmp_path: Path) -> None:
     root = write_folder(tmp_path, [{}])
     Image.fromarray(np.zeros((48, 64), np.uint16)).save(root / "0_depth.png")
-    sample = FolderDataset(root)[0]
+    sample = open_dataset("folder", root)[0]
     assert not sample.mask.any()
     assert (sample.depth == 0).all()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import langdepth.checkpoint
 from langdepth import cli, protocols
-from langdepth.data.folder import FolderDataset
+from langdepth.data.base import open_dataset
 from langdepth.data.sam import find_overlay
 from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.errors import ImageError, UsageError
@@ -57,14 +57,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_index_names_it(folder: Path) -> None:
-    first, second = FolderDataset(folder)[0], FolderDataset(folder)[1]
+    first, second = open_dataset("folder", folder)[0], open_dataset("folder", folder)[1]
     assert first.overlay is not None
     assert second.overlay is not None
     assert first.overlay.dtype == torch.float32
     assert first.overlay[:, 0, 0].tolist() == [1, 1, 1]
     assert torch.equal(second.overlay[..., 32:], second.image[..., 32:])
     assert not torch.equal(second.overlay[..., :32], second.image[..., :32])
-    assert FolderDataset(write_folder(folder.parent / "without", [{}]))[0].overlay is None
+    assert open_dataset("folder", write_folder(folder.parent / "without", [{}]))[0].overlay is None
 
 
 def test_a_missing_one_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +72,7 @@ def test_a_missing_one_is_named(folder: Path, capsys: pytest.CaptureFixture[str]
     (folder / "sam_out" / "1.npz").unlink()
     for index, name in enumerate(("0.png", "1.npz")):
         with pytest.raises(ImageError, match=rf"sam_out/{name}: no such file"):
-            FolderDataset(folder)[index]
+            open_dataset("folder", folder)[index]
     assert cli.main(["data", "check", str(folder)]) == 1
     found = capsys.readouterr().out.splitlines()
     assert sum("no such file" in line and "sam_out" in line for line in found) == 2
@@ -83,7 +83,7 @@ def test_data_check_finds_nothing_wrong_with_good_ones(folder: Path) -> None:
 
 
 def test_it_moves_with_its_photo_and_keeps_its_colours(folder: Path) -> None:
-    sample = FolderDataset(folder)[0]
+    sample = open_dataset("folder", folder)[0]
     sample.overlay = sample.image.clone()
     colours = ("brightness", "contrast", "saturation", "hue", "colour_probability", "grey", "blur")
     geometry = Augmentation(rotate_probability=1, zoom_probability=1, **dict.fromkeys(colours, 0.0))
@@ -102,7 +102,7 @@ def test_it_moves_with_its_photo_and_keeps_its_colours(folder: Path) -> None:
 
 
 def test_evaluation_shows_it(folder: Path) -> None:
-    samples = [FolderDataset(folder)[0]]
+    samples = [open_dataset("folder", folder)[0]]
     plain = judge(Looker(), samples, protocols.get("full"))
     assert plain.prediction.mean().item() == pytest.approx(10.0, abs=0.05)
     both = judge(Looker(), samples, protocols.get("full").override(flip=True))

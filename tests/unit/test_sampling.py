@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from langdepth.data.folder import FolderDataset
+from langdepth.data.base import open_dataset
 from langdepth.data.sampling import (
     Draw,
     Draws,
@@ -158,7 +158,7 @@ def test_shapes_come_from_the_index_or_else_from_the_upright_picture(tmp_path: P
     with Image.open(root / "2.png") as picture:
         picture.load()
         picture.save(root / "2.png", exif=exif)
-    folder, sizes = FolderDataset(root), Sizes(SPEC, ASPECTS)
+    folder, sizes = open_dataset("folder", root), Sizes(SPEC, ASPECTS)
     assert training_shapes(folder, sizes) == [1, 1, 1, 0]
     (root / "1.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"1\.png: cannot be opened"):
@@ -173,12 +173,12 @@ def training_set(tmp_path: Path) -> TrainingSet:
     """12 pictures, 4 of them wide."""
     root = write_folder(tmp_path, [{"size": (32, 96) if i % 3 == 0 else (36, 48)} for i in range(12)])
     augmentation = Augmentation(rotate_probability=1, zoom_probability=1, cut_depth=0.5, erase=0.5)
-    return TrainingSet(FolderDataset(root), TrainTransform(augmentation, 32 * 32))
+    return TrainingSet(open_dataset("folder", root), TrainTransform(augmentation, 32 * 32))
 
 
 def loader(training_set: TrainingSet, workers: int = 0, seed: int = 0) -> TrainingLoader:
     sizes = Sizes(SPEC, ASPECTS)
-    shapes = training_shapes(training_set.folder, sizes)
+    shapes = training_shapes(training_set.dataset, sizes)
     draws = Draws(shapes=shapes, sizes=sizes.sizes, weights=[1.0] * len(shapes), batch_size=2, seed=seed)
     return TrainingLoader(training_set, draws, workers)
 
@@ -221,11 +221,11 @@ def test_the_loader_hands_out_what_the_plan_says_epoch_after_epoch(training_set:
         planned = batches.plan.draws.epoch(epoch)
         found = list(batches)
         assert [b.path for b in found] == [
-            [str(training_set.folder.rows[d.index].path_rgb) for d in p] for p in planned
+            [str(training_set.dataset.rows[d.index].path_rgb) for d in p] for p in planned
         ]
         assert all(tuple(b.image.shape) == (2, 3, *p[0].size) for b, p in zip(found, planned, strict=True))
         assert sorted(path for b in found for path in b.path) == sorted(
-            str(r.path_rgb) for r in training_set.folder.rows
+            str(r.path_rgb) for r in training_set.dataset.rows
         )
 
 
@@ -256,7 +256,7 @@ def test_resuming_in_mid_epoch_gives_exactly_the_rest(training_set: TrainingSet,
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("name", ["4.png", "4_depth.png"])
 def test_a_bad_file_is_one_line_through_a_worker_too(training_set: TrainingSet, name: str, workers: int) -> None:
-    path = training_set.folder.rows[4].path_rgb.with_name(name)
+    path = training_set.dataset.rows[4].path_rgb.with_name(name)
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(ImageError) as caught:
         list(loader(training_set, workers))

@@ -24,7 +24,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import langdepth.train
 from langdepth import checkpoint, registry
-from langdepth.data.folder import FolderDataset
+from langdepth.data.base import open_dataset
+from langdepth.data.rows import RowDataset
 from langdepth.errors import LangdepthError, NonFiniteLossError, UsageError
 from langdepth.recipe import OptimSection, read_recipe
 from langdepth.systems.base import System
@@ -481,7 +482,9 @@ class TestRunFolder:
         from langdepth.evaluate import evaluate
 
         system = checkpoint.load(run(train__protocol="nyu-eigen") / "last.safetensors")
-        again = evaluate(system, FolderDataset(sample_folder, split="val"), protocols.get("nyu-eigen"), progress=False)
+        again = evaluate(
+            system, open_dataset("folder", sample_folder, split="val"), protocols.get("nyu-eigen"), progress=False
+        )
         stated = {name: system.provenance["numbers"][name] for name in again["image_mean"]}
         assert stated == pytest.approx(again["image_mean"], rel=1e-5)
 
@@ -555,9 +558,9 @@ class TestRefused:
         run("second", system__weights=weights, system__options={"width": 8}, train__max_steps=1)
 
     def test_a_worker_that_dies_is_one_line(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        parent, read = os.getpid(), FolderDataset.__getitem__
+        parent, read = os.getpid(), RowDataset.__getitem__
         monkeypatch.setattr(
-            FolderDataset, "__getitem__", lambda self, i: read(self, i) if os.getpid() == parent else os._exit(1)
+            RowDataset, "__getitem__", lambda self, i: read(self, i) if os.getpid() == parent else os._exit(1)
         )
         with pytest.raises(LangdepthError, match="DataLoader worker"):
             run(data__workers=1)

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from langdepth import protocols
 from langdepth.commands._parse import run, size
-from langdepth.data.folder import WithoutCaption
+from langdepth.data.base import layout, open_dataset
+from langdepth.data.rows import WithoutCaption
 from langdepth.errors import LangdepthError, UsageError
 
 EXAMPLE = """
@@ -36,7 +37,8 @@ def evaluate(
     limit: int | None = None,
     captions: Path | None = None,
     without_caption: WithoutCaption = "stop",
-    protocol: str = "full",
+    trust_unit: bool = False,
+    protocol: str | None = None,
     flip: bool | None = None,
     alignment: protocols.Alignment | None = None,
     frame: protocols.Frame | None = None,
@@ -65,14 +67,15 @@ def evaluate(
         system: Registry name (see "langdepth systems"), .safetensors file, or hub id owner/name.
         clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
             or the word random; without it open_clip downloads them.
-        data: Kind of data set; folder is a folder with an index.csv.
-        split: Keep the rows of one split of the index, for example val.
-        source: Keep the rows of one source of the index.
+        data: Which data set (see "langdepth data list"); folder is a folder with an index.csv.
+        split: Which split of it; without one, the data set's own for evaluation, and of a folder everything.
+        source: Keep the rows of one source.
         limit: Judge the first pictures only, this many.
         captions: Packed captions of the pictures (langdepth data pack-captions), for systems that read them (wordepth).
         without_caption: What a picture without one does: stop, or be judged as if nothing were known about it.
+        trust_unit: Take depth as it is, even where its unit looks wrong.
         protocol: nyu-eigen, kitti-eigen-garg, kitti-eigen, full, or a paper's own, such as depthclip-reference;
-            docs/protocols.md gives each to the pixel.
+            docs/protocols.md gives each to the pixel. Without one, the data set's own.
         flip: Average the depth with that of the mirrored picture (true or false).
         alignment: Fit each depth map to its truth before judging.
         frame: Use pictures as stored, cut to the KITTI benchmark's 1216x352, or to the middle 544x416 of NYU.
@@ -90,7 +93,9 @@ def evaluate(
         dtype: Precision of the network.
         batch_size: How many pictures of one size go through the network at once.
     """
-    rules = protocols.get(protocol).override(
+    card = layout(data).CARD
+    split = split or card.split
+    rules = protocols.get(protocol or card.protocol).override(
         flip=flip,
         alignment=alignment,
         frame=frame,
@@ -108,10 +113,11 @@ def evaluate(
     _check_writable(out)
 
     from langdepth.checkpoint import load
-    from langdepth.data.base import open_dataset
     from langdepth.evaluate import evaluate as run_evaluation
 
-    dataset = open_dataset(data, root, split, source, captions=captions, without_caption=without_caption)
+    dataset = open_dataset(
+        data, root, split, source, captions=captions, without_caption=without_caption, trust_unit=trust_unit
+    )
     report = run_evaluation(
         load(system, clip_weights=clip_weights),
         dataset,

@@ -1,15 +1,27 @@
-"""Data sets by name: every one yields ``Sample`` records at the stored size."""
+"""Data sets by name: each is one module with a card and the rows that it finds below a folder.
+
+To add one: a module with ``CARD`` and ``rows`` (see ``Layout``) and a line in ``DATASETS``. Decoding, samples,
+training, evaluation and ``langdepth data`` are the same for all.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, cast
 
-from langdepth.errors import UsageError, nearest
+import numpy as np
+
+from langdepth.data.rows import Row, RowDataset, WithoutCaption, known_depth
+from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.types import Sample
 
-DATASETS = {"folder": "langdepth.data.folder:FolderDataset"}
+DATASETS = {
+    "folder": "langdepth.data.folder",
+}
+_MAPS_MEASURED = 5  # depth maps that a suspected unit is judged by
 
 
 class DepthDataset(Protocol):
@@ -22,15 +34,124 @@ class DepthDataset(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-def open_dataset(
-    name: str, root: str | Path, split: str | None = None, source: str | None = None, **options: Any
-) -> DepthDataset:
-    """The data set ``name`` below ``root``; ``split`` and ``source`` keep the matching pictures only.
+@dataclass(frozen=True, kw_only=True)
+class DatasetCard:
+    """What is to be known about a data set."""
 
-    ``options``: further ones of the data set's class.
-    """
+    name: str
+    title: str
+    unit: str
+    """How depth is stored, in words."""
+    depth_scale: float | None
+    """Metres per stored unit; None where an index says it."""
+    invalid: str
+    """What stands for "no value"."""
+    intrinsics: str
+    depth_range: tuple[float, float]
+    """Metres that the sensor measures."""
+    median_range: tuple[float, float]
+    """Metres between which the median of some depth maps lies, unless their unit is misunderstood."""
+    scenes: str
+    """Where scene labels come from."""
+    licence: str
+    where: str
+    """Where to get it."""
+    layouts: tuple[str, ...]
+    """Files below the root that are understood."""
+    splits: Mapping[str, int | None]
+    """Split -> number of its pairs, None where the data itself decides."""
+    split: str | None
+    """What is evaluated unless another is asked for; None: all."""
+    protocol: str
+    """The evaluation protocol unless another is asked for."""
+
+
+class Layout(Protocol):
+    """The module of a data set."""
+
+    CARD: DatasetCard
+
+    def rows(self, root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+        """The pairs of ``split``, or all that are there, in the order of the official list.
+
+        Raises LangdepthError when ``root`` has none of the layouts, or a list or a file that it names is missing; with
+        ``problems``, unusable rows are left out and their errors appended to it instead. ``split`` is one of the card.
+        """
+        ...
+
+
+def layout(name: str) -> Layout:
+    """The module of the data set ``name``. Raises UsageError naming the nearest known one."""
     if name not in DATASETS:
         raise UsageError(f"unknown data set '{name}': {nearest(name, DATASETS)}")
-    module, _, attribute = DATASETS[name].partition(":")
-    dataset: DepthDataset = getattr(import_module(module), attribute)(root, split=split, source=source, **options)
-    return dataset
+    return cast(Layout, import_module(DATASETS[name]))
+
+
+def find_rows(
+    name: str, root: str | Path, split: str | None = None, problems: list[LangdepthError] | None = None
+) -> list[Row]:
+    """The rows of the data set ``name`` below ``root``, see ``Layout.rows``.
+
+    Raises UsageError for a split that it does not have.
+    """
+    source = layout(name)
+    if split is not None and source.CARD.splits and split not in source.CARD.splits:
+        raise UsageError(f"{name} has no split '{split}': {nearest(split, source.CARD.splits)}")
+    if not Path(root).is_dir():
+        raise LangdepthError(f"{root}: no such folder")
+    return source.rows(Path(root), split, problems)
+
+
+def open_dataset(
+    name: str,
+    root: str | Path,
+    split: str | None = None,
+    source: str | None = None,
+    *,
+    captions: str | Path | None = None,
+    without_caption: WithoutCaption = "stop",
+    trust_unit: bool = False,
+) -> RowDataset:
+    """The data set ``name`` below ``root``; ``split`` and ``source`` keep the matching pictures only.
+
+    ``captions``, ``without_caption``: see ``RowDataset``. ``trust_unit``: take depth as it is, even where its unit
+    looks wrong. Raises LangdepthError for data that is missing or of a wrong unit, UsageError for a choice that keeps
+    nothing.
+    """
+    rows = find_rows(name, root, split)
+    if source is not None:
+        rows = keep(rows, "source", source, root)
+    if not trust_unit:
+        suspicion = wrong_unit(layout(name).CARD, rows)
+        if suspicion:
+            raise LangdepthError(f"{root}: {suspicion}; if it is right, set trust_unit")
+    return RowDataset(name, rows, captions, without_caption)
+
+
+def keep(rows: list[Row], column: str, wanted: str, root: str | Path) -> list[Row]:
+    """The rows whose ``column`` is ``wanted``. Raises UsageError when there is none."""
+    known = {getattr(row, column) for row in rows}
+    if wanted not in known:
+        raise UsageError(f"{root}: no row has {column} '{wanted}': {nearest(wanted, known)}")
+    return [row for row in rows if getattr(row, column) == wanted]
+
+
+def wrong_unit(card: DatasetCard, rows: list[Row]) -> str | None:
+    """What makes the unit of depth doubtful: the median of a few maps lies outside ``card.median_range``."""
+    values = []
+    for row in rows[:: max(1, len(rows) // _MAPS_MEASURED)][:_MAPS_MEASURED]:
+        try:
+            depth = known_depth(row)
+        except ImageError:
+            continue  # whoever reads it tells
+        values.append(depth[depth > 0])
+    known = np.concatenate(values) if values else np.empty(0)
+    if not known.size:
+        return None
+    median, (low, high) = float(np.median(known)), card.median_range
+    if low <= median <= high:
+        return None
+    return (
+        f"the median depth of {len(values)} maps is {median:.4g} m, for {card.name} it should lie between {low:g} and "
+        f"{high:g} m; the unit looks wrong ({card.unit})"
+    )

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from langdepth.camera import Camera
-from langdepth.data.folder import Row, read_index
+from langdepth.data.folder import read_index
+from langdepth.data.rows import Row
 from langdepth.data.sam import read_overlay
 from langdepth.errors import LangdepthError, UsageError, nearest
 from langdepth.io import read_depth, read_image

@@ -10,38 +10,37 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
-from langdepth.camera import Camera
-from langdepth.errors import LangdepthError, UsageError, nearest
+from langdepth.data.base import DatasetCard, keep
+from langdepth.data.rows import Row
+from langdepth.errors import LangdepthError, nearest
 from langdepth.text.scenes import SCENES
-from langdepth.types import Sample
 
-if TYPE_CHECKING:
-    from langdepth.text.captions import Captions
-
-WithoutCaption = Literal["stop", "neutral"]
 REQUIRED = ("path_rgb", "path_depth", "depth_scale")
+CARD = DatasetCard(
+    name="folder",
+    title="Any folder with an index.csv",
+    unit="depth_scale metres per unit of a 16-bit PNG, metres in .npy and .npz",
+    depth_scale=None,
+    invalid="0, NaN, infinite, negative",
+    intrinsics="columns fx, fy, cx, cy",
+    depth_range=(0.001, 1000.0),
+    median_range=(0.0005, 300.0),
+    scenes="column scene_type",
+    licence="that of the pictures",
+    where="langdepth data sample writes an example",
+    layouts=("index.csv",),
+    splits={},
+    split=None,
+    protocol="full",
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of an index; paths are absolute. ``scene`` is an index into SCENES or -1."""
-
-    line: int
-    path_rgb: Path
-    path_depth: Path
-    depth_scale: float
-    source: str = ""
-    scene_run: str = ""
-    split: str = ""
-    scene: int = -1
-    text: str | None = None
-    path_overlay: Path | None = None
-    intrinsics: tuple[float, float, float, float] | None = None
-    stated: dict[str, str]
+def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+    """The rows of ``root/index.csv``, see ``data.base.Layout``."""
+    found = read_index(root, problems)
+    return found if split is None else keep(found, "split", split, root)
 
 
 def read_index(root: str | Path, problems: list[LangdepthError] | None = None) -> list[Row]:
@@ -108,7 +107,9 @@ def _row(root: Path, line: int, values: dict[str, str]) -> Row:
         intrinsics = (number("fx"), number("fy"), number("cx"), number("cy"))
         if min(intrinsics[:2]) <= 0:
             raise LangdepthError(f"{where}: focal lengths fx {intrinsics[0]:g}, fy {intrinsics[1]:g} must be positive")
+    size = [int(text) for text in (values.get("height"), values.get("width")) if text and text.isdecimal()]
     return Row(
+        key=values["path_rgb"],
         line=line,
         path_rgb=inside("path_rgb"),
         path_depth=inside("path_depth"),
@@ -119,96 +120,7 @@ def _row(root: Path, line: int, values: dict[str, str]) -> Row:
         scene=SCENES.index(scene_type) if scene_type else -1,
         text=values.get("text") or None,
         path_overlay=inside("path_overlay") if values.get("path_overlay") else None,
+        size=(size[0], size[1]) if len(size) == 2 and all(size) else None,
         intrinsics=intrinsics,
         stated={key: value for key, value in values.items() if key and value},
     )
-
-
-class FolderDataset:
-    """Samples of an indexed folder at their stored size.
-
-    ``captions``: a packed folder (text/captions.py); every sample then has ``text_features``, those of its ``text`` or,
-    without one, of its picture's caption. Where there is no caption, "stop" raises LangdepthError and "neutral" gives
-    zeros. Raises UsageError when ``split`` or ``source`` keeps nothing; ``dataset[i]`` raises ImageError naming an
-    unusable file.
-    """
-
-    name = "folder"
-
-    def __init__(
-        self,
-        root: str | Path,
-        split: str | None = None,
-        source: str | None = None,
-        captions: str | Path | None = None,
-        without_caption: WithoutCaption = "stop",
-    ) -> None:
-        rows = read_index(root)
-        for column, wanted in (("split", split), ("source", source)):
-            if wanted is None:
-                continue
-            known = {getattr(row, column) for row in rows}
-            if wanted not in known:
-                raise UsageError(f"{root}: no row has {column} '{wanted}': {nearest(wanted, known)}")
-            rows = [row for row in rows if getattr(row, column) == wanted]
-        self.rows = rows
-        self.captions: Captions | None = None
-        if captions is not None:
-            from langdepth.text.captions import Captions
-
-            self.captions = Captions(captions)
-            missing = [row for row in rows if self._caption(row) is None]
-            if missing and without_caption == "stop":
-                raise LangdepthError(
-                    f"{missing[0].path_rgb}: has no caption in {captions} ({len(missing)} of {len(rows)} pictures); "
-                    "pack its caption, or let such pictures speak without words: without_caption neutral"
-                )
-
-    def _caption(self, row: Row) -> tuple[str, int] | None:
-        return self.captions.find(row.stated["path_rgb"], row.text) if self.captions is not None else None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Sample:
-        import torch
-
-        from langdepth.data.sam import read_overlay
-        from langdepth.errors import ImageError
-        from langdepth.io import read_depth, read_image
-
-        row = self.rows[index]
-        pixels = read_image(row.path_rgb).pixels
-        metres = read_depth(row.path_depth, row.depth_scale)
-        if metres.shape != pixels.shape[:2]:
-            raise ImageError(
-                f"{row.path_depth}: depth is {metres.shape[1]}x{metres.shape[0]}, but its picture {row.path_rgb.name} "
-                f"is {pixels.shape[1]}x{pixels.shape[0]}; both must have one size"
-            )
-        text, text_features = row.text, None
-        if self.captions is not None:
-            caption = self._caption(row)
-            text = row.text if caption is None else caption[0]
-            text_features = torch.zeros(self.captions.width) if caption is None else self.captions.feature(caption[1])
-        image = torch.tensor(pixels).permute(2, 0, 1)
-        overlay = None
-        if row.path_overlay is not None:
-            overlay = torch.tensor(read_overlay(row.path_overlay, pixels)).permute(2, 0, 1).float() / 255
-        depth = torch.from_numpy(metres).unsqueeze(0)
-        camera = None
-        if row.intrinsics is not None:
-            fx, fy, cx, cy = row.intrinsics
-            height, width = metres.shape
-            camera = Camera(fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height, source="data set")
-        return Sample(
-            image=image.float() / 255,
-            depth=depth,
-            mask=depth > 0,
-            scene=row.scene,
-            text=text,
-            text_features=text_features,
-            camera=camera,
-            overlay=overlay,
-            path=str(row.path_rgb),
-            source=row.source,
-        )

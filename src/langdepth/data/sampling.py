@@ -10,14 +10,13 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from langdepth.data.folder import FolderDataset
+from langdepth.data.rows import Row, RowDataset
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.types import Batch, InputSpec, Sample
 
@@ -54,17 +53,17 @@ Transform = Callable[[Sample, tuple[int, int]], Sample]
 
 
 class TrainingSet(Dataset[Sample]):
-    """Rows of a folder under the training transform; the same ``Draw`` always gives the same sample."""
+    """Rows of a data set under the training transform; the same ``Draw`` always gives the same sample."""
 
-    def __init__(self, folder: FolderDataset, transform: Transform) -> None:
-        self.folder = folder
+    def __init__(self, dataset: RowDataset, transform: Transform) -> None:
+        self.dataset = dataset
         self.transform = transform
 
     def __len__(self) -> int:
-        return len(self.folder)
+        return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> Sample:
-        sample = self.folder[draw.index]
+        sample = self.dataset[draw.index]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draw.seed)
             sample = self.transform(sample, draw.size)
@@ -159,7 +158,7 @@ def few_shots(scenes: Sequence[int], shots: int, seed: int | None = None) -> lis
     order = np.arange(len(labels)) if seed is None else np.random.default_rng(seed).permutation(len(labels))
     chosen = [order[labels[order] == scene][:shots] for scene in np.unique(labels[labels >= 0])]
     if not chosen:
-        raise UsageError("data.shots: no training picture has a scene_type in index.csv")
+        raise UsageError("data.shots: no training picture has a scene label")
     return sorted(int(i) for i in np.concatenate(chosen))
 
 
@@ -249,19 +248,18 @@ def _quiet_worker(_: int) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def training_shapes(folder: FolderDataset, sizes: Sizes) -> list[int]:
-    """Index of the network size of every row: from the index's width and height, else from the picture's header."""
+def training_shapes(dataset: RowDataset, sizes: Sizes) -> list[int]:
+    """Index of the network size of every row: from the row's stated size, else from the picture's header."""
     from PIL import ExifTags, Image
 
-    def shape(path: Path, stated: Mapping[str, str]) -> int:
-        width, height = stated.get("width", ""), stated.get("height", "")
-        if width.isdecimal() and height.isdecimal() and int(width) and int(height):
-            return sizes.of(int(height), int(width))
+    def shape(row: Row) -> int:
+        if row.size is not None:
+            return sizes.of(*row.size)
         try:
-            with Image.open(path) as picture:
+            with Image.open(row.path_rgb) as picture:
                 lying = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # stored on its side
                 return sizes.of(*(picture.size if lying else picture.size[::-1]))
         except (OSError, Image.DecompressionBombError) as error:
-            raise ImageError(f"{path}: cannot be opened ({error})") from None
+            raise ImageError(f"{row.path_rgb}: cannot be opened ({error})") from None
 
-    return [shape(row.path_rgb, row.stated) for row in folder.rows]
+    return [shape(row) for row in dataset.rows]

@@ -1,0 +1,251 @@
+"""Pictures with depth as rows, how their files are decoded, and the samples that come of them, for every data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from langdepth.camera import Camera
+from langdepth.data.sam import read_overlay
+from langdepth.errors import ImageError, LangdepthError
+from langdepth.io import MAX_PIXELS, decoding, read_depth, read_image
+from langdepth.types import Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from langdepth.text.captions import Captions
+
+WithoutCaption = Literal["stop", "neutral"]
+Pixels = npt.NDArray[np.uint8]
+Metres = npt.NDArray[np.float32]
+NAMED = 5  # missing files named in a message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One picture with depth; paths are absolute.
+
+    key: the picture's path in the data set's own lists, for messages and captions. decoder: key of ``DECODERS``.
+    depth_scale: metres per stored unit. item: number of the picture inside a file that holds many (then ``path_rgb`` is
+    that file). source, scene_run: which part of the data, and which drive or place, it comes from. scene: index into
+    SCENES or -1. size: (height, width) where known without opening the file. intrinsics: fx, fy, cx, cy in pixels of
+    the stored picture. line: of the list that names it. stated: what an index says about it.
+    """
+
+    key: str
+    path_rgb: Path
+    path_depth: Path
+    depth_scale: float = 1.0
+    decoder: str = "files"
+    item: int | None = None
+    line: int = 0
+    source: str = ""
+    scene_run: str = ""
+    split: str = ""
+    scene: int = -1
+    text: str | None = None
+    path_overlay: Path | None = None
+    size: tuple[int, int] | None = None
+    intrinsics: tuple[float, float, float, float] | None = None
+    stated: dict[str, str] = field(default_factory=dict)
+
+
+# Decoding
+
+
+class Decoder(NamedTuple):
+    """image(row): (H, W, 3) uint8. depth(row): (H, W) float32 metres; 0, NaN or negative where there is no value.
+
+    Both raise ImageError naming the file.
+    """
+
+    image: Callable[[Row], Pixels]
+    depth: Callable[[Row], Metres]
+
+
+def _picture(row: Row) -> Pixels:
+    return read_image(row.path_rgb).pixels
+
+
+def _depth_map(row: Row) -> Metres:
+    return read_depth(row.path_depth, row.depth_scale, keep_invalid=True)
+
+
+def _mat_picture(row: Row) -> Pixels:
+    return np.ascontiguousarray(_mat_item(row.path_rgb, "images", row.item).transpose(2, 1, 0))
+
+
+def _mat_depth(row: Row) -> Metres:
+    return _mat_item(row.path_depth, "depths", row.item).T.astype(np.float32) * np.float32(row.depth_scale)
+
+
+def _hdf5_picture(row: Row) -> Pixels:
+    return np.ascontiguousarray(read_hdf5(row.path_rgb, "rgb").transpose(1, 2, 0).astype(np.uint8))
+
+
+def _hdf5_depth(row: Row) -> Metres:
+    return read_hdf5(row.path_depth, "depth").astype(np.float32) * np.float32(row.depth_scale)
+
+
+# Name -> how picture and depth of a row become arrays. A data set with a coding of its own adds one here.
+DECODERS: dict[str, Decoder] = {
+    "files": Decoder(_picture, _depth_map),  # any picture; depth as 16-bit PNG, .npy or .npz
+    "mat": Decoder(_mat_picture, _mat_depth),  # item of a MATLAB 7.3 file: images (N, 3, W, H), depths (N, W, H)
+    "hdf5": Decoder(_hdf5_picture, _hdf5_depth),  # one pair per file: rgb (3, H, W), depth (H, W)
+}
+
+
+def read_hdf5(path: Path, name: str) -> npt.NDArray[Any]:
+    """The whole array ``name`` of an HDF5 file. Raises ImageError."""
+    import h5py
+
+    with decoding(str(path)), h5py.File(path, "r") as file:
+        return _read_item(file, name, ())
+
+
+def _mat_item(path: Path, name: str, item: int | None) -> npt.NDArray[Any]:
+    with decoding(str(path)):
+        status = path.stat()
+        file = _open_mat(path, status.st_mtime_ns, status.st_size, os.getpid())
+        return _read_item(file, name, (item,))
+
+
+@lru_cache(maxsize=2)
+def _open_mat(path: Path, changed: int, size: int, process: int) -> Any:
+    """An HDF5 file, kept open; each process has its own, since a forked handle would share its place in the file."""
+    import h5py
+
+    return h5py.File(path, "r")
+
+
+def _read_item(file: Any, name: str, place: tuple[Any, ...]) -> npt.NDArray[Any]:
+    if name not in file:
+        raise ImageError(f"has no array '{name}'; found {', '.join(sorted(file)[:8]) or 'nothing'}")
+    array = file[name]
+    if array.dtype.kind not in "uif" or not 2 <= array.ndim - len(place) <= 3:
+        raise ImageError(f"'{name}' is no picture: shape {array.shape} of {array.dtype}")
+    if np.prod(array.shape[len(place) :], dtype=np.int64) > 3 * MAX_PIXELS:  # known before anything is read
+        raise ImageError(f"'{name}' of shape {array.shape} is larger than any picture")
+    content: npt.NDArray[Any] = array[place]
+    return content
+
+
+def read_pair(row: Row) -> tuple[Pixels, Metres]:
+    """Picture (H, W, 3) uint8 and depth (H, W) float32 metres, 0 where unknown. Raises ImageError naming a file."""
+    pixels, metres = DECODERS[row.decoder].image(row), known_depth(row)
+    if metres.shape != pixels.shape[:2]:
+        raise ImageError(
+            f"{row.path_depth}: depth is {metres.shape[1]}x{metres.shape[0]}, but its picture {row.path_rgb.name} "
+            f"is {pixels.shape[1]}x{pixels.shape[0]}; both must have one size"
+        )
+    return pixels, metres
+
+
+def known_depth(row: Row) -> Metres:
+    """The row's depth (H, W) in metres, 0 where it is unknown. Raises ImageError naming the file."""
+    metres = DECODERS[row.decoder].depth(row)
+    metres[~(np.isfinite(metres) & (metres > 0))] = 0
+    return metres
+
+
+# Files that a list names
+
+
+def present(rows: list[Row], where: str | Path, problems: list[LangdepthError] | None = None) -> list[Row]:
+    """``rows``, all of whose files are there.
+
+    Otherwise raises LangdepthError with the number of incomplete pairs and the first files missing; with ``problems``,
+    these rows are left out and the error is appended instead.
+    """
+    kept, missing, there = [], [], dict[Path, bool]()
+    for row in rows:
+        lacking = [p for p in (row.path_rgb, row.path_depth) if not there.setdefault(p, p.is_file())]
+        missing += lacking[:1]
+        if not lacking:
+            kept.append(row)
+    if missing:
+        names = ", ".join(map(str, missing[:NAMED])) + (", ..." if len(missing) > NAMED else "")
+        error = LangdepthError(f"{where}: {len(missing)} of {len(rows)} pairs are missing: {names}")
+        if problems is None:
+            raise error
+        problems.append(error)
+    return kept
+
+
+# Samples
+
+
+class RowDataset:
+    """The rows of a data set as samples at their stored size.
+
+    ``captions``: a packed folder (text/captions.py); every sample then has ``text_features``, those of its ``text`` or,
+    without one, of its picture's caption. Where there is no caption, "stop" raises LangdepthError and "neutral" gives
+    zeros. ``dataset[i]`` raises ImageError naming an unusable file.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rows: list[Row],
+        captions: str | Path | None = None,
+        without_caption: WithoutCaption = "stop",
+    ) -> None:
+        self.name = name
+        self.rows = rows
+        self.captions: Captions | None = None
+        if captions is not None:
+            from langdepth.text.captions import Captions
+
+            self.captions = Captions(captions)
+            missing = [row for row in rows if self._caption(row) is None]
+            if missing and without_caption == "stop":
+                raise LangdepthError(
+                    f"{missing[0].path_rgb}: has no caption in {captions} ({len(missing)} of {len(rows)} pictures); "
+                    "pack its caption, or let such pictures speak without words: without_caption neutral"
+                )
+
+    def _caption(self, row: Row) -> tuple[str, int] | None:
+        return self.captions.find(row.key, row.text) if self.captions is not None else None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        import torch
+
+        row = self.rows[index]
+        pixels, metres = read_pair(row)
+        height, width = metres.shape
+        text, text_features = row.text, None
+        if self.captions is not None:
+            caption = self._caption(row)
+            text = row.text if caption is None else caption[0]
+            text_features = torch.zeros(self.captions.width) if caption is None else self.captions.feature(caption[1])
+        overlay: Tensor | None = None
+        if row.path_overlay is not None:
+            overlay = torch.tensor(read_overlay(row.path_overlay, pixels)).permute(2, 0, 1).float() / 255
+        camera = None
+        if row.intrinsics is not None:
+            fx, fy, cx, cy = row.intrinsics
+            camera = Camera(fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height, source="data set")
+        depth = torch.from_numpy(metres).unsqueeze(0)
+        return Sample(
+            image=torch.tensor(pixels).permute(2, 0, 1).float() / 255,
+            depth=depth,
+            mask=depth > 0,
+            scene=row.scene,
+            text=text,
+            text_features=text_features,
+            camera=camera,
+            overlay=overlay,
+            path=str(row.path_rgb if row.item is None else row.path_rgb / row.key),
+            source=row.source,
+        )
