@@ -162,11 +162,11 @@ def judge(system: System, samples: list[Sample], protocol: Protocol, dtype: str 
     Raises LangdepthError, naming the picture, for depth that is not finite or, where the protocol does not clamp, not
     above 0; and when the device's memory does not suffice.
     """
-    window = (..., *protocol.frame_window(*samples[0].image.shape[-2:]))
+    height, width = samples[0].image.shape[-2:]
+    window = (..., *protocol.frame_window(height, width))
     image, target, known = (
         torch.stack([getattr(sample, name) for sample in samples])[window] for name in ("image", "depth", "mask")
     )
-    via = system.input_spec.network_size(*samples[0].image.shape[-2:]) if protocol.resize == "bilinear-twice" else None
     device = system.get_buffer("_mean").device
     overlay = None
     if system.takes_overlay:
@@ -191,7 +191,7 @@ def judge(system: System, samples: list[Sample], protocol: Protocol, dtype: str 
                 limit=limit,
                 window=protocol.window,
                 stride=protocol.stride,
-                via=via,
+                via=(height, width) if protocol.resize == "bilinear-twice" else None,
             )
             prediction = output.depth.cpu()
     except torch.OutOfMemoryError:

@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -75,6 +75,9 @@ def predict_pictures(
     flip: bool = False,
     window: tuple[int, int] | None = None,
     stride: tuple[int, int] | None = None,
+    samples: int | None = None,
+    spread: float = 0.5,
+    seed: int = 0,
     device: str | torch.device | None = None,
     dtype: str | None = None,
     batch_size: int = BATCH_SIZE,
@@ -86,9 +89,11 @@ def predict_pictures(
     ``system.scenes``; ``camera``: known intrinsics, which go before those that EXIF states; each one for all pictures
     or one per picture. ``overlay``: for systems that take one, the picture with masks drawn over it or a file of masks
     (see ``data.sam.read_overlay``), as many as pictures. ``flip`` averages with the mirrored picture. ``window``,
-    ``stride``: look through windows of (height, width) pixels, see ``infer``. ``device``: None
-    leaves the system where it is, "auto" moves it to an accelerator if there is one. ``dtype``: "float32" (None) or
-    "bfloat16". The system is put in eval mode.
+    ``stride``: look through windows of (height, width) pixels, see ``infer``. ``samples``: for systems that imagine,
+    draw so many depths near the one that the picture shows; the result is their mean, with their standard deviation.
+    ``spread`` says how far they lie apart (see ``System.draw``), and every picture takes the noise of ``seed``.
+    ``device``: None leaves the system where it is, "auto" moves it to an accelerator if there is one. ``dtype``:
+    "float32" (None) or "bfloat16". The system is put in eval mode.
 
     Raises UsageError for options that do not fit, ImageError for an unusable picture, LangdepthError when the system
     gives depth that is not finite.
@@ -100,7 +105,10 @@ def predict_pictures(
     overlays = [None] * len(sources) if overlay is None else [overlay] if _is_one(overlay) else list(overlay)
     if len(overlays) != len(sources):
         raise UsageError(f"overlay: {len(overlays)} given for {len(sources)} pictures; each needs its own")
-    predictor = _Predictor(system, flip=flip, window=window, stride=stride, device=device, dtype=dtype, keep_image=True)
+    sampling = None if samples is None else Sampling(samples=samples, spread=spread, seed=seed)
+    predictor = _Predictor(
+        system, flip=flip, window=window, stride=stride, sampling=sampling, device=device, dtype=dtype, keep_image=True
+    )
     requests = [
         _Request(
             source=source,
@@ -133,6 +141,9 @@ def predict_stream(
     flip: bool = False,
     window: tuple[int, int] | None = None,
     stride: tuple[int, int] | None = None,
+    samples: int | None = None,
+    spread: float = 0.5,
+    seed: int = 0,
     device: str | torch.device | None = None,
     dtype: str | None = None,
     batch_size: int = BATCH_SIZE,
@@ -150,8 +161,16 @@ def predict_stream(
 
     Raises UsageError for options that do not fit.
     """
+    sampling = None if samples is None else Sampling(samples=samples, spread=spread, seed=seed)
     predictor = _Predictor(
-        system, flip=flip, window=window, stride=stride, device=device, dtype=dtype, keep_image=keep_image
+        system,
+        flip=flip,
+        window=window,
+        stride=stride,
+        sampling=sampling,
+        device=device,
+        dtype=dtype,
+        keep_image=keep_image,
     )
     scene = _known_scene(system, scene)
     requests = (
@@ -193,7 +212,8 @@ def infer(
     ``window``: look at the pictures through windows of (height, width) pixels instead, every ``stride`` pixels (None:
     side by side), the last ones moved back to the border; smaller pictures are one window. Each window is a picture of
     its own to the system; depth and scene probabilities are the means over windows. As many windows go through
-    the network at once as make up the pixels of the pictures.
+    the network at once as make up the pixels of the pictures. A system of any input size sees them as they are, not
+    enlarged to the area of its InputSpec.
     """
     if window is not None:
         return _through_windows(system, image, text, scene, overlay, flip, limit, resize, window, stride or window)
@@ -208,7 +228,10 @@ def infer(
 
 def to_network_size(system: System, image: Tensor) -> Tensor:
     """(B, 3, H, W) to (B, 3, h, w); uint8 stays uint8 where torch can resize it: nothing large becomes float."""
-    size = system.input_spec.network_size(*image.shape[-2:])
+    return _resized(image, system.input_spec.network_size(*image.shape[-2:]))
+
+
+def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(image.shape[-2:]) == size:
         return image
     if image.dtype == torch.uint8 and image.device.type != "cpu":
@@ -274,6 +297,7 @@ def _through_windows(
     """(B, 3, H, W) to depth (B, 1, H, W) by overlapping windows, see ``infer``."""
     count, size = len(image), image.shape[-2:]
     height, width = min(window[0], size[0]), min(window[1], size[1])
+    network_size = replace(system.input_spec, area=None).network_size(height, width)
     starts = [
         [min(start, whole - side) for start in range(0, whole - side + step, step)]
         for whole, side, step in zip(size, (height, width), stride, strict=True)
@@ -283,10 +307,10 @@ def _through_windows(
     total, seen = (torch.zeros(n, 1, *size, device=image.device) for n in (count, 1))
     scene_probs: list[Tensor] = []
     for some in (places[i : i + at_once] for i in range(0, len(places), at_once)):
-        views = torch.cat([image[place] for place in some])
-        over = None if overlay is None else to_network_size(system, torch.cat([overlay[place] for place in some]))
+        views = _resized(torch.cat([image[place] for place in some]), network_size)
+        over = None if overlay is None else _resized(torch.cat([overlay[place] for place in some]), network_size)
         words = _words_of(system, text, scene, views=len(some))
-        output = _forward(system, to_network_size(system, views), *words, over, flip, limit)
+        output = _forward(system, views, *words, over, flip, limit)
         depth = _to_picture_size(output.depth, (height, width), resize)
         for place, part in zip(some, depth.split(count), strict=True):
             total[place] += part
@@ -330,6 +354,35 @@ class _Prepared:
     pixels: npt.NDArray[np.uint8] | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How depths near the one that a picture shows are drawn. Raises UsageError for values that make no sense."""
+
+    samples: int
+    spread: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.samples < 2:
+            raise UsageError(f"samples must be at least 2, got {self.samples}: one has no spread")
+        if not 0 < self.spread <= 1:
+            raise UsageError(f"spread must be above 0 and at most 1, got {self.spread:g}")
+
+    def __call__(self, system: System, image: Tensor, text: list[str] | None) -> DepthOutput:
+        """Mean and standard deviation (B, 1, h, w); a picture's own do not depend on what else is in the batch."""
+        generator = torch.Generator().manual_seed(self.seed)
+        height, width = image.shape[-2:]
+        noise = system.draw_noise(self.samples, height, width, generator)
+        image = _as_float(image)
+        # One by one: each fills the network with its samples.
+        drawn = [
+            torch.std_mean(system.draw(image[i : i + 1], text and text[i : i + 1], noise, self.spread).depth.float(), 0)
+            for i in range(len(image))
+        ]
+        std, mean = (torch.stack(maps) for maps in zip(*drawn, strict=True))
+        return DepthOutput(depth=mean, std=std)
+
+
 class _Predictor:
     """A system with the options that hold for all pictures. Its methods may run in any thread."""
 
@@ -340,17 +393,22 @@ class _Predictor:
         flip: bool,
         window: tuple[int, int] | None,
         stride: tuple[int, int] | None,
+        sampling: Sampling | None,
         device: str | torch.device | None,
         dtype: str | None,
         keep_image: bool,
     ) -> None:
         check_window(window, stride)
+        if sampling is not None and (flip or window is not None):
+            raise UsageError("samples go with neither flip nor windows; leave one of them out")
         if dtype not in (None, *DTYPES):
             raise UsageError(f"unknown dtype '{dtype}': {nearest(str(dtype), DTYPES)}")
         self.system = system.move(device).eval()
         self.network = self.system.inference_copy()
         self.device = system.get_buffer("_mean").device
-        self.window, self.stride = window, stride
+        self.window, self.stride, self.sampling = window, stride, sampling
+        if sampling is not None:
+            self.system.draw_noise(1, *system.input_spec.network_size(480, 640))  # says so where there is none
         self.flip, self.dtype, self.keep_image = flip, dtype or "float32", keep_image
 
     def prepare(self, request: _Request) -> _Prepared:
@@ -388,7 +446,7 @@ class _Predictor:
 
     @torch.inference_mode()
     def infer(self, batch: Sequence[tuple[Any, _Prepared]]) -> DepthOutput:
-        """Pictures of one network size through the system; depth and scene_probs at network size, on the CPU."""
+        """Pictures of one network size through the system; depth, std and scene_probs at network size, on the CPU."""
         requests = [prepared.request for _, prepared in batch]
         text = [request.text for request in requests if request.text is not None]  # all or none of a call have one
         scene = [request.scene for request in requests if request.scene is not None]
@@ -398,7 +456,9 @@ class _Predictor:
         try:
             with torch.autocast(self.device.type, dtype=DTYPES[self.dtype], enabled=self.dtype != "float32"):
                 pictures = (self.network, image, text or None, scene or None, overlay, self.flip, None)
-                if self.window is None:
+                if self.sampling is not None:
+                    output = self.sampling(self.network, image, text or None)
+                elif self.window is None:
                     output = _forward(*pictures)
                 else:
                     output = _through_windows(*pictures, "bilinear", self.window, self.stride or self.window)
@@ -408,11 +468,16 @@ class _Predictor:
                 "use a smaller batch size or another device"
             ) from None
         scene_probs = None if output.scene_probs is None else output.scene_probs.float().cpu()
-        return DepthOutput(depth=output.depth.cpu(), scene_probs=scene_probs)
+        std = None if output.std is None else output.std.float().cpu()
+        return DepthOutput(depth=output.depth.cpu(), scene_probs=scene_probs, std=std)
 
     @torch.inference_mode()
     def _result(self, prepared: _Prepared, output: DepthOutput, index: int) -> DepthResult:
-        depth = _to_picture_size(output.depth[index : index + 1], prepared.size)[0, 0].numpy()
+        def own(maps: Tensor) -> npt.NDArray[np.float32]:
+            found: npt.NDArray[np.float32] = _to_picture_size(maps[index : index + 1], prepared.size)[0, 0].numpy()
+            return found
+
+        depth = own(output.depth)
         system, request = self.system, prepared.request
         return DepthResult(
             depth=depth,
@@ -431,6 +496,7 @@ class _Predictor:
                 "flip": self.flip,
                 "window": self.window,
                 "stride": self.stride,
+                "sampling": None if self.sampling is None else asdict(self.sampling),
                 "dtype": self.dtype,
             },
             scene_probs=(
@@ -439,6 +505,7 @@ class _Predictor:
                 else dict(zip(system.scenes, output.scene_probs[index].tolist(), strict=True))
             ),
             image=prepared.pixels,
+            std=None if output.std is None else own(output.std),
         )
 
     def _not_finite(self, prepared: _Prepared) -> LangdepthError:

@@ -48,8 +48,8 @@ class Protocol:
     the frame through windows of (height, width) pixels, every stride (None: side by side), and average; see
     ``langdepth.inference.infer``. clamp_views: limit the depth of the picture and of its mirror image to [0, max_depth]
     before they are averaged. flip: average the two. resize: how depth gets from network size to picture size;
-    "bilinear-aligned" puts corners on corners, "bilinear-twice" goes by the size that the network would have for the
-    stored picture. training_focal: multiply the depth by the camera's focal length over this one, pixels. alignment:
+    "bilinear-aligned" puts corners on corners, "bilinear-twice" goes by the size of the stored picture before the
+    frame was cut. training_focal: multiply the depth by the camera's focal length over this one, pixels. alignment:
     fit to the truth, see ``langdepth.metrics.align``. mask_prediction: judge only where the prediction, too, is above
     min_depth. clamp_prediction: limit the depth to [min_depth, max_depth]. crop: the window that is judged, in pixels
     of the frame. min_depth, max_depth: metres; a pixel is judged where the truth is known and strictly between the two.

@@ -89,11 +89,13 @@ def test_every_switch_reaches_the_protocol(run: Run) -> None:
     code, _, _ = run(
         *("--protocol", "nyu-eigen", "--flip", "false", "--crop", "none", "--frame", "kb"),
         *("--clamp-prediction", "false", "--min-depth", "0.5", "--max-depth", "20"),
+        *("--window", "40x48", "--stride", "20x24"),
     )
     assert code == 0
     protocol = result()["protocol"]
     assert (
         protocol["name"] == "nyu-eigen+frame=kb+flip=false+clamp_prediction=false+crop=none+min_depth=0.5+max_depth=20"
+        "+window=40x48+stride=20x24"
     )
     assert (protocol["flip"], protocol["crop"], protocol["max_depth"]) == (False, "none", 20.0)
     assert protocol["hash"] != "a389146ad185"

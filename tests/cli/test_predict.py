@@ -196,6 +196,8 @@ def test_point_cloud_warns_about_a_guessed_camera(run: Run) -> None:
         (["a.png", "--fov", "200"], "between 0 and 180"),
         (["a.png", "--fov", "60", "--intrinsics", "1,1,1,1"], "give one of them"),
         (["a.png", "--intrinsics", "1,2"], "expected fx,fy,cx,cy"),
+        (["a.png", "--window", "352"], "--window: expected HEIGHTxWIDTH in pixels, for example 352x512, got '352'"),
+        (["a.png", "--stride", "8x8"], "a stride is given without a window"),
         (["a.png", "--scene", "kitchn"], "did you mean 'kitchen'"),
         (["a.png", "--device", "warp"], "device 'warp'"),
         (["a.png", "--out", "o", "b.png"], "'b.png' is not understood there"),

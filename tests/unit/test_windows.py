@@ -100,11 +100,15 @@ def test_published_windows_in_no_more_memory_than_the_whole_picture(size: tuple[
     assert system.batches == [(n, 3, 352, 512) for n in batches]
 
 
-def test_windows_take_the_size_that_the_network_asks_for() -> None:
-    system = Seer(InputSpec(size=(32, 32)))
+@pytest.mark.parametrize(
+    ("spec", "seen"),
+    [(InputSpec(size=(32, 32)), (32, 32)), (InputSpec(area=4000, multiple_of=32), (64, 96))],
+)
+def test_windows_are_resized_only_for_networks_of_one_size(spec: InputSpec, seen: tuple[int, int]) -> None:
+    system = Seer(spec)
     depth = infer(system, photos(80, 120), window=(64, 96), stride=(16, 24)).depth
     assert depth.shape == (2, 1, 80, 120)
-    assert {batch[-2:] for batch in system.batches} == {(32, 32)}
+    assert {batch[-2:] for batch in system.batches} == {seen}
 
 
 def test_predict_looks_through_the_same_windows() -> None:
