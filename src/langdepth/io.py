@@ -431,10 +431,9 @@ def _write_npz(result: DepthResult, file: IO[bytes]) -> None:
         "scene_probs": result.scene_probs,
     }
     text = json.dumps(metadata, default=lambda value: value.item() if isinstance(value, np.generic) else str(value))
-    others = {} if result.camera is None else {"intrinsics": result.camera.matrix}
-    if result.std is not None:
-        others["std"] = result.std
-    np.savez(file, depth=depth, valid=depth > 0, metadata=np.array(text), **others)  # type: ignore[arg-type]
+    intrinsics = {"intrinsics": result.camera.matrix} if result.camera else {}
+    std = {} if result.std is None else {"std": result.std}
+    np.savez(file, depth=depth, valid=depth > 0, metadata=np.array(text), **intrinsics, **std)  # type: ignore[arg-type]
 
 
 def _write_color(result: DepthResult, file: IO[bytes], **options: Any) -> None:

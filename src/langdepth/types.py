@@ -151,7 +151,8 @@ class DepthResult:
     depth: (H, W) float32, in ``unit`` along the optical axis. ``scale_kind`` is "metric" (metres) or "relative"
     (known up to one factor). valid: (H, W) bool. camera: intrinsics in pixels of this picture, or None when nobody
     stated any. provenance: package version, weights and their licence, picture path, text, network size. scene_probs:
-    scene name to probability. image: (H, W, 3) uint8, the picture after EXIF rotation.
+    scene name to probability. image: (H, W, 3) uint8, the picture after EXIF rotation. std: (H, W) float32 in ``unit``,
+    the standard deviation where several depths were drawn and ``depth`` is their mean.
     """
 
     depth: npt.NDArray[np.float32]
@@ -163,6 +164,7 @@ class DepthResult:
     provenance: dict[str, Any] = field(default_factory=dict)
     scene_probs: dict[str, float] | None = None
     image: npt.NDArray[np.uint8] | None = None
+    std: npt.NDArray[np.float32] | None = None
 
     def save(self, path: str | Path, *, format: str | None = None) -> Path:
         """Write the result; the format is ``format`` or follows the file name. See ``langdepth.io.write_result``."""

@@ -58,6 +58,9 @@ def predict(
     flip: bool = False,
     window: str | None = None,
     stride: str | None = None,
+    samples: int | None = None,
+    spread: float = 0.5,
+    seed: int = 0,
     device: str = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
     batch_size: int = 4,
@@ -90,6 +93,10 @@ def predict(
         window: Look through windows of HEIGHTxWIDTH pixels and average, for example 352x512; for systems that were
             trained on parts of that size.
         stride: Distance of the windows, HEIGHTxWIDTH; without it they lie side by side.
+        samples: Draw so many depths near the one that the picture shows, and write their mean and, in npz files, their
+            standard deviation; for systems that imagine (wordepth).
+        spread: How far the samples lie apart, up to 1.
+        seed: Of the samples: another seed, other ones.
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
         dtype: Precision of the network.
         batch_size: How many pictures of one shape go through the network at once.
@@ -132,6 +139,9 @@ def predict(
         flip=flip,
         window=window_size,
         stride=stride_size,
+        samples=samples,
+        spread=spread,
+        seed=seed,
         device=device,
         dtype=dtype,
         batch_size=batch_size,
@@ -320,6 +330,8 @@ def _line(job: Job, result: DepthResult) -> str:
         line += f"depth {depth.min():.2f} / {np.median(depth):.2f} / {depth.max():.2f} {unit} (min / median / max)"
     else:
         line += "no pixel has depth"
+    if result.std is not None:
+        line += f"; standard deviation {np.median(result.std):.2f} {unit} (median)"
     if result.scene_probs:
         scene, probability = max(result.scene_probs.items(), key=lambda item: item[1])
         line += f"; scene {scene} {probability:.0%}"

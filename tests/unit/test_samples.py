@@ -1,0 +1,77 @@
+"""Several depths of one picture: their mean and standard deviation, from the API to the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from langdepth.commands import predict as command
+from langdepth.errors import UsageError
+from langdepth.io import write_result
+from langdepth.types import DepthOutput
+from tests.helpers import FakeSystem, grey
+
+
+class Dreamer(FakeSystem):
+    """A FakeSystem whose samples are its depth times (1 + spread * noise), one number per map."""
+
+    imagines = True
+
+    def draw_noise(self, count: int, height: int, width: int, generator: torch.Generator | None = None) -> Tensor:
+        return torch.rand(count, 1, 1, 1, generator=generator).expand(-1, -1, height // 2, width // 2)
+
+    def draw(self, image: Tensor, text: list[str] | Tensor | None, noise: Tensor, spread: float) -> DepthOutput:
+        assert len(image) == 1
+        assert text is None or len(text) == 1
+        return DepthOutput(depth=self(image, text).depth * (1 + spread * noise))
+
+
+def test_mean_and_standard_deviation_of_the_samples() -> None:
+    system, picture = Dreamer(), grey(0.5)
+    plain = system.predict(picture)
+    drawn = system.predict(picture, samples=5, spread=0.4, seed=3)
+    factors = 1 + 0.4 * torch.rand(5, generator=torch.Generator().manual_seed(3)).numpy()
+    np.testing.assert_allclose(drawn.depth, plain.depth * factors.mean(), rtol=1e-5)
+    assert drawn.std is not None
+    np.testing.assert_allclose(drawn.std, plain.depth * factors.std(ddof=1), rtol=1e-4)
+    assert plain.std is None
+    assert drawn.provenance["sampling"] == {"samples": 5, "spread": 0.4, "seed": 3}
+
+
+def test_a_picture_gets_the_same_samples_in_any_company() -> None:
+    system, pictures = Dreamer(), [grey(0.2), grey(0.5), grey(0.8, 96, 48)]
+    alone = [system.predict(picture, samples=3, text="words") for picture in pictures]
+    together = system.predict(pictures, samples=3, text=["words", "words", "words"], batch_size=3)
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one.depth, other.depth)
+        np.testing.assert_array_equal(one.std, other.std)
+    other_seed = system.predict(pictures[0], samples=3, text="words", seed=1)
+    assert not np.array_equal(other_seed.depth, alone[0].depth)
+
+
+def test_npz_and_the_printed_line_hold_the_deviation(tmp_path: Path) -> None:
+    result = Dreamer().predict(grey(0.5), samples=4)
+    with np.load(write_result(result, tmp_path / "x.npz")) as file:
+        np.testing.assert_array_equal(file["std"], result.std)
+    line = command._line(command.Job("x.png", tmp_path / "x", {}), result)
+    assert f"standard deviation {np.median(result.std):.2f} m (median)" in line
+
+
+@pytest.mark.parametrize(
+    ("system", "options", "message"),
+    [
+        (FakeSystem, {"samples": 4}, "the system 'fake' draws no depth from words; these do: "),
+        (Dreamer, {"samples": 1}, "samples must be at least 2, got 1"),
+        (Dreamer, {"samples": 4, "spread": 0}, "spread must be above 0 and at most 1, got 0"),
+        (Dreamer, {"samples": 4, "spread": 1.5}, "spread must be above 0 and at most 1"),
+        (Dreamer, {"samples": 4, "flip": True}, "samples go with neither flip nor windows"),
+        (Dreamer, {"samples": 4, "window": (32, 32)}, "samples go with neither flip nor windows"),
+    ],
+)
+def test_wrong_use(system: type[FakeSystem], options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        system().predict(grey(0.5), **options)
