@@ -11,10 +11,12 @@ from langdepth.errors import LangdepthError, nearest
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("langdepth.commands.predict:main", "depth of pictures and folders"),
+    "imagine": ("langdepth.commands.imagine:main", "depth of scenes from words alone, without a picture"),
     "train": ("langdepth.commands.train:main", "train a system from a recipe"),
     "evaluate": ("langdepth.commands.evaluate:main", "score a system on a data set under a named protocol"),
     "convert": ("langdepth.commands.convert:main", "the authors' checkpoints and CLIP weights to .safetensors"),
     "prompts": ("langdepth.commands.prompts:main", "what distance words give on a picture"),
+    "scenes": ("langdepth.commands.scenes:main", "list the scene names, encode them with CLIP"),
     "systems": ("langdepth.commands.systems:main", "list the systems, show one"),
     "data": ("langdepth.commands.data:main", "check a folder of RGB-D pictures, write a small sample"),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,6 +106,27 @@ def sheet(rows: Iterable[SheetRow], *, cell_width: int = 320, unit: str = "m", e
     names = ["picture", "truth", "prediction"] + (["error 0 to 50 %"] if with_errors else [])
     header = text_strip(strips[0].shape[1], {i * (cell_width + _MARGIN): name for i, name in enumerate(names)})
     return np.concatenate((header, *strips), axis=0)
+
+
+def maps_sheet(rows: Iterable[tuple[str, Sequence[Depth]]], *, cell_width: int = 320, unit: str = "m") -> Pixels:
+    """A sheet of depth maps alone, RGB uint8: per row a title and its maps side by side.
+
+    All maps share one range of colours, so that they can be compared; the bar at the right of each row shows it.
+    Raises UsageError without maps, or when the rows differ in number.
+    """
+    rows = list(rows)
+    if not rows or len({len(maps) for _, maps in rows}) > 1 or not rows[0][1]:
+        raise UsageError("a sheet of depth maps needs the same number of maps in every row, at least one")
+    low, high = robust_range(np.concatenate([depth.ravel() for _, maps in rows for depth in maps]))
+    strips = []
+    for title, maps in rows:
+        height = max(_MIN_CELL_HEIGHT, *(round(cell_width * depth.shape[0] / depth.shape[1]) for depth in maps))
+        gap = np.full((height, _MARGIN, 3), 255, dtype=np.uint8)
+        cells = [colorize(_resampled(depth, (height, cell_width)), None, low, high) for depth in maps]
+        parts = [part for cell in cells for part in (cell, gap)]
+        strip = np.concatenate((*parts, _legend(height, 12, low, high, COLORMAP, unit, width=72)), axis=1)
+        strips += [text_strip(strip.shape[1], {0: title}), strip]
+    return np.concatenate(strips, axis=0)
 
 
 def _sheet_row(row: SheetRow, cell_width: int, unit: str, with_errors: bool) -> Pixels:

@@ -103,9 +103,9 @@ def predict(
         recursive: Look into the sub-folders of folders.
         resume: Skip pictures whose results are all there.
     """
-    formats = _formats(save)
+    formats = read_formats(save)
     changes = read_changes(prompts, words, bins)
-    camera = _camera(intrinsics, fov)
+    camera = read_camera(intrinsics, fov)
     window_size, stride_size = size("--window", window), size("--stride", stride)
     check_window(window_size, stride_size)
     jobs, problems = find_jobs(pictures, Path(out), formats, recursive)
@@ -178,7 +178,8 @@ class Job:
 # Before the work: options, inputs, names of outputs.
 
 
-def _formats(save: str) -> list[str]:
+def read_formats(save: str) -> list[str]:
+    """The formats that ``--save`` names, each once. Raises UsageError."""
     from langdepth.io import WRITERS
 
     formats = list(dict.fromkeys(word.strip() for word in save.split(",") if word.strip()))
@@ -190,7 +191,8 @@ def _formats(save: str) -> list[str]:
     return formats
 
 
-def _camera(intrinsics: str | None, fov: float | None) -> Callable[[int, int], Camera] | None:
+def read_camera(intrinsics: str | None, fov: float | None) -> Callable[[int, int], Camera] | None:
+    """What makes a camera of (width, height), or None. Raises UsageError."""
     if intrinsics is not None and fov is not None:
         raise UsageError("--intrinsics and --fov both describe the camera; give one of them")
     if intrinsics is not None:

@@ -1,0 +1,69 @@
+"""Depth of scenes that exist in words only.
+
+Data flow: seed -> noise at the network's size, one draw per sample; with the words -> System.imagine -> DepthResult.
+No picture encoder runs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from langdepth import __version__
+from langdepth.errors import LangdepthError, UsageError
+from langdepth.types import DepthResult
+
+if TYPE_CHECKING:
+    from langdepth.systems.base import System
+
+__all__ = ["imagine"]
+
+
+@torch.inference_mode()
+def imagine(
+    system: System,
+    prompt: str,
+    *,
+    samples: int = 4,
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+    device: str | torch.device | None = None,
+) -> list[DepthResult]:
+    """``samples`` different depth maps of scenes that the sentence ``prompt`` describes.
+
+    ``size``: (height, width) in pixels, which the system may want to be multiples of something; None is the system's
+    own for a 4:3 picture. The same ``seed`` gives the same maps, whatever the prompts before it; two prompts with one
+    seed share their noise. ``device``: as in ``langdepth.inference.predict_pictures``. The results have no camera and
+    no picture.
+
+    Raises UsageError for a system that cannot (naming those that can), an empty prompt and a size that is not possible,
+    LangdepthError when depth is not finite.
+    """
+    if samples < 1:
+        raise UsageError(f"samples must be at least 1, got {samples}")
+    if not prompt.strip():
+        raise UsageError("the prompt is empty; describe a scene, for example 'a bedroom with a desk'")
+    network = system.move(device).eval().inference_copy()
+    height, width = size or system.input_spec.network_size(480, 640)
+    noise = network.draw_noise(samples, height, width, torch.Generator().manual_seed(seed))
+    depth = network.imagine([prompt] * samples, noise).depth.float().cpu()
+    if not bool(depth.isfinite().all()):
+        raise LangdepthError(f"'{system.name}' imagined depth that is not finite; its weights may be damaged")
+    return [
+        DepthResult(
+            depth=sample.numpy(),
+            valid=sample.numpy() > 0,
+            system=system.name,
+            unit="metre" if system.scale_kind == "metric" else "relative",
+            scale_kind=system.scale_kind,
+            provenance={
+                "langdepth_version": __version__,
+                "weights": {key: system.provenance.get(key) for key in ("weights", "source", "licence", "sha256")},
+                "text": prompt,
+                "seed": seed,
+                "sample": number,
+            },
+        )
+        for number, sample in enumerate(depth[:, 0])
+    ]

@@ -1,0 +1,144 @@
+"""``langdepth imagine``: depth from words alone, on a small WorDepth whose encoder must not run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from langdepth import cli, registry, viz
+from langdepth.commands.imagine import file_names
+from langdepth.errors import UsageError
+from langdepth.imagination import imagine
+from langdepth.io import read_depth16
+from langdepth.systems.base import System
+from langdepth.systems.wordepth import WorDepth, WorDepthConfig
+from tests.helpers import FakeSystem
+
+Run = Callable[..., tuple[int, str, str]]
+WORDS = ("a", "bedroom", "bed", "street", "with")
+
+
+def small(**options: object) -> WorDepth:
+    torch.manual_seed(0)
+    config = WorDepthConfig(
+        encoder="efficientnet-lite0",
+        resolution=(64, 96),
+        widths=(16, 12, 8),
+        latent=8,
+        vocabulary=WORDS,
+        **options,  # type: ignore[arg-type]
+    )
+    system = WorDepth(config)
+    system.name = "wordepth-tiny"
+
+    def never(image: torch.Tensor) -> list[torch.Tensor]:
+        raise AssertionError("the picture's encoder ran")
+
+    system.encoder.forward = never  # type: ignore[method-assign,assignment]
+    return system.eval()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in an empty folder; returns exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: small())
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main(["imagine", *map(str, arguments), "--device", "cpu"])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_words_to_files(run: Run) -> None:
+    command = ["a bedroom with a bed", "a street", "--samples", 2, "--size", "64x96", "--save", "depth16,npy,color,ply"]
+    code, out, err = run(*command, "--out", "a")
+    assert code == 0
+    assert "a street -> a/a-street_*; mean depth of the samples" in out
+    assert "camera guessed for the .ply files, 60 degrees" in err
+    names = sorted(path.name for path in Path("a").iterdir())
+    bases = [f"{base}_{n}" for base in ("a-bedroom-with-a-bed", "a-street") for n in (1, 2)]
+    ends = ("_depth.png", ".npy", "_color.png", ".ply")
+    assert names == sorted([*(base + end for base in bases for end in ends), "sheet.png"])
+    metres = np.load("a/a-street_1.npy")
+    assert metres.shape == (64, 96)
+    np.testing.assert_allclose(read_depth16("a/a-street_1_depth.png")[0], metres, atol=6e-4)
+    assert not np.array_equal(metres, np.load("a/a-street_2.npy"))
+    assert not np.array_equal(metres, np.load("a/a-bedroom-with-a-bed_1.npy"))
+    assert b"property uchar red" in Path("a/a-street_1.ply").read_bytes()[:400]
+
+    assert run(*command, "--out", "b")[0] == 0
+    assert [Path("b", name).read_bytes() for name in names] == [Path("a", name).read_bytes() for name in names]
+    assert run("a street", "--samples", 1, "--size", "64x96", "--save", "npy", "--seed", 1, "--out", "c")[0] == 0
+    assert not np.array_equal(metres, np.load("c/a-street_1.npy"))
+
+
+def test_the_size_follows_the_system_and_the_sheet_has_a_row_per_prompt(run: Run) -> None:
+    assert run("a bed", "--samples", 3, "--save", "npy")[0] == 0
+    assert np.load("imagined/a-bed_1.npy").shape == small().input_spec.network_size(480, 640)
+    with Image.open("imagined/sheet.png") as one:
+        size = one.size
+    assert run("a bed", "a street", "--samples", 3, "--save", "npy", "--out", "two")[0] == 0
+    with Image.open("two/sheet.png") as two:
+        assert two.size == (size[0], 2 * size[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["  "], "a prompt is empty; describe a scene"),
+        (["colourless green ideas"], "none of its words is known"),
+        (["a bed", "--size", "60x96"], "a depth map of 96 x 60 is not possible; take multiples of 32"),
+        (["a bed", "--size", "big"], "--size: expected HEIGHTxWIDTH"),
+        (["a bed", "--samples", "0"], "samples must be at least 1, got 0"),
+        (["a bed", "--save", "jpg"], "--save: unknown format 'jpg'"),
+        (["a bed", "--fov", "400"], "field of view"),
+    ],
+)
+def test_wrong_use_costs_one_line(run: Run, arguments: list[str], message: str) -> None:
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert not Path("imagined").exists()
+
+
+def test_unknown_words_are_named(run: Run) -> None:
+    code, _, err = run("a bed with gryphons", "--save", "npy", "--samples", 1)
+    assert code == 0
+    assert "not known and left out of account: gryphons" in err
+
+
+def test_systems_that_cannot_name_those_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    able = {name for name in registry.list_systems() if registry.entry(name).system_class().imagines}
+    assert able
+    assert "tiny" not in able
+    with pytest.raises(UsageError, match=r"the system 'fake' draws no depth from words; these do: .*wordepth"):
+        imagine(FakeSystem(), "a bed")
+    with pytest.raises(UsageError, match="nothing can be imagined without one"):
+        imagine(small(skip_mode="always"), "a bed")
+    system: System = small()
+    torch.nn.init.constant_(system.get_parameter("head.bias"), torch.nan)
+    with pytest.raises(Exception, match="imagined depth that is not finite"):
+        imagine(system, "a bed")
+
+
+def test_names_are_short_and_differ() -> None:
+    assert file_names(["A bed!", "a bed", "日本", "x" * 100]) == ["a-bed", "a-bed-2", "prompt", "x" * 60]
+
+
+def test_sheet_of_maps_shares_one_range() -> None:
+    near, far = np.full((40, 60), 1.0, np.float32), np.full((40, 60), 9.0, np.float32)
+    sheet = viz.maps_sheet([("both", [near, far])], cell_width=60)
+    row = sheet[40]
+    assert row[10].sum() > 500  # near is bright
+    assert row[100].sum() < 100  # far is dark
+    with pytest.raises(UsageError, match="same number of maps"):
+        viz.maps_sheet([("a", [near]), ("b", [near, far])])
