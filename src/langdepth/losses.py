@@ -64,6 +64,21 @@ def _moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, torch.where(mask, values - mean, 0).square().sum(), count
 
 
+def silog_by_picture(
+    prediction: Tensor, target: Tensor, mask: Tensor, variance_focus: float = 0.85, *, dead_zone: float = 1e-3
+) -> Tensor:
+    """WorDepth's scale-invariant log loss of every picture, (B,): valid share * (mean d^2 - focus * (mean d)^2).
+
+    Differences d of logarithms up to ``dead_zone`` count as 0; predictions must be above 0. The published loss of a
+    batch is the sum of its pictures' (arXiv 2404.03635; specification, section 4).
+    """
+    known = prediction.where(mask, 1).log() - target.where(mask, 1).log()
+    difference = known.where(known.abs() > dead_zone, 0).flatten(1)
+    count = mask.flatten(1).sum(1) + 1e-6
+    mean, square = difference.sum(1) / count, difference.square().sum(1) / count
+    return count / difference.shape[1] * (square - variance_focus * mean.square())
+
+
 def sig_plus(
     relative: Tensor,
     scale: Tensor,

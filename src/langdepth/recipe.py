@@ -122,7 +122,10 @@ class OptimSection:
     """The optimiser and its schedule over all steps of the run."""
 
     optimiser: Literal["adamw", "sgd"] = "adamw"
+    """adamw without weight decay is Adam."""
     lr: float = 1e-3
+    end_lr: float = 0.0
+    """Where one_cycle, poly and cosine end."""
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     """Of adamw."""
@@ -147,6 +150,7 @@ class OptimSection:
     def __post_init__(self) -> None:
         _require(
             lr=(self.lr > 0, "above 0"),
+            end_lr=(0 <= self.end_lr <= self.lr, "from 0 to lr"),
             weight_decay=(self.weight_decay >= 0, "at least 0"),
             betas=(all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
             warm_up=(0 <= self.warm_up < 1, "from 0 to below 1"),

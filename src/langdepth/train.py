@@ -305,7 +305,8 @@ class DepthTraining(pl.LightningModule):
         if recipe.train.ema > 0:
             self.average = AveragedModel(system, multi_avg_fn=get_ema_multi_avg_fn(recipe.train.ema), use_buffers=True)
             self.average.requires_grad_(False)
-        self._batches: list[Batch] = []  # of the optimiser step in progress
+        self._drawn: dict[str, Any] = {}  # for the optimiser step in progress
+        self._batches: list[Batch] = []  # of it
         self._buffers_before: list[Tensor] = []
         self._left_out = False  # the optimiser step in progress changes nothing
 
@@ -326,13 +327,16 @@ class DepthTraining(pl.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # One draw for all processes and all batches of an optimiser step.
+        decisive = np.random.SeedSequence((self.recipe.train.seed, self.global_step)).generate_state(1)[0]
+        self._drawn = self.system.draw_step(torch.Generator().manual_seed(int(decisive)))
         # Seeded per batch, not per run: a resumed run draws the same dropout as one that was never interrupted.
         place = (self.recipe.train.seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._buffers_before = [buffer.clone() for buffer in self.system.buffers()]
-        losses = self.system.loss(batch)
+        losses = self.system.loss(batch, **self._drawn)
         self._batches.append(batch)
         # All processes must agree, or some would wait for ever.
         if not self.trainer.strategy.reduce_boolean_decision(bool(losses["total"].isfinite())):
@@ -390,7 +394,7 @@ class DepthTraining(pl.LightningModule):
         names = []
         self.system.eval()  # running statistics stay as they are
         for i, path in enumerate(batch.path):
-            total = self.system.loss(batch[i : i + 1])["total"]
+            total = self.system.loss(batch[i : i + 1], **self._drawn)["total"]
             values = [total, *torch.autograd.grad(total, parameters, allow_unused=True)]
             if not all(bool(value.isfinite().all()) for value in values if value is not None):
                 names.append(path)
@@ -415,8 +419,11 @@ def rate(optim: OptimSection, steps: int, epochs: int = 1) -> Callable[[int], fl
         if optim.schedule == "step":
             return float(optim.factor ** sum(step * epochs >= milestone * steps for milestone in optim.milestones))
         if optim.schedule == "poly":
-            return float((1 - progress) ** optim.power)
-        return (1 + math.cos(math.pi * progress)) / 2
+            left = float((1 - progress) ** optim.power)
+        else:
+            left = (1 + math.cos(math.pi * progress)) / 2
+        end = optim.end_lr / optim.lr
+        return end + (1 - end) * left
 
     return factor
 

@@ -87,6 +87,12 @@ CASES = (
     Case("mde_clip*", "cases_mde_clip:mde_clip", "mde_clip_small"),
     Case("scaledepth_metrics*", "cases_scaledepth_functions:scaledepth_metrics"),
     Case("scaledepth_losses*", "cases_scaledepth_functions:scaledepth_losses"),
+    Case("wordepth_losses*", "cases_wordepth:wordepth_losses"),
+    Case("wordepth_swin*", "cases_wordepth:wordepth_swin", "wordepth_swin"),
+    Case("wordepth_train*", "cases_wordepth:wordepth_train", "wordepth_full"),
+    Case("wordepth_full*", "cases_wordepth:wordepth", "wordepth_full"),
+    Case("wordepth_text*", "cases_wordepth:wordepth", "wordepth_full"),
+    Case("wordepth_kitti*", "cases_wordepth:wordepth", "wordepth_kitti"),
 )
 
 

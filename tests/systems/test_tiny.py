@@ -106,7 +106,7 @@ class TestTiny(SystemTester):
         before = {name: value.clone() for name, value in tiny.state_dict().items()}
         tiny.prepare_training(**({"text_features": str(caption_file)} if with_captions else {}))
         assert all(torch.equal(before[name], value) for name, value in tiny.state_dict().items())
-        assert (tiny.caption_bank is not None) == with_captions
+        assert (tiny.captions is not None) == with_captions
         losses = tiny.train().loss(self.batch(tiny))
         assert torch.isfinite(losses["total"])
 

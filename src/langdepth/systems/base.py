@@ -94,6 +94,13 @@ class System(nn.Module):
         """
         raise UsageError(f"holds all weights of '{self.name}'; leave the CLIP weights out")
 
+    def draw_step(self, generator: torch.Generator) -> dict[str, Any]:
+        """What an optimiser step decides at random as a whole: further arguments of ``loss``, by default none.
+
+        All processes and all batches of the step get the same. Random numbers must come from ``generator``.
+        """
+        return {}
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Training losses of a batch, scalars; "total" is the one to minimise."""
         raise NotImplementedError

@@ -23,9 +23,7 @@ features of real captions, at prediction time a sentence encoder distilled from 
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -38,12 +36,18 @@ from langdepth.errors import LangdepthError, UsageError
 from langdepth.parts.bins import RelativeBins
 from langdepth.parts.upsample import FeaturePyramid
 from langdepth.systems.base import System
-from langdepth.text.encoders import CaptionFeatures, SentenceEncoder, distil, read_caption_features, words_of
-from langdepth.text.scenes import CAPTION_SCENES, SCENE_TO_CAPTION_SCENE, SCENES, scene_index
+from langdepth.text.encoders import (
+    CaptionBank,
+    SentenceEncoder,
+    caption_scene_of_label,
+    distil,
+    read_caption_features,
+    words_of,
+)
+from langdepth.text.scenes import CAPTION_SCENES, scene_index
 from langdepth.types import Batch, DepthOutput, InputSpec
 
 CLIP_FEATURES = 1024
-TEXT_CACHE = 1000  # sentences whose features are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,13 +110,8 @@ class Tiny(System):
         self.register_buffer("text_mean", torch.zeros(CLIP_FEATURES))
         self.register_buffer("text_basis", torch.eye(CLIP_FEATURES)[: config.text_features])
         self.register_buffer("scene_table", torch.eye(len(self.scenes), config.text_features))
-        # Published features of each scene's captions, projected; training only.
-        self.caption_bank: Tensor | None = None
-        self.caption_offsets: Tensor | None = None
-        self._encoded: dict[str, Tensor] = {}
-        self.register_load_state_dict_post_hook(lambda module, _: module._encoded.clear())
-        label_to_scene = [scene_index(SCENE_TO_CAPTION_SCENE[label], self.scenes) for label in SCENES]
-        self.register_buffer("label_to_scene", torch.tensor([*label_to_scene, -1]), persistent=False)
+        self.captions: CaptionBank | None = None  # training only
+        self.register_buffer("label_to_scene", caption_scene_of_label(), persistent=False)
 
     # -- words -----------------------------------------------------------------------------------------------------
 
@@ -122,29 +121,8 @@ class Tiny(System):
             return F.normalize((features.float() - self.text_mean) @ self.text_basis.T, dim=-1)
 
     def encode_text(self, sentences: list[str]) -> Tensor:
-        """Sentences to (B, 1024) features of CLIP's text space, by the distilled encoder; each distinct one once.
-
-        Warns about words it does not know; raises UsageError for a sentence of which it knows none.
-        """
-        if len(self._encoded) > TEXT_CACHE:
-            self._encoded.clear()
-        for sentence in dict.fromkeys(sentences):
-            if sentence not in self._encoded:
-                self._encoded[sentence] = self._encode(sentence)
-        return torch.stack([self._encoded[sentence] for sentence in sentences]).to(self.text_mean.device)
-
-    def _encode(self, sentence: str) -> Tensor:
-        unknown = self.sentences.unknown_words(sentence)
-        if unknown and set(unknown) == set(words_of(sentence)):
-            raise UsageError(
-                f"text '{sentence}': none of its words is known; say it in plain words such as "
-                "'a kitchen with a table', or name a scene"
-            )
-        if unknown:
-            warnings.warn(f"text '{sentence}': not known and left out of account: {', '.join(unknown)}", stacklevel=2)
-        with torch.autocast(self.text_mean.device.type, enabled=False):
-            feature: Tensor = self.sentences(self.sentences.tokenize([sentence]).to(self.text_mean.device))[0]
-        return feature.detach()
+        """Sentences to (B, 1024) features of CLIP's text space, see ``SentenceEncoder.encode``."""
+        return self.sentences.encode(sentences)
 
     def text_vector(self, count: int, text: list[str] | Tensor | None, scene: list[str] | None) -> Tensor:
         """The words for ``count`` pictures, as (B, D) vectors. Raises UsageError."""
@@ -237,32 +215,17 @@ class Tiny(System):
             self.text_mean.copy_(data.features.mean(0))
             _, _, directions = torch.pca_lowrank(data.features - self.text_mean, q=self.config.text_features, niter=4)
             self.text_basis.copy_(directions.T)
-        captions = self._captions_by_scene(data)
-        if fresh:
-            self.scene_table.copy_(F.normalize(torch.stack([vectors.mean(0) for vectors in captions]), dim=-1))
-        self.caption_bank = torch.cat(captions)
-        self.caption_offsets = torch.tensor([0, *accumulate(map(len, captions))])
-
-    def _captions_by_scene(self, data: CaptionFeatures) -> list[Tensor]:
-        """The projected features of every scene's captions, in the order of the scenes."""
-        vectors = self.project(data.features)
-        words = [set(words_of(caption)) for caption in data.captions]
-        found = []
-        for scene, marks in CAPTION_SCENES.items():
-            chosen = vectors[torch.tensor([not w.isdisjoint(marks) for w in words])]
-            if not len(chosen):
+        self.captions = CaptionBank(data)
+        for (scene, marks), features in zip(CAPTION_SCENES.items(), self.captions.by_scene, strict=True):
+            if not len(features):
                 raise LangdepthError(f"no caption has one of the words {', '.join(marks)} of the scene '{scene}'")
-            found.append(chosen)
-        return found
+        if fresh:
+            scenes = [self.project(features).mean(0) for features in self.captions.by_scene]
+            self.scene_table.copy_(F.normalize(torch.stack(scenes), dim=-1))
 
     def _caption_of(self, scene: Tensor) -> Tensor:
-        """A random caption of each scene (B,), as text vectors (B, D); without a caption bank the scene's name."""
-        if self.caption_bank is None or self.caption_offsets is None:
-            return self.scene_table[scene]
-        offsets = self.caption_offsets.to(scene.device)
-        first, last = offsets[scene], offsets[scene + 1]
-        chosen = first + (torch.rand(len(scene), device=scene.device) * (last - first)).long()
-        return self.caption_bank.to(scene.device)[chosen]
+        """A random caption of each scene (B,), as text vectors (B, D); without captions the scene's name."""
+        return self.scene_table[scene] if self.captions is None else self.project(self.captions.draw(scene))
 
     def _usual_loss(self, batch: Batch, scene: Tensor) -> Tensor:
         """Mean absolute log error of the median depth that a caption of the labelled scene lets expect."""

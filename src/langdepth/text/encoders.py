@@ -7,7 +7,9 @@ for CLIP's text tower where that cannot be downloaded; it is not a general langu
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from langdepth.errors import LangdepthError
+from langdepth.errors import LangdepthError, UsageError
+from langdepth.text.scenes import CAPTION_SCENES, SCENE_TO_CAPTION_SCENE, SCENES
 
 PADDING, UNKNOWN = 0, 1
+KEPT_SENTENCES = 1000  # whose features are not computed again
 
 
 class CaptionFeatures(NamedTuple):
@@ -69,6 +73,8 @@ class SentenceEncoder(nn.Module):
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.output = nn.Linear(width, features)
         nn.init.normal_(self.position, std=0.02)
+        self._encoded: dict[str, Tensor] = {}
+        self.register_load_state_dict_post_hook(lambda module, _: module._encoded.clear())
 
     def unknown_words(self, sentence: str) -> list[str]:
         """Words of the sentence that are not in the vocabulary, in order, once each."""
@@ -84,12 +90,67 @@ class SentenceEncoder(nn.Module):
             rows.append(torch.tensor(found))
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING)
 
+    def encode(self, sentences: Sequence[str]) -> Tensor:
+        """Sentences to unit vectors (B, features), constants; each distinct one is computed once.
+
+        Warns about words that it does not know; raises UsageError for a sentence of which it knows none.
+        """
+        if len(self._encoded) > KEPT_SENTENCES:
+            self._encoded.clear()
+        for sentence in dict.fromkeys(sentences):
+            if sentence not in self._encoded:
+                self._encoded[sentence] = self._encode(sentence)
+        return torch.stack([self._encoded[sentence] for sentence in sentences]).to(self.position.device)
+
+    def _encode(self, sentence: str) -> Tensor:
+        unknown = self.unknown_words(sentence)
+        if unknown and set(unknown) == set(words_of(sentence)):
+            raise UsageError(
+                f"text '{sentence}': none of its words is known; say it in plain words such as "
+                "'a kitchen with a table', or name a scene"
+            )
+        if unknown:
+            warnings.warn(f"text '{sentence}': not known and left out of account: {', '.join(unknown)}", stacklevel=2)
+        with torch.autocast(self.position.device.type, enabled=False):
+            feature: Tensor = self(self.tokenize([sentence]).to(self.position.device))[0]
+        return feature.detach()
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, words) to unit vectors (B, features)."""
         padding = tokens == PADDING
         hidden = self.layers(self.embedding(tokens) + self.position[: tokens.shape[1]], src_key_padding_mask=padding)
         kept = (~padding).unsqueeze(-1)
         return F.normalize(self.output((hidden * kept).sum(1) / kept.sum(1)), dim=-1)
+
+
+class CaptionBank:
+    """Features of real captions, from which training takes one that fits a picture's scene label.
+
+    ``by_scene``: for every scene of CAPTION_SCENES the features (N, D) of its captions, of which there may be none.
+    """
+
+    def __init__(self, data: CaptionFeatures) -> None:
+        words = [set(words_of(caption)) for caption in data.captions]
+        self.by_scene = [
+            data.features[torch.tensor([not w.isdisjoint(marks) for w in words])] for marks in CAPTION_SCENES.values()
+        ]
+        self._features = torch.cat(self.by_scene)
+        self._offsets = torch.tensor([0, *accumulate(map(len, self.by_scene))])
+
+    def draw(self, scene: Tensor) -> Tensor:
+        """A random caption of each scene (B,), an index into CAPTION_SCENES: features (B, D), 0 where there is none."""
+        if self._features.device != scene.device:
+            self._features, self._offsets = self._features.to(scene.device), self._offsets.to(scene.device)
+        first, last = self._offsets[scene.clamp_min(0)], self._offsets[scene.clamp_min(0) + 1]
+        chosen = first + (torch.rand(len(scene), device=scene.device) * (last - first)).long()
+        found = self._features[chosen.clamp_max(len(self._features) - 1)]
+        return torch.where(((scene >= 0) & (first < last))[:, None], found, 0)
+
+
+def caption_scene_of_label() -> Tensor:
+    """For every label of a data set (``scenes.SCENES``) the index of its caption scene; at the end, so at -1, -1."""
+    names = list(CAPTION_SCENES)
+    return torch.tensor([*(names.index(SCENE_TO_CAPTION_SCENE[label]) for label in SCENES), -1])
 
 
 class DistillationReport(NamedTuple):

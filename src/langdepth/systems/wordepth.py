@@ -1,0 +1,428 @@
+"""WorDepth: words say which scenes are likely, the picture picks one of them (CVPR 2024, arXiv 2404.03635).
+
+A caption fixes kind and scale of a scene but not its layout, a picture the layout but not the scale. Specification and
+numbers: docs/systems/wordepth.md.
+
+Data flow (published size)
+
+    picture (B, 3, 480, 640) -> Swin-L -> x2 (B, 192, 120, 160), x3 (B, 384, 60, 80), x4 (B, 768, 30, 40),
+    x5 (B, 1536, 15, 20);  x5 enlarged, beside x4 -> x (B, 512, 30, 40);  maximum of x5 -> m0, m1
+    words, CLIP text feature (B, 1024) -> text-VAE -> Gaussian over scenes: mean, std (B, 128)
+    noise (B, 128, 30, 40): image step - the conditional sampler's, from x, mean and std
+                            text step  - standard normal
+    latent = mean + std * noise -> refine with x -> enlarge with x3, refine -> enlarge with x2, refine
+    depth features of the three levels, enlarged and added -> convolution, exp -> o (B, 1, 480, 640)
+    image step: depth = sigmoid(m0) * (o + exp(m1)), metres;  text step: depth = o
+
+Training alternates between the two steps; a step draws its kind (``draw_step``), ``forward`` is the image step and
+nothing in it is random. ``skip_mode`` says where the decoder sees x, x3 and x2: ``always``, ``image_only`` (paper),
+``never`` (the authors since July 2024); elsewhere it sees zeros, and text alone gives depth (``imagine``).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from langdepth import losses
+from langdepth.backbones.efficientnet_lite import EfficientNetLite
+from langdepth.backbones.swin import PATCH, SIZES, Swin
+from langdepth.errors import CheckpointError, UsageError
+from langdepth.parts.refine import Refine, Up, enlarged
+from langdepth.parts.variational import ConditionalSampler, Gaussian, TextVae, kl_of_noise, kl_of_text
+from langdepth.systems.base import System
+from langdepth.systems.clip_system import rename
+from langdepth.text.captions import ClipSentences
+from langdepth.text.encoders import (
+    CaptionBank,
+    SentenceEncoder,
+    caption_scene_of_label,
+    distil,
+    read_caption_features,
+    words_of,
+)
+from langdepth.types import Batch, DepthOutput, InputSpec
+
+MULTIPLE = 32
+LEAST_DEPTH = 0.1  # metres; nearer truth is not learned from
+Step = Literal["image", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorDepthConfig:
+    """Options of every WorDepth."""
+
+    encoder: Literal["swin-large", "swin-tiny", "swin-mini", "efficientnet-lite0", "efficientnet-lite2"] = "swin-large"
+    frozen: int = 0
+    """First stages of an EfficientNet-Lite that keep their ImageNet weights."""
+    drop_path: float = 0.2
+    """Share of dropped residual branches in the last block of a Swin, rising from 0."""
+    resolution: tuple[int, int] = (480, 640)
+    """Height and width of training pictures: a Swin's position table is made for them, and other pictures are brought
+    to as many pixels in their own shape."""
+    widths: tuple[int, int, int] = (512, 256, 64)
+    """Decoder channels at strides 16, 8 and 4."""
+    latent: int = 128
+    """Dimensions of the Gaussian over scenes."""
+    text_features: int = 1024
+    """Length of a caption's feature."""
+    vocabulary: tuple[str, ...] = ()
+    """Words that the sentence encoder knows; filled in by training."""
+    skip_mode: Literal["never", "image_only", "always"] = "never"
+    """When the decoder sees the encoder's maps: never, in image steps (as published), or in text steps, too."""
+    noise: Literal["cell", "picture"] = "cell"
+    """Whether a text step draws noise for every cell (the authors' code) or one vector for the picture (the paper)."""
+    prior_mean: float = 1.54
+    """Added to the logarithm of depth: 1.54 starts at 4.66 m (NYU), 2.54 at 12.68 m (KITTI)."""
+    max_depth: float = 10.0
+    """Metres; farther truth is not learned from."""
+    alter_prob: float = 0.5
+    """Share of text steps in training."""
+    weight_kld: float = 1e-3
+    variance_focus: float = 0.85
+    silog: Literal["sum", "mean"] = "sum"
+    """Whether the silog losses of a batch's pictures are added (as published) or averaged."""
+
+    def __post_init__(self) -> None:
+        if min(self.resolution) < MULTIPLE or any(side % PATCH for side in self.resolution):
+            found = " x ".join(map(str, self.resolution))
+            raise ValueError(f"resolution must be multiples of {PATCH}, at least {MULTIPLE}, got {found}")
+        if not self.max_depth > LEAST_DEPTH:
+            raise ValueError(f"max_depth must be above {LEAST_DEPTH}, got {self.max_depth}")
+        if not 0 <= self.alter_prob <= 1:
+            raise ValueError(f"alter_prob must lie between 0 and 1, got {self.alter_prob}")
+
+
+class Seen(NamedTuple):
+    """What the decoder may see of a picture: x (B, C, H/16, W/16), x3 at H/8, x2 at H/4; and m0, m1 in (B, 2)."""
+
+    x: Tensor
+    x3: Tensor
+    x2: Tensor
+    metric: Tensor
+
+
+class WorDepth(System):
+    """``text``: sentences (for systems with a sentence encoder) or CLIP RN50 text features of norm 1, (B, 1024).
+
+    Without words, or for a row of zeros, the neutral feature stands in: the mean of the captions that training started
+    from, or zeros where there were none (the authors' checkpoints hold none).
+    """
+
+    Config = WorDepthConfig
+    imagines = True
+    unrecorded: ClassVar[dict[str, str]] = {"skip_mode": "never (July 2024 and later), image_only (paper) or always"}
+    neutral_text: Tensor
+    label_to_scene: Tensor
+
+    def __init__(self, config: WorDepthConfig) -> None:
+        height, width = config.resolution
+        half = (0.5, 0.5, 0.5)  # what EfficientNet-Lite's ImageNet weights were trained with
+        statistics = {} if config.encoder in SIZES else {"mean": half, "std": half}
+        super().__init__(config, InputSpec(area=height * width, multiple_of=MULTIPLE, **statistics))  # type: ignore[arg-type]
+        self.config: WorDepthConfig = config
+        self.encoder = make_encoder(config)
+        c2, c3, c4, c5 = self.encoder.channels[-4:]
+        wide, middle, narrow = config.widths
+        self.skip_channels = wide, c3, c2
+        self.metric = nn.Sequential(nn.Linear(c5, c5 // 4), nn.LeakyReLU(), nn.Linear(c5 // 4, 2))
+        self.text_vae = TextVae(config.text_features, config.latent)
+        self.up_4 = Up(c5, c4, wide)
+        self.sampler = ConditionalSampler(wide, config.latent)
+        self.refine_4 = Refine(wide, config.latent)
+        self.up_3 = Up(wide, c3, middle)
+        self.refine_3 = Refine(middle, config.latent)
+        self.up_2 = Up(middle, c2, narrow)
+        self.refine_2 = Refine(narrow, config.latent, last=True)
+        self.head = nn.Conv2d(config.latent, 1, 3, padding=1)
+        if isinstance(self.encoder, Swin) and config.skip_mode == "never":
+            for unseen in (self.encoder.norm0, self.encoder.norm1):
+                unseen.requires_grad_(False)
+
+        self.sentences: SentenceEncoder | None = None
+        if config.vocabulary:
+            self.sentences = SentenceEncoder(config.vocabulary, config.text_features).requires_grad_(False)
+        self.register_buffer("neutral_text", torch.zeros(config.text_features))
+        self.register_buffer("label_to_scene", caption_scene_of_label(), persistent=False)
+        self.captions: CaptionBank | None = None  # training only
+        self.encode_words: Callable[[Sequence[str]], Tensor] | None = None  # instead of the weights' own encoder
+
+    # -- words -----------------------------------------------------------------------------------------------------
+
+    def features(self, count: int, text: list[str] | Tensor | None = None, scene: list[str] | None = None) -> Tensor:
+        """The words about ``count`` pictures as (B, 1024) features. Raises UsageError."""
+        if scene is not None:
+            raise UsageError(f"the system '{self.name}' takes no scene; say it in words, as text")
+        if text is None:
+            return self.neutral_text.expand(count, -1)
+        if len(text) != count:
+            raise UsageError(f"{len(text)} texts for {count} pictures; give one for each")
+        if not isinstance(text, Tensor):
+            return self.encode(text).to(self.neutral_text)
+        if text.shape != (count, self.config.text_features):
+            raise UsageError(
+                f"text features have shape {tuple(text.shape)}; '{self.name}' takes one row per picture, "
+                f"({count}, {self.config.text_features})"
+            )
+        norms = text.float().norm(dim=1, keepdim=True)
+        if not torch.compiler.is_compiling() and bool(((norms - 1).abs() > 0.02)[norms > 0].any()):
+            raise UsageError(
+                f"text features have norms from {norms.min():.3g} to {norms.max():.3g}, not 1; divide each by its norm"
+            )
+        return torch.where(norms > 0, text.to(self.neutral_text), self.neutral_text)
+
+    def encode(self, sentences: Sequence[str]) -> Tensor:
+        """Sentences to (B, 1024) features: by CLIP where it was given, else by the small encoder of these weights."""
+        if self.encode_words is None and self.sentences is None:
+            from langdepth.checkpoint import load
+
+            warnings.warn(
+                f"these weights of '{self.name}' hold no sentence encoder: the small one of tiny reads the text "
+                "instead; CLIP's own, as published, reads it with --clip-weights RN50.pt",
+                stacklevel=2,
+            )
+            self.encode_words = cast(SentenceEncoder, load("tiny").sentences).encode
+        if self.encode_words is not None:
+            return self.encode_words(sentences)
+        return cast(SentenceEncoder, self.sentences).encode(sentences)
+
+    def read_with_clip(self, clip_weights: str | Path) -> None:
+        self.encode_words = ClipSentences(clip_weights).encode
+
+    def scenes_of(self, features: Tensor) -> Gaussian:
+        """Text features (B, 1024) to the Gaussian over scenes, (B, 128)."""
+        with torch.autocast(features.device.type, enabled=False):
+            found: Gaussian = self.text_vae(features.float())
+        return found
+
+    # -- depth -----------------------------------------------------------------------------------------------------
+
+    def look(self, image: Tensor) -> Seen:
+        """The picture (B, 3, H, W), RGB in [0, 1], as decoder and sampler see it. Raises UsageError for other sizes."""
+        height, width = image.shape[-2:]
+        if height % MULTIPLE or width % MULTIPLE:
+            raise UsageError(
+                f"pictures are {width} x {height}; '{self.name}' takes multiples of {MULTIPLE}: resize them"
+            )
+        x2, x3, x4, x5 = self.encoder(self.normalise(image))[-4:]
+        return Seen(self.up_4(x5, x4), x3, x2, self.metric(x5.amax((2, 3))).float())
+
+    def decode(self, latent: Tensor, seen: Seen | None) -> Tensor:
+        """Latent (B, 128, H/16, W/16) to o (B, 1, H, W); ``seen`` None: without the encoder's maps."""
+        if seen is not None:
+            x, x3, x2 = seen.x, seen.x3, seen.x2
+        else:
+            batch, _, height, width = latent.shape
+            x, x3, x2 = (
+                latent.new_zeros(batch, channels, height * factor, width * factor)
+                for channels, factor in zip(self.skip_channels, (1, 2, 4), strict=True)
+            )
+        x, d4 = self.refine_4(x, latent)
+        x, d3 = self.refine_3(self.up_3(x, x3), enlarged(d4, 2))
+        _, d2 = self.refine_2(self.up_2(x, x2), enlarged(d3, 2))
+        with torch.autocast(latent.device.type, enabled=False):
+            return (self.project(d2.float(), d3.float(), d4.float()) + self.config.prior_mean).exp()
+
+    def project(self, d2: Tensor, d3: Tensor, d4: Tensor) -> Tensor:
+        """The head's convolution of the depth features, enlarged 4, 8 and 16 times and added; (B, 1, H, W).
+
+        Its nine taps are sums over channels, which commute with enlarging: they come first, so that 9 and not 128
+        channels are enlarged; then each tap is moved to its place.
+        """
+        taps = self.head.weight[0].flatten(1).T[..., None, None]  # (9, 128, 1, 1)
+        levels = ((d2, 4), (d3, 8), (d4, 16))
+        summed = torch.stack([enlarged(F.conv2d(d, taps), factor) for d, factor in levels]).sum(0)
+        moves = torch.eye(9, dtype=taps.dtype, device=taps.device).view(1, 9, 3, 3)
+        return F.conv2d(summed, moves, self.head.bias, padding=1)
+
+    def image_step(self, seen: Seen, scenes: Gaussian, noise: Tensor) -> Tensor:
+        """Depth (B, 1, H, W) of the scene that ``noise`` (B, 128, H/16, W/16) picks, at the picture's own scale."""
+        o = self.decode(scenes.at(noise), None if self.config.skip_mode == "never" else seen)
+        scale, offset = seen.metric[..., None, None].split(1, 1)
+        return scale.sigmoid() * (o + offset.exp())
+
+    def forward(
+        self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
+    ) -> DepthOutput:
+        scenes = self.scenes_of(self.features(len(image), text, scene))
+        seen = self.look(image)
+        return DepthOutput(depth=self.image_step(seen, scenes, self.sampler(seen.x, scenes).float()))
+
+    def draw_noise(self, count: int, height: int, width: int, generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal noise (count, 128, H/16, W/16) for depth maps of ``height`` x ``width`` pixels.
+
+        Raises UsageError for sides that are no multiples of 32.
+        """
+        if min(height, width) < MULTIPLE or height % MULTIPLE or width % MULTIPLE:
+            raise UsageError(f"a depth map of {width} x {height} is not possible; take multiples of {MULTIPLE}")
+        grid = (height // 16, width // 16)
+        shape = (count, self.config.latent, *(grid if self.config.noise == "cell" else (1, 1)))
+        noise = torch.randn(shape, generator=generator, device=generator.device if generator else None)
+        return noise.to(self.neutral_text).expand(-1, -1, *grid)
+
+    def imagine(self, text: list[str] | Tensor | None, noise: Tensor) -> DepthOutput:
+        """Depth of scenes that words describe, without a picture: (B, 1, H, W) for noise (B, 128, H/16, W/16).
+
+        Raises UsageError for systems that never learned to do without a picture.
+        """
+        if self.config.skip_mode == "always":
+            raise UsageError(
+                f"these weights of '{self.name}' have skip_mode always: their text steps saw the picture, and nothing "
+                "can be imagined without one"
+            )
+        scenes = self.scenes_of(self.features(len(noise), text))
+        return DepthOutput(depth=self.decode(scenes.at(noise), None))
+
+    def draw(self, image: Tensor, text: list[str] | Tensor | None, noise: Tensor, spread: float) -> DepthOutput:
+        """Other scenes near the one that the picture picks: its noise mixed with ``noise`` (B, 128, H/16, W/16).
+
+        ``spread`` from 0 (``forward``) to 1 (the noise alone); sqrt(1 - spread^2) and spread are the shares, so that
+        the variance stays. This mix is ours, not the paper's. One picture may have many rows of noise.
+        """
+        if not 0 <= spread <= 1:
+            raise UsageError(f"spread must lie between 0 and 1, got {spread}")
+        scenes = self.scenes_of(self.features(len(image), text))
+        seen = self.look(image)
+        picked = self.sampler(seen.x, scenes).float()
+        seen, scenes = (
+            type(group)(*(part.expand(len(noise), *part.shape[1:]) for part in group)) for group in (seen, scenes)
+        )
+        mixed = (1 - spread**2) ** 0.5 * picked + spread * noise
+        return DepthOutput(depth=self.image_step(seen, scenes, mixed))
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def draw_step(self, generator: torch.Generator) -> dict[str, Any]:
+        kind: Step = "text" if float(torch.rand((), generator=generator)) < self.config.alter_prob else "image"
+        return {"kind": kind}
+
+    def loss(self, batch: Batch, kind: Step = "image") -> dict[str, Tensor]:
+        """silog and kl of the step's kind, and "total", their weighted sum.
+
+        A text step trains text-VAE and decoder, an image step all but the text-VAE; what a step does not train gets no
+        gradient at all, so Adam leaves it and its moments alone.
+        """
+        config = self.config
+        scenes = self.scenes_of(self.features_of(batch))
+        if kind == "text":
+            seen = self.look(batch.image) if config.skip_mode == "always" else None
+            depth = self.decode(scenes.at(self.draw_noise(*batch.image[:, 0].shape)), seen)
+            kl = kl_of_text(scenes)
+        else:
+            scenes, seen = scenes.detach(), self.look(batch.image)
+            noise = self.sampler(seen.x, scenes).float()
+            depth = self.image_step(seen, scenes, noise)
+            kl = kl_of_noise(noise)
+        mask = batch.mask & (batch.depth > LEAST_DEPTH) & (batch.depth < config.max_depth)
+        silog = losses.silog_by_picture(depth, batch.depth, mask, config.variance_focus)
+        parts = {"silog": silog.sum() if config.silog == "sum" else silog.mean(), "kl": kl}
+        return {"total": parts["silog"] + config.weight_kld * kl, **parts}
+
+    def features_of(self, batch: Batch) -> Tensor:
+        """Features (B, 1024): the captions' own, else of a random caption of the labelled scene, else neutral ones."""
+        known = torch.zeros_like(self.neutral_text).expand(len(batch.image), -1)
+        if batch.text_features is not None:
+            known = batch.text_features
+        elif self.captions is not None:
+            known = self.captions.draw(self.label_to_scene[batch.scene])
+        return self.features(len(batch.image), known)
+
+    def prepare_training(self, text_features: str | None = None, encoder_weights: str | None = None) -> None:
+        """Start weights of the encoder; sentence encoder, neutral feature and captions from CLIP caption features.
+
+        ``text_features``: the ``.npz`` of captions and their features (see ``text.encoders.read_caption_features``),
+        needed unless the system was trained before. ``encoder_weights``: a classifier of the Swin release
+        (swin_large_patch4_window12_384_22k.pth) or the same as ``.safetensors``; an EfficientNet-Lite brings its own.
+        Raises UsageError and LangdepthError.
+        """
+        fresh = not self.provenance
+        if fresh and text_features is None:
+            raise UsageError(
+                f"{self.name} starts from a file of caption features; name it in system.prepare.text_features"
+            )
+        if fresh:
+            self.provenance["encoder"] = self._start_encoder(encoder_weights)
+        if text_features is None:
+            return
+        data = read_caption_features(text_features)
+        if data.features.shape[1] != self.config.text_features:
+            found, wanted = data.features.shape[1], self.config.text_features
+            raise UsageError(f"{text_features}: features have {found} numbers, '{self.name}' takes {wanted}")
+        self.captions = CaptionBank(data)
+        if self.sentences is None:
+            vocabulary = sorted({word for caption in data.captions for word in words_of(caption)})
+            self.config = replace(self.config, vocabulary=tuple(vocabulary))
+            self.sentences = SentenceEncoder(vocabulary, self.config.text_features)
+            self.provenance["sentence_encoder"] = distil(self.sentences, data)._asdict()
+            self.neutral_text.copy_(F.normalize(data.features.mean(0), dim=0))
+
+    def _start_encoder(self, weights: str | None) -> str:
+        """Load what the encoder starts from; returns a line that says what it was."""
+        if isinstance(self.encoder, EfficientNetLite):
+            if weights is not None:
+                raise UsageError(
+                    f"{self.config.encoder} brings its own weights; leave system.prepare.encoder_weights out"
+                )
+            return self.encoder.load_imagenet_weights()
+        if weights is None:
+            warnings.warn(
+                f"{self.config.encoder} starts from random numbers; name a file of the Swin release in "
+                "system.prepare.encoder_weights to start from ImageNet",
+                stacklevel=2,
+            )
+            return "random"
+        from langdepth.convert import read_checkpoint
+
+        self.encoder.load_release(read_checkpoint(Path(weights)))
+        return Path(weights).name
+
+    # -- the authors' checkpoints ----------------------------------------------------------------------------------
+
+    def convert_official(self, state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+        """Official names, see OFFICIAL; a position table of another resolution is resized."""
+        if not isinstance(self.encoder, Swin) or self.sentences is not None:
+            raise CheckpointError(
+                f"official checkpoints have a Swin and no sentences; '{self.name}' is another network"
+            )
+        tensors, report = rename(state_dict, OFFICIAL, self.state_dict())
+        inside = {key.removeprefix("encoder."): v for key, v in tensors.items() if key.startswith("encoder.")}
+        tensors |= {f"encoder.{key}": value for key, value in self.encoder.fitted(inside).items()}
+        tensors["neutral_text"] = self.neutral_text.clone()
+        report["missing"].remove("neutral_text")
+        return tensors, report
+
+
+# The authors' names -> ours; the last refinement's feature, which nothing looks at, is left out.
+OFFICIAL = {
+    "backbone.": "encoder.",
+    "mlayer.1.ln.": "metric.",
+    "text_encoder.mean.": "text_vae.mean.",
+    "text_encoder.deviation.": "text_vae.logvar.",
+    "eps_layer.eps_net.": "sampler.mix.",
+    "eps_layer.post.": "sampler.noise.",
+    "outc.conv.": "head.",
+    **{
+        f"up_{level}.conv.{theirs}.": f"up_{level}.conv.{ours}."
+        for level in (4, 3, 2)
+        for theirs, ours in (("conv1.0", "grouped"), ("conv2.0", "conv"), ("bt", "shortcut"))
+    },
+    **{
+        f"ref_{level}.{theirs}.": f"refine_{level}.{ours}."
+        for level in (4, 3, 2)
+        for theirs, ours in (("fw", "feature"), ("dw", "depth"))
+    },
+}
+
+
+def make_encoder(config: WorDepthConfig) -> Swin | EfficientNetLite:
+    """The encoder of a config, with random weights."""
+    if config.encoder in SIZES:
+        return Swin(SIZES[config.encoder], position=config.resolution, drop_path=config.drop_path)
+    return EfficientNetLite(int(config.encoder.removeprefix("efficientnet-lite")), config.frozen)
