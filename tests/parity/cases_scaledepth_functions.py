@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from langdepth import losses
+from langdepth.backbones.clip_weights import ClipWeights
 from langdepth.camera import Camera
 from langdepth.evaluate import judge
 from langdepth.metrics import depth_metrics
 from langdepth.protocols import Protocol
+from langdepth.text.clip_text import ClipTextTower, tokenize
+from langdepth.text.scene_table import encode_scenes
 from tests.parity.cases_functions import StandIn, samples_of
 from tests.parity.runner import Compared, Tolerance
 
@@ -123,3 +126,17 @@ def scaledepth_metrics(arrays: dict[str, np.ndarray], weights: dict[str, Tensor]
         per_image = torch.stack([found[METRICS[metric]] for metric in read["names"].tolist()], dim=1)
         yield f"{name}.per_image", per_image, Tolerance(rtol=3e-5)
         yield f"{name}.mean", per_image.mean(0), Tolerance(rtol=3e-5)
+
+
+def scaledepth_text(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
+    """The scene table: tokens of the sentences, their embeddings, unit vectors."""
+    assert weights is not None
+    tensors = {name.removeprefix("backbone.clip_model."): value for name, value in weights.items()}
+    clip = ClipWeights("convnext_large_d_320", False, tensors, case, "")
+    prompts = arrays["prompts"].tolist()
+    yield "tokens", tokenize(prompts), Tolerance()
+    with torch.no_grad():
+        features = ClipTextTower.from_weights(clip)(_tensor(arrays["tokens"]))
+    yield "embedding", features, Tolerance(atol=3e-5)
+    names = [prompt.removeprefix("a photo of a ").replace(" ", "_") for prompt in prompts]
+    yield "embedding_normalized", encode_scenes(clip, names), Tolerance(atol=1e-6)
