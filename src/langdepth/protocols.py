@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Frame = Literal["stored", "kb", "nyu-inner"]
 Crop = Literal["none", "eigen-nyu", "eigen-nyu-46", "eigen-nyu-inner", "eigen-nyu-pixels", "eigen-kitti", "garg"]
-Alignment = Literal["none", "median", "least_squares"]
+Alignment = Literal["none", "median", "least_squares", "disparity"]
 Resize = Literal["bilinear", "bilinear-aligned", "bilinear-twice"]
 
 # top, bottom, left, right as shares of height and width, rounded down; exact fractions keep 45/480 of 480 at 45
@@ -228,6 +228,15 @@ PROTOCOLS: dict[str, Protocol] = {
         dataclasses.replace(_SCALEDEPTH, name="scaledepth-k-reference", resize="bilinear-twice", **_GARG),
         _SCALEDEPTH_NK,
         dataclasses.replace(_SCALEDEPTH_NK, name="scaledepth-nk-kitti-reference", **_GARG),
+        # Zero-shot sets: caps, crops and masks of the literature, as ScaleDepth lists them
+        Protocol(name="sunrgbd", flip=True, crop="eigen-nyu-pixels", max_depth=8.0),
+        Protocol(name="ibims1", flip=True, crop="eigen-nyu-pixels", max_depth=10.0),
+        Protocol(name="diode-indoor", flip=True, crop="eigen-nyu-pixels", max_depth=10.0),
+        Protocol(name="diode-outdoor", flip=True, crop="garg", max_depth=80.0),
+        Protocol(name="hypersim", flip=True, crop="eigen-nyu-pixels", max_depth=80.0),
+        Protocol(name="vkitti2", flip=True, **_GARG),
+        Protocol(name="ddad", flip=True, crop="garg", max_depth=80.0),
+        Protocol(name="diml-outdoor", flip=True, crop="garg", min_depth=2.0, max_depth=80.0),
     )
 }
 

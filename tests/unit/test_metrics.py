@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from langdepth.metrics import EXTRA_METRICS, METRICS, DepthMetrics, ErrorByRange, align, depth_metrics
+from langdepth.metrics import (
+    EDGE_RATIOS,
+    EXTRA_METRICS,
+    METRICS,
+    RANGES,
+    DepthMetrics,
+    ErrorByRange,
+    align,
+    depth_metrics,
+    edge_counts,
+    edge_scores,
+    error_sums,
+    range_sums,
+)
 from langdepth.protocols import Alignment
 
 
@@ -167,3 +181,70 @@ def test_error_by_range_keeps_values_beyond_its_ends() -> None:
     metric = ErrorByRange()
     metric.update(maps([1000.0, 5000.0, 1.0]), target, everywhere(target))
     assert int(metric.compute()["count"].sum()) == 3
+
+
+def test_sums_of_ranges_are_those_of_their_pixels_alone() -> None:
+    random = torch.Generator().manual_seed(0)
+    target = torch.rand(3, 1, 40, 50, generator=random) * torch.tensor([4.0, 30.0, 200.0]).view(3, 1, 1, 1) + 0.1
+    target[0, 0, 0, :3] = torch.tensor([1.0, 2.0, 3.0])  # on the border: part of the farther range
+    prediction = target * (0.7 + 0.6 * torch.rand(target.shape, generator=random))
+    mask = torch.rand(target.shape, generator=random) < 0.8
+    sums = range_sums(prediction, target, mask)
+    assert sums.shape == (3, len(RANGES) - 1, 12)
+    for number, (low, high) in enumerate(itertools.pairwise(RANGES)):
+        inside = mask & (target >= low) & (target < high)
+        assert torch.allclose(sums[:, number], error_sums(prediction, target, inside), rtol=1e-12)
+    assert torch.equal(sums[..., 0].sum(1), mask.flatten(1).sum(1).double())
+
+
+def test_sums_do_not_depend_on_the_number_of_threads() -> None:
+    target = torch.rand(1, 1, 480, 640, generator=torch.Generator().manual_seed(0)) + 1
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = error_sums(target * 1.1, target, everywhere(target))
+        torch.set_num_threads(4)
+        assert torch.equal(error_sums(target * 1.1, target, everywhere(target)), one)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_edges_of_a_step() -> None:
+    step = torch.ones(1, 1, 8, 10)
+    step[..., 5:] = 1.3  # one edge a row, above all thresholds
+    counts = edge_counts(step, step, everywhere(step))
+    assert counts.tolist() == [[8, 8, 8]] * len(EDGE_RATIOS)
+    assert edge_scores(counts) == {"precision": 1, "recall": 1, "f1": 1}
+    # Half as high: found for the thresholds below 1.15 only
+    lower = torch.where(step > 1, 1.15 - 1e-3, 1.0)
+    assert edge_counts(lower, step, everywhere(step))[:, 1].tolist() == [8, 8, 0, 0, 0]
+    assert edge_scores(edge_counts(lower, step, everywhere(step)))["recall"] == pytest.approx(2 / 5)
+    # A pixel aside it is another edge, the other way round it is a wrong one; up and down counts like left and right
+    assert edge_scores(edge_counts(step.roll(1, -1), step, everywhere(step)))["f1"] == 0
+    assert edge_counts(1 / step, step, everywhere(step)).tolist() == [[8, 8, 0]] * len(EDGE_RATIOS)
+    assert edge_counts(step.mT, step.mT, everywhere(step.mT)).tolist() == [[8, 8, 8]] * len(EDGE_RATIOS)
+
+
+def test_edges_need_two_known_neighbours() -> None:
+    step = torch.ones(1, 1, 8, 10)
+    step[..., 5:] = 2
+    known = everywhere(step)
+    known[0, 0, :3, 5] = False
+    unknown = torch.where(known, step, torch.nan)
+    assert edge_counts(step, unknown, known).tolist() == [[5, 5, 5]] * len(EDGE_RATIOS)
+    flat = torch.ones_like(step)
+    assert edge_scores(edge_counts(step, flat, known)) is None
+    assert edge_scores(edge_counts(flat, step, known)) == {"precision": 0, "recall": 0, "f1": 0}
+
+
+def test_disparity_is_fitted_in_disparity() -> None:
+    target = torch.rand(2, 1, 6, 8, generator=torch.Generator().manual_seed(0)) * 9 + 1
+    mask = everywhere(target)
+    disparity = 40 * (1 / target) - 7  # known up to scale and shift, partly below 0
+    assert torch.allclose(align(disparity, target, mask, "disparity", disparity=True), target, rtol=1e-4)
+    assert not torch.allclose(align(disparity, target, mask, "least_squares"), target, rtol=0.1)
+    assert torch.allclose(align(1 / (3 / target + 1), target, mask, "disparity"), target, rtol=1e-4)  # from depth
+    far = align(torch.where(target < 5, disparity, -1e3), target, target < 5, "disparity", disparity=True)
+    assert float(far.max()) == pytest.approx(1000)
+    with pytest.raises(ValueError, match="disparity is no depth"):
+        align(disparity, target, mask, "median", disparity=True)

@@ -34,6 +34,9 @@ def bounds(window: tuple[slice, slice]) -> tuple[int, int, int, int]:
         ("full", (100, 33), (0, 100, 0, 33), (0, 100, 0, 33)),
         ("depthclip-reference", (480, 640), (56, 472, 60, 604), (0, 415, 0, 541)),
         ("clip-adapters-reference", (480, 640), (56, 472, 60, 604), (0, 416, 0, 544)),
+        ("diode-indoor", (768, 1024), (0, 768, 0, 1024), (45, 471, 41, 601)),
+        ("ddad", (1216, 1936), (0, 1216, 0, 1936), (496, 1206, 69, 1866)),
+        ("vkitti2", (375, 1242), (23, 375, 13, 1229), (143, 349, 43, 1172)),
         ("depthclip-reference", (240, 320), (28, 236, 30, 302), (0, 207, 0, 270)),
         ("scaledepth-n-reference", (480, 640), (0, 480, 0, 640), (45, 471, 41, 601)),
         ("scaledepth-n-reference", (427, 561), (0, 427, 0, 561), (45, 427, 41, 561)),
@@ -108,6 +111,14 @@ def test_hashes_of_the_presets_do_not_drift() -> None:
         "scaledepth-k-reference": "9305098b4fe2",
         "scaledepth-nk-nyu-reference": "e372f11c0680",
         "scaledepth-nk-kitti-reference": "c14858d56a92",
+        "sunrgbd": "7421b70a6f41",
+        "ibims1": "198a092f6105",
+        "diode-indoor": "198a092f6105",
+        "diode-outdoor": "bd769feba10a",
+        "hypersim": "1562b0ca1ec6",
+        "vkitti2": "41db0687924f",
+        "ddad": "bd769feba10a",
+        "diml-outdoor": "4abbb2599944",
     }
 
 
