@@ -105,16 +105,23 @@ _PROMPT_CLIP: dict[str, tuple[str, dict[str, Any]]] = {
 }
 _FIXED = ("-depth", "-size", "-colour", "-random-words", "-paper", "-kitti-depth")  # nothing to learn
 
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_IMAGENET = {"start": "imagenet", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_NYU_ONLY: dict[str, Any] = {"scenes": 27, "loss_max_depth": 10.0}
 _SCALEDEPTH: dict[str, tuple[str, dict[str, Any]]] = {
-    "n": ("trained on NYU", {"scenes": 27, "loss_max_depth": 10.0}),
-    "k": ("trained on KITTI, without scenes", {"scenes": 0, "area": 352 * 1216}),
-    "nk": ("trained on NYU and KITTI together", {}),
+    "n": ("NYU, CLIP's ConvNeXt-L", _NYU_ONLY),
+    "k": ("KITTI, without scenes", {"scenes": 0, "area": 352 * 1216}),
+    "nk": ("NYU and KITTI together", {}),
     "n-convnext": (
         "NYU, ConvNeXt-L from ImageNet instead of CLIP",
-        {"scenes": 27, "loss_max_depth": 10.0, "backbone": "convnext_large.fb_in22k", "start": "imagenet"}
-        | {"drop_path": 0.4}
-        | _IMAGENET,
+        _NYU_ONLY | _IMAGENET | {"encoder": "convnext_large.fb_in22k", "drop_path": 0.4},
+    ),
+    "n-swin": ("NYU, Swin-L instead of CLIP", _NYU_ONLY | _IMAGENET | {"encoder": "swin-large", "drop_path": 0.3}),
+    "s": (
+        "EfficientNet-Lite and narrow decoders, rooms and streets",
+        {"encoder": "efficientnet-lite0", "frozen": 2, "start": "imagenet", "clip": "RN50", "clip_tag": "openai"}
+        | {"quick_gelu": True, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "area": 240 * 320, "channels": 128}
+        | {"pixel_layers": 3, "pixel_hidden": 512, "decoder_layers": 6, "decoder_hidden": 512, "scale_queries": 8}
+        | {"scene_similarity": "cosine", "scene_loss": "logits"},
     ),
 }
 

@@ -92,6 +92,8 @@ CASES = (
     Case("scaledepth_decode*", "cases_scaledepth:scaledepth_decode", "scaledepth_decode"),
     Case("scaledepth_full*", "cases_scaledepth:scaledepth_full", "scaledepth_full"),
     Case("scaledepth_optim*", "cases_scaledepth:scaledepth_optim"),
+    Case("wordepth_metrics*", "cases_wordepth_functions:wordepth_metrics"),
+    Case("wordepth_data*", "cases_wordepth_functions:wordepth_data"),
     Case("wordepth_losses*", "cases_wordepth:wordepth_losses"),
     Case("wordepth_swin*", "cases_wordepth:wordepth_swin", "wordepth_swin"),
     Case("wordepth_train*", "cases_wordepth:wordepth_train", "wordepth_full"),

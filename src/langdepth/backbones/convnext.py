@@ -1,8 +1,7 @@
-"""ConvNeXt (arXiv 2201.03545) as a trunk: timm's blocks under timm's names."""
+"""ConvNeXt (arXiv 2201.03545) as an encoder: timm's blocks under timm's names."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ STRIDES = (4, 8, 16, 32)
 
 
 class ConvNeXt(nn.Module):
-    """Maps of normalised pictures (B, 3, H, W) after each of the four stages, not normalised; weights are random.
+    """Maps of a normalised picture (B, 3, H, W) after each of the four stages, not normalised; weights are random.
 
-    ``name``: timm's, with or without tag ("convnext_large", "convnext_large.fb_in22k"). ``drop_path``: of the last
-    block in training; those before it have less. Raises UsageError for a name that is no ConvNeXt.
+    ``name``: timm's, with or without tag ("convnext_large", "convnext_large.fb_in22k"). ``drop_path``: share of dropped
+    branches in the last block, rising from 0 in the first. Raises UsageError for a name that is no ConvNeXt.
     """
 
     def __init__(self, name: str, drop_path: float = 0.0) -> None:
@@ -45,26 +44,22 @@ class ConvNeXt(nn.Module):
         for stage in self.stages:  # type: ignore[attr-defined]
             stage.grad_checkpointing = on
 
-    def load_pretrained(self, source: str | Path | None = None) -> str:
+    def load_pretrained(self, source: str | None = None) -> str:
         """Weights that timm publishes under this name; returns a line naming the source.
 
-        ``source``: a ``.safetensors`` file with timm's names, None for timm's own download, or "random" for tests, with
-        a warning. Raises CheckpointError for weights that are not there or do not fit.
+        ``source``: a ``.safetensors`` file with timm's names, None for timm's own download. Raises CheckpointError for
+        weights that are not there or do not fit.
         """
-        if source == "random":
-            warnings.warn(
-                f"{self.name} has RANDOM weights: training starts from nothing; give a file of its weights",
-                stacklevel=2,
-            )
-            return "random"
-        options: dict[str, Any] = {} if source is None else {"pretrained_cfg_overlay": {"file": str(source)}}
-        if source is not None and Path(source).suffix != ".safetensors":
-            raise CheckpointError(f"{source}: weights of a trunk are read from .safetensors; give such a file")
+        options: dict[str, Any] = {}
+        if source is not None:
+            if Path(source).suffix != ".safetensors":
+                raise CheckpointError(f"{source}: weights of a ConvNeXt are read from .safetensors; give such a file")
+            options["pretrained_cfg_overlay"] = {"file": source}
         try:
             model: Any = timm.create_model(self.name, num_classes=0, pretrained=True, **options)
         except Exception as error:  # timm's, the hub's and safetensors' errors are of many kinds
             problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(f"{source or self.name}: no weights of {self.name} to be had ({problem})") from None
+            raise CheckpointError(f"{source or 'hub'}: no weights of {self.name} to be had ({problem})") from None
         self.stem.load_state_dict(model.stem.state_dict())
         self.stages.load_state_dict(model.stages.state_dict())
-        return f"timm {self.name}" if source is None else str(source)
+        return f"timm {self.name}" if source is None else source

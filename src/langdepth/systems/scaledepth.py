@@ -16,7 +16,7 @@ Data flow (published size; 64 bin queries, 3 scale queries)
                            expected centre of the bins -> relative (B, 1, 120, 160)
     scale (SASP):          scale queries in a row (B, 768) -> linear layer, ReLU, + 0.1 m -> scale (B,)
                            the same x CLIP's features of 28 scene names (28, 768) -> scene_probs (B, 28)
-    depth = scale x relative, metres -> bilinear (B, 1, 480, 640)
+    depth = scale x relative (B, 1, 120, 160), metres
 
 In training three layers predict, a third, two thirds and all of the way; prediction needs the last one alone. Scene
 names teach the scale in training. A scene that is named in prediction is our addition, see ``ScaleDepth.forward``.
@@ -35,12 +35,14 @@ from torch.nn import functional as F
 
 from langdepth import losses
 from langdepth.backbones.convnext import ConvNeXt
+from langdepth.backbones.encoders import make_encoder, start_encoder
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.parts.pixel_decoder import PixelDecoder, PixelFeatures
 from langdepth.parts.query_decoder import QueryDecoder
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import rename, set_quirks
-from langdepth.text.scenes import SCENES, scene_index
+from langdepth.text.encoders import CaptionBank, caption_scene_of_label, read_caption_features
+from langdepth.text.scenes import CAPTION_SCENES, SCENES, scene_index
 from langdepth.types import Batch, DepthOutput, InputSpec
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -53,10 +55,12 @@ class ScaleDepthConfig:
 
     QUIRKS: ClassVar[dict[str, Any]] = {"scale_bias": 0.0, "scene_mean_over_all": True}
 
-    backbone: str = "convnext_large"
-    """timm's name of a ConvNeXt."""
+    encoder: str = "convnext_large"
+    """Name of the trunk: timm's of a ConvNeXt, swin-large, efficientnet-lite0 ..."""
+    frozen: int = 0
+    """Stages of an EfficientNet-Lite that keep their ImageNet weights."""
     start: Literal["clip", "imagenet"] = "clip"
-    """Where the trunk's weights come from when training starts."""
+    """Where the encoder's weights come from when training starts."""
     clip: str = "convnext_large_d_320"
     """open_clip's name of the model that encodes the scenes, with embeddings as wide as the scale queries in a row."""
     clip_tag: str = "laion2b_s29b_b131k_ft_soup"
@@ -64,14 +68,15 @@ class ScaleDepthConfig:
     quick_gelu: bool = False
     """Whether these were trained with QuickGELU (OpenAI's were)."""
     drop_path: float = 0.1
+    """Share of dropped branches in the encoder's last block in training."""
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     area: int | None = 480 * 640
     """Pixels inside the network, in the picture's shape; null: the picture's own size."""
     channels: int = 256
     """Of memories, mask features and queries; a multiple of 32."""
-    encoder_layers: int = 6
-    encoder_hidden: int = 1024
+    pixel_layers: int = 6
+    pixel_hidden: int = 1024
     decoder_layers: int = 9
     """A multiple of 3."""
     decoder_hidden: int = 2048
@@ -96,7 +101,7 @@ class ScaleDepthConfig:
     scene_share: float = 0.5
     """How far a named scene moves the scale in logs, from what the picture is read as (0) to what it says (1)."""
     gradient_checkpointing: bool = False
-    """Training in less memory and more time."""
+    """Training in less memory and more time: of the decoders and of a ConvNeXt only the layers' inputs are kept."""
     reference_exact: bool = False
     """The official code's numbers in training, its mistakes included."""
 
@@ -147,9 +152,9 @@ class ScaleDepth(System):
         spec = InputSpec(mean=config.mean, std=config.std, area=config.area, multiple_of=multiple)
         super().__init__(config, spec)
         self.scenes = SCENES[: config.scenes]
-        self.trunk = ConvNeXt(config.backbone, config.drop_path)
+        self.encoder = make_encoder(config.encoder, config.drop_path, config.frozen)
         self.pixel_decoder = PixelDecoder(
-            self.trunk.channels, config.channels, config.encoder_layers, config.encoder_hidden
+            self.encoder.channels[-4:], config.channels, config.pixel_layers, config.pixel_hidden
         )
         self.query_decoder = QueryDecoder(
             config.bins, config.scale_queries, config.channels, config.decoder_layers, config.decoder_hidden
@@ -161,16 +166,17 @@ class ScaleDepth(System):
         # Of the training pictures of each scene: how many, and the mean of their log median depth.
         self.register_buffer("scene_counts", torch.zeros(config.scenes))
         self.register_buffer("scene_log_depths", torch.zeros(config.scenes))
-        self.trunk.set_gradient_checkpointing(config.gradient_checkpointing)
-        for part in (self.pixel_decoder, self.query_decoder):
-            part.gradient_checkpointing = config.gradient_checkpointing
+        self.pixel_decoder.gradient_checkpointing = config.gradient_checkpointing
+        self.query_decoder.gradient_checkpointing = config.gradient_checkpointing
+        if isinstance(self.encoder, ConvNeXt):
+            self.encoder.set_gradient_checkpointing(config.gradient_checkpointing)
 
     # -- depth -----------------------------------------------------------------------------------------------------
 
     def forward(
         self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
     ) -> DepthOutput:
-        """Depth of (B, 3, H, W) pictures in [0, 1], H and W at least 32, at their size.
+        """Depth of (B, 3, H, W) pictures in [0, 1], H and W at least 32, at a quarter of their size.
 
         ``scene``: names of ``scenes``. The paper predicts without; here a name moves the scale half of the way (option
         ``scene_share``), in log scale, from the usual depth of the scenes that the picture is read as to that of the
@@ -184,22 +190,23 @@ class ScaleDepth(System):
         with torch.autocast(image.device.type, enabled=False):
             probs = None if found.similarity is None else found.similarity.softmax(-1)
             scale = found.scale if scene is None else found.scale * self._scene_factor(scene, probs)
-            relative = F.interpolate(found.relative, size=image.shape[-2:], mode="bilinear", align_corners=False)
-            depth = relative * scale[:, None, None, None]
-        return DepthOutput(depth=depth, relative=relative, scale=scale, bin_centers=found.centers, scene_probs=probs)
+            depth = found.relative * scale[:, None, None, None]
+        return DepthOutput(
+            depth=depth, relative=found.relative, scale=scale, bin_centers=found.centers, scene_probs=probs
+        )
 
     def maps(self, image: Tensor) -> list[Tensor]:
-        """The trunk's maps of (B, 3, H, W) RGB in [0, 1], finest first. Raises UsageError for too small pictures."""
+        """The encoder's maps of (B, 3, H, W) RGB in [0, 1], finest first. Raises UsageError for too small pictures."""
         if min(image.shape[-2:]) < SMALLEST:
             raise UsageError(
                 f"'{self.name}' takes pictures of at least {SMALLEST}x{SMALLEST} pixels, not "
                 f"{image.shape[-1]}x{image.shape[-2]}; enlarge the picture"
             )
-        maps: list[Tensor] = self.trunk(self.normalise(image))
+        maps: list[Tensor] = self.encoder(self.normalise(image))[-4:]
         return maps
 
     def read(self, maps: Sequence[Tensor], layers: Sequence[int], table: Tensor | None = None) -> list[Reading]:
-        """What the queries say after the decoder ``layers`` (indices), for the trunk's maps, finest first.
+        """What the queries say after the decoder ``layers`` (indices), for the encoder's maps, finest first.
 
         ``table``: (K, D) in the place of the scene table.
         """
@@ -259,7 +266,7 @@ class ScaleDepth(System):
         return factor
 
     def load_foundation(self, clip_weights: str | Path | None = None, prompts: Mapping[str, Any] | None = None) -> None:
-        """Fill in the scene table and, where the trunk is CLIP's, the trunk from CLIP weights.
+        """Fill in the scene table and, where it starts from CLIP, the encoder from CLIP weights.
 
         ``clip_weights``: a file, None for open_clip's download, or "random". Raises UsageError and CheckpointError.
         """
@@ -273,47 +280,71 @@ class ScaleDepth(System):
         if self.scenes:
             names = [name.replace("_", " ") for name in self.scenes]
             features = text_features(names, weights, templates=[config.prompt])
-            if features.shape != self.scene_table.shape:
-                raise UsageError(
-                    f"the embeddings of CLIP {config.clip} have {features.shape[1]} numbers, the scale queries "
-                    f"{self.scene_table.shape[1]} ({config.scale_queries} x {config.channels}); they must be the same"
-                )
-            self.scene_table.copy_(features)
+            self._set_table(features, f"CLIP {config.clip}")
         if config.start == "clip":
             visual = weights.visual()
-            own = self.trunk.state_dict()
-            self.trunk.load_state_dict({name: visual[f"trunk.{name}"] for name in own})
+            own = self.encoder.state_dict()
+            self.encoder.load_state_dict({name: visual[f"trunk.{name}"] for name in own})
         self.provenance |= {"source": f"CLIP {config.clip}: {weights.source}", "clip_sha256": weights.sha256}
+
+    def _set_table(self, features: Tensor, source: str) -> None:
+        if features.shape != self.scene_table.shape:
+            queries, channels = self.config.scale_queries, self.config.channels
+            raise UsageError(
+                f"{source}: features of scenes have {features.shape[1]} numbers, the scale queries "
+                f"{queries * channels} ({queries} x {channels}); they must be the same"
+            )
+        self.scene_table.copy_(features)
 
     # -- training --------------------------------------------------------------------------------------------------
 
-    def prepare_training(self, clip_weights: str | None = None, backbone_weights: str | None = None) -> None:
-        """CLIP weights for trunk and scene table, unless the system has trained weights already.
+    def prepare_training(
+        self,
+        clip_weights: str | None = None,
+        encoder_weights: str | None = None,
+        text_features: str | None = None,
+    ) -> None:
+        """Start weights of encoder and scene table, unless the system has trained weights already.
 
-        ``backbone_weights``: of a trunk that starts from ImageNet, see ``ConvNeXt.load_pretrained``.
+        ``clip_weights``: see ``load_foundation``. ``encoder_weights``: of an encoder that starts from ImageNet, see
+        ``backbones.encoders.start_encoder``. ``text_features``: instead of CLIP's text tower the ``.npz`` of captions
+        and their features (see ``text.encoders.read_caption_features``); a scene's row is then the mean of captions.
         """
         if "weights" in self.provenance:
             return
-        if self.scenes or self.config.start == "clip":
+        if self.config.start == "clip" or (self.scenes and text_features is None):
             self.load_foundation(clip_weights)
+        if self.scenes and text_features is not None:
+            self._scenes_of_captions(text_features)
         if self.config.start == "imagenet":
-            self.provenance["backbone"] = self.trunk.load_pretrained(backbone_weights)
+            self.provenance["encoder"] = start_encoder(self.encoder, encoder_weights)
+
+    def _scenes_of_captions(self, path: str) -> None:
+        """Scene table from published features of captions: mean of those of the nearest scene that captions name."""
+        captions = CaptionBank(read_caption_features(path)).by_scene
+        absent = [name for name, features in zip(CAPTION_SCENES, captions, strict=True) if not len(features)]
+        if absent:
+            raise UsageError(f"{path}: no caption is about the scene '{absent[0]}'; give a file of more captions")
+        rows = F.normalize(torch.stack([features.mean(0) for features in captions]), dim=-1)
+        self._set_table(rows[caption_scene_of_label()[: len(self.scenes)]], path)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Depth and scene losses of three layers, as they count; "total", their sum.
-
-        "depth_2" is that of the third layer: layers count from 0. Depth losses of earlier layers count 1/4 and 1/2,
-        scene losses all the same.
-        """
-        config, last = self.config, self.config.decoder_layers - 1
-        layers = [config.decoder_layers // 3 - 1, config.decoder_layers * 2 // 3 - 1, last]
-        readings = self.read(self.maps(batch.image), layers)
+        """Depth and scene losses of three layers, see ``losses_of``."""
+        layers = self.config.decoder_layers
         if self.training and self.scenes:
             self._remember_depths(batch)
-        terms: dict[str, Tensor] = {}
-        with torch.autocast(batch.depth.device.type, enabled=False):
-            for layer, reading, weight in zip(layers, readings, (0.25, 0.5, 1.0), strict=True):
-                name = "" if layer == last else f"_{layer}"
+        return self.losses_of(self.read(self.maps(batch.image), range(layers)[layers // 3 - 1 :: layers // 3]), batch)
+
+    def losses_of(self, readings: Sequence[Reading], batch: Batch) -> dict[str, Tensor]:
+        """Losses of three layers' ``readings``, weighted: "depth", "scene", "chamfer"; "total", their sum.
+
+        Those of the earlier layers have the layer's index behind their name. Their depth losses count 1/4 and 1/2,
+        their scene losses as much as the last.
+        """
+        config, third = self.config, self.config.decoder_layers // 3
+        names, terms = (f"_{third - 1}", f"_{2 * third - 1}", ""), dict[str, Tensor]()
+        for name, reading, weight in zip(names, readings, (0.25, 0.5, 1.0), strict=True):
+            with torch.autocast(batch.depth.device.type, enabled=False):
                 relative = F.interpolate(
                     reading.relative, size=batch.depth.shape[-2:], mode="bilinear", align_corners=False
                 )
@@ -322,9 +353,11 @@ class ScaleDepth(System):
                 )
                 if reading.similarity is not None:
                     terms[f"scene{name}"] = config.scene_loss_weight * losses.scene_cross_entropy(
-                        reading.similarity, self._labels(batch), form=config.scene_loss,
+                        reading.similarity,
+                        self._labels(batch),
+                        form=config.scene_loss,
                         mean_over_all=config.scene_mean_over_all,
-                    )  # fmt: skip
+                    )
                 if config.chamfer_weight:
                     centers = reading.centers * reading.scale[:, None]
                     terms[f"chamfer{name}"] = config.chamfer_weight * losses.bin_chamfer(
@@ -349,13 +382,13 @@ class ScaleDepth(System):
         self.scene_log_depths += (sums - added * self.scene_log_depths) / self.scene_counts.clamp_min(1)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """As published: the trunk at a tenth of the rate, with decay everywhere; none on other norms and on queries."""
-        trunk = list(self.trunk.parameters())
+        """As published: the encoder at a tenth of the rate, all with decay; elsewhere none on norms and queries."""
+        trunk = [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
         plain = [self.query_decoder.contents, self.query_decoder.positions, self.query_decoder.levels]
         for module in (*self.pixel_decoder.modules(), *self.query_decoder.modules()):
             if isinstance(module, nn.LayerNorm | nn.GroupNorm):
                 plain += module.parameters()
-        others = {id(parameter) for parameter in (*trunk, *plain)}
+        others = {id(parameter) for parameter in (*self.encoder.parameters(), *plain)}
         rest = [parameter for parameter in self.parameters() if id(parameter) not in others]
         return [
             {"params": trunk, "lr": lr / 10, "weight_decay": weight_decay},
@@ -392,7 +425,7 @@ class ScaleDepth(System):
         """Prefixes of the authors' tensors -> ours."""
         pixels, queries, head = "pixel_decoder.", "query_decoder.", "decode_head."
         names = {
-            "backbone.clip_model.visual.trunk.": "trunk.",
+            "backbone.clip_model.visual.trunk.": "encoder.",
             f"{head}class_embeddings": "scene_table",
             f"{head}scale_predictor.fc.": "scale.",
             f"{head}query_feat.weight": f"{queries}contents",
@@ -420,7 +453,7 @@ class ScaleDepth(System):
             for theirs, ours in usual.items()
         }
         for old, new, count, parts in (
-            (f"{head}pixel_decoder.encoder.layers.", f"{pixels}layers.", self.config.encoder_layers, encoder),
+            (f"{head}pixel_decoder.encoder.layers.", f"{pixels}layers.", self.config.pixel_layers, encoder),
             (f"{head}transformer_decoder.layers.", f"{queries}layers.", self.config.decoder_layers, decoder),
         ):
             for layer in range(count):
