@@ -138,8 +138,8 @@ _WORDEPTH: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "tiny": (
         "EfficientNet-Lite and a small decoder, rooms and streets",
-        {"encoder": "efficientnet-lite0", "frozen": 2, "resolution": (240, 320), "widths": (64, 48, 32), "latent": 64}
-        | {"max_depth": 80.0, "skip_mode": "image_only", "alter_prob": 0.2},
+        {"encoder": "efficientnet-lite0", "frozen": 2, "resolution": (240, 320), "widths": (64, 40, 24), "latent": 48}
+        | {"encoder_lr": 0.2, "max_depth": 80.0, "skip_mode": "image_only", "alter_prob": 0.2},
     ),
 }
 

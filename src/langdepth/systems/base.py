@@ -40,6 +40,8 @@ class System(nn.Module):
     """Whether ``loss`` looks at the mirror image of every picture, too."""
     imagines: ClassVar[bool] = False
     """Whether noise takes the place of a picture, or of a part of what it says: ``draw_noise``, ``imagine``, ``draw``."""
+    encoder_rate: float = 1.0
+    """Learning rate of ``encoder`` as a share of the others'."""
     provenance: dict[str, Any]
 
     def __init__(self, config: Any, input_spec: InputSpec) -> None:
@@ -123,13 +125,18 @@ class System(nn.Module):
         """Load what training starts from (ImageNet or CLIP weights). Called once by ``train``, never by ``load``."""
 
     def parameter_groups(self, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
-        """Optimiser groups; by default no weight decay on vectors and scalars (norms, biases)."""
-        matrices = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
-        vectors = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
-        return [
-            {"params": matrices, "lr": lr, "weight_decay": weight_decay},
-            {"params": vectors, "lr": lr, "weight_decay": 0.0},
-        ]
+        """Optimiser groups; by default no weight decay on vectors and scalars (norms, biases).
+
+        ``self.encoder_rate``: what the parameters of ``encoder`` multiply the learning rate by.
+        """
+        trainable = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        groups = []
+        for inside, share in ((True, self.encoder_rate), (False, 1.0)):
+            chosen = [p for name, p in trainable if name.startswith("encoder.") == inside]
+            for matrices, decay in ((True, weight_decay), (False, 0.0)):
+                parameters = [p for p in chosen if (p.ndim > 1) == matrices]
+                groups.append({"params": parameters, "lr": lr * share, "weight_decay": decay})
+        return [group for group in groups if group["params"]]
 
     def load_foundation(self, clip_weights: str | Path | None = None, prompts: Mapping[str, Any] | None = None) -> None:
         """Fill in the CLIP weights that the system stands on; ``prompts``: fields of ``text.prompts.PromptSet``.

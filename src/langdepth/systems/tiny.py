@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +78,7 @@ class Tiny(System):
     """The embedded default system. ``text`` is sentences or a (B, 1024) matrix of CLIP RN50 text features."""
 
     Config = TinyConfig
+    encoder_rate = 1 / 5  # lest it forgets ImageNet
     scenes = tuple(CAPTION_SCENES)
     text_mean: Tensor
     text_basis: Tensor
@@ -251,18 +251,6 @@ class Tiny(System):
             "usual": config.usual_weight * self._usual_loss(batch, scene),
         }
         return {"total": torch.stack(list(parts.values())).sum(), **parts}
-
-    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """The encoder learns at a fifth of the rate of what is new, lest it forgets ImageNet; no decay on vectors."""
-        groups = []
-        for factor, part in ((1 / 5, True), (1.0, False)):
-            chosen = [
-                (n, p) for n, p in self.named_parameters() if p.requires_grad and n.startswith("encoder.") == part
-            ]
-            for decay, matrices in ((weight_decay, True), (0.0, False)):
-                parameters = [p for _, p in chosen if (p.ndim > 1) == matrices]
-                groups.append({"params": parameters, "lr": lr * factor, "weight_decay": decay})
-        return groups
 
 
 def _log_head(inputs: int, start: float) -> nn.Sequential:

@@ -62,6 +62,8 @@ class WorDepthConfig:
     encoder: Literal["swin-large", "swin-tiny", "swin-mini", "efficientnet-lite0", "efficientnet-lite2"] = "swin-large"
     frozen: int = 0
     """First stages of an EfficientNet-Lite that keep their ImageNet weights."""
+    encoder_lr: float = 1.0
+    """Learning rate of the encoder as a share of the rest's."""
     drop_path: float = 0.2
     """Share of dropped residual branches in the last block of a Swin, rising from 0."""
     resolution: tuple[int, int] = (480, 640)
@@ -96,8 +98,9 @@ class WorDepthConfig:
             raise ValueError(f"resolution must be multiples of {PATCH}, at least {MULTIPLE}, got {found}")
         if not self.max_depth > LEAST_DEPTH:
             raise ValueError(f"max_depth must be above {LEAST_DEPTH}, got {self.max_depth}")
-        if not 0 <= self.alter_prob <= 1:
-            raise ValueError(f"alter_prob must lie between 0 and 1, got {self.alter_prob}")
+        for name in ("alter_prob", "encoder_lr"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
 
 
 class Seen(NamedTuple):
@@ -129,6 +132,7 @@ class WorDepth(System):
         super().__init__(config, InputSpec(area=height * width, multiple_of=MULTIPLE, **statistics))  # type: ignore[arg-type]
         self.config: WorDepthConfig = config
         self.encoder = make_encoder(config)
+        self.encoder_rate = config.encoder_lr
         c2, c3, c4, c5 = self.encoder.channels[-4:]
         wide, middle, narrow = config.widths
         self.skip_channels = wide, c3, c2
