@@ -25,6 +25,7 @@ CIRCUMSTANCES = (
     "data.root",
     "data.trust_unit",
     "data.captions",
+    "data.cache",
     "data.workers",
     "train.out",
     "train.accelerator",
@@ -62,6 +63,9 @@ class SystemSection:
         registry.entry(self.name)
 
 
+Pipeline = Literal["standard", "nyu-adapters", "nyu-adapters-two-views", "wordepth-nyu", "wordepth-kitti"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSection:
     """What is learned from and judged on."""
@@ -87,24 +91,40 @@ class DataSection:
     """Draw them with this seed, instead of taking the first ones."""
     aspects: tuple[float, ...] = (4 / 3,)
     """Width / height of the shapes that training pictures are cut to."""
+    crop: tuple[int, int] | None = None
+    """(height, width) that training pictures are cut to at their own resolution, black where they are smaller; instead
+    of a part with the shape of an aspect, resized."""
+    kb_sources: tuple[str, ...] = ()
+    """Sources whose training pictures are first cut to the KITTI benchmark's 352 x 1216."""
     batch_size: int = 8
     """Pictures per batch and device."""
     workers: int = 2
     """Processes that read pictures; 0 reads in the training process."""
-    pipeline: Literal["standard", "nyu-adapters", "nyu-adapters-two-views"] = "standard"
-    """How training pictures are made: cut and varied by ``augmentation``, or as the CLIP adapters do with 640x480
-    pictures (data/nyu_adapters.py); two-views adds the second view that a photometric loss needs."""
+    pipeline: Pipeline = "standard"
+    """How training pictures are made: cut and varied by ``augmentation``; as the CLIP adapters do with 640x480 pictures
+    (data/nyu_adapters.py), where two-views adds the second view that a photometric loss needs; or as WorDepth does with
+    pictures of NYU or KITTI (data/wordepth_pictures.py)."""
     reference_exact: bool = False
     """The official pictures of the nyu-adapters pipelines, their mistakes included."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Of the standard pipeline."""
+    cache: Literal["none", "features"] = "none"
+    """features: what a frozen trunk gives is computed once per picture and its mirror image, then read from disk."""
 
     def __post_init__(self) -> None:
         layout(self.name)
         standard = self.pipeline == "standard"
+        wanted = {} if standard else {"data.pipeline": "standard"}
+        wanted |= {f"data.augmentation.{name}": value for name, value in self.augmentation.varying().items()}
+        if self.cache == "features" and wanted:
+            settings = ", ".join(f"{name}: {str(value).lower()}" for name, value in wanted.items())
+            raise UsageError(f"data.cache: features need pictures that at most are mirrored; set {settings}")
         _require(
             without_caption=(self.captions is not None or self.without_caption == "stop", "used with captions"),
-            reference_exact=(not (standard and self.reference_exact), "false with the standard pipeline"),
+            reference_exact=(
+                not self.reference_exact or self.pipeline.startswith("nyu-adapters"),
+                f"false with the {self.pipeline} pipeline",
+            ),
             augmentation=(standard or self.augmentation == Augmentation(), f"left out with pipeline {self.pipeline}"),
             shots=(self.shots is None or self.shots >= 1, "at least 1"),
             shots_seed=(
@@ -112,6 +132,11 @@ class DataSection:
                 "used with shots",
             ),
             aspects=(bool(self.aspects) and min(self.aspects) > 0, "one or more positive numbers"),
+            crop=(
+                self.crop is None or (standard and min(self.crop) > 0 and self.augmentation.zoom == 1),
+                "two positive numbers, height and width, of the standard pipeline without zoom",
+            ),
+            kb_sources=(standard or not self.kb_sources, f"left out with pipeline {self.pipeline}"),
             batch_size=(self.batch_size >= 1, "at least 1"),
             workers=(self.workers >= 0, "at least 0"),
         )
@@ -146,6 +171,8 @@ class OptimSection:
     """Largest gradient norm; 0 switches clipping off."""
     accumulate: int = 1
     """Batches per optimiser step."""
+    effective_batch: int | None = None
+    """Pictures per optimiser step on all devices together, kept whatever their number: ``accumulate`` follows."""
 
     def __post_init__(self) -> None:
         _require(
@@ -163,7 +190,11 @@ class OptimSection:
             ),
             factor=(0 < self.factor <= 1, "above 0 and at most 1"),
             clip=(self.clip >= 0, "at least 0"),
-            accumulate=(self.accumulate >= 1, "at least 1"),
+            accumulate=(
+                self.accumulate >= 1 and (self.accumulate == 1 or self.effective_batch is None),
+                "at least 1, and left out with effective_batch",
+            ),
+            effective_batch=(self.effective_batch is None or self.effective_batch >= 1, "at least 1"),
         )
 
 
@@ -234,6 +265,26 @@ class Recipe:
     data: DataSection
     optim: OptimSection = field(default_factory=OptimSection)
     train: TrainSection = field(default_factory=TrainSection)
+
+    def __post_init__(self) -> None:
+        at_once = self._at_once
+        wanted = self.optim.effective_batch
+        if wanted is not None and wanted % at_once:
+            raise UsageError(
+                f"optim.effective_batch: {wanted} pictures per step cannot be made of {at_once} at once "
+                f"(data.batch_size {self.data.batch_size} on {at_once // self.data.batch_size} devices); change one"
+            )
+
+    @property
+    def _at_once(self) -> int:
+        """Pictures in one batch of all devices."""
+        return self.data.batch_size * self.train.devices * self.train.num_nodes
+
+    @property
+    def accumulate(self) -> int:
+        """Batches per optimiser step."""
+        wanted = self.optim.effective_batch
+        return self.optim.accumulate if wanted is None else wanted // self._at_once
 
     def identity(self) -> dict[str, Any]:
         """Every field that decides the trained weights, by its dotted name."""

@@ -43,6 +43,7 @@ from langdepth import protocols, registry, viz
 from langdepth.checkpoint import load, save
 from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.base import open_dataset
+from langdepth.data.feature_cache import FeatureCache
 from langdepth.data.nyu_adapters import NyuAdapterTransform
 from langdepth.data.rows import RowDataset
 from langdepth.data.sampling import (
@@ -56,6 +57,7 @@ from langdepth.data.sampling import (
     training_shapes,
 )
 from langdepth.data.transforms import TrainTransform
+from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, NonFiniteLossError, UsageError
 from langdepth.evaluate import evaluate, judge, require_comparable, sheet_row
 from langdepth.io import atomic_path
@@ -115,7 +117,13 @@ def _train(recipe: Recipe, resume: bool) -> Path:
     loader = _training_loader(recipe, system, train_set, weights, trainer)
     if trainer.is_global_zero and not start.is_file():  # from here on there is a run to continue
         save(system, start)
-    steps = recipe.train.epochs * math.ceil(len(loader) / recipe.optim.accumulate)
+    if trainer.is_global_zero and recipe.optim.effective_batch is not None:
+        print(
+            f"{recipe.optim.effective_batch} pictures per step: {data.batch_size} at once on each of "
+            f"{trainer.world_size} devices, {recipe.accumulate} times",
+            flush=True,
+        )
+    steps = recipe.train.epochs * math.ceil(len(loader) / recipe.accumulate)
     module = DepthTraining(system, recipe, steps)
     if recipe.train.compile:
         for child in system.children():
@@ -215,7 +223,7 @@ def _training_loader(
     recipe: Recipe, system: System, pictures: RowDataset, weights: list[float], trainer: pl.Trainer
 ) -> TrainingLoader:
     data = recipe.data
-    sizes = Sizes(system.input_spec, data.aspects)
+    sizes = Sizes(system.input_spec, data.aspects, data.crop)
     draws = Draws(
         shapes=training_shapes(pictures, sizes),
         sizes=sizes.sizes,
@@ -225,13 +233,26 @@ def _training_loader(
         rank=trainer.global_rank,
         world_size=trainer.world_size,
     )
-    return TrainingLoader(TrainingSet(pictures, _transform(data, system, sizes.sizes)), draws, data.workers)
+    dataset = TrainingSet(pictures, _transform(data, system, sizes.sizes))
+    if data.cache == "none":
+        return TrainingLoader(dataset, draws, data.workers)
+    drawn = {index: sizes.sizes[shape] for index, shape in enumerate(draws.shapes) if weights[index] > 0}
+    features = FeatureCache(system, dataset, drawn, data.augmentation.flip)
+    trainer.callbacks.append(FillFeatures(features, data.batch_size))  # type: ignore[attr-defined]
+    return TrainingLoader(dataset, draws, data.workers, finish=features.add)
 
 
 def _transform(data: DataSection, system: System, sizes: list[tuple[int, int]]) -> Transform:
     """From stored pictures to those of the network's ``sizes``."""
     if data.pipeline == "standard":
-        return TrainTransform(data.augmentation, system.input_spec.area or math.prod(sizes[0]))
+        return TrainTransform(
+            data.augmentation,
+            system.input_spec.area or math.prod(sizes[0]),
+            resized=data.crop is None,
+            kb_sources=data.kb_sources,
+        )
+    if data.pipeline in RULES:
+        return WorDepthTransform(RULES[data.pipeline])
     two_views = data.pipeline == "nyu-adapters-two-views"
     return NyuAdapterTransform(sizes, two_views=two_views, reference_exact=data.reference_exact)
 
@@ -249,7 +270,7 @@ def _trainer(recipe: Recipe, callbacks: list[Callback]) -> pl.Trainer:
             precision=settings.precision,
             max_epochs=settings.epochs,
             gradient_clip_val=optim.clip or None,
-            accumulate_grad_batches=optim.accumulate,
+            accumulate_grad_batches=recipe.accumulate,
             log_every_n_steps=settings.log_every,
             use_distributed_sampler=False,
             logger=_loggers(settings.out),
@@ -402,6 +423,22 @@ class DepthTraining(pl.LightningModule):
         return names
 
 
+class FillFeatures(Callback):
+    """Has the features made that a run reads, once the system is on its device."""
+
+    def __init__(self, features: FeatureCache, batch_size: int) -> None:
+        self.features, self.batch_size = features, batch_size
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        system = cast(DepthTraining, pl_module).system
+        since = time.monotonic()
+        made = self.features.fill(system, self.batch_size, trainer.global_rank, trainer.world_size)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            found = f"{len(self.features.files)} views of pictures have features in {self.features.folder}"
+            print(f"{found}, {made} of them made in {time.monotonic() - since:.0f} s", flush=True)
+
+
 def rate(optim: OptimSection, steps: int, epochs: int = 1) -> Callable[[int], float]:
     """The learning rate of each of ``steps`` steps as a share of ``optim.lr``: up in the warm-up, then as scheduled.
 
@@ -440,7 +477,7 @@ class ResumePoint(Callback):
     def __init__(self, recipe: Recipe) -> None:
         self.path = recipe.train.out / "resume.ckpt"
         self.every, self.max_steps = recipe.train.checkpoint_every, recipe.train.max_steps
-        self.accumulate = recipe.optim.accumulate
+        self.accumulate = recipe.accumulate
         self.interrupted = False
         self._told_to_stop = False
         self._up_to_date = False

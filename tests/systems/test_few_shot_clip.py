@@ -183,5 +183,5 @@ def test_shots_per_scene() -> None:
     assert all(sorted(scenes[i] for i in places) == [0, 3, 5] for places in drawn)
     assert few_shots(scenes, 1, 7) == few_shots(scenes, 1, 7)
     assert len(few_shots(list(range(27)) * 30, 1)) == 27
-    with pytest.raises(UsageError, match="no training picture has a scene_type"):
+    with pytest.raises(UsageError, match="no training picture has a scene label"):
         few_shots([-1, -1], 1)

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from langdepth.config import from_mapping
 from langdepth.data import transforms
-from langdepth.data.transforms import Augmentation, TrainTransform, random_crop, resize_depth
+from langdepth.data.transforms import Augmentation, TrainTransform, crop_window, resize_depth
 from langdepth.errors import UsageError
 from langdepth.types import Sample
 
@@ -97,11 +97,11 @@ def test_rotated_in_corners_are_unknown() -> None:
 def test_depth_is_divided_by_the_zoom(monkeypatch: pytest.MonkeyPatch, zoom: float) -> None:
     windows = []
 
-    def remember(*arguments: Any) -> tuple[int, int, int, int]:
-        windows.append(random_crop(*arguments))
+    def remember(*arguments: Any, **options: Any) -> tuple[int, int, int, int]:
+        windows.append(crop_window(*arguments, **options))
         return windows[-1]
 
-    monkeypatch.setattr(transforms, "random_crop", remember)
+    monkeypatch.setattr(transforms, "crop_window", remember)
     sample = noise()
     sample.depth = torch.full_like(sample.depth, 6.0)
     seen = set()
@@ -176,7 +176,7 @@ def test_crops_lie_inside_and_are_as_large_as_they_can_be(height: int, width: in
     torch.manual_seed(0)
     for zoom in (1.0, 1.7, 50.0):
         for _ in range(5):
-            top, left, tall, wide = random_crop(height, width, aspect, zoom)
+            top, left, tall, wide = crop_window(height, width, aspect, zoom)
             assert tall >= 1
             assert wide >= 1
             assert 0 <= top <= height - tall

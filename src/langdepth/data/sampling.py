@@ -43,6 +43,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         mask=torch.stack([s.mask for s in samples]),
         scene=torch.tensor([s.scene for s in samples]),
         text=[s.text for s in samples],
+        mirrored=torch.tensor([s.mirrored for s in samples]),
         path=[s.path for s in samples],
         **optional,
     )
@@ -73,11 +74,22 @@ class TrainingSet(Dataset[Sample]):
 
 
 class Sizes:
-    """The few network sizes that training pictures are cut to: each picture takes the nearest of ``aspects``."""
+    """The few network sizes that training pictures are cut to: each picture takes the nearest of ``aspects``.
 
-    def __init__(self, spec: InputSpec, aspects: Sequence[float]) -> None:
-        self.aspects = tuple(aspects)
-        self.sizes = [spec.network_size(1000, round(1000 * aspect)) for aspect in aspects]
+    ``crop``: one (height, width) for all instead. Raises UsageError for one that the network does not take.
+    """
+
+    def __init__(self, spec: InputSpec, aspects: Sequence[float], crop: tuple[int, int] | None = None) -> None:
+        self.aspects = tuple(aspects) if crop is None else (crop[1] / crop[0],)
+        self.sizes = [spec.network_size(1000, round(1000 * aspect)) for aspect in self.aspects]
+        if crop is not None:
+            taken = spec.size or tuple(-(-side // spec.multiple_of) * spec.multiple_of for side in crop)
+            if taken != tuple(crop):
+                raise UsageError(
+                    f"data.crop: the network takes {taken[0]}x{taken[1]} pixels (height x width), not "
+                    f"{crop[0]}x{crop[1]}"
+                )
+            self.sizes = [crop]
 
     def of(self, height: int, width: int) -> int:
         """Index of the size for a stored picture."""
@@ -205,11 +217,14 @@ def _collate_or_error(samples: Sequence[Sample | LangdepthError]) -> Batch | Lan
 class TrainingLoader(DataLoader[Any]):
     """A DataLoader that knows where it is: from its state (epoch, batches handed out) it continues in mid-epoch.
 
-    Iterating raises ImageError naming an unusable file.
+    ``finish`` adds to a batch what the workers do not pass on. Iterating raises ImageError naming an unusable file.
     """
 
-    def __init__(self, dataset: TrainingSet, draws: Draws, workers: int) -> None:
+    def __init__(
+        self, dataset: TrainingSet, draws: Draws, workers: int, finish: Callable[[Batch], Batch] | None = None
+    ) -> None:
         self.plan = _Plan(draws)
+        self.finish = finish
         self._done = 0
         super().__init__(
             _ErrorsAsValues(dataset),
@@ -226,6 +241,8 @@ class TrainingLoader(DataLoader[Any]):
         for batch in super().__iter__():
             if isinstance(batch, LangdepthError):
                 raise batch
+            if self.finish is not None:
+                batch = self.finish(batch)
             self._done += 1
             if self._done == len(self.plan):  # before the last one goes out: a checkpoint then points at the next epoch
                 self.plan.epoch, self.plan.start, self._done = self.plan.epoch + 1, 0, 0

@@ -6,7 +6,9 @@ Randomness comes from torch's global generator: seed it (``torch.random.fork_rng
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
+from langdepth.protocols import Protocol
 from langdepth.types import Sample
 
 SPARSE = 0.3  # below this share of known pixels a depth map counts as sparse (LiDAR)
@@ -28,6 +31,8 @@ class Augmentation:
 
     flip: float = 0.5
     """Probability of mirroring left to right."""
+    random_crop: bool = True
+    """Whether the part that has the network's shape is cut out at a random place, not from the middle."""
     zoom: float = 1.5
     """Largest enlargement by cropping; depth is divided by it, as if the camera had moved closer."""
     zoom_probability: float = 0.7
@@ -38,6 +43,8 @@ class Augmentation:
     contrast: float = 0.3
     saturation: float = 0.3
     hue: float = 0.05
+    gamma: float = 0.0
+    """Largest change of the exponent, from 1, in half of the pictures."""
     colour_probability: float = 0.8
     grey: float = 0.05
     """Probability of a grey picture."""
@@ -45,6 +52,10 @@ class Augmentation:
     """Probability of a slight blur."""
     cut_depth: float = 0.0
     """Probability of painting the depth of a box into the picture (CutDepth, Ishii & Yamashita 2021)."""
+    depth_mix: float = 0.0
+    """Probability of painting the depth of a stripe of full height into the picture (ScaleDepth)."""
+    depth_mix_wraps: bool = False
+    """Paint millimetres modulo 256, as ScaleDepth's code does by mistake."""
     erase: float = 0.0
     """Probability of greying out a box of the picture."""
 
@@ -55,6 +66,18 @@ class Augmentation:
             value = getattr(self, field.name)
             if not least <= value <= most:
                 raise ValueError(f"{field.name} must lie between {least:g} and {most:g}, got {value}")
+
+    def varying(self) -> dict[str, Any]:
+        """What would have to be set for a picture to be the same every time but for mirroring: field -> value."""
+        off = ("zoom_probability", "rotate_probability", "colour_probability", "gamma", "grey", "blur", "cut_depth",
+               "depth_mix", "erase")  # fmt: skip
+        strengths = {
+            "zoom_probability": self.zoom - 1,
+            "rotate_probability": self.rotate,
+            "colour_probability": self.brightness + self.contrast + self.saturation + self.hue,
+        }
+        varying = [name for name in off if getattr(self, name) * strengths.get(name, 1.0) > 0]
+        return ({"random_crop": False} if self.random_crop else {}) | dict.fromkeys(varying, 0.0)
 
 
 def resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
@@ -73,16 +96,22 @@ def resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.where(closest > 0, 1 / closest, torch.zeros_like(closest))
 
 
-def random_crop(height: int, width: int, aspect: float, zoom: float) -> tuple[int, int, int, int]:
-    """Top, left, height, width of a random window.
+def crop_window(
+    height: int, width: int, aspect: float, zoom: float, *, random: bool = True
+) -> tuple[int, int, int, int]:
+    """Top, left, height, width of a window at a random place or in the middle.
 
     Its shape is ``aspect`` (width / height), its size the largest that fits, divided by ``zoom``.
     """
     crop_height = min(height, width / aspect) / zoom
     size = max(1, round(crop_height)), max(1, min(width, round(crop_height * aspect)))
-    top = int(torch.randint(0, height - size[0] + 1, ()))
-    left = int(torch.randint(0, width - size[1] + 1, ()))
-    return top, left, *size
+    return *_corner(height - size[0], width - size[1], random), *size
+
+
+def _corner(room_below: int, room_right: int, random: bool) -> tuple[int, int]:
+    """Top and left of a window with so much room, at a random place or in the middle."""
+    top, left = (int(torch.randint(0, room + 1, ())) if random else room // 2 for room in (room_below, room_right))
+    return top, left
 
 
 def _chance(probability: float) -> bool:
@@ -97,12 +126,33 @@ def _box(height: int, width: int) -> tuple[slice, slice]:
     return slice(top, top + tall), slice(left, left + wide)
 
 
-class TrainTransform:
-    """A stored picture with depth to one of the network's size, varied at random."""
+def depth_stripe(image: Tensor, depth: Tensor, left: float, width: float, *, wraps: bool = False) -> Tensor:
+    """``image`` (3, H, W) in [0, 1] with the depth (1, H, W) of a stripe of full height painted over it.
 
-    def __init__(self, augmentation: Augmentation, area: int) -> None:
+    ``left`` and ``width`` from 0 to 1: share of the picture that lies left of it, and of 3/4 of the rest that it takes.
+    The farthest depth is white; with ``wraps`` grey is whole millimetres modulo 256.
+    """
+    first = int(image.shape[-1] * left)
+    end = first + int(max(1, (image.shape[-1] - first) * 0.75 * width))
+    grey = (depth * 1000).round() % 256 / 255 if wraps else depth / depth.max().clamp_min(1e-3)
+    return torch.cat([image[..., :first], grey[..., first:end].expand(3, -1, -1), image[..., end:]], dim=-1)
+
+
+class TrainTransform:
+    """A stored picture with depth to one of the network's size, varied at random.
+
+    Pictures of ``kb_sources`` are first cut to the KITTI benchmark's frame. ``resized``: whether the largest part of
+    the network's shape is cut out and resized, or a part of the network's size as it is, filled with black where the
+    picture is smaller (depth: unknown).
+    """
+
+    def __init__(
+        self, augmentation: Augmentation, area: int, *, resized: bool = True, kb_sources: Sequence[str] = ()
+    ) -> None:
         self.augmentation = augmentation
         self.area = area
+        self.resized = resized
+        self.kb_sources = kb_sources
         a = augmentation
         self.colour = v2.Compose(
             [
@@ -121,30 +171,56 @@ class TrainTransform:
         image, depth = sample.image, sample.depth
         if sample.overlay is not None:
             image = torch.cat([image, sample.overlay.to(image.dtype)])
-        height, width = image.shape[-2:]
-        aspect = size[1] / size[0]
-        zoom = 1 + (a.zoom - 1) * float(torch.rand(())) if _chance(a.zoom_probability) else 1.0
-        window = random_crop(height, width, aspect, zoom)
-        # What the whole picture would be enlarged by to reach the network's area, against what this window is.
-        whole = math.sqrt(self.area / (height * width))
-        enlargement = (size[0] / window[2]) / whole
-        image = TF.resize(TF.crop(image, *window), list(size), antialias=True)
-        depth = resize_depth(TF.crop(depth, *window), size) / enlargement
+        if sample.source in self.kb_sources:
+            frame = (..., *Protocol(name="kb", frame="kb").frame_window(*image.shape[-2:]))
+            image, depth = image[frame], depth[frame]
+        if a.depth_mix > 0 and _chance(a.depth_mix):
+            mixed = depth_stripe(image[:3], depth, *torch.rand(2).tolist(), wraps=a.depth_mix_wraps)
+            image = torch.cat([mixed, image[3:]])
+        if self.resized:
+            image, depth = self._fitted(image, depth, size)
+        else:
+            height, width = (min(sides) for sides in zip(image.shape[-2:], size, strict=True))
+            window = (*_corner(image.shape[-2] - height, image.shape[-1] - width, a.random_crop), height, width)
+            image, depth = TF.crop(image, *window), TF.crop(depth, *window)
         if a.rotate > 0 and _chance(a.rotate_probability):
             angle = a.rotate * (2 * float(torch.rand(())) - 1)
             image = TF.rotate(image, angle, TF.InterpolationMode.BILINEAR)
             depth = TF.rotate(depth, angle, TF.InterpolationMode.NEAREST)
-        if _chance(a.flip):
+        mirrored = _chance(a.flip)
+        if mirrored:
             image, depth = TF.horizontal_flip(image), TF.horizontal_flip(depth)
         overlay = None if sample.overlay is None else TF.to_dtype(image[3:], torch.float32, scale=True)
         image = image[:3]
         # A copy: what follows writes into it, and up to here it may still be the caller's picture.
-        image = TF.to_dtype(self.colour(image), torch.float32, scale=True).clone()
+        image = self._curved(TF.to_dtype(self.colour(image), torch.float32, scale=True)).clone()
         if _chance(a.cut_depth) and bool((depth > 0).float().mean() > SPARSE):
             rows, columns = _box(*size)
             image[:, rows, columns] = (depth / depth.max())[:, rows, columns]
         if _chance(a.erase):
             rows, columns = _box(*size)
             image[:, rows, columns] = image.mean()
-        moved = replace(sample, image=image, depth=depth, mask=depth > 0, overlay=overlay)
+        missing = (0, size[1] - image.shape[-1], 0, size[0] - image.shape[-2])
+        if any(missing):
+            image, depth = F.pad(image, missing), F.pad(depth, missing)
+            overlay = None if overlay is None else F.pad(overlay, missing)
+        moved = replace(sample, image=image, depth=depth, mask=depth > 0, overlay=overlay, mirrored=mirrored)
         return replace(moved, camera=None, source_image=None, pose=None, intrinsics=None)
+
+    def _fitted(self, image: Tensor, depth: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """A part of the shape of ``size``, resized to it; depth as if the camera had moved."""
+        a, (height, width) = self.augmentation, image.shape[-2:]
+        zoom = 1 + (a.zoom - 1) * float(torch.rand(())) if _chance(a.zoom_probability) else 1.0
+        window = crop_window(height, width, size[1] / size[0], zoom, random=a.random_crop)
+        # What the whole picture would be enlarged by to reach the network's area, against what this window is.
+        whole = math.sqrt(self.area / (height * width))
+        enlargement = (size[0] / window[2]) / whole
+        image = TF.resize(TF.crop(image, *window), list(size), antialias=True)
+        return image, resize_depth(TF.crop(depth, *window), size) / enlargement
+
+    def _curved(self, image: Tensor) -> Tensor:
+        """The picture with another gamma, with half a chance."""
+        strength = self.augmentation.gamma
+        if strength > 0 and _chance(0.5):
+            return image ** (1 + strength * (2 * float(torch.rand(())) - 1))
+        return image

@@ -1,0 +1,181 @@
+"""What a frozen trunk gives for the training pictures: computed once, then read from disk at every step.
+
+    before the first step   pictures without a file -> training transform -> System.frozen_features -> a file per view
+    at every step           Batch (path, mirrored) -> files -> Batch with features, and mirror_features where needed
+
+A view is the picture or its mirror image. The file's name follows from everything that decides its content: the
+picture as the network sees it, the view, the trunk's tensors and options, this package's version. So what has changed
+is never read; runs that share trunk and pictures share files, and several processes may write at once. Files lie in
+``features`` below the folder of ``text/cache.py`` and may be deleted whenever no run is using them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from langdepth import __version__
+from langdepth.data.sampling import Draw, TrainingSet
+from langdepth.errors import LangdepthError, UsageError
+from langdepth.io import atomic_path
+from langdepth.systems.base import System
+from langdepth.text.cache import cache_folder, content_key
+from langdepth.types import Batch
+
+_READERS = 4
+
+
+def trunk_key(system: System) -> str:
+    """A name for the system's frozen trunk that changes with its tensors and options. Raises UsageError without one."""
+    frozen = system.frozen_trunk()
+    if frozen is None:
+        raise UsageError(
+            f"data.cache: '{system.name}' with its system.options has no trunk that stays as it is in training; "
+            "set data.cache to none"
+        )
+    trunk, options = frozen
+    digest = sha256()
+    for name, tensor in sorted(trunk.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    # The class, because it chooses which of the trunk's maps it takes.
+    kind = f"{type(system).__module__}.{type(system).__qualname__}"
+    return content_key(__version__, kind, options, digest.hexdigest())
+
+
+class FeatureCache:
+    """Features of pictures of ``dataset``, whose transform gives the same picture every time but for its mirroring.
+
+    ``sizes``: (height, width) inside the network of every picture that is learned from, by its place in the data set;
+    ``flip``: the probability that it is mirrored. Raises UsageError for a system whose trunk is not frozen.
+    """
+
+    def __init__(self, system: System, dataset: TrainingSet, sizes: Mapping[int, tuple[int, int]], flip: float) -> None:
+        self.folder = cache_folder() / "features" / trunk_key(system)
+        self.dataset, self.sizes = dataset, sizes
+        self.both = system.learns_from_mirror
+        self.views = [mirrored for mirrored, seen in ((False, flip < 1), (True, flip > 0)) if seen or self.both]
+        self.files: dict[tuple[str, bool], Path] = {}  # by the picture's path and whether it is mirrored
+
+    def fill(self, system: System, batch_size: int, rank: int = 0, world_size: int = 1) -> int:
+        """Find or make the files; of several processes each makes its share. Returns how many were made.
+
+        Raises ImageError naming an unusable picture, LangdepthError when the folder cannot be written or is too small.
+        """
+        missing: dict[tuple[int, int], list[_View]] = {}
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="langdepth-read") as pool:
+            seen = pool.map(self._seen, self.sizes)
+            for number, (place, (name, picture)) in enumerate(zip(self.sizes, seen, strict=True)):
+                for mirrored in self.views:
+                    path = self.folder / f"{content_key(picture, mirrored)}.safetensors"
+                    if self.files.setdefault((name, mirrored), path) != path:
+                        raise LangdepthError(f"{name}: several pictures have this name; set data.cache to none")
+                    if number % world_size == rank and not _is_whole(path):
+                        missing.setdefault(self.sizes[place], []).append(_View(place, mirrored, path))
+        count = sum(map(len, missing.values()))
+        left = count * world_size
+        with tqdm(total=count, desc="features", unit="picture", disable=None if rank == 0 else True) as bar:
+            for size, views in missing.items():
+                for first in range(0, len(views), batch_size):
+                    chunk = views[first : first + batch_size]
+                    features = self._computed(system, chunk, size)
+                    if left:
+                        self._require_space(features, left // len(chunk))
+                        left = 0
+                    for number, view in enumerate(chunk):
+                        _write(view.path, {name: value[number] for name, value in features.items()})
+                    bar.update(len(chunk))
+        return count
+
+    def _seen(self, place: int) -> tuple[str, str]:
+        """Path and fingerprint of a picture as the network sees it."""
+        sample = self.dataset[Draw(place, self.sizes[place], seed=0)]
+        image = sample.image.flip(-1) if sample.mirrored else sample.image
+        return sample.path, content_key(tuple(image.shape), sha256(image.contiguous().numpy().data).hexdigest())
+
+    @torch.no_grad()
+    def _computed(self, system: System, views: Sequence[_View], size: tuple[int, int]) -> dict[str, Tensor]:
+        samples = [self.dataset[Draw(view.place, size, seed=0)] for view in views]
+        turned = [sample.mirrored != view.mirrored for sample, view in zip(samples, views, strict=True)]
+        images = [sample.image.flip(-1) if turn else sample.image for sample, turn in zip(samples, turned, strict=True)]
+        return system.frozen_features(torch.stack(images).to(system.get_buffer("_mean").device))
+
+    def _require_space(self, features: dict[str, Tensor], batches: int) -> None:
+        """``batches``: how many times so much will be written."""
+        needed = batches * sum(value.numel() * value.element_size() for value in features.values())
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free
+            if needed > free:
+                raise LangdepthError(
+                    f"{self.folder}: the features need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; name a "
+                    "folder with more in LANGDEPTH_CACHE, or set data.cache to none"
+                )
+
+    def add(self, batch: Batch) -> Batch:
+        """The batch with its features. Raises LangdepthError naming a file that is no longer there or whole."""
+        assert batch.mirrored is not None
+        mirrored = batch.mirrored.tolist()
+        return replace(
+            batch,
+            features=self._read(batch.path, mirrored),
+            mirror_features=self._read(batch.path, [not turned for turned in mirrored]) if self.both else None,
+        )
+
+    def _read(self, paths: Sequence[str], mirrored: Sequence[bool]) -> dict[str, Tensor]:
+        files = [self.files[key] for key in zip(paths, mirrored, strict=True)]
+        each = [_read(file) for file in files]
+        return {name: torch.stack([one[name] for one in each]).movedim(-1, 1) for name in each[0]}
+
+
+class _View(NamedTuple):
+    """A picture of the data set or its mirror image, and where its features lie."""
+
+    place: int
+    mirrored: bool
+    path: Path
+
+
+# Channels lie last in the files, as the trunks compute them.
+
+
+def _write(path: Path, features: dict[str, Tensor]) -> None:
+    stored = {name: value.movedim(0, -1).cpu().contiguous() for name, value in features.items()}
+    with atomic_path(path) as temporary:
+        save_file(stored, temporary, {"checksum": _checksum(stored)})
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dictionary
+    except (OSError, SafetensorError) as error:
+        raise LangdepthError(
+            f"{path}: features cannot be read ({error}); continue with --resume, which makes them anew"
+        ) from None
+
+
+def _is_whole(path: Path) -> bool:
+    with suppress(OSError, SafetensorError, LangdepthError), safe_open(path, framework="pt") as file:
+        return bool((file.metadata() or {}).get("checksum") == _checksum(_read(path)))
+    return False
+
+
+def _checksum(features: dict[str, Tensor]) -> str:
+    checksum = 0
+    for name, value in sorted(features.items()):
+        checksum = zlib.crc32(value.view(torch.uint8).numpy().data, zlib.crc32(name.encode(), checksum))
+    return f"{checksum:08x}"
