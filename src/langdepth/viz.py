@@ -28,13 +28,13 @@ _LARGEST_SHOWN_ERROR = 0.5
 class SheetRow(NamedTuple):
     """One row of a contact sheet.
 
-    image: (H, W, 3) uint8 RGB. truth, prediction: (H, W) metres, 0 or not finite where there is no value; truth may be
-    None.
+    image: (H, W, 3) uint8 RGB. truth, prediction: (H, W) metres, 0 or not finite where there is no value; one of them
+    may be None, the truth in single rows, the prediction only in all of a sheet.
     """
 
     image: Pixels
     truth: Depth | None
-    prediction: Depth
+    prediction: Depth | None
     title: str = ""
 
 
@@ -101,9 +101,10 @@ def sheet(rows: Iterable[SheetRow], *, cell_width: int = 320, unit: str = "m", e
     rows = list(rows)
     if not rows:
         raise UsageError("a contact sheet needs at least one picture")
-    with_errors = errors and any(row.truth is not None for row in rows)
+    predicted = any(row.prediction is not None for row in rows)
+    with_errors = errors and predicted and any(row.truth is not None for row in rows)
     strips = [_sheet_row(row, cell_width, unit, with_errors) for row in rows]
-    names = ["picture", "truth", "prediction"] + (["error 0 to 50 %"] if with_errors else [])
+    names = ["picture", "truth", *(["prediction"] if predicted else []), *(["error 0 to 50 %"] if with_errors else [])]
     header = text_strip(strips[0].shape[1], {i * (cell_width + _MARGIN): name for i, name in enumerate(names)})
     return np.concatenate((header, *strips), axis=0)
 
@@ -130,21 +131,24 @@ def maps_sheet(rows: Iterable[tuple[str, Sequence[Depth]]], *, cell_width: int =
 
 
 def _sheet_row(row: SheetRow, cell_width: int, unit: str, with_errors: bool) -> Pixels:
-    truth = row.truth if row.truth is not None else np.zeros_like(row.prediction)
-    if not row.image.shape[:2] == truth.shape == row.prediction.shape:
+    nothing = np.zeros(row.image.shape[:2], dtype=np.float32)
+    truth = nothing if row.truth is None else row.truth
+    prediction = truth if row.prediction is None else row.prediction
+    if not row.image.shape[:2] == truth.shape == prediction.shape:
         raise UsageError(
             f"contact sheet, {row.title or 'row'}: picture {row.image.shape}, truth {truth.shape} and prediction "
-            f"{row.prediction.shape} differ in size"
+            f"{prediction.shape} differ in size"
         )
     height, width = truth.shape
     size = (max(_MIN_CELL_HEIGHT, round(cell_width * height / width)), cell_width)
     picture = Image.fromarray(np.ascontiguousarray(row.image)).resize(size[::-1], Image.Resampling.BOX)
-    low, high = robust_range(row.prediction if row.truth is None else truth)
+    low, high = robust_range(prediction if row.truth is None else truth)
     cells = [np.asarray(picture)]
-    cells += [colorize(_resampled(depth, size), None, low, high) for depth in (truth, row.prediction)]
+    shown = (truth,) if row.prediction is None else (truth, prediction)
+    cells += [colorize(_resampled(depth, size), None, low, high) for depth in shown]
     if with_errors:
-        known = _usable(truth, None) & _usable(row.prediction, None)
-        error = np.abs(row.prediction - truth) / np.where(known, truth, 1)
+        known = _usable(truth, None) & _usable(prediction, None)
+        error = np.abs(prediction - truth) / np.where(known, truth, 1)
         error = np.where(known, error + 1e-6, 0)  # no error is a value too, and 0 means none
         cells.append(colorize(_resampled(error, size), None, 0.0, _LARGEST_SHOWN_ERROR, "inferno"))
     gap = np.full((size[0], _MARGIN, 3), 255, dtype=np.uint8)

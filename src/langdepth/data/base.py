@@ -6,7 +6,7 @@ training, evaluation and ``langdepth data`` are the same for all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,12 +14,14 @@ from typing import Protocol, cast
 
 import numpy as np
 
-from langdepth.data.rows import Row, RowDataset, WithoutCaption, known_depth
+from langdepth.data.rows import Row, RowDataset, WithoutCaption, known_depth, present
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.types import Sample
 
 DATASETS = {
     "folder": "langdepth.data.folder",
+    "kitti": "langdepth.data.kitti",
+    "nyu": "langdepth.data.nyu",
 }
 _MAPS_MEASURED = 5  # depth maps that a suspected unit is judged by
 
@@ -60,6 +62,8 @@ class DatasetCard:
     """Files below the root that are understood."""
     splits: Mapping[str, int | None]
     """Split -> number of its pairs, None where the data itself decides."""
+    training: tuple[str, ...] = ("train",)
+    """The splits that are learned from; the others must share nothing with them."""
     split: str | None
     """What is evaluated unless another is asked for; None: all."""
     protocol: str
@@ -100,6 +104,38 @@ def find_rows(
     if not Path(root).is_dir():
         raise LangdepthError(f"{root}: no such folder")
     return source.rows(Path(root), split, problems)
+
+
+def first_layout(
+    card: DatasetCard,
+    root: Path,
+    split: str | None,
+    readers: Sequence[Callable[[str], list[Row]]],
+    problems: list[LangdepthError] | None,
+) -> list[Row]:
+    """What ``Layout.rows`` returns, for sets with several layouts: each split from the first reader that finds it.
+
+    ``readers``: from a split to its rows, none where their layout is not there.
+    """
+    found: list[Row] = []
+    known = 0 if problems is None else len(problems)
+    for wanted in card.splits if split is None else (split,):
+        try:
+            rows = next((rows for read in readers if (rows := read(wanted))), [])
+        except LangdepthError as error:
+            if problems is None:
+                raise
+            if str(error) not in map(str, problems):
+                problems.append(error)
+            continue
+        found += present(rows, f"{root}, split {wanted}", problems)
+    if not found and (problems is None or len(problems) == known):
+        part = "" if split is None else f" split {split} of"
+        nothing = LangdepthError(f"{root}: holds no{part} {card.title}; known layouts: {'; '.join(card.layouts)}")
+        if problems is None:
+            raise nothing
+        problems.append(nothing)
+    return found
 
 
 def open_dataset(

@@ -1,79 +1,106 @@
-"""Looking through an indexed folder for everything that would spoil training or evaluation."""
+"""Looking through a data set for everything that would spoil training or evaluation."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from langdepth.camera import Camera
-from langdepth.data.folder import read_index
-from langdepth.data.rows import Row
+from langdepth.data.base import DatasetCard, find_rows, layout, wrong_unit
+from langdepth.data.prepare import INCOMPLETE, MANIFEST, read_manifest
+from langdepth.data.rows import DECODERS, NAMED, Row
 from langdepth.data.sam import read_overlay
 from langdepth.errors import LangdepthError, UsageError, nearest
-from langdepth.io import read_depth, read_image
+from langdepth.io import file_sha256
 
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """What one row's files hold; None where unreadable. size: (width, height), depth_range: metres."""
+    """What one row's files hold; None where unreadable. size: (width, height), depth_range: metres.
+
+    digest: of the picture's pixels.
+    """
 
     row: Row
     problems: tuple[str, ...]
     size: tuple[int, int] | None = None
     depth_range: tuple[float, float] | None = None
     valid_fraction: float | None = None
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """pairs: one per readable row of the index; problems: one line each, in the order of the index."""
+    """pairs: one per row that can be used; problems: one line each, in the order of the rows.
 
+    overlaps: what a split that is learned from shares with another, one line each.
+    """
+
+    card: DatasetCard
     pairs: list[Pair]
     problems: list[str]
+    overlaps: list[str]
+
+    def splits(self) -> dict[str, tuple[int, int | None]]:
+        """Split -> pairs without problems, and how many there should be (None: any number)."""
+        good = defaultdict(int, dict.fromkeys(self.card.splits, 0))
+        for pair in self.pairs:
+            good[pair.row.split] += not pair.problems
+        return {split: (count, self.card.splits.get(split)) for split, count in good.items()}
 
 
-def check_folder(root: str | Path, split: str | None = None, progress: Callable[[], Any] = lambda: None) -> Report:
-    """Read every picture and depth map of ``root/index.csv`` (or of one ``split``) and compare them with the index.
+def check_dataset(
+    name: str, root: str | Path, split: str | None = None, progress: Callable[[], Any] = lambda: None
+) -> Report:
+    """Read every picture and depth map of a data set (or of one ``split``) and compare them with what is stated.
 
-    ``progress`` is called once per pair. Raises LangdepthError when there is no readable index, UsageError for a split
-    that no row has.
+    ``progress`` is called once per pair. Raises LangdepthError when there is nothing to look through, UsageError for a
+    split that does not exist.
     """
     root = Path(root)
-    wrong_rows: list[LangdepthError] = []
-    rows = read_index(root, wrong_rows)
+    card = layout(name).CARD
+    errors: list[LangdepthError] = []
+    rows = find_rows(name, root, None if not card.splits else split, errors)
     repeated = _repeated(rows)
-    if split is not None:
+    if split is not None and not card.splits:
         known = {row.split for row in rows}
         if split not in known:
             raise UsageError(f"{root}: no row has split '{split}': {nearest(split, known)}")
         rows = [row for row in rows if row.split == split]
+    problems = [*map(str, errors), *_counts(card, rows, split), *_manifest_problems(root)]
+    suspicion = wrong_unit(card, rows)
+    problems += [f"{root}: {suspicion}"] if suspicion else []
+    known_splits = tuple(card.splits) or SPLITS
     pairs = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for pair in pool.map(_check_pair, rows):
+        for pair in pool.map(lambda row: _check_pair(row, known_splits), rows):
             pairs.append(pair)
             progress()
-    problems = [str(error) for error in wrong_rows]
     for pair in pairs:
-        where = f"{root / 'index.csv'} line {pair.row.line}"
-        problems += [f"{where}: {text}" for text in (*repeated.get(pair.row.line, ()), *pair.problems)]
-    return Report(pairs=pairs, problems=problems)
+        row = pair.row
+        where = f"{root / 'index.csv'} line {row.line}" if row.stated else f"{row.split} {row.key}"
+        problems += [f"{where}: {text}" for text in (*repeated.get(id(row), ()), *pair.problems)]
+    return Report(card=card, pairs=pairs, problems=problems, overlaps=_overlaps(card, pairs))
 
 
-def summary(pairs: list[Pair]) -> list[str]:
-    """A table, one line per source: pairs, those without problems, splits, sizes, depth, valid fraction."""
+def summary(report: Report) -> list[str]:
+    """Two tables: a line per split of the card, and a line per source: pairs, sizes, depth, valid fraction."""
     by_source = defaultdict(list)
-    for pair in pairs:
+    for pair in report.pairs:
         by_source[pair.row.source or "(no source)"].append(pair)
-    table = [("source", "pairs", "good", "train/val/test", "size", "depth in m", "valid")]
+    splits = tuple(report.card.splits) or SPLITS
+    table = [("source", "pairs", "good", "/".join(splits), "size", "depth in m", "valid")]
     for source, members in sorted(by_source.items()):
         sizes = sorted({pair.size for pair in members if pair.size})
         ranges = [pair.depth_range for pair in members if pair.depth_range]
@@ -83,40 +110,110 @@ def summary(pairs: list[Pair]) -> list[str]:
                 source,
                 str(len(members)),
                 str(sum(not pair.problems for pair in members)),
-                "/".join(str(sum(pair.row.split == split for pair in members)) for split in SPLITS),
+                "/".join(str(sum(pair.row.split == split for pair in members)) for split in splits),
                 " to ".join(f"{w}x{h}" for w, h in dict.fromkeys((sizes[0], sizes[-1]))) if sizes else "-",
                 f"{min(low for low, _ in ranges):.2f} to {max(high for _, high in ranges):.2f}" if ranges else "-",
                 f"{np.mean(valid):.1%}" if valid else "-",
             )
         )
+    expected = [("split", "good", "expected")]
+    for split, (good, wanted) in report.splits().items():
+        expected.append((split, str(good), "any" if wanted is None else str(wanted)))
+    return [*(columns(expected) if report.card.splits else ()), *columns(table)]
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The report as plain data for JSON."""
+    return {
+        "dataset": report.card.name,
+        "pairs": len(report.pairs),
+        "splits": {s: {"good": good, "expected": wanted} for s, (good, wanted) in report.splits().items()},
+        "problems": report.problems,
+        "overlaps": report.overlaps,
+    }
+
+
+def columns(table: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table whose columns are as wide as they must be."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
+def _counts(card: DatasetCard, rows: list[Row], split: str | None) -> list[str]:
+    """Splits that are there, but not whole."""
+    found = {name: sum(row.split == name for row in rows) for name in card.splits}
+    return [
+        f"{card.name}: {found[name]} of {wanted} pairs of split {name} are there"
+        for name, wanted in card.splits.items()
+        if wanted is not None and found[name] < wanted and (found[name] or name == split)
+    ]
+
+
+def _manifest_problems(root: Path) -> list[str]:
+    """What has changed since the set was prepared, and whether that came to its end."""
+    problems = []
+    if (root / INCOMPLETE).exists():
+        problems.append(f"{root}: 'langdepth data prepare' did not come to its end here; run it again")
+    missing, changed = [], []
+    for name, written in read_manifest(root).items():
+        path = root / name
+        if not path.is_file():
+            missing.append(name)
+        elif path.stat().st_size != written.size or file_sha256(path) != written.sha256:
+            changed.append(name)
+    for names, what in ((missing, "are missing"), (changed, "differ from what was written")):
+        if names:
+            more = ", ..." if len(names) > NAMED else ""
+            problems.append(f"{root / MANIFEST}: {len(names)} files {what}: {', '.join(names[:NAMED])}{more}")
+    return problems
+
+
+def _overlaps(card: DatasetCard, pairs: list[Pair]) -> list[str]:
+    """Scenes (or drives) and pictures that a training split shares with another."""
+    scenes: dict[str, set[str]] = defaultdict(set)
+    pictures: dict[str, dict[bytes, str]] = defaultdict(dict)
+    for pair in pairs:
+        if pair.row.scene_run:
+            scenes[pair.row.split].add(f"{pair.row.source}/{pair.row.scene_run}".lstrip("/"))
+        if pair.digest:
+            pictures[pair.row.split].setdefault(pair.digest, pair.row.key)
+    lines = []
+    held_out = [split for split in dict.fromkeys((*scenes, *pictures)) if split not in card.training]
+    for learned, judged in product(card.training, held_out):
+        same = [pictures[judged][digest] for digest in pictures[judged] if digest in pictures[learned]]
+        for names, what in ((sorted(scenes[learned] & scenes[judged]), "scenes"), (same, "pictures")):
+            if names:
+                more = ", ..." if len(names) > NAMED else ""
+                lines.append(f"{learned} and {judged} share {len(names)} {what}: {', '.join(names[:NAMED])}{more}")
+    return lines
+
+
 def _repeated(rows: list[Row]) -> dict[int, list[str]]:
-    """Line -> complaints about files that an earlier line named already."""
-    first: dict[Path, int] = {}
+    """Row's id -> complaints about files that an earlier row named already."""
+    first: dict[tuple[Path, int | None], Row] = {}
     complaints: dict[int, list[str]] = defaultdict(list)
     for row in rows:
-        for path in (row.path_rgb, row.path_depth):
-            earlier = first.setdefault(path.resolve(), row.line)
-            if earlier != row.line:
-                complaints[row.line].append(f"{path}: already named in line {earlier}")
+        for path in dict.fromkeys((row.path_rgb, row.path_depth)):
+            earlier = first.setdefault((path.resolve(), row.item), row)
+            if earlier is not row:
+                complaints[id(row)].append(f"{path}: already named in line {earlier.line}")
     return complaints
 
 
-def _check_pair(row: Row) -> Pair:
+def _check_pair(row: Row, splits: Sequence[str]) -> Pair:
     problems = []
-    if row.split and row.split not in SPLITS:
-        problems.append(f"unknown split '{row.split}': {nearest(row.split, SPLITS)}")
+    if row.split and row.split not in splits:
+        problems.append(f"unknown split '{row.split}': {nearest(row.split, splits)}")
     size: tuple[int, int] | None = None
+    digest = b""
     try:
-        pixels = read_image(row.path_rgb).pixels
+        pixels = DECODERS[row.decoder].image(row)
     except LangdepthError as error:
         problems.append(str(error))
     else:
         height, width = pixels.shape[:2]
         size = (width, height)
+        digest = hashlib.blake2b(pixels.data, digest_size=16).digest()
         problems += _differences(row, {"width": (width, 0), "height": (height, 0)})
         if row.intrinsics is not None:
             fx, fy, cx, cy = row.intrinsics
@@ -130,25 +227,27 @@ def _check_pair(row: Row) -> Pair:
             except LangdepthError as error:
                 problems.append(str(error))
     try:
-        depth = read_depth(row.path_depth, row.depth_scale, keep_invalid=True)
+        depth = DECODERS[row.decoder].depth(row)
     except LangdepthError as error:
-        return Pair(row=row, size=size, problems=(*problems, str(error)))
+        return Pair(row=row, size=size, digest=digest, problems=(*problems, str(error)))
     if size is not None and depth.shape != size[::-1]:
         problems.append(
             f"{row.path_depth}: depth is {depth.shape[1]}x{depth.shape[0]}, its picture {size[0]}x{size[1]}"
         )
     bad = {"NaN": np.isnan(depth), "infinite": np.isinf(depth), "negative": depth < 0}
     found = [f"{count} {name}" for name, mask in bad.items() if (count := int(mask.sum()))]
-    if found:
+    if found and row.stated:  # an index states its own rule; published sets may mark "no value" so
         problems.append(f"{row.path_depth}: {', '.join(found)} depth values; use 0 for no value")
     values = depth[np.isfinite(depth) & (depth > 0)]
     if values.size == 0:
         problems.append(f"{row.path_depth}: no pixel has depth")
-        return Pair(row=row, size=size, valid_fraction=0.0, problems=tuple(problems))
+        return Pair(row=row, size=size, digest=digest, valid_fraction=0.0, problems=tuple(problems))
     low, high, valid = float(values.min()), float(values.max()), values.size / depth.size
     step = max(row.depth_scale, 0.002)  # the index may be rounded to millimetres
     problems += _differences(row, {"min_m": (low, step), "max_m": (high, step), "valid_fraction": (valid, 0.001)})
-    return Pair(row=row, size=size, depth_range=(low, high), valid_fraction=valid, problems=tuple(problems))
+    return Pair(
+        row=row, size=size, digest=digest, depth_range=(low, high), valid_fraction=valid, problems=tuple(problems)
+    )
 
 
 def _differences(row: Row, measured: dict[str, tuple[float, float]]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -79,63 +79,57 @@ def _depth_map(row: Row) -> Metres:
     return read_depth(row.path_depth, row.depth_scale, keep_invalid=True)
 
 
-def _mat_picture(row: Row) -> Pixels:
-    return np.ascontiguousarray(_mat_item(row.path_rgb, "images", row.item).transpose(2, 1, 0))
-
-
-def _mat_depth(row: Row) -> Metres:
-    return _mat_item(row.path_depth, "depths", row.item).T.astype(np.float32) * np.float32(row.depth_scale)
-
-
 def _hdf5_picture(row: Row) -> Pixels:
-    return np.ascontiguousarray(read_hdf5(row.path_rgb, "rgb").transpose(1, 2, 0).astype(np.uint8))
+    array = read_hdf5(row.path_rgb, ("images", "rgb", "image"), row.item)
+    if array.dtype != np.uint8 or array.ndim != 3 or 3 not in (array.shape[0], array.shape[-1]):
+        raise ImageError(f"{row.path_rgb}: a picture of shape {array.shape} and {array.dtype} is not understood")
+    return np.ascontiguousarray(array if array.shape[-1] == 3 else array.transpose(1, 2, 0))
 
 
 def _hdf5_depth(row: Row) -> Metres:
-    return read_hdf5(row.path_depth, "depth").astype(np.float32) * np.float32(row.depth_scale)
+    array = read_hdf5(row.path_depth, ("rawDepths", "depths", "depth"), row.item)
+    if array.ndim != 2:
+        raise ImageError(f"{row.path_depth}: a depth map is (H, W), found shape {array.shape}")
+    return array.astype(np.float32) * np.float32(row.depth_scale)
+
+
+def _mat_picture(row: Row) -> Pixels:
+    return np.ascontiguousarray(_hdf5_picture(row).transpose(1, 0, 2))
+
+
+def _mat_depth(row: Row) -> Metres:
+    return np.ascontiguousarray(_hdf5_depth(row).T)
 
 
 # Name -> how picture and depth of a row become arrays. A data set with a coding of its own adds one here.
 DECODERS: dict[str, Decoder] = {
     "files": Decoder(_picture, _depth_map),  # any picture; depth as 16-bit PNG, .npy or .npz
-    "mat": Decoder(_mat_picture, _mat_depth),  # item of a MATLAB 7.3 file: images (N, 3, W, H), depths (N, W, H)
-    "hdf5": Decoder(_hdf5_picture, _hdf5_depth),  # one pair per file: rgb (3, H, W), depth (H, W)
+    "hdf5": Decoder(_hdf5_picture, _hdf5_depth),  # images or rgb ([N,] 3, H, W), depths or depth ([N,] H, W)
+    "mat": Decoder(_mat_picture, _mat_depth),  # the same in MATLAB 7.3, which stores width before height
 }
 
 
-def read_hdf5(path: Path, name: str) -> npt.NDArray[Any]:
-    """The whole array ``name`` of an HDF5 file. Raises ImageError."""
-    import h5py
-
-    with decoding(str(path)), h5py.File(path, "r") as file:
-        return _read_item(file, name, ())
-
-
-def _mat_item(path: Path, name: str, item: int | None) -> npt.NDArray[Any]:
+def read_hdf5(path: Path, names: Sequence[str], item: int | None = None) -> npt.NDArray[Any]:
+    """The first of the arrays ``names`` that an HDF5 file has, or the ``item`` of it. Raises ImageError."""
     with decoding(str(path)):
         status = path.stat()
-        file = _open_mat(path, status.st_mtime_ns, status.st_size, os.getpid())
-        return _read_item(file, name, (item,))
+        file = _open_hdf5(path, status.st_mtime_ns, status.st_size, os.getpid())
+        name = next((name for name in names if name in file), None)
+        if name is None:
+            raise ImageError(f"has none of the arrays {', '.join(names)}; found {', '.join(sorted(file)[:8])}")
+        array, place = file[name], () if item is None else (item,)
+        if np.prod(array.shape[len(place) :], dtype=np.int64) > 3 * MAX_PIXELS:  # known before anything is read
+            raise ImageError(f"'{name}' of shape {array.shape} is larger than a picture may be")
+        content: npt.NDArray[Any] = array[place]
+        return content
 
 
-@lru_cache(maxsize=2)
-def _open_mat(path: Path, changed: int, size: int, process: int) -> Any:
+@lru_cache(maxsize=4)
+def _open_hdf5(path: Path, changed: int, size: int, process: int) -> Any:
     """An HDF5 file, kept open; each process has its own, since a forked handle would share its place in the file."""
     import h5py
 
     return h5py.File(path, "r")
-
-
-def _read_item(file: Any, name: str, place: tuple[Any, ...]) -> npt.NDArray[Any]:
-    if name not in file:
-        raise ImageError(f"has no array '{name}'; found {', '.join(sorted(file)[:8]) or 'nothing'}")
-    array = file[name]
-    if array.dtype.kind not in "uif" or not 2 <= array.ndim - len(place) <= 3:
-        raise ImageError(f"'{name}' is no picture: shape {array.shape} of {array.dtype}")
-    if np.prod(array.shape[len(place) :], dtype=np.int64) > 3 * MAX_PIXELS:  # known before anything is read
-        raise ImageError(f"'{name}' of shape {array.shape} is larger than any picture")
-    content: npt.NDArray[Any] = array[place]
-    return content
 
 
 def read_pair(row: Row) -> tuple[Pixels, Metres]:

@@ -1,0 +1,64 @@
+"""``langdepth data sample`` and ``sam``: folders of pictures that this library writes."""
+
+from __future__ import annotations
+
+import sys
+
+from langdepth.errors import LangdepthError
+
+
+def sample(directory: str, *, count: int = 24, seed: int = 0, height: int = 240, width: int = 320) -> None:
+    """Write a small folder of synthetic rooms and streets with exact depth, to try training and evaluation on.
+
+    Args:
+        directory: New folder; it appears when it is complete.
+        count: Number of pictures.
+        seed: Another seed, other pictures.
+        height: Of the pictures, in pixels.
+        width: Of the pictures, in pixels.
+    """
+    from tqdm import tqdm
+
+    from langdepth.data.sample import write_sample
+
+    with tqdm(total=count, unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar:
+        root = write_sample(directory, count, seed, (height, width), progress=bar.update)
+    print(f"{count} pictures with depth in {root}; look through them with: langdepth data check {root}")
+
+
+def sam(
+    directory: str,
+    *,
+    weights: str,
+    out: str = "sam_out",
+    pattern: str = "**/*.jpg",
+    device: str = "auto",
+    resume: bool = False,
+) -> int:
+    """Draw SAM's masks over photos, as the system msa-sam wants them. Needs the package segment-anything.
+
+    The photo train/kitchen/rgb_00045.jpg has its overlay in sam_out/train/kitchen/00045.jpg. A photo that cannot be
+    read is reported and skipped; the exit code is then 1.
+
+    Args:
+        directory: Folder of photos.
+        weights: SAM's published weights, for example sam_vit_h_4b8939.pth.
+        out: Folder for the overlays.
+        pattern: Which files below the folder are photos.
+        device: auto (an accelerator if there is one), cpu, cuda, cuda:1.
+        resume: Skip photos whose overlay is there.
+    """
+    from tqdm import tqdm
+
+    from langdepth.data.sam import load_sam, write_overlays
+
+    failed = done = 0
+    outcomes = write_overlays(directory, out, load_sam(weights, device), pattern=pattern, resume=resume)
+    for outcome in tqdm(outcomes, unit="photo", disable=not sys.stderr.isatty(), leave=False):
+        if isinstance(outcome, LangdepthError):
+            failed += 1
+            tqdm.write(f"langdepth data sam: {outcome}", file=sys.stderr)
+        else:
+            done += 1
+    print(f"{done} overlays written, {failed} photos failed, results in {out}")
+    return 1 if failed else 0

@@ -1,0 +1,166 @@
+"""``langdepth data list``, ``prepare``, ``check`` and ``show``: the data sets by name."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from pathlib import Path
+
+from langdepth.errors import LangdepthError, UsageError, nearest
+
+
+def list_sets(name: str | None = None, *, root: Path | None = None) -> None:
+    """The data sets that are known: title, splits with their numbers of pairs, and protocol; or all about one.
+
+    Args:
+        name: Show everything about this data set.
+        root: Say what is there: each set is looked for in the folder of its name below this one, and in the folder
+            itself.
+    """
+    from langdepth.data.base import DATASETS, layout
+    from langdepth.data.check import columns
+
+    if name is not None:
+        for line in _card(name):
+            print(line)
+        return
+    table = [("name", "title", "splits", "protocol", *(("found",) if root else ()))]
+    for known in DATASETS:
+        card = layout(known).CARD
+        splits = ", ".join(f"{split} {count or ''}".strip() for split, count in card.splits.items()) or "of its index"
+        table.append((known, card.title, splits, card.protocol, *((_found(known, root),) if root else ())))
+    print("\n".join(columns(table)))
+    print("more about one: langdepth data list NAME")
+
+
+def _card(name: str) -> list[str]:
+    from langdepth.data.base import layout
+    from langdepth.data.check import columns
+
+    card = layout(name).CARD
+    low, high = card.depth_range
+    facts = [
+        ("name", name),
+        ("title", card.title),
+        ("get it from", card.where),
+        ("licence", card.licence),
+        ("splits", ", ".join(f"{split} ({count or 'any'} pairs)" for split, count in card.splits.items()) or "any"),
+        ("evaluated", f"split {card.split or 'any'} under {card.protocol}"),
+        ("depth", f"{card.unit}; no value: {card.invalid}; range {low:g} to {high:g} m"),
+        ("intrinsics", card.intrinsics),
+        ("scene labels", card.scenes),
+        *(("layout", text) for text in card.layouts),
+    ]
+    return columns(facts)
+
+
+def _found(name: str, root: Path) -> str:
+    """Where below ``root`` the data set is, with its pairs per split."""
+    from collections import Counter
+
+    from langdepth.data.base import find_rows
+
+    for place in (root / name, root):
+        try:
+            rows = find_rows(name, place, problems=[])
+        except LangdepthError:
+            continue
+        if rows:
+            counts = Counter(row.split or "no split" for row in rows)
+            return f"{place}: " + ", ".join(f"{split} {count}" for split, count in counts.items())
+    return "-"
+
+
+def prepare(name: str, *, source: Path, out: Path) -> int:
+    """Unpack or convert what a data set is published as, into a folder that evaluation and training read.
+
+    Archives (zip, tar, also compressed) are unpacked after a look at all their members: none may lie outside the
+    folder, be a link or a device. The labelled file of NYU becomes pictures and 16-bit depth maps with an index.csv.
+    What an earlier run completed is kept; a manifest records size and checksum of every file.
+
+    Args:
+        name: Which data set, see "langdepth data list".
+        source: The archive or file, or a folder with several.
+        out: Folder to fill.
+    """
+    from tqdm import tqdm
+
+    from langdepth.data.base import find_rows
+    from langdepth.data.prepare import prepare as run
+
+    with tqdm(unit="file", disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        work = run(name, source, out, progress)
+    problems: list[LangdepthError] = []
+    rows = find_rows(name, out, problems=problems)
+    for problem in problems:
+        print(problem)
+    counts = {split: sum(row.split == split for row in rows) for split in dict.fromkeys(row.split for row in rows)}
+    print(f"{work.done} files in {out}: " + ", ".join(f"{split} {count} pairs" for split, count in counts.items()))
+    print(f"look through them with: langdepth data check {name} --root {out}")
+    return 1 if problems else 0
+
+
+def check(name: str, *, root: Path | None = None, split: str | None = None, json: bool = False) -> int:
+    """Read every picture and depth map of a data set, and report what is missing, damaged or at odds with its card.
+
+    One line per problem, then what training and evaluation splits share, then tables with a line per split and per
+    source. The exit code is 0 when nothing is missing or damaged, 1 otherwise.
+
+    Args:
+        name: Which data set, see "langdepth data list"; or a folder with an index.csv, then without --root.
+        root: Folder of the data set.
+        split: Check only this split.
+        json: Print the report as JSON.
+    """
+    from tqdm import tqdm
+
+    from langdepth.data.check import as_json, check_dataset, summary
+
+    with tqdm(unit="pair", disable=not sys.stderr.isatty(), leave=False) as bar:
+        report = check_dataset(*_name_and_root(name, root), split, progress=bar.update)
+    count = len(report.problems)
+    if json:
+        print(jsonlib.dumps(as_json(report), indent=2))
+        return 1 if count else 0
+    for line in (*report.problems, *report.overlaps, *summary(report)):
+        print(line)
+    print(f"{len(report.pairs)} pairs checked, {f'{count} problems' if count != 1 else '1 problem'}")
+    return 1 if count else 0
+
+
+def show(name: str, *, out: Path, root: Path | None = None, split: str | None = None, count: int = 8) -> None:
+    """Draw a contact sheet: pictures from all over a data set, each with its depth and a legend in metres.
+
+    Args:
+        name: Which data set, see "langdepth data list"; or a folder with an index.csv, then without --root.
+        out: Picture to write, for example sheet.png.
+        root: Folder of the data set.
+        split: Only this split.
+        count: How many pictures.
+    """
+    from langdepth.data.base import find_rows
+    from langdepth.data.show import write_sheet
+
+    if count < 1:
+        raise UsageError(f"--count must be at least 1, got {count}")
+    dataset, place = _name_and_root(name, root)
+    shown = write_sheet(find_rows(dataset, place, split), out, count)
+    print(f"{shown} pictures in {out}")
+
+
+def _name_and_root(name: str, root: Path | None) -> tuple[str, Path]:
+    """A data set with its folder, or a folder alone."""
+    from langdepth.data.base import DATASETS
+
+    if root is not None:
+        return name, root
+    if name in DATASETS and not Path(name).is_dir():
+        raise UsageError(f"say where {name} is: --root DIR")
+    if not Path(name).is_dir() and "/" not in name:
+        raise UsageError(f"'{name}' is neither a folder nor a data set: {nearest(name, DATASETS)}")
+    return "folder", Path(name)

@@ -1,0 +1,128 @@
+"""KITTI with its improved ground truth: the Eigen lists on the raw data, and the depth selection of 1,000 pictures.
+
+Layouts below the root:
+
+    pictures      DATE/DRIVE/image_02/data/0000000069.png, below the root or raw, raw_data, kitti_raw, input; also .jpg
+    ground truth  DRIVE/proj_depth/groundtruth/image_02/0000000069.png, below the root or gt_depth, gt, ground_truth,
+                  data_depth_annotated, each with or without train and val
+    selection     depth_selection/val_selection_cropped/{image, groundtruth_depth, intrinsics}; also without the first
+
+Eigen's test list has 697 pictures, 45 of them without improved ground truth; 652 remain, as published numbers have it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from langdepth.data.base import DatasetCard, first_layout
+from langdepth.data.lists import shipped
+from langdepth.data.rows import Row
+from langdepth.errors import LangdepthError
+from langdepth.text.scenes import SCENES
+
+CARD = DatasetCard(
+    name="kitti",
+    title="KITTI raw with improved ground truth, Eigen's lists",
+    unit="1/256 m in 16-bit PNG",
+    depth_scale=1 / 256,
+    invalid="0",
+    intrinsics="by date, fx = fy from 707.05 to 721.54; the depth selection has a file for each picture",
+    depth_range=(0.001, 80.0),
+    median_range=(4.0, 50.0),
+    scenes="all outdoor_scene",
+    licence="CC BY-NC-SA 3.0",
+    where="https://www.cvlibs.net/datasets/kitti/raw_data.php and eval_depth.php?benchmark=depth_prediction",
+    layouts=(
+        "DATE/DRIVE/image_02/data/N.png and DRIVE/proj_depth/groundtruth/image_02/N.png",
+        "depth_selection/val_selection_cropped/{image,groundtruth_depth,intrinsics}",
+    ),
+    splits={"train": 23158, "val": 1000, "test": 652},
+    split="test",
+    protocol="kitti-eigen-garg",
+)
+OUTDOOR = SCENES.index("outdoor_scene")
+# Date -> fx = fy, cx, cy of camera 2 after rectification, and (height, width).
+CAMERAS = {
+    "2011_09_26": ((721.5377, 609.5593, 172.854), (375, 1242)),
+    "2011_09_28": ((707.0493, 604.0814, 180.5066), (370, 1224)),
+    "2011_09_29": ((718.3351, 600.3891, 181.5122), (374, 1238)),
+    "2011_09_30": ((707.0912, 601.8873, 183.1104), (370, 1226)),
+    "2011_10_03": ((718.856, 607.1928, 185.2157), (376, 1241)),
+}
+_PICTURES = ("", "raw", "raw_data", "kitti_raw", "input")
+_TRUTH = ("", "gt_depth", "gt", "ground_truth", "data_depth_annotated")
+_SELECTION = ("depth_selection/val_selection_cropped", "val_selection_cropped")
+
+
+def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+    """See ``data.base.Layout``."""
+    return first_layout(CARD, root, split, [partial(_eigen, root), partial(_selection, root)], problems)
+
+
+def _eigen(root: Path, split: str) -> list[Row]:
+    if split not in ("train", "test"):
+        return []
+    pictures = next((root / name for name in _PICTURES if any((root / name / date).is_dir() for date in CAMERAS)), None)
+    if pictures is None:
+        return []
+    truths = [root / name / part for name in _TRUTH for part in ("", "train", "val")]
+    truths = [folder for folder in truths if folder.is_dir()]
+    homes: dict[str, tuple[Path, str]] = {}  # drive -> where its truth lies, and the suffix of its pictures
+    found = []
+    for line, key in enumerate(shipped(f"kitti_eigen_{split}"), 1):
+        date, drive, *_, name = key.split("/")
+        if drive not in homes:
+            truth = next((folder for folder in truths if (folder / drive / "proj_depth").is_dir()), truths[-1])
+            jpeg = not (pictures / key).is_file() and (pictures / key).with_suffix(".jpg").is_file()
+            homes[drive] = truth, ".jpg" if jpeg else ".png"
+        truth, suffix = homes[drive]
+        (focal, cx, cy), size = CAMERAS[date]
+        found.append(
+            Row(
+                key=key,
+                path_rgb=(pictures / key).with_suffix(suffix),
+                path_depth=truth / drive / "proj_depth" / "groundtruth" / "image_02" / name,
+                depth_scale=1 / 256,
+                line=line,
+                source="kitti",
+                scene_run=drive,
+                split=split,
+                scene=OUTDOOR,
+                size=size,
+                intrinsics=(focal, focal, cx, cy),
+            )
+        )
+    return found
+
+
+def _selection(root: Path, split: str) -> list[Row]:
+    folder = next((root / name for name in _SELECTION if (root / name / "image").is_dir()), None)
+    if split != "val" or folder is None:
+        return []
+    return [
+        Row(
+            key=picture.name,
+            path_rgb=picture,
+            path_depth=folder / "groundtruth_depth" / picture.name.replace("_image_", "_groundtruth_depth_", 1),
+            depth_scale=1 / 256,
+            source="kitti",
+            scene_run=picture.name.split("_image_")[0],
+            split=split,
+            scene=OUTDOOR,
+            size=(352, 1216),
+            intrinsics=_intrinsics(folder / "intrinsics" / f"{picture.stem}.txt"),
+        )
+        for picture in sorted((folder / "image").glob("*.png"))
+    ]
+
+
+def _intrinsics(path: Path) -> tuple[float, float, float, float] | None:
+    """fx, fy, cx, cy from the nine numbers of a matrix, or None where there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        fx, _, cx, _, fy, cy, *_ = map(float, path.read_text().split())
+    except ValueError:
+        raise LangdepthError(f"{path}: expected the nine numbers of a camera matrix") from None
+    return fx, fy, cx, cy

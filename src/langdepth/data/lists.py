@@ -1,0 +1,55 @@
+"""Official split lists: those shipped with the package, and list files that come with the data."""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+from pathlib import Path
+
+from langdepth.errors import LangdepthError
+
+_FOLDER = Path(__file__).parent / "lists"
+
+# Name -> SHA-256 of the text. Each line is a picture's path; a second column "None" says that it has no ground truth.
+SHIPPED = {
+    "kitti_eigen_train": "7180842c3fcca1a0107330abcbd915a488cfece44b729bb43f7ab7dc34ed4420",
+    "kitti_eigen_test": "c481c60a6bb962577f0fe443524f3ea9730d6345732a74fa19f88ffec76f6376",
+    "nyu_sync": "3819d855699f6ed8b531c6d2446e2c6d77f7210cbf3289981ec66393da05b145",
+    "nyu_test": "74270992ed8d0941213c14a4296081361174403655611c1cae1846eaf5dbd56e",
+}
+
+
+def shipped(name: str) -> list[str]:
+    """The pictures with ground truth of a list in ``SHIPPED``. Raises LangdepthError when the file is damaged."""
+    path = _FOLDER / f"{name}.txt.xz"
+    try:
+        content = lzma.decompress(path.read_bytes())
+    except (OSError, lzma.LZMAError) as error:
+        raise LangdepthError(f"{path}: cannot be read ({error}); install the package again") from None
+    if hashlib.sha256(content).hexdigest() != SHIPPED[name]:
+        raise LangdepthError(f"{path}: is not the list that belongs to this version; install the package again")
+    return [line for line in content.decode().splitlines() if not line.endswith(" None")]
+
+
+def read_list(path: Path, columns: int = 1) -> list[tuple[str, ...]]:
+    """The columns of a list file, split at blanks; lines whose second column is None have no ground truth and drop out.
+
+    Raises LangdepthError for a missing or empty file and for a line with fewer than ``columns`` columns.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise LangdepthError(f"{path}: the split list is missing") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise LangdepthError(f"{path}: not readable as a list ({error})") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        parts = tuple(line.split())
+        if not parts or parts[1:2] == ("None",):
+            continue
+        if len(parts) < columns:
+            raise LangdepthError(f"{path} line {number}: has {len(parts)} columns, {columns} are needed")
+        rows.append(parts)
+    if not rows:
+        raise LangdepthError(f"{path}: the split list is empty")
+    return rows

@@ -1,0 +1,249 @@
+"""NYU Depth v2: the labelled file, the trees exported from it, and the frames of the raw sequences that BTS chose.
+
+Layouts below the root (or its folder nyu_depth_v2):
+
+    nyu_depth_v2_labeled.mat (or .h5, .hdf5), splits.mat                           labelled: train 795, test 654
+    official_splits/{train,test}/kitchen/{rgb_00045.jpg, sync_depth_00045.png}     the same, exported; also .png
+    images/{train,test}/kitchen_00045.jpg, annotations/{train,test}/....png        the same, as mmsegmentation has it
+    {train,test or val}/kitchen_0004/00045.h5                                      one HDF5 file per pair
+    sync/kitchen_0028b/{rgb_00045.jpg, sync_depth_00045.png}                       24,231 frames of raw sequences
+
+Depth is the sensor's, with holes; in files in millimetres, in HDF5 in metres.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from langdepth.data.base import DatasetCard, first_layout
+from langdepth.data.lists import shipped
+from langdepth.data.rows import Row, known_depth, read_pair
+from langdepth.errors import LangdepthError
+from langdepth.io import decoding
+from langdepth.text.scenes import SCENES
+
+if TYPE_CHECKING:
+    from langdepth.data.prepare import Extraction
+
+CARD = DatasetCard(
+    name="nyu",
+    title="NYU Depth v2",
+    unit="millimetres in 16-bit PNG, metres in .mat and HDF5",
+    depth_scale=0.001,
+    invalid="0",
+    intrinsics="fx 518.858, fy 519.470, cx 325.582, cy 253.736",
+    depth_range=(0.5, 10.0),
+    median_range=(0.8, 8.0),
+    scenes="from the name of folder or file: kitchen_0028b is kitchen, nyu_office is office",
+    licence="research use; ask its authors for more",
+    where="https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html",
+    layouts=(
+        "nyu_depth_v2_labeled.mat and splits.mat",
+        "official_splits/{train,test}/SCENE/{rgb_N.jpg, sync_depth_N.png}",
+        "images/{train,test}/SCENE_N.jpg and annotations/{train,test}/SCENE_N.png",
+        "{train,test}/SCENE/N.h5",
+        "sync/SCENE/{rgb_N.jpg, sync_depth_N.png}",
+    ),
+    splits={"train": 795, "sync": 24231, "test": 654},
+    training=("train", "sync"),
+    split="test",
+    protocol="nyu-eigen",
+)
+INTRINSICS = (518.85790117, 519.46961112, 325.58244941, 253.73616633)
+SIZE = (480, 640)
+EXPORTED = LABELLED = ("nyu_depth_v2_labeled.mat", "nyu_depth_v2_labeled.h5", "nyu_depth_v2_labeled.hdf5")
+INDEX = ("path_rgb", "path_depth", "source", "scene", "split", "width", "height", "depth_scale",
+         "fx", "fy", "cx", "cy", "scene_type")  # fmt: skip
+_JPEG_QUALITY = 95
+
+
+def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+    """See ``data.base.Layout``."""
+    bases = [base for base in (root / "nyu_depth_v2", root) if base.is_dir()]
+    readers = [partial(read, base) for base in bases for read in (_sync, _exported, _annotated, _labelled, _hdf5)]
+    return first_layout(CARD, root, split, readers, problems)
+
+
+def scene_label(name: str) -> int:
+    """The label of a folder or file called ``name``: what stands before its number, -1 where that is no scene."""
+    scene = re.split(r"\d", name, maxsplit=1)[0].rstrip("_")
+    scene = {"nyu_office": "office"}.get(scene, scene)
+    return SCENES.index(scene) if scene in SCENES else -1
+
+
+def _row(key: str, path_rgb: Path, path_depth: Path, split: str, **values: Any) -> Row:
+    facts: dict[str, Any] = {"depth_scale": 0.001, "scene": scene_label(key), "size": SIZE, "intrinsics": INTRINSICS}
+    return Row(key=key, path_rgb=path_rgb, path_depth=path_depth, split=split, source="nyu", **facts | values)
+
+
+def _beside(picture: Path) -> Path:
+    """The depth map of rgb_00045.jpg."""
+    return picture.with_name(picture.name.replace("rgb_", "sync_depth_", 1)).with_suffix(".png")
+
+
+def _listed(folder: Path, keys: list[str], split: str) -> list[Row]:
+    found = []
+    for line, key in enumerate(keys, 1):
+        picture = folder / key
+        if not picture.is_file() and picture.with_suffix(".png").is_file():
+            picture = picture.with_suffix(".png")
+        scene = key.split("/")[0]
+        run = scene if re.search(r"\d", scene) else ""  # folders of the labelled set are types of scenes
+        found.append(_row(key, picture, _beside(picture), split, line=line, scene_run=run))
+    return found
+
+
+def _sync(base: Path, split: str) -> list[Row]:
+    folder = base / "sync"
+    return _listed(folder, shipped("nyu_sync"), split) if split == "sync" and folder.is_dir() else []
+
+
+def _exported(base: Path, split: str) -> list[Row]:
+    for folder in (base / "official_splits" / split, base / split):
+        pictures = sorted(folder.glob("*/rgb_*.[jp][pn]g"))
+        if pictures:
+            keys = [path.relative_to(folder).as_posix() for path in pictures]
+            return _listed(folder, shipped("nyu_test") if split == "test" else keys, split)
+    return []
+
+
+def _annotated(base: Path, split: str) -> list[Row]:
+    pictures, depths = base / "images" / split, base / "annotations" / split
+    keys = [path.relative_to(pictures) for path in sorted(pictures.rglob("*.jpg"))]
+    return [
+        _row(key.as_posix(), pictures / key, depths / key.with_suffix(".png"), split, scene=scene_label(key.name))
+        for key in keys
+    ]
+
+
+def _hdf5(base: Path, split: str) -> list[Row]:
+    folders = (base / split, base / "val") if split == "test" else (base / split,)
+    for folder in folders:
+        files = sorted(folder.glob("*/*.h5"))
+        if files:
+            return [
+                _row(
+                    path.relative_to(folder).as_posix(),
+                    path,
+                    path,
+                    split,
+                    decoder="hdf5",
+                    depth_scale=1.0,
+                    scene_run=path.parent.name,
+                )
+                for path in files
+            ]
+    return []
+
+
+def _labelled(base: Path, split: str) -> list[Row]:
+    file = next((base / name for name in LABELLED if (base / name).is_file()), None)
+    return [] if file is None or split == "sync" else labelled_rows(file, split)
+
+
+def labelled_rows(file: Path, split: str) -> list[Row]:
+    """The pairs of ``split`` in the labelled file, by the ``splits.mat`` beside it.
+
+    A picture is called by its scene type and its place in the file, counted from 0. Raises LangdepthError when
+    splits.mat is missing, ImageError when a file is damaged.
+    """
+    import h5py
+
+    places = _places(file.with_name("splits.mat"), split)
+    with decoding(str(file)), h5py.File(file, "r") as content:
+        count = content["images"].shape[0]
+        types, scenes = (_texts(content, name) for name in ("sceneTypes", "scenes"))
+    if len(places) and not 0 <= places.min() <= places.max() < min(count, len(types), len(scenes)):
+        raise LangdepthError(f"{file.with_name('splits.mat')}: names picture {places.max() + 1} of {count}")
+    matlab = file.suffix == ".mat"
+    return [
+        _row(
+            f"{types[i]}/rgb_{i:05d}.jpg",
+            file,
+            file,
+            split,
+            decoder="mat" if matlab else "hdf5",
+            item=int(i),
+            depth_scale=1.0,
+            scene_run=scenes[i],
+        )
+        for i in places
+    ]
+
+
+def _places(path: Path, split: str) -> npt.NDArray[np.intp]:
+    """Places in the labelled file, counted from 0."""
+    import h5py
+    from scipy.io import loadmat
+
+    if not path.is_file():
+        raise LangdepthError(f"{path}: the official split list is missing; put it beside the labelled file")
+    name = f"{split}Ndxs"
+    with decoding(str(path)):
+        if h5py.is_hdf5(path):
+            with h5py.File(path, "r") as file:
+                numbers = file[name][()]
+        else:
+            numbers = loadmat(path, variable_names=[name])[name]
+        return np.sort(np.asarray(numbers).ravel().astype(np.intp)) - 1
+
+
+def _texts(file: Any, name: str) -> list[str]:
+    """A MATLAB cell array of texts."""
+    return ["".join(map(chr, file[reference][()].ravel())) for reference in file[name][()].ravel()]
+
+
+# langdepth data prepare
+
+
+def export(source: Path, extraction: Extraction) -> None:
+    """The labelled file ``source`` as JPEG and 16-bit PNG in the layout official_splits, with an index.csv.
+
+    Depth is cut to whole millimetres, as in the published export.
+    """
+    pairs = [row for split in ("train", "test") for row in labelled_rows(source, split)]
+    extraction.expect(2 * len(pairs))
+    table = io.StringIO(newline="")
+    index = csv.DictWriter(table, INDEX)
+    index.writeheader()
+    for row in pairs:
+        picture = Path("official_splits", row.split, row.key)
+        extraction.write(picture, partial(_jpeg, row))
+        extraction.write(_beside(picture), partial(_png, row))
+        index.writerow(
+            {
+                "path_rgb": picture.as_posix(),
+                "path_depth": _beside(picture).as_posix(),
+                "source": "nyu",
+                "scene": row.scene_run,
+                "split": row.split,
+                "width": SIZE[1],
+                "height": SIZE[0],
+                "depth_scale": 0.001,
+                **dict(zip(("fx", "fy", "cx", "cy"), INTRINSICS, strict=True)),
+                "scene_type": SCENES[row.scene] if row.scene >= 0 else "",
+            }
+        )
+    extraction.write(Path("index.csv"), lambda: table.getvalue().encode())
+
+
+def _jpeg(row: Row) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(read_pair(row)[0]).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def _png(row: Row) -> bytes:
+    buffer = io.BytesIO()
+    millimetres = (known_depth(row).astype(np.float64) * 1000).clip(0, 65535).astype(np.uint16)
+    Image.fromarray(millimetres).save(buffer, "PNG")
+    return buffer.getvalue()

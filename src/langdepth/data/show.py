@@ -1,0 +1,33 @@
+"""A contact sheet of a data set: pictures and their depth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from langdepth import viz
+from langdepth.data.rows import Row, read_pair
+from langdepth.errors import ImageError, LangdepthError
+from langdepth.io import atomic_path
+
+
+def write_sheet(rows: list[Row], out: Path, count: int) -> int:
+    """Draw up to ``count`` pairs, evenly from ``rows``, into the picture ``out``; returns how many.
+
+    Unusable pairs are left out. Raises LangdepthError when all are.
+    """
+    shown, problem = [], None
+    for row in rows[:: max(1, len(rows) // count)][:count]:
+        try:
+            pixels, metres = read_pair(row)
+        except ImageError as error:
+            problem = error
+            continue
+        known = f"{(metres > 0).mean():.0%} known"
+        shown.append(viz.SheetRow(pixels, metres, None, f"{row.split} {row.key}  {known}"))
+    if not shown:
+        raise problem or LangdepthError("there is no picture to show")
+    with atomic_path(out) as temporary:
+        Image.fromarray(viz.sheet(shown)).save(temporary)
+    return len(shown)
