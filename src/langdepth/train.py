@@ -58,6 +58,7 @@ from langdepth.data.sampling import (
 )
 from langdepth.data.transforms import TrainTransform
 from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
+from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, NonFiniteLossError, UsageError
 from langdepth.evaluate import evaluate, judge, require_comparable, sheet_row
 from langdepth.io import atomic_path
@@ -251,6 +252,8 @@ def _transform(data: DataSection, system: System, sizes: list[tuple[int, int]]) 
             resized=data.crop is None,
             kb_sources=data.kb_sources,
         )
+    if data.pipeline in RULES:
+        return WorDepthTransform(RULES[data.pipeline])
     if data.pipeline in RULES:
         return WorDepthTransform(RULES[data.pipeline])
     two_views = data.pipeline == "nyu-adapters-two-views"

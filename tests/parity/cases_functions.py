@@ -261,11 +261,11 @@ def data_nyu_clip_adapters(arrays: dict[str, np.ndarray], weights: dict[str, Ten
     dense = {"test": evaluation_sample(picture, dense=True)}
     for run, sample in samples.items():
         maps = {
-            "image": _normalised(sample.image),
+            "image": normalised(sample.image),
             "gt": sample.depth,
             "dense": dense.get(run, sample).depth,
             "seg": sample.overlay,
-            "source_image": None if sample.source_image is None else _normalised(sample.source_image),
+            "source_image": None if sample.source_image is None else normalised(sample.source_image),
         }
         for name, value in maps.items():
             if value is not None:
@@ -276,6 +276,7 @@ def data_nyu_clip_adapters(arrays: dict[str, np.ndarray], weights: dict[str, Ten
     yield "ssl_T", pose, Tolerance(rtol=1e-2, atol=1e-4)
 
 
-def _normalised(image: Tensor) -> Tensor:
+def normalised(image: Tensor) -> Tensor:
+    """With ImageNet's mean and deviation."""
     spec = InputSpec()
     return (image - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(3, 1, 1)

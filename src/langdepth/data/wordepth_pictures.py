@@ -1,0 +1,141 @@
+"""How WorDepth cuts, turns and colours its training pictures (CVPR 2024; specification, section 5).
+
+Data flow: picture and depth as stored -> KITTI: the benchmark's 352 x 1216; NYU: depth outside the inner frame unknown
+-> NYU: rotation -> crop to the network's size -> mirror -> gamma, brightness, colours -> Sample. Pictures stay in
+[0, 1]: normalising them is the system's part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from langdepth.errors import ImageError
+from langdepth.protocols import Protocol
+from langdepth.types import Sample
+
+INNER = slice(45, 472), slice(43, 608)  # of a 480 x 640 NYU picture; around it depth is not to be trusted
+GAMMA = COLOURS = (0.9, 1.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What differs between the data sets: frame ("kb" or "nyu"), largest rotation in degrees, range of brightness."""
+
+    frame: str
+    degrees: float
+    brightness: tuple[float, float]
+
+
+RULES = {
+    "wordepth-nyu": Rules(frame="nyu", degrees=2.5, brightness=(0.75, 1.25)),
+    "wordepth-kitti": Rules(frame="kb", degrees=0.0, brightness=(0.9, 1.1)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """What is random in a training picture.
+
+    angle in degrees, counter-clockwise; x, y: place of the crop as shares of the free space, 0 to 1; gamma: exponent of
+    the picture; brightness: factor on it; colours: factors on red, green and blue.
+    """
+
+    angle: float = 0.0
+    x: float = 0.0
+    y: float = 0.0
+    mirror: bool = False
+    gamma: float = 1.0
+    brightness: float = 1.0
+    colours: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @classmethod
+    def draw(cls, rules: Rules, random: np.random.Generator) -> Draws:
+        """The published distributions: half of the pictures are mirrored, half are coloured."""
+        moved = cls(
+            angle=random.uniform(-rules.degrees, rules.degrees),
+            x=random.uniform(),
+            y=random.uniform(),
+            mirror=random.uniform() > 0.5,
+        )
+        if random.uniform() <= 0.5:
+            return moved
+        red, green, blue = random.uniform(*COLOURS, 3).tolist()
+        gamma, brightness = random.uniform(*GAMMA), random.uniform(*rules.brightness)
+        return replace(moved, gamma=gamma, brightness=brightness, colours=(red, green, blue))
+
+
+def evaluation_sample(sample: Sample, rules: Rules) -> Sample:
+    """The picture as it is judged: as stored, or KITTI's frame of it."""
+    if rules.frame != "kb":
+        return sample
+    window = (..., *Protocol(name="kb", frame="kb").frame_window(*sample.image.shape[-2:]))
+    return _with(sample, sample.image[window], sample.depth[window])
+
+
+def training_sample(sample: Sample, size: tuple[int, int], rules: Rules, draws: Draws) -> Sample:
+    """A picture to learn from, of (height, width) ``size``. Raises ImageError for pictures smaller than that."""
+    sample = evaluation_sample(sample, rules)
+    image, depth = sample.image, sample.depth
+    if rules.frame == "nyu":
+        image, depth = _inner(sample, cut=size[0] != image.shape[-2])
+    if draws.angle:
+        image, depth = _turned(image, depth, draws.angle)
+    free = image.shape[-2] - size[0], image.shape[-1] - size[1]
+    if min(free) < 0:
+        height, width = image.shape[-2:]
+        raise ImageError(f"{sample.path}: {width}x{height} is too small for training at {size[1]}x{size[0]}")
+    top, left = (min(int(share * (side + 1)), side) for share, side in zip((draws.y, draws.x), free, strict=True))
+    window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
+    image, depth = image[window], depth[window]
+    if draws.mirror:
+        image, depth = image.flip(-1), depth.flip(-1)
+    factors = draws.brightness * torch.tensor(draws.colours).view(3, 1, 1)
+    if draws.gamma != 1 or bool((factors != 1).any()):
+        image = (image**draws.gamma * factors).clamp(0, 1)
+    return replace(_with(sample, image.contiguous(), depth.contiguous()), mirrored=draws.mirror)
+
+
+class WorDepthTransform:
+    """The paper's training pictures from stored samples; draws follow torch's global generator."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+
+    def __call__(self, sample: Sample, size: tuple[int, int]) -> Sample:
+        """``sample`` at (height, width) ``size``. Raises ImageError for pictures smaller than that."""
+        random = np.random.default_rng(int(torch.randint(2**62, ())))
+        return training_sample(sample, size, self.rules, Draws.draw(self.rules, random))
+
+
+def _inner(sample: Sample, cut: bool) -> tuple[Tensor, Tensor]:
+    """Picture and depth of an NYU picture: ``cut`` to the inner frame, or whole with no depth known around it."""
+    if tuple(sample.image.shape[-2:]) != (480, 640):
+        height, width = sample.image.shape[-2:]
+        raise ImageError(f"{sample.path}: is {width}x{height}, WorDepth's NYU pictures are 640x480")
+    window = (..., *INNER)
+    if cut:
+        return sample.image[window], sample.depth[window]
+    depth = torch.zeros_like(sample.depth)
+    depth[window] = sample.depth[window]
+    return sample.image, depth
+
+
+def _turned(image: Tensor, depth: Tensor, angle: float) -> tuple[Tensor, Tensor]:
+    """Counter-clockwise about the middle, zeros outside; the picture is interpolated, depth is not."""
+    colours = Image.fromarray(image.permute(1, 2, 0).mul(255).round().byte().contiguous().numpy())
+    # 16-bit millimetres as in the files: Pillow turns other kinds of numbers with other rounding.
+    metres = Image.fromarray((depth[0] * 1000).round().clamp(max=65535).numpy().astype(np.uint16))
+    pixels = np.array(colours.rotate(angle, Image.Resampling.BILINEAR))
+    millimetres = np.array(metres.rotate(angle, Image.Resampling.NEAREST), dtype=np.float32)
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255, torch.from_numpy(millimetres)[None] / 1000
+
+
+def _with(sample: Sample, image: Tensor, depth: Tensor) -> Sample:
+    """The sample with other pixels; what no longer fits them is dropped."""
+    changed = replace(sample, image=image, depth=depth, mask=depth > 0, camera=None, overlay=None)
+    return replace(changed, source_image=None, pose=None, intrinsics=None)
