@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from langdepth import registry
 from langdepth.checkpoint import save
 from langdepth.errors import CheckpointError, UsageError
 
+_NUMPY_CORES = ("numpy.core", "numpy._core")
 # Where training scripts put the tensors among other things.
 _NESTS = ("state_dict", "model_state_dict", "model")
 
@@ -62,6 +64,12 @@ def convert(
         system = registry.build(name, dict(options or {}))
     except ValueError as error:
         raise UsageError(f"system.options: {error}") from None
+    stated = {**registry.entry(name).preset, **(options or {})}
+    for option, choices in system.unrecorded.items():
+        if option not in stated:
+            raise UsageError(
+                f"{source}: checkpoints of '{name}' do not record {option}, so say it, --options.{option}: {choices}"
+            )
     if clip_weights is not None:
         system.load_foundation(clip_weights)
     tensors = None if _is_archive(source) else read_checkpoint(source)
@@ -99,7 +107,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{path}: damaged or not a .safetensors file ({error})") from None
     else:
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_numpy_arrays()):
+                content = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
             problem = " ".join(str(error).split())[:160]
             raise CheckpointError(
@@ -113,6 +122,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not tensors or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()):
         raise CheckpointError(f"{path}: unknown layout; expected tensors by name, or these under {', '.join(_NESTS)}")
     return {key.removeprefix("module."): value for key, value in tensors.items()}
+
+
+def _numpy_arrays() -> list[Any]:
+    """What NumPy arrays and numbers are made of in a checkpoint, under the names of NumPy 1 and 2."""
+    parts = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    named = [(part, f"{package}.multiarray.{part.__name__}") for part in parts for package in _NUMPY_CORES]
+    return [*named, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd")]
 
 
 def _fill(system: torch.nn.Module, tensors: dict[str, Tensor], missing: list[str], source: Path) -> None:
