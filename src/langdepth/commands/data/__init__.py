@@ -48,6 +48,11 @@ VERBS: dict[str, tuple[Callable[..., int | None], str, str]] = {
     ),
     "show": (sets.show, "a contact sheet with depth", "langdepth data show nyu --root nyu --out sheet.png"),
     "sample": (folders.sample, "write a small synthetic folder", "langdepth data sample rooms --count 24"),
+    "caption": (
+        captions.caption,
+        "describe pictures with an image-to-text model",
+        "langdepth data caption photos --model Salesforce/blip-image-captioning-base --out captions.csv",
+    ),
     "pack-captions": (
         captions.pack_captions,
         "pack captions and their CLIP features for training",

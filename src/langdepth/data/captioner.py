@@ -1,0 +1,131 @@
+"""Captions of one's own pictures, by any image-to-text model of the package ``transformers``.
+
+WorDepth's published captions came from ExpansionNet v2; other models describe in other words, but any plain sentence
+about what is to be seen will do. Model files are data: only ``.safetensors`` weights and classes of ``transformers``
+itself are loaded.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from langdepth.devices import move
+from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError
+from langdepth.io import atomic_path, read_image
+from langdepth.text.captions import read_captions
+
+Pixels = npt.NDArray[np.uint8]
+Describe = Callable[[Sequence[Pixels]], list[str]]
+SAVE_EVERY = 100  # pictures between two writings of the file
+LONGEST = 30  # tokens
+
+
+class Captioner:
+    """Pictures (H, W, 3) uint8 to sentences.
+
+    ``model``: a folder or a hub name, for example "Salesforce/blip-image-captioning-base". Raises UsageError when the
+    package is missing, CheckpointError for a model that cannot be loaded or is of another kind.
+    """
+
+    def __init__(self, model: str, device: str | torch.device | None = None) -> None:
+        try:
+            from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+        except ImportError:
+            raise UsageError("captions need the package transformers: pip install 'langdepth[caption]'") from None
+        try:
+            self.processor: Any = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            loaded = AutoModelForImageTextToText.from_pretrained(model, use_safetensors=True, trust_remote_code=False)
+        except Exception as error:  # its own, the hub's, the tokenizer's and plain value errors
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise CheckpointError(f"{model}: not an image-to-text model of transformers ({first})") from None
+        self.model: Any = move(loaded, device).eval()
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[Pixels]) -> list[str]:
+        """A sentence for each picture, the most likely one by greedy search."""
+        pixels = self.processor(list(pictures), return_tensors="pt").pixel_values.to(self.model.device)
+        tokens = self.model.generate(pixel_values=pixels, max_new_tokens=LONGEST, do_sample=False)
+        return [as_sentence(text) for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def as_sentence(text: str) -> str:
+    """With a capital first and a full stop last, as the published captions are; "" stays."""
+    plain = " ".join(text.split()).rstrip(" .")
+    return f"{plain[0].upper()}{plain[1:]}." if plain else ""
+
+
+def write_captions(
+    root: str | Path,
+    out: str | Path,
+    describe: Describe,
+    *,
+    pattern: str = "**/*.jpg",
+    batch_size: int = 8,
+    resume: bool = False,
+) -> Iterator[tuple[str, str] | LangdepthError]:
+    """Describe every picture below ``root`` that fits ``pattern``; yields (picture, sentence), or what was wrong.
+
+    ``out``: a CSV with the columns image (relative to ``root``) and caption, written again every ``SAVE_EVERY``
+    pictures. ``resume`` keeps what it holds. Raises LangdepthError when there is no picture, UsageError when ``out``
+    exists and is not to be continued.
+    """
+    root, out = Path(root), Path(out)
+    if out.exists() and not resume:
+        raise UsageError(f"{out}: exists; continue it with --resume, or give another --out")
+    if batch_size < 1:
+        raise UsageError(f"batch size must be at least 1, got {batch_size}")
+    done = _known(out) if resume and out.exists() else {}
+    pictures = sorted(file.relative_to(root).as_posix() for file in root.glob(pattern) if file.is_file())
+    if not pictures:
+        raise LangdepthError(f"{root}: no picture fits the pattern '{pattern}'")
+    rest = iter([picture for picture in pictures if picture not in done])
+    saved = len(done)
+    try:
+        while batch := list(islice(rest, batch_size)):
+            yield from _described(root, batch, describe, done)
+            if len(done) - saved >= SAVE_EVERY:
+                _save(out, done)
+                saved = len(done)
+    finally:
+        if len(done) > saved:
+            _save(out, done)
+
+
+def _described(
+    root: Path, batch: list[str], describe: Describe, done: dict[str, str]
+) -> Iterator[tuple[str, str] | LangdepthError]:
+    read: dict[str, Pixels] = {}
+    for picture in batch:
+        try:
+            read[picture] = read_image(root / picture).pixels
+        except ImageError as error:
+            yield error
+    sentences = describe(list(read.values())) if read else []
+    for picture, sentence in zip(read, sentences, strict=True):
+        if sentence:
+            done[picture] = sentence
+            yield picture, sentence
+        else:
+            yield LangdepthError(f"{root / picture}: the model had nothing to say about it")
+
+
+def _known(out: Path) -> dict[str, str]:
+    read_captions(out)  # says what is wrong with it
+    with out.open(newline="", encoding="utf-8") as file:
+        return {row["image"]: row["caption"] for row in csv.DictReader(file)}
+
+
+def _save(out: Path, captions: dict[str, str]) -> None:
+    with atomic_path(out) as path, path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image", "caption"))
+        writer.writerows(captions.items())
