@@ -42,6 +42,7 @@ from langdepth.parts.query_decoder import QueryDecoder
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import rename, set_quirks
 from langdepth.text.encoders import CaptionBank, caption_scene_of_label, read_caption_features
+from langdepth.text.scene_table import encode_scenes, read_scene_table
 from langdepth.text.scenes import CAPTION_SCENES, SCENES, scene_index
 from langdepth.types import Batch, DepthOutput, InputSpec
 
@@ -84,7 +85,6 @@ class ScaleDepthConfig:
     scale_queries: int = 3
     scenes: int = len(SCENES)
     """Rows of the scene table, the first of text.scenes.SCENES; 0: no scenes (published for KITTI alone)."""
-    prompt: str = "a photo of a {}"
     scene_similarity: Literal["product", "cosine"] = "product"
     """100 x scale queries x scenes' features (published), or that of vectors of length 1."""
     scene_loss: Literal["probabilities", "logits"] = "probabilities"
@@ -113,8 +113,6 @@ class ScaleDepthConfig:
             raise ValueError(f"channels must be a multiple of 32, got {self.channels}")
         if self.decoder_layers < 3 or self.decoder_layers % 3:
             raise ValueError(f"decoder_layers must be a multiple of 3, got {self.decoder_layers}")
-        if self.prompt.count("{}") != 1:
-            raise ValueError(f"prompt must have the place '{{}}' once, got {self.prompt!r}")
 
 
 class Reading(NamedTuple):
@@ -189,7 +187,7 @@ class ScaleDepth(System):
         found = self.read(self.maps(image), [-1], table)[-1]
         with torch.autocast(image.device.type, enabled=False):
             probs = None if found.similarity is None else found.similarity.softmax(-1)
-            scale = found.scale if scene is None else found.scale * self._scene_factor(scene, probs)
+            scale = found.scale if scene is None else found.scale * self._scene_factor(scene, found.similarity)
             depth = found.relative * scale[:, None, None, None]
         return DepthOutput(
             depth=depth, relative=found.relative, scale=scale, bin_centers=found.centers, scene_probs=probs
@@ -245,13 +243,13 @@ class ScaleDepth(System):
             )
         return text.to(self.scene_table)
 
-    def _scene_factor(self, scene: list[str], probs: Tensor | None) -> Tensor:
-        """What the named scenes (B) multiply the scales by, for pictures read as ``probs`` (B, K)."""
-        if probs is None:
+    def _scene_factor(self, scene: list[str], similarity: Tensor | None) -> Tensor:
+        """What the named scenes (B) multiply the scales by, for pictures with ``similarity`` to all scenes (B, K)."""
+        if similarity is None:
             raise UsageError(f"the system '{self.name}' takes no scene; leave it out")
-        if len(scene) != len(probs):
-            raise UsageError(f"{len(scene)} scenes for {len(probs)} pictures; give one for each")
-        named = torch.tensor([scene_index(name, self.scenes) for name in scene], device=probs.device)
+        if len(scene) != len(similarity):
+            raise UsageError(f"{len(scene)} scenes for {len(similarity)} pictures; give one for each")
+        named = torch.tensor([scene_index(name, self.scenes) for name in scene], device=similarity.device)
         seen = self.scene_counts > 0
         unseen = [name for name, known in zip(scene, seen[named].tolist(), strict=True) if not known]
         if unseen:
@@ -260,10 +258,8 @@ class ScaleDepth(System):
                 f"these weights were trained without pictures of the scene '{unseen[0]}' and do not know its depth; "
                 f"they know {', '.join(known_scenes) or 'that of no scene'}"
             )
-        weights = probs * seen
-        read = (weights * self.scene_log_depths).sum(1) / weights.sum(1).clamp_min(1e-6)
-        factor: Tensor = torch.exp(self.config.scene_share * (self.scene_log_depths[named] - read))
-        return factor
+        read = similarity.masked_fill(~seen, -torch.inf).softmax(-1) @ self.scene_log_depths
+        return torch.exp(self.config.scene_share * (self.scene_log_depths[named] - read))
 
     def load_foundation(self, clip_weights: str | Path | None = None, prompts: Mapping[str, Any] | None = None) -> None:
         """Fill in the scene table and, where it starts from CLIP, the encoder from CLIP weights.
@@ -271,16 +267,13 @@ class ScaleDepth(System):
         ``clip_weights``: a file, None for open_clip's download, or "random". Raises UsageError and CheckpointError.
         """
         from langdepth.backbones.clip_weights import find_clip_weights
-        from langdepth.text.clip_text import text_features
 
         if prompts:
             raise UsageError(f"the system '{self.name}' has no distance words or bins to set; leave them out")
         config = self.config
         weights = find_clip_weights(clip_weights or config.clip_tag, config.clip, config.quick_gelu)
         if self.scenes:
-            names = [name.replace("_", " ") for name in self.scenes]
-            features = text_features(names, weights, templates=[config.prompt])
-            self._set_table(features, f"CLIP {config.clip}")
+            self._set_table(encode_scenes(weights, self.scenes), f"CLIP {config.clip}")
         if config.start == "clip":
             visual = weights.visual()
             own = self.encoder.state_dict()
@@ -302,19 +295,29 @@ class ScaleDepth(System):
         self,
         clip_weights: str | None = None,
         encoder_weights: str | None = None,
+        scene_table: str | None = None,
         text_features: str | None = None,
     ) -> None:
         """Start weights of encoder and scene table, unless the system has trained weights already.
 
         ``clip_weights``: see ``load_foundation``. ``encoder_weights``: of an encoder that starts from ImageNet, see
-        ``backbones.encoders.start_encoder``. ``text_features``: instead of CLIP's text tower the ``.npz`` of captions
-        and their features (see ``text.encoders.read_caption_features``); a scene's row is then the mean of captions.
+        ``backbones.encoders.start_encoder``. Instead of CLIP's text tower, for the scenes: ``scene_table``, a file of
+        ``langdepth scenes encode``, or ``text_features``, the ``.npz`` of captions and their features (see
+        ``text.encoders.read_caption_features``); a scene's row is then their mean over captions of such scenes.
+        Raises UsageError and CheckpointError.
         """
         if "weights" in self.provenance:
             return
-        if self.config.start == "clip" or (self.scenes and text_features is None):
+        if scene_table is not None and text_features is not None:
+            raise UsageError("system.prepare: give a scene_table or text_features, not both")
+        from_file = scene_table is not None or text_features is not None
+        if from_file and not self.scenes:
+            raise UsageError(f"'{self.name}' has no scenes; leave scene_table and text_features out of system.prepare")
+        if self.config.start == "clip" or (self.scenes and not from_file):
             self.load_foundation(clip_weights)
-        if self.scenes and text_features is not None:
+        if scene_table is not None:
+            self.scene_table.copy_(read_scene_table(scene_table, self.scenes, self.scene_table.shape[1]))
+        if text_features is not None:
             self._scenes_of_captions(text_features)
         if self.config.start == "imagenet":
             self.provenance["encoder"] = start_encoder(self.encoder, encoder_weights)
@@ -418,6 +421,7 @@ class ScaleDepth(System):
         tensors, report = rename(state_dict, self.official_names(), self.state_dict())
         for name in ("scene_counts", "scene_log_depths"):  # ours; the authors' programs keep no such numbers
             tensors[name] = torch.zeros_like(self.get_buffer(name))
+        tensors.setdefault("scene_table", torch.zeros_like(self.scene_table[:0]))  # without scenes there is none
         report["missing"] = [key for key in report["missing"] if key not in tensors]
         return tensors, report
 
