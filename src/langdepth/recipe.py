@@ -67,12 +67,26 @@ Pipeline = Literal["standard", "nyu-adapters", "nyu-adapters-two-views", "wordep
 
 
 @dataclass(frozen=True, kw_only=True)
+class MoreData:
+    """Another data set to learn from."""
+
+    name: str
+    root: Path
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        layout(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSection:
     """What is learned from and judged on."""
 
     name: str = "folder"
     """Which data set, see "langdepth data list"; folder is a folder with an index.csv."""
     root: Path
+    more: tuple[MoreData, ...] = ()
+    """Other data sets (name, root, split) whose pictures are learned from as well, every one as often as the others."""
     train_split: str = "train"
     val_split: str = "val"
     val_source: str | None = None

@@ -58,7 +58,6 @@ from langdepth.data.sampling import (
 )
 from langdepth.data.transforms import TrainTransform
 from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
-from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, NonFiniteLossError, UsageError
 from langdepth.evaluate import evaluate, judge, require_comparable, sheet_row
 from langdepth.io import atomic_path
@@ -89,18 +88,23 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
 def _train(recipe: Recipe, resume: bool) -> Path:
     out = recipe.train.out
     data, protocol = recipe.data, protocols.get(recipe.train.protocol)
-    train_set, val_set = (
+    train_set, val_set, *more = (
         open_dataset(
-            data.name,
-            data.root,
+            name,
+            root,
             split,
             source,
             captions=data.captions,
             without_caption=data.without_caption,
             trust_unit=data.trust_unit,
         )
-        for split, source in ((data.train_split, None), (data.val_split, data.val_source))
+        for name, root, split, source in (
+            (data.name, data.root, data.train_split, None),
+            (data.name, data.root, data.val_split, data.val_source),
+            *((other.name, other.root, other.split, None) for other in data.more),
+        )
     )
+    train_set.rows = [row for dataset in (train_set, *more) for row in dataset.rows]
     if data.shots is not None:
         rows = train_set.rows
         train_set.rows = [rows[i] for i in few_shots([row.scene for row in rows], data.shots, data.shots_seed)]
@@ -252,8 +256,6 @@ def _transform(data: DataSection, system: System, sizes: list[tuple[int, int]]) 
             resized=data.crop is None,
             kb_sources=data.kb_sources,
         )
-    if data.pipeline in RULES:
-        return WorDepthTransform(RULES[data.pipeline])
     if data.pipeline in RULES:
         return WorDepthTransform(RULES[data.pipeline])
     two_views = data.pipeline == "nyu-adapters-two-views"
