@@ -17,14 +17,15 @@ from torch import Tensor
 
 from langdepth import protocols
 from langdepth.errors import ImageError, LangdepthError, UsageError
-from langdepth.evaluate import _extremes, evaluate, judge
+from langdepth.evaluate import evaluate, judge
 from langdepth.metrics import METRICS
 from langdepth.protocols import Protocol
+from langdepth.report import extremes
 from langdepth.types import DepthOutput, Sample
 from tests.helpers import FakeSystem
 
 FULL = protocols.get("full")
-KEYS = ["system", "dataset", "split", "images", "skipped", "protocol", "image_mean", "pixel_mean", "seconds"]
+KEYS = ["system", "dataset", "split", "images", "skipped", "protocol", "image_mean", "pixel_mean", "by_scene", "by_depth", "edges", "seconds"]
 
 
 class Pictures:
@@ -149,7 +150,7 @@ def test_batching_changes_no_number() -> None:
 def test_batches_hold_one_size() -> None:
     system = FakeSystem()
     run(Mixed(*[1.0] * 9), system=system, batch_size=2)
-    assert [shape[0] for shape in system.batches] == [2, 1, 2, 1, 2, 1]
+    assert [shape[0] for shape in system.batches] == [2, 1, 1, 2, 2, 1]
 
 
 class Sloped(FakeSystem):
@@ -296,7 +297,7 @@ def test_pictures_beside_the_report(tmp_path: Path) -> None:
 )
 def test_sheet_shows_best_median_and_worst_once(count: int, places: str) -> None:
     ordered = [(0.1 * i, i) for i in range(count)]
-    assert " ".join(f"{place}:{index}" for place, index in _extremes(ordered)) == places
+    assert " ".join(f"{place}:{index}" for place, index in extremes(ordered)) == places
 
 
 class Watched(Pictures):

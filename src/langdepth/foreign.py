@@ -1,0 +1,169 @@
+"""Depth from elsewhere, so that evaluation can score it: models that are no systems of ours, and finished depth maps.
+
+A foreign model is anything with ``predict_depth`` and ``scale_kind``; ``Foreign(model, name)`` is then a system:
+
+    class Mine:
+        scale_kind = "metric"
+        def predict_depth(self, image): ...  # (B, 3, H, W) in [0, 1] -> (B, 1, h, w)
+
+    evaluate(Foreign(Mine(), "mine"), dataset, protocol)
+
+``scale_kind`` says what its numbers are: "metric" (depth in metres), "relative" (depth up to a factor, or a factor and
+a shift), "disparity" (1 / depth up to a factor and a shift: MiDaS, Depth Anything). Disparity is no depth: the larger
+the nearer, and only the alignment "disparity" makes depth of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from langdepth.errors import LangdepthError, UsageError
+from langdepth.io import read_depth, read_depth16
+from langdepth.systems.base import System
+from langdepth.types import DepthOutput, InputSpec, Sample
+
+if TYPE_CHECKING:
+    from langdepth.protocols import Protocol as EvaluationProtocol
+
+ScaleKind = Literal["metric", "relative", "disparity"]
+PREFIX = "transformers:"  # of the names of models of that library
+
+
+class DepthModel(Protocol):
+    """What a foreign model has to offer."""
+
+    scale_kind: ScaleKind
+
+    def predict_depth(self, image: Tensor) -> Tensor:
+        """(B, 1, h, w) depth or disparity of (B, 3, H, W) RGB pictures in [0, 1]."""
+        ...
+
+
+class Foreign(System):
+    """A foreign model as a system: pictures go in at their own size."""
+
+    def __init__(self, model: DepthModel, name: str) -> None:
+        super().__init__(None, InputSpec(multiple_of=1))
+        self.model = model
+        self.name, self.scale_kind = name, model.scale_kind
+
+    def forward(
+        self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
+    ) -> DepthOutput:
+        return DepthOutput(depth=self.model.predict_depth(image))
+
+    def inference_copy(self) -> Foreign:
+        """Itself: nothing is known about what is inside."""
+        return self
+
+
+class TransformersModel(nn.Module):
+    """A depth model of the library ``transformers``, between its own image processor and post-processing."""
+
+    def __init__(self, network: nn.Module, processor: Any, scale_kind: ScaleKind) -> None:
+        super().__init__()
+        self.network, self.processor, self.scale_kind = network, processor, scale_kind
+
+    def predict_depth(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, 1, H, W)."""
+        pixels = image.mul(255).round().byte()
+        inputs = self.processor(images=list(pixels), return_tensors="pt")
+        outputs = self.network(inputs["pixel_values"].to(image.device))
+        finish, sizes = self.processor.post_process_depth_estimation, [tuple(image.shape[-2:])] * len(image)
+        # Processors that pad have to be told what to cut off again.
+        padded = {"source_sizes": sizes} if "source_sizes" in inspect.signature(finish).parameters else {}
+        found = finish(outputs, target_sizes=sizes, **padded)
+        return torch.stack([one["predicted_depth"] for one in found]).unsqueeze(1)
+
+
+def load_transformers(source: str, scale_kind: ScaleKind) -> Foreign:
+    """The depth model in a folder or under a hub name, saved by ``transformers`` as .safetensors.
+
+    Raises UsageError without that library, LangdepthError when the model cannot be loaded. Code that comes with a model
+    is not run.
+    """
+    try:
+        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+    except ImportError:
+        raise UsageError("models of 'transformers' need that library: pip install transformers") from None
+    try:
+        network = AutoModelForDepthEstimation.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # the library, its hub client and the weights' reader have exceptions of their own
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise LangdepthError(f"{source}: no depth model of 'transformers' can be loaded here: {reason}") from None
+    return Foreign(TransformersModel(network.eval(), processor, scale_kind), f"{PREFIX}{source}")
+
+
+class Predictions:
+    """Finished depth maps in a folder, found by the path of their picture.
+
+    The picture ``ROOT/a/b.jpg`` belongs to ``a/b.npy``, ``a/b.npz``, ``a/b_depth.png`` or ``a/b.png`` below ``folder``.
+    NumPy files hold the numbers themselves, in metres for "metric"; a 16-bit PNG holds ``value * png_scale``, or says
+    its own scale (those of ``langdepth predict``). A map of another size than its picture is resized.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        root: str | Path,
+        scale_kind: ScaleKind = "metric",
+        png_scale: float | None = None,
+    ) -> None:
+        self.folder, self.root = Path(folder), Path(root)
+        if not self.folder.is_dir():
+            raise LangdepthError(f"{folder}: no such folder; --predictions takes a folder of depth maps")
+        if png_scale is not None and not png_scale > 0:
+            raise UsageError(f"the scale of the predictions must be above 0, got {png_scale:g}")
+        self.name, self.scale_kind, self.png_scale = f"predictions ({folder})", scale_kind, png_scale
+
+    def find(self, picture: str) -> Path | None:
+        """The file with the depth of a picture of that path, or None."""
+        path = Path(picture)
+        base = (path.relative_to(self.root) if path.is_relative_to(self.root) else Path(path.name)).with_suffix("")
+        names = (f"{base}{end}" for end in (".npy", ".npz", "_depth.png", ".png"))
+        return next((self.folder / name for name in names if (self.folder / name).is_file()), None)
+
+    def depth(self, samples: list[Sample], aligned_corners: bool = False) -> Tensor:
+        """(B, 1, H, W) at the size of the samples' pictures. Raises ImageError naming an unusable file."""
+        return torch.cat([self._read(sample, aligned_corners) for sample in samples])
+
+    def _read(self, sample: Sample, aligned_corners: bool) -> Tensor:
+        path, size = self.find(sample.path), sample.image.shape[-2:]
+        assert path is not None, sample.path
+        if path.suffix == ".png" and self.png_scale is None:
+            values, _ = read_depth16(path)
+        else:
+            values = read_depth(path, self.png_scale or 1.0, keep_invalid=True)
+        depth = torch.from_numpy(values)[None, None]
+        return depth if depth.shape[-2:] == size else _resized(depth, size, aligned_corners)
+
+    def rules(self, protocol: EvaluationProtocol) -> EvaluationProtocol:
+        """The protocol without what happens to a network's pictures, which here is over: no flip, no limit of views.
+
+        Raises UsageError for a protocol that looks through windows or needs the network's size.
+        """
+        if protocol.window is not None or protocol.resize == "bilinear-twice":
+            raise UsageError(
+                f"{protocol.name} is about how a network looks at pictures; finished depth maps cannot obey"
+            )
+        return protocol.override(flip=False, clamp_views=False)
+
+    def fingerprint(self) -> str:
+        """Changes when a file of the folder does: names, sizes and times."""
+        digest = hashlib.sha256()
+        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+            status = path.stat()
+            digest.update(f"{path.relative_to(self.folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+def _resized(depth: Tensor, size: torch.Size, aligned_corners: bool) -> Tensor:
+    return F.interpolate(depth, size=size, mode="bilinear", align_corners=aligned_corners)

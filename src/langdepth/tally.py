@@ -1,0 +1,150 @@
+"""What evaluation keeps of the pictures it has judged: one short record each, from which every number follows.
+
+Records are put in the order of the data set before anything is added up, so that two processes that share the pictures
+get the very numbers that one gets.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, distributed
+
+from langdepth.errors import LangdepthError
+from langdepth.metrics import (
+    METRICS,
+    RANGES,
+    ErrorByRange,
+    edge_counts,
+    edge_scores,
+    metrics_from_sums,
+    range_sums,
+)
+from langdepth.text.scenes import SCENES
+
+if TYPE_CHECKING:
+    from langdepth.evaluate import Judged
+    from langdepth.types import Sample
+
+_MEDIAN_OF = 1 << 14  # evenly spaced pixels of a picture, enough for a point in a plot
+_INDEX, _SCENE, _MEDIANS, _SUMS = 0, 1, slice(2, 4), 4  # columns of a record
+
+
+class Tally:
+    """Records of judged pictures (index, scene, median prediction and truth, error sums of each depth range), the
+    histogram of errors by range and the counts of edges. Adding is cheap; all means are made in ``report``."""
+
+    def __init__(self) -> None:
+        self.by_range = ErrorByRange(sync_on_compute=False)  # gather does it
+        self._records: list[npt.NDArray[np.float64]] = []
+        self._edges = edge_counts(*_NOTHING)
+
+    def add(self, indices: Sequence[int], samples: Sequence[Sample], judged: Judged) -> list[float]:
+        """A judged batch; returns abs_rel of each picture, NaN for one without a judged pixel."""
+        maps = judged.prediction, judged.target, judged.valid
+        sums = range_sums(*maps)
+        self.by_range.update(*maps)
+        self._edges += edge_counts(*maps)
+        for place, (index, sample) in enumerate(zip(indices, samples, strict=True)):
+            medians = [_median(depth[place][judged.valid[place]]) for depth in maps[:2]]
+            self._records.append(np.array([index, sample.scene, *medians, *sums[place].flatten().tolist()]))
+        return metrics_from_sums(sums.sum(1))["abs_rel"].tolist()
+
+    def skip(self, index: int) -> None:
+        """A picture that cannot be read."""
+        record = np.zeros(_SUMS + range_sums(*_NOTHING).numel())
+        record[:_SUMS] = index, -1, math.nan, math.nan
+        self._records.append(record)
+
+    def gather(self, count: int) -> None:
+        """Make this the tally of all processes of the group, which share ``count`` pictures.
+
+        Raises LangdepthError when a picture is there twice or not at all.
+        """
+        own = self._records, self.by_range.counts, self._edges
+        parts: list[Any] = [own]
+        if distributed.is_available() and distributed.is_initialized():
+            parts = [None] * distributed.get_world_size()
+            distributed.all_gather_object(parts, own)
+        records, counts, edges = zip(*parts, strict=True)
+        self._records = sorted(itertools.chain(*records), key=lambda record: float(record[_INDEX]))
+        self.by_range.counts, self._edges = sum(counts[1:], counts[0]), sum(edges[1:], edges[0])
+        if [record[_INDEX] for record in self._records] != list(range(count)):
+            raise LangdepthError(f"{len(self._records)} pictures were judged for {count} of the data set")
+
+    def scores(self) -> list[tuple[float, int]]:
+        """abs_rel and index of every judged picture, best first."""
+        table = self._table()
+        return sorted(zip(_means(table)["abs_rel"].tolist(), map(int, table[:, _INDEX]), strict=True))
+
+    def medians(self) -> npt.NDArray[np.float64]:
+        """(N, 2): median prediction and median truth of every judged picture, metres."""
+        return self._table()[:, _MEDIANS]
+
+    def report(self, extra_metrics: Sequence[str] = ()) -> dict[str, Any]:
+        """images, skipped, image_mean, pixel_mean, by_scene, by_depth and edges of a report, ready for JSON."""
+        table, shown = self._table(), (*METRICS, *extra_metrics)
+        ranges = torch.from_numpy(_sums(table).sum(0))
+        return {
+            "images": len(table),
+            "skipped": len(self._records) - len(table),
+            "image_mean": _image_mean(table, shown),
+            "pixel_mean": _numbers(metrics_from_sums(ranges.sum(0)), shown),
+            "by_scene": {
+                _scene_name(scene): {"images": int(chosen.sum()), **_image_mean(table[chosen], shown)}
+                for scene in np.unique(table[:, _SCENE]).astype(int).tolist()
+                for chosen in [table[:, _SCENE] == scene]
+            },
+            "by_depth": [
+                {
+                    "from": float(low),
+                    "to": float(high) if math.isfinite(high) else None,
+                    "pixels": int(sums[0]),
+                    **_numbers(metrics_from_sums(sums), shown),
+                }
+                for (low, high), sums in zip(itertools.pairwise(RANGES), ranges, strict=True)
+                if sums[0] > 0
+            ],
+            "edges": edge_scores(self._edges),
+        }
+
+    def _table(self) -> npt.NDArray[np.float64]:
+        """Records of the pictures with a judged pixel, (N, columns)."""
+        table = np.stack(self._records)
+        return table[_sums(table)[:, :, 0].sum(1) > 0]
+
+
+_NOTHING = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+
+
+def _sums(table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(N, ranges, columns of ``error_sums``)."""
+    return table[:, _SUMS:].reshape(len(table), len(RANGES) - 1, (table.shape[1] - _SUMS) // (len(RANGES) - 1))
+
+
+def _means(table: npt.NDArray[np.float64]) -> dict[str, Tensor]:
+    return metrics_from_sums(torch.from_numpy(_sums(table).sum(1)))
+
+
+def _image_mean(table: npt.NDArray[np.float64], shown: Sequence[str]) -> dict[str, float]:
+    means = _means(table)
+    return {name: float(means[name].numpy().mean()) for name in shown}
+
+
+def _numbers(metrics: dict[str, Tensor], shown: Sequence[str]) -> dict[str, float]:
+    return {name: float(metrics[name]) for name in shown}
+
+
+def _scene_name(scene: int) -> str:
+    return SCENES[scene] if scene >= 0 else "(unknown)"
+
+
+def _median(values: Tensor) -> float:
+    chosen = values.numpy()[:: 1 + len(values) // _MEDIAN_OF]
+    return float(np.median(chosen)) if len(chosen) else math.nan
