@@ -1,13 +1,15 @@
-"""BatchNorm folded into convolutions."""
+"""BatchNorm, ReLU and sum as part of convolutions."""
 
 from __future__ import annotations
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from langdepth.backbones.clip import ClipImageTower
 from langdepth.backbones.efficientnet_lite import EfficientNetLite
-from langdepth.parts.folding import fingerprint, folded
+from langdepth.parts import folding
+from langdepth.parts.folding import conv_norm_relu, fingerprint, folded
 
 
 def disturbed(module: nn.Module) -> nn.Module:
@@ -29,13 +31,62 @@ def count(module: nn.Module) -> int:
 def test_encoders_give_the_same_maps_without_any_batch_norm() -> None:
     image = torch.randn(1, 3, 64, 96)
     lite, clip = disturbed(EfficientNetLite(0)), disturbed(ClipImageTower("RN-small", quick_gelu=True))
-    for encoder, run in ((lite, lambda net: net(image)[-1]), (clip, lambda net: net(image, "stage"))):
+    for encoder, run in ((lite, lambda net: net(image)), (clip, lambda net: net.pyramid(image))):
         assert count(encoder) > 5
         twin = folded(encoder)
         assert count(twin) == 0
-        expected = run(encoder)
-        torch.testing.assert_close(run(twin), expected, rtol=1e-4, atol=float(1e-5 * expected.abs().max()))
+        for found, expected in zip(run(twin), run(encoder), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=float(1e-5 * expected.abs().max()))
         assert count(encoder) > 5
+
+
+def fusable() -> tuple[nn.Conv2d, nn.Module, Tensor, Tensor]:
+    """A folded convolution, and its input and a shortcut."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 8, 3, padding=1).requires_grad_(False)
+    return conv, nn.Identity(), torch.randn(2, 4, 7, 5), torch.randn(2, 8, 7, 5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_sum_and_relu_are_the_same_inside_and_outside_the_convolution(layout: torch.memory_format) -> None:
+    conv, norm, x, shortcut = fusable()
+    expected = [conv(x).relu(), (conv(x) + shortcut).relu()]
+    x, shortcut = x.to(memory_format=layout), shortcut.to(memory_format=layout)
+    for context in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with context():
+            found = [conv_norm_relu(conv, norm, x), conv_norm_relu(conv, norm, x, shortcut.clone())]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_autocast_and_export_take_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv, norm, x, _ = fusable()
+    fused: list[Tensor] = []
+    monkeypatch.setattr(folding, "_onednn_fuses", lambda: True)
+    monkeypatch.setattr(folding, "_fused", lambda conv, x, shortcut: fused.append(x) or x)
+
+    class Block(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return conv_norm_relu(conv, norm, x)
+
+    assert conv_norm_relu(conv, norm, x.requires_grad_()).requires_grad
+    with torch.no_grad():
+        conv_norm_relu(conv, nn.BatchNorm2d(8).eval(), x)
+        conv_norm_relu(conv.double(), norm, x.double())
+        conv.float()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert conv_norm_relu(conv, norm, x).dtype == torch.bfloat16
+        torch.export.export(Block(), (x.detach(),))
+        assert not fused
+        conv_norm_relu(conv, norm, x)
+    assert len(fused) == 1
+
+
+def test_a_torch_without_the_operators_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> Tensor:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(folding, "_fused", missing)
+    assert folding._onednn_fuses.__wrapped__() is False
 
 
 def test_other_tensors_are_shared() -> None:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from langdepth.errors import UsageError, nearest
+from langdepth.parts.folding import conv_norm_relu
 
 DenseMode = Literal["stage", "attnpool", "value", "proj"]
 PositionResize = Literal["2d", "linear1d"]
@@ -212,14 +213,23 @@ class _ModifiedResNet:
         self.channels = (visual.conv3.out_channels, *(stage[-1].conv3.out_channels for stage in stages))
 
     def maps(self, tower: Any, image: Tensor) -> Iterator[Tensor]:
-        x = tower.act1(tower.bn1(tower.conv1(image)))
-        x = tower.act2(tower.bn2(tower.conv2(x)))
-        x = tower.act3(tower.bn3(tower.conv3(x)))
+        x = conv_norm_relu(tower.conv1, tower.bn1, image)
+        x = conv_norm_relu(tower.conv2, tower.bn2, x)
+        x = conv_norm_relu(tower.conv3, tower.bn3, x)
         yield x
         x = tower.avgpool(x)
         for stage in (tower.layer1, tower.layer2, tower.layer3, tower.layer4):
-            x = stage(x)
+            for block in stage:
+                x = self._bottleneck(block, x)
             yield x
+
+    @staticmethod
+    def _bottleneck(block: Any, x: Tensor) -> Tensor:
+        """open_clip's block. Without a projection it overwrites its input; the first of a stage has one."""
+        out = conv_norm_relu(block.conv1, block.bn1, x)
+        out = block.avgpool(conv_norm_relu(block.conv2, block.bn2, out))
+        shortcut = x if block.downsample is None else block.downsample(x)
+        return conv_norm_relu(block.conv3, block.bn3, out, shortcut)
 
     def trunk(self, tower: Any, image: Tensor) -> Tensor:
         return _last(self.maps(tower, image))
