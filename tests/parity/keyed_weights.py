@@ -1,7 +1,8 @@
 """Weights that follow from tensor names alone, so that a golden case needs no checkpoint.
 
 A case lists the tensors of an official checkpoint in ``<case>.keys.json``: name, shape and dtype; "value" holds the
-content of tensors that are not drawn (counters), "buffer": true marks tables that a network computes itself.
+content of tensors that are not drawn (counters), "factor" a number that the drawn content is multiplied by, "buffer":
+true marks tables that a network computes itself.
 """
 
 from __future__ import annotations
@@ -48,4 +49,6 @@ def state_dict(path: Path) -> dict[str, Tensor]:
 
 def _content(key: dict[str, Any]) -> np.ndarray:
     shape = tuple(key["shape"])
-    return np.asarray(key["value"], dtype=key["dtype"]).reshape(shape) if "value" in key else draw(key["name"], shape)
+    if "value" in key:
+        return np.asarray(key["value"], dtype=key["dtype"]).reshape(shape)
+    return np.asarray(draw(key["name"], shape) * np.float32(key.get("factor", 1)))

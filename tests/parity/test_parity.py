@@ -26,6 +26,7 @@ SLOW = {
     "mde_clip_small",
     "mde_clip_unet",
     "mde_clip_refine",
+    "scaledepth_full",
 }
 NO_PART = {
     "logits_second_mirrored",  # the published loops use the logits of the upright picture only
