@@ -1,0 +1,113 @@
+"""How WorDepth gets its words: from CLIP, from its own small encoder, from tiny's, from packed captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from langdepth import checkpoint, protocols, registry
+from langdepth.data.base import open_dataset
+from langdepth.errors import UsageError
+from langdepth.evaluate import judge
+from langdepth.inference import predict_pictures
+from langdepth.systems.wordepth import WorDepth
+from langdepth.text.captions import Caption, pack
+from tests.helpers import FakeSystem, grey, write_folder
+
+SENTENCES = ["a bed in a room", "a car on a street"]
+
+
+def build(**options: Any) -> WorDepth:
+    """A small one that spreads what words say, so that they matter."""
+    torch.manual_seed(0)
+    small = {"encoder": "swin-mini", "resolution": (64, 64), "widths": (16, 12, 8), "latent": 8}
+    system = registry.build("wordepth-s", small | options)
+    assert isinstance(system, WorDepth)
+    return system.eval()
+
+
+@pytest.fixture
+def clip(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """What stands in for CLIP's text tower: sentence -> feature."""
+    features = dict(zip(SENTENCES, torch.nn.functional.normalize(torch.randn(2, 1024)), strict=True))
+
+    class Clip:
+        def __init__(self, clip_weights: str | Path) -> None:
+            assert clip_weights == "RN50.pt"
+
+        def encode(self, sentences: list[str]) -> torch.Tensor:
+            return torch.stack([features[sentence] for sentence in sentences])
+
+    monkeypatch.setattr("langdepth.systems.wordepth.ClipSentences", Clip)
+    return features
+
+
+def test_clip_reads_the_text_of_a_loaded_system(clip: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = build(vocabulary=("a", "bed", "car")).save(tmp_path / "w.safetensors")
+    plain, with_clip = checkpoint.load(path), checkpoint.load(path, clip_weights="RN50.pt")
+    image = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        told = with_clip(image, SENTENCES).depth
+        assert torch.equal(told, with_clip(image, torch.stack(list(clip.values()))).depth)
+        with pytest.warns(UserWarning, match="not known and left out of account: in, room"):
+            assert not torch.equal(told, plain(image, SENTENCES).depth)
+    assert set(with_clip.state_dict()) == set(plain.state_dict())
+    result = predict_pictures(with_clip, grey(0.5), text=SENTENCES[0])
+    assert result.provenance["text"] == SENTENCES[0]
+
+
+def test_weights_without_an_encoder_borrow_that_of_tiny_and_say_so(tmp_path: Path) -> None:
+    system = build()
+    image = torch.rand(1, 3, 64, 64)
+    feature = checkpoint.load("tiny").sentences.encode(SENTENCES[:1])
+    names = set(system.state_dict())
+    with torch.inference_mode():
+        with pytest.warns(UserWarning, match="hold no sentence encoder: the small one of tiny .* --clip-weights"):
+            told = system(image, SENTENCES[:1]).depth
+        torch.testing.assert_close(told, system(image, feature).depth)
+    assert set(system.state_dict()) == names
+    with pytest.raises(UsageError, match="none of its words is known"):
+        system(image, ["xyzzy"])
+
+
+def test_systems_that_need_no_clip_say_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="tiny: holds all weights of 'tiny'; leave the CLIP weights out"):
+        checkpoint.load("tiny", clip_weights="RN50.pt")
+
+
+def packed(folder: Path, features: np.ndarray) -> Path:
+    captions = [Caption(f"{i}", sentence) for i, sentence in enumerate(SENTENCES)]
+    pack(captions, dict(zip(SENTENCES, features, strict=True)), folder)
+    return folder
+
+
+def test_evaluation_and_training_read_packed_captions(clip: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    features = torch.stack(list(clip.values())).half()
+    root = write_folder(tmp_path / "data", [{"size": (64, 64)}, {"size": (64, 64)}])
+    dataset = open_dataset("folder", root, captions=packed(tmp_path / "captions", features.numpy()))
+    system, protocol = build(), protocols.get("full")
+    samples = [dataset[0], dataset[1]]
+    judged = judge(system, samples, protocol)
+    with torch.inference_mode():
+        expected = system(torch.stack([sample.image for sample in samples]), features.float()).depth
+    torch.testing.assert_close(judged.prediction, expected)
+    bare = judge(system, [open_dataset("folder", root)[i] for i in (0, 1)], protocol)
+    assert not torch.equal(judged.prediction, bare.prediction)
+
+
+def test_captions_of_another_width_and_systems_for_which_they_are_no_words(tmp_path: Path) -> None:
+    narrow = torch.nn.functional.normalize(torch.randn(2, 8)).half().numpy()
+    root = write_folder(tmp_path / "data", [{"size": (64, 64)}, {"size": (64, 64)}])
+    dataset = open_dataset("folder", root, captions=packed(tmp_path / "captions", narrow))
+    with pytest.raises(UsageError, match=r"text features have shape \(1, 8\); 'wordepth-s' takes .* \(1, 1024\)"):
+        judge(build(), [dataset[0]], protocols.get("full"))
+
+    class Wordy(FakeSystem):
+        text_per_picture = False
+
+    with pytest.raises(UsageError, match="'fake' takes no captions of pictures"):
+        judge(Wordy(), [dataset[0]], protocols.get("full"))
