@@ -160,7 +160,7 @@ def open_dataset(
     if not trust_unit:
         suspicion = wrong_unit(layout(name).CARD, rows)
         if suspicion:
-            raise LangdepthError(f"{root}: {suspicion}; if it is right, set trust_unit")
+            raise LangdepthError(f"{root}: {suspicion}; if it is right, say so: --trust-unit, data.trust_unit")
     return RowDataset(name, rows, captions, without_caption)
 
 

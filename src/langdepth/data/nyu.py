@@ -81,7 +81,7 @@ def scene_label(name: str) -> int:
 
 
 def _row(key: str, path_rgb: Path, path_depth: Path, split: str, **values: Any) -> Row:
-    facts: dict[str, Any] = {"depth_scale": 0.001, "scene": scene_label(key), "size": SIZE, "intrinsics": INTRINSICS}
+    facts: dict[str, Any] = {"depth_scale": 0.001, "scene": scene_label(key.split("/")[0]), "size": SIZE, "intrinsics": INTRINSICS}
     return Row(key=key, path_rgb=path_rgb, path_depth=path_depth, split=split, source="nyu", **facts | values)
 
 
@@ -160,11 +160,11 @@ def labelled_rows(file: Path, split: str) -> list[Row]:
 
     places = _places(file.with_name("splits.mat"), split)
     with decoding(str(file)), h5py.File(file, "r") as content:
-        count = content["images"].shape[0]
+        matlab = file.suffix == ".mat"
+        count, *shape = content["images"].shape
         types, scenes = (_texts(content, name) for name in ("sceneTypes", "scenes"))
     if len(places) and not 0 <= places.min() <= places.max() < min(count, len(types), len(scenes)):
         raise LangdepthError(f"{file.with_name('splits.mat')}: names picture {places.max() + 1} of {count}")
-    matlab = file.suffix == ".mat"
     return [
         _row(
             f"{types[i]}/rgb_{i:05d}.jpg",
@@ -175,6 +175,7 @@ def labelled_rows(file: Path, split: str) -> list[Row]:
             item=int(i),
             depth_scale=1.0,
             scene_run=scenes[i],
+            size=(shape[2], shape[1]) if matlab else (shape[1], shape[2]),
         )
         for i in places
     ]
@@ -226,8 +227,7 @@ def export(source: Path, extraction: Extraction) -> None:
                 "source": "nyu",
                 "scene": row.scene_run,
                 "split": row.split,
-                "width": SIZE[1],
-                "height": SIZE[0],
+                **dict(zip(("height", "width"), row.size or SIZE, strict=True)),
                 "depth_scale": 0.001,
                 **dict(zip(("fx", "fy", "cx", "cy"), INTRINSICS, strict=True)),
                 "scene_type": SCENES[row.scene] if row.scene >= 0 else "",

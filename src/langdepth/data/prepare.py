@@ -44,6 +44,9 @@ class Extraction:
         self.out = out
         self.progress = progress
         self.manifest = read_manifest(out)
+        if self.manifest:  # anew, without the line that a stopped run left half
+            with atomic_path(out / MANIFEST) as path, path.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows((name, *entry) for name, entry in self.manifest.items())
         self.total = self.done = 0
 
     def expect(self, count: int) -> None:
@@ -156,6 +159,10 @@ class Member(NamedTuple):
     size: int
 
 
+def _is_zip(path: Path) -> bool:
+    return path.name.lower().endswith(".zip")
+
+
 def _is_archive(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(ARCHIVES)
 
@@ -171,13 +178,15 @@ def _damage(archive: Path, member: str = "") -> Iterator[None]:
         raise
     except Exception as error:  # BadZipFile, ReadError, zlib.error, LZMAError, EOFError, NotImplementedError ...
         what = f"member {member}" if member else "the archive"
-        raise LangdepthError(f"{archive}: {what} is damaged ({str(error) or type(error).__name__})") from None
+        raise LangdepthError(
+            f"{archive}: {what} is damaged ({' '.join(str(error).split()) or type(error).__name__})"
+        ) from None
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Callable[[str], IO[bytes]]]:
     """A function from the name of a member to its content."""
-    if zipfile.is_zipfile(path):
+    if _is_zip(path):
         with zipfile.ZipFile(path) as pack:
             yield pack.open
     else:
@@ -189,7 +198,7 @@ def _checked_members(path: Path) -> list[Member]:
     """All files of an archive; nothing is written before all are found harmless. Raises LangdepthError."""
     members: dict[str, Member] = {}
     with _damage(path):
-        for name, size, kind in _zip_members(path) if zipfile.is_zipfile(path) else _tar_members(path):
+        for name, size, kind in _zip_members(path) if _is_zip(path) else _tar_members(path):
             target = _inside(path, name)
             if kind == "folder":
                 continue

@@ -1,0 +1,313 @@
+"""``langdepth data prepare``: what comes out, what a stopped run leaves, and archives that nobody should unpack."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from langdepth import cli
+from langdepth.data import prepare as module
+from langdepth.data.base import find_rows, open_dataset
+from langdepth.data.prepare import INCOMPLETE, MANIFEST, prepare, read_manifest
+from langdepth.errors import LangdepthError, UsageError
+from langdepth.io import file_sha256
+from tests import miniatures
+from tests.miniatures import Builder, depth, each, tar_of, write_labelled, zip_of
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run ``langdepth data``; returns exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main(["data", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+# What comes out
+
+
+@pytest.mark.parametrize("ending", [".zip", ".tar.gz"])
+@pytest.mark.parametrize(("name", "build"), each())
+def test_an_archive_of_it_becomes_the_same_tree(
+    name: str, build: Builder, ending: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = build(tmp_path / "tree", monkeypatch)
+    archive = (zip_of if ending == ".zip" else tar_of)(tree, tmp_path / f"official{ending}")
+    out = tmp_path / "out"
+    code, text, err = run("prepare", name, "--source", archive, "--out", out)
+    assert (code, err) == (0, ""), text
+    assert f"langdepth data check {name} --root {out}" in text
+    unpacked = files(out)
+    manifest = read_manifest(out)
+    del unpacked[MANIFEST]
+    assert unpacked == files(tree)
+    assert {path: entry.size for path, entry in manifest.items()} == {p: len(b) for p, b in unpacked.items()}
+    assert all(entry.sha256 == file_sha256(out / path) for path, entry in manifest.items())
+    assert [row.key for row in find_rows(name, out)] == [row.key for row in find_rows(name, tree)]
+    assert run("check", name, "--root", out)[0] == 0
+
+
+def test_several_archives_fill_one_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = miniatures.kitti_raw(tmp_path / "tree", monkeypatch)
+    source = tmp_path / "downloads"
+    source.mkdir()
+    (source / "devkit.txt").write_text("passed over")
+    for part in ("2011_09_26", "2011_09_30", "2011_10_03", "train", "val"):
+        home = tmp_path / "parts" / part
+        home.mkdir(parents=True)
+        os.rename(tree / part, home / part)
+        zip_of(home, source / f"{part}.zip")
+    code, text, _ = run("prepare", "kitti", "--source", source, "--out", tmp_path / "out")
+    assert code == 0
+    assert "8 files" in text
+    assert "train 2 pairs, test 2 pairs" in text
+
+
+def test_the_labelled_file_becomes_pictures_with_an_index(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = miniatures.nyu_labelled(tmp_path / "source", monkeypatch) / "nyu_depth_v2_labeled.mat"
+    out = tmp_path / "out"
+    code, text, _ = run("prepare", "nyu", "--source", source, "--out", out)
+    assert code == 0
+    assert "11 files" in text  # five pairs and the index
+    assert "train 3 pairs, test 2 pairs" in text
+    with Image.open(out / "official_splits/test/kitchen/sync_depth_00001.png") as picture:
+        millimetres = np.asarray(picture)
+    np.testing.assert_array_equal(millimetres, np.floor(depth(1).astype(np.float64) * 1000))
+    exported, original = (open_dataset("nyu", root, "test") for root in (out, source.parent))
+    for i in range(2):
+        np.testing.assert_allclose(exported[i].image.numpy(), original[i].image.numpy(), atol=0.1)
+        assert exported[i].scene == original[i].scene
+    indexed = open_dataset("folder", out, "train")
+    assert [row.scene_run for row in indexed.rows] == ["bedroom_0002", "nyu_office_0003", "kitchen_0004"]
+    scenes = {row.key: row.scene for row in find_rows("nyu", out, "train")}
+    assert {row.key.split("/", 2)[2]: row.scene for row in indexed.rows} == scenes
+    for command in (("check", "nyu", "--root", out), ("check", out)):
+        code, text, _ = run(*command)
+        assert code == 0, text
+
+
+# Stopped runs, later changes
+
+
+def test_a_stopped_run_goes_on_where_it_was(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = miniatures.nyu_labelled(tmp_path / "source", monkeypatch)
+    out = tmp_path / "out"
+
+    def stop(done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare("nyu", source, out, stop)
+    kept = {path: (out / path).stat().st_mtime_ns for path in read_manifest(out)}
+    assert len(kept) == 4
+    assert (out / INCOMPLETE).exists()
+    code, text, _ = run("check", "nyu", "--root", out)
+    assert code == 1
+    assert "'langdepth data prepare' did not come to its end here; run it again" in text
+    with (out / MANIFEST).open("a") as file:
+        file.write("official_splits/te")  # a line that the kill cut short
+    assert run("prepare", "nyu", "--source", source, "--out", out)[0] == 0
+    assert {path: (out / path).stat().st_mtime_ns for path in kept} == kept
+    assert len(read_manifest(out)) == 11
+    assert not (out / INCOMPLETE).exists()
+    assert run("check", "nyu", "--root", out)[0] == 0
+
+
+def test_what_is_lost_or_changed_later_is_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = zip_of(miniatures.kitti_raw(tmp_path / "tree", monkeypatch), tmp_path / "a.zip")
+    out = tmp_path / "out"
+    prepare("kitti", archive, out)
+    rows = find_rows("kitti", out)
+    rows[0].path_depth.unlink()
+    with Image.open(rows[3].path_rgb) as picture:
+        picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(rows[3].path_rgb)
+    code, text, _ = run("check", "kitti", "--root", out)
+    assert code == 1
+    assert f"{MANIFEST}: 1 files are missing: {rows[0].path_depth.relative_to(out)}" in text
+    assert f"{MANIFEST}: 1 files differ from what was written: {rows[3].path_rgb.relative_to(out)}" in text
+    prepare("kitti", archive, out)
+    assert rows[0].path_depth.is_file()  # a second run mends what is missing
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = zip_of(miniatures.kitti_raw(tmp_path / "tree", monkeypatch), tmp_path / "a.zip")
+    out, real = tmp_path / "out", Path.open
+
+    class Full(io.FileIO):
+        def write(self, content: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def opened(self: Path, mode: str = "r", *arguments: object, **options: object) -> object:
+        full = mode == "wb" and len(files(out)) > 3
+        return Full(self, mode) if full else real(self, mode, *arguments, **options)  # type: ignore[call-overload]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", opened)
+        code, _, err = run("prepare", "kitti", "--source", archive, "--out", out)
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "cannot be written (No space left on device)" in err
+    assert not [name for name in files(out) if "partial" in name]
+    assert 0 < len(read_manifest(out)) < 8
+    assert run("prepare", "kitti", "--source", archive, "--out", out)[0] == 0
+    assert len(read_manifest(out)) == 8
+
+
+def test_a_disk_that_is_too_small_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = zip_of(miniatures.kitti_raw(tmp_path / "tree", monkeypatch), tmp_path / "a.zip")
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=(1 << 26) + 10))
+    with pytest.raises(LangdepthError, match=r"0\.00 GB are to be written, 0\.00 GB are free"):
+        prepare("kitti", archive, tmp_path / "out")
+    assert files(tmp_path / "out") == {}
+
+
+# Archives that nobody should unpack
+
+
+def hostile_zip(path: Path, kind: str) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("good.txt", "good")
+        if kind == "link":
+            info = zipfile.ZipInfo("link")
+            info.create_system = 3
+            info.external_attr = (stat.S_IFLNK | 0o777) << 16
+            archive.writestr(info, "/etc/passwd")
+        elif kind == "device":
+            info = zipfile.ZipInfo("null")
+            info.create_system = 3
+            info.external_attr = (stat.S_IFCHR | 0o666) << 16
+            archive.writestr(info, "")
+        else:
+            archive.writestr(NAMES[kind], "bad")
+    return path
+
+
+def hostile_tar(path: Path, kind: str) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        members = [tarfile.TarInfo("good.txt"), tarfile.TarInfo(NAMES.get(kind, "bad"))]
+        members[1].type = {
+            "link": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE, "device": tarfile.CHRTYPE,
+        }.get(kind, tarfile.REGTYPE)  # fmt: skip
+        members[1].linkname = "/etc/passwd"
+        for member in members:
+            archive.addfile(member)
+    return path
+
+
+NAMES = {
+    "parent": "a/../../outside.txt",
+    "absolute": "/tmp/outside.txt",
+    "backslashes": "..\\outside.txt",
+    "drive": "C:\\outside.txt",
+    "twice": "good.txt",
+    "manifest": MANIFEST,
+}
+COMPLAINTS = {
+    "parent": "would be written outside the folder",
+    "absolute": "would be written outside the folder",
+    "backslashes": "would be written outside the folder",
+    "drive": "would be written outside the folder",
+    "twice": "is there twice",
+    "manifest": "has a name that is not free",
+    "link": "is a link; only plain files are unpacked",
+    "hard link": "is a link; only plain files are unpacked",
+    "device": "is a device; only plain files are unpacked",
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("kind", COMPLAINTS)
+@pytest.mark.parametrize("write", [hostile_zip, hostile_tar])
+def test_hostile_members_are_named_and_nothing_is_written(
+    write: Callable[[Path, str], Path], kind: str, run: Run, tmp_path: Path
+) -> None:
+    if (write, kind) == (hostile_zip, "hard link"):
+        pytest.skip("zip has none")
+    archive = write(tmp_path / ("a.zip" if write is hostile_zip else "a.tgz"), kind)
+    code, _, err = run("prepare", "folder", "--source", archive, "--out", tmp_path / "below" / "out")
+    assert code == 1
+    assert err.count("\n") == 1
+    assert f"{archive}: member '" in err
+    assert COMPLAINTS[kind] in err
+    assert [path.name for path in tmp_path.iterdir()] == [archive.name]
+
+
+def test_a_link_that_is_there_is_not_followed(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("sub/file.txt", "bad")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "sub").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(LangdepthError, match=r"sub/file\.txt: lies outside .*/out through a link"):
+        prepare("folder", tmp_path / "a.zip", tmp_path / "out")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["changed member", "cut zip", "cut tar.gz", "no archive", "empty"])
+def test_damaged_archives_are_one_line(kind: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = miniatures.kitti_raw(tmp_path / "tree", monkeypatch)
+    archive = tar_of(tree, tmp_path / "a.tar.gz") if kind == "cut tar.gz" else zip_of(tree, tmp_path / "a.zip")
+    content = bytearray(archive.read_bytes())
+    if kind == "changed member":
+        content[content.index(b"IDAT") + 40] ^= 255  # stored without compression: only its checksum can tell
+    archive.write_bytes(
+        {"changed member": content, "no archive": b"words " * 99, "empty": b""}.get(kind, content[: len(content) // 2])
+    )
+    out = tmp_path / "out"
+    code, _, err = run("prepare", "kitti", "--source", archive, "--out", out)
+    assert code == 1
+    assert err.count("\n") == 1
+    assert f"{archive}: " in err
+    assert "is damaged" in err
+    if kind == "changed member":
+        assert "member 2011_09_26/" in err
+        assert set(read_manifest(out)) == set(files(out)) - {MANIFEST, INCOMPLETE}
+        assert all("partial" not in name for name in files(out))
+    else:
+        assert not out.exists()
+
+
+def test_a_source_that_is_no_source(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "notes.txt").write_text("nothing here")
+    for source in (tmp_path / "source", tmp_path / "source" / "notes.txt"):
+        with pytest.raises(UsageError, match=r"nothing that nyu is prepared from; give one of nyu_.*\.zip"):
+            prepare("nyu", source, tmp_path / "out")
+    code, _, err = run("prepare", "nyu", "--source", tmp_path / "none", "--out", tmp_path / "out")
+    assert (code, err) == (1, f"langdepth data: {tmp_path / 'none'}: no such file or folder\n")
+    assert run("prepare", "nyuu", "--source", tmp_path, "--out", tmp_path / "out")[0] == 2
+
+
+def test_a_labelled_file_without_splits_writes_nothing(run: Run, tmp_path: Path) -> None:
+    file = write_labelled(tmp_path / "nyu_depth_v2_labeled.mat")
+    (tmp_path / "splits.mat").unlink()
+    code, _, err = run("prepare", "nyu", "--source", file, "--out", tmp_path / "out")
+    assert code == 1
+    assert "splits.mat: the official split list is missing" in err
+    assert set(files(tmp_path / "out")) <= {INCOMPLETE}
