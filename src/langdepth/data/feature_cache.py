@@ -75,7 +75,7 @@ class FeatureCache:
 
         Raises ImageError naming an unusable picture, LangdepthError when the folder cannot be written or is too small.
         """
-        missing: dict[tuple[int, int], list[_View]] = {}
+        missing: dict[tuple[int, int], dict[Path, _View]] = {}  # by size and path: a picture may be listed twice
         with ThreadPoolExecutor(_READERS, thread_name_prefix="langdepth-read") as pool:
             seen = pool.map(self._seen, self.sizes)
             for number, (place, (name, picture)) in enumerate(zip(self.sizes, seen, strict=True)):
@@ -84,17 +84,16 @@ class FeatureCache:
                     if self.files.setdefault((name, mirrored), path) != path:
                         raise LangdepthError(f"{name}: several pictures have this name; set data.cache to none")
                     if number % world_size == rank and not _is_whole(path):
-                        missing.setdefault(self.sizes[place], []).append(_View(place, mirrored, path))
+                        missing.setdefault(self.sizes[place], {})[path] = _View(place, mirrored, path)
         count = sum(map(len, missing.values()))
-        left = count * world_size
         with tqdm(total=count, desc="features", unit="picture", disable=None if rank == 0 else True) as bar:
-            for size, views in missing.items():
+            for size, found in missing.items():
+                views = list(found.values())
                 for first in range(0, len(views), batch_size):
                     chunk = views[first : first + batch_size]
                     features = self._computed(system, chunk, size)
-                    if left:
-                        self._require_space(features, left // len(chunk))
-                        left = 0
+                    if first == 0:
+                        self._require_space(features, count * world_size // len(chunk))
                     for number, view in enumerate(chunk):
                         _write(view.path, {name: value[number] for name, value in features.items()})
                     bar.update(len(chunk))
