@@ -76,7 +76,10 @@ class LearnerConfig:
 
 
 class Learner(System):
-    """A small network that can be trained: BatchNorm, dropout, a frozen part and one that no loss reaches."""
+    """A small network that can be trained: BatchNorm, dropout, a frozen part and one that no loss reaches.
+
+    ``drawn``: whether each batch so far was one of a step that trains ``sometimes``, too.
+    """
 
     Config = LearnerConfig
     name = "learner"
@@ -94,14 +97,22 @@ class Learner(System):
         )
         self.frozen = nn.Linear(2, 2).requires_grad_(False)
         self.unreached = nn.Linear(2, 2)
+        self.sometimes = nn.Parameter(torch.ones(1, 1))
+        self.drawn: list[bool] = []
 
     def forward(
         self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
     ) -> DepthOutput:
         return DepthOutput(depth=torch.exp(self.body(self.normalise(image))))
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def draw_step(self, generator: torch.Generator) -> dict[str, Any]:
+        self.drawn.append(bool(torch.rand((), generator=generator) < 0.5))
+        return {"scaled": self.drawn[-1]}
+
+    def loss(self, batch: Batch, scaled: bool = False) -> dict[str, Tensor]:
         depth = nn.functional.interpolate(self(batch.image).depth, size=batch.depth.shape[-2:])
+        if scaled:
+            depth = depth * self.sometimes.exp()
         l1 = (depth.log() - batch.depth.clamp_min(0.1).log())[batch.mask].abs().mean()
         bad = self.config.poison and any(self.config.poison in path for path in batch.path)
         if bad and self.config.poisoned == "loss":

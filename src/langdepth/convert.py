@@ -126,7 +126,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 def _numpy_arrays() -> list[Any]:
     """What NumPy arrays and numbers are made of in a checkpoint, under the names of NumPy 1 and 2."""
-    parts = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    parts: list[Any] = [np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
     named = [(part, f"{package}.multiarray.{part.__name__}") for part in parts for package in _NUMPY_CORES]
     return [*named, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd")]
 

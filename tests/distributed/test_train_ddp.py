@@ -79,8 +79,10 @@ def test_both_processes_end_with_the_same_weights(
     assert re.fullmatch(f"({warning}){{2}}", err), err
 
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for name, value in ranks[0].items():
-        assert torch.equal(ranks[1][name], value), name
+    assert ranks[0]["drawn"] == ranks[1]["drawn"]
+    assert set(ranks[0]["drawn"]) == {True, False}
+    for name, value in ranks[0]["weights"].items():
+        assert torch.equal(ranks[1]["weights"][name], value), name
         assert value.isfinite().all(), name
 
     monkeypatch.setitem(registry.REGISTRY, LEARNER.name, LEARNER)

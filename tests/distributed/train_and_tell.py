@@ -1,4 +1,4 @@
-"""The command line with the system ``learner``; at the end every process writes its own weights to $RANKS_FOLDER."""
+"""The command line with the system ``learner``; at the end every process writes to $RANKS_FOLDER what it ended with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tests.helpers import LEARNER
 
 
 def tell(trainer: Any, module: Any) -> None:
-    torch.save(module.state_dict(), Path(os.environ["RANKS_FOLDER"], f"{trainer.global_rank}.pt"))
+    end = {"weights": module.state_dict(), "drawn": module.system.drawn}
+    torch.save(end, Path(os.environ["RANKS_FOLDER"], f"{trainer.global_rank}.pt"))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ SLOW = {
     "mde_clip_unet",
     "mde_clip_refine",
     "scaledepth_full",
+    "wordepth_full_small",
+    "wordepth_text_small",
 }
 NO_PART = {
     "logits_second_mirrored",  # the published loops use the logits of the upright picture only

@@ -297,9 +297,9 @@ class TestNonFinite:
 
         loss = Learner.loss
 
-        def noted(system: Learner, batch: Any) -> dict[str, Tensor]:
+        def noted(system: Learner, batch: Any, **drawn: Any) -> dict[str, Tensor]:
             window.extend(batch.path if system.training else ())
-            return loss(system, batch)
+            return loss(system, batch, **drawn)
 
         monkeypatch.setattr(DepthTraining, "optimizer_step", watched)
         monkeypatch.setattr(Learner, "loss", noted)
@@ -368,6 +368,15 @@ class TestSchedule:
         factor = rate(OptimSection(schedule=schedule, warm_up=0), 10)
         assert [factor(0), factor(10)] == pytest.approx([1, 1 if schedule == "constant" else 0])
 
+    @pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "poly"])
+    def test_ends_where_it_is_told_to(self, schedule: Any) -> None:
+        to_zero, to_end = (
+            rate(OptimSection(schedule=schedule, warm_up=0, lr=0.1, end_lr=end), 10) for end in (0, 0.02)
+        )
+        assert [to_end(step) for step in (0, 4, 10)] == pytest.approx([1, 0.2 + 0.8 * to_zero(4), 0.2])
+        with pytest.raises(ValueError, match="end_lr must be from 0 to lr"):
+            OptimSection(schedule=schedule, lr=0.1, end_lr=0.2)
+
     def test_spans_the_run(self, run: Run) -> None:
         rows = read_metrics(run(optim__schedule="poly", optim__warm_up=0, optim__power=1.0))
         assert [float(row["lr"]) for row in rows] == pytest.approx([0.01 * (1 - i / STEPS) for i in range(STEPS)])
@@ -435,6 +444,26 @@ class TestSteps:
             handle.remove()
         assert len(steps) == 3
         assert [row["step"] for row in read_metrics(folder)] == ["1", "2", "3"]
+
+    def test_a_step_draws_once_for_all_its_batches(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        drawn: list[bool] = []
+        values: list[float] = []
+        original = Learner.loss
+
+        def loss(learner: Learner, batch: Any, scaled: bool) -> dict[str, Tensor]:
+            drawn.append(scaled)
+            values.append(float(learner.sometimes.detach()))
+            return original(learner, batch, scaled)
+
+        monkeypatch.setattr(Learner, "loss", loss)
+        run(optim__accumulate=2, optim__weight_decay=0.5)
+        steps = [0, 0, 1, 2, 2, 3, 4, 4, 5]  # of the batches: 2 + 1 in each of 3 epochs
+        by_step = dict(zip(steps, drawn, strict=True))
+        assert [by_step[step] for step in steps] == drawn
+        assert set(drawn) == {True, False}
+        before = [values[steps.index(step)] for step in range(6)]
+        # What a step leaves out gets no gradient, so it neither moves nor decays.
+        assert [a != b for a, b in itertools.pairwise(before)] == [by_step[step] for step in range(5)]
 
     def test_mixed_precision(self, run: Run) -> None:
         full, mixed = run("full"), run("mixed", train__precision="bf16-mixed")
@@ -579,7 +608,7 @@ class TestRefused:
             run()
 
     def test_memory(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        def short(*_: Any) -> None:
+        def short(*_: Any, **__: Any) -> None:
             raise torch.OutOfMemoryError("tried to allocate")
 
         monkeypatch.setattr(Learner, "loss", short)

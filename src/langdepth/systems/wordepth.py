@@ -295,10 +295,9 @@ class WorDepth(System):
         scenes = self.scenes_of(self.features(len(image), text))
         seen = self.look(image)
         picked = self.sampler(seen.x, scenes).float()
-        seen, scenes = (
-            type(group)(*(part.expand(len(noise), *part.shape[1:]) for part in group)) for group in (seen, scenes)
-        )
         mixed = (1 - spread**2) ** 0.5 * picked + spread * noise
+        count = len(mixed)
+        seen = Seen(*(part.expand(count, *part.shape[1:]) for part in seen))
         return DepthOutput(depth=self.image_step(seen, scenes, mixed))
 
     # -- training --------------------------------------------------------------------------------------------------
