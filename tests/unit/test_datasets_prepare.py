@@ -269,16 +269,20 @@ def test_a_link_that_is_there_is_not_followed(tmp_path: Path) -> None:
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["changed member", "cut zip", "cut tar.gz", "no archive", "empty"])
+@pytest.mark.parametrize("kind", ["changed member", "changed tar.gz", "cut zip", "cut tar.gz", "no archive", "empty"])
 def test_damaged_archives_are_one_line(kind: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = miniatures.kitti_raw(tmp_path / "tree", monkeypatch)
-    archive = tar_of(tree, tmp_path / "a.tar.gz") if kind == "cut tar.gz" else zip_of(tree, tmp_path / "a.zip")
+    archive = tar_of(tree, tmp_path / "a.tar.gz") if kind.endswith("tar.gz") else zip_of(tree, tmp_path / "a.zip")
     content = bytearray(archive.read_bytes())
-    if kind == "changed member":
+    if kind == "changed tar.gz":
+        content[-8] ^= 255  # the checksum itself
+    elif kind == "changed member":
         content[content.index(b"IDAT") + 40] ^= 255  # stored without compression: only its checksum can tell
-    archive.write_bytes(
-        {"changed member": content, "no archive": b"words " * 99, "empty": b""}.get(kind, content[: len(content) // 2])
-    )
+    elif kind.startswith("cut"):
+        del content[len(content) // 2 :]
+    else:
+        content = bytearray(b"words " * (99 if kind == "no archive" else 0))
+    archive.write_bytes(content)
     out = tmp_path / "out"
     code, _, err = run("prepare", "kitti", "--source", archive, "--out", out)
     assert code == 1

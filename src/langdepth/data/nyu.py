@@ -81,7 +81,8 @@ def scene_label(name: str) -> int:
 
 
 def _row(key: str, path_rgb: Path, path_depth: Path, split: str, **values: Any) -> Row:
-    facts: dict[str, Any] = {"depth_scale": 0.001, "scene": scene_label(key.split("/")[0]), "size": SIZE, "intrinsics": INTRINSICS}
+    facts: dict[str, Any] = {"depth_scale": 0.001, "size": SIZE, "intrinsics": INTRINSICS}
+    facts["scene"] = scene_label(key.split("/")[0])
     return Row(key=key, path_rgb=path_rgb, path_depth=path_depth, split=split, source="nyu", **facts | values)
 
 

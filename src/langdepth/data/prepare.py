@@ -15,6 +15,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, NamedTuple
 
@@ -63,8 +64,8 @@ class Extraction:
         if not target.resolve().is_relative_to(self.out.resolve()):
             raise LangdepthError(f"{path}: lies outside {self.out} through a link")
         known = self.manifest.get(path.as_posix())
-        there = known is not None and target.is_file() and target.stat().st_size == known.size
-        if not (known is not None and there and size in (None, known.size)):
+        there = target.stat().st_size if target.is_file() else None
+        if known is None or there != known.size or size not in (None, known.size):
             self._write(path, target, content, size)
         self.done += 1
         self.progress(self.done, self.total)
@@ -122,8 +123,8 @@ def prepare(
         for path, members in archives:
             with _opened(path) as archive:
                 for member in members:
-                    with _damage(path, member.path):
-                        work.write(Path(member.path), lambda m=member: archive(m.name), member.size)  # type: ignore[misc]
+                    with _damage(path, f"member {member.path}"):
+                        work.write(Path(member.path), partial(archive, member.info), member.size)
         for path in files:
             if export is not None and not _is_archive(path):
                 export(path, work)
@@ -152,11 +153,11 @@ def _room(out: Path, needed: int) -> Iterator[None]:
 
 
 class Member(NamedTuple):
-    """A file in an archive: its name there, where it goes, bytes."""
+    """A file in an archive: where it goes, bytes, and what its archive opens it by."""
 
-    name: str
     path: str
     size: int
+    info: Any
 
 
 def _is_zip(path: Path) -> bool:
@@ -168,24 +169,21 @@ def _is_archive(path: Path) -> bool:
 
 
 @contextmanager
-def _damage(archive: Path, member: str = "") -> Iterator[None]:
+def _damage(archive: Path, what: str = "the archive") -> Iterator[None]:
     """Whatever an unpacker raises for damage, as one line."""
     try:
         yield
-    except LangdepthError as error:
-        raise LangdepthError(f"{archive}: {error}" if member and member in str(error) else str(error)) from None
-    except MemoryError:
+    except LangdepthError:
         raise
     except Exception as error:  # BadZipFile, ReadError, zlib.error, LZMAError, EOFError, NotImplementedError ...
-        what = f"member {member}" if member else "the archive"
         raise LangdepthError(
             f"{archive}: {what} is damaged ({' '.join(str(error).split()) or type(error).__name__})"
         ) from None
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Callable[[str], IO[bytes]]]:
-    """A function from the name of a member to its content."""
+def _opened(path: Path) -> Iterator[Callable[[Any], IO[bytes]]]:
+    """A function from a member's ``info`` to its content."""
     if _is_zip(path):
         with zipfile.ZipFile(path) as pack:
             yield pack.open
@@ -198,7 +196,7 @@ def _checked_members(path: Path) -> list[Member]:
     """All files of an archive; nothing is written before all are found harmless. Raises LangdepthError."""
     members: dict[str, Member] = {}
     with _damage(path):
-        for name, size, kind in _zip_members(path) if _is_zip(path) else _tar_members(path):
+        for name, size, kind, info in _zip_members(path) if _is_zip(path) else _tar_members(path):
             target = _inside(path, name)
             if kind == "folder":
                 continue
@@ -206,7 +204,7 @@ def _checked_members(path: Path) -> list[Member]:
                 raise LangdepthError(f"{path}: member '{name}' is a {kind}; only plain files are unpacked")
             if target in members:
                 raise LangdepthError(f"{path}: member '{name}' is there twice")
-            members[target] = Member(name, target, size)
+            members[target] = Member(target, size, info)
             if len(members) > MAX_MEMBERS:
                 raise LangdepthError(f"{path}: has more than {MAX_MEMBERS} members")
     return list(members.values())
@@ -222,7 +220,7 @@ def _inside(archive: Path, name: str) -> str:
     return str(plain)
 
 
-def _zip_members(path: Path) -> Iterator[tuple[str, int, str]]:
+def _zip_members(path: Path) -> Iterator[tuple[str, int, str, Any]]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             mode = info.external_attr >> 16
@@ -233,11 +231,13 @@ def _zip_members(path: Path) -> Iterator[tuple[str, int, str]]:
                 kind = "device"
             elif info.flag_bits & 1:
                 kind = "file with a password"
-            yield info.filename, info.file_size, kind
+            yield info.filename, info.file_size, kind, info
 
 
-def _tar_members(path: Path) -> Iterator[tuple[str, int, str]]:
+def _tar_members(path: Path) -> Iterator[tuple[str, int, str, Any]]:
     with tarfile.open(path) as archive:
         for info in archive:
             kind = "link" if info.issym() or info.islnk() else "device"
-            yield info.name, info.size, "folder" if info.isdir() else "file" if info.isfile() else kind
+            yield info.name, info.size, "folder" if info.isdir() else "file" if info.isfile() else kind, info
+        while archive.fileobj is not None and archive.fileobj.read(_BLOCK):
+            pass  # to its end, where a compressed file's checksum is

@@ -93,6 +93,8 @@ def prepare(name: str, *, source: Path, out: Path) -> int:
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
+            if bar.disable and total >= 1000 and 10 * done // total > 10 * (done - 1) // total:
+                print(f"{done} of {total} files", flush=True)
 
         work = run(name, source, out, progress)
     problems: list[LangdepthError] = []
