@@ -1,4 +1,4 @@
-"""Losses, metrics and scene text of ScaleDepth and of the toolbox it is published in."""
+"""Losses, metrics, scene text and training pictures of ScaleDepth and of the toolbox it is published in."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from torch import Tensor
 from langdepth import losses
 from langdepth.backbones.clip_weights import ClipWeights
 from langdepth.camera import Camera
+from langdepth.data.nyu import scene_label
+from langdepth.data.transforms import Augmentation, TrainTransform, depth_stripe
 from langdepth.evaluate import judge
 from langdepth.metrics import depth_metrics
 from langdepth.protocols import Protocol
 from langdepth.text.clip_text import ClipTextTower, tokenize
 from langdepth.text.scene_table import encode_scenes
+from langdepth.text.scenes import SCENES
+from langdepth.types import Sample
 from tests.parity.cases_functions import StandIn, samples_of
 from tests.parity.runner import Compared, Tolerance
 
@@ -140,3 +144,33 @@ def scaledepth_text(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | 
     yield "embedding", features, Tolerance(atol=3e-5)
     names = [prompt.removeprefix("a photo of a ").replace(" ", "_") for prompt in prompts]
     yield "embedding_normalized", encode_scenes(clip, names), Tolerance(atol=1e-6)
+
+
+def scaledepth_data(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
+    """Scene labels and what is done to training pictures. The offsets of its random crop are another generator's."""
+    if "classes" in arrays:
+        assert arrays["classes"].tolist() == list(SCENES)
+    labels = [scene_label(name.rsplit("/")[-1]) for name in arrays["nyu.file"].tolist()]
+    yield "nyu.category_id", np.array(labels), Tolerance()
+    colours = _tensor(arrays["depth_mix.image"]).permute(2, 0, 1).float() / 255
+    depth = _tensor(arrays["depth_mix.gt_metres"])[None]
+    _, left, width = arrays["depth_mix.uniform_draws_prob_left_width"].tolist()
+    mixed = depth_stripe(colours, depth, left, width, wraps=True)
+    yield "depth_mix.out", mixed.permute(1, 2, 0) * 255, Tolerance(atol=1e-4)
+
+    still = Augmentation(
+        flip=0.0, zoom=1.0, rotate=0.0, colour_probability=0.0, grey=0.0, blur=0.0, random_crop=False
+    )  # fmt: skip
+    cut = TrainTransform(still, 1, resized=False, kb_sources=("kitti",))
+    padded = cut(Sample(image=colours, depth=depth, mask=depth > 0), (16, 24))
+    yield "pad.image", padded.image[None] * 255, Tolerance(atol=1e-4)
+    yield "pad.gt", padded.depth, Tolerance()
+    if "kb_crop.table" in arrays:
+        table = arrays["kb_crop.table"].copy()
+        for row in table:
+            places = torch.arange(1.0, row[0] * row[1] + 1).view(1, *row[:2].tolist())  # exact in float32
+            kitti = Sample(image=places.expand(3, -1, -1) / 1e7, depth=places, mask=places > 0, source="kitti")
+            found = cut(kitti, (352, 1216)).depth
+            top, left = divmod(int(found[0, 0, 0]) - 1, int(row[1]))
+            row[2:6] = top, left, *found.shape[1:]
+        yield "kb_crop.table", table, Tolerance()

@@ -86,6 +86,7 @@ CASES = (
     Case("mde_clip_refine*", "cases_mde_clip:mde_clip_refine", "mde_clip_refine"),
     Case("mde_clip*", "cases_mde_clip:mde_clip", "mde_clip_small"),
     Case("scaledepth_metrics*", "cases_scaledepth_functions:scaledepth_metrics"),
+    Case("scaledepth_data*", "cases_scaledepth_functions:scaledepth_data"),
     Case("scaledepth_text*", "cases_scaledepth_functions:scaledepth_text", "scaledepth_text"),
     Case("scaledepth_losses*", "cases_scaledepth_functions:scaledepth_losses"),
     Case("scaledepth_backbone*", "cases_scaledepth:scaledepth_backbone", "scaledepth_backbone"),
