@@ -304,7 +304,7 @@ def test_a_fresh_system_is_prepared_saved_and_loaded(caption_file: Path, tmp_pat
     assert isinstance(fresh, WorDepth)
     with pytest.raises(UsageError, match=r"system\.prepare\.text_features"):
         fresh.prepare_training()
-    with pytest.warns(UserWarning, match="starts from random numbers"):
+    with pytest.warns(UserWarning, match="starts from RANDOM numbers"):
         fresh.prepare_training(text_features=str(caption_file))
     assert fresh.config.vocabulary == tuple(sorted({word for caption in CAPTIONS for word in words_of(caption)}))
     assert float(fresh.neutral_text.norm()) == pytest.approx(1)
@@ -321,7 +321,7 @@ def test_a_fresh_system_is_prepared_saved_and_loaded(caption_file: Path, tmp_pat
 def test_training_takes_captions_of_the_picture_then_of_its_scene(caption_file: Path, image: Tensor) -> None:
     system = registry.build("wordepth-s", SMALL)
     assert isinstance(system, WorDepth)
-    with pytest.warns(UserWarning, match="random"):
+    with pytest.warns(UserWarning, match="RANDOM"):
         system.prepare_training(text_features=str(caption_file))
     depth = torch.ones(2, 1, 64, 96)
     scene = torch.tensor([SCENES.index("bathroom"), SCENES.index("classroom")])  # no caption is about a classroom
@@ -336,7 +336,7 @@ def test_training_takes_captions_of_the_picture_then_of_its_scene(caption_file: 
 def test_captions_of_another_width_are_refused(caption_file: Path) -> None:
     system: Any = registry.build("wordepth-s", {**SMALL, "text_features": 16})
     with (
-        pytest.warns(UserWarning, match="random"),
+        pytest.warns(UserWarning, match="RANDOM"),
         pytest.raises(UsageError, match="features have 32 numbers, 'wordepth-s' takes 16"),
     ):
         system.prepare_training(text_features=str(caption_file))

@@ -14,15 +14,17 @@ Encoder = ConvNeXt | Swin | EfficientNetLite
 _LITE = {f"efficientnet-lite{size}": size for size in (0, 1, 2)}
 
 
-def make_encoder(name: str, drop_path: float = 0.0, frozen: int = 0) -> Encoder:
+def make_encoder(
+    name: str, drop_path: float = 0.0, frozen: int = 0, position: tuple[int, int] | None = None
+) -> Encoder:
     """The encoder called ``name``: "swin-large", "efficientnet-lite0" ... or timm's name of a ConvNeXt; random weights.
 
     ``drop_path``: share of dropped branches in the last block, of Swin and ConvNeXt. ``frozen``: stages of an
-    EfficientNet-Lite that keep their weights. The last four maps and ``channels`` are those of strides 4 to 32.
-    Raises UsageError for unknown names.
+    EfficientNet-Lite that keep their weights. ``position``: (height, width) of the pictures that a Swin has a position
+    table for. The last four maps and ``channels`` are those of strides 4 to 32. Raises UsageError for unknown names.
     """
     if name in SIZES:
-        return Swin(SIZES[name], drop_path=drop_path)
+        return Swin(SIZES[name], position=position, drop_path=drop_path)
     if name in _LITE:
         return EfficientNetLite(_LITE[name], frozen)
     if "convnext" in name:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from langdepth import losses
-from langdepth.backbones.efficientnet_lite import EfficientNetLite
+from langdepth.backbones.encoders import make_encoder, start_encoder
 from langdepth.backbones.swin import PATCH, SIZES, Swin
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.parts.refine import Refine, Up, enlarged
@@ -131,7 +131,7 @@ class WorDepth(System):
         statistics = {} if config.encoder in SIZES else {"mean": half, "std": half}
         super().__init__(config, InputSpec(area=height * width, multiple_of=MULTIPLE, **statistics))  # type: ignore[arg-type]
         self.config: WorDepthConfig = config
-        self.encoder = make_encoder(config)
+        self.encoder = make_encoder(config.encoder, config.drop_path, config.frozen, config.resolution)
         self.encoder_rate = config.encoder_lr
         c2, c3, c4, c5 = self.encoder.channels[-4:]
         wide, middle, narrow = config.widths
@@ -351,7 +351,7 @@ class WorDepth(System):
                 f"{self.name} starts from a file of caption features; name it in system.prepare.text_features"
             )
         if fresh:
-            self.provenance["encoder"] = self._start_encoder(encoder_weights)
+            self.provenance["encoder"] = start_encoder(self.encoder, encoder_weights)
         if text_features is None:
             return
         data = read_caption_features(text_features)
@@ -365,26 +365,6 @@ class WorDepth(System):
             self.sentences = SentenceEncoder(vocabulary, self.config.text_features)
             self.provenance["sentence_encoder"] = distil(self.sentences, data)._asdict()
             self.neutral_text.copy_(F.normalize(data.features.mean(0), dim=0))
-
-    def _start_encoder(self, weights: str | None) -> str:
-        """Load what the encoder starts from; returns a line that says what it was."""
-        if isinstance(self.encoder, EfficientNetLite):
-            if weights is not None:
-                raise UsageError(
-                    f"{self.config.encoder} brings its own weights; leave system.prepare.encoder_weights out"
-                )
-            return self.encoder.load_imagenet_weights()
-        if weights is None:
-            warnings.warn(
-                f"{self.config.encoder} starts from random numbers; name a file of the Swin release in "
-                "system.prepare.encoder_weights to start from ImageNet",
-                stacklevel=2,
-            )
-            return "random"
-        from langdepth.convert import read_checkpoint
-
-        self.encoder.load_release(read_checkpoint(Path(weights)))
-        return Path(weights).name
 
     # -- the authors' checkpoints ----------------------------------------------------------------------------------
 
@@ -422,10 +402,3 @@ OFFICIAL = {
         for theirs, ours in (("fw", "feature"), ("dw", "depth"))
     },
 }
-
-
-def make_encoder(config: WorDepthConfig) -> Swin | EfficientNetLite:
-    """The encoder of a config, with random weights."""
-    if config.encoder in SIZES:
-        return Swin(SIZES[config.encoder], position=config.resolution, drop_path=config.drop_path)
-    return EfficientNetLite(int(config.encoder.removeprefix("efficientnet-lite")), config.frozen)
