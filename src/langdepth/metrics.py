@@ -35,7 +35,7 @@ _SUMS = 12  # columns of error_sums
 RANGES = (0, 1, 2, 3, 5, 10, 20, 40, 80, math.inf)
 """Metres between which a report tells the metrics of each range; the lower end belongs to a range."""
 _LAST_METRE = 80
-_BLOCK = 1 << 14  # pixels at once; what does not leave the cache takes a fifth of the time
+_BLOCK = 1 << 15  # pixels at once; what does not leave the cache takes a fifth of the time
 _RANGE_OF_METRE = np.searchsorted(RANGES, np.arange(_LAST_METRE + 1), side="right").astype(np.uint8) - 1
 
 EDGE_RATIOS = (1.05, 1.10, 1.15, 1.20, 1.25)
@@ -61,9 +61,9 @@ def range_sums(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     pictures, ranges = len(mask), len(RANGES) - 1
     valid = _array(mask)
     p, t = (_array(depth)[valid] for depth in (prediction, target))
-    metre = np.minimum(t, _LAST_METRE).astype(np.uint8)
-    picture = np.repeat(np.arange(pictures), valid.sum((1, 2, 3)))
-    place = (picture * ranges + _RANGE_OF_METRE[metre]).astype(np.min_scalar_type(pictures * ranges))
+    first = (np.arange(pictures) * ranges).astype(np.min_scalar_type(pictures * ranges))  # small numbers sort faster
+    place = np.repeat(first, valid.sum((1, 2, 3)))
+    place += _RANGE_OF_METRE.take(np.minimum(t, _LAST_METRE).astype(np.uint8))
     sums = np.zeros((pictures * ranges, _SUMS))
     for block in (slice(start, start + _BLOCK) for start in range(0, len(p), _BLOCK)):
         order = place[block].argsort(kind="stable")

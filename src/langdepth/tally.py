@@ -51,8 +51,9 @@ class Tally:
         sums = range_sums(*maps)
         self.by_range.update(*maps)
         self._edges += edge_counts(*maps)
+        prediction, target, valid = (part.numpy() for part in maps)  # picks pixels much faster than torch
         for place, (index, sample) in enumerate(zip(indices, samples, strict=True)):
-            medians = [_median(depth[place][judged.valid[place]]) for depth in maps[:2]]
+            medians = [_median(depth[place][valid[place]]) for depth in (prediction, target)]
             self._records.append(np.array([index, sample.scene, *medians, *sums[place].flatten().tolist()]))
         return metrics_from_sums(sums.sum(1))["abs_rel"].tolist()
 
@@ -145,6 +146,6 @@ def _scene_name(scene: int) -> str:
     return SCENES[scene] if scene >= 0 else "(unknown)"
 
 
-def _median(values: Tensor) -> float:
-    chosen = values.numpy()[:: 1 + len(values) // _MEDIAN_OF]
+def _median(values: npt.NDArray[np.float32]) -> float:
+    chosen = values[:: 1 + len(values) // _MEDIAN_OF]
     return float(np.median(chosen)) if len(chosen) else math.nan
