@@ -85,10 +85,12 @@ class Layout(Protocol):
 
 
 def layout(name: str) -> Layout:
-    """The module of the data set ``name``. Raises UsageError naming the nearest known one."""
+    """The module of the data set ``name``, or the part of one. Raises UsageError naming the nearest known one."""
     if name not in DATASETS:
         raise UsageError(f"unknown data set '{name}': {nearest(name, DATASETS)}")
-    return cast(Layout, import_module(DATASETS[name]))
+    module, _, part = DATASETS[name].partition(":")
+    found = import_module(module)
+    return cast(Layout, getattr(found, part) if part else found)
 
 
 def find_rows(

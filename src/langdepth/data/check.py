@@ -17,7 +17,7 @@ import numpy as np
 from langdepth.camera import Camera
 from langdepth.data.base import DatasetCard, find_rows, layout, wrong_unit
 from langdepth.data.prepare import INCOMPLETE, MANIFEST, read_manifest
-from langdepth.data.rows import DECODERS, NAMED, Row
+from langdepth.data.rows import NAMED, Row
 from langdepth.data.sam import read_overlay
 from langdepth.errors import LangdepthError, UsageError, nearest
 from langdepth.io import file_sha256
@@ -207,7 +207,7 @@ def _check_pair(row: Row, splits: Sequence[str]) -> Pair:
     size: tuple[int, int] | None = None
     digest = b""
     try:
-        pixels = DECODERS[row.decoder].image(row)
+        pixels = row.decoder.image(row)
     except LangdepthError as error:
         problems.append(str(error))
     else:
@@ -227,7 +227,7 @@ def _check_pair(row: Row, splits: Sequence[str]) -> Pair:
             except LangdepthError as error:
                 problems.append(str(error))
     try:
-        depth = DECODERS[row.decoder].depth(row)
+        depth = row.decoder.depth(row)
     except LangdepthError as error:
         return Pair(row=row, size=size, digest=digest, problems=(*problems, str(error)))
     if size is not None and depth.shape != size[::-1]:

@@ -26,7 +26,7 @@ from PIL import Image
 
 from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import shipped
-from langdepth.data.rows import Row, known_depth, read_pair
+from langdepth.data.rows import HDF5, MATLAB, Row, known_depth, read_pair
 from langdepth.errors import LangdepthError
 from langdepth.io import decoding
 from langdepth.text.scenes import SCENES
@@ -92,10 +92,10 @@ def _beside(picture: Path) -> Path:
 
 
 def _listed(folder: Path, keys: list[str], split: str) -> list[Row]:
-    found = []
+    found, there = [], Listing()
     for line, key in enumerate(keys, 1):
         picture = folder / key
-        if not picture.is_file() and picture.with_suffix(".png").is_file():
+        if picture not in there and picture.with_suffix(".png") in there:
             picture = picture.with_suffix(".png")
         scene = key.split("/")[0]
         run = scene if re.search(r"\d", scene) else ""  # folders of the labelled set are types of scenes
@@ -137,7 +137,7 @@ def _hdf5(base: Path, split: str) -> list[Row]:
                     path,
                     path,
                     split,
-                    decoder="hdf5",
+                    decoder=HDF5,
                     depth_scale=1.0,
                     scene_run=path.parent.name,
                 )
@@ -172,7 +172,7 @@ def labelled_rows(file: Path, split: str) -> list[Row]:
             file,
             file,
             split,
-            decoder="mat" if matlab else "hdf5",
+            decoder=MATLAB if matlab else HDF5,
             item=int(i),
             depth_scale=1.0,
             scene_run=scenes[i],

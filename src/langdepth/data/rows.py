@@ -29,35 +29,6 @@ Metres = npt.NDArray[np.float32]
 NAMED = 5  # missing files named in a message
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One picture with depth; paths are absolute.
-
-    key: the picture's path in the data set's own lists, for messages and captions. decoder: key of ``DECODERS``.
-    depth_scale: metres per stored unit. item: number of the picture inside a file that holds many (then ``path_rgb`` is
-    that file). source, scene_run: which part of the data, and which drive or place, it comes from. scene: index into
-    SCENES or -1. size: (height, width) where known without opening the file. intrinsics: fx, fy, cx, cy in pixels of
-    the stored picture. line: of the list that names it. stated: what an index says about it.
-    """
-
-    key: str
-    path_rgb: Path
-    path_depth: Path
-    depth_scale: float = 1.0
-    decoder: str = "files"
-    item: int | None = None
-    line: int = 0
-    source: str = ""
-    scene_run: str = ""
-    split: str = ""
-    scene: int = -1
-    text: str | None = None
-    path_overlay: Path | None = None
-    size: tuple[int, int] | None = None
-    intrinsics: tuple[float, float, float, float] | None = None
-    stated: dict[str, str] = field(default_factory=dict)
-
-
 # Decoding
 
 
@@ -101,12 +72,10 @@ def _mat_depth(row: Row) -> Metres:
     return np.ascontiguousarray(_hdf5_depth(row).T)
 
 
-# Name -> how picture and depth of a row become arrays. A data set with a coding of its own adds one here.
-DECODERS: dict[str, Decoder] = {
-    "files": Decoder(_picture, _depth_map),  # any picture; depth as 16-bit PNG, .npy or .npz
-    "hdf5": Decoder(_hdf5_picture, _hdf5_depth),  # images or rgb ([N,] 3, H, W), depths or depth ([N,] H, W)
-    "mat": Decoder(_mat_picture, _mat_depth),  # the same in MATLAB 7.3, which stores width before height
-}
+# Any picture; depth as 16-bit PNG, .npy or .npz. A data set with a coding of its own has its decoder in its module.
+FILES = Decoder(_picture, _depth_map)
+HDF5 = Decoder(_hdf5_picture, _hdf5_depth)  # images or rgb ([N,] 3, H, W), depths or depth ([N,] H, W)
+MATLAB = Decoder(_mat_picture, _mat_depth)  # the same in MATLAB 7.3, which stores width before height
 
 
 def read_hdf5(path: Path, names: Sequence[str], item: int | None = None) -> npt.NDArray[Any]:
@@ -132,9 +101,41 @@ def _open_hdf5(path: Path, changed: int, size: int, process: int) -> Any:
     return h5py.File(path, "r")
 
 
+# Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One picture with depth; paths are absolute.
+
+    key: the picture's path in the data set's own lists, for messages and captions. decoder: what reads its files.
+    depth_scale: metres per stored unit. item: number of the picture inside a file that holds many (then ``path_rgb`` is
+    that file). source, scene_run: which part of the data, and which drive or place, it comes from. scene: index into
+    SCENES or -1. size: (height, width) where known without opening the file. intrinsics: fx, fy, cx, cy in pixels of
+    the stored picture. line: of the list that names it. stated: what an index says about it.
+    """
+
+    key: str
+    path_rgb: Path
+    path_depth: Path
+    depth_scale: float = 1.0
+    decoder: Decoder = FILES
+    item: int | None = None
+    line: int = 0
+    source: str = ""
+    scene_run: str = ""
+    split: str = ""
+    scene: int = -1
+    text: str | None = None
+    path_overlay: Path | None = None
+    size: tuple[int, int] | None = None
+    intrinsics: tuple[float, float, float, float] | None = None
+    stated: dict[str, str] = field(default_factory=dict)
+
+
 def read_pair(row: Row) -> tuple[Pixels, Metres]:
     """Picture (H, W, 3) uint8 and depth (H, W) float32 metres, 0 where unknown. Raises ImageError naming a file."""
-    pixels, metres = DECODERS[row.decoder].image(row), known_depth(row)
+    pixels, metres = row.decoder.image(row), known_depth(row)
     if metres.shape != pixels.shape[:2]:
         raise ImageError(
             f"{row.path_depth}: depth is {metres.shape[1]}x{metres.shape[0]}, but its picture {row.path_rgb.name} "
@@ -145,12 +146,27 @@ def read_pair(row: Row) -> tuple[Pixels, Metres]:
 
 def known_depth(row: Row) -> Metres:
     """The row's depth (H, W) in metres, 0 where it is unknown. Raises ImageError naming the file."""
-    metres = DECODERS[row.decoder].depth(row)
+    metres = row.decoder.depth(row)
     metres[~(np.isfinite(metres) & (metres > 0))] = 0
     return metres
 
 
 # Files that a list names
+
+
+class Listing:
+    """Which files there are; each folder is asked once, since a question per file takes a network drive minutes."""
+
+    def __init__(self) -> None:
+        self._names: dict[Path, set[str]] = {}
+
+    def __contains__(self, path: Path) -> bool:
+        if path.parent not in self._names:
+            try:
+                self._names[path.parent] = set(os.listdir(path.parent))
+            except OSError:  # no such folder
+                self._names[path.parent] = set()
+        return path.name in self._names[path.parent]
 
 
 def present(rows: list[Row], where: str | Path, problems: list[LangdepthError] | None = None) -> list[Row]:
@@ -159,9 +175,9 @@ def present(rows: list[Row], where: str | Path, problems: list[LangdepthError] |
     Otherwise raises LangdepthError with the number of incomplete pairs and the first files missing; with ``problems``,
     these rows are left out and the error is appended instead.
     """
-    kept, missing, there = [], [], dict[Path, bool]()
+    kept, missing, there = [], [], Listing()
     for row in rows:
-        lacking = [p for p in (row.path_rgb, row.path_depth) if not there.setdefault(p, p.is_file())]
+        lacking = [path for path in (row.path_rgb, row.path_depth) if path not in there]
         missing += lacking[:1]
         if not lacking:
             kept.append(row)
