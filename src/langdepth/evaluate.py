@@ -69,6 +69,7 @@ def evaluate(
     *,
     split: str | None = None,
     source: str | None = None,
+    captions: str | Path | None = None,
     limit: int | None = None,
     out: str | Path | None = None,
     html: str | Path | None = None,
@@ -86,9 +87,9 @@ def evaluate(
     nor scene, unless the data set was opened with captions: then it gets the ``text_features``, too. Finished
     ``Predictions`` may stand in the place of a system; all of them must be there.
 
-    ``split`` and ``source``: what the data set was opened with, for the report. ``limit``: judge the first pictures.
-    ``out``: write the report there (JSON), and beside it ``<stem>_error_by_range.png`` and ``<stem>_sheet.png``.
-    ``html``: write it there as one page with pictures.
+    ``split``, ``source`` and ``captions``: what the data set was opened with, for the report. ``limit``: judge the
+    first pictures. ``out``: write the report there (JSON), and beside it ``<stem>_error_by_range.png`` and
+    ``<stem>_sheet.png``. ``html``: write it there as one page with pictures.
     ``batch_size``: neighbours of one size go through the network together. ``device``: None leaves the system where it
     is, "auto" moves it to an accelerator if there is one. ``dtype``: "float32" or "bfloat16".
 
@@ -139,7 +140,7 @@ def evaluate(
     numbers = tally.report(protocol.extra_metrics)
     report = {
         "system": _label(system),
-        "dataset": _dataset_label(dataset.name, source, limit),
+        "dataset": _dataset_label(dataset.name, source, captions, limit),
         "split": split,
         "images": numbers.pop("images"),
         "skipped": numbers.pop("skipped"),
@@ -273,8 +274,9 @@ def _label(system: System | Predictions) -> str:
     return f"{system.name} ({weights})" if weights and weights != system.name else system.name
 
 
-def _dataset_label(name: str, source: str | None, limit: int | None) -> str:
-    part = [f"source {source}"] * (source is not None) + [f"first {limit}"] * (limit is not None)
+def _dataset_label(name: str, source: str | None, captions: str | Path | None, limit: int | None) -> str:
+    part = [f"source {source}"] * (source is not None) + [f"captions {captions}"] * (captions is not None)
+    part += [f"first {limit}"] * (limit is not None)
     return f"{name} ({', '.join(part)})" if part else name
 
 

@@ -55,6 +55,16 @@ class TestTiny(SystemTester):
             matrix = tiny.encode_text(list(self.sentences))
             assert torch.equal(tiny(image, text=list(self.sentences)).depth, tiny(image, text=matrix).depth)
 
+    def test_a_row_of_zeros_says_nothing(self, tiny: Tiny) -> None:
+        image = self.pictures(tiny)
+        features = tiny.encode_text(list(self.sentences))
+        features[1] = 0
+        with torch.inference_mode():
+            told, plain = tiny(image, features).depth, tiny(image).depth
+            assert torch.equal(told[0], tiny(image, list(self.sentences)).depth[0])
+        torch.testing.assert_close(told[1], plain[1])
+        assert not torch.equal(told[0], plain[0])
+
     def test_labels_of_data_sets_stand_for_their_nearest_scene(self, tiny: Tiny) -> None:
         image = self.pictures(tiny)
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from langdepth import checkpoint, protocols, registry
+from langdepth.cli import main
 from langdepth.data.base import open_dataset
 from langdepth.errors import UsageError
 from langdepth.evaluate import judge
@@ -46,6 +48,7 @@ def clip(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
     return features
 
 
+@pytest.mark.filterwarnings("ignore:text 'a car:UserWarning")
 def test_clip_reads_the_text_of_a_loaded_system(clip: dict[str, torch.Tensor], tmp_path: Path) -> None:
     path = build(vocabulary=("a", "bed", "car")).save(tmp_path / "w.safetensors")
     plain, with_clip = checkpoint.load(path), checkpoint.load(path, clip_weights="RN50.pt")
@@ -97,6 +100,27 @@ def test_evaluation_and_training_read_packed_captions(clip: dict[str, torch.Tens
     torch.testing.assert_close(judged.prediction, expected)
     bare = judge(system, [open_dataset("folder", root)[i] for i in (0, 1)], protocol)
     assert not torch.equal(judged.prediction, bare.prediction)
+
+
+def test_the_commands_take_packed_captions(
+    clip: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = torch.stack(list(clip.values())).half().numpy()
+    rows = [{"size": (64, 64), "split": split} for split in ("train", "val")]
+    root, captions = write_folder(tmp_path / "data", rows), packed(tmp_path / "captions", features)
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(
+        f"system: {{name: wordepth-s, weights: {build().save(tmp_path / 'w.safetensors')}}}\n"
+        f"data: {{root: {root}, captions: {captions}, batch_size: 1, workers: 0, aspects: [1.0]}}\n"
+        f"train: {{out: {run}, epochs: 1, accelerator: cpu, previews: 0}}\n"
+    )
+    other = write_folder(tmp_path / "other", rows * 2)
+    assert main(["train", "--config", str(recipe), "--data.root", str(other)]) == 1
+    assert "has no caption in" in capsys.readouterr().err
+    assert main(["train", "--config", str(recipe)]) == 0
+    evaluation = ["evaluate", "--system", run / "best.safetensors", "--root", root, "--out", tmp_path / "report.json"]
+    assert main([*map(str, evaluation), "--captions", str(captions)]) == 0
+    assert f"captions {captions}" in json.loads((tmp_path / "report.json").read_text())["dataset"]
 
 
 def test_captions_of_another_width_and_systems_for_which_they_are_no_words(tmp_path: Path) -> None:

@@ -29,8 +29,12 @@ def evaluate(
     *,
     root: Path,
     out: Path,
+    html: Path | None = None,
     system: str = "tiny",
     clip_weights: str | None = None,
+    depth_kind: Literal["metric", "relative", "disparity"] | None = None,
+    predictions: Path | None = None,
+    prediction_scale: float | None = None,
     data: str = "folder",
     split: str | None = None,
     source: str | None = None,
@@ -64,9 +68,16 @@ def evaluate(
     Args:
         root: Folder of the data set.
         out: The report to write, for example result.json.
-        system: Registry name (see "langdepth systems"), .safetensors file, or hub id owner/name.
+        html: Write the report there, too, as one page with pictures.
+        system: Registry name (see "langdepth systems"), .safetensors file, hub id owner/name, or transformers:FOLDER
+            for a depth model of that library.
         clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
             or the word random; without it open_clip downloads them.
+        depth_kind: What the numbers of a transformers model or of predictions are: metres, depth up to a factor, or
+            disparity (the larger the nearer; needs --alignment disparity). Predictions are metric unless told.
+        predictions: Judge the finished depth maps in this folder instead of a system; docs/evaluate.md says how they
+            are found.
+        prediction_scale: Units of depth per stored unit of the predictions' 16-bit PNGs.
         data: Which data set (see "langdepth data list"); folder is a folder with an index.csv.
         split: Which split of it; without one, the data set's own for evaluation, and of a folder everything.
         source: Keep the rows of one source.
@@ -112,20 +123,25 @@ def evaluate(
     )
     _check_writable(out)
 
-    from langdepth.checkpoint import load
     from langdepth.evaluate import evaluate as run_evaluation
+    from langdepth.foreign import Predictions
+    from langdepth.matrix import load_system
 
     dataset = open_dataset(
         data, root, split, source, captions=captions, without_caption=without_caption, trust_unit=trust_unit
     )
     report = run_evaluation(
-        load(system, clip_weights=clip_weights),
+        load_system(system, clip_weights, depth_kind)
+        if predictions is None
+        else Predictions(predictions, root, depth_kind or "metric", prediction_scale),
         dataset,
         rules,
         split=split,
         source=source,
+        captions=captions,
         limit=limit,
         out=out,
+        html=html,
         batch_size=batch_size,
         device=device,
         dtype=dtype,

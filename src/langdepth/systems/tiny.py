@@ -75,7 +75,9 @@ class TinyConfig:
 
 
 class Tiny(System):
-    """The embedded default system. ``text`` is sentences or a (B, 1024) matrix of CLIP RN50 text features."""
+    """The embedded default system. ``text`` is sentences or a (B, 1024) matrix of CLIP RN50 text features, where a row
+    of zeros says nothing.
+    """
 
     Config = TinyConfig
     encoder_rate = 1 / 5  # lest it forgets ImageNet
@@ -160,9 +162,10 @@ class Tiny(System):
             read = self.usual((scene_probs[..., None] * self.scene_table).sum(1))
             if text is None and scene is None:
                 return read
-            return torch.lerp(
-                read, self.usual(self.text_vector(len(scene_probs), text, scene)), self.config.word_weight
-            )
+            told = self.usual(self.text_vector(len(scene_probs), text, scene))
+            if isinstance(text, Tensor):  # a row of zeros says nothing
+                told = torch.where((text != 0).any(1, keepdim=True), told, read)
+            return torch.lerp(read, told, self.config.word_weight)
 
     def _look(self, image: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """Encoder maps, picture vector (B, P), scene logits (B, K)."""
