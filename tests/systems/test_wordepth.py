@@ -239,7 +239,7 @@ def test_no_words_and_rows_of_zeros_are_the_neutral_feature(small: WorDepth, ima
         assert torch.equal(small(image, text * torch.tensor([[1.0], [0.0]])).depth, told)
 
 
-@pytest.mark.parametrize("factor", [0.97, 1.03, 20.0])
+@pytest.mark.parametrize("factor", [0.97, 1.03, 20.0, torch.nan])
 def test_features_that_were_not_divided_by_their_norm_are_refused(
     small: WorDepth, image: Tensor, text: Tensor, factor: float
 ) -> None:

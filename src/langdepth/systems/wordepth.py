@@ -176,7 +176,8 @@ class WorDepth(System):
                 f"({count}, {self.config.text_features})"
             )
         norms = text.float().norm(dim=1, keepdim=True)
-        if not torch.compiler.is_compiling() and bool(((norms - 1).abs() > 0.02)[norms > 0].any()):
+        unit = (norms - 1).abs() <= 0.02
+        if not torch.compiler.is_compiling() and not bool((unit | (norms == 0)).all()):
             raise UsageError(
                 f"text features have norms from {norms.min():.3g} to {norms.max():.3g}, not 1; divide each by its norm"
             )
