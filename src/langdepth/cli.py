@@ -14,6 +14,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "imagine": ("langdepth.commands.imagine:main", "depth of scenes from words alone, without a picture"),
     "train": ("langdepth.commands.train:main", "train a system from a recipe"),
     "evaluate": ("langdepth.commands.evaluate:main", "score a system on a data set under a named protocol"),
+    "benchmark": ("langdepth.commands.benchmark:main", "several systems on several data sets, one table"),
+    "protocols": ("langdepth.commands.protocols:main", "list the evaluation protocols, show one in words"),
     "convert": ("langdepth.commands.convert:main", "the authors' checkpoints and CLIP weights to .safetensors"),
     "prompts": ("langdepth.commands.prompts:main", "what distance words give on a picture"),
     "scenes": ("langdepth.commands.scenes:main", "list the scene names, encode them with CLIP"),

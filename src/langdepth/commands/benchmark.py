@@ -1,0 +1,45 @@
+"""``langdepth benchmark``: several systems on several data sets, one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from langdepth.commands._parse import run
+
+EXAMPLE = "langdepth benchmark matrix.yaml --out matrix"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry of the command table."""
+    return run(benchmark, arguments, "langdepth benchmark", EXAMPLE)
+
+
+def benchmark(
+    matrix: Path,
+    *,
+    out: Path,
+    device: str = "auto",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    batch_size: int = 1,
+) -> int:
+    """Score several systems on several data sets; tables as Markdown, CSV and JSON, with the papers' numbers.
+
+    Cells that are finished are not run again. A cell that cannot be run, for example for want of weights, says why.
+
+    Args:
+        matrix: A YAML file with the keys data (a list of root, data, split, source, limit, protocols, alignment, name)
+            and systems (names, or records of system, clip_weights, depth_kind, predictions, prediction_scale, name;
+            all systems without it). docs/evaluate.md has an example.
+        out: Folder of the tables and of the cells' reports.
+        device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
+        dtype: Precision of the networks.
+        batch_size: How many pictures of one size go through a network at once.
+    """
+    from langdepth.matrix import markdown, read_matrix, run_matrix
+
+    content = read_matrix(matrix)
+    cells = run_matrix(content, out, device=device, dtype=dtype, batch_size=batch_size)
+    print(f"\n{markdown(cells)}\nwritten: {out / 'matrix.md'}, matrix.csv, matrix.json")
+    return 0 if any(cell["ours"] for cell in cells) else 1

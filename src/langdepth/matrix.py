@@ -1,0 +1,310 @@
+"""Systems x data sets x protocols: every cell a report, all of them one table with the papers' numbers beside ours.
+
+A cell is not run again while its report lies in the output folder and its identity is the same: the weights' content,
+the data set's name, place, split, source and count, and the hash of the protocol.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from langdepth import checkpoint, paper_numbers, protocols, registry
+from langdepth.config import from_mapping, load_yaml, to_mapping
+from langdepth.data.base import layout, open_dataset
+from langdepth.errors import LangdepthError, UsageError
+from langdepth.evaluate import evaluate
+from langdepth.foreign import PREFIX, Predictions, ScaleKind, load_transformers
+from langdepth.io import atomic_path
+from langdepth.metrics import METRICS
+from langdepth.report import write_json
+
+if TYPE_CHECKING:
+    from langdepth.data.base import DepthDataset
+    from langdepth.protocols import Protocol
+    from langdepth.systems.base import System
+
+SHOWN = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")  # of the Markdown table; the others hold all
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixSystem:
+    """A row. ``system``: registry name, weights file, hub id or ``transformers:FOLDER``; or, instead of it,
+    ``predictions``: a folder of finished depth maps with one subfolder per data set, called like it in the matrix."""
+
+    system: str = ""
+    name: str = ""
+    clip_weights: str | None = None
+    depth_kind: ScaleKind | None = None
+    predictions: Path | None = None
+    prediction_scale: float | None = None
+
+    @property
+    def label(self) -> str:
+        """How the row is called."""
+        return self.name or self.system or str(self.predictions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixData:
+    """A data set and the protocols it is judged under; without any, its own."""
+
+    root: Path
+    data: str = "folder"
+    name: str = ""
+    split: str | None = None
+    source: str | None = None
+    limit: int | None = None
+    protocols: tuple[str, ...] = ()
+    alignment: protocols.Alignment = "none"
+
+    @property
+    def label(self) -> str:
+        """How the data set is called in the table."""
+        return self.name or " ".join(part for part in (self.data, self.source) if part)
+
+    def rules(self) -> list[Protocol]:
+        """The protocols with the alignment."""
+        names = self.protocols or (layout(self.data).CARD.protocol,)
+        return [protocols.get(name).override(alignment=self.alignment) for name in names]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """What a matrix file says. Without ``systems``: all of the registry."""
+
+    data: list[MatrixData]
+    systems: tuple[MatrixSystem | str, ...] = ()
+
+    def rows(self) -> list[MatrixSystem]:
+        """The systems as records."""
+        named = self.systems or registry.list_systems()
+        return [MatrixSystem(system=row) if isinstance(row, str) else row for row in named]
+
+
+def read_matrix(path: Path) -> Matrix:
+    """A matrix file (YAML). Raises UsageError for unknown keys, wrong values, and two rows or columns of one name."""
+    matrix = from_mapping(Matrix, load_yaml(path))
+    for what, labels in (("systems", [row.label for row in matrix.rows()]), ("data", [d.label for d in matrix.data])):
+        twice = next((label for label in labels if labels.count(label) > 1), None)
+        if twice is not None:
+            raise UsageError(f"{path}: two of {what} are called '{twice}'; give each a name")
+    for row in matrix.rows():
+        if bool(row.system) == (row.predictions is not None):
+            raise UsageError(f"{path}: '{row.label}' needs either system or predictions")
+    for data in matrix.data:
+        data.rules()  # wrong names are known before the work
+    return matrix
+
+
+def load_system(name: str, clip_weights: str | None = None, depth_kind: ScaleKind | None = None) -> System:
+    """A system of ours or, under ``transformers:FOLDER``, one of that library. Raises UsageError for wrong options."""
+    if name.startswith(PREFIX):
+        if depth_kind is None:
+            raise UsageError(f"'{name}': say what its numbers are: metric, relative or disparity (depth kind)")
+        return load_transformers(name.removeprefix(PREFIX), depth_kind)
+    if depth_kind is not None:
+        raise UsageError(f"'{name}' knows what its numbers are; leave the depth kind out")
+    return checkpoint.load(name, clip_weights=clip_weights)
+
+
+def fingerprint(system: System | Predictions) -> str:
+    """Sixteen hex digits that change with the weights or the configuration."""
+    if isinstance(system, Predictions):
+        return system.fingerprint()
+    digest = hashlib.sha256(json.dumps([system.name, to_mapping(system.config)], default=str).encode())
+    for name, tensor in sorted(system.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def run_matrix(
+    matrix: Matrix,
+    out: Path,
+    *,
+    device: str | None = None,
+    dtype: str = "float32",
+    batch_size: int = 1,
+    say: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Fill ``out`` with a report (JSON, HTML) per cell and the tables matrix.md, matrix.csv, matrix.json.
+
+    Returns the cells: system, data, protocol, hash, paper, source, and either ours (the report) or why it has none, one
+    line. ``say`` gets a line per cell. The tables are written again after every system.
+    """
+    datasets = [_opened(data) for data in matrix.data]
+    cells: list[dict[str, Any]] = []
+    for row in matrix.rows():
+        # One system is in memory at a time, whatever the number of data sets
+        loaded = _loaded(row)
+        for data, dataset in zip(matrix.data, datasets, strict=True):
+            for protocol in data.rules():
+                cell = _cell(row, data, protocol)
+                cells.append(cell)
+                try:
+                    report, again = _filled(row, loaded, data, dataset, protocol, cell, out, device, dtype, batch_size)
+                    cell |= {"ours": report, "why": None}
+                    say(f"{row.label} on {data.label}, {protocol.name}: {'as before' if again else 'done'}")
+                except LangdepthError as error:
+                    cell |= {"ours": None, "why": " ".join(str(error).split())}
+                    say(f"{row.label} on {data.label}, {protocol.name}: not run: {cell['why']}")
+        _write_tables(cells, out)
+    return cells
+
+
+def _loaded(row: MatrixSystem) -> System | LangdepthError | None:
+    """The row's system, or why there is none; None for finished predictions, which belong to a data set."""
+    try:
+        return None if row.predictions else load_system(row.system, row.clip_weights, row.depth_kind)
+    except LangdepthError as error:
+        return error
+
+
+def _opened(data: MatrixData) -> DepthDataset | LangdepthError:
+    try:
+        return open_dataset(data.data, data.root, data.split or layout(data.data).CARD.split, data.source)
+    except LangdepthError as error:
+        return error
+
+
+def _cell(row: MatrixSystem, data: MatrixData, protocol: Protocol) -> dict[str, Any]:
+    paper = paper_numbers.find(row.system, protocol.name)
+    return {
+        "system": row.label,
+        "data": data.label,
+        "protocol": protocol.name,
+        "hash": protocol.hash,
+        "paper": paper.metrics if paper else None,
+        "source": paper.source if paper else None,
+        "file": f"cells/{_file_name(row.label, data.label, protocol.name)}",
+    }
+
+
+def _filled(
+    row: MatrixSystem,
+    loaded: System | LangdepthError | None,
+    data: MatrixData,
+    dataset: DepthDataset | LangdepthError,
+    protocol: Protocol,
+    cell: dict[str, Any],
+    out: Path,
+    device: str | None,
+    dtype: str,
+    batch_size: int,
+) -> tuple[dict[str, Any], bool]:
+    """The report of a cell, and whether it lay there already."""
+    if isinstance(loaded, LangdepthError):
+        raise loaded
+    if isinstance(dataset, LangdepthError):
+        raise dataset
+    system: System | Predictions
+    if loaded is not None:
+        system = loaded
+    else:
+        folder = (row.predictions or Path()) / data.label
+        system = Predictions(folder, data.root, row.depth_kind or "metric", row.prediction_scale)
+    split = data.split or layout(data.data).CARD.split
+    identity = {
+        "weights": fingerprint(system),
+        "data": [data.data, str(data.root), split, data.source, data.limit, len(dataset)],
+        "protocol": protocol.hash,
+        "dtype": dtype,
+    }
+    path = out / f"{cell['file']}.json"
+    known = _read_cell(path)
+    if known.get("identity") == identity:
+        report: dict[str, Any] = known["report"]
+        return report, True
+    report = evaluate(
+        system,
+        dataset,
+        protocol,
+        split=split,
+        source=data.source,
+        limit=data.limit,
+        html=out / f"{cell['file']}.html",
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+    )
+    write_json({"identity": identity, "report": report}, path)
+    return report, False
+
+
+def _read_cell(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and "report" in content else {}
+
+
+def _file_name(*labels: str) -> str:
+    """A readable name for a file that no two cells share."""
+    plain = "--".join(re.sub(r"[^\w.=+-]+", "_", label) for label in labels)[:120]
+    return f"{plain}-{hashlib.sha256(repr(labels).encode()).hexdigest()[:6]}"
+
+
+# The tables
+
+
+def _write_tables(cells: Sequence[dict[str, Any]], out: Path) -> None:
+    write_json(list(cells), out / "matrix.json")
+    with atomic_path(out / "matrix.md") as temporary:
+        temporary.write_text(markdown(cells), encoding="utf-8")
+    with atomic_path(out / "matrix.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(_csv_rows(cells))
+
+
+def markdown(cells: Sequence[dict[str, Any]]) -> str:
+    """One table per data set and protocol; image means."""
+    lines: list[str] = []
+    for data, protocol in dict.fromkeys((cell["data"], cell["protocol"]) for cell in cells):
+        own = [cell for cell in cells if (cell["data"], cell["protocol"]) == (data, protocol)]
+        lines += [f"## {_text(data)}, {protocol} ({own[0]['hash']})", ""]
+        lines += [f"| system | who | pictures | {' | '.join(SHOWN)} | note |", "|---|---|" + "---:|" * 7 + "---|"]
+        for cell in own:
+            report = cell["ours"]
+            values = {} if report is None else report["image_mean"]
+            skipped = f", {report['skipped']} skipped" if report and report["skipped"] else ""
+            pictures = f"{report['images']}{skipped}" if report else "-"
+            note = f"[report]({cell['file']}.html)" if report else _text(cell["why"])
+            lines.append(_line(f"{_text(cell['system'])} | ours | {pictures}", values, note))
+            if cell["paper"]:
+                lines.append(_line(f"{_text(cell['system'])} | paper | ", cell["paper"], _text(cell["source"])))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _line(start: str, values: dict[str, float], note: str) -> str:
+    numbers = " | ".join(f"{values[name]:.3f}" if name in values else "-" for name in SHOWN)
+    return f"| {start} | {numbers} | {note} |"
+
+
+def _text(text: str) -> str:
+    """Plain text inside a Markdown table."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _csv_rows(cells: Sequence[dict[str, Any]]) -> Iterator[list[Any]]:
+    names = [*METRICS, "delta0.5", "abs_diff", "msle"]
+    yield ["system", "data", "protocol", "hash", "who", "pictures", "skipped", *names, "note"]
+    for cell in cells:
+        start = [cell[key] for key in ("system", "data", "protocol", "hash")]
+        report = cell["ours"]
+        if report is None:
+            yield [*start, "ours", "", "", *[""] * len(names), cell["why"]]
+        else:
+            means = report["image_mean"]
+            yield [*start, "ours", report["images"], report["skipped"], *(means.get(name, "") for name in names), ""]
+        if cell["paper"]:
+            yield [*start, "paper", "", "", *(cell["paper"].get(name, "") for name in names), cell["source"]]
