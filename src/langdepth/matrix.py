@@ -25,11 +25,11 @@ from langdepth.evaluate import evaluate
 from langdepth.foreign import PREFIX, Predictions, ScaleKind, load_transformers
 from langdepth.io import atomic_path
 from langdepth.metrics import METRICS
+from langdepth.protocols import Alignment, Protocol
 from langdepth.report import write_json
 
 if TYPE_CHECKING:
     from langdepth.data.base import DepthDataset
-    from langdepth.protocols import Protocol
     from langdepth.systems.base import System
 
 SHOWN = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")  # of the Markdown table; the others hold all
@@ -64,7 +64,7 @@ class MatrixData:
     source: str | None = None
     limit: int | None = None
     protocols: tuple[str, ...] = ()
-    alignment: protocols.Alignment = "none"
+    alignment: Alignment = "none"
 
     @property
     def label(self) -> str:

@@ -1,0 +1,127 @@
+"""The matrix of systems and data sets: what is run, what is not run again, and why a cell is empty."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from langdepth import paper_numbers, registry
+from langdepth.errors import CheckpointError, UsageError
+from langdepth.matrix import Matrix, MatrixData, MatrixSystem, fingerprint, read_matrix, run_matrix
+from langdepth.metrics import EXTRA_METRICS, METRICS
+from langdepth.protocols import PROTOCOLS
+from tests.helpers import FakeSystem, write_folder
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> FakeSystem:
+    """What every name but wordepth-nyu loads."""
+    system = FakeSystem()
+
+    def load(name: str, **options: Any) -> FakeSystem:
+        if name == "wordepth-nyu":
+            raise CheckpointError("no trained\nweights")
+        return system
+
+    monkeypatch.setattr("langdepth.checkpoint.load", load)
+    return system
+
+
+def matrix_of(root: Path, *systems: MatrixSystem | str, **options: Any) -> Matrix:
+    return Matrix(data=[MatrixData(root=root, **options)], systems=systems)
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def test_cells_are_filled_and_those_without_weights_say_why(tmp_path: Path, loaded: FakeSystem) -> None:
+    root = write_folder(tmp_path / "rooms", [{}, {}])
+    out = tmp_path / "out"
+    said: list[str] = []
+    matrix = Matrix(
+        data=[
+            MatrixData(root=root, protocols=("full", "depthclip-reference")),
+            MatrixData(root=tmp_path / "nowhere", name="gone"),
+        ],
+        systems=("depthclip", "wordepth-nyu"),
+    )
+    cells = run_matrix(matrix, out, say=said.append)
+    assert [bool(cell["ours"]) for cell in cells] == [True, True, False, False, False, False]
+    assert [cell["why"] for cell in cells[3:5]] == ["no trained weights"] * 2
+    assert "nowhere: no such folder" in cells[2]["why"]
+    assert len(said) == 6
+    assert cells[0]["paper"] is None
+    assert cells[1]["paper"]["delta1"] == 0.394
+    table = (out / "matrix.md").read_text()
+    assert "| depthclip | paper |  | 0.394 | 0.683 | 0.851 | 0.388 | 1.167 | 0.156 |" in table
+    assert PROTOCOLS["full"].hash in table
+    assert "| wordepth-nyu | ours | - | - | - | - | - | - | - | no trained weights |" in table
+    with (out / "matrix.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["system"], row["who"]) for row in rows].count(("depthclip", "paper")) == 1
+    assert json.loads((out / "matrix.json").read_text()) == cells
+    for cell in cells[:2]:
+        assert (out / f"{cell['file']}.html").is_file()
+
+
+def test_a_finished_cell_is_not_run_again_unless_something_changed(tmp_path: Path, loaded: FakeSystem) -> None:
+    root = write_folder(tmp_path / "rooms", [{}, {}, {}])
+    out = tmp_path / "out"
+
+    def runs(**options: Any) -> int:
+        loaded.batches.clear()
+        run_matrix(matrix_of(root, "tiny", **options), out, say=quiet)
+        return len(loaded.batches)
+
+    first = runs()
+    assert first > 0
+    assert runs() == 0
+    assert runs(limit=2) > 0
+    assert runs() > 0  # the cell holds the other one now
+    assert runs(alignment="median") > 0
+    loaded.scale.data.fill_(1.5)
+    assert runs() > 0
+    next((out / "cells").glob("*full-*.json")).write_text("{cut")
+    assert runs() > 0
+    assert runs() == 0
+
+
+def test_weights_and_configuration_make_the_fingerprint() -> None:
+    one, two = FakeSystem(), FakeSystem()
+    assert fingerprint(one) == fingerprint(two)
+    two.scale.data.fill_(2)
+    assert fingerprint(one) != fingerprint(two)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("data: [{root: x, splitt: val}]", "unknown key 'data.*splitt'"),
+        ("systems: [tiny]", "key 'data' is required"),
+        ("data: [{root: x}, {root: y}]", "two of data are called 'folder'"),
+        ("data: [{root: x, protocols: [nyu-eigne]}]", "did you mean 'nyu-eigen'"),
+        ("data: [{root: x}]\nsystems: [{name: a}]", "'a' needs either system or predictions"),
+        ("data: [{root: x}]\nsystems: [{system: tiny, class: os.system}]", "unknown key"),
+    ],
+)
+def test_wrong_files_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "m.yaml").write_text(content)
+    with pytest.raises(UsageError, match=message):
+        read_matrix(tmp_path / "m.yaml")
+
+
+def test_without_systems_all_are_meant(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text("data: [{root: x}]")
+    assert [row.system for row in read_matrix(tmp_path / "m.yaml").rows()] == registry.list_systems()
+
+
+def test_paper_numbers_speak_of_known_protocols_and_metrics() -> None:
+    for row in paper_numbers.PAPER_NUMBERS:
+        assert row.protocol in PROTOCOLS, row
+        assert set(row.metrics) <= {*METRICS, *EXTRA_METRICS}, row
+        assert row.system in registry.REGISTRY, row
