@@ -26,7 +26,7 @@ from PIL import Image
 
 from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import shipped
-from langdepth.data.rows import HDF5, MATLAB, Row, known_depth, read_pair
+from langdepth.data.rows import HDF5, MATLAB, Listing, Row, known_depth, read_pair
 from langdepth.errors import LangdepthError
 from langdepth.io import decoding
 from langdepth.text.scenes import SCENES
