@@ -157,9 +157,11 @@ def port(system: System) -> Callable[[Tensor], Tensor]:
         official = next((theirs for theirs, ours in names.items() if ours == prefix), "")
         weights[official + key.removeprefix(prefix)] = value
     w = {key.removeprefix("decode_head."): value for key, value in weights.items()}
-    trunk: Any = timm.create_model("convnext_large", num_classes=0).eval()
+    with torch.device("meta"):
+        trunk: Any = timm.create_model("convnext_large", num_classes=0).eval()
     prefix = "backbone.clip_model.visual.trunk."
-    trunk.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}, strict=False)
+    seen = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    trunk.load_state_dict(seen, strict=False, assign=True)
     mean, std = system.get_buffer("_mean"), system.get_buffer("_std")
     pixels, layers = "pixel_decoder.", "transformer_decoder.layers."
 
