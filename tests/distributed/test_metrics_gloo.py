@@ -52,7 +52,12 @@ def work(rank: int, folder: Path) -> None:
     try:
         shares = ([1, 2, 3], [4])  # processes need not have the same number of batches
         report = evaluate(
-            FakeSystem(), Pictures(*FACTORS), protocols.get("full"), progress=False, out=folder / "result.json"
+            FakeSystem(),
+            Pictures(*FACTORS),
+            protocols.get("full"),
+            batch_size=2,
+            progress=False,
+            out=folder / "result.json",
         )
         answer = {"metrics": measure(shares[rank]), "report": report}
         (folder / f"{rank}.json").write_text(json.dumps(answer))
@@ -80,13 +85,11 @@ def test_metrics_are_those_of_all_pictures(answers: tuple[Path, list[dict[str, A
         assert found["quartiles"] == alone["quartiles"]
 
 
-def test_both_processes_report_what_one_would(answers: tuple[Path, list[dict[str, Any]]]) -> None:
-    alone = evaluate(FakeSystem(), Pictures(*FACTORS), protocols.get("full"), progress=False)
+def test_both_processes_report_what_one_would_to_the_last_bit(answers: tuple[Path, list[dict[str, Any]]]) -> None:
+    alone = evaluate(FakeSystem(), Pictures(*FACTORS), protocols.get("full"), batch_size=2, progress=False)
     assert (alone["images"], alone["skipped"]) == (5, 2)
     for answer in answers[1]:
         report = answer["report"]
-        for mean in ("image_mean", "pixel_mean"):
-            assert report.pop(mean) == pytest.approx(alone[mean], rel=1e-12)
         assert report.pop("seconds") > 0
         assert report == {key: alone[key] for key in report}
 

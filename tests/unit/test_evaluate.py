@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
+import re
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +24,26 @@ from langdepth.evaluate import evaluate, judge
 from langdepth.metrics import METRICS
 from langdepth.protocols import Protocol
 from langdepth.report import extremes
+from langdepth.tally import Tally
+from langdepth.text.scenes import SCENES
 from langdepth.types import DepthOutput, Sample
 from tests.helpers import FakeSystem
 
 FULL = protocols.get("full")
-KEYS = ["system", "dataset", "split", "images", "skipped", "protocol", "image_mean", "pixel_mean", "by_scene", "by_depth", "edges", "seconds"]
+KEYS = [
+    "system",
+    "dataset",
+    "split",
+    "images",
+    "skipped",
+    "protocol",
+    "image_mean",
+    "pixel_mean",
+    "by_scene",
+    "by_depth",
+    "edges",
+    "seconds",
+]
 
 
 class Pictures:
@@ -326,3 +344,55 @@ def test_progress_is_plain_lines_without_a_terminal(capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 10
     assert lines[-1] == "20 of 20 pictures"
+
+
+class Places(Pictures):
+    """The first two pictures show a kitchen, the others an unknown scene."""
+
+    def __getitem__(self, index: int) -> Sample:
+        return replace(super().__getitem__(index), scene=SCENES.index("kitchen") if index < 2 else -1)
+
+
+def test_scenes_and_depths_are_told_apart() -> None:
+    report = run(Places(1.0, 1.2, 2.0))  # truths: 1.9 m, 2.33 m, 1.85 m
+    assert {name: scene["images"] for name, scene in report["by_scene"].items()} == {"(unknown)": 1, "kitchen": 2}
+    assert report["by_scene"]["kitchen"]["abs_rel"] == pytest.approx(0.1, rel=1e-5)
+    assert [(part["from"], part["to"], part["pixels"]) for part in report["by_depth"]] == [
+        (1.0, 2.0, 2 * 48 * 64),
+        (2.0, 3.0, 48 * 64),
+    ]
+    assert [part["abs_rel"] for part in report["by_depth"]] == pytest.approx([0.5, 0.2], rel=1e-5)
+    assert report["edges"] is None
+
+
+def test_every_picture_is_counted_once() -> None:
+    tally = Tally()
+    for index in (0, 2):
+        tally.skip(index)
+    with pytest.raises(LangdepthError, match="2 pictures were judged for 3 of the data set"):
+        tally.gather(3)
+
+
+class Hostile(Places):
+    """Paths and names that would be mark-up."""
+
+    name = "<script>alert(1)</script>"
+
+    def __getitem__(self, index: int) -> Sample:
+        return replace(super().__getitem__(index), path=f"x/<img src=x onerror=a>{index}.png")
+
+
+def test_the_page_holds_everything_and_loads_nothing(tmp_path: Path) -> None:
+    run(Hostile(*[1 + 0.1 * i for i in range(7)]), html=tmp_path / "report.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page
+    assert "<img src" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert FULL.hash in page
+    assert re.findall(r"(?:src|href)=[\"'](?!data:image/(?:png|jpeg);base64,)", page) == []
+    pictures = re.findall(r"base64,([^\"]+)", page)
+    assert len(pictures) == 2 + 6  # error by range, scale; best, median and worst
+    for content in pictures:
+        with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
+            assert np.asarray(picture.convert("L")).std() > 5
