@@ -162,8 +162,8 @@ def wordepth_train(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | N
 
 
 def _norm(module: torch.nn.Module) -> float:
-    """Of all gradients together; NaN where there is none at all."""
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    """Of all gradients together; NaN where there is none at all. In float32 large tensors' sums of squares are off."""
+    gradients = [p.grad.double() for p in module.parameters() if p.grad is not None]
     return float(torch.nn.utils.get_total_norm(gradients)) if gradients else float("nan")
 
 
