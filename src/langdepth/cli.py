@@ -20,7 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prompts": ("langdepth.commands.prompts:main", "what distance words give on a picture"),
     "scenes": ("langdepth.commands.scenes:main", "list the scene names, encode them with CLIP"),
     "systems": ("langdepth.commands.systems:main", "list the systems, show one"),
-    "data": ("langdepth.commands.data:main", "check a folder of RGB-D pictures, write a small sample"),
+    "data": ("langdepth.commands.data:main", "list, prepare, check and show data sets; write a small sample"),
 }
 
 
