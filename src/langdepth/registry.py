@@ -136,11 +136,6 @@ _WORDEPTH: dict[str, tuple[str, dict[str, Any]]] = {
         "Swin-T and a narrow decoder",
         {"encoder": "swin-tiny", "resolution": (240, 320), "widths": (192, 96, 32), "latent": 64},
     ),
-    "tiny": (
-        "EfficientNet-Lite and a small decoder, rooms and streets",
-        {"encoder": "efficientnet-lite0", "frozen": 2, "resolution": (240, 320), "widths": (64, 40, 24), "latent": 48}
-        | {"encoder_lr": 0.2, "max_depth": 80.0, "skip_mode": "image_only", "alter_prob": 0.2},
-    ),
 }
 
 _ENTRIES = (
@@ -253,6 +248,14 @@ _ENTRIES = (
             preset=preset,
         )
         for variant, (summary, preset) in _WORDEPTH.items()
+    ),
+    Entry(
+        name="wordepth-tiny",
+        target="langdepth.systems.wordepth_tiny:WorDepthTiny",
+        summary="small WorDepth on the encoder of tiny: depth from words alone, on any CPU",
+        paper="this project; after WorDepth (CVPR 2024, arXiv 2404.03635)",
+        preset={"encoder": "efficientnet-lite2", "frozen": 7, "resolution": (240, 320), "widths": (48, 40, 32)}
+        | {"latent": 48, "max_depth": 80.0, "alter_prob": 0.3, "variance_focus": 0.5},
     ),
 )
 

@@ -330,12 +330,19 @@ class WorDepth(System):
         return {"total": parts["silog"] + config.weight_kld * kl, **parts}
 
     def features_of(self, batch: Batch) -> Tensor:
-        """Features (B, 1024): the captions' own, else of a random caption of the labelled scene, else neutral ones."""
+        """Words of a batch as features (B, 1024): those that the data brings; else the sentences, encoded, and
+        for pictures without one a random caption of the labelled scene, else neutral ones.
+        """
         known = torch.zeros_like(self.neutral_text).expand(len(batch.image), -1)
         if batch.text_features is not None:
             known = batch.text_features
-        elif self.captions is not None:
-            known = self.captions.draw(self.label_to_scene[batch.scene])
+        else:
+            if self.captions is not None:
+                known = self.captions.draw(self.label_to_scene[batch.scene])
+            told = {index: sentence for index, sentence in enumerate(batch.text) if sentence}
+            if told:
+                known = known.clone()
+                known[list(told)] = self.encode(list(told.values())).to(known)
         return self.features(len(batch.image), known)
 
     def prepare_training(self, text_features: str | None = None, encoder_weights: str | None = None) -> None:

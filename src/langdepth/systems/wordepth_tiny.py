@@ -1,0 +1,143 @@
+"""`wordepth-tiny`: WorDepth small enough to be part of the package, for depth from words alone on any CPU.
+
+Ours, after WorDepth (systems/wordepth.py, where the data flow is), with a latent of (B, 48, H/16, W/16). A thousand
+pictures teach it instead of tens of thousands, so it differs in what follows.
+
+* Encoder and sentence encoder are those of `tiny`, frozen: they know depth and words already.
+* Words enter by their difference to the mean caption, enlarged: CLIP's features of captions differ little.
+* A learned map is added to the latent: without a picture, the decoder could not tell floor from ceiling.
+* Both kinds of step give depth in the same way, without a metric head, so that what one learns serves the other.
+* To imagine, noise is drawn as pictures have it, neighbouring cells alike: their mean noise, and a normal random step
+  along each of its main directions (``learn_noise``). Independent cells, as published, give one blurred room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from langdepth.errors import UsageError
+from langdepth.parts.variational import Gaussian
+from langdepth.systems.wordepth import Seen, WorDepth, WorDepthConfig
+from langdepth.text.encoders import CaptionBank, read_caption_features
+from langdepth.types import Batch
+
+CONTRAST = 32.0  # brings the captions' differences to a variance of about 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorDepthTinyConfig(WorDepthConfig):
+    """Options of `wordepth-tiny`."""
+
+    directions: int = 16
+    """Main directions of pictures' noise that imagined noise is drawn along."""
+    wordless: float = 0.1
+    """Share of training pictures whose words are left out."""
+    general: float = 0.2
+    """Share of training pictures that get a published caption of the same kind of scene instead of their own."""
+
+
+class WorDepthTiny(WorDepth):
+    """``text`` is sentences or CLIP RN50 text features of norm 1, (B, 1024)."""
+
+    Config = WorDepthTinyConfig
+    config: WorDepthTinyConfig
+    noise_mean: Tensor
+    noise_directions: Tensor
+
+    def __init__(self, config: WorDepthTinyConfig) -> None:
+        super().__init__(config)
+        height, width = (side // 16 for side in config.resolution)
+        self.metric = nn.Identity()
+        self.place = nn.Parameter(torch.zeros(1, config.latent, height, width))
+        coarse = (config.latent, height // 2, width // 2)  # enough for what is smooth
+        self.register_buffer("noise_mean", torch.zeros(coarse))
+        self.register_buffer("noise_directions", torch.zeros(config.directions, *coarse))
+
+    def scenes_of(self, features: Tensor) -> Gaussian:
+        """Text features (B, 1024) to the Gaussian over scenes, (B, 48)."""
+        return super().scenes_of((features - self.neutral_text) * CONTRAST)
+
+    def decode(self, latent: Tensor, seen: Seen | None) -> Tensor:
+        """Latent (B, 48, H/16, W/16) to depth (B, 1, H, W), metres."""
+        return super().decode(latent + _fitted(self.place, latent.shape[-2:]), seen)
+
+    def image_step(self, seen: Seen, scenes: Gaussian, noise: Tensor) -> Tensor:
+        """Depth (B, 1, H, W) of the scene that ``noise`` (B, 48, H/16, W/16) picks."""
+        return self.decode(scenes.at(noise), None if self.config.skip_mode == "never" else seen)
+
+    def draw_noise(self, count: int, height: int, width: int, generator: torch.Generator | None = None) -> Tensor:
+        """Noise (count, 48, H/16, W/16): independent in training, else as pictures have it once that was learned.
+
+        Raises UsageError for sides that are no multiples of 32.
+        """
+        noise = super().draw_noise(count, height, width, generator)
+        if self.training or not self.noise_directions.any():
+            return noise
+        steps = noise.flatten(1)[:, : self.config.directions]  # normal numbers like any others
+        drawn = self.noise_mean + torch.einsum("bk,kdhw->bdhw", steps, self.noise_directions)
+        return _fitted(drawn, noise.shape[-2:])
+
+    @torch.inference_mode()
+    def learn_noise(self, batches: Iterable[Batch]) -> float:
+        """Mean and main directions of the noise that pictures with their words pick.
+
+        Returns the share of its variance that lies along these directions.
+        """
+        size = tuple(self.noise_mean.shape[-2:])
+        found = []
+        for batch in batches:
+            seen, scenes = self.look(batch.image), self.scenes_of(self.features_of(batch))
+            found.append(F.adaptive_avg_pool2d(self.sampler(seen.x, scenes).float(), size))
+        noise = torch.cat(found)
+        rest = noise - noise.mean(0)
+        _, lengths, directions = torch.linalg.svd(rest.flatten(1), full_matrices=False)
+        kept = self.config.directions
+        deviations = lengths[:kept] / len(noise) ** 0.5
+        self.noise_mean.copy_(noise.mean(0))
+        self.noise_directions.copy_((deviations[:, None] * directions[:kept]).view_as(self.noise_directions))
+        return float(lengths[:kept].square().sum() / lengths.square().sum())
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def features_of(self, batch: Batch) -> Tensor:
+        """The pictures' words as features (B, 1024); in training some are left out and some exchanged."""
+        features = super().features_of(batch)
+        if not self.training:
+            return features
+        choice = torch.rand(len(features), 1, device=features.device)
+        if self.captions is not None:
+            others = self.captions.draw(self.label_to_scene[batch.scene])
+            exchanged = (choice < self.config.general) & (others.norm(dim=1, keepdim=True) > 0)
+            features = torch.where(exchanged, others, features)
+        return torch.where(choice > 1 - self.config.wordless, self.neutral_text, features)
+
+    def prepare_training(self, text_features: str | None = None, start: str = "tiny") -> None:  # type: ignore[override]
+        """Take encoder, sentence encoder and mean caption from the weights ``start`` of `tiny`.
+
+        ``text_features``: the ``.npz`` of published captions and their features (see
+        ``text.encoders.read_caption_features``); without it pictures have their own words alone. Raises LangdepthError.
+        """
+        if not self.provenance:
+            from langdepth.checkpoint import load
+            from langdepth.systems.tiny import Tiny
+
+            known = load(start)
+            if not isinstance(known, Tiny):
+                raise UsageError(f"system.prepare.start: '{start}' is not weights of tiny")
+            self.encoder.load_state_dict(known.encoder.state_dict())
+            self.sentences = known.sentences
+            self.config = replace(self.config, vocabulary=known.config.vocabulary)
+            self.neutral_text.copy_(F.normalize(known.text_mean, dim=0))
+            self.provenance["encoder"] = f"encoder of {start}"
+        if text_features is not None:
+            self.captions = CaptionBank(read_caption_features(text_features))
+
+
+def _fitted(grid: Tensor, size: torch.Size) -> Tensor:
+    """A grid (B, D, h, w) at another size."""
+    return F.interpolate(grid, size=size, mode="bilinear", align_corners=True)
