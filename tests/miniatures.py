@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import h5py
@@ -22,7 +21,8 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from langdepth.data import kitti, nyu
+from langdepth.data import diode, ibims1, kitti, nyu, sunrgbd
+from langdepth.data.frame_cache import write_cache
 from tests.helpers import ramp, save_picture, write_folder
 
 Builder = Callable[[Path, pytest.MonkeyPatch], Path]
@@ -46,7 +46,7 @@ def save_depth(path: Path, metres: Metres, scale: float) -> Path:
 
 def stand_in(
     monkeypatch: pytest.MonkeyPatch,
-    module: ModuleType,
+    module: Any,
     splits: Mapping[str, int],
     lists: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
@@ -80,6 +80,12 @@ def folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_folder(
         root, [{"split": split, "scene": f"place {i}"} for i, split in enumerate(("train",) * 2 + ("val",))]
     )
+
+
+def cached(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The decoded frames of an indexed folder."""
+    write_cache("folder", folder(root.with_name("original"), monkeypatch), root)
+    return root
 
 
 # NYU Depth v2
@@ -232,9 +238,235 @@ def kitti_selection(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
+# SUN RGB-D
+
+SUN_SCENES = {
+    "train": ("SUNRGBD/kv1/NYUdata/NYU0003", "SUNRGBD/xtion/sun3ddata/a/0000"),
+    "test": ("SUNRGBD/kv2/kinect2data/000002_resize", "SUNRGBD/realsense/lg/0001"),
+}
+
+
+def _sun_scene(root: Path, place: str, seed: int) -> tuple[str, str]:
+    """A scene's files, as published; the paths of picture and depth."""
+    picture, sensed = f"{place}/image/{seed:07d}.jpg", f"{place}/depth/{seed:07d}.png"
+    save_picture(root / picture, ramp(WIDTH, HEIGHT, seed=seed))
+    millimetres = np.rint(depth(seed) * 1000).astype(np.uint16)
+    (root / sensed).parent.mkdir(parents=True)
+    Image.fromarray((millimetres << 3) | (millimetres >> 13)).save(root / sensed)
+    (root / place / "intrinsics.txt").write_text("529.5 0 365\n0 529.5 265\n0 0 1\n")
+    (root / place / "scene.txt").write_text("classroom" if seed % 2 else "rest_space")
+    return picture, sensed
+
+
+def sun_official(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The scenes and the split of the toolbox, which has the paths of another computer."""
+    stand_in(monkeypatch, sunrgbd, {"train": 2, "test": 2})
+    split = {}
+    for first, (name, places) in zip((0, 2), SUN_SCENES.items(), strict=True):
+        for seed, place in enumerate(places, first):
+            _sun_scene(root, place, seed)
+        split[f"all{name}"] = np.array([f"/n/fs/sun3d/data/{place}" for place in places], dtype=object)
+    home = root / "SUNRGBDtoolbox" / "traintestSUNRGBD"
+    home.mkdir(parents=True)
+    scipy.io.savemat(home / "allsplit.mat", split)
+    return root
+
+
+def sun_listed(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The list with focal lengths; of one picture nothing else is known."""
+    stand_in(monkeypatch, sunrgbd, {"test": 2})
+    pairs = [_sun_scene(root, place, seed) for seed, place in enumerate(SUN_SCENES["test"])]
+    for name in ("intrinsics.txt", "scene.txt"):
+        (root / SUN_SCENES["test"][1] / name).unlink()
+    lines = [f"{picture} {sensed} {500.5 + i}" for i, (picture, sensed) in enumerate(pairs)]
+    (root / "SUNRGBD_val_splits.txt").write_text("\n".join([lines[1], "SUNRGBD/kv2/x.jpg None 500.0", lines[0]]) + "\n")
+    return root
+
+
+# iBims-1
+
+IBIMS = ("corridor_01", "bathroom_02")
+
+
+def _ibims(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, ibims1, {"test": 2})
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "imagelist.txt").write_text("\n".join(IBIMS) + "\n")
+
+
+def ibims_masks(height: int = HEIGHT, width: int = WIDTH) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """1 where depth is right, and 1 where the surface is not transparent."""
+    right, solid = np.ones((2, height, width), np.uint8)
+    right[:, 20:24], solid[10:14] = 0, 0
+    return right, solid
+
+
+def ibims_published(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A .mat file for each picture."""
+    _ibims(root, monkeypatch)
+    (root / "ibims1_core_mat").mkdir()
+    right, solid = ibims_masks()
+    for i, name in enumerate(IBIMS):
+        fields = {"rgb": ramp(WIDTH, HEIGHT, seed=i), "depth": depth(i).astype(float), "mask_invalid": right}
+        content = {"data": {**fields, "mask_transp": solid, "edges": np.zeros((HEIGHT, WIDTH), np.uint8)}}
+        scipy.io.savemat(root / "ibims1_core_mat" / f"{name}.mat", content, do_compression=True)
+    return root
+
+
+def ibims_raw(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Pictures of everything."""
+    _ibims(root, monkeypatch)
+    for i, name in enumerate(IBIMS):
+        save_picture(root / "rgb" / f"{name}.png", ramp(WIDTH, HEIGHT, seed=i))
+        save_depth(root / "depth" / f"{name}.png", depth(i), 50 / 65535)
+        for kind, mask in zip(("mask_invalid", "mask_transp"), ibims_masks(), strict=True):
+            save_picture(root / kind / f"{name}.png", mask * 255)
+    return root
+
+
+def ibims_converted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Depth in millimetres, 0 where a mask says so."""
+    _ibims(root, monkeypatch)
+    right, solid = ibims_masks()
+    for i, name in enumerate(IBIMS):
+        save_picture(root / "rgb" / f"{name}.png", ramp(WIDTH, HEIGHT, seed=i))
+        save_depth(root / "masked_depth" / f"{name}.png", depth(i) * right * solid, 0.001)
+    return root
+
+
+# Sets whose list names picture and depth
+
+
+def _listed(root: Path, name: str, pairs: Sequence[tuple[str, str]], metres: Sequence[Metres], scale: float) -> Path:
+    """A list file, last picture first, and what it names."""
+    for i, ((picture, sensed), known) in enumerate(zip(pairs, metres, strict=True)):
+        height, width = known.shape
+        save_picture(root / picture, ramp(width, height, seed=i))
+        save_depth(root / sensed, known, scale)
+    lines = [" ".join(pair) for pair in reversed(pairs)]
+    (root / name).write_text("\n".join([*lines, "missing.png None"]) + "\n")
+    return root
+
+
+# DIODE
+
+
+def _diode_tree(root: Path, part: str) -> Path:
+    for split, scene in (("train", 1), ("val", 19)):
+        folder = root / split / part / f"scene_{scene:05d}" / f"scan_{scene:05d}"
+        for i in range(2):
+            stem = f"{scene:05d}_{scene:05d}_{part}_000_0{i}0"
+            save_picture(folder / f"{stem}.png", ramp(WIDTH, HEIGHT, seed=scene + i))
+            known = depth(scene + i)
+            np.save(folder / f"{stem}_depth.npy", np.where(known > 0, known, np.float32(77))[..., None])
+            np.save(folder / f"{stem}_depth_mask.npy", (known > 0).astype(np.float32))
+    return root
+
+
+def diode_indoor(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Rooms, as published."""
+    stand_in(monkeypatch, diode.INDOOR, {"train": 2, "val": 2})
+    return _diode_tree(root, "indoors")
+
+
+def diode_outdoor(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Streets, as published."""
+    stand_in(monkeypatch, diode.OUTDOOR, {"train": 2, "val": 2})
+    return _diode_tree(root, "outdoor")
+
+
+def diode_indoor_converted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Rooms, depth as PNG."""
+    stand_in(monkeypatch, diode.INDOOR, {"val": 2})
+    pairs = [(f"val/indoors/s/{name}.png", f"val/indoors/s/{name}_depth.png") for name in "ab"]
+    return _listed(root, "indoors_test.txt", pairs, [depth(0), depth(1)], 0.001)
+
+
+def diode_outdoor_converted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Streets, depth as PNG."""
+    stand_in(monkeypatch, diode.OUTDOOR, {"val": 2})
+    pairs = [(f"val/outdoor/s/{name}.png", f"val/outdoor/s/{name}_depth.png") for name in "ab"]
+    return _listed(root, "outdoor_test.txt", pairs, [depth(0, 4, 60), depth(1, 4, 60)], 1 / 256)
+
+
+# HyperSim
+
+
+def hypersim_official(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The renderer's files, a picture that is not released among the list's."""
+    root.mkdir(parents=True, exist_ok=True)
+    lines = ["scene_name,camera_name,frame_id,included_in_public_release,exclude_reason,split_partition_name"]
+    for i, (scene, split) in enumerate((("ai_001_001", "train"), ("ai_003_010", "val"), ("ai_001_010", "test"))):
+        for frame in range(2):
+            images = root / scene / "images"
+            picture = images / "scene_cam_00_final_preview" / f"frame.{frame:04d}.tonemap.jpg"
+            save_picture(picture, ramp(WIDTH, HEIGHT, seed=2 * i + frame))
+            file = images / "scene_cam_00_geometry_hdf5" / f"frame.{frame:04d}.depth_meters.hdf5"
+            file.parent.mkdir(exist_ok=True)
+            distance = np.where(depth(frame) > 0, depth(frame), np.nan).astype(np.float16)
+            with h5py.File(file, "w") as content:
+                content["dataset"] = distance
+            lines.append(f"{scene},cam_00,{frame},True,,{split}")
+        lines.append(f"{scene},cam_00,7,False,bad,")
+    (root / "metadata_images_split_scene_v1.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def hypersim_converted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Depth as PNG."""
+    picture = "ai_001_010/images/scene_cam_00_final_preview/frame.000{}.tonemap.jpg"
+    pairs = [(picture.format(i), f"masked_depth/x{i}.png") for i in range(2)]
+    return _listed(root, "hypersim_list2.txt", pairs, [depth(0), depth(1)], 0.001)
+
+
+# Virtual KITTI 2
+
+
+def vkitti2(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Frames and the list of those to judge on."""
+    keys = [f"Scene0{n}/sunset/frames/rgb/Camera_0/rgb_0017{n}.jpg" for n in (1, 2, 6)]
+    for i, key in enumerate(keys):
+        save_picture(root / key, ramp(*KITTI_SIZE[::-1], seed=i))
+        known = depth(i, 4, 60, *KITTI_SIZE)
+        known[:4] = 655.35
+        save_depth(root / key.replace("rgb", "depth").replace(".jpg", ".png"), known, 0.01)
+    (root / "test.txt").write_text(f"data/vkitti2.0/{keys[2]}\n")
+    return root
+
+
+# DDAD, DIML
+
+
+def ddad(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Converted pictures of one camera."""
+    pairs = [(f"00015{i}/rgb/CAMERA_01/1.png", f"00015{i}/depth/CAMERA_01/1.png") for i in range(2)]
+    return _listed(root, "camera01.txt", pairs, [_sparse(0), _sparse(1)], 1 / 256)
+
+
+def diml_listed(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The list of pictures to judge on."""
+    pairs = [(f"test/{size}/outleft/0155.png", f"test/{size}/depthmap/0155.png") for size in ("HR", "LR")]
+    return _listed(root, "test_outdoor.txt", pairs, [depth(0, 3, 30), depth(1, 3, 30)], 0.001)
+
+
+def diml_published(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Both splits, without a list."""
+    for i, place in enumerate(("train/HR", "train/LR", "test/HR", "test/LR")):
+        save_picture(root / place / "outleft" / "0001.png", ramp(WIDTH, HEIGHT, seed=i))
+        save_depth(root / place / "depthmap" / "0001.png", depth(i, 3, 30), 0.001)
+    return root
+
+
 # Data set -> layout -> builder. The first layout of a data set is the one that is trained on.
 MINIATURES: dict[str, dict[str, Builder]] = {
+    "cache": {"frames": cached},
+    "ddad": {"converted": ddad},
+    "diml-outdoor": {"published": diml_published, "listed": diml_listed},
+    "diode-indoor": {"published": diode_indoor, "converted": diode_indoor_converted},
+    "diode-outdoor": {"published": diode_outdoor, "converted": diode_outdoor_converted},
     "folder": {"index": folder},
+    "hypersim": {"official": hypersim_official, "converted": hypersim_converted},
+    "ibims1": {"published": ibims_published, "raw": ibims_raw, "converted": ibims_converted},
     "kitti": {"raw": kitti_raw, "input": kitti_input, "selection": kitti_selection},
     "nyu": {
         "exported": nyu_exported,
@@ -244,6 +476,8 @@ MINIATURES: dict[str, dict[str, Builder]] = {
         "labelled hdf5": nyu_labelled_hdf5,
         "hdf5": nyu_hdf5,
     },
+    "sunrgbd": {"official": sun_official, "listed": sun_listed},
+    "vkitti2": {"listed": vkitti2},
 }
 
 

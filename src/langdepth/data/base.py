@@ -19,9 +19,18 @@ from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.types import Sample
 
 DATASETS = {
+    "cache": "langdepth.data.frame_cache",
+    "ddad": "langdepth.data.ddad",
+    "diml-outdoor": "langdepth.data.diml",
+    "diode-indoor": "langdepth.data.diode:INDOOR",
+    "diode-outdoor": "langdepth.data.diode:OUTDOOR",
     "folder": "langdepth.data.folder",
+    "hypersim": "langdepth.data.hypersim",
+    "ibims1": "langdepth.data.ibims1",
     "kitti": "langdepth.data.kitti",
     "nyu": "langdepth.data.nyu",
+    "sunrgbd": "langdepth.data.sunrgbd",
+    "vkitti2": "langdepth.data.vkitti2",
 }
 _MAPS_MEASURED = 5  # depth maps that a suspected unit is judged by
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from langdepth.data.base import DatasetCard, first_layout
-from langdepth.data.lists import shipped
+from langdepth.data.lists import read_intrinsics, shipped
 from langdepth.data.rows import Row
 from langdepth.errors import LangdepthError
 from langdepth.text.scenes import SCENES
@@ -111,18 +111,7 @@ def _selection(root: Path, split: str) -> list[Row]:
             split=split,
             scene=OUTDOOR,
             size=(352, 1216),
-            intrinsics=_intrinsics(folder / "intrinsics" / f"{picture.stem}.txt"),
+            intrinsics=read_intrinsics(folder / "intrinsics" / f"{picture.stem}.txt"),
         )
         for picture in sorted((folder / "image").glob("*.png"))
     ]
-
-
-def _intrinsics(path: Path) -> tuple[float, float, float, float] | None:
-    """fx, fy, cx, cy from the nine numbers of a matrix, or None where there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        fx, _, cx, _, fy, cy, *_ = map(float, path.read_text().split())
-    except ValueError:
-        raise LangdepthError(f"{path}: expected the nine numbers of a camera matrix") from None
-    return fx, fy, cx, cy

@@ -34,7 +34,8 @@ def shipped(name: str) -> list[str]:
 def read_list(path: Path, columns: int = 1) -> list[tuple[str, ...]]:
     """The columns of a list file, split at blanks; lines whose second column is None have no ground truth and drop out.
 
-    Raises LangdepthError for a missing or empty file and for a line with fewer than ``columns`` columns.
+    Raises LangdepthError for a missing or empty file, a line with fewer than ``columns`` columns, and a path that leads
+    out of the data set.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -49,7 +50,21 @@ def read_list(path: Path, columns: int = 1) -> list[tuple[str, ...]]:
             continue
         if len(parts) < columns:
             raise LangdepthError(f"{path} line {number}: has {len(parts)} columns, {columns} are needed")
+        outside = next((part for part in parts if part.startswith("/") or ".." in part.split("/")), None)
+        if outside is not None:
+            raise LangdepthError(f"{path} line {number}: '{outside}' does not lie inside the data set")
         rows.append(parts)
     if not rows:
         raise LangdepthError(f"{path}: the split list is empty")
     return rows
+
+
+def read_intrinsics(path: Path) -> tuple[float, float, float, float] | None:
+    """fx, fy, cx, cy from a file with the nine numbers of a camera matrix, or None where there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        fx, _, cx, _, fy, cy, *_ = map(float, path.read_text().split())
+    except ValueError:
+        raise LangdepthError(f"{path}: expected the nine numbers of a camera matrix") from None
+    return fx, fy, cx, cy

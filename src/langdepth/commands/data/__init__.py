@@ -46,6 +46,11 @@ VERBS: dict[str, tuple[Callable[..., int | None], str, str]] = {
         "look through a data set or an indexed folder for mistakes",
         "langdepth data check nyu --root nyu\n  langdepth data check pictures --split train",
     ),
+    "cache": (
+        sets.cache,
+        "decode a data set once, for quick training",
+        "langdepth data cache nyu --root nyu --split sync --out nyu-cache",
+    ),
     "show": (sets.show, "a contact sheet with depth", "langdepth data show nyu --root nyu --out sheet.png"),
     "sample": (folders.sample, "write a small synthetic folder", "langdepth data sample rooms --count 24"),
     "caption": (

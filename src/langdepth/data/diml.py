@@ -1,0 +1,60 @@
+"""DIML/CVL outdoor: streets and parks seen by a stereo camera.
+
+Layouts below the root:
+
+    test_outdoor.txt: lines "PICTURE DEPTH" below the root              test
+    {train,test}/{HR,LR}/outleft/N.png and depthmap/N.png               as published, where there is no list
+
+Depth comes from stereo; what is nearer than 2 m is not to be trusted (the protocol leaves it out).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from langdepth.data.base import DatasetCard, first_layout
+from langdepth.data.lists import read_list
+from langdepth.data.rows import Row
+from langdepth.errors import LangdepthError
+
+CARD = DatasetCard(
+    name="diml-outdoor",
+    title="DIML, outdoors",
+    unit="millimetres in 16-bit PNG",
+    depth_scale=0.001,
+    invalid="0",
+    intrinsics="not read",
+    depth_range=(2.0, 65.535),
+    median_range=(2.0, 50.0),
+    scenes="none",
+    licence="research use; ask its authors for more",
+    where="https://dimlrgbd.github.io (outdoor)",
+    layouts=("test_outdoor.txt (picture, depth)", "{train,test}/{HR,LR}/{outleft,depthmap}/N.png"),
+    splits={"train": None, "test": None},
+    split="test",
+    protocol="diml-outdoor",
+)
+LIST = "test_outdoor.txt"
+
+
+def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+    """See ``data.base.Layout``."""
+    return first_layout(CARD, root, split, [partial(_listed, root), partial(_published, root)], problems)
+
+
+def _listed(root: Path, split: str) -> list[Row]:
+    if split != "test" or not (root / LIST).is_file():
+        return []
+    return [_row(root, picture, depth, split) for picture, depth, *_ in sorted(read_list(root / LIST, 2))]
+
+
+def _published(root: Path, split: str) -> list[Row]:
+    keys = sorted(path.relative_to(root).as_posix() for path in root.glob(f"{split}/[HL]R/outleft/*.png"))
+    return [_row(root, key, key.replace("/outleft/", "/depthmap/"), split) for key in keys]
+
+
+def _row(root: Path, picture: str, depth: str, split: str) -> Row:
+    return Row(
+        key=picture, path_rgb=root / picture, path_depth=root / depth, depth_scale=0.001, source="diml", split=split
+    )

@@ -1,0 +1,130 @@
+"""DIODE: rooms and streets measured by one laser scanner, two data sets here since they are judged by other rules.
+
+Layouts below the root:
+
+    {train,val}/{indoors,outdoor}/scene_N/scan_N/{NAME.png, NAME_depth.npy, NAME_depth_mask.npy}    as published
+    indoors_test.txt or outdoor_test.txt: lines "PICTURE DEPTH" below the root                      val, depth as PNG
+
+The list has the first word where both are there. Where the mask is 0, the scanner's depth is not to be trusted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from langdepth.data.base import DatasetCard, first_layout
+from langdepth.data.lists import read_list
+from langdepth.data.rows import FILES, Decoder, Metres, Row
+from langdepth.errors import ImageError, LangdepthError
+from langdepth.io import MAX_PIXELS, decoding
+
+INTRINSICS = (886.81, 927.06, 512.0, 384.0)
+SIZE = (768, 1024)
+
+
+class Part:
+    """Indoors or outdoors: ``folder`` of the published tree, ``listed``: list file of the converted one.
+
+    ``scale``: metres per unit of its PNG.
+    """
+
+    def __init__(self, card: DatasetCard, folder: str, listed: str, scale: float) -> None:
+        self.CARD = card
+        self.folder, self.listed, self.scale = folder, listed, scale
+
+    def rows(self, root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+        """See ``data.base.Layout``."""
+        readers = [partial(self._converted, root), partial(self._published, root)]
+        return first_layout(self.CARD, root, split, readers, problems)
+
+    def _converted(self, root: Path, split: str) -> list[Row]:
+        if split != "val" or not (root / self.listed).is_file():
+            return []
+        return [
+            self._row(root, root / line[0], root / line[1], split) for line in sorted(read_list(root / self.listed, 2))
+        ]
+
+    def _published(self, root: Path, split: str) -> list[Row]:
+        pictures = sorted((root / split / self.folder).glob("scene_*/scan_*/*.png"))
+        pictures = [path for path in pictures if not path.stem.endswith(("_depth", "_depth_mask"))]
+        return [self._row(root, path, path.with_name(f"{path.stem}_depth.npy"), split, MASKED) for path in pictures]
+
+    def _row(self, root: Path, picture: Path, depth: Path, split: str, decoder: Decoder = FILES) -> Row:
+        return Row(
+            key=picture.relative_to(root).as_posix(),
+            path_rgb=picture,
+            path_depth=depth,
+            depth_scale=self.scale,
+            decoder=decoder,
+            source=self.CARD.name,
+            scene_run=picture.parent.relative_to(root).as_posix(),
+            split=split,
+            size=SIZE,
+            intrinsics=INTRINSICS,
+        )
+
+
+def _depth(row: Row) -> Metres:
+    mask_path = row.path_depth.with_name(f"{row.path_depth.stem}_mask.npy")
+    metres, mask = _array(row.path_depth), _array(mask_path)
+    if mask.shape != metres.shape:
+        raise ImageError(f"{mask_path}: the mask is of shape {mask.shape}, its depth of {metres.shape}")
+    return np.where(mask > 0, metres, np.float32(0))
+
+
+def _array(path: Path) -> Metres:
+    """(H, W) from a file of (H, W) or (H, W, 1)."""
+    with decoding(str(path)):
+        content = np.load(path, mmap_mode="r", allow_pickle=False)
+        if content.ndim == 3 and content.shape[2] == 1:
+            content = content[..., 0]
+        if content.ndim != 2 or content.size > MAX_PIXELS:
+            raise ImageError(f"a depth map is (H, W) or (H, W, 1), found shape {content.shape}")
+        return np.asarray(content, dtype=np.float32)
+
+
+MASKED = Decoder(FILES.image, _depth)
+_TREE = "{train,val}/%s/scene_N/scan_N/{NAME.png, NAME_depth.npy, NAME_depth_mask.npy}"
+INDOOR = Part(
+    DatasetCard(
+        name="diode-indoor",
+        title="DIODE, indoors",
+        unit="metres in .npy, millimetres in 16-bit PNG",
+        depth_scale=0.001,
+        invalid="0, and where the mask is 0",
+        intrinsics="fx 886.81, fy 927.06, cx 512, cy 384",
+        depth_range=(0.6, 50.0),
+        median_range=(0.8, 30.0),
+        scenes="none",
+        licence="MIT",
+        where="https://diode-dataset.org (train.tar.gz, val.tar.gz)",
+        layouts=(_TREE % "indoors", "indoors_test.txt (picture, depth)"),
+        splits={"train": 8574, "val": 325},
+        split="val",
+        protocol="diode-indoor",
+    ),
+    "indoors",
+    "indoors_test.txt",
+    0.001,
+)
+OUTDOOR = Part(
+    replace(
+        INDOOR.CARD,
+        name="diode-outdoor",
+        title="DIODE, outdoors",
+        unit="metres in .npy, 1/256 m in 16-bit PNG",
+        depth_scale=1 / 256,
+        depth_range=(0.6, 350.0),
+        median_range=(1.0, 100.0),
+        layouts=(_TREE % "outdoor", "outdoor_test.txt (picture, depth)"),
+        splits={"train": 16884, "val": 446},
+        protocol="diode-outdoor",
+    ),
+    "outdoor",
+    "outdoor_test.txt",
+    1 / 256,
+)

@@ -1,0 +1,355 @@
+"""Decoded pictures and depth in two flat files that are mapped into memory: the data set "cache".
+
+Layout of the folder:
+
+    images.u8, depths.u16   the frames one behind the other, each (H, W, 3) bytes and (H, W) little-endian numbers
+    index.jsonl             a line about the whole (what was cached, and how), then a line per frame
+
+Depth is ``number * scale`` metres with the scale of the frame's line: that of the original file where nothing is lost
+by it, else the finest that reaches the frame's farthest point. While frames are being added the index is called
+``index.partial``, which a later run continues and nothing reads. Every frame has checksums, verified whenever it is
+read; sizes and times of the original files are compared when the cache is opened, where these files are there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from langdepth.data.base import DatasetCard, keep, open_dataset
+from langdepth.data.rows import Decoder, Metres, Pixels, Row, read_pair
+from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
+from langdepth.io import MAX_PIXELS, atomic_path
+from langdepth.protocols import Protocol
+
+CARD = DatasetCard(
+    name="cache",
+    title="Decoded frames of another data set",
+    unit="metres per unit of 16 bits, as each frame's line says",
+    depth_scale=None,
+    invalid="0",
+    intrinsics="those of the data set",
+    depth_range=(0.001, 1000.0),
+    median_range=(0.0005, 700.0),
+    scenes="those of the data set",
+    licence="that of the data set",
+    where="langdepth data cache writes it",
+    layouts=("index.jsonl, images.u8, depths.u16",),
+    splits={},
+    split=None,
+    protocol="full",
+)
+Frame = Literal["stored", "kb"]
+FORMAT = 1
+IMAGES, DEPTHS, INDEX, PARTIAL = "images.u8", "depths.u16", "index.jsonl", "index.partial"
+_AGAIN = "run 'langdepth data cache' again"
+_KEPT = ("key", "line", "source", "scene_run", "split", "scene", "text")  # of a row, as they are
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A line of the index. size: (height, width); checksums: of picture and depth; origin: see ``_origin``.
+
+    error: why there is no frame, for an unusable pair (then its size is 0, 0).
+    """
+
+    origin: dict[str, Any]
+    size: tuple[int, int]
+    scale: float = 1.0
+    intrinsics: tuple[float, float, float, float] | None = None
+    checksums: tuple[int, int] = (0, 0)
+    error: str = ""
+
+    @property
+    def pixels(self) -> int:
+        """Height times width."""
+        return self.size[0] * self.size[1]
+
+
+# Reading
+
+
+def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+    """The frames of the cache, see ``data.base.Layout``."""
+    try:
+        found = _rows(root)
+    except LangdepthError as error:
+        if problems is None:
+            raise
+        problems.append(error)
+        return []
+    return found if split is None else keep(found, "split", split, root)
+
+
+def _rows(root: Path) -> list[Row]:
+    if not (root / INDEX).is_file():
+        begun = (root / PARTIAL).is_file()
+        why = f"the cache is not complete; {_AGAIN}" if begun else f"holds no cache; known layouts: {CARD.layouts[0]}"
+        raise LangdepthError(f"{root}: {why}")
+    _, lines, whole = _read_index(root / INDEX)
+    if not whole:
+        raise LangdepthError(f"{root / INDEX}: is damaged; {_AGAIN}")
+    for name, pixel in ((IMAGES, 3), (DEPTHS, 2)):
+        size = (root / name).stat().st_size if (root / name).is_file() else 0
+        wanted = pixel * sum(line.pixels for line in lines)
+        if size != wanted:
+            raise LangdepthError(f"{root / name}: has {size} bytes instead of {wanted}; {_AGAIN}")
+    files = {file: state for line in lines for file, state in line.origin["files"].items()}
+    changed = [file for file, state in files.items() if _state(Path(file)) not in (None, state)]
+    if changed:
+        raise LangdepthError(
+            f"{root}: the cache is outdated: {len(changed)} of its original files have changed since, first "
+            f"{changed[0]}; {_AGAIN}"
+        )
+    frames = [line for line in lines if not line.error]
+    if not frames:
+        raise LangdepthError(f"{root}: the cache has no frames")
+    decoder = _Frames(root, frames).decoder
+    return [
+        Row(
+            path_rgb=root / IMAGES,
+            path_depth=root / DEPTHS,
+            item=number,
+            decoder=decoder,
+            depth_scale=frame.scale,
+            size=frame.size,
+            intrinsics=frame.intrinsics,
+            **{name: frame.origin[name] for name in _KEPT},
+        )
+        for number, frame in enumerate(frames)
+    ]
+
+
+class _Frames:
+    """Where the frames lie in the two files."""
+
+    def __init__(self, root: Path, frames: list[Stored]) -> None:
+        self.root = root
+        self.frames = frames
+        self.starts = np.cumsum([0, *(frame.pixels for frame in frames)])
+        self.decoder = Decoder(self._picture, self._depth)
+
+    def _picture(self, row: Row) -> Pixels:
+        return self._read(row, IMAGES, 3).reshape(*self.frames[row.item or 0].size, 3)
+
+    def _depth(self, row: Row) -> Metres:
+        numbers = self._read(row, DEPTHS, 2).view("<u2").reshape(self.frames[row.item or 0].size)
+        return numbers.astype(np.float32) * np.float32(row.depth_scale)
+
+    def _read(self, row: Row, name: str, pixel: int) -> npt.NDArray[np.uint8]:
+        number, path = row.item or 0, self.root / name
+        try:
+            status = path.stat()
+            content = _mapped(path, status.st_mtime_ns, status.st_size)
+        except (OSError, ValueError) as error:
+            raise ImageError(f"{path}: cannot be read ({error})") from None
+        part = content[pixel * self.starts[number] : pixel * self.starts[number + 1]]
+        if zlib.crc32(part.data) != self.frames[number].checksums[name == DEPTHS]:
+            raise ImageError(f"{path}: frame {number} ({row.key}) is damaged; {_AGAIN}")
+        return part
+
+
+@lru_cache(maxsize=8)
+def _mapped(path: Path, changed: int, size: int) -> npt.NDArray[np.uint8]:
+    return np.memmap(path, np.uint8, "r")
+
+
+def _read_index(path: Path) -> tuple[dict[str, Any], list[Stored], bool]:
+    """First line, the lines after it before one that is damaged, and whether all are there and good."""
+    lines: list[Stored] = []
+    try:
+        first, *texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        head = dict(json.loads(first))
+    except (ValueError, TypeError):
+        return {}, lines, False
+    for text in texts:
+        try:
+            lines.append(_stored(json.loads(text)))
+        except (ValueError, TypeError, KeyError):
+            return head, lines, False
+    return head, lines, head.get("format") == FORMAT and len(lines) == head.get("rows")
+
+
+def _stored(values: dict[str, Any]) -> Stored:
+    """A line of the index. Raises ValueError, TypeError or KeyError where it is not what was written."""
+    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    line = Stored(**plain)
+    if not 0 <= line.pixels <= MAX_PIXELS or min(line.size) < 0 or not 0 < line.scale < np.inf:
+        raise ValueError
+    if not {*_KEPT, "files"} <= line.origin.keys():
+        raise KeyError
+    return line
+
+
+def _state(path: Path) -> list[int] | None:
+    """Size and time of change, None where there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+# Writing
+
+
+class Written(NamedTuple):
+    """frames: how many the cache has; errors: why other pairs are not in it; added: how many this run decoded."""
+
+    frames: int
+    errors: list[str]
+    added: int
+
+
+def write_cache(
+    name: str,
+    root: str | Path,
+    out: str | Path,
+    *,
+    split: str | None = None,
+    frame: Frame = "stored",
+    trust_unit: bool = False,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> Written:
+    """Cache the pairs of the data set ``name`` below ``root``, or of one ``split``, in the folder ``out``.
+
+    ``frame``: "stored" or "kb", the KITTI benchmark's bottom 352 rows and middle 1216 columns. What an earlier run has
+    cached of the same pairs is kept, unless it is damaged or its files have changed; ``progress(done, total)`` is
+    called after each pair. Raises UsageError for a folder that holds another cache and pictures with overlays,
+    LangdepthError for data that is missing or of a wrong unit, and for a folder that cannot be written.
+    """
+    if frame not in get_args(Frame):
+        raise UsageError(f"unknown frame '{frame}': {nearest(frame, get_args(Frame))}")
+    pairs = open_dataset(name, root, split, trust_unit=trust_unit).rows
+    overlaid = next((row for row in pairs if row.path_overlay is not None), None)
+    if overlaid is not None:
+        raise UsageError(f"{overlaid.path_rgb}: has an overlay; pictures with masks drawn over them are not cached")
+    out = Path(out)
+    head = {"format": FORMAT, "dataset": name, "root": str(Path(root).resolve()), "split": split, "frame": frame}
+    try:
+        return _write(out, {**head, "rows": len(pairs)}, pairs, frame, progress)
+    except OSError as error:
+        raise LangdepthError(
+            f"{out}: cannot be written ({error.strerror or error}); a second run goes on where this one stopped"
+        ) from None
+
+
+def _write(
+    out: Path, head: dict[str, Any], pairs: list[Row], frame: Frame, progress: Callable[[int, int], Any]
+) -> Written:
+    out.mkdir(parents=True, exist_ok=True)
+    index, unfinished = out / INDEX, out / PARTIAL
+    lines: list[Stored] = []
+    for path in (index, unfinished):
+        if path.is_file():
+            known, lines, _ = _read_index(path)
+            other = [key for key in head if key != "rows" and key in known and known[key] != head[key]]
+            if other:
+                raise UsageError(
+                    f"{out}: holds a cache with {other[0]} {known[other[0]]}, not {head[other[0]]}; "
+                    "choose another folder"
+                )
+            break
+    origins = [_origin(row) for row in pairs]
+    lines = [line for line, _ in takewhile(lambda two: two[0].origin == two[1], zip(lines, origins, strict=False))]
+    lines = lines[: _good(out, lines)]
+    kept = len(lines)
+    if not (index.is_file() and kept == len(pairs) and _read_index(index)[2]):
+        with atomic_path(unfinished) as temporary:
+            temporary.write_text(
+                "".join(f"{json.dumps(line)}\n" for line in (head, *map(vars, lines))), encoding="utf-8"
+            )
+        index.unlink(missing_ok=True)
+        pixels = sum(line.pixels for line in lines)
+        with (
+            _opened_at(out / IMAGES, 3 * pixels) as images,
+            _opened_at(out / DEPTHS, 2 * pixels) as depths,
+            unfinished.open("a", encoding="utf-8") as table,
+        ):
+            for line, picture, numbers in _decoded(pairs[kept:], origins[kept:], frame):
+                for file, content in ((images, picture), (depths, numbers)):
+                    file.write(content)
+                    file.flush()
+                table.write(json.dumps(vars(line)) + "\n")
+                table.flush()
+                lines.append(line)
+                progress(len(lines), len(pairs))
+        os.replace(unfinished, index)
+    errors = [line.error for line in lines if line.error]
+    return Written(len(lines) - len(errors), errors, len(lines) - kept)
+
+
+def _origin(row: Row) -> dict[str, Any]:
+    """What a frame is made of, as JSON keeps it: facts of the row, and its files with size and time of change."""
+    files = {str(path.resolve()): _state(path) for path in (row.path_rgb, row.path_depth)}
+    facts = {name: getattr(row, name) for name in (*_KEPT, "item", "depth_scale", "intrinsics")}
+    described: dict[str, Any] = json.loads(json.dumps({**facts, "files": files}))
+    return described
+
+
+def _good(out: Path, lines: list[Stored]) -> int:
+    """How many of the frames are in the files as they were written, from the first on."""
+    with _opened_at(out / IMAGES, None) as images, _opened_at(out / DEPTHS, None) as depths:
+        for number, line in enumerate(lines):
+            found = zlib.crc32(images.read(3 * line.pixels)), zlib.crc32(depths.read(2 * line.pixels))
+            if found != line.checksums:
+                return number
+    return len(lines)
+
+
+def _opened_at(path: Path, end: int | None) -> BinaryIO:
+    """The file for reading and writing; cut off at ``end`` and there, or at its beginning."""
+    path.touch()
+    file = path.open("r+b")
+    if end is not None:
+        file.truncate(end)
+        file.seek(end)
+    return file
+
+
+def _decoded(pairs: list[Row], origins: list[dict[str, Any]], frame: Frame) -> Iterator[tuple[Stored, bytes, bytes]]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for first in range(0, len(pairs), _AT_ONCE):  # no more than so many in memory
+            chunk = slice(first, first + _AT_ONCE)
+            yield from pool.map(partial(_encoded, frame), pairs[chunk], origins[chunk])
+
+
+def _encoded(frame: Frame, row: Row, origin: dict[str, Any]) -> tuple[Stored, bytes, bytes]:
+    try:
+        pixels, metres = read_pair(row)
+    except ImageError as error:
+        return Stored(origin, (0, 0), error=str(error)), b"", b""
+    window = Protocol(name=frame, frame=frame).frame_window(*metres.shape)
+    pixels, metres = pixels[window], metres[window]
+    intrinsics = row.intrinsics
+    if intrinsics is not None:
+        fx, fy, cx, cy = intrinsics
+        intrinsics = fx, fy, cx - window[1].start, cy - window[0].start
+    numbers, scale = as_numbers(metres, row.depth_scale)
+    picture, depth = pixels.tobytes(), numbers.tobytes()
+    checksums = zlib.crc32(picture), zlib.crc32(depth)
+    height, width = metres.shape
+    return Stored(origin, (height, width), scale, intrinsics, checksums), picture, depth
+
+
+def as_numbers(metres: Metres, scale: float) -> tuple[npt.NDArray[np.uint16], float]:
+    """Depth (H, W), 0 = unknown, in 16 bits, and its metres per unit: ``scale`` if nothing is lost by it."""
+    farthest = float(metres.max(initial=0))
+    numbers = np.rint(metres / scale)
+    if farthest > 65535.4 * scale or not np.allclose(numbers * scale, metres, rtol=1e-6, atol=0):
+        scale = farthest / 65535
+        numbers = np.rint(metres / scale)
+    numbers[(metres > 0) & (numbers < 1)] = 1
+    return numbers.astype("<u2"), scale

@@ -1,0 +1,127 @@
+"""iBims-1: a hundred rooms, measured by a laser scanner.
+
+Layouts below the root, with the names of the pictures in imagelist.txt:
+
+    (ibims1_core_mat/)NAME.mat                                      as published: picture, depth, masks
+    rgb, depth, mask_invalid, mask_transp, each with NAME.png       (ibims1_core_raw) depth up to 50 m in 16 bits
+    rgb/NAME.png, masked_depth/NAME.png                             depth in millimetres, made by the user
+
+Depth is unknown where the scanner saw nothing and, in the published files, where a mask says that it is wrong or that
+the surface is transparent. The edges and planes of the published files are not read.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from langdepth.data.base import DatasetCard, first_layout
+from langdepth.data.lists import read_list
+from langdepth.data.rows import FILES, Decoder, Metres, Pixels, Row
+from langdepth.errors import ImageError, LangdepthError
+from langdepth.io import decoding, read_image
+
+CARD = DatasetCard(
+    name="ibims1",
+    title="iBims-1",
+    unit="metres in .mat, 50/65535 m (depth) or millimetres (masked_depth) in 16-bit PNG",
+    depth_scale=0.001,
+    invalid="0, and what mask_invalid and mask_transp leave out",
+    intrinsics="not read",
+    depth_range=(0.5, 50.0),
+    median_range=(0.8, 20.0),
+    scenes="none",
+    licence="CC BY-NC-SA 4.0",
+    where="https://www.asg.ed.tum.de/lmf/ibims1 (ibims1_core_mat.zip or ibims1_core_raw.zip)",
+    layouts=(
+        "imagelist.txt and ibims1_core_mat/NAME.mat",
+        "imagelist.txt and {rgb,depth,mask_invalid,mask_transp}/NAME.png",
+        "imagelist.txt and {rgb,masked_depth}/NAME.png",
+    ),
+    splits={"test": 100},
+    split="test",
+    protocol="ibims1",
+)
+LIST = "imagelist.txt"
+_MAX_MAT_BYTES = 64_000_000
+
+
+def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+    """See ``data.base.Layout``."""
+    bases = [base for base in (root, root / "ibims1_core_mat", root / "ibims1_core_raw") if base.is_dir()]
+    readers = [partial(read, base) for base in bases for read in (_converted, _raw, _published)]
+    return first_layout(CARD, root, split, readers, problems)
+
+
+def _converted(base: Path, split: str) -> list[Row]:
+    there = (base / "masked_depth").is_dir()
+    return _rows(base, "rgb/{}.png", "masked_depth/{}.png", split) if there else []
+
+
+def _raw(base: Path, split: str) -> list[Row]:
+    there = (base / "mask_invalid").is_dir()
+    return _rows(base, "rgb/{}.png", "depth/{}.png", split, RAW, 50 / 65535) if there else []
+
+
+def _published(base: Path, split: str) -> list[Row]:
+    there = next(base.glob("*.mat"), None)
+    return _rows(base, "{}.mat", "{}.mat", split, PUBLISHED, 1.0) if there else []
+
+
+def _rows(
+    base: Path, picture: str, depth: str, split: str, decoder: Decoder = FILES, scale: float = 0.001
+) -> list[Row]:
+    place = base / LIST if (base / LIST).is_file() or not (base.parent / LIST).is_file() else base.parent / LIST
+    return [
+        Row(
+            key=picture.format(name),
+            path_rgb=base / picture.format(name),
+            path_depth=base / depth.format(name),
+            depth_scale=scale,
+            decoder=decoder,
+            source="ibims1",
+            scene_run=name,
+            split=split,
+            size=(480, 640),
+        )
+        for name, *_ in sorted(read_list(place))
+    ]
+
+
+def _content(path: Path) -> Any:
+    """The fields of a published file."""
+    from scipy.io import loadmat
+
+    if path.stat().st_size > _MAX_MAT_BYTES:
+        raise ImageError("is larger than a picture of this data set may be")
+    return loadmat(path, variable_names=["data"], squeeze_me=True, struct_as_record=False)["data"]
+
+
+def _picture(row: Row) -> Pixels:
+    with decoding(str(row.path_rgb)):
+        return read_image(np.asarray(_content(row.path_rgb).rgb)).pixels
+
+
+def _depth(row: Row) -> Metres:
+    with decoding(str(row.path_depth)):
+        data = _content(row.path_depth)
+        valid = (np.asarray(data.mask_invalid) > 0) & (np.asarray(data.mask_transp) > 0)
+        return np.where(valid, data.depth, 0).astype(np.float32)
+
+
+def _raw_depth(row: Row) -> Metres:
+    metres = FILES.depth(row)
+    for name in ("mask_invalid", "mask_transp"):
+        path = row.path_depth.parents[1] / name / row.path_depth.name
+        mask = read_image(path).pixels[..., 0]
+        if mask.shape != metres.shape:
+            raise ImageError(f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, its depth has another size")
+        metres[mask == 0] = 0
+    return metres
+
+
+PUBLISHED = Decoder(_picture, _depth)
+RAW = Decoder(FILES.image, _raw_depth)

@@ -1,0 +1,135 @@
+"""SUN RGB-D: four kinds of sensors in rooms, with the official split or the list of ScaleDepth's test.
+
+Layouts below the root:
+
+    SUNRGBD_val_splits.txt: lines "PICTURE DEPTH FOCAL" below the root                             test
+    allsplit.mat, or (SUNRGBDtoolbox/)traintestSUNRGBD/allsplit.mat, and SUNRGBD/SENSOR/.../SCENE/{image/*.jpg,
+    depth/*.png, intrinsics.txt, scene.txt}                                                        train, test
+
+The list has the first word where both are there. Depth is the sensor's, with holes.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from langdepth.data.base import DatasetCard, first_layout
+from langdepth.data.lists import read_intrinsics, read_list
+from langdepth.data.rows import FILES, Decoder, Metres, Row
+from langdepth.errors import LangdepthError
+from langdepth.io import decoding, read_depth
+from langdepth.text.scenes import SCENES
+
+CARD = DatasetCard(
+    name="sunrgbd",
+    title="SUN RGB-D",
+    unit="millimetres in 16-bit PNG, their bits rotated left by 3",
+    depth_scale=0.001,
+    invalid="0",
+    intrinsics="intrinsics.txt of each scene; the list states the focal length",
+    depth_range=(0.3, 8.0),
+    median_range=(0.8, 8.0),
+    scenes="scene.txt where it names one of the labels",
+    licence="research use; ask its authors for more",
+    where="https://rgbd.cs.princeton.edu (SUNRGBD.zip, SUNRGBDtoolbox.zip)",
+    layouts=(
+        "SUNRGBD_val_splits.txt (picture, depth, focal length)",
+        "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat and SUNRGBD/SENSOR/.../SCENE/{image,depth,intrinsics.txt}",
+    ),
+    splits={"train": 5285, "test": 5050},
+    split="test",
+    protocol="sunrgbd",
+)
+LIST = "SUNRGBD_val_splits.txt"
+_SPLIT_FILES = tuple(
+    f"{folder}allsplit.mat" for folder in ("", "traintestSUNRGBD/", "SUNRGBDtoolbox/traintestSUNRGBD/")
+)
+
+
+def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+    """See ``data.base.Layout``."""
+    return first_layout(CARD, root, split, [partial(_listed, root), partial(_official, root)], problems)
+
+
+def _listed(root: Path, split: str) -> list[Row]:
+    if split != "test" or not (root / LIST).is_file():
+        return []
+    found = []
+    for picture, depth, focal in sorted(line[:3] for line in read_list(root / LIST, 3)):
+        try:
+            length = float(focal)
+        except ValueError:
+            raise LangdepthError(f"{root / LIST}: '{focal}' is no focal length") from None
+        found.append(_row(root, root / picture, root / depth, split, length))
+    return found
+
+
+def _official(root: Path, split: str) -> list[Row]:
+    file = next((root / name for name in _SPLIT_FILES if (root / name).is_file()), None)
+    if file is None:
+        if (root / "SUNRGBD").is_dir() and not (root / LIST).is_file():
+            raise LangdepthError(f"{root}: the split list is missing, {LIST} or {_SPLIT_FILES[-1]}")
+        return []
+    found = []
+    for folder in _scene_folders(file, split):
+        pictures, depths = (sorted((root / folder / name).glob(ending)) for name, ending in _BESIDE)
+        picture = pictures[0] if pictures else root / folder / "image" / "*.jpg"
+        depth = depths[0] if depths else root / folder / "depth" / "*.png"
+        found.append(_row(root, picture, depth, split))
+    return sorted(found, key=lambda row: row.key)
+
+
+_BESIDE = (("image", "*.jpg"), ("depth", "*.png"))
+
+
+def _scene_folders(file: Path, split: str) -> list[str]:
+    """Folders of the scenes of ``split``, below the root; the file has the paths of the authors' computer."""
+    from scipy.io import loadmat
+
+    name = f"all{split}"
+    with decoding(str(file)):
+        paths = [str(path) for path in loadmat(file, variable_names=[name], squeeze_me=True)[name]]
+    return [path[path.index("SUNRGBD/") :].rstrip("/") for path in paths if "SUNRGBD/" in path and ".." not in path]
+
+
+def _row(root: Path, picture: Path, depth: Path, split: str, focal: float | None = None) -> Row:
+    scene = picture.parents[1]
+    intrinsics = read_intrinsics(scene / "intrinsics.txt")
+    if focal is not None:
+        cx, cy = intrinsics[2:] if intrinsics else _middle(picture)
+        intrinsics = (focal, focal, cx, cy)
+    label = scene / "scene.txt"
+    kind = label.read_text(encoding="utf-8", errors="replace").strip() if label.is_file() else ""
+    return Row(
+        key=picture.relative_to(root).as_posix(),
+        path_rgb=picture,
+        path_depth=depth,
+        depth_scale=0.001,
+        decoder=ROTATED,
+        source="sunrgbd",
+        scene_run=scene.relative_to(root).as_posix(),
+        split=split,
+        scene=SCENES.index(kind) if kind in SCENES else -1,
+        intrinsics=intrinsics,
+    )
+
+
+def _middle(picture: Path) -> tuple[float, float]:
+    try:
+        with Image.open(picture) as opened:
+            width, height = opened.size
+    except (OSError, Image.DecompressionBombError):
+        return 0.0, 0.0  # whoever decodes it tells
+    return (width - 1) / 2, (height - 1) / 2
+
+
+def _depth(row: Row) -> Metres:
+    stored = read_depth(row.path_depth, 1.0).astype(np.uint16)
+    return ((stored >> 3) | (stored << 13)).astype(np.float32) / np.float32(1000)
+
+
+ROTATED = Decoder(FILES.image, _depth)
