@@ -52,7 +52,7 @@ class WorDepthTiny(WorDepth):
     def __init__(self, config: WorDepthTinyConfig) -> None:
         super().__init__(config)
         height, width = (side // 16 for side in config.resolution)
-        self.metric = nn.Identity()
+        self.metric = nn.Sequential()  # nothing
         self.place = nn.Parameter(torch.zeros(1, config.latent, height, width))
         coarse = (config.latent, height // 2, width // 2)  # enough for what is smooth
         self.register_buffer("noise_mean", torch.zeros(coarse))
@@ -88,11 +88,11 @@ class WorDepthTiny(WorDepth):
 
         Returns the share of its variance that lies along these directions.
         """
-        size = tuple(self.noise_mean.shape[-2:])
+        height, width = self.noise_mean.shape[-2:]
         found = []
         for batch in batches:
             seen, scenes = self.look(batch.image), self.scenes_of(self.features_of(batch))
-            found.append(F.adaptive_avg_pool2d(self.sampler(seen.x, scenes).float(), size))
+            found.append(F.adaptive_avg_pool2d(self.sampler(seen.x, scenes).float(), (height, width)))
         noise = torch.cat(found)
         rest = noise - noise.mean(0)
         _, lengths, directions = torch.linalg.svd(rest.flatten(1), full_matrices=False)
