@@ -51,7 +51,7 @@ def main() -> None:
     groups = {"all": rows}
     for source in sorted({row["source"] for row in rows}):
         groups[source] = [row for row in rows if row["source"] == source]
-    report: dict[str, Any] = {"system": options.system, "split": options.split, "samples": options.samples, "seed": options.seed}
+    report: dict[str, Any] = {name: getattr(options, name) for name in ("system", "split", "samples", "seed")}
     report |= {name: _agreement(group) for name, group in groups.items() if len(group) >= 10}
     for name, found in report.items():
         print(f"{name}: {found}")
