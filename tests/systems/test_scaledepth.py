@@ -37,10 +37,13 @@ SMALL = NARROW | {"encoder": "test_convnext", "start": "imagenet"}
 
 @torch.no_grad()
 def as_trained(system: Any) -> Any:
-    """Rows of length 1, the usual depth of each scene rising with its label, offsets that follow the picture."""
+    """Layers that do something, rows of length 1, the usual depth of each scene rising with its label."""
     for layer in system.pixel_decoder.layers:
         for projection in (layer.attention.offsets, layer.attention.weights):
             nn.init.normal_(projection.weight, std=0.01)
+    for name, parameter in system.encoder.named_parameters():
+        if name.endswith("gamma"):  # would start at almost nothing
+            nn.init.uniform_(parameter, 0.2, 0.6)
     if system.scenes:
         system.scene_table.copy_(nn.functional.normalize(torch.randn(system.scene_table.shape), dim=-1))
         system.scene_counts.fill_(3)

@@ -73,16 +73,16 @@ class DeformableAttention(nn.Module):
         weights = self.weights(queries).view(*shape[:3], -1)
         values = self.value(tokens)
         with torch.autocast(tokens.device.type, enabled=False):
-            # One picture per head: (B, heads, ...) -> (B * heads, ...)
-            offsets = offsets.float().transpose(1, 2).flatten(0, 1)
-            weights = weights.float().softmax(-1).view(shape).transpose(1, 2).flatten(0, 1)
+            # One picture per head, the points before the cells: (B * heads, levels, points, N, ...)
+            offsets = offsets.float().permute(0, 2, 3, 4, 1, 5).flatten(0, 1)
+            weights = weights.float().softmax(-1).view(shape).permute(0, 2, 3, 4, 1).flatten(0, 1)
             maps = values.float().view(batch, count, self.heads, -1).permute(0, 2, 3, 1).flatten(0, 1)
             mixed = maps.new_zeros(batch * self.heads, channels // self.heads, count)
             levels = maps.split([height * width for height, width in sizes], dim=-1)
             for index, (level, (height, width)) in enumerate(zip(levels, sizes, strict=True)):
-                places = centers[:, None] + offsets[:, :, index] / offsets.new_tensor([width, height])
-                samples = F.grid_sample(level.unflatten(-1, (height, width)), 2 * places - 1, align_corners=False)
-                mixed = mixed + (samples * weights[:, None, :, index]).sum(-1)
+                grid = (2 * centers - 1) + offsets[:, index] * offsets.new_tensor([2 / width, 2 / height])
+                samples = F.grid_sample(level.unflatten(-1, (height, width)), grid, align_corners=False)
+                mixed = mixed + (samples * weights[:, None, index]).sum(2)
         joined = mixed.view(batch, channels, count).transpose(1, 2)
         output: Tensor = self.output(joined)
         return output

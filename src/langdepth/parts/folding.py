@@ -20,12 +20,16 @@ def folded(module: Module) -> Module:
     """A copy in eval mode in which every BatchNorm directly after a convolution is part of that convolution.
 
     "After" means the next child of the same parent, which is how networks are written that run their children in order;
-    the systems' shared tests compare both. All other tensors are shared with ``module``, not copied.
+    the systems' shared tests compare both. A module's method ``fold`` does what else it can, without writing to its
+    tensors. All other tensors are shared with ``module``, not copied.
     """
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     twin = copy.deepcopy(module, shared).eval()
     for parent in list(twin.modules()):
         _fold_children(parent)
+        fold = getattr(parent, "fold", None)
+        if fold is not None:
+            fold()
     return twin
 
 
