@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from langdepth.data.rows import Row, RowDataset
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
@@ -31,16 +31,16 @@ class Draw:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples of one size."""
+    """Stack samples of one size; in a worker process straight into memory that the trainer sees."""
     optional: dict[str, torch.Tensor] = {}
     for name in ("text_features", "overlay", "source_image", "pose", "intrinsics"):
         values = [getattr(s, name) for s in samples]
         if not any(value is None for value in values):
-            optional[name] = torch.stack(values)
+            optional[name] = default_collate(values)
     return Batch(
-        image=torch.stack([s.image for s in samples]),
-        depth=torch.stack([s.depth for s in samples]),
-        mask=torch.stack([s.mask for s in samples]),
+        image=default_collate([s.image for s in samples]),
+        depth=default_collate([s.depth for s in samples]),
+        mask=default_collate([s.mask for s in samples]),
         scene=torch.tensor([s.scene for s in samples]),
         text=[s.text for s in samples],
         mirrored=torch.tensor([s.mirrored for s in samples]),
