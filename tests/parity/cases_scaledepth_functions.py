@@ -24,6 +24,7 @@ from langdepth.text.scene_table import encode_scenes
 from langdepth.text.scenes import SCENES
 from langdepth.types import Sample
 from tests.parity.cases_functions import StandIn, samples_of
+from tests.parity.cases_scaledepth_data import decoded, listings
 from tests.parity.runner import Compared, Tolerance
 
 CLOSE = Tolerance(rtol=1e-5)
@@ -165,6 +166,9 @@ def scaledepth_data(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | 
     padded = cut(Sample(image=colours, depth=depth, mask=depth > 0), (16, 24))
     yield "pad.image", padded.image[None] * 255, Tolerance(atol=1e-4)
     yield "pad.gt", padded.depth, Tolerance()
+    yield from listings(arrays)
+    if "depth_decode.raw" in arrays:
+        yield from decoded(arrays)
     if "kb_crop.table" in arrays:
         table = arrays["kb_crop.table"].copy()
         for row in table:

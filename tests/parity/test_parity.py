@@ -33,6 +33,13 @@ SLOW = {
 NO_PART = {
     "logits_second_mirrored",  # the published loops use the logits of the upright picture only
     "celoss.top1_top5_percent",  # a line of ScaleDepth's log
+    # ScaleDepth's readers: names of columns, focal lengths that they leave out, the size that pictures are brought to
+    # before windows are cut from them (ours are seen as stored), places drawn by another generator
+    "kb_crop.columns",
+    *(f"{name}.focal" for name in ("kitti", "ibims", "diode", "hypersim", "ddad", "diml", "vkitti2")),
+    *(f"resize.{name}" for name in ("table", "columns", "image", "image_keep20", "image_to_w50_h20")),
+    "random_crop.image",
+    "random_crop.gt",
 }
 COMMITTED = sorted(path.stem for path in DATA.glob("*.npz"))
 
