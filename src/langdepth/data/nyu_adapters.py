@@ -163,7 +163,7 @@ class NyuAdapterTransform:
         self.reference_exact = reference_exact
 
     def __call__(self, sample: Sample, size: tuple[int, int] = SIZE) -> Sample:
-        """``sample`` with float images; depth counts in whole millimetres. Raises ImageError for another stored size.
+        """``sample`` in [0, 1] or in bytes; depth counts in whole millimetres. Raises ImageError for another stored size.
 
         ``size`` is (416, 544) and changes nothing.
         """
@@ -221,5 +221,7 @@ def _colours(layer: Image.Image) -> Tensor:
 
 
 def _bytes(colours: Tensor) -> npt.NDArray[np.uint8]:
-    """(3, H, W) in [0, 1] to (H, W, 3)."""
-    return colours.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
+    """(3, H, W) in [0, 1] or in bytes to (H, W, 3)."""
+    if colours.is_floating_point():
+        colours = colours.mul(255).round().byte()
+    return colours.permute(1, 2, 0).contiguous().numpy()

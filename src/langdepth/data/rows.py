@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -147,7 +147,8 @@ def read_pair(row: Row) -> tuple[Pixels, Metres]:
 def known_depth(row: Row) -> Metres:
     """The row's depth (H, W) in metres, 0 where it is unknown. Raises ImageError naming the file."""
     metres = row.decoder.depth(row)
-    metres[~(np.isfinite(metres) & (metres > 0))] = 0
+    if not (metres.min(initial=0) >= 0 and metres.max(initial=0) < np.inf):  # also true for NaN
+        metres[~(np.isfinite(metres) & (metres > 0))] = 0
     return metres
 
 
@@ -229,6 +230,11 @@ class RowDataset:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
+        sample = self.stored(index)
+        return replace(sample, image=sample.image.float() / 255)
+
+    def stored(self, index: int) -> Sample:
+        """``self[index]``, its picture in bytes as it is stored: (3, H, W) uint8."""
         import torch
 
         row = self.rows[index]
@@ -248,7 +254,7 @@ class RowDataset:
             camera = Camera(fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height, source="data set")
         depth = torch.from_numpy(metres).unsqueeze(0)
         return Sample(
-            image=torch.tensor(pixels).permute(2, 0, 1).float() / 255,
+            image=torch.tensor(pixels).permute(2, 0, 1),
             depth=depth,
             mask=depth > 0,
             scene=row.scene,

@@ -49,7 +49,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-# A stored sample to one of (height, width) for training; what is random in it comes from torch's global generator.
+# A stored sample, picture in bytes, to one of (height, width) for training; what is random in it comes from torch's global generator.
 Transform = Callable[[Sample, tuple[int, int]], Sample]
 
 
@@ -64,11 +64,11 @@ class TrainingSet(Dataset[Sample]):
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> Sample:
-        sample = self.dataset[draw.index]
+        sample = self.dataset.stored(draw.index)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draw.seed)
             sample = self.transform(sample, draw.size)
-        if not bool(torch.isfinite(sample.depth).all()):
+        if not bool(torch.isfinite(sample.depth.sum())):
             raise ImageError(f"{sample.path}: depth is not finite after augmentation")
         return sample
 

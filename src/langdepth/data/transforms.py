@@ -186,11 +186,12 @@ class TrainTransform:
         a = self.augmentation
         image, depth = sample.image, sample.depth
         if sample.overlay is not None:
-            image = torch.cat([image, sample.overlay.to(image.dtype)])
+            image = torch.cat([TF.to_dtype(image, torch.float32, scale=True), sample.overlay])
         if sample.source in self.kb_sources:
             frame = (..., *Protocol(name="kb", frame="kb").frame_window(*image.shape[-2:]))
             image, depth = image[frame], depth[frame]
         if a.depth_mix > 0 and _chance(a.depth_mix):
+            image = TF.to_dtype(image, torch.float32, scale=True)
             mixed = depth_stripe(image[:3], depth, *torch.rand(2).tolist(), wraps=a.depth_mix_wraps)
             image = torch.cat([mixed, image[3:]])
         if self.resized:
@@ -206,8 +207,9 @@ class TrainTransform:
             image, depth = TF.horizontal_flip(image), TF.horizontal_flip(depth)
         overlay = None if sample.overlay is None else TF.to_dtype(image[3:], torch.float32, scale=True)
         image = image[:3]
-        # A copy: what follows writes into it, and up to here it may still be the caller's picture.
-        image = self._curved(TF.to_dtype(self.colour(image), torch.float32, scale=True)).clone()
+        image = self._curved(self.colour(TF.to_dtype(image, torch.float32, scale=True)))
+        if a.cut_depth > 0 or a.erase > 0:
+            image = image.clone()  # what follows writes into it, and up to here it may still be the caller's picture
         if _chance(a.cut_depth) and bool((depth > 0).float().mean() > SPARSE):
             rows, columns = _box(*size)
             image[:, rows, columns] = (depth / depth.max())[:, rows, columns]

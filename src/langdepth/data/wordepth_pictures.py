@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
 
 from langdepth.errors import ImageError
 from langdepth.protocols import Protocol
@@ -78,7 +79,10 @@ def evaluation_sample(sample: Sample, rules: Rules) -> Sample:
 
 
 def training_sample(sample: Sample, size: tuple[int, int], rules: Rules, draws: Draws) -> Sample:
-    """A picture to learn from, of (height, width) ``size``. Raises ImageError for pictures smaller than that."""
+    """A picture to learn from, of (height, width) ``size``, from one in [0, 1] or in bytes.
+
+    Raises ImageError for pictures smaller than that.
+    """
     sample = evaluation_sample(sample, rules)
     image, depth = sample.image, sample.depth
     if rules.frame == "nyu":
@@ -91,7 +95,7 @@ def training_sample(sample: Sample, size: tuple[int, int], rules: Rules, draws: 
         raise ImageError(f"{sample.path}: {width}x{height} is too small for training at {size[1]}x{size[0]}")
     top, left = (min(int(share * (side + 1)), side) for share, side in zip((draws.y, draws.x), free, strict=True))
     window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
-    image, depth = image[window], depth[window]
+    image, depth = TF.to_dtype(image[window], torch.float32, scale=True), depth[window]
     if draws.mirror:
         image, depth = image.flip(-1), depth.flip(-1)
     factors = draws.brightness * torch.tensor(draws.colours).view(3, 1, 1)
@@ -127,12 +131,14 @@ def _inner(sample: Sample, cut: bool) -> tuple[Tensor, Tensor]:
 
 def _turned(image: Tensor, depth: Tensor, angle: float) -> tuple[Tensor, Tensor]:
     """Counter-clockwise about the middle, zeros outside; the picture is interpolated, depth is not."""
-    colours = Image.fromarray(image.permute(1, 2, 0).mul(255).round().byte().contiguous().numpy())
+    if image.is_floating_point():
+        image = image.mul(255).round().byte()
+    colours = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     # 16-bit millimetres as in the files: Pillow turns other kinds of numbers with other rounding.
     metres = Image.fromarray((depth[0] * 1000).round().clamp(max=65535).numpy().astype(np.uint16))
     pixels = np.array(colours.rotate(angle, Image.Resampling.BILINEAR))
     millimetres = np.array(metres.rotate(angle, Image.Resampling.NEAREST), dtype=np.float32)
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255, torch.from_numpy(millimetres)[None] / 1000
+    return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(millimetres)[None] / 1000
 
 
 def _with(sample: Sample, image: Tensor, depth: Tensor) -> Sample:
