@@ -163,9 +163,9 @@ class NyuAdapterTransform:
         self.reference_exact = reference_exact
 
     def __call__(self, sample: Sample, size: tuple[int, int] = SIZE) -> Sample:
-        """``sample`` in [0, 1] or in bytes; depth counts in whole millimetres. Raises ImageError for another stored size.
+        """``sample`` in [0, 1] or in bytes; depth counts in whole millimetres.
 
-        ``size`` is (416, 544) and changes nothing.
+        ``size`` is (416, 544) and changes nothing. Raises ImageError for another stored size.
         """
         depth_mm = (sample.depth[0] * 1000).round().clamp(max=1000 * MAX_DEPTH).numpy().astype(np.uint16)
         overlay = None if sample.overlay is None else _bytes(sample.overlay)

@@ -49,7 +49,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-# A stored sample, picture in bytes, to one of (height, width) for training; what is random in it comes from torch's global generator.
+# A stored sample, picture in bytes, to one of (height, width) for training; what is random in it comes from torch's
+# global generator.
 Transform = Callable[[Sample, tuple[int, int]], Sample]
 
 

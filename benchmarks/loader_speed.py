@@ -1,0 +1,202 @@
+"""Training pictures per second: the loader against a plain PIL and NumPy one, and a cache of frames against PNG files.
+
+    python benchmarks/loader_speed.py --pictures 48 --seconds 8 --out loader_speed.json
+
+Pairs are made of noisy synthetic scenes at 480x640: JPEG and 16-bit PNG as in NYU's sync frames, and PNG for both. The
+first three loaders run with the same number of worker processes and the same batches. All take turns so that all see
+the same machine; a turn starts anew, reads until all workers are at work, and then counts pictures.
+
+    plain      as published loaders do it: PIL opens both files, turns them by up to 2.5 degrees, everything becomes
+               float32 NumPy arrays, crop, mirror, gamma, brightness, colours, a torch tensor, the default collate
+    wordepth   `data.pipeline: wordepth-nyu`, the same steps with the same ranges
+    standard   `data.pipeline: standard` with the same steps, and what the default recipe does beyond them
+    png, cache samples read one after the other in one process, from PNG files and from `langdepth data cache`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from langdepth.data.base import open_dataset
+from langdepth.data.frame_cache import write_cache
+from langdepth.data.rows import Row, RowDataset
+from langdepth.data.sampling import Draws, TrainingLoader, TrainingSet, Transform
+from langdepth.data.synthetic import room
+from langdepth.data.transforms import Augmentation, TrainTransform
+from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
+
+HEIGHT, WIDTH = 480, 640
+ROOMS = 6
+REPEATS = 50  # times that each pair is in an epoch, so that no turn meets its end
+DEGREES = 2.5
+GOALS = {"wordepth": ("plain", 1.5), "standard": ("plain", 1.5), "cache": ("png", 3.0)}
+# The published steps for NYU: turned a little, mirrored, gamma, brightness and colours; no zoom, no blur.
+PUBLISHED = Augmentation(
+    zoom=1.0,
+    rotate=DEGREES,
+    rotate_probability=1.0,
+    brightness=0.25,
+    contrast=0.0,
+    saturation=0.0,
+    hue=0.0,
+    gamma=0.1,
+    colour_probability=0.5,
+    grey=0.0,
+    blur=0.0,
+)
+
+
+class Plain(Dataset[dict[str, torch.Tensor]]):
+    """The published kind of loader: PIL pictures, then float32 NumPy arrays."""
+
+    def __init__(self, rows: Sequence[Row], size: tuple[int, int]) -> None:
+        self.rows, self.size = rows, size
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        row = self.rows[index]
+        angle = random.uniform(-DEGREES, DEGREES)
+        picture = Image.open(row.path_rgb).rotate(angle, Image.Resampling.BILINEAR)
+        sensed = Image.open(row.path_depth).rotate(angle, Image.Resampling.NEAREST)
+        image = np.asarray(picture, dtype=np.float32) / 255.0
+        depth = np.asarray(sensed, dtype=np.float32)[..., None] / 1000.0
+        top = random.randint(0, image.shape[0] - self.size[0])
+        left = random.randint(0, image.shape[1] - self.size[1])
+        image = image[top : top + self.size[0], left : left + self.size[1]]
+        depth = depth[top : top + self.size[0], left : left + self.size[1]]
+        if random.random() > 0.5:
+            image, depth = image[:, ::-1].copy(), depth[:, ::-1].copy()
+        if random.random() > 0.5:
+            image = image ** random.uniform(0.9, 1.1) * random.uniform(0.75, 1.25)
+            colours = [random.uniform(0.9, 1.1) for _ in range(3)]
+            image = np.clip(image * np.stack([np.full(image.shape[:2], c) for c in colours], axis=2), 0, 1)
+        image = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
+        depth = np.ascontiguousarray(depth.transpose(2, 0, 1))
+        return {"image": torch.from_numpy(image), "depth": torch.from_numpy(depth)}
+
+
+def main() -> None:
+    """Parse, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, help="folder with index.csv and 640x480 pictures, instead of made ones")
+    parser.add_argument("--pictures", type=int, default=48, help="pairs (default: 48)")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument("--batch-size", type=int, default=8, help="pictures per batch (default: 8)")
+    parser.add_argument("--size", type=int, nargs=2, default=(416, 544), help="height, width learned from")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of a turn (default: 8)")
+    parser.add_argument("--turns", type=int, default=3, help="turns of each loader (default: 3)")
+    parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
+    options = parser.parse_args()
+    size = tuple(options.size)
+    with tempfile.TemporaryDirectory() as folder:
+        jpeg = options.root or made(Path(folder, "jpeg"), options.pictures, ".jpg")
+        png = made(Path(folder, "png"), options.pictures, ".png")
+        write_cache("folder", png, Path(folder, "cache"))
+        pictures, lossless = open_dataset("folder", jpeg), open_dataset("folder", png)
+        frames = open_dataset("cache", Path(folder, "cache"))
+        standard = TrainTransform(PUBLISHED, size[0] * size[1], resized=False)
+        loaders: dict[str, Callable[[], Iterator[int]]] = {
+            "plain": lambda: plain(pictures, size, options),
+            "wordepth": lambda: trained(pictures, WorDepthTransform(RULES["wordepth-nyu"]), size, options),
+            "standard": lambda: trained(pictures, standard, size, options),
+            "png": lambda: read(lossless),
+            "cache": lambda: read(frames),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in loaders}
+        for _ in range(options.turns):
+            for name, loader in loaders.items():
+                rates[name].append(rate(loader(), options.seconds))
+    report(rates, options)
+
+
+def made(root: Path, count: int, suffix: str) -> Path:
+    """``count`` synthetic pairs of 480x640 with the grain and the holes of a sensor; returns ``root``."""
+    noise = np.random.default_rng(0)
+    rooms = [room(i, height=HEIGHT, width=WIDTH) for i in range(ROOMS)]
+    root.mkdir()
+    lines = ["path_rgb,path_depth,depth_scale"]
+    for i in range(count):
+        shown = rooms[i % ROOMS]
+        grain = shown.image + noise.normal(0, 6, shown.image.shape)
+        Image.fromarray(grain.clip(0, 255).astype(np.uint8)).save(root / f"{i}{suffix}", quality=95)
+        metres = shown.depth * noise.normal(1, 0.002, shown.depth.shape)
+        metres[noise.random(metres.shape) < 0.05] = 0
+        Image.fromarray((metres * 1000).astype(np.uint16)).save(root / f"{i}_depth.png")
+        lines.append(f"{i}{suffix},{i}_depth.png,0.001")
+    (root / "index.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def read(pictures: RowDataset) -> Iterator[int]:
+    """Pictures read one by one in this process, for ever."""
+    while True:
+        for i in range(len(pictures)):
+            pictures[i]
+            yield 1
+
+
+def plain(pictures: RowDataset, size: Any, options: argparse.Namespace) -> Iterator[int]:
+    """Pictures per batch of the plain loader, for ever."""
+    loader = DataLoader(
+        Plain(pictures.rows * REPEATS, size), options.batch_size, shuffle=True, num_workers=options.workers
+    )
+    while True:
+        for batch in loader:
+            yield len(batch["image"])
+
+
+def trained(pictures: RowDataset, transform: Transform, size: Any, options: argparse.Namespace) -> Iterator[int]:
+    """Pictures per batch of the loader that ``langdepth train`` uses, for ever."""
+    count = len(pictures)
+    draws = Draws(
+        shapes=[0] * count, sizes=[size], weights=[float(REPEATS)] * count, batch_size=options.batch_size, seed=0
+    )
+    loader = TrainingLoader(TrainingSet(pictures, transform), draws, options.workers)
+    while True:
+        for batch in loader:
+            yield len(batch.image)
+
+
+def rate(batches: Iterator[int], seconds: float) -> float:
+    """Pictures per second once the first batches are out."""
+    for _ in range(8):  # of all workers, and what they have prepared beyond
+        next(batches)
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        count += next(batches)
+    return count / (time.perf_counter() - start)
+
+
+def report(rates: dict[str, list[float]], options: argparse.Namespace) -> None:
+    """Print a row per loader, write JSON."""
+    record: dict[str, Any] = {"torch": torch.__version__, "workers": options.workers, "size": list(options.size)}
+    print(f"{'':>10} {'pictures/s':>11} {'lowest':>8} {'highest':>8} {'times':>6} {'goal':>5}")
+    for name, values in rates.items():
+        against, goal = GOALS.get(name, (name, 1.0))
+        times = statistics.median(a / b for a, b in zip(values, rates[against], strict=True))
+        record[name] = {"per_second": statistics.median(values), "times": times, "against": against, "turns": values}
+        wanted = f"{goal:5.1f} {against}" if name in GOALS else ""
+        print(
+            f"{name:>10} {statistics.median(values):11.1f} {min(values):8.1f} {max(values):8.1f} {times:6.2f} {wanted}"
+        )
+    if options.out:
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""``langdepth data cache``: frames as they were, resumed, and refused when damaged, outdated or of something else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from langdepth import cli
+from langdepth.data.base import find_rows, open_dataset
+from langdepth.data.frame_cache import DEPTHS, IMAGES, INDEX, PARTIAL, as_numbers, write_cache
+from langdepth.errors import ImageError, LangdepthError, UsageError
+from tests import miniatures
+from tests.miniatures import MINIATURES, Builder, depth, each
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run ``langdepth data``; returns exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main(["data", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.mark.parametrize(("name", "build"), each())
+def test_frames_are_those_of_the_data_set(
+    name: str, build: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = build(tmp_path / name, monkeypatch)
+    original = open_dataset(name, root)
+    assert write_cache(name, root, tmp_path / "frames") == (len(original), [], len(original))
+    cached = open_dataset("cache", tmp_path / "frames")
+    assert len(cached) == len(original)
+    for i, row in enumerate(original.rows):
+        here, there = cached[i], original[i]
+        assert torch.equal(here.image, there.image)
+        assert torch.equal(here.mask, there.mask)
+        torch.testing.assert_close(here.depth, there.depth, rtol=1e-6, atol=float(there.depth.max()) / 65535)
+        assert (here.scene, here.source, here.camera) == (there.scene, there.source, there.camera)
+        assert (cached.rows[i].key, cached.rows[i].split) == (row.key, row.split)
+
+
+def test_a_split_and_a_frame(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = miniatures.kitti_raw(tmp_path / "kitti", monkeypatch)
+    out = tmp_path / "frames"
+    code, text, _ = run("cache", "kitti", "--root", root, "--out", out, "--split", "test", "--frame", "kb")
+    assert (code, "2 frames" in text) == (0, True)
+    assert {row.split for row in find_rows("cache", out)} == {"test"}
+    with pytest.raises(UsageError, match="no row has split 'train'"):
+        find_rows("cache", out, "train")
+    code, _, err = run("cache", "kitti", "--root", root, "--out", out, "--split", "train", "--frame", "kb")
+    assert code == 2
+    assert "holds a cache with split test, not train; choose another folder" in err
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, out = miniatures.nyu_exported(tmp_path / "nyu", monkeypatch), tmp_path / "frames"
+
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_cache("nyu", root, out, progress=stop)
+    with pytest.raises(LangdepthError, match="the cache is not complete"):
+        find_rows("cache", out)
+    with (out / PARTIAL).open("a") as file:
+        file.write('{"origin": {"key"')  # a line that the kill cut short
+    assert write_cache("nyu", root, out) == (5, [], 2)
+    assert write_cache("nyu", root, out) == (5, [], 0)
+    assert sorted(path.name for path in out.iterdir()) == [DEPTHS, IMAGES, INDEX]
+
+
+@pytest.mark.parametrize("name", [IMAGES, DEPTHS])
+def test_damage_is_told_and_mended(name: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, out = miniatures.nyu_exported(tmp_path / "nyu", monkeypatch), tmp_path / "frames"
+    write_cache("nyu", root, out)
+    content = bytearray((out / name).read_bytes())
+    content[-9] ^= 1
+    (out / name).write_bytes(content)
+    cached = open_dataset("cache", out)
+    assert cached[3].image.shape == (3, 48, 64)
+    with pytest.raises(ImageError, match=r"frame 4 .* is damaged; run 'langdepth data cache' again"):
+        cached[4]
+    assert run("check", "cache", "--root", out)[0] == 1
+    assert write_cache("nyu", root, out) == (5, [], 1)
+    (out / name).write_bytes(content[:-5])
+    code, text, _ = run("check", "cache", "--root", out)
+    assert (code, f"has {len(content) - 5} bytes instead of {len(content)}" in text) == (1, True)
+    (out / INDEX).write_text((out / INDEX).read_text()[:-20])
+    with pytest.raises(LangdepthError, match=r"index\.jsonl: is damaged"):
+        find_rows("cache", out)
+    assert write_cache("nyu", root, out) == (5, [], 1)
+
+
+def test_changed_pictures_make_it_outdated_lost_ones_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, out = miniatures.nyu_exported(tmp_path / "nyu", monkeypatch), tmp_path / "frames"
+    write_cache("nyu", root, out)
+    rows = find_rows("nyu", root)
+    miniatures.save_depth(rows[3].path_depth, depth(9), 0.001)
+    with pytest.raises(LangdepthError, match=r"outdated: 1 of its original files have changed since, first .*\.png"):
+        find_rows("cache", out)
+    assert write_cache("nyu", root, out) == (5, [], 2)
+    np.testing.assert_allclose(open_dataset("cache", out)[3].depth[0], depth(9), atol=0.00051)
+    (tmp_path / "nyu").rename(tmp_path / "elsewhere")
+    assert len(find_rows("cache", out)) == 5
+
+
+def test_unusable_pairs_are_left_out_and_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, out = miniatures.nyu_exported(tmp_path / "nyu", monkeypatch), tmp_path / "frames"
+    picture = find_rows("nyu", root)[1].path_rgb
+    picture.write_bytes(picture.read_bytes()[:200])
+    code, text, _ = run("cache", "nyu", "--root", root, "--out", out)
+    assert code == 1
+    assert f"left out: {picture}: " in text
+    assert len(open_dataset("cache", out)) == 4
+    assert open_dataset("cache", out)[3].mask.any()
+
+
+def test_a_place_that_cannot_be_written(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = MINIATURES["folder"]["index"](tmp_path / "pictures", monkeypatch)
+    (tmp_path / "file").touch()
+    code, _, err = run("cache", "folder", "--root", root, "--out", tmp_path / "file" / "frames")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "cannot be written" in err
+
+
+def test_depth_as_numbers_loses_nothing_that_16_bits_hold() -> None:
+    millimetres = np.array([[0, 1, 65535]], np.float32) * np.float32(0.001)
+    numbers, scale = as_numbers(millimetres, 0.001)
+    assert (numbers.tolist(), scale) == ([[0, 1, 65535]], 0.001)
+    metres = np.array([[0, 1e-6, 1 / 3, 7.0]], np.float32)
+    numbers, scale = as_numbers(metres, 1.0)
+    assert numbers.tolist()[0][:2] == [0, 1]  # what is known stays known
+    assert scale == pytest.approx(7 / 65535)
+    assert as_numbers(np.zeros((1, 2), np.float32), 0.001)[0].tolist() == [[0, 0]]
