@@ -103,13 +103,13 @@ def keyed_system() -> tuple[Any, Any]:
     from tests.parity.keyed_weights import state_dict
 
     from langdepth import registry
-    from langdepth.parts.refine import refiner
+    from langdepth.parts.refine import Refiner
 
     weights = state_dict(ROOT / "tests/parity/data/wordepth_full.keys.json")
     system = registry.build("wordepth-nyu")
     system.load_state_dict(system.convert_official(weights)[0])
     head = {key.removeprefix("ref_2.fw."): value for key, value in weights.items() if key.startswith("ref_2.fw.")}
-    unused = refiner(len(head["0.bias"]), len(head["2.bias"]))
+    unused = Refiner(len(head["0.bias"]), len(head["2.bias"]))
     unused.load_state_dict(head)
     return system.eval(), unused
 
@@ -169,7 +169,7 @@ def windows(block: Any, x: Tensor) -> Tensor:
     bias = attention.relative_position_bias_table[attention.relative_position_index]
     logits = logits + bias.permute(2, 0, 1)
     if shift:
-        logits = logits + shifted_window_mask.__wrapped__(rows, columns, side, shift, x.device)[:, None]
+        logits = logits + shifted_window_mask(rows, columns, side, shift, x.device)[:, None]
     x = attention.proj((logits.softmax(-1) @ value).transpose(1, 2).reshape(x.shape))
     x = x.view(1, rows, columns, side, side, channels).transpose(2, 3).reshape(1, rows * side, columns * side, channels)
     if shift:

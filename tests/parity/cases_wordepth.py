@@ -13,7 +13,7 @@ from torch import Tensor
 from langdepth import losses, registry
 from langdepth.backbones.swin import SIZES, Swin
 from langdepth.metrics import error_sums, metrics_from_sums
-from langdepth.parts.refine import enlarged, refiner
+from langdepth.parts.refine import Refiner, enlarged
 from langdepth.parts.variational import Gaussian, kl_of_noise, kl_of_text
 from langdepth.recipe import OptimSection
 from langdepth.systems.wordepth import Step
@@ -113,7 +113,7 @@ def _unseen_feature(weights: dict[str, Tensor] | None, both: Tensor) -> Tensor:
     """The last refinement's feature, which the system leaves out because nothing looks at it."""
     assert weights is not None
     own = {key.removeprefix("ref_2.fw."): value for key, value in weights.items() if key.startswith("ref_2.fw.")}
-    head = refiner(both.shape[1], len(own["2.bias"]))
+    head = Refiner(both.shape[1], len(own["2.bias"]))
     head.load_state_dict(own)
     feature: Tensor = head(both)
     return feature

@@ -20,7 +20,7 @@ from langdepth.convert import convert
 from langdepth.errors import CheckpointError, LangdepthError, UsageError
 from langdepth.parts.variational import Gaussian, kl_of_noise
 from langdepth.systems.base import System
-from langdepth.systems.wordepth import OFFICIAL, WorDepth
+from langdepth.systems.wordepth import OFFICIAL, Seen, WorDepth
 from langdepth.text.encoders import words_of
 from langdepth.text.scenes import SCENES
 from langdepth.types import Batch
@@ -88,6 +88,10 @@ class TestNever(WorDepthTester):
 class TestImageOnly(WorDepthTester):
     options = {**WorDepthTester.options, "skip_mode": "image_only"}  # noqa: RUF012
 
+    @pytest.mark.slow  # takes long, and only the decoder differs from never's
+    def test_torch_export_gives_the_same_depth(self, system: System) -> None:
+        super().test_torch_export_gives_the_same_depth(system)
+
 
 @pytest.fixture
 def small() -> WorDepth:
@@ -124,6 +128,16 @@ def test_with_a_picture_image_only_and_always_are_one(small: WorDepth, image: Te
         )
     assert torch.equal(image_only, always)
     assert not torch.allclose(never, image_only, rtol=1e-3)
+
+
+def test_what_is_not_seen_counts_as_zeros(small: WorDepth) -> None:
+    latent, x, x3, x2 = (
+        torch.randn(2, 8, 4, 6),
+        *(torch.zeros(2, c, 4 * k, 6 * k) for c, k in ((16, 1), (48, 2), (24, 4))),
+    )
+    with torch.no_grad():
+        zeros = small.decode(latent, Seen(x, x3, x2, torch.zeros(2, 2)))
+        torch.testing.assert_close(small.decode(latent, None), zeros, rtol=1e-4, atol=1e-5)
 
 
 def test_text_steps_see_the_picture_in_mode_always_only(small: WorDepth, image: Tensor) -> None:
@@ -391,7 +405,7 @@ def test_who_converts_must_say_the_skip_mode(official: Path, tmp_path: Path) -> 
 
 def test_only_networks_of_the_authors_kind_are_converted(official: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="'wordepth-tiny' is another network"):
-        convert(official, "wordepth-tiny", tmp_path / "out.safetensors")
+        convert(official, "wordepth-tiny", tmp_path / "out.safetensors", {"skip_mode": "never"})
 
 
 # Presets

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from langdepth.backbones import swin
-from langdepth.backbones.swin import SIZES, Block, PatchMerging, Swin, shifted_window_mask
+from langdepth.backbones.swin import SIZES, Block, PatchMerging, Swin, shifted_window_mask, window_layout
 from langdepth.errors import CheckpointError
 
 MINI = SIZES["swin-mini"]
@@ -82,11 +82,21 @@ def test_padding_comes_before_the_shift() -> None:
     torch.testing.assert_close(block.attend(x)[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_mask_is_made_once_per_size() -> None:
-    device = torch.device("cpu")
-    assert shifted_window_mask(2, 3, 4, 2, device) is shifted_window_mask(2, 3, 4, 2, device)
-    assert set(shifted_window_mask(2, 3, 4, 2, device).unique().tolist()) == {0.0, -100.0}
-    assert float(shifted_window_mask(3, 3, 4, 2, device)[0].abs().sum()) == 0  # a window inside
+def test_the_layout_is_made_once_per_size_and_serves_training() -> None:
+    with torch.inference_mode():
+        windows = window_layout(7, 12, 4, 2, torch.device("cpu"))
+    assert windows is window_layout(7, 12, 4, 2, torch.device("cpu"))
+    assert not any(tensor.is_inference() for tensor in windows if tensor is not None)
+    assert windows.token.shape == (6, 16)
+    assert windows.token.flatten()[windows.place].tolist() == list(range(7 * 12))
+    assert int((windows.token == 7 * 12).sum()) == 12
+    assert window_layout(7, 12, 4, 0, torch.device("cpu")).mask is None
+
+
+def test_the_mask_parts_what_the_shift_brought_together() -> None:
+    mask = shifted_window_mask(3, 3, 4, 2, torch.device("cpu"))
+    assert set(mask.unique().tolist()) == {0.0, -100.0}
+    assert float(mask[0].abs().sum()) == 0  # a window inside
 
 
 def test_four_neighbours_are_merged_column_by_column() -> None:

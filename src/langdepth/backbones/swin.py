@@ -174,24 +174,12 @@ class Block(nn.Module):
         return output
 
     def attend(self, x: Tensor) -> Tensor:
-        """Pad, shift, attend inside each window, and back."""
-        batch, height, width, channels = x.shape
-        side, shift = self.window, self.shift
-        x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
-        rows, columns = x.shape[1] // side, x.shape[2] // side
-        mask = None
-        if shift:
-            x = x.roll((-shift, -shift), (1, 2))
-            # A traced program must hold the mask, and the cache no tensor of a trace.
-            make_mask = shifted_window_mask.__wrapped__ if torch.compiler.is_compiling() else shifted_window_mask
-            mask = make_mask(rows, columns, side, shift, x.device)
-        windows = x.view(batch, rows, side, columns, side, channels).transpose(2, 3).reshape(-1, side**2, channels)
-        windows = self.attn(windows, mask)
-        x = windows.view(batch, rows, columns, side, side, channels).transpose(2, 3)
-        x = x.reshape(batch, rows * side, columns * side, channels)
-        if shift:
-            x = x.roll((shift, shift), (1, 2))
-        return x[:, :height, :width]
+        """Attention inside each window of the map that was padded and then shifted; (B, h, w, C)."""
+        # A traced program must hold the layout, and the cache no tensor of a trace.
+        layout = window_layout.__wrapped__ if torch.compiler.is_compiling() else window_layout
+        windows = layout(*x.shape[1:3], self.window, self.shift, x.device)
+        attended: Tensor = self.attn(x.flatten(1, 2), windows)
+        return attended.view_as(x)
 
 
 class WindowAttention(nn.Module):
@@ -211,15 +199,20 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B * windows, tokens, C); ``mask`` (windows, tokens, tokens) is added to the logits."""
-        count, tokens, channels = x.shape
-        query, key, value = self.qkv(x).view(count, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]
-        if mask is not None:
-            bias = (bias + mask[:, None]).repeat(count // len(mask), 1, 1, 1)
-        attended = F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype))
-        output: Tensor = self.proj(attended.transpose(1, 2).reshape(count, tokens, channels))
+    def forward(self, x: Tensor, windows: Windows) -> Tensor:
+        """Tokens (B, h * w, C) to the same; what is linear knows no windows and runs without the padding."""
+        batch, _, channels = x.shape
+        count, tokens = windows.token.shape
+        qkv = self.qkv(F.pad(x, (0, 0, 0, 1)))  # a token of zeros stands for all padding
+        qkv = qkv.index_select(1, windows.token.flatten()).view(batch * count, tokens, 3, self.heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None].to(query.dtype)
+        if windows.mask is not None:
+            bias = bias + windows.mask[:, None].to(query.dtype)
+            bias = bias.expand(batch, *bias.shape).flatten(0, 1)
+        attended = F.scaled_dot_product_attention(query, key, value, bias)
+        attended = attended.transpose(1, 2).reshape(batch, count * tokens, channels)
+        output: Tensor = self.proj(attended.index_select(1, windows.place))
         return output
 
 
@@ -251,7 +244,30 @@ class PatchMerging(nn.Module):
         return merged
 
 
+class Windows(NamedTuple):
+    """How the h * w tokens of a map lie in windows.
+
+    ``token`` (windows, tokens): which token is at a place, h * w for padding; ``place`` (h * w): where each token is;
+    ``mask`` (windows, tokens, tokens): added to the logits, None where windows are not shifted.
+    """
+
+    token: Tensor
+    place: Tensor
+    mask: Tensor | None
+
+
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # training may use what prediction put into the cache
+def window_layout(height: int, width: int, window: int, shift: int, device: torch.device) -> Windows:
+    """The windows of a map that is padded on the right and below, then shifted."""
+    rows, columns = -(-height // window), -(-width // window)
+    grid = torch.arange(height * width, device=device).view(height, width)
+    grid = F.pad(grid, (0, -width % window, 0, -height % window), value=height * width).roll((-shift, -shift), (0, 1))
+    token = grid.view(rows, window, columns, window).transpose(1, 2).reshape(rows * columns, window**2)
+    place = token.flatten().argsort()[: height * width]
+    return Windows(token, place, shifted_window_mask(rows, columns, window, shift, device) if shift else None)
+
+
 def shifted_window_mask(rows: int, columns: int, window: int, shift: int, device: torch.device) -> Tensor:
     """For ``rows`` x ``columns`` shifted windows, (windows, tokens, tokens): 0 between neighbours, else -100."""
 

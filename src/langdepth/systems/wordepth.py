@@ -135,7 +135,6 @@ class WorDepth(System):
         self.encoder_rate = config.encoder_lr
         c2, c3, c4, c5 = self.encoder.channels[-4:]
         wide, middle, narrow = config.widths
-        self.skip_channels = wide, c3, c2
         self.metric = nn.Sequential(nn.Linear(c5, c5 // 4), nn.LeakyReLU(), nn.Linear(c5 // 4, 2))
         self.text_vae = TextVae(config.text_features, config.latent)
         self.up_4 = Up(c5, c4, wide)
@@ -221,14 +220,7 @@ class WorDepth(System):
 
     def decode(self, latent: Tensor, seen: Seen | None) -> Tensor:
         """Latent (B, 128, H/16, W/16) to o (B, 1, H, W); ``seen`` None: without the encoder's maps."""
-        if seen is not None:
-            x, x3, x2 = seen.x, seen.x3, seen.x2
-        else:
-            batch, _, height, width = latent.shape
-            x, x3, x2 = (
-                latent.new_zeros(batch, channels, height * factor, width * factor)
-                for channels, factor in zip(self.skip_channels, (1, 2, 4), strict=True)
-            )
+        x, x3, x2 = (None, None, None) if seen is None else seen[:3]
         x, d4 = self.refine_4(x, latent)
         x, d3 = self.refine_3(self.up_3(x, x3), enlarged(d4, 2))
         _, d2 = self.refine_2(self.up_2(x, x2), enlarged(d3, 2))
