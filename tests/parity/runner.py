@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 
@@ -183,14 +184,20 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 def _weights(found: Case, case: str, path: Path, keys: Path | None) -> dict[str, Tensor] | None:
     if keys is not None:
-        return state_dict(keys)
+        return dict(_checkpoint(keys))
     if found.keys is None:
         return None
     places = [folder / f"{name}.keys.json" for folder in (path.parent, DATA) for name in (case, found.keys)]
     for place in places:
         if place.is_file():
-            return state_dict(place)
+            return dict(_checkpoint(place))
     raise UsageError(f"no keys file for case '{case}': looked for {places[0]} and {places[-1]}; give one with --keys")
+
+
+@lru_cache(maxsize=1)
+def _checkpoint(keys: Path) -> dict[str, Tensor]:
+    """Kept for the next case: two may share a checkpoint that takes long to draw."""
+    return state_dict(keys)
 
 
 def compare(name: str, ours: Tensor | np.ndarray, expected: np.ndarray, tolerance: Tolerance) -> Row:
