@@ -36,7 +36,9 @@ class DeformableLayer(nn.Module):
         super().__init__()
         self.attention = DeformableAttention(channels, levels)
         self.norm1 = nn.LayerNorm(channels)
-        self.feed_forward = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        self.feed_forward = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels)
+        )
         self.norm2 = nn.LayerNorm(channels)
 
     def forward(self, tokens: Tensor, positions: Tensor, centers: Tensor, sizes: Sizes) -> Tensor:

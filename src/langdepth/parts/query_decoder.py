@@ -50,7 +50,9 @@ class QueryLayer(nn.Module):
         self.norm1 = nn.LayerNorm(channels)
         self.self_attention = Attention(channels, heads)
         self.norm2 = nn.LayerNorm(channels)
-        self.feed_forward = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        self.feed_forward = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels)
+        )
         self.norm3 = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor, position: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
