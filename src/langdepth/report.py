@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor
 
 from langdepth import viz
 from langdepth.io import atomic_path
@@ -33,15 +32,15 @@ def write_json(content: Any, path: Path) -> None:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def plot_error_by_range(ranges: dict[str, Tensor], report: Mapping[str, Any]) -> Figure:
-    """What ``ErrorByRange.compute`` returned: abs_rel and the share of pixels against true depth."""
+def plot_error_by_range(ranges: dict[str, npt.NDArray[Any]], report: Mapping[str, Any]) -> Figure:
+    """What ``metrics.error_quartiles`` returned: abs_rel and the share of pixels against true depth."""
     from matplotlib.figure import Figure
 
     share = 100 * ranges["count"] / ranges["count"].sum()
     seen = share >= 0.01  # rarer depths would stretch the axes without meaning anything
-    first, last = seen.nonzero().flatten()[[0, -1]].tolist()
-    edges = ranges["edges"][first : last + 2].numpy()
-    low, middle, high = (torch.where(seen, row, torch.nan)[first : last + 1].numpy() for row in ranges["quartiles"])
+    first, last = np.flatnonzero(seen)[[0, -1]]
+    edges = ranges["edges"][first : last + 2]
+    low, middle, high = np.where(seen, ranges["quartiles"], np.nan)[:, first : last + 1]
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     error, pixels = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     error.stairs(high, edges, baseline=low, fill=True, alpha=0.3, label="quartiles")
@@ -58,7 +57,7 @@ def plot_error_by_range(ranges: dict[str, Tensor], report: Mapping[str, Any]) ->
         f"{report['protocol']['name']} ({report['protocol']['hash']})"
     )
     error.legend(loc="upper right")
-    pixels.stairs(share[first : last + 1].numpy(), edges, fill=True, color="0.6")
+    pixels.stairs(share[first : last + 1], edges, fill=True, color="0.6")
     pixels.set(xlabel="true depth (m)", ylabel="pixels (%)", ylim=(0, None))
     pixels.xaxis.set_major_locator(_ticks(edges[0], edges[-1]))
     pixels.xaxis.set_major_formatter("{x:g}")
@@ -146,14 +145,14 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # noth
 
 def write_html(
     report: Mapping[str, Any],
-    ranges: dict[str, Tensor],
+    ranges: dict[str, npt.NDArray[Any]],
     medians: npt.NDArray[np.float64],
     rows: Sequence[viz.SheetRow],
     path: Path,
 ) -> None:
     """The report as one self-contained page: numbers, rules, plots and the pictures of ``rows``.
 
-    ``ranges``: what ``ErrorByRange.compute`` returned; ``medians``: see ``plot_medians``.
+    ``ranges``: what ``metrics.error_quartiles`` returned; ``medians``: see ``plot_medians``.
     """
     title = f"{report['system']} on {report['dataset']}"
     rules = report["protocol"]

@@ -18,11 +18,14 @@ from torch import Tensor, distributed
 
 from langdepth.errors import LangdepthError
 from langdepth.metrics import (
+    EDGE_RATIOS,
     METRICS,
     RANGES,
-    ErrorByRange,
+    Values,
     edge_counts,
     edge_scores,
+    error_histogram,
+    error_quartiles,
     metrics_from_sums,
     range_sums,
 )
@@ -32,7 +35,8 @@ if TYPE_CHECKING:
     from langdepth.evaluate import Judged
     from langdepth.types import Sample
 
-_MEDIAN_OF = 1 << 14  # evenly spaced pixels of a picture, enough for a point in a plot
+_MEDIAN_OF = 1 << 12  # evenly spaced pixels of a picture, enough for a point in a plot
+_NO_PIXELS = np.zeros(0, np.float32)
 _INDEX, _SCENE, _MEDIANS, _SUMS = 0, 1, slice(2, 4), 4  # columns of a record
 
 
@@ -41,41 +45,41 @@ class Tally:
     histogram of errors by range and the counts of edges. Adding is cheap; all means are made in ``report``."""
 
     def __init__(self) -> None:
-        self.by_range = ErrorByRange(sync_on_compute=False)  # gather does it
         self._records: list[npt.NDArray[np.float64]] = []
-        self._edges = edge_counts(*_NOTHING)
+        self._errors = error_histogram(_NO_PIXELS, _NO_PIXELS)
+        self._edges = np.zeros((len(EDGE_RATIOS), 3), dtype=np.int64)
 
     def add(self, indices: Sequence[int], samples: Sequence[Sample], judged: Judged) -> list[float]:
         """A judged batch; returns abs_rel of each picture, NaN for one without a judged pixel."""
-        maps = judged.prediction, judged.target, judged.valid
-        sums = range_sums(*maps)
-        self.by_range.update(*maps)
-        self._edges += edge_counts(*maps)
-        prediction, target, valid = (part.numpy() for part in maps)  # picks pixels much faster than torch
+        self._edges += edge_counts(judged.prediction, judged.target, judged.valid)
+        prediction, target, valid = (part.numpy() for part in (judged.prediction, judged.target, judged.valid))
         for place, (index, sample) in enumerate(zip(indices, samples, strict=True)):
-            medians = [_median(depth[place][valid[place]]) for depth in (prediction, target)]
-            self._records.append(np.array([index, sample.scene, *medians, *sums[place].flatten().tolist()]))
-        return metrics_from_sums(sums.sum(1))["abs_rel"].tolist()
+            pixels = np.flatnonzero(valid[place])
+            p, t = (depth[place].reshape(-1).take(pixels) for depth in (prediction, target))
+            self._errors += error_histogram(p, t)
+            self._record(index, sample.scene, p, t)
+        return _means(np.stack(self._records[-len(samples) :]))["abs_rel"].tolist()
 
     def skip(self, index: int) -> None:
         """A picture that cannot be read."""
-        record = np.zeros(_SUMS + range_sums(*_NOTHING).numel())
-        record[:_SUMS] = index, -1, math.nan, math.nan
-        self._records.append(record)
+        self._record(index, -1, _NO_PIXELS, _NO_PIXELS)
+
+    def _record(self, index: int, scene: int, p: Values, t: Values) -> None:
+        self._records.append(np.concatenate([[index, scene, _median(p), _median(t)], range_sums(p, t).reshape(-1)]))
 
     def gather(self, count: int) -> None:
         """Make this the tally of all processes of the group, which share ``count`` pictures.
 
         Raises LangdepthError when a picture is there twice or not at all.
         """
-        own = self._records, self.by_range.counts, self._edges
+        own = self._records, self._errors, self._edges
         parts: list[Any] = [own]
         if distributed.is_available() and distributed.is_initialized():
             parts = [None] * distributed.get_world_size()
             distributed.all_gather_object(parts, own)
-        records, counts, edges = zip(*parts, strict=True)
+        records, errors, edges = zip(*parts, strict=True)
         self._records = sorted(itertools.chain(*records), key=lambda record: float(record[_INDEX]))
-        self.by_range.counts, self._edges = sum(counts[1:], counts[0]), sum(edges[1:], edges[0])
+        self._errors, self._edges = sum(errors), sum(edges)
         if [record[_INDEX] for record in self._records] != list(range(count)):
             raise LangdepthError(f"{len(self._records)} pictures were judged for {count} of the data set")
 
@@ -87,6 +91,10 @@ class Tally:
     def medians(self) -> npt.NDArray[np.float64]:
         """(N, 2): median prediction and median truth of every judged picture, metres."""
         return self._table()[:, _MEDIANS]
+
+    def quartiles(self) -> dict[str, npt.NDArray[Any]]:
+        """abs_rel by true depth, see ``metrics.error_quartiles``."""
+        return error_quartiles(self._errors)
 
     def report(self, extra_metrics: Sequence[str] = ()) -> dict[str, Any]:
         """images, skipped, image_mean, pixel_mean, by_scene, by_depth and edges of a report, ready for JSON."""
@@ -121,9 +129,6 @@ class Tally:
         return table[_sums(table)[:, :, 0].sum(1) > 0]
 
 
-_NOTHING = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.bool)
-
-
 def _sums(table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """(N, ranges, columns of ``error_sums``)."""
     return table[:, _SUMS:].reshape(len(table), len(RANGES) - 1, (table.shape[1] - _SUMS) // (len(RANGES) - 1))
@@ -146,6 +151,6 @@ def _scene_name(scene: int) -> str:
     return SCENES[scene] if scene >= 0 else "(unknown)"
 
 
-def _median(values: npt.NDArray[np.float32]) -> float:
+def _median(values: Values) -> float:
     chosen = values[:: 1 + len(values) // _MEDIAN_OF]
     return float(np.median(chosen)) if len(chosen) else math.nan

@@ -59,9 +59,10 @@ from langdepth.data.sampling import (
 from langdepth.data.transforms import TrainTransform
 from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, NonFiniteLossError, UsageError
-from langdepth.evaluate import evaluate, judge, require_comparable, sheet_row
+from langdepth.evaluate import evaluate, judge, require_comparable
 from langdepth.io import atomic_path
 from langdepth.recipe import DataSection, OptimSection, Recipe, TrainSection, read_recipe
+from langdepth.report import sheet_row
 from langdepth.systems.base import System
 from langdepth.types import Batch
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,11 +15,12 @@ from langdepth.metrics import (
     METRICS,
     RANGES,
     DepthMetrics,
-    ErrorByRange,
     align,
     depth_metrics,
     edge_counts,
     edge_scores,
+    error_histogram,
+    error_quartiles,
     error_sums,
     range_sums,
 )
@@ -75,9 +77,6 @@ def test_masked_pixels_never_matter(junk: float) -> None:
     for kind in ("median", "least_squares"):
         fitted = align(prediction, target, mask, kind)
         assert torch.equal(fitted[mask], align(maps([2.0, 3.0]), maps([1.0, 4.0]), mask[..., [0, 2]], kind).flatten())
-    histogram = ErrorByRange()
-    histogram.update(prediction, target, mask)
-    assert int(histogram.compute()["count"].sum()) == 2
 
 
 def test_silog_ignores_a_constant_factor_and_its_rounding() -> None:
@@ -160,41 +159,44 @@ def test_unknown_alignment_is_refused() -> None:
         align(maps([1.0]), maps([1.0]), maps([1.0]).bool(), "mean")  # type: ignore[arg-type]
 
 
-def test_error_by_range_tells_the_quartiles_of_each_depth() -> None:
-    target = torch.tensor([1.0] * 100 + [50.0] * 300)[None, None, None]
-    relative = torch.cat([torch.linspace(0.1, 0.3, 100), torch.full((300,), 0.02)])
-    prediction = target * (1 + relative)
-    metric = ErrorByRange()
-    metric.update(prediction, target, everywhere(target))
-    result = metric.compute()
-    near, far = torch.bucketize(torch.tensor([1.0, 50.0]), result["edges"]) - 1
-    assert result["count"][near] == 100
-    assert result["count"][far] == 300
-    assert result["count"].sum() == 400
+def test_quartiles_of_the_error_at_each_depth() -> None:
+    target = np.array([1.0] * 100 + [50.0] * 300, np.float32)
+    relative = np.concatenate([np.linspace(0.1, 0.3, 100), np.full(300, 0.02)]).astype(np.float32)
+    result = error_quartiles(error_histogram(target * (1 + relative), target))
+    near, far = np.searchsorted(result["edges"], [1.0, 50.0], side="right") - 1
+    assert (result["count"][near], result["count"][far], result["count"].sum()) == (100, 300, 400)
     assert result["quartiles"][:, near].tolist() == pytest.approx([0.15, 0.2, 0.25], rel=0.06)
     assert result["quartiles"][:, far].tolist() == pytest.approx([0.02] * 3, rel=0.06)
-    assert result["quartiles"].isnan().sum() == 3 * (len(result["count"]) - 2)
+    assert np.isnan(result["quartiles"]).sum() == 3 * (len(result["count"]) - 2)
 
 
-def test_error_by_range_keeps_values_beyond_its_ends() -> None:
-    target = maps([0.001, 5000.0, 1.0])
-    metric = ErrorByRange()
-    metric.update(maps([1000.0, 5000.0, 1.0]), target, everywhere(target))
-    assert int(metric.compute()["count"].sum()) == 3
+def test_depths_and_errors_are_counted_where_the_edges_say() -> None:
+    depth = np.random.default_rng(0).uniform(0.04, 900, 10_000).astype(np.float32)
+    result = error_quartiles(error_histogram(depth * np.float32(1.1), depth))
+    assert result["count"].tolist() == np.histogram(depth, result["edges"])[0].tolist()
+    widths = result["edges"][1:] / result["edges"][:-1]
+    assert (widths.min() >= 1.14, widths.max() <= 1.25) == (True, True)
+
+
+def test_the_histogram_keeps_values_beyond_its_ends() -> None:
+    target = np.array([0.001, 5000.0, 1.0], np.float32)
+    counts = error_histogram(np.array([1000.0, 5000.0, 1.0], np.float32), target)
+    assert counts.sum() == 3
+    assert (counts[0, -1], counts[-1, 0]) == (1, 1)
 
 
 def test_sums_of_ranges_are_those_of_their_pixels_alone() -> None:
     random = torch.Generator().manual_seed(0)
-    target = torch.rand(3, 1, 40, 50, generator=random) * torch.tensor([4.0, 30.0, 200.0]).view(3, 1, 1, 1) + 0.1
-    target[0, 0, 0, :3] = torch.tensor([1.0, 2.0, 3.0])  # on the border: part of the farther range
+    target = 90 * torch.rand(60_000, generator=random).square() + 0.1  # more than one block
+    target[:4] = torch.tensor([1.0, 2.0, 3.0, 300.0])  # on the border: part of the farther range
     prediction = target * (0.7 + 0.6 * torch.rand(target.shape, generator=random))
-    mask = torch.rand(target.shape, generator=random) < 0.8
-    sums = range_sums(prediction, target, mask)
-    assert sums.shape == (3, len(RANGES) - 1, 12)
+    sums = range_sums(prediction.numpy(), target.numpy())
+    assert sums.shape == (len(RANGES) - 1, 12)
+    maps = (prediction.view(1, 1, 200, 300), target.view(1, 1, 200, 300))
     for number, (low, high) in enumerate(itertools.pairwise(RANGES)):
-        inside = mask & (target >= low) & (target < high)
-        assert torch.allclose(sums[:, number], error_sums(prediction, target, inside), rtol=1e-12)
-    assert torch.equal(sums[..., 0].sum(1), mask.flatten(1).sum(1).double())
+        inside = (maps[1] >= low) & (maps[1] < high)
+        assert sums[number] == pytest.approx(error_sums(*maps, inside)[0].numpy(), rel=1e-12)
+        assert sums[number, 0] == int(inside.sum())
 
 
 def test_sums_do_not_depend_on_the_number_of_threads() -> None:
