@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from langdepth import losses
+from langdepth import losses, protocols
 from langdepth.backbones.clip_weights import ClipWeights
 from langdepth.camera import Camera
 from langdepth.data.nyu import scene_label
@@ -91,46 +91,58 @@ def scaledepth_losses(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] 
     yield from _with_gradient("toolbox_silog.eps_1e-6", toolbox_silog, arrays["pred"], "pred")
 
 
-CROPS = {"nyu_crop": "eigen-nyu-pixels", "garg_crop": "garg", "eigen_crop": "eigen-kitti"}
 TRAINING_FOCAL = 519.163756  # of NYU, for SUN RGB-D
 METRICS = {f"d{k:g}": f"delta{k:g}" for k in (0.5, 1, 2, 3)} | {
     name: name for name in ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog")
 }
 
 
-def _protocol(options: dict[str, Any]) -> Protocol:
-    return Protocol(
-        name="official",
-        crop=CROPS.get(options.get("crop_type", ""), "none"),  # type: ignore[arg-type]
-        min_depth=options.get("min_depth_eval", 1e-3),
-        max_depth=options.get("max_depth_eval", 10.0),
-        clamp_prediction=options.get("depth_clamp", False),
-        training_focal=TRAINING_FOCAL if options.get("focal_length_rescale") else None,
-    )
+ANY = {"frame": "stored", "min_depth": 2.0, "clamp_prediction": False}
+# The preset behind each published set of options, and what the case changes in it
+RULES: dict[str, dict[str, dict[str, Any]]] = {
+    "nyu_n": {"scaledepth-n-reference": {}},
+    "nyu_nk": {"scaledepth-nk-nyu-reference": {}},
+    "garg": {"scaledepth-nk-kitti-reference": {}},
+    "garg_any": {"scaledepth-k-reference": ANY, "scaledepth-nk-kitti-reference": ANY},
+    "eigen": {"scaledepth-nk-kitti-reference": {"crop": "eigen-kitti", "clamp_prediction": False}},
+    "sunrgbd": {"scaledepth-nk-nyu-reference": {"max_depth": 8.0, "training_focal": TRAINING_FOCAL}},
+    "none": {"scaledepth-n-reference": {"crop": "none"}},
+}
 
 
 def scaledepth_metrics(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
     """Seven protocols: a stand-in for the network, judged as ``langdepth evaluate`` would."""
-    for name in [name.removesuffix(".options_json") for name in arrays if name.endswith(".options_json")]:
-        read = {part: arrays[f"{name}.{part}"] for part in ("options_json", "code_per_metre", "focal", "names")}
-        prediction, target = (
-            _tensor(arrays[f"{name}.{kind}_code"].astype(np.float32) / np.float32(read["code_per_metre"]))[:, None]
-            for kind in ("pred", "gt")
-        )
-        height, width = target.shape[-2:]
-        protocol = _protocol(json.loads(str(read["options_json"])))
-        rows, columns = protocol.crop_window(height, width)
-        yield f"{name}.crop_rows_cols", np.array([rows.start, rows.stop, columns.start, columns.stop]), Tolerance()
-        samples = [
-            replace(sample, camera=Camera(fx=focal, fy=focal, cx=0.0, cy=0.0, width=width, height=height))
-            for sample, focal in zip(samples_of(target), read["focal"].tolist(), strict=True)
-        ]
-        judged = judge(StandIn(prediction, prediction), samples, protocol)
-        yield f"{name}.n_valid", judged.valid.flatten(1).sum(1), Tolerance()
-        found = depth_metrics(judged.prediction, judged.target, judged.valid)
-        per_image = torch.stack([found[METRICS[metric]] for metric in read["names"].tolist()], dim=1)
-        yield f"{name}.per_image", per_image, Tolerance(rtol=3e-5)
-        yield f"{name}.mean", per_image.mean(0), Tolerance(rtol=3e-5)
+    for name, presets in RULES.items():
+        if f"{name}.options_json" not in arrays:
+            continue
+        options = json.loads(str(arrays[f"{name}.options_json"]))
+        for preset, changes in presets.items():
+            # A finished prediction is neither mirrored nor seen through windows
+            rules = replace(protocols.get(preset).override(**changes), flip=False, window=None, stride=None)
+            assert rules.max_depth == options.get("max_depth_eval", 10)
+            assert rules.clamp_prediction == options.get("depth_clamp", False)
+            yield from _judged(arrays, name, rules)
+
+
+def _judged(arrays: dict[str, np.ndarray], name: str, protocol: Protocol) -> Compared:
+    read = {part: arrays[f"{name}.{part}"] for part in ("code_per_metre", "focal", "names")}
+    prediction, target = (
+        _tensor(arrays[f"{name}.{kind}_code"].astype(np.float32) / np.float32(read["code_per_metre"]))[:, None]
+        for kind in ("pred", "gt")
+    )
+    height, width = target.shape[-2:]
+    rows, columns = protocol.crop_window(height, width)
+    yield f"{name}.crop_rows_cols", np.array([rows.start, rows.stop, columns.start, columns.stop]), Tolerance()
+    samples = [
+        replace(sample, camera=Camera(fx=focal, fy=focal, cx=0.0, cy=0.0, width=width, height=height))
+        for sample, focal in zip(samples_of(target), read["focal"].tolist(), strict=True)
+    ]
+    judged = judge(StandIn(prediction, prediction), samples, protocol)
+    yield f"{name}.n_valid", judged.valid.flatten(1).sum(1), Tolerance()
+    found = depth_metrics(judged.prediction, judged.target, judged.valid)
+    per_image = torch.stack([found[METRICS[metric]] for metric in read["names"].tolist()], dim=1)
+    yield f"{name}.per_image", per_image, Tolerance(rtol=3e-5)
+    yield f"{name}.mean", per_image.mean(0), Tolerance(rtol=3e-5)
 
 
 def scaledepth_text(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
