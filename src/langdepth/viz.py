@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -112,7 +113,8 @@ def sheet(rows: Iterable[SheetRow], *, cell_width: int = 320, unit: str = "m", e
 def maps_sheet(rows: Iterable[tuple[str, Sequence[Depth]]], *, cell_width: int = 320, unit: str = "m") -> Pixels:
     """A sheet of depth maps alone, RGB uint8: per row a title and its maps side by side.
 
-    All maps share one range of colours, so that they can be compared; the bar at the right of each row shows it.
+    All maps share one range of colours, logarithmic, so that rooms and streets can be compared; the bar at the right of
+    each row shows it.
     Raises UsageError without maps, or when the rows differ in number.
     """
     rows = list(rows)
@@ -123,9 +125,13 @@ def maps_sheet(rows: Iterable[tuple[str, Sequence[Depth]]], *, cell_width: int =
     for title, maps in rows:
         height = max(_MIN_CELL_HEIGHT, *(round(cell_width * depth.shape[0] / depth.shape[1]) for depth in maps))
         gap = np.full((height, _MARGIN, 3), 255, dtype=np.uint8)
-        cells = [colorize(_resampled(depth, (height, cell_width)), None, low, high) for depth in maps]
+        # From 1 on: colours are for what is above 0.
+        levels = [1 + np.log(_resampled(depth, (height, cell_width)) / low).clip(0) for depth in maps]
+        cells = [colorize(level, None, 1.0, 1 + math.log(high / low)) for level in levels]
         parts = [part for cell in cells for part in (cell, gap)]
-        strip = np.concatenate((*parts, _legend(height, 12, low, high, COLORMAP, unit, width=72)), axis=1)
+        strip = np.concatenate(
+            (*parts, _legend(height, 12, low, high, COLORMAP, unit, width=72, logarithmic=True)), axis=1
+        )
         strips += [text_strip(strip.shape[1], {0: title}), strip]
     return np.concatenate(strips, axis=0)
 
@@ -196,19 +202,35 @@ def _palette(colormap: str) -> Pixels:
     return palette
 
 
+_ROUND_VALUES = [step * 10.0**power for power in range(-3, 5) for step in (1, 2, 5)]
+
+
 def _legend(
-    height: int, font_size: int, low: float, high: float, colormap: str, unit: str, width: int | None = None
+    height: int,
+    font_size: int,
+    low: float,
+    high: float,
+    colormap: str,
+    unit: str,
+    width: int | None = None,
+    logarithmic: bool = False,
 ) -> Pixels:
     """A white strip of the given height with a bar of colours, ``low`` at the top, and labels at round values."""
     from matplotlib.ticker import MaxNLocator
 
     font = ImageFont.load_default(font_size)
     top, bottom = font_size, height - font_size  # half a label sticks out at either end
-    locator = MaxNLocator(nbins=max(1, min(8, (bottom - top) // (2 * font_size))), steps=[1, 2, 2.5, 5, 10])
-    ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
-    step = min(np.diff(ticks), default=high - low)
-    decimals = next(n for n in range(10) if n == 9 or abs(round(step, n) - step) < 1e-3 * step)
-    labels = [f"{tick:.{decimals}f} {unit}".rstrip() for tick in ticks]
+    if logarithmic:
+        ticks = [tick for tick in _ROUND_VALUES if low <= tick <= high]
+        labels = [f"{tick:g} {unit}".rstrip() for tick in ticks]
+        places = np.log(np.divide(ticks, low)) / math.log(high / low)
+    else:
+        locator = MaxNLocator(nbins=max(1, min(8, (bottom - top) // (2 * font_size))), steps=[1, 2, 2.5, 5, 10])
+        ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
+        step = min(np.diff(ticks), default=high - low)
+        decimals = next(n for n in range(10) if n == 9 or abs(round(step, n) - step) < 1e-3 * step)
+        labels = [f"{tick:.{decimals}f} {unit}".rstrip() for tick in ticks]
+        places = np.subtract(ticks, low) / (high - low)
     bar_left, bar_width = font_size // 2, font_size
     label_left = bar_left + bar_width + font_size // 2
     if width is None:
@@ -221,8 +243,8 @@ def _legend(
     draw = ImageDraw.Draw(picture)
     line = max(1, font_size // 12)
     draw.rectangle((bar_left, top, bar_left + bar_width, bottom), outline="black", width=line)
-    for tick, label in zip(ticks, labels, strict=True):
-        y = top + (tick - low) / (high - low) * (bottom - top)
+    for place, label in zip(places, labels, strict=True):
+        y = top + float(place) * (bottom - top)
         draw.line((bar_left + bar_width, y, bar_left + bar_width + font_size // 4, y), fill="black", width=line)
         draw.text((label_left, y), label, fill="black", font=font, anchor="lm")
     return np.asarray(picture)
