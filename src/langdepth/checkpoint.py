@@ -172,6 +172,7 @@ def _write_tensors(system: System, path: Path, facts: Mapping[str, Any], dtype: 
     try:
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata)
+            temporary.chmod(0o644)  # save_file keeps everybody else out
     except SafetensorError as error:  # its way to say that the place is not writable or the disk is full
         raise CheckpointError(f"{path}: cannot be written: {_first_line(error)}") from None
 

@@ -256,6 +256,12 @@ _ENTRIES = (
         paper="this project; after WorDepth (CVPR 2024, arXiv 2404.03635)",
         preset={"encoder": "efficientnet-lite2", "frozen": 7, "resolution": (240, 320), "widths": (48, 40, 32)}
         | {"latent": 48, "max_depth": 80.0, "alter_prob": 0.3, "variance_focus": 0.5},
+        weights=WeightRecord(
+            file="wordepth-tiny.safetensors",
+            sha256="f78c094ef3402e705bbcae5b7ec028b45e14b4a47afbf228a85aa09ed670334c",
+            licence="research and non-commercial use only (training data: NYU Depth V2, KITTI and others)",
+            source="trained with recipes/wordepth-tiny.yaml",
+        ),
     ),
 )
 
