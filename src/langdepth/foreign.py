@@ -49,6 +49,8 @@ class DepthModel(Protocol):
 class Foreign(System):
     """A foreign model as a system: pictures go in at their own size."""
 
+    text_per_picture = False  # it reads no words
+
     def __init__(self, model: DepthModel, name: str) -> None:
         super().__init__(None, InputSpec(multiple_of=1))
         self.model = model

@@ -1,7 +1,8 @@
 """Systems x data sets x protocols: every cell a report, all of them one table with the papers' numbers beside ours.
 
 A cell is not run again while its report lies in the output folder and its identity is the same: the weights' content,
-the data set's name, place, split, source and count, and the hash of the protocol.
+the data set's name, place, split, source and count, its captions where the system reads them, and the hash of the
+protocol.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from langdepth import checkpoint, paper_numbers, protocols, registry
 from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.base import layout, open_dataset
+from langdepth.data.rows import WithoutCaption
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluate import evaluate
 from langdepth.foreign import PREFIX, Predictions, ScaleKind, load_transformers
@@ -27,6 +30,7 @@ from langdepth.io import atomic_path
 from langdepth.metrics import METRICS
 from langdepth.protocols import Alignment, Protocol
 from langdepth.report import write_json
+from langdepth.text.captions import INDEX
 
 if TYPE_CHECKING:
     from langdepth.data.base import DepthDataset
@@ -55,7 +59,10 @@ class MatrixSystem:
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixData:
-    """A data set and the protocols it is judged under; without any, its own."""
+    """A data set and the protocols it is judged under; without any, its own.
+
+    ``captions``: packed captions, for the systems that read words per picture; the others see the pictures alone.
+    """
 
     root: Path
     data: str = "folder"
@@ -63,6 +70,8 @@ class MatrixData:
     split: str | None = None
     source: str | None = None
     limit: int | None = None
+    captions: Path | None = None
+    without_caption: WithoutCaption = "stop"
     protocols: tuple[str, ...] = ()
     alignment: Alignment = "none"
 
@@ -70,6 +79,25 @@ class MatrixData:
     def label(self) -> str:
         """How the data set is called in the table."""
         return self.name or " ".join(part for part in (self.data, self.source) if part)
+
+    @property
+    def kept(self) -> str | None:
+        """The split that is judged."""
+        return self.split or layout(self.data).CARD.split
+
+    def open(self, captions: Path | None) -> DepthDataset | LangdepthError:
+        """The data set with these captions, or why there is none."""
+        try:
+            return open_dataset(
+                self.data,
+                self.root,
+                self.kept,
+                self.source,
+                captions=captions,
+                without_caption=self.without_caption,
+            )
+        except LangdepthError as error:
+            return error
 
     def rules(self) -> list[Protocol]:
         """The protocols with the alignment."""
@@ -88,6 +116,37 @@ class Matrix:
         """The systems as records."""
         named = self.systems or registry.list_systems()
         return [MatrixSystem(system=row) if isinstance(row, str) else row for row in named]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A system on a data set under a protocol, or why the system or the data set is not there."""
+
+    row: MatrixSystem
+    data: MatrixData
+    protocol: Protocol
+    system: System | Predictions | LangdepthError
+    dataset: DepthDataset | LangdepthError
+    captions: Path | None
+    """What the data set was opened with."""
+
+    @property
+    def file(self) -> str:
+        """Its report below the output folder, without suffix."""
+        return f"cells/{_file_name(self.row.label, self.data.label, self.protocol.name)}"
+
+    def facts(self) -> dict[str, Any]:
+        """What is known before it is run."""
+        paper = paper_numbers.find(self.row.system, self.protocol.name)
+        return {
+            "system": self.row.label,
+            "data": self.data.label,
+            "protocol": self.protocol.name,
+            "hash": self.protocol.hash,
+            "paper": paper.metrics if paper else None,
+            "source": paper.source if paper else None,
+            "file": self.file,
+        }
 
 
 def read_matrix(path: Path) -> Matrix:
@@ -141,22 +200,32 @@ def run_matrix(
     Returns the cells: system, data, protocol, hash, paper, source, and either ours (the report) or why it has none, one
     line. ``say`` gets a line per cell. The tables are written again after every system.
     """
-    datasets = [_opened(data) for data in matrix.data]
+    datasets = [(data.open(None), data.open(data.captions) if data.captions else None) for data in matrix.data]
     cells: list[dict[str, Any]] = []
     for row in matrix.rows():
         # One system is in memory at a time, whatever the number of data sets
         loaded = _loaded(row)
-        for data, dataset in zip(matrix.data, datasets, strict=True):
+        for data, (bare, captioned) in zip(matrix.data, datasets, strict=True):
+            system = loaded or _predictions(row, data)
+            reads = captioned is not None and isinstance(system, nn.Module) and system.text_per_picture
             for protocol in data.rules():
-                cell = _cell(row, data, protocol)
-                cells.append(cell)
+                cell = Cell(
+                    row=row,
+                    data=data,
+                    protocol=protocol,
+                    system=system,
+                    dataset=captioned if captioned is not None and reads else bare,
+                    captions=data.captions if reads else None,
+                )
+                facts = cell.facts()
+                cells.append(facts)
                 try:
-                    report, again = _filled(row, loaded, data, dataset, protocol, cell, out, device, dtype, batch_size)
-                    cell |= {"ours": report, "why": None}
+                    report, again = _filled(cell, out, device=device, dtype=dtype, batch_size=batch_size)
+                    facts |= {"ours": report, "why": None}
                     say(f"{row.label} on {data.label}, {protocol.name}: {'as before' if again else 'done'}")
                 except LangdepthError as error:
-                    cell |= {"ours": None, "why": " ".join(str(error).split())}
-                    say(f"{row.label} on {data.label}, {protocol.name}: not run: {cell['why']}")
+                    facts |= {"ours": None, "why": " ".join(str(error).split())}
+                    say(f"{row.label} on {data.label}, {protocol.name}: not run: {facts['why']}")
         _write_tables(cells, out)
     return cells
 
@@ -169,69 +238,45 @@ def _loaded(row: MatrixSystem) -> System | LangdepthError | None:
         return error
 
 
-def _opened(data: MatrixData) -> DepthDataset | LangdepthError:
+def _predictions(row: MatrixSystem, data: MatrixData) -> Predictions | LangdepthError:
+    """The row's finished depth maps of a data set, or why there are none."""
+    folder = (row.predictions or Path()) / data.label
     try:
-        return open_dataset(data.data, data.root, data.split or layout(data.data).CARD.split, data.source)
+        return Predictions(folder, data.root, row.depth_kind or "metric", row.prediction_scale)
     except LangdepthError as error:
         return error
 
 
-def _cell(row: MatrixSystem, data: MatrixData, protocol: Protocol) -> dict[str, Any]:
-    paper = paper_numbers.find(row.system, protocol.name)
-    return {
-        "system": row.label,
-        "data": data.label,
-        "protocol": protocol.name,
-        "hash": protocol.hash,
-        "paper": paper.metrics if paper else None,
-        "source": paper.source if paper else None,
-        "file": f"cells/{_file_name(row.label, data.label, protocol.name)}",
-    }
-
-
-def _filled(
-    row: MatrixSystem,
-    loaded: System | LangdepthError | None,
-    data: MatrixData,
-    dataset: DepthDataset | LangdepthError,
-    protocol: Protocol,
-    cell: dict[str, Any],
-    out: Path,
-    device: str | None,
-    dtype: str,
-    batch_size: int,
-) -> tuple[dict[str, Any], bool]:
+def _filled(cell: Cell, out: Path, *, device: str | None, dtype: str, batch_size: int) -> tuple[dict[str, Any], bool]:
     """The report of a cell, and whether it lay there already."""
-    if isinstance(loaded, LangdepthError):
-        raise loaded
-    if isinstance(dataset, LangdepthError):
-        raise dataset
-    system: System | Predictions
-    if loaded is not None:
-        system = loaded
-    else:
-        folder = (row.predictions or Path()) / data.label
-        system = Predictions(folder, data.root, row.depth_kind or "metric", row.prediction_scale)
-    split = data.split or layout(data.data).CARD.split
-    identity = {
-        "weights": fingerprint(system),
-        "data": [data.data, str(data.root), split, data.source, data.limit, len(dataset)],
-        "protocol": protocol.hash,
+    if isinstance(cell.system, LangdepthError):
+        raise cell.system
+    if isinstance(cell.dataset, LangdepthError):
+        raise cell.dataset
+    data = cell.data
+    identity: dict[str, Any] = {
+        "weights": fingerprint(cell.system),
+        "data": [data.data, str(data.root), data.kept, data.source, data.limit, len(cell.dataset)],
+        "protocol": cell.protocol.hash,
         "dtype": dtype,
     }
-    path = out / f"{cell['file']}.json"
+    if cell.captions is not None:
+        sentences = hashlib.sha256((cell.captions / INDEX).read_bytes()).hexdigest()[:16]
+        identity["captions"] = [str(cell.captions), sentences, data.without_caption]
+    path = out / f"{cell.file}.json"
     known = _read_cell(path)
     if known.get("identity") == identity:
         report: dict[str, Any] = known["report"]
         return report, True
     report = evaluate(
-        system,
-        dataset,
-        protocol,
-        split=split,
+        cell.system,
+        cell.dataset,
+        cell.protocol,
+        split=data.kept,
         source=data.source,
+        captions=cell.captions,
         limit=data.limit,
-        html=out / f"{cell['file']}.html",
+        html=out / f"{cell.file}.html",
         device=device,
         dtype=dtype,
         batch_size=batch_size,

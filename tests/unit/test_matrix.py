@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from langdepth import paper_numbers, registry
@@ -14,6 +15,7 @@ from langdepth.errors import CheckpointError, UsageError
 from langdepth.matrix import Matrix, MatrixData, MatrixSystem, fingerprint, read_matrix, run_matrix
 from langdepth.metrics import EXTRA_METRICS, METRICS
 from langdepth.protocols import PROTOCOLS
+from langdepth.text.captions import Caption, pack
 from tests.helpers import FakeSystem, write_folder
 
 
@@ -89,6 +91,29 @@ def test_a_finished_cell_is_not_run_again_unless_something_changed(tmp_path: Pat
     next((out / "cells").glob("*full-*.json")).write_text("{cut")
     assert runs() > 0
     assert runs() == 0
+
+
+def test_captions_go_to_systems_that_read_words_per_picture(tmp_path: Path, loaded: FakeSystem) -> None:
+    root, folder = write_folder(tmp_path / "rooms", [{}, {}]), tmp_path / "captions"
+
+    def score(*sentences: str) -> tuple[float, bool]:
+        loaded.batches.clear()
+        if sentences:
+            words = [Caption(str(i), sentence) for i, sentence in enumerate(sentences)]
+            pack(words, dict.fromkeys(sentences, np.array([1, 0], np.float16)), folder)
+        matrix = matrix_of(root, "tiny", captions=folder if sentences else None)
+        cell = run_matrix(matrix, tmp_path / "out", say=quiet)[0]
+        assert ("captions" in cell["ours"]["dataset"]) == (bool(sentences) and loaded.text_per_picture)
+        return cell["ours"]["image_mean"]["abs_rel"], bool(loaded.batches)
+
+    bare, _ = score()
+    worded, ran = score("a room", "a hall")
+    assert ran
+    assert worded != bare  # FakeSystem's depth is twice as large with words
+    assert score("a room", "a hall") == (worded, False)
+    assert score("a room", "a kitchen") == (worded, True)
+    loaded.text_per_picture = False  # type: ignore[misc]
+    assert score("a room", "a kitchen") == (bare, True)
 
 
 def test_weights_and_configuration_make_the_fingerprint() -> None:
