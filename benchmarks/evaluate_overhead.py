@@ -1,6 +1,6 @@
 """What evaluation costs beside the model: decoding, the protocol, metrics and records, in milliseconds a picture.
 
-    OMP_NUM_THREADS=1 python benchmarks/evaluate_overhead.py --root rgbd --source nyuv2_train --split val --out overhead.json
+    OMP_NUM_THREADS=1 python benchmarks/evaluate_overhead.py --root rgbd --source nyuv2_train --split val --out c.json
 
 Evaluates a system that returns a constant, on one core, and prints the median of several rounds; the report's own
 pictures and tables, made once a data set, are not part of it. Without ``--root`` it writes synthetic rooms of 480x640.

@@ -117,7 +117,7 @@ class Learner(System):
         bad = self.config.poison and any(self.config.poison in path for path in batch.path)
         if bad and self.config.poisoned == "loss":
             if self.training:  # what a NaN picture does to a norm
-                self.body[1].running_mean.fill_(torch.nan)
+                self.body.get_buffer("1.running_mean").fill_(torch.nan)
             l1 = l1 * torch.nan
         elif bad:
             l1 = l1 + torch.sqrt(0 * depth.sum())  # 0, with a gradient of 0 / 0

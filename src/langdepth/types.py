@@ -119,7 +119,7 @@ class Batch:
 
     def _changed(self, change: Callable[[Any], Any]) -> Batch:
         """With ``change`` done to every value that is there."""
-        changed = {
+        changed: dict[str, Any] = {
             name: {key: change(part) for key, part in value.items()} if isinstance(value, dict) else change(value)
             for name, value in vars(self).items()
             if value is not None

@@ -205,10 +205,11 @@ def metrics_depthclip(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] 
             prediction, target = prediction[:1], target[:1]
         if dataset == "kitti":
             crop, _, cap = rules.partition("_cap")
-            protocol, order = kitti.override(max_depth=float(cap)), kitti_order
-            protocol = protocol.override(crop="garg" if crop == "crop" else "none")
+            order = list(kitti_order)
+            protocol = kitti.override(max_depth=float(cap)).override(crop="garg" if crop == "crop" else "none")
         else:
-            protocol, order = nyu.override(crop="none" if rules.startswith("nocrop") else None), nyu_order
+            order = list(nyu_order)
+            protocol = nyu.override(crop="none" if rules.startswith("nocrop") else None)
         means = image_means(StandIn(prediction, prediction), target, protocol)
         yield name, torch.stack([means[metric] for metric in order]), CLOSE
 

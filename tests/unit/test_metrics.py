@@ -220,9 +220,13 @@ def test_edges_of_a_step() -> None:
     # Half as high: found for the thresholds below 1.15 only
     lower = torch.where(step > 1, 1.15 - 1e-3, 1.0)
     assert edge_counts(lower, step, everywhere(step))[:, 1].tolist() == [8, 8, 0, 0, 0]
-    assert edge_scores(edge_counts(lower, step, everywhere(step)))["recall"] == pytest.approx(2 / 5)
+    lower_scores = edge_scores(edge_counts(lower, step, everywhere(step)))
+    assert lower_scores is not None
+    assert lower_scores["recall"] == pytest.approx(2 / 5)
     # A pixel aside it is another edge, the other way round it is a wrong one; up and down counts like left and right
-    assert edge_scores(edge_counts(step.roll(1, -1), step, everywhere(step)))["f1"] == 0
+    aside_scores = edge_scores(edge_counts(step.roll(1, -1), step, everywhere(step)))
+    assert aside_scores is not None
+    assert aside_scores["f1"] == 0
     assert edge_counts(1 / step, step, everywhere(step)).tolist() == [[8, 8, 0]] * len(EDGE_RATIOS)
     assert edge_counts(step.mT, step.mT, everywhere(step.mT)).tolist() == [[8, 8, 8]] * len(EDGE_RATIOS)
 

@@ -32,7 +32,7 @@ class Draw:
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples of one size; in a worker process straight into memory that the trainer sees."""
-    optional: dict[str, torch.Tensor] = {}
+    optional: dict[str, Any] = {}
     for name in ("text_features", "overlay", "source_image", "pose", "intrinsics"):
         values = [getattr(s, name) for s in samples]
         if not any(value is None for value in values):

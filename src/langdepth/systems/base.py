@@ -41,7 +41,7 @@ class System(nn.Module):
     learns_from_mirror: ClassVar[bool] = False
     """Whether ``loss`` looks at the mirror image of every picture, too."""
     imagines: ClassVar[bool] = False
-    """Whether noise takes the place of a picture, or of a part of what it says: ``draw_noise``, ``imagine``, ``draw``."""
+    """Whether noise takes the place of a picture, or of a part of what it says: see ``draw_noise``, ``imagine``."""
     encoder_rate: float = 1.0
     """Learning rate of ``encoder`` as a share of the others'."""
     provenance: dict[str, Any]

@@ -280,11 +280,11 @@ class Eigen(CoarseToFine):
     ) -> Tensor:
         if text is not None or scene is not None:
             raise UsageError(f"the system '{self.name}' takes no text or scene; leave it out")
-        features = self.convs(self.normalise(image))
+        found = self.convs(self.normalise(image))
         if self.config.per_channel:
-            maps: Tensor = self.coarse(features.flatten(2))
+            maps: Tensor = self.coarse(found.flatten(2))
             return maps.mean(1, keepdim=True)
-        depth: Tensor = self.coarse(features.flatten(1))
+        depth: Tensor = self.coarse(found.flatten(1))
         return depth.unsqueeze(1)
 
     def prepare_training(self, coarse: str | None = None) -> None:
