@@ -176,11 +176,11 @@ def test_a_loss_that_is_not_finite(run: Run) -> None:
 def test_ctrl_c_keeps_the_resume_point(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     loss, seen = Learner.loss, []
 
-    def interrupted(self: Learner, batch: Any) -> dict[str, torch.Tensor]:
+    def interrupted(self: Learner, batch: Any, **drawn: Any) -> dict[str, torch.Tensor]:
         seen.append(batch)
         if len(seen) == 4:
             raise KeyboardInterrupt
-        return loss(self, batch)
+        return loss(self, batch, **drawn)
 
     monkeypatch.setattr(Learner, "loss", interrupted)
     code, _, err = run()

@@ -307,7 +307,8 @@ class SystemTester:
             program = torch.export.export(DepthOnly().eval(), (self.pictures(system), *text))
             image = self.pictures(system)
             text = tuple(t.flip(0) for t in text)
-            torch.testing.assert_close(program.module()(image, *text), system(image, *text).depth)
+            # The order of sums differs between the two.
+            torch.testing.assert_close(program.module()(image, *text), system(image, *text).depth, rtol=5e-5, atol=1e-5)
 
     # Training
 
