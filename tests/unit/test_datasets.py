@@ -356,7 +356,8 @@ def _first(dataset: Any) -> Sample:
 def test_nyu_labelled_file_is_opened_anew_in_each_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = open_dataset("nyu", miniatures.nyu_labelled(tmp_path, monkeypatch), "test")
     here = dataset[0]
-    with multiprocessing.get_context("fork").Pool(2) as pool:
+    # One thread, as in a loader's worker: OpenMP's threads do not live on in a forked process.
+    with multiprocessing.get_context("fork").Pool(2, torch.set_num_threads, (1,)) as pool:
         for sample in pool.map(_first, [dataset] * 4):
             assert torch.equal(sample.depth, here.depth)
 
