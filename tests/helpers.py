@@ -97,7 +97,7 @@ class Learner(System):
         )
         self.frozen = nn.Linear(2, 2).requires_grad_(False)
         self.unreached = nn.Linear(2, 2)
-        self.sometimes = nn.Parameter(torch.ones(1, 1))
+        self.sometimes = nn.Parameter(torch.zeros(1, 1))
         self.drawn: list[bool] = []
 
     def forward(

@@ -292,7 +292,7 @@ class SystemTester:
         with pytest.raises(UsageError, match=rf"^unknown key 'system\.options\.{option}x': did you mean '{option}'\?$"):
             registry.build(self.name, {option + "x": 1})
 
-    def test_torch_export_gives_the_same_depth(self, system: System) -> None:
+    def test_torch_export_gives_the_same_depth(self, system: System, request: pytest.FixtureRequest) -> None:
         class DepthOnly(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
@@ -303,12 +303,14 @@ class SystemTester:
                 return depth
 
         text: tuple[Tensor, ...] = () if self.text_columns is None else (self.text_matrix(),)
+        # PyTorch's shortcut through attention rounds in another way, and is not exported.
+        torch.backends.mha.set_fastpath_enabled(False)
+        request.addfinalizer(lambda: torch.backends.mha.set_fastpath_enabled(True))
         with torch.no_grad():
             program = torch.export.export(DepthOnly().eval(), (self.pictures(system), *text))
             image = self.pictures(system)
             text = tuple(t.flip(0) for t in text)
-            # The order of sums differs between the two.
-            torch.testing.assert_close(program.module()(image, *text), system(image, *text).depth, rtol=5e-5, atol=1e-5)
+            torch.testing.assert_close(program.module()(image, *text), system(image, *text).depth)
 
     # Training
 

@@ -623,9 +623,8 @@ class TestLossGoesDown:
 
     def test_learner(self, run: Run) -> None:
         still = dict.fromkeys(("zoom_probability", "rotate_probability", "colour_probability", "flip", "grey"), 0.0)
-        still["random_crop"] = False
         losses = self.losses(run(train__epochs=20, optim__lr=0.05, data__augmentation=still))
-        assert np.mean(losses[-6:]) < 0.75 * np.mean(losses[:6])
+        assert np.mean(losses[-6:]) < 0.6 * np.mean(losses[:6])
 
     def test_tiny(self, run: Run, tmp_path: Path) -> None:
         features = np.random.default_rng(0).normal(size=(len(CAPTIONS), TEXT_COLUMNS)).astype(np.float16)
