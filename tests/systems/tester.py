@@ -292,7 +292,15 @@ class SystemTester:
         with pytest.raises(UsageError, match=rf"^unknown key 'system\.options\.{option}x': did you mean '{option}'\?$"):
             registry.build(self.name, {option + "x": 1})
 
-    def test_torch_export_gives_the_same_depth(self, system: System, request: pytest.FixtureRequest) -> None:
+    @pytest.fixture
+    def attention_without_shortcut(self) -> Iterator[None]:
+        """PyTorch's inference path through attention rounds in another way, and is not what is exported."""
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+        torch.backends.mha.set_fastpath_enabled(True)
+
+    @pytest.mark.usefixtures("attention_without_shortcut")
+    def test_torch_export_gives_the_same_depth(self, system: System) -> None:
         class DepthOnly(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
@@ -303,9 +311,6 @@ class SystemTester:
                 return depth
 
         text: tuple[Tensor, ...] = () if self.text_columns is None else (self.text_matrix(),)
-        # PyTorch's shortcut through attention rounds in another way, and is not exported.
-        torch.backends.mha.set_fastpath_enabled(False)
-        request.addfinalizer(lambda: torch.backends.mha.set_fastpath_enabled(True))
         with torch.no_grad():
             program = torch.export.export(DepthOnly().eval(), (self.pictures(system), *text))
             image = self.pictures(system)
