@@ -15,7 +15,7 @@ from torch import Tensor
 
 from langdepth import __version__, registry
 from langdepth.config import to_mapping
-from langdepth.errors import CheckpointError, LangdepthError, UsageError, nearest
+from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_line, nearest
 from langdepth.io import atomic_path, file_sha256
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def push_to_hub(
             address = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
         except Exception as error:  # the hub client raises its own, its transport's and plain value errors
-            raise LangdepthError(f"{repo_id}: upload to the hub failed: {_first_line(error)}") from error
+            raise LangdepthError(f"{repo_id}: upload to the hub failed: {first_line(error)}") from error
     return str(address)
 
 
@@ -174,7 +174,7 @@ def _write_tensors(system: System, path: Path, facts: Mapping[str, Any], dtype: 
             save_file(tensors, temporary, metadata)
             temporary.chmod(0o644)  # save_file keeps everybody else out
     except SafetensorError as error:  # its way to say that the place is not writable or the disk is full
-        raise CheckpointError(f"{path}: cannot be written: {_first_line(error)}") from None
+        raise CheckpointError(f"{path}: cannot be written: {first_line(error)}") from None
 
 
 def _as_dtype(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -320,7 +320,7 @@ def _from_hub(repo: str, revision: str | None, offline: bool | None) -> Path:
             "or log in with `hf auth login` if it is private"
         ) from None
     except Exception as error:  # the client's transport has exceptions of its own
-        raise CheckpointError(f"{at}: download from the hub failed: {_first_line(error)}") from error
+        raise CheckpointError(f"{at}: download from the hub failed: {first_line(error)}") from error
 
 
 def _check_sha256(path: Path, label: str, expected: str) -> None:
@@ -344,7 +344,7 @@ def _read(path: Path, label: str) -> tuple[dict[str, str], dict[str, Tensor]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{label}: damaged, truncated or not a .safetensors file ({_first_line(error)}); fetch or save it again"
+            f"{label}: damaged, truncated or not a .safetensors file ({first_line(error)}); fetch or save it again"
         ) from None
     found = metadata.get("format", "")
     if not found.startswith("langdepth/"):
@@ -377,7 +377,7 @@ def _build(metadata: dict[str, str], label: str) -> System:
     try:
         return registry.build(name, config)
     except (UsageError, ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{label}: its configuration does not fit '{name}': {_first_line(error)}") from error
+        raise CheckpointError(f"{label}: its configuration does not fit '{name}': {first_line(error)}") from error
 
 
 def _fill(system: System, tensors: dict[str, Tensor], label: str) -> None:
@@ -399,7 +399,3 @@ def _fill(system: System, tensors: dict[str, Tensor], label: str) -> None:
 
 def _kind(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

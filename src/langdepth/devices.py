@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from langdepth.errors import UsageError
+from langdepth.errors import UsageError, first_line
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -24,4 +24,4 @@ def move(module: Module, device: str | torch.device | None) -> Module:
     try:
         return module.to(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # no such device, torch built without it
-        raise UsageError(f"device '{device}' cannot be used here: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"device '{device}' cannot be used here: {first_line(error)}") from None

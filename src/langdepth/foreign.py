@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from langdepth.errors import LangdepthError, UsageError
+from langdepth.errors import LangdepthError, UsageError, first_line
 from langdepth.io import read_depth, read_depth16
 from langdepth.systems.base import System
 from langdepth.types import DepthOutput, InputSpec, Sample
@@ -99,8 +99,9 @@ def load_transformers(source: str, scale_kind: ScaleKind) -> Foreign:
         network = AutoModelForDepthEstimation.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
         processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # the library, its hub client and the weights' reader have exceptions of their own
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise LangdepthError(f"{source}: no depth model of 'transformers' can be loaded here: {reason}") from None
+        raise LangdepthError(
+            f"{source}: no depth model of 'transformers' can be loaded here: {first_line(error)}"
+        ) from None
     return Foreign(TransformersModel(network.eval(), processor, scale_kind), f"{PREFIX}{source}")
 
 

@@ -58,7 +58,7 @@ from langdepth.data.sampling import (
 )
 from langdepth.data.transforms import TrainTransform
 from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
-from langdepth.errors import CheckpointError, ImageError, LangdepthError, NonFiniteLossError, UsageError
+from langdepth.errors import CheckpointError, ImageError, LangdepthError, NonFiniteLossError, UsageError, first_line
 from langdepth.evaluate import evaluate, judge, require_comparable
 from langdepth.io import atomic_path
 from langdepth.recipe import DataSection, OptimSection, Recipe, TrainSection, read_recipe
@@ -152,7 +152,7 @@ def _train(recipe: Recipe, resume: bool) -> Path:
     except RuntimeError as error:
         if trainer.world_size == 1 and "DataLoader worker" not in str(error):
             raise  # ours; the others tell of processes that died
-        raise LangdepthError(f"process {trainer.global_rank}: {str(error).splitlines()[0]}") from error
+        raise LangdepthError(f"process {trainer.global_rank}: {first_line(error)}") from error
     finally:
         # Lightning leaves the group it made to the interpreter's end, where its threads may abort the process.
         if trainer.world_size > 1 and not grouped and torch.distributed.is_initialized():
@@ -286,8 +286,7 @@ def _trainer(recipe: Recipe, callbacks: list[Callback]) -> pl.Trainer:
             enable_autolog_hparams=False,
         )
     except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UsageError(f"train.accelerator, devices, strategy, precision: {first_line}") from None
+        raise UsageError(f"train.accelerator, devices, strategy, precision: {first_line(error)}") from None
 
 
 def _strategy(settings: TrainSection) -> Any:

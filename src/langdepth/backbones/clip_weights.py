@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from langdepth.backbones.clip import SMALL_ARCHITECTURES, model_config
-from langdepth.errors import CheckpointError, UsageError
+from langdepth.errors import CheckpointError, UsageError, first_line
 from langdepth.io import file_sha256
 
 ACTIVATIONS = {True: "QuickGELU", False: "GELU"}
@@ -208,8 +208,7 @@ def _read_tensors(path: Path, architecture: str, limit: int) -> dict[str, Tensor
             f"{path}: is damaged or holds Python objects other than tensors, which could run code; refused"
         ) from None
     except Exception as error:  # zip, zlib, torch and safetensors errors of their own kinds
-        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: is damaged or truncated ({problem}); fetch it again") from None
+        raise CheckpointError(f"{path}: is damaged or truncated ({first_line(error)}); fetch it again") from None
     content = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path}: holds no state dict (names with tensors)")
@@ -476,7 +475,7 @@ def _fetch(architecture: str, tag: str, record: Mapping[str, Any]) -> tuple[Path
                 path = Path(download_pretrained(dict(record), prefer_hf_hub=prefer_hub))
                 break
             except Exception as error:  # the hub's, urllib's and open_clip's own
-                problem = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+                problem = first_line(error)[:200]
             finally:
                 if path is None and url_file is not None:
                     url_file.unlink(missing_ok=True)  # open_clip leaves half a file behind

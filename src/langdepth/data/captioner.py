@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from langdepth.devices import move
-from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError
+from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError, first_line
 from langdepth.io import atomic_path, read_image
 from langdepth.text.captions import read_captions
 
@@ -45,8 +45,9 @@ class Captioner:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             loaded = AutoModelForImageTextToText.from_pretrained(model, use_safetensors=True, trust_remote_code=False)
         except Exception as error:  # its own, the hub's, the tokenizer's and plain value errors
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise CheckpointError(f"{model}: not an image-to-text model of transformers ({first})") from None
+            raise CheckpointError(
+                f"{model}: not an image-to-text model of transformers ({first_line(error)})"
+            ) from None
         self.model: Any = move(loaded, device).eval()
 
     @torch.inference_mode()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError
+from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError, first_line
 from langdepth.io import atomic_path, read_image
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def load_sam(weights: str | Path, device: str | torch.device | None = None, **op
         model = sam_model_registry[ENCODER_WIDTHS[tensors["image_encoder.pos_embed"].shape[-1]]]()
         model.load_state_dict(tensors)
     except Exception as error:  # unpicklers raise almost anything for a damaged file
-        raise CheckpointError(f"{weights}: not SAM's weights ({str(error).splitlines()[0]})") from None
+        raise CheckpointError(f"{weights}: not SAM's weights ({first_line(error)})") from None
     return masks_of(SamAutomaticMaskGenerator(move(model, device), **options))
 
 

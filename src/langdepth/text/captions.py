@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from langdepth.errors import LangdepthError, UsageError
+from langdepth.errors import LangdepthError, UsageError, first_line
 from langdepth.io import atomic_path
 
 FEATURES, INDEX = "features.npy", "captions.csv"
@@ -201,7 +201,7 @@ def published_feature(path: Path) -> Half:
     except FileNotFoundError:
         raise LangdepthError(f"{path}: no such file; every caption needs its feature") from None
     except Exception as error:  # unpicklers raise almost anything for a damaged file
-        raise LangdepthError(f"{path}: not a stored tensor ({str(error).splitlines()[0]})") from None
+        raise LangdepthError(f"{path}: not a stored tensor ({first_line(error)})") from None
     if not isinstance(tensor, Tensor) or tensor.ndim != 2 or len(tensor) != 1:
         raise LangdepthError(f"{path}: expected one tensor (1, D), found {getattr(tensor, 'shape', type(tensor))}")
     feature: Half = tensor[0].half().numpy()
