@@ -228,15 +228,23 @@ PROTOCOLS: dict[str, Protocol] = {
         dataclasses.replace(_SCALEDEPTH, name="scaledepth-k-reference", resize="bilinear-twice", **_GARG),
         _SCALEDEPTH_NK,
         dataclasses.replace(_SCALEDEPTH_NK, name="scaledepth-nk-kitti-reference", **_GARG),
-        # Zero-shot sets: caps, crops and masks of the literature, as ScaleDepth lists them
-        Protocol(name="sunrgbd", flip=True, crop="eigen-nyu-pixels", max_depth=8.0),
-        Protocol(name="ibims1", flip=True, crop="eigen-nyu-pixels", max_depth=10.0),
-        Protocol(name="diode-indoor", flip=True, crop="eigen-nyu-pixels", max_depth=10.0),
-        Protocol(name="diode-outdoor", flip=True, crop="garg", max_depth=80.0),
-        Protocol(name="hypersim", flip=True, crop="eigen-nyu-pixels", max_depth=80.0),
-        Protocol(name="vkitti2", flip=True, **_GARG),
-        Protocol(name="ddad", flip=True, crop="garg", max_depth=80.0),
-        Protocol(name="diml-outdoor", flip=True, crop="garg", min_depth=2.0, max_depth=80.0),
+        # Of ScaleDepth's zero-shot test; the focal length is that of NYU, which the network has learned from
+        dataclasses.replace(
+            _SCALEDEPTH,
+            name="scaledepth-sunrgbd-reference",
+            clamp_prediction=True,
+            max_depth=8.0,
+            training_focal=519.163756,
+        ),
+        # Zero-shot sets: ranges, crops and clamps of that test, one look at the whole picture
+        Protocol(name="sunrgbd", crop="eigen-nyu-pixels", max_depth=8.0),
+        Protocol(name="ibims1", crop="eigen-nyu-pixels", max_depth=10.0, clamp_prediction=False),
+        Protocol(name="diode-indoor", crop="eigen-nyu-pixels", max_depth=10.0, clamp_prediction=False),
+        Protocol(name="diode-outdoor", crop="garg", max_depth=80.0, clamp_prediction=False),
+        Protocol(name="hypersim", crop="eigen-nyu-pixels", max_depth=80.0, clamp_prediction=False),
+        Protocol(name="vkitti2", **_GARG),
+        Protocol(name="ddad", crop="garg", max_depth=80.0),
+        Protocol(name="diml-outdoor", crop="garg", min_depth=2.0, max_depth=80.0, clamp_prediction=False),
     )
 }
 

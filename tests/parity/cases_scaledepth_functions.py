@@ -91,7 +91,6 @@ def scaledepth_losses(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] 
     yield from _with_gradient("toolbox_silog.eps_1e-6", toolbox_silog, arrays["pred"], "pred")
 
 
-TRAINING_FOCAL = 519.163756  # of NYU, for SUN RGB-D
 METRICS = {f"d{k:g}": f"delta{k:g}" for k in (0.5, 1, 2, 3)} | {
     name: name for name in ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog")
 }
@@ -100,12 +99,16 @@ METRICS = {f"d{k:g}": f"delta{k:g}" for k in (0.5, 1, 2, 3)} | {
 ANY = {"frame": "stored", "min_depth": 2.0, "clamp_prediction": False}
 # The preset behind each published set of options, and what the case changes in it
 RULES: dict[str, dict[str, dict[str, Any]]] = {
-    "nyu_n": {"scaledepth-n-reference": {}},
+    "nyu_n": {"scaledepth-n-reference": {}, "ibims1": {}},
     "nyu_nk": {"scaledepth-nk-nyu-reference": {}},
-    "garg": {"scaledepth-nk-kitti-reference": {}},
-    "garg_any": {"scaledepth-k-reference": ANY, "scaledepth-nk-kitti-reference": ANY},
+    "garg": {"scaledepth-nk-kitti-reference": {}, "vkitti2": {}},
+    "garg_any": {"scaledepth-k-reference": ANY, "diml-outdoor": {}},
     "eigen": {"scaledepth-nk-kitti-reference": {"crop": "eigen-kitti", "clamp_prediction": False}},
-    "sunrgbd": {"scaledepth-nk-nyu-reference": {"max_depth": 8.0, "training_focal": TRAINING_FOCAL}},
+    "sunrgbd": {
+        "scaledepth-sunrgbd-reference": {},
+        "scaledepth-nk-nyu-reference": {"max_depth": 8.0, "training_focal": 519.163756},
+        "sunrgbd": {"training_focal": 519.163756},
+    },
     "none": {"scaledepth-n-reference": {"crop": "none"}},
 }
 

@@ -111,14 +111,15 @@ def test_hashes_of_the_presets_do_not_drift() -> None:
         "scaledepth-k-reference": "9305098b4fe2",
         "scaledepth-nk-nyu-reference": "e372f11c0680",
         "scaledepth-nk-kitti-reference": "c14858d56a92",
-        "sunrgbd": "7421b70a6f41",
-        "ibims1": "198a092f6105",
-        "diode-indoor": "198a092f6105",
-        "diode-outdoor": "bd769feba10a",
-        "hypersim": "1562b0ca1ec6",
-        "vkitti2": "41db0687924f",
-        "ddad": "bd769feba10a",
-        "diml-outdoor": "4abbb2599944",
+        "scaledepth-sunrgbd-reference": "b66d5f1ac1ba",
+        "sunrgbd": "58cc78188bb3",
+        "ibims1": "dc4afbfb42a2",
+        "diode-indoor": "dc4afbfb42a2",
+        "diode-outdoor": "47d1bd7b39dc",
+        "hypersim": "ecc2d1f3a30a",
+        "vkitti2": "a4288617fd04",
+        "ddad": "af3bc3b72487",
+        "diml-outdoor": "2dc26678a888",
     }
 
 

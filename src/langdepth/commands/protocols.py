@@ -63,12 +63,12 @@ def show_protocols(action: Literal["list", "show"] = "list", name: str | None = 
 
 def table() -> str:
     """All protocols, one line each."""
-    rows = [("name", "hash", "frame", "crop", "metres", "flip", "alignment")]
+    rows = [("name", "hash", "frame", "crop", "metres", "flip", "clamp", "alignment")]
     for protocol in PROTOCOLS.values():
         metres = f"{protocol.min_depth:g} to {protocol.max_depth:g}"
-        flip = "yes" if protocol.flip else "no"
+        flip, clamp = ("yes" if switch else "no" for switch in (protocol.flip, protocol.clamp_prediction))
         rows.append(
-            (protocol.name, protocol.hash, protocol.frame, protocol.crop, metres, flip, str(protocol.alignment))
+            (protocol.name, protocol.hash, protocol.frame, protocol.crop, metres, flip, clamp, protocol.alignment)
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
