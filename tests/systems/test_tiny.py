@@ -103,6 +103,12 @@ class TestTiny(SystemTester):
         with pytest.raises(LangdepthError, match="not a caption feature file"):
             tiny.prepare_training(text_features=str(tmp_path / "none.npz"))
 
+    def test_features_of_another_length_are_refused(self, tiny: Tiny, tmp_path: Path) -> None:
+        path = tmp_path / "short.npz"
+        np.savez(path, caption=["a bed"], feature=np.ones((1, 16)), train_count=[1])
+        with pytest.raises(UsageError, match="features have 16 numbers, the system takes 1024"):
+            tiny.prepare_training(text_features=str(path))
+
     def test_captions_that_know_no_word_of_a_scene_are_refused(self, tiny: Tiny, tmp_path: Path) -> None:
         path = tmp_path / "few.npz"
         np.savez(path, caption=["a bathroom"], feature=np.ones((1, CLIP_FEATURES)), train_count=[1])

@@ -351,7 +351,7 @@ def test_captions_of_another_width_are_refused(caption_file: Path) -> None:
     system: Any = registry.build("wordepth-s", {**SMALL, "text_features": 16})
     with (
         pytest.warns(UserWarning, match="RANDOM"),
-        pytest.raises(UsageError, match="features have 32 numbers, 'wordepth-s' takes 16"),
+        pytest.raises(UsageError, match="features have 32 numbers, the system takes 16"),
     ):
         system.prepare_training(text_features=str(caption_file))
 

@@ -1,4 +1,4 @@
-"""How WorDepth gets its words: from CLIP, from its own small encoder, from tiny's, from packed captions."""
+"""How WorDepth gets its words: from CLIP, from its own small encoder, from the package's, from packed captions."""
 
 from __future__ import annotations
 
@@ -63,13 +63,15 @@ def test_clip_reads_the_text_of_a_loaded_system(clip: dict[str, torch.Tensor], t
     assert result.provenance["text"] == SENTENCES[0]
 
 
-def test_weights_without_an_encoder_borrow_that_of_tiny_and_say_so(tmp_path: Path) -> None:
+def test_weights_without_an_encoder_borrow_that_of_the_package_and_say_so(tmp_path: Path) -> None:
     system = build()
     image = torch.rand(1, 3, 64, 64)
     feature = checkpoint.load("tiny").sentences.encode(SENTENCES[:1])
     names = set(system.state_dict())
     with torch.inference_mode():
-        with pytest.warns(UserWarning, match="hold no sentence encoder: the small one of tiny .* --clip-weights"):
+        with pytest.warns(
+            UserWarning, match="hold no sentence encoder: the small one of the package .* --clip-weights"
+        ):
             told = system(image, SENTENCES[:1]).depth
         torch.testing.assert_close(told, system(image, feature).depth)
     assert set(system.state_dict()) == names

@@ -39,9 +39,8 @@ from langdepth.text.encoders import (
     CaptionBank,
     SentenceEncoder,
     caption_scene_of_label,
-    distil,
+    distilled_encoder,
     read_caption_features,
-    words_of,
 )
 from langdepth.text.scenes import CAPTION_SCENES, scene_index
 from langdepth.types import Batch, DepthOutput, InputSpec
@@ -208,13 +207,12 @@ class Tiny(System):
             if fresh:
                 raise UsageError("tiny starts from a file of caption features; name it in system.prepare.text_features")
             return
-        data = read_caption_features(text_features)
+        data = read_caption_features(text_features, CLIP_FEATURES)
         if fresh:
             self.provenance["encoder"] = self.encoder.load_imagenet_weights()
-            vocabulary = sorted({word for caption in data.captions for word in words_of(caption)})
-            self.config = replace(self.config, vocabulary=tuple(vocabulary))
-            self.sentences = SentenceEncoder(vocabulary, CLIP_FEATURES)
-            self.provenance["sentence_encoder"] = distil(self.sentences, data)._asdict()
+            self.sentences, fit = distilled_encoder(data)
+            self.config = replace(self.config, vocabulary=self.sentences.vocabulary)
+            self.provenance["sentence_encoder"] = fit._asdict()
             self.text_mean.copy_(data.features.mean(0))
             _, _, directions = torch.pca_lowrank(data.features - self.text_mean, q=self.config.text_features, niter=4)
             self.text_basis.copy_(directions.T)

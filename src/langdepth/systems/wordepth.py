@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +44,9 @@ from langdepth.text.encoders import (
     CaptionBank,
     SentenceEncoder,
     caption_scene_of_label,
-    distil,
+    distilled_encoder,
+    packaged_encoder,
     read_caption_features,
-    words_of,
 )
 from langdepth.types import Batch, DepthOutput, InputSpec
 
@@ -184,18 +184,17 @@ class WorDepth(System):
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
         """Sentences to (B, 1024) features: by CLIP where it was given, else by the small encoder of these weights."""
-        if self.encode_words is None and self.sentences is None:
-            from langdepth.checkpoint import load
-
-            warnings.warn(
-                f"these weights of '{self.name}' hold no sentence encoder: the small one of tiny reads the text "
-                "instead; CLIP's own, as published, reads it with --clip-weights RN50.pt",
-                stacklevel=2,
-            )
-            self.encode_words = cast(SentenceEncoder, load("tiny").sentences).encode
         if self.encode_words is not None:
             return self.encode_words(sentences)
-        return cast(SentenceEncoder, self.sentences).encode(sentences)
+        if self.sentences is not None:
+            return self.sentences.encode(sentences)
+        warnings.warn(
+            f"these weights of '{self.name}' hold no sentence encoder: the small one of the package reads the text "
+            "instead; CLIP's own, as published, reads it with --clip-weights RN50.pt",
+            stacklevel=2,
+        )
+        self.encode_words = packaged_encoder().encode
+        return self.encode_words(sentences)
 
     def read_with_clip(self, clip_weights: str | Path) -> None:
         self.encode_words = ClipSentences(clip_weights).encode
@@ -354,16 +353,12 @@ class WorDepth(System):
             self.provenance["encoder"] = start_encoder(self.encoder, encoder_weights)
         if text_features is None:
             return
-        data = read_caption_features(text_features)
-        if data.features.shape[1] != self.config.text_features:
-            found, wanted = data.features.shape[1], self.config.text_features
-            raise UsageError(f"{text_features}: features have {found} numbers, '{self.name}' takes {wanted}")
+        data = read_caption_features(text_features, self.config.text_features)
         self.captions = CaptionBank(data)
         if self.sentences is None:
-            vocabulary = sorted({word for caption in data.captions for word in words_of(caption)})
-            self.config = replace(self.config, vocabulary=tuple(vocabulary))
-            self.sentences = SentenceEncoder(vocabulary, self.config.text_features)
-            self.provenance["sentence_encoder"] = distil(self.sentences, data)._asdict()
+            self.sentences, fit = distilled_encoder(data)
+            self.config = replace(self.config, vocabulary=self.sentences.vocabulary)
+            self.provenance["sentence_encoder"] = fit._asdict()
             self.neutral_text.copy_(F.normalize(data.features.mean(0), dim=0))
 
     # -- the authors' checkpoints ----------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ class WorDepthTiny(WorDepth):
             self.neutral_text.copy_(F.normalize(known.text_mean, dim=0))
             self.provenance["encoder"] = f"encoder of {start}"
         if text_features is not None:
-            self.captions = CaptionBank(read_caption_features(text_features))
+            self.captions = CaptionBank(read_caption_features(text_features, self.config.text_features))
 
 
 def _fitted(grid: Tensor, size: torch.Size) -> Tensor:

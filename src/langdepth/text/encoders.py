@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from langdepth.text.scenes import CAPTION_SCENES, SCENE_TO_CAPTION_SCENE, SCENES
 
 PADDING, UNKNOWN = 0, 1
 KEPT_SENTENCES = 1000  # whose features are not computed again
+PACKAGED = "tiny"  # whose weights, part of the package, hold an encoder
 
 
 class CaptionFeatures(NamedTuple):
@@ -33,8 +34,11 @@ class CaptionFeatures(NamedTuple):
     counts: Tensor
 
 
-def read_caption_features(path: str | Path) -> CaptionFeatures:
-    """Read an ``.npz`` with arrays caption (N,), feature (N, D) and train_count (N,). Raises LangdepthError."""
+def read_caption_features(path: str | Path, width: int | None = None) -> CaptionFeatures:
+    """Read an ``.npz`` with arrays caption (N,), feature (N, D) and train_count (N,).
+
+    Raises LangdepthError for a file that is none, UsageError where D is not the ``width`` that is asked for.
+    """
     needed = "needed are the arrays caption (N,), feature (N, D) and train_count (N,)"
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -48,6 +52,8 @@ def read_caption_features(path: str | Path) -> CaptionFeatures:
         raise LangdepthError(f"{path}: {shapes} do not belong together; {needed}")
     if not bool(torch.isfinite(features).all()):
         raise LangdepthError(f"{path}: some features are not finite")
+    if width not in (None, features.shape[1]):
+        raise UsageError(f"{path}: features have {features.shape[1]} numbers, the system takes {width}")
     return CaptionFeatures(captions, F.normalize(features, dim=-1), counts)
 
 
@@ -206,3 +212,17 @@ def distil(
         float(F.cosine_similarity(output, target).mean()),
         float(F.cosine_similarity(output - mean, target - mean).mean()),
     )
+
+
+def distilled_encoder(data: CaptionFeatures) -> tuple[SentenceEncoder, DistillationReport]:
+    """An encoder that knows all words of the captions, fitted to their features, see ``distil``."""
+    vocabulary = sorted({word for caption in data.captions for word in words_of(caption)})
+    encoder = SentenceEncoder(vocabulary, data.features.shape[1])
+    return encoder, distil(encoder, data)
+
+
+def packaged_encoder() -> SentenceEncoder:
+    """The encoder in the weights that come with the package, for systems whose weights hold none."""
+    from langdepth.checkpoint import load
+
+    return cast(SentenceEncoder, load(PACKAGED).get_submodule("sentences"))
