@@ -1,4 +1,4 @@
-"""BatchNorm, ReLU and sum as part of convolutions."""
+"""Norms, activations and sums as part of convolutions and linear layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from langdepth.backbones.clip import ClipImageTower
 from langdepth.backbones.efficientnet_lite import EfficientNetLite
 from langdepth.parts import folding
-from langdepth.parts.folding import conv_norm_relu, fingerprint, folded
+from langdepth.parts.folding import InferenceLinear, conv_norm_relu, fingerprint, folded
 
 
 def disturbed(module: nn.Module) -> nn.Module:
@@ -61,7 +61,7 @@ def test_sum_and_relu_are_the_same_inside_and_outside_the_convolution(layout: to
 def test_gradients_autocast_and_export_take_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
     conv, norm, x, _ = fusable()
     fused: list[Tensor] = []
-    monkeypatch.setattr(folding, "_onednn_fuses", lambda: True)
+    monkeypatch.setattr(folding, "_onednn_fuses", lambda dtype: True)
     monkeypatch.setattr(folding, "_fused", lambda conv, x, shortcut: fused.append(x) or x)
 
     class Block(nn.Module):
@@ -81,12 +81,64 @@ def test_gradients_autocast_and_export_take_the_plain_way(monkeypatch: pytest.Mo
     assert len(fused) == 1
 
 
-def test_a_torch_without_the_operators_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("operator", ["_fused", "_fused_linear"])
+def test_a_torch_without_the_operators_is_noticed(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> Tensor:
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr(folding, "_fused", missing)
-    assert folding._onednn_fuses.__wrapped__() is False
+    monkeypatch.setattr(folding, operator, missing)
+    folding._onednn_fuses.cache_clear()
+    assert not folding._onednn_fuses(torch.float32)
+    folding._onednn_fuses.cache_clear()
+
+
+def layers(activation: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 12), activation, nn.Linear(12, 4, bias=False), nn.LayerNorm(4)).eval()
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(), nn.GELU("tanh"), nn.SiLU()])
+def test_an_activation_is_the_same_inside_and_outside_a_linear_layer(activation: nn.Module) -> None:
+    net = layers(activation)
+    twin = folded(net)
+    assert isinstance(twin[1], type(activation) if isinstance(activation, nn.SiLU) else nn.Identity)
+    assert twin[0].weight is net[0].weight
+    assert twin.state_dict().keys() == net.state_dict().keys()
+    x = torch.randn(2, 5, 3, 6)
+    for context in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with context():
+            for inputs in (x, x.transpose(1, 2), x[:0]):
+                torch.testing.assert_close(twin(inputs), net(inputs), rtol=1e-5, atol=1e-5)
+            with torch.autocast("cpu", torch.bfloat16):
+                torch.testing.assert_close(twin(x).float(), net(x).float(), rtol=0.05, atol=0.05)
+    exported = torch.export.export(twin, (x,)).module()
+    torch.testing.assert_close(exported(x), net(x), rtol=1e-5, atol=1e-5)
+
+
+def test_an_activation_is_only_taken_from_modules_that_run_in_order() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.activation = nn.Linear(6, 6), nn.Linear(6, 6), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.last(self.activation(self.first(x)))
+            return y
+
+    block, x = Block().eval(), torch.randn(3, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(block)(x), block(x), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_are_converted_once_for_autocast() -> None:
+    layer = InferenceLinear(nn.Linear(6, 12))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(2, 6)).dtype == torch.bfloat16
+        kept = layer._converted
+        layer(torch.randn(2, 6))
+    assert layer._converted is kept
+    with torch.inference_mode():
+        assert layer(torch.randn(2, 6)).dtype == torch.float32
 
 
 def test_other_tensors_are_shared() -> None:

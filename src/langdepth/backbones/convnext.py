@@ -9,6 +9,7 @@ import timm
 from torch import Tensor, nn
 
 from langdepth.errors import CheckpointError, UsageError
+from langdepth.parts.folding import InferenceLinear
 
 STRIDES = (4, 8, 16, 32)
 
@@ -45,13 +46,14 @@ class ConvNeXt(nn.Module):
             stage.grad_checkpointing = on
 
     def fold(self) -> None:
-        """Make the blocks' layer scales part of the linear layers before them; for prediction only."""
+        """Make the blocks' layer scales and activations part of the linear layers before them; for prediction only."""
         for block in (block for stage in self.stages for block in stage.blocks):  # type: ignore[attr-defined]
             last, scale = block.mlp.fc2, block.gamma.detach()
             weight = last.weight.detach() * scale.view(-1, *[1] * (last.weight.ndim - 1))
             last.weight = nn.Parameter(weight, requires_grad=False)
             last.bias = nn.Parameter(last.bias.detach() * scale, requires_grad=False)
             block.gamma = None
+            block.mlp.fc1, block.mlp.act = InferenceLinear(block.mlp.fc1, nn.GELU()), nn.Identity()
 
     def load_pretrained(self, source: str | None = None) -> str:
         """Weights that timm publishes under this name; returns a line naming the source.

@@ -9,6 +9,7 @@ own LayerNorm; a learned absolute position table may be added. Tensors have the 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
@@ -166,7 +167,8 @@ class Block(nn.Module):
         self.attn = WindowAttention(width, heads, window)
         self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, 4 * width)
+        layers = {"fc1": nn.Linear(width, 4 * width), "act": nn.GELU(), "fc2": nn.Linear(4 * width, width)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attend(self.norm1(x)))
@@ -213,19 +215,6 @@ class WindowAttention(nn.Module):
         attended = F.scaled_dot_product_attention(query, key, value, bias)
         attended = attended.transpose(1, 2).reshape(batch, count * tokens, channels)
         output: Tensor = self.proj(attended.index_select(1, windows.place))
-        return output
-
-
-class Mlp(nn.Module):
-    """Two linear layers with GELU between."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.fc2(F.gelu(self.fc1(x)))
         return output
 
 
