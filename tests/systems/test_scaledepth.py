@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from langdepth import checkpoint, cli, registry
 from langdepth.convert import convert
@@ -47,7 +48,7 @@ def as_trained(system: Any) -> Any:
     if system.scenes:
         system.scene_table.copy_(nn.functional.normalize(torch.randn(system.scene_table.shape), dim=-1))
         system.scene_counts.fill_(3)
-        system.scene_log_depths.copy_(torch.linspace(0.5, 3, len(system.scenes)))
+        system.scene_log_sums.copy_(3 * torch.linspace(0.5, 3, len(system.scenes)))
     return system
 
 
@@ -79,10 +80,11 @@ class TestScaleDepth(ScaleDepthTester):
     def test_a_named_scene_moves_the_scale_half_of_the_way(self, system: Any) -> None:
         image = self.pictures(system)
         plain = system(image)
-        read = plain.scene_probs @ system.scene_log_depths
+        log_depths = system.scene_log_sums / 3
+        read = plain.scene_probs @ log_depths
         for scene in ("printer_room", "outdoor scene"):
             named = system(image, scene=[scene] * 2)
-            usual = system.scene_log_depths[0 if scene == "printer_room" else 27]
+            usual = log_depths[0 if scene == "printer_room" else 27]
             torch.testing.assert_close(named.scale.log(), plain.scale.log() + (usual - read) / 2)
             assert ((named.depth > plain.depth) == (usual > read)[:, None, None, None]).all()
             assert torch.equal(named.relative, plain.relative)
@@ -92,10 +94,8 @@ class TestScaleDepth(ScaleDepthTester):
     def test_a_scene_that_training_never_saw_is_refused(self, system: Any) -> None:
         image = self.pictures(system)
         system.scene_counts[6:] = 0
-        before = system.scene_log_depths.clone()
-        system.scene_log_depths[6:] = 1e9  # of scenes never seen nothing counts
+        system.scene_log_sums[6:] = 1e9  # of scenes never seen nothing counts
         assert system(image, scene=["study", "bathroom"]).depth.max() < 1e3
-        system.scene_log_depths.copy_(before)
         with pytest.raises(UsageError, match=r"without pictures of the scene 'kitchen'.*they know printer_room, bath"):
             system(image, scene=["study", "kitchen"])
         system.scene_counts.zero_()
@@ -142,7 +142,7 @@ class TestScaleDepth(ScaleDepthTester):
 
     def test_the_usual_depth_of_scenes_is_remembered_in_training(self, system: Any) -> None:
         system.scene_counts.zero_()
-        system.scene_log_depths.zero_()
+        system.scene_log_sums.zero_()
         batch = self.batch(system, known=0.5, scenes=(6, 6, -1, 27))
         batch.mask[3] = False
         system.eval().loss(batch)
@@ -152,8 +152,19 @@ class TestScaleDepth(ScaleDepthTester):
         medians = [d[m].median().log() for d, m in zip(batch.depth, batch.mask, strict=True) if m.any()]
         assert system.scene_counts.nonzero().tolist() == [[6]]
         assert system.scene_counts[6] == 4
-        torch.testing.assert_close(system.scene_log_depths[6], (medians[0] + medians[1]) / 2)
-        assert not system.scene_log_depths[27]
+        torch.testing.assert_close(system.scene_log_sums[6], 2 * (medians[0] + medians[1]))
+        assert not system.scene_log_sums[27]
+
+    def test_a_moving_average_knows_the_usual_depth_of_scenes_seen_late(self, system: Any) -> None:
+        early, late = self.batch(system, scenes=(6,) * 4), self.batch(system, scenes=(9,) * 4)
+        system.scene_counts.zero_()
+        system.scene_log_sums.zero_()
+        average = AveragedModel(system, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+        for batch in (early, early, late):
+            system.train().loss(batch)
+            average.update_parameters(system)
+        means = [(s.scene_log_sums / s.scene_counts)[[6, 9]] for s in (system, average.module)]
+        torch.testing.assert_close(means[1], means[0])
 
     def test_options_of_the_losses(self, system: Any) -> None:
         batch, config = self.batch(system, known=1.0), system.config

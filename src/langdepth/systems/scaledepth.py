@@ -143,7 +143,7 @@ class ScaleDepth(System):
     config: ScaleDepthConfig
     scene_table: Tensor
     scene_counts: Tensor
-    scene_log_depths: Tensor
+    scene_log_sums: Tensor
 
     def __init__(self, config: ScaleDepthConfig) -> None:
         multiple = 1 if config.area is None else SMALLEST
@@ -161,9 +161,10 @@ class ScaleDepth(System):
         self.scale = nn.Linear(width, 1)
         nn.init.constant_(self.scale.bias, config.scale_bias)
         self.register_buffer("scene_table", torch.zeros(config.scenes, width))
-        # Of the training pictures of each scene: how many, and the mean of their log median depth.
+        # Of the training pictures of each scene: how many, and the sum of their log median depths. A moving average
+        # weights both alike, so their ratio stays a mean.
         self.register_buffer("scene_counts", torch.zeros(config.scenes))
-        self.register_buffer("scene_log_depths", torch.zeros(config.scenes))
+        self.register_buffer("scene_log_sums", torch.zeros(config.scenes))
         self.pixel_decoder.gradient_checkpointing = config.gradient_checkpointing
         self.query_decoder.gradient_checkpointing = config.gradient_checkpointing
         if isinstance(self.encoder, ConvNeXt):
@@ -258,8 +259,9 @@ class ScaleDepth(System):
                 f"these weights were trained without pictures of the scene '{unseen[0]}' and do not know its depth; "
                 f"they know {', '.join(known_scenes) or 'that of no scene'}"
             )
-        read = similarity.masked_fill(~seen, -torch.inf).softmax(-1) @ self.scene_log_depths
-        return torch.exp(self.config.scene_share * (self.scene_log_depths[named] - read))
+        usual = self.scene_log_sums / self.scene_counts.where(seen, 1.0)
+        read = similarity.masked_fill(~seen, -torch.inf).softmax(-1) @ usual
+        return torch.exp(self.config.scene_share * (usual[named] - read))
 
     def load_foundation(self, clip_weights: str | Path | None = None, prompts: Mapping[str, Any] | None = None) -> None:
         """Fill in the scene table and, where it starts from CLIP, the encoder from CLIP weights.
@@ -374,15 +376,13 @@ class ScaleDepth(System):
 
     @torch.no_grad()
     def _remember_depths(self, batch: Batch) -> None:
-        """Take the pictures' median depths into the means of their scenes."""
+        """Count the pictures' median depths for their scenes."""
         label = self._labels(batch)
         median = torch.where(batch.mask, batch.depth, torch.nan).flatten(1).nanmedian(1).values
         known = (label >= 0) & median.isfinite()
         label, logs = label.clamp_min(0), torch.where(known, median, 1.0).log()
-        added = torch.zeros_like(self.scene_counts).index_add_(0, label, known.to(self.scene_counts))
-        sums = torch.zeros_like(self.scene_counts).index_add_(0, label, logs.to(self.scene_counts))
-        self.scene_counts += added
-        self.scene_log_depths += (sums - added * self.scene_log_depths) / self.scene_counts.clamp_min(1)
+        self.scene_counts.index_add_(0, label, known.to(self.scene_counts))
+        self.scene_log_sums.index_add_(0, label, logs.to(self.scene_log_sums))
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """As published: the encoder at a tenth of the rate, all with decay; elsewhere none on norms and queries."""
@@ -419,7 +419,7 @@ class ScaleDepth(System):
                 "another variant of ScaleDepth, or set the option scenes"
             )
         tensors, report = rename(state_dict, self.official_names(), self.state_dict())
-        for name in ("scene_counts", "scene_log_depths"):  # ours; the authors' programs keep no such numbers
+        for name in ("scene_counts", "scene_log_sums"):  # ours; the authors' programs keep no such numbers
             tensors[name] = torch.zeros_like(self.get_buffer(name))
         tensors.setdefault("scene_table", torch.zeros_like(self.scene_table[:0]))  # without scenes there is none
         report["missing"] = [key for key in report["missing"] if key not in tensors]
