@@ -189,8 +189,11 @@ class TestScaleDepth(ScaleDepthTester):
         plain = system.loss(batch)
         assert changed(scene_mean_over_all=True) == {"scene", "total"}
 
-    def test_gradient_checkpointing_changes_no_gradient(self, system: Any) -> None:
-        kept = registry.build(self.name, self.options | {"gradient_checkpointing": True})
+    @pytest.mark.parametrize("encoder", ["test_convnext", "swin-mini"])
+    def test_gradient_checkpointing_changes_no_gradient(self, encoder: str) -> None:
+        options = self.options | {"encoder": encoder}
+        system = as_trained(registry.build(self.name, options))
+        kept = registry.build(self.name, options | {"gradient_checkpointing": True})
         kept.load_state_dict(system.state_dict())
         batch, gradients = self.batch(system), []
         for one in (system, kept):

@@ -19,6 +19,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from langdepth.errors import CheckpointError
 
@@ -78,6 +79,12 @@ class Swin(nn.Module):
             output, x = layer(x)
             maps.append(self.get_submodule(f"norm{stage}")(output).permute(0, 3, 1, 2))
         return maps
+
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Keep only the blocks' inputs for the backward pass."""
+        for stage in self.layers.children():
+            assert isinstance(stage, Stage)
+            stage.gradient_checkpointing = on
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``tensors`` with the tables that depend on a size brought to this encoder's.
@@ -150,10 +157,12 @@ class Stage(nn.Module):
             for i, rate in enumerate(drops)
         )
         self.downsample = PatchMerging(width) if merge else None
+        self.gradient_checkpointing = False
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        again = self.gradient_checkpointing and self.training
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         return x, x if self.downsample is None else self.downsample(x)
 
 

@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from langdepth import losses
 from langdepth.backbones.convnext import ConvNeXt
 from langdepth.backbones.encoders import make_encoder, start_encoder
+from langdepth.backbones.swin import Swin
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.parts.pixel_decoder import PixelDecoder, PixelFeatures
 from langdepth.parts.query_decoder import QueryDecoder
@@ -101,7 +102,7 @@ class ScaleDepthConfig:
     scene_share: float = 0.5
     """How far a named scene moves the scale in logs, from what the picture is read as (0) to what it says (1)."""
     gradient_checkpointing: bool = False
-    """Training in less memory and more time: of the decoders and of a ConvNeXt only the layers' inputs are kept."""
+    """Training in less memory and more time: only the inputs of the layers of decoders, ConvNeXt and Swin are kept."""
     reference_exact: bool = False
     """The official code's numbers in training, its mistakes included."""
 
@@ -167,7 +168,7 @@ class ScaleDepth(System):
         self.register_buffer("scene_log_sums", torch.zeros(config.scenes))
         self.pixel_decoder.gradient_checkpointing = config.gradient_checkpointing
         self.query_decoder.gradient_checkpointing = config.gradient_checkpointing
-        if isinstance(self.encoder, ConvNeXt):
+        if isinstance(self.encoder, ConvNeXt | Swin):
             self.encoder.set_gradient_checkpointing(config.gradient_checkpointing)
 
     # -- depth -----------------------------------------------------------------------------------------------------
