@@ -301,6 +301,13 @@ def ibims_masks(height: int = HEIGHT, width: int = WIDTH) -> tuple[npt.NDArray[n
     return right, solid
 
 
+def ibims_edges(seed: int) -> npt.NDArray[np.uint8]:
+    """1 at a true edge: an upright line, and none in the second picture."""
+    edges = np.zeros((HEIGHT, WIDTH), np.uint8)
+    edges[:, 30 : 31 - seed] = 1
+    return edges
+
+
 def ibims_published(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A .mat file for each picture."""
     _ibims(root, monkeypatch)
@@ -308,7 +315,7 @@ def ibims_published(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     right, solid = ibims_masks()
     for i, name in enumerate(IBIMS):
         fields = {"rgb": ramp(WIDTH, HEIGHT, seed=i), "depth": depth(i).astype(float), "mask_invalid": right}
-        content = {"data": {**fields, "mask_transp": solid, "edges": np.zeros((HEIGHT, WIDTH), np.uint8)}}
+        content = {"data": {**fields, "mask_transp": solid, "edges": ibims_edges(i)}}
         scipy.io.savemat(root / "ibims1_core_mat" / f"{name}.mat", content, do_compression=True)
     return root
 
@@ -319,7 +326,8 @@ def ibims_raw(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for i, name in enumerate(IBIMS):
         save_picture(root / "rgb" / f"{name}.png", ramp(WIDTH, HEIGHT, seed=i))
         save_depth(root / "depth" / f"{name}.png", depth(i), 50 / 65535)
-        for kind, mask in zip(("mask_invalid", "mask_transp"), ibims_masks(), strict=True):
+        masks = (*ibims_masks(), ibims_edges(i))
+        for kind, mask in zip(("mask_invalid", "mask_transp", "edges"), masks, strict=True):
             save_picture(root / kind / f"{name}.png", mask * 255)
     return root
 

@@ -53,13 +53,15 @@ class Judged:
     """A batch under a protocol, cut to its frame, on the CPU.
 
     image (B, 3, H, W) in [0, 1]; prediction (B, 1, H, W) metres after flip, alignment and clamp; target (B, 1, H, W)
-    metres; valid (B, 1, H, W) bool, True where the protocol compares the two.
+    metres; valid (B, 1, H, W) bool, True where the protocol compares the two; edges (B, 1, H, W) bool, the true ones,
+    where the data set states them.
     """
 
     image: Tensor
     prediction: Tensor
     target: Tensor
     valid: Tensor
+    edges: Tensor | None = None
 
 
 def evaluate(
@@ -82,10 +84,11 @@ def evaluate(
 
     Its keys: system, dataset, split, images, skipped, protocol (name, hash and every switch), image_mean and pixel_mean
     (each with ``langdepth.metrics.METRICS`` and the protocol's ``extra_metrics``), by_scene (image means), by_depth
-    (pixel means in ``metrics.RANGES``), edges (``metrics.edge_scores``), seconds. Pictures that cannot be
-    read or have no pixel to judge are skipped with one line on stderr. The system gets the picture alone, neither text
-    nor scene, unless the data set was opened with captions: then it gets the ``text_features``, too. Finished
-    ``Predictions`` may stand in the place of a system; all of them must be there.
+    (pixel means in ``metrics.RANGES``), edges (``metrics.edge_scores``), boundaries (image means of ``boundary_errors``
+    where true edges are stated), seconds. Pictures that cannot be read or have no pixel to judge are skipped with one
+    line on stderr. The system gets the picture alone, neither text nor scene, unless the data set was opened with
+    captions: then it gets the ``text_features``, too. Finished ``Predictions`` may stand in the place of a system; all
+    of them must be there.
 
     ``split``, ``source`` and ``captions``: what the data set was opened with, for the report. ``limit``: judge the
     first pictures. ``out``: write the report there (JSON), and beside it ``<stem>_error_by_range.png`` and
@@ -210,7 +213,9 @@ def judge(system: System | Predictions, samples: list[Sample], protocol: Protoco
     else:
         reason = "depth is not above 0 everywhere; use a protocol with clamp_prediction"
         _require((prediction > 0) | ~valid, samples, reason)
-    return Judged(image=image, prediction=prediction, target=target, valid=valid)
+    stated = [sample.edges for sample in samples if sample.edges is not None]
+    edges = _stack(stated)[window] if len(stated) == len(samples) else None
+    return Judged(image=image, prediction=prediction, target=target, valid=valid, edges=edges)
 
 
 def _predict(system: System, samples: list[Sample], image: Tensor, protocol: Protocol, dtype: str) -> Tensor:

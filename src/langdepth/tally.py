@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, distributed
 
+from langdepth.boundaries import boundary_errors
 from langdepth.errors import LangdepthError
 from langdepth.metrics import (
     EDGE_RATIOS,
@@ -37,12 +38,13 @@ if TYPE_CHECKING:
 
 _MEDIAN_OF = 1 << 12  # evenly spaced pixels of a picture, enough for a point in a plot
 _NO_PIXELS = np.zeros(0, np.float32)
-_INDEX, _SCENE, _MEDIANS, _SUMS = 0, 1, slice(2, 4), 4  # columns of a record
+_INDEX, _SCENE, _MEDIANS, _BOUNDARIES, _SUMS = 0, 1, slice(2, 4), slice(4, 6), 6  # columns of a record
+_NO_EDGES = (math.nan, math.nan)
 
 
 class Tally:
-    """Records of judged pictures (index, scene, median prediction and truth, error sums of each depth range), the
-    histogram of errors by range and the counts of edges. Adding is cheap; all means are made in ``report``."""
+    """Records of judged pictures (index, scene, median prediction and truth, boundary errors, error sums of each depth
+    range), the histogram of errors by range and the counts of edges. Adding is cheap; ``report`` makes all means."""
 
     def __init__(self) -> None:
         self._records: list[npt.NDArray[np.float64]] = []
@@ -57,15 +59,21 @@ class Tally:
             pixels = np.flatnonzero(valid[place])
             p, t = (depth[place].reshape(-1).take(pixels) for depth in (prediction, target))
             self._errors += error_histogram(p, t)
-            self._record(index, sample.scene, p, t)
+            boundaries = _NO_EDGES
+            if judged.edges is not None:
+                boundaries = boundary_errors(prediction[place, 0], judged.edges[place, 0].numpy())
+            self._record(index, sample.scene, p, t, boundaries)
         return _means(np.stack(self._records[-len(samples) :]))["abs_rel"].tolist()
 
     def skip(self, index: int) -> None:
         """A picture that cannot be read."""
         self._record(index, -1, _NO_PIXELS, _NO_PIXELS)
 
-    def _record(self, index: int, scene: int, p: Values, t: Values) -> None:
-        self._records.append(np.concatenate([[index, scene, _median(p), _median(t)], range_sums(p, t).reshape(-1)]))
+    def _record(
+        self, index: int, scene: int, p: Values, t: Values, boundaries: tuple[float, float] = _NO_EDGES
+    ) -> None:
+        facts = [index, scene, _median(p), _median(t), *boundaries]
+        self._records.append(np.concatenate([facts, range_sums(p, t).reshape(-1)]))
 
     def gather(self, count: int) -> None:
         """Make this the tally of all processes of the group, which share ``count`` pictures.
@@ -97,7 +105,7 @@ class Tally:
         return error_quartiles(self._errors)
 
     def report(self, extra_metrics: Sequence[str] = ()) -> dict[str, Any]:
-        """images, skipped, image_mean, pixel_mean, by_scene, by_depth and edges of a report, ready for JSON."""
+        """images, skipped, image_mean, pixel_mean, by_scene, by_depth, edges and boundaries of a report, for JSON."""
         table, shown = self._table(), (*METRICS, *extra_metrics)
         ranges = torch.from_numpy(_sums(table).sum(0))
         return {
@@ -121,6 +129,7 @@ class Tally:
                 if sums[0] > 0
             ],
             "edges": edge_scores(self._edges),
+            "boundaries": _boundaries(table[:, _BOUNDARIES]),
         }
 
     def _table(self) -> npt.NDArray[np.float64]:
@@ -145,6 +154,14 @@ def _image_mean(table: npt.NDArray[np.float64], shown: Sequence[str]) -> dict[st
 
 def _numbers(metrics: dict[str, Tensor], shown: Sequence[str]) -> dict[str, float]:
     return {name: float(metrics[name]) for name in shown}
+
+
+def _boundaries(errors: npt.NDArray[np.float64]) -> dict[str, float] | None:
+    """Means over the pictures (N, 2) that have true edges."""
+    known = errors[~np.isnan(errors[:, 0])]
+    if not len(known):
+        return None
+    return {"images": len(known), **dict(zip(("accuracy", "completeness"), known.mean(0).tolist(), strict=True))}
 
 
 def _scene_name(scene: int) -> str:

@@ -61,7 +61,8 @@ class Sample:
     where depth is known; scene: index into ``text.scenes.SCENES`` or -1; text: a sentence about the picture or None;
     camera: intrinsics in pixels of ``image`` or None; path: where the picture came from.
 
-    text_features (D,): the feature of ``text``, norm 1, zeros where nothing is known about the picture.
+    text_features (D,): the feature of ``text``, norm 1, zeros where nothing is known about the picture. edges
+    (1, H, W) bool: the true depth edges, where a data set states them and the picture is to be judged.
 
     overlay (3, H, W): ``image`` with coloured masks drawn over it, for systems that look at one. source_image (3, H, W)
     in [0, 1]: another view of the scene; pose (3, 4): rotation and translation (metres) that take a point from the
@@ -83,6 +84,7 @@ class Sample:
     pose: Tensor | None = None
     intrinsics: Tensor | None = None
     mirrored: bool = False
+    edges: Tensor | None = None
 
 
 @dataclass(kw_only=True)

@@ -42,6 +42,7 @@ KEYS = [
     "by_scene",
     "by_depth",
     "edges",
+    "boundaries",
     "seconds",
 ]
 

@@ -8,12 +8,16 @@ import h5py
 import numpy as np
 import pytest
 
+from langdepth import protocols
 from langdepth.data import hypersim
 from langdepth.data.base import find_rows, open_dataset
+from langdepth.data.check import check_dataset
 from langdepth.errors import ImageError, LangdepthError
+from langdepth.evaluate import evaluate
 from langdepth.text.scenes import SCENES
 from tests import miniatures
-from tests.miniatures import MINIATURES, depth, ibims_masks
+from tests.helpers import FakeSystem, save_picture
+from tests.miniatures import MINIATURES, depth, ibims_edges, ibims_masks
 
 
 def test_sunrgbd_turns_bits_and_knows_focal_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +44,31 @@ def test_ibims_masks_leave_depth_out(kind: str, tmp_path: Path, monkeypatch: pyt
     assert [row.scene_run for row in dataset.rows] == ["bathroom_02", "corridor_01"]
     right, solid = ibims_masks()
     np.testing.assert_allclose(dataset[1].depth[0], depth(0) * right * solid, atol=0.00051)
+
+
+@pytest.mark.parametrize("kind", ["published", "raw"])
+def test_ibims_edges_are_judged(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = open_dataset("ibims1", MINIATURES["ibims1"][kind](tmp_path, monkeypatch))
+    assert dataset.stored(1).edges is None  # training has no use for them
+    for place, seed in ((1, 0), (0, 1)):
+        edges = dataset[place].edges
+        assert edges is not None
+        np.testing.assert_array_equal(edges[0].numpy(), ibims_edges(seed) > 0)
+    report = evaluate(FakeSystem(), dataset, protocols.get("ibims1"), progress=False)
+    # of two pictures one has a true edge; the smooth depth of a grey ramp has none
+    assert report["boundaries"] == {"images": 1, "accuracy": 10.0, "completeness": 10.0}
+
+
+def test_ibims_edges_of_another_size_or_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = miniatures.ibims_raw(tmp_path, monkeypatch)
+    dataset = open_dataset("ibims1", root)
+    save_picture(root / "edges" / "bathroom_02.png", np.zeros((40, 64), np.uint8))
+    (root / "edges" / "corridor_01.png").unlink()
+    with pytest.raises(ImageError, match=r"bathroom_02\.png: is 64x48, its edges are of shape \(40, 64\)"):
+        dataset[0]
+    with pytest.raises(ImageError, match=r"edges/corridor_01\.png: no such file"):
+        dataset[1]
+    assert len(check_dataset("ibims1", root).problems) == 2
 
 
 def test_ibims_damaged_and_without_its_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

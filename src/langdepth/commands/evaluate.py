@@ -162,6 +162,9 @@ def table(report: dict[str, Any]) -> str:
     ]
     for mean in ("image_mean", "pixel_mean"):
         lines.append(f"{mean:<10}" + "".join(f"{report[mean][name]:>10.4f}" for name in names))
+    if report["boundaries"] is not None:
+        accuracy, completeness = (report["boundaries"][kind] for kind in ("accuracy", "completeness"))
+        lines.append(f"depth boundary errors: accuracy {accuracy:.3f} px, completeness {completeness:.3f} px")
     return "\n".join(lines)
 
 

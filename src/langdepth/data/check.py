@@ -17,10 +17,11 @@ import numpy as np
 from langdepth.camera import Camera
 from langdepth.data.base import DatasetCard, find_rows, layout, wrong_unit
 from langdepth.data.prepare import INCOMPLETE, MANIFEST, read_manifest
-from langdepth.data.rows import NAMED, Row
+from langdepth.data.rows import NAMED, Row, true_edges
 from langdepth.data.sam import read_overlay
 from langdepth.errors import LangdepthError, UsageError, nearest
 from langdepth.io import file_sha256
+from langdepth.tables import columns
 
 SPLITS = ("train", "val", "test")
 
@@ -133,12 +134,6 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def columns(table: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table whose columns are as wide as they must be."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-
-
 def _counts(card: DatasetCard, rows: list[Row], split: str | None) -> list[str]:
     """Splits that are there, but not whole."""
     found = {name: sum(row.split == name for row in rows) for name in card.splits}
@@ -228,6 +223,7 @@ def _check_pair(row: Row, splits: Sequence[str]) -> Pair:
                 problems.append(str(error))
     try:
         depth = row.decoder.depth(row)
+        true_edges(row, depth.shape)
     except LangdepthError as error:
         return Pair(row=row, size=size, digest=digest, problems=(*problems, str(error)))
     if size is not None and depth.shape != size[::-1]:

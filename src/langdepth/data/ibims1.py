@@ -7,12 +7,13 @@ Layouts below the root, with the names of the pictures in imagelist.txt:
     rgb/NAME.png, masked_depth/NAME.png                             depth in millimetres, made by the user
 
 Depth is unknown where the scanner saw nothing and, in the published files, where a mask says that it is wrong or that
-the surface is transparent. The edges and planes of the published files are not read.
+the surface is transparent. The depth edges that people chose (in the .mat files, or edges/NAME.png) are what boundary
+errors are measured by. The planes of the published files are not read.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import read_list
-from langdepth.data.rows import FILES, Decoder, Metres, Pixels, Row
+from langdepth.data.rows import FILES, Decoder, Mask, Metres, Pixels, Row
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.io import decoding, read_image
 
@@ -74,6 +75,8 @@ def _published(base: Path, split: str) -> list[Row]:
 def _rows(
     base: Path, picture: str, depth: str, split: str, decoder: Decoder = FILES, scale: float = 0.001
 ) -> list[Row]:
+    if decoder.edges is None and (base / "edges").is_dir():
+        decoder = decoder._replace(edges=_drawn_edges)
     place = base / LIST if (base / LIST).is_file() or not (base.parent / LIST).is_file() else base.parent / LIST
     return [
         Row(
@@ -93,10 +96,16 @@ def _rows(
 
 def _content(path: Path) -> Any:
     """The fields of a published file."""
+    status = path.stat()
+    if status.st_size > _MAX_MAT_BYTES:
+        raise ImageError("is larger than a picture of this data set may be")
+    return _loaded(path, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)  # picture, depth and edges are asked for one after the other
+def _loaded(path: Path, changed: int) -> Any:
     from scipy.io import loadmat
 
-    if path.stat().st_size > _MAX_MAT_BYTES:
-        raise ImageError("is larger than a picture of this data set may be")
     return loadmat(path, variable_names=["data"], squeeze_me=True, struct_as_record=False)["data"]
 
 
@@ -112,16 +121,28 @@ def _depth(row: Row) -> Metres:
         return np.where(valid, data.depth, 0).astype(np.float32)
 
 
+def _edges(row: Row) -> Mask:
+    with decoding(str(row.path_depth)):
+        return np.asarray(_content(row.path_depth).edges) > 0
+
+
 def _raw_depth(row: Row) -> Metres:
     metres = FILES.depth(row)
     for name in ("mask_invalid", "mask_transp"):
-        path = row.path_depth.parents[1] / name / row.path_depth.name
-        mask = read_image(path).pixels[..., 0]
+        mask = _drawn(row, name)
         if mask.shape != metres.shape:
-            raise ImageError(f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, its depth has another size")
-        metres[mask == 0] = 0
+            raise ImageError(
+                f"{row.path_depth}: its {name} is {mask.shape[1]}x{mask.shape[0]}; both must have one size"
+            )
+        metres[~mask] = 0
     return metres
 
 
-PUBLISHED = Decoder(_picture, _depth)
+def _drawn(row: Row, name: str) -> Mask:
+    """A mask beside the depth maps, True where it is not black."""
+    return read_image(row.path_depth.parents[1] / name / row.path_depth.name).pixels[..., 0] > 0
+
+
+PUBLISHED = Decoder(_picture, _depth, _edges)
 RAW = Decoder(FILES.image, _raw_depth)
+_drawn_edges = partial(_drawn, name="edges")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 WithoutCaption = Literal["stop", "neutral"]
 Pixels = npt.NDArray[np.uint8]
 Metres = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
 NAMED = 5  # missing files named in a message
 
 
@@ -35,11 +36,12 @@ NAMED = 5  # missing files named in a message
 class Decoder(NamedTuple):
     """image(row): (H, W, 3) uint8. depth(row): (H, W) float32 metres; 0, NaN or negative where there is no value.
 
-    Both raise ImageError naming the file.
+    edges(row): (H, W), the true depth edges, for sets that state them. All raise ImageError naming the file.
     """
 
     image: Callable[[Row], Pixels]
     depth: Callable[[Row], Metres]
+    edges: Callable[[Row], Mask] | None = None
 
 
 def _picture(row: Row) -> Pixels:
@@ -152,6 +154,19 @@ def known_depth(row: Row) -> Metres:
     return metres
 
 
+def true_edges(row: Row, size: Sequence[int]) -> Mask | None:
+    """The true depth edges (H, W) of a row whose depth has this ``size``, None where the set states none.
+
+    Raises ImageError.
+    """
+    if row.decoder.edges is None:
+        return None
+    edges = row.decoder.edges(row)
+    if edges.shape != tuple(size):
+        raise ImageError(f"{row.path_depth}: is {size[1]}x{size[0]}, its edges are of shape {edges.shape}")
+    return edges
+
+
 # Files that a list names
 
 
@@ -230,8 +245,12 @@ class RowDataset:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self.stored(index)
-        return replace(sample, image=sample.image.float() / 255)
+        import torch
+
+        sample, row = self.stored(index), self.rows[index]
+        edges = true_edges(row, sample.depth.shape[1:])
+        known = None if edges is None else torch.from_numpy(edges)[None]
+        return replace(sample, image=sample.image.float() / 255, edges=known)
 
     def stored(self, index: int) -> Sample:
         """``self[index]``, its picture in bytes as it is stored: (3, H, W) uint8."""
