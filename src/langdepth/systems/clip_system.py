@@ -27,7 +27,7 @@ from langdepth.parts.word_bins import WordBins, WordDepth
 from langdepth.systems.base import System
 from langdepth.text.prompts import PromptSet, find_prompts
 from langdepth.text.scenes import scene_index
-from langdepth.types import InputSpec
+from langdepth.types import DepthOutput, InputSpec
 
 if TYPE_CHECKING:
     from langdepth.backbones.clip_weights import ClipWeights
@@ -256,6 +256,16 @@ def enlarge(depth: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     if depth.shape[-2:] == tuple(size):
         return depth
     return F.interpolate(depth, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+def words_output(probs: Tensor, centers: Tensor, size: tuple[int, int] | torch.Size) -> DepthOutput:
+    """Depth of ``size`` from the probabilities of words (B, K, h, w) and their distances ``centers`` (N, K), metres."""
+    probs = enlarge(probs, size)  # of which the enlarged depth is the expectation
+    return DepthOutput(
+        depth=(probs * centers[..., None, None]).sum(1, keepdim=True),
+        bin_centers=centers.expand(len(probs), -1),
+        bin_probs=probs,
+    )
 
 
 def rename(

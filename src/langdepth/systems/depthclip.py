@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from langdepth.parts.word_bins import WordDepth
-from langdepth.systems.clip_system import ClipSystem, enlarge
+from langdepth.systems.clip_system import ClipSystem, words_output
 from langdepth.types import DepthOutput
 
 
@@ -31,14 +30,4 @@ class DepthClip(ClipSystem):
     ) -> DepthOutput:
         matrix, centers = self.words(len(image), text, scene)
         found = self.word_bins(self.dense(image), matrix, centers)
-        return words_output(found, centers, image)
-
-
-def words_output(found: WordDepth, centers: Tensor, image: Tensor) -> DepthOutput:
-    """What words say about cells, enlarged to the size of the pictures; ``centers`` (N, K) are the words' distances."""
-    probs = enlarge(found.probs, image.shape[-2:])  # of which the enlarged depth is the expectation
-    return DepthOutput(
-        depth=(probs * centers[..., None, None]).sum(1, keepdim=True),
-        bin_centers=centers.expand(len(image), -1),
-        bin_probs=probs,
-    )
+        return words_output(found.probs, centers, image.shape[-2:])

@@ -26,8 +26,7 @@ from torch.nn import functional as F
 from langdepth import losses
 from langdepth.errors import UsageError
 from langdepth.systems.base import System
-from langdepth.systems.clip_system import ClipConfig, enlarge
-from langdepth.systems.depthclip import words_output
+from langdepth.systems.clip_system import ClipConfig, enlarge, words_output
 from langdepth.systems.learned_words import LearnedWords
 from langdepth.text.prompts import PromptSet
 from langdepth.text.scenes import SCENES, scene_index
@@ -143,7 +142,7 @@ class FewShotClip(LearnedWords):
             features = self.frozen_features(image)
             cells, shares = features["cells"], self.select(features["embedding"])
         bins = self.bins_of(shares)
-        output = words_output(self.word_bins(cells, matrix, bins), bins, image)
+        output = words_output(self.word_bins(cells, matrix, bins).probs, bins, image.shape[-2:])
         output.scene_probs = shares
         return output
 

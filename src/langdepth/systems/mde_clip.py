@@ -37,7 +37,7 @@ from langdepth import losses
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.parts.adaptive_bins import AdaptiveBins, WidthNorm
 from langdepth.parts.cross_attention import CrossAttention, split_multihead
-from langdepth.systems.clip_system import ClipConfig, ClipSystem, enlarge, rename
+from langdepth.systems.clip_system import ClipConfig, ClipSystem, enlarge, rename, words_output
 from langdepth.types import Batch, DepthOutput
 
 
@@ -185,7 +185,7 @@ class WordDecoder(nn.Module):
 
 
 class CrossAttentionClip(PyramidClip):
-    """What `mde-clip` and `mde-clip-unet` share. Subclasses set ``head`` and write ``forward``."""
+    """What `mde-clip` and `mde-clip-unet` share. Subclasses set ``head`` and write ``depth_of``."""
 
     HEAD: ClassVar[dict[str, str]]
     """The authors' names of the head's tensors -> ours."""
@@ -194,17 +194,19 @@ class CrossAttentionClip(PyramidClip):
         super().__init__(config)
         self.decoder = WordDecoder(self.channels, self.tower.embed_dim)
 
-    def decode(
+    def forward(
         self,
         image: Tensor,
-        text: list[str] | Tensor | None,
-        scene: list[str] | None,
-        features: dict[str, Tensor] | None,
-    ) -> Tensor:
-        """(B, 3, H, W) RGB in [0, 1] to the decoder's map (B, C_1 / 2, h / 2, w / 2)."""
+        text: list[str] | Tensor | None = None,
+        scene: list[str] | None = None,
+        features: dict[str, Tensor] | None = None,
+    ) -> DepthOutput:
         matrix, _ = self.words(len(image), text, scene)
-        decoded: Tensor = self.decoder(self.maps(image, features), matrix)
-        return decoded
+        return self.depth_of(self.decoder(self.maps(image, features), matrix))
+
+    def depth_of(self, decoded: Tensor) -> DepthOutput:
+        """What the head makes of the decoder's map (B, C_1 / 2, h / 2, w / 2)."""
+        raise NotImplementedError
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """silog, l1 and ssim, means over pictures; with bins their chamfer distance; "total", the weighted sum."""
@@ -287,14 +289,8 @@ class MdeClip(CrossAttentionClip):
             widths=config.widths,
         )
 
-    def forward(
-        self,
-        image: Tensor,
-        text: list[str] | Tensor | None = None,
-        scene: list[str] | None = None,
-        features: dict[str, Tensor] | None = None,
-    ) -> DepthOutput:
-        found = self.head(self.decode(image, text, scene, features))
+    def depth_of(self, decoded: Tensor) -> DepthOutput:
+        found = self.head(decoded)
         return DepthOutput(depth=found.depth, bin_centers=found.centers, bin_probs=found.probs)
 
     def convert_official(self, state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
@@ -329,14 +325,8 @@ class MdeClipUnet(CrossAttentionClip):
             nn.Conv2d(width // 2, 1, 3, padding=1),
         )
 
-    def forward(
-        self,
-        image: Tensor,
-        text: list[str] | Tensor | None = None,
-        scene: list[str] | None = None,
-        features: dict[str, Tensor] | None = None,
-    ) -> DepthOutput:
-        logit = self.head(self.decode(image, text, scene, features)).float()
+    def depth_of(self, decoded: Tensor) -> DepthOutput:
+        logit = self.head(decoded).float()
         return DepthOutput(depth=self.config.max_depth * logit.sigmoid())
 
 
@@ -374,12 +364,7 @@ class RefineClip(PyramidClip):
         *finer, x = self.similarities(image, matrix, features)
         for block, level in zip(self.blocks, reversed(finer), strict=True):
             x = block(torch.cat([enlarge(x, level.shape[-2:]), level], dim=1))
-        probs = enlarge(x.float().softmax(1), self.config.size or image.shape[-2:])
-        return DepthOutput(
-            depth=(probs * centers[..., None, None]).sum(1, keepdim=True),
-            bin_centers=centers.expand(len(image), -1),
-            bin_probs=probs,
-        )
+        return words_output(x.float().softmax(1), centers, self.config.size or image.shape[-2:])
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The silog loss of the whole batch, without its square root, as "total"."""

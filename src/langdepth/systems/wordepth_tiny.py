@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from langdepth.errors import UsageError
 from langdepth.parts.variational import Gaussian
+from langdepth.systems.clip_system import enlarge
 from langdepth.systems.wordepth import Seen, WorDepth, WorDepthConfig
 from langdepth.text.encoders import CaptionBank, read_caption_features
 from langdepth.types import Batch
@@ -64,7 +65,7 @@ class WorDepthTiny(WorDepth):
 
     def decode(self, latent: Tensor, seen: Seen | None) -> Tensor:
         """Latent (B, 48, H/16, W/16) to depth (B, 1, H, W), metres."""
-        return super().decode(latent + _fitted(self.place, latent.shape[-2:]), seen)
+        return super().decode(latent + enlarge(self.place, latent.shape[-2:]), seen)
 
     def image_step(self, seen: Seen, scenes: Gaussian, noise: Tensor) -> Tensor:
         """Depth (B, 1, H, W) of the scene that ``noise`` (B, 48, H/16, W/16) picks."""
@@ -80,7 +81,7 @@ class WorDepthTiny(WorDepth):
             return noise
         steps = noise.flatten(1)[:, : self.config.directions]  # normal numbers like any others
         drawn = self.noise_mean + torch.einsum("bk,kdhw->bdhw", steps, self.noise_directions)
-        return _fitted(drawn, noise.shape[-2:])
+        return enlarge(drawn, noise.shape[-2:])
 
     @torch.inference_mode()
     def learn_noise(self, batches: Iterable[Batch]) -> float:
@@ -136,8 +137,3 @@ class WorDepthTiny(WorDepth):
             self.provenance["encoder"] = f"encoder of {start}"
         if text_features is not None:
             self.captions = CaptionBank(read_caption_features(text_features, self.config.text_features))
-
-
-def _fitted(grid: Tensor, size: torch.Size) -> Tensor:
-    """A grid (B, D, h, w) at another size."""
-    return F.interpolate(grid, size=size, mode="bilinear", align_corners=True)
