@@ -90,6 +90,21 @@ def size(option: str, text: str | None) -> tuple[int, int] | None:
     return int(sides[0]), int(sides[1])
 
 
+def list_or_show(
+    noun: str, action: str, name: str | None, table: Callable[[], str], describe: Callable[[str], str], example: str
+) -> None:
+    """Print the table of all for the action "list", the description of one for "show". Raises UsageError."""
+    command = f"langdepth {noun}s show"
+    if action == "show":
+        if name is None:
+            raise UsageError(f"show: name the {noun}, for example: {command} {example}")
+        print(describe(name))
+    elif name is not None:
+        raise UsageError(f"list takes no name; to see one {noun}: {command} {name}")
+    else:
+        print(table())
+
+
 def _explain(message: str, function: Callable[..., Any], parser: Any, prog: str) -> str:
     """The parser's complaint in one line, in the words the user typed."""
     message = " ".join(message.split())

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from langdepth import protocols
-from langdepth.commands._parse import run
-from langdepth.errors import UsageError
+from langdepth.commands._parse import list_or_show, run
 from langdepth.protocols import PROTOCOLS, Protocol
+from langdepth.tables import columns
 
 EXAMPLE = "langdepth protocols\nlangdepth protocols show nyu-eigen"
 
@@ -51,14 +51,7 @@ def show_protocols(action: Literal["list", "show"] = "list", name: str | None = 
         action: List all protocols, or show one.
         name: The protocol to show.
     """
-    if action == "show":
-        if name is None:
-            raise UsageError("show: name the protocol, for example: langdepth protocols show nyu-eigen")
-        print(describe(protocols.get(name)))
-    elif name is not None:
-        raise UsageError(f"list takes no name; to see one protocol: langdepth protocols show {name}")
-    else:
-        print(table())
+    list_or_show("protocol", action, name, table, lambda known: describe(protocols.get(known)), example="nyu-eigen")
 
 
 def table() -> str:
@@ -70,8 +63,7 @@ def table() -> str:
         rows.append(
             (protocol.name, protocol.hash, protocol.frame, protocol.crop, metres, flip, clamp, protocol.alignment)
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(columns(rows))
 
 
 def describe(protocol: Protocol) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from langdepth import registry
-from langdepth.commands._parse import run
-from langdepth.errors import UsageError
+from langdepth.commands._parse import list_or_show, run
+from langdepth.tables import columns
 
 EXAMPLE = "langdepth systems\nlangdepth systems show tiny"
 LONGEST = 32  # lists with more entries are not printed in full
@@ -25,14 +25,7 @@ def systems(action: Literal["list", "show"] = "list", name: str | None = None) -
         action: List all systems, or show one.
         name: The system to show.
     """
-    if action == "show":
-        if name is None:
-            raise UsageError("show: name the system, for example: langdepth systems show tiny")
-        print(describe(name))
-    elif name is not None:
-        raise UsageError(f"list takes no name; to see one system: langdepth systems show {name}")
-    else:
-        print(table())
+    list_or_show("system", action, name, table, describe, example="tiny")
 
 
 def table() -> str:
@@ -41,10 +34,7 @@ def table() -> str:
     for system in registry.list_systems():
         entry = registry.entry(system)
         rows.append((system, _where(entry), entry.summary, entry.weights.licence if entry.weights else "-"))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
-    )
+    return "\n".join(columns(rows))
 
 
 def describe(name: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from langdepth.errors import LangdepthError, UsageError
+from langdepth.commands.data._progress import count_outcomes
+from langdepth.errors import UsageError
 
 
 def caption(
@@ -32,20 +33,12 @@ def caption(
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1.
         resume: Keep what the CSV holds and describe the other pictures.
     """
-    from tqdm import tqdm
-
     from langdepth.data.captioner import Captioner, write_captions
 
-    failed = done = 0
     outcomes = write_captions(
         directory, out, Captioner(model, device), pattern=pattern, batch_size=batch_size, resume=resume
     )
-    for outcome in tqdm(outcomes, unit="picture", disable=not sys.stderr.isatty(), leave=False):
-        if isinstance(outcome, LangdepthError):
-            failed += 1
-            tqdm.write(f"langdepth data caption: {outcome}", file=sys.stderr)
-        else:
-            done += 1
+    done, failed = count_outcomes(outcomes, "langdepth data caption", "picture")
     print(f"{done} captions written, {failed} pictures failed, results in {out}")
     return 1 if failed else 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from langdepth.errors import LangdepthError
+from langdepth.commands.data._progress import count_outcomes
 
 
 def sample(directory: str, *, count: int = 24, seed: int = 0, height: int = 240, width: int = 320) -> None:
@@ -48,17 +48,9 @@ def sam(
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1.
         resume: Skip photos whose overlay is there.
     """
-    from tqdm import tqdm
-
     from langdepth.data.sam import load_sam, write_overlays
 
-    failed = done = 0
     outcomes = write_overlays(directory, out, load_sam(weights, device), pattern=pattern, resume=resume)
-    for outcome in tqdm(outcomes, unit="photo", disable=not sys.stderr.isatty(), leave=False):
-        if isinstance(outcome, LangdepthError):
-            failed += 1
-            tqdm.write(f"langdepth data sam: {outcome}", file=sys.stderr)
-        else:
-            done += 1
+    done, failed = count_outcomes(outcomes, "langdepth data sam", "photo")
     print(f"{done} overlays written, {failed} photos failed, results in {out}")
     return 1 if failed else 0

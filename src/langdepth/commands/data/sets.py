@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from langdepth.commands.data._progress import progress_bar
 from langdepth.errors import LangdepthError, UsageError, nearest
+from langdepth.tables import columns
 
 
 def list_sets(name: str | None = None, *, root: Path | None = None) -> None:
@@ -19,7 +21,6 @@ def list_sets(name: str | None = None, *, root: Path | None = None) -> None:
             itself.
     """
     from langdepth.data.base import DATASETS, layout
-    from langdepth.data.check import columns
 
     if name is not None:
         for line in _card(name):
@@ -36,7 +37,6 @@ def list_sets(name: str | None = None, *, root: Path | None = None) -> None:
 
 def _card(name: str) -> list[str]:
     from langdepth.data.base import layout
-    from langdepth.data.check import columns
 
     card = layout(name).CARD
     low, high = card.depth_range
@@ -84,19 +84,10 @@ def prepare(name: str, *, source: Path, out: Path) -> int:
         source: The archive or file, or a folder with several.
         out: Folder to fill.
     """
-    from tqdm import tqdm
-
     from langdepth.data.base import find_rows
     from langdepth.data.prepare import prepare as run
 
-    with tqdm(unit="file", disable=not sys.stderr.isatty(), leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-            if bar.disable and total >= 1000 and 10 * done // total > 10 * (done - 1) // total:
-                print(f"{done} of {total} files", flush=True)
-
+    with progress_bar("file") as progress:
         work = run(name, source, out, progress)
     problems: list[LangdepthError] = []
     rows = find_rows(name, out, problems=problems)
@@ -159,18 +150,9 @@ def cache(
         frame: What is kept of a picture; "kb" is the KITTI benchmark's bottom 352 rows and middle 1216 columns.
         trust_unit: Take depth as it is, even where its unit looks wrong.
     """
-    from tqdm import tqdm
-
     from langdepth.data.frame_cache import write_cache
 
-    with tqdm(unit="pair", disable=not sys.stderr.isatty(), leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-            if bar.disable and total >= 1000 and 10 * done // total > 10 * (done - 1) // total:
-                print(f"{done} of {total} pairs", flush=True)
-
+    with progress_bar("pair") as progress:
         written = write_cache(name, root, out, split=split, frame=frame, trust_unit=trust_unit, progress=progress)
     for error in written.errors:
         print(f"left out: {error}")
