@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
 from langdepth import checkpoint, paper_numbers, protocols, registry
 from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.base import layout, open_dataset
@@ -26,15 +23,16 @@ from langdepth.data.rows import WithoutCaption
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluate import evaluate
 from langdepth.foreign import PREFIX, Predictions, ScaleKind, load_transformers
-from langdepth.io import atomic_path
-from langdepth.metrics import METRICS
+from langdepth.io import atomic_path, file_sha256
+from langdepth.metrics import EXTRA_METRICS, METRICS
 from langdepth.protocols import Alignment, Protocol
 from langdepth.report import write_json
+from langdepth.systems.base import System
+from langdepth.text.cache import add_tensors
 from langdepth.text.captions import INDEX
 
 if TYPE_CHECKING:
     from langdepth.data.base import DepthDataset
-    from langdepth.systems.base import System
 
 SHOWN = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")  # of the Markdown table; the others hold all
 
@@ -180,9 +178,7 @@ def fingerprint(system: System | Predictions) -> str:
     if isinstance(system, Predictions):
         return system.fingerprint()
     digest = hashlib.sha256(json.dumps([system.name, to_mapping(system.config)], default=str).encode())
-    for name, tensor in sorted(system.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    add_tensors(digest, system.state_dict())
     return digest.hexdigest()[:16]
 
 
@@ -200,22 +196,21 @@ def run_matrix(
     Returns the cells: system, data, protocol, hash, paper, source, and either ours (the report) or why it has none, one
     line. ``say`` gets a line per cell. The tables are written again after every system.
     """
-    datasets = [(data.open(None), data.open(data.captions) if data.captions else None) for data in matrix.data]
+    opened = [{words: data.open(words) for words in dict.fromkeys((None, data.captions))} for data in matrix.data]
     cells: list[dict[str, Any]] = []
     for row in matrix.rows():
-        # One system is in memory at a time, whatever the number of data sets
-        loaded = _loaded(row)
-        for data, (bare, captioned) in zip(matrix.data, datasets, strict=True):
+        loaded = _loaded(row)  # one system is in memory at a time, whatever the number of data sets
+        for data, datasets in zip(matrix.data, opened, strict=True):
             system = loaded or _predictions(row, data)
-            reads = captioned is not None and isinstance(system, nn.Module) and system.text_per_picture
+            captions = data.captions if isinstance(system, System) and system.text_per_picture else None
             for protocol in data.rules():
                 cell = Cell(
                     row=row,
                     data=data,
                     protocol=protocol,
                     system=system,
-                    dataset=captioned if captioned is not None and reads else bare,
-                    captions=data.captions if reads else None,
+                    dataset=datasets[captions],
+                    captions=captions,
                 )
                 facts = cell.facts()
                 cells.append(facts)
@@ -261,7 +256,7 @@ def _filled(cell: Cell, out: Path, *, device: str | None, dtype: str, batch_size
         "dtype": dtype,
     }
     if cell.captions is not None:
-        sentences = hashlib.sha256((cell.captions / INDEX).read_bytes()).hexdigest()[:16]
+        sentences = file_sha256(cell.captions / INDEX)[:16]
         identity["captions"] = [str(cell.captions), sentences, data.without_caption]
     path = out / f"{cell.file}.json"
     known = _read_cell(path)
@@ -316,7 +311,10 @@ def markdown(cells: Sequence[dict[str, Any]]) -> str:
     for data, protocol in dict.fromkeys((cell["data"], cell["protocol"]) for cell in cells):
         own = [cell for cell in cells if (cell["data"], cell["protocol"]) == (data, protocol)]
         lines += [f"## {_text(data)}, {protocol} ({own[0]['hash']})", ""]
-        lines += [f"| system | who | pictures | {' | '.join(SHOWN)} | note |", "|---|---|" + "---:|" * 7 + "---|"]
+        lines += [
+            f"| system | who | pictures | {' | '.join(SHOWN)} | note |",
+            "|---|---|" + "---:|" * (1 + len(SHOWN)) + "---|",
+        ]
         for cell in own:
             report = cell["ours"]
             values = {} if report is None else report["image_mean"]
@@ -341,7 +339,7 @@ def _text(text: str) -> str:
 
 
 def _csv_rows(cells: Sequence[dict[str, Any]]) -> Iterator[list[Any]]:
-    names = [*METRICS, "delta0.5", "abs_diff", "msle"]
+    names = (*METRICS, *EXTRA_METRICS)
     yield ["system", "data", "protocol", "hash", "who", "pictures", "skipped", *names, "note"]
     for cell in cells:
         start = [cell[key] for key in ("system", "data", "protocol", "hash")]

@@ -32,7 +32,7 @@ from langdepth.data.sampling import Draw, TrainingSet
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.io import atomic_path
 from langdepth.systems.base import System
-from langdepth.text.cache import cache_folder, content_key
+from langdepth.text.cache import add_tensors, cache_folder, content_key
 from langdepth.types import Batch
 
 _READERS = 4
@@ -48,9 +48,7 @@ def trunk_key(system: System) -> str:
         )
     trunk, options = frozen
     digest = sha256()
-    for name, tensor in sorted(trunk.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    add_tensors(digest, trunk.state_dict())
     # The class, because it chooses which of the trunk's maps it takes.
     kind = f"{type(system).__module__}.{type(system).__qualname__}"
     return content_key(__version__, kind, options, digest.hexdigest())

@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -37,6 +38,13 @@ def cache_folder() -> Path:
 def content_key(*content: Any) -> str:
     """The sha256 of plain data, as a name for what follows from it."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def add_tensors(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+    """Make names, kinds, shapes and numbers of tensors a part of what ``digest`` follows from."""
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def remembered(key: str, compute: Callable[[], Tensor]) -> Tensor:
