@@ -7,6 +7,7 @@ replaces through ``monkeypatch`` by what the small tree holds.
 
 from __future__ import annotations
 
+import json
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -20,13 +21,15 @@ import numpy.typing as npt
 import pytest
 import scipy.io
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
-from langdepth.data import diode, ibims1, kitti, nyu, sunrgbd
+from langdepth.data import ddad, diode, ibims1, kitti, nyu, sunrgbd
 from langdepth.data.frame_cache import write_cache
 from tests.helpers import ramp, save_picture, write_folder
 
 Builder = Callable[[Path, pytest.MonkeyPatch], Path]
 Metres = npt.NDArray[np.float32]
+Matrix = npt.NDArray[np.float64]
 HEIGHT, WIDTH = 48, 64
 
 
@@ -194,7 +197,7 @@ KITTI_TEST = (
 KITTI_SIZE = (60, 200)
 
 
-def _sparse(seed: int) -> Metres:
+def street(seed: int) -> Metres:
     """Depth of a street as a laser knows it."""
     known = np.random.default_rng(seed).random(KITTI_SIZE) < 0.2
     return np.where(known, depth(seed, 5.0, 40.0, *KITTI_SIZE), 0).astype(np.float32)
@@ -204,7 +207,7 @@ def _kitti_eigen(pictures: Path, truth: Callable[[str], Path], keys: Sequence[st
     for i, key in enumerate(keys):
         _, drive, *_, name = key.split("/")
         save_picture((pictures / key).with_suffix(suffix), ramp(*KITTI_SIZE[::-1], seed=len(drive) + i))
-        save_depth(truth(drive) / drive / "proj_depth/groundtruth/image_02" / name, _sparse(i), 1 / 256)
+        save_depth(truth(drive) / drive / "proj_depth/groundtruth/image_02" / name, street(i), 1 / 256)
 
 
 def kitti_raw(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -231,7 +234,7 @@ def kitti_selection(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for i, frame in enumerate(("0000000005", "0000000008")):
         name = f"2011_09_26_drive_0002_sync_{{}}_{frame}_image_02"
         save_picture(home / "image" / f"{name.format('image')}.png", ramp(*KITTI_SIZE[::-1], seed=i))
-        save_depth(home / "groundtruth_depth" / f"{name.format('groundtruth_depth')}.png", _sparse(i), 1 / 256)
+        save_depth(home / "groundtruth_depth" / f"{name.format('groundtruth_depth')}.png", street(i), 1 / 256)
         (home / "intrinsics").mkdir(exist_ok=True)
         numbers = (721.5 + i, 0, 596.5, 0, 721.5, 149.8, 0, 0, 1)
         (home / "intrinsics" / f"{name.format('image')}.txt").write_text(" ".join(map(str, numbers)) + "\n")
@@ -445,10 +448,78 @@ def vkitti2(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # DDAD, DIML
 
 
-def ddad(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+DGP_CAMERA = {"fx": 150.0, "fy": 155.0, "cx": 99.0, "cy": 30.5}
+_FORWARD = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # x right, y down, z forward to x forward, z up
+
+
+def _turn(degrees: float) -> Matrix:
+    """A rotation about the upright axis of the world."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+
+
+def _dgp_pose(rotation: Matrix, translation: Matrix) -> dict[str, dict[str, float]]:
+    quaternion = Rotation.from_matrix(rotation).as_quat()
+    return {
+        "rotation": dict(zip(("qx", "qy", "qz", "qw"), quaternion.tolist(), strict=True)),
+        "translation": dict(zip("xyz", translation.tolist(), strict=True)),
+    }
+
+
+def _dgp_sample(home: Path, seed: int) -> dict[str, Any]:
+    """A picture and the cloud of points that its depth comes from, measured from elsewhere; sensor -> datum."""
+    camera, here = _turn(20 + seed) @ _FORWARD, np.array([400.0 + seed, -260, 13.8])
+    laser, there = _turn(-70), np.array([398.0, -259, 12.5])
+    known = street(seed)
+    down, right = np.nonzero(known)
+    z = known[down, right].astype(np.float64)
+    rays = np.stack([(right - DGP_CAMERA["cx"]) / DGP_CAMERA["fx"], (down - DGP_CAMERA["cy"]) / DGP_CAMERA["fy"]])
+    seen = camera @ np.stack([*(rays * z), z]) + (here - there)[:, None]
+    picture, cloud = f"rgb/CAMERA_01/{seed:017d}.png", f"point_cloud/LIDAR/{seed:017d}.npz"
+    save_picture(home / picture, ramp(*KITTI_SIZE[::-1], seed=seed))
+    (home / cloud).parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(home / cloud, data=np.column_stack([np.ones(len(z)), (laser.T @ seen).T]).astype(np.float32))
+    size = dict(zip(("height", "width"), KITTI_SIZE, strict=True))
+    fields = {"point_format": ["INTENSITY", "X", "Y", "Z"], "pose": _dgp_pose(laser, there)}
+    return {
+        "LIDAR": {"point_cloud": {"filename": cloud, **fields}},
+        "CAMERA_01": {"image": {"filename": picture, **size, "pose": _dgp_pose(camera, here)}},
+        "CAMERA_05": {"image": {"filename": "rgb/CAMERA_05/not_downloaded.png", **size}},
+    }
+
+
+def ddad_published(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two scenes of two samples in the DGP format."""
+    stand_in(monkeypatch, ddad, {"train": 2, "val": 2})
+    for number in range(2):
+        home = root / f"00000{number}"
+        sensors = [_dgp_sample(home, 2 * number + i) for i in range(2)]
+        scene = {
+            "data": [
+                {"key": f"{name}{i}", "id": {"name": name, "index": "0"}, "datum": datum}
+                for i, sample in enumerate(sensors)
+                for name, datum in sample.items()
+            ],
+            "samples": [
+                {"calibration_key": "c0e1a6", "datum_keys": [f"{name}{i}" for name in sample]}
+                for i, sample in enumerate(sensors)
+            ],
+        }
+        none, origin = dict.fromkeys(DGP_CAMERA, 0.0), _dgp_pose(np.eye(3), np.zeros(3))
+        lenses = {"names": ["LIDAR", "CAMERA_01"], "intrinsics": [none, DGP_CAMERA], "extrinsics": [origin, origin]}
+        (home / "calibration").mkdir()
+        (home / "calibration" / "c0e1a6.json").write_text(json.dumps(lenses))
+        (home / "scene_a8dc5e.json").write_text(json.dumps(scene))
+    splits = {str(number): {"filenames": [f"00000{number}/scene_a8dc5e.json"]} for number in range(2)}
+    (root / "ddad.json").write_text(json.dumps({"metadata": {"name": "DDAD"}, "scene_splits": splits}))
+    return root
+
+
+def ddad_converted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Converted pictures of one camera."""
+    stand_in(monkeypatch, ddad, {"val": 2})
     pairs = [(f"00015{i}/rgb/CAMERA_01/1.png", f"00015{i}/depth/CAMERA_01/1.png") for i in range(2)]
-    return _listed(root, "camera01.txt", pairs, [_sparse(0), _sparse(1)], 1 / 256)
+    return _listed(root, "camera01.txt", pairs, [street(0), street(1)], 1 / 256)
 
 
 def diml_listed(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -468,7 +539,7 @@ def diml_published(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # Data set -> layout -> builder. The first layout of a data set is the one that is trained on.
 MINIATURES: dict[str, dict[str, Builder]] = {
     "cache": {"frames": cached},
-    "ddad": {"converted": ddad},
+    "ddad": {"published": ddad_published, "converted": ddad_converted},
     "diml-outdoor": {"published": diml_published, "listed": diml_listed},
     "diode-indoor": {"published": diode_indoor, "converted": diode_indoor_converted},
     "diode-outdoor": {"published": diode_outdoor, "converted": diode_outdoor_converted},

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from langdepth import protocols
-from langdepth.data import hypersim
+from langdepth.data import ddad, hypersim
 from langdepth.data.base import find_rows, open_dataset
 from langdepth.data.check import check_dataset
+from langdepth.data.rows import Row
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.evaluate import evaluate
 from langdepth.text.scenes import SCENES
@@ -110,6 +111,129 @@ def test_hypersim_distance_becomes_depth(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / hypersim.SPLIT_FILE).unlink()
     with pytest.raises(LangdepthError, match="the split list is missing"):
         find_rows("hypersim", tmp_path, "test")
+
+
+LENSES = {  # three of the table's scenes: the usual lens, a shifted one, one that is shifted and tilted
+    "ai_001_001": (0.57735028861, 0, 0, 0, 0.43301271646, 0, 0, 0, -1),
+    "ai_003_010": (0.58503007355, 0, 0.20242039722, 0, 0.43877255516, -0.05, 0, 0, -1.01330177821),
+    "ai_001_010": (0.57960725142, 0, -0.06955286861, 0, 0.43468653346, 0.09273312506, 0, 0.00405412698, -1.0039091738),
+}
+
+
+def test_hypersim_lenses_of_each_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = miniatures.hypersim_official(tmp_path, monkeypatch)
+    usual = [open_dataset("hypersim", root, split)[0] for split in ("train", "val", "test")]
+    header = ["scene_name", *(f"M_cam_from_uv_{i}{j}" for i in range(3) for j in range(3))]
+    lines = [",".join(map(str, (scene, *values))) for scene, values in LENSES.items()]
+    (root / hypersim.CAMERA_FILE).write_text("\n".join([",".join(header), *lines]) + "\n")
+    for split, scene, plain in zip(("train", "val", "test"), LENSES, usual, strict=True):
+        dataset = open_dataset("hypersim", root, split)
+        with h5py.File(dataset.rows[0].path_depth) as file:
+            distance = file["dataset"][()].astype(np.float64)
+        rows, columns = np.mgrid[:48, :64]
+        place = np.stack([(columns - 31.5) / 32, (23.5 - rows) / 24, np.ones((48, 64))])  # u, v, 1
+        rays = np.einsum("ij,jhw->ihw", np.reshape(LENSES[scene], (3, 3)), place)
+        expected = np.nan_to_num(distance * -rays[2] / np.linalg.norm(rays, axis=0))
+        np.testing.assert_allclose(dataset[0].depth[0], expected, rtol=1e-5)
+        assert np.allclose(plain.depth[0], expected, rtol=1e-4) == (split == "train")
+    cameras = [open_dataset("hypersim", root, split).rows[0].intrinsics for split in ("train", "val", "test")]
+    assert cameras[0] == pytest.approx((886.81, 886.81, 511.5, 383.5), abs=0.01)
+    assert cameras[2] is None
+    # the pixel on the axis of the shifted lens, and one a focal length to its right, seen through the matrix
+    assert cameras[1] is not None
+    fx, _, cx, cy = cameras[1]
+    lens = np.reshape(LENSES["ai_003_010"], (3, 3))
+    for right, expected_x in ((0.0, 0.0), (fx, 1.0)):
+        ray = lens @ [(2 * (cx + right) + 1) / 1024 - 1, 1 - (2 * cy + 1) / 768, 1]
+        assert ray / -ray[2] == pytest.approx([expected_x, 0, -1])
+
+
+def test_hypersim_tables_that_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = miniatures.hypersim_official(tmp_path, monkeypatch)
+    (root / hypersim.CAMERA_FILE).write_text("scene_name,M_cam_from_uv_00\nai_001_010,0.5\n")
+    with pytest.raises(LangdepthError, match=r"metadata_camera_parameters\.csv: not readable as the table of cameras"):
+        find_rows("hypersim", root)
+    (root / hypersim.CAMERA_FILE).unlink()
+    table = root / hypersim.SPLIT_FILE
+    table.write_text(table.read_text().replace("ai_001_010,cam_00", "../ai_001_010,cam_00"))
+    with pytest.raises(LangdepthError, match=r"'\.\./ai_001_010/images/scene_cam_00' does not lie inside the data set"):
+        find_rows("hypersim", root, "test")
+
+
+def test_ddad_points_are_moved_into_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = open_dataset("ddad", miniatures.ddad_published(tmp_path, monkeypatch), "val")
+    assert [row.key for row in dataset.rows] == [f"000001/rgb/CAMERA_01/{i:017d}.png" for i in (2, 3)]
+    assert dataset.rows[0].intrinsics == tuple(miniatures.DGP_CAMERA.values())
+    for i in range(2):
+        np.testing.assert_allclose(dataset[i].depth[0], miniatures.street(2 + i), rtol=1e-5)
+
+
+def test_ddad_keeps_the_nearest_point_and_only_those_in_front(tmp_path: Path) -> None:
+    path = tmp_path / "cloud.npz"
+    points = [
+        (0, 0, 8),  # on the axis: pixel (3, 2)
+        (0, 0, 5),  # nearer, on the same pixel
+        (0, 0, 9),
+        (0, 0, -2),  # behind the camera
+        (0.8, 0, 2),  # 1.6 pixels further right, so 2
+        (-30, 0, 2),  # outside
+        (np.nan, 0, 2),
+    ]
+    np.savez(path, data=np.array(points))
+    row = Row(key="a", path_rgb=path, path_depth=path)
+
+    def seen(motion: np.ndarray) -> np.ndarray:
+        return ddad._projected(row, [0, 1, 2], motion, (4.0, 4.0, 3.0, 2.0), (4, 6))
+
+    expected = np.zeros((4, 6))
+    expected[2, 3], expected[2, 5] = 5, 2
+    motion = np.eye(3, 4)
+    np.testing.assert_array_equal(seen(motion), expected)
+    motion[1, 3] = -2.5  # the camera stands lower: all points are 2.5 m further up
+    expected = np.zeros((4, 6))
+    expected[0, 3], expected[1, 3] = 5, 8
+    np.testing.assert_array_equal(seen(motion)[:, 3], expected[:, 3])
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("ddad.json", "000001/scene", "../000001/scene", r"ddad\.json: '\.\./000001/scene_\w+\.json' does not lie"),
+        ("ddad.json", "scene_splits", "splits", r"ddad\.json: is not understood .* \(KeyError: 'scene_splits'\)"),
+        ("ddad.json", "000001/scene", "000007/scene", r"000007/scene_a8dc5e\.json: is missing"),
+        ("000001/scene_a8dc5e.json", "rgb/CAMERA_01", "../../x", r"\.json: '000001/\.\./\.\./x/.*' does not lie"),
+        ("000001/scene_a8dc5e.json", "c0e1a6", "../../key", r"'calibration/\.\./\.\./key\.json' does not lie inside"),
+        ("000001/scene_a8dc5e.json", '["LIDAR0"', '["LIDAR9"', r"scene_a8dc5e\.json: .* \(KeyError: 'LIDAR9'\)"),
+        ("000001/scene_a8dc5e.json", '"qw"', '"w"', r"scene_a8dc5e\.json: is not understood .* \(KeyError: 'qw'\)"),
+        ("000001/scene_a8dc5e.json", "{", "", r"scene_a8dc5e\.json: is not understood .*JSONDecodeError"),
+        ("000001/calibration/c0e1a6.json", "CAMERA_01", "CAMERA_05", r"c0e1a6\.json: is not understood"),
+    ],
+)  # fmt: skip
+def test_ddad_files_that_are_wrong(
+    file: str, old: str, new: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = miniatures.ddad_published(tmp_path, monkeypatch)
+    content = (root / file).read_text()
+    (root / file).write_text(content.replace(old, new) if new else content[1:])
+    with pytest.raises(LangdepthError, match=message):
+        find_rows("ddad", root, "val")
+
+
+def test_ddad_clouds_that_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = open_dataset("ddad", miniatures.ddad_published(tmp_path, monkeypatch), "val")
+    path = dataset.rows[0].path_depth
+    np.savez(path, data=np.ones((4, 2, 2)))
+    with pytest.raises(ImageError, match=r"2\.npz: a cloud is \(points, columns\), found shape \(4, 2, 2\)"):
+        dataset[0]
+    np.savez(path, data=np.array([{"x": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ImageError, match=r"2\.npz: damaged or truncated \(Object arrays cannot be loaded"):
+        dataset[0]
+    monkeypatch.setattr(ddad, "_MAX_CLOUD_BYTES", 100)
+    with pytest.raises(ImageError, match="more than a cloud of points needs"):
+        dataset[1]
+    path.write_bytes(b"PK")
+    with pytest.raises(ImageError, match=r"2\.npz: damaged or truncated"):
+        dataset[0]
 
 
 def test_vkitti2_trains_on_what_its_list_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,19 +7,25 @@ Layouts below the root:
     hypersim_list2.txt: lines "PICTURE DEPTH" below the root        test, depth as PNG
 
 The list has the first word where both are there. In the HDF5 files is the distance from the camera's centre; read
-here, it is depth along the optical axis.
+here, it is depth along the camera's z axis. For that the direction of each pixel's ray must be known. Many scenes have
+one and the same lens, others have it shifted or tilted, as metadata_camera_parameters.csv says (beside the split list).
+Where that file is missing, or has no line for a scene, the usual lens is taken.
 """
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from langdepth.data.base import DatasetCard, first_layout
-from langdepth.data.lists import read_list
+from langdepth.data.lists import inside, read_list
 from langdepth.data.rows import FILES, Decoder, Metres, Row, read_hdf5
 from langdepth.errors import ImageError, LangdepthError
 
@@ -29,14 +35,15 @@ CARD = DatasetCard(
     unit="metres along the ray in HDF5, millimetres in 16-bit PNG",
     depth_scale=0.001,
     invalid="0, NaN",
-    intrinsics="fx = fy 886.81, cx 511.5, cy 383.5 (a few scenes have shifted lenses, which this leaves out)",
+    intrinsics="fx = fy 886.81, cx 511.5, cy 383.5, or as metadata_camera_parameters.csv says; none of tilted lenses",
     depth_range=(0.1, 80.0),
     median_range=(0.5, 40.0),
     scenes="none",
     licence="CC BY-SA 3.0",
     where="https://github.com/apple/ml-hypersim",
     layouts=(
-        "metadata_images_split_scene_v1.csv and ai_V_N/images/scene_CAM_{final_preview,geometry_hdf5}",
+        "metadata_images_split_scene_v1.csv (and metadata_camera_parameters.csv) and "
+        "ai_V_N/images/scene_CAM_{final_preview,geometry_hdf5}",
         "hypersim_list2.txt (picture, depth)",
     ),
     splits={"train": None, "val": None, "test": None},
@@ -44,9 +51,14 @@ CARD = DatasetCard(
     protocol="hypersim",
 )
 LIST = "hypersim_list2.txt"
-SPLIT_FILE = "metadata_images_split_scene_v1.csv"
+SPLIT_FILE, CAMERA_FILE = "metadata_images_split_scene_v1.csv", "metadata_camera_parameters.csv"
 FOCAL, SIZE = 886.81, (768, 1024)
 _COLUMNS = ("scene_name", "camera_name", "frame_id", "included_in_public_release", "split_partition_name")
+# From (u, v, 1), u to the right and v up across the picture from -1 to 1, to a ray's x, y and z; z points backwards
+USUAL = np.diag([SIZE[1] / 2 / FOCAL, SIZE[0] / 2 / FOCAL, -1.0])
+_UPRIGHT = 1e-6  # what a lens may be off and still count as not tilted
+
+Lens = npt.NDArray[np.float64]
 
 
 def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
@@ -57,56 +69,87 @@ def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | 
 def _converted(root: Path, split: str) -> list[Row]:
     if split != "test" or not (root / LIST).is_file():
         return []
-    return [_row(root, picture, depth, split) for picture, depth, *_ in sorted(read_list(root / LIST, 2))]
+    lenses = _lenses(root)
+    return [_row(root, picture, depth, split, lenses) for picture, depth, *_ in sorted(read_list(root / LIST, 2))]
 
 
 def _official(root: Path, split: str) -> list[Row]:
-    places = (root / SPLIT_FILE, root / "evermotion_dataset" / "analysis" / SPLIT_FILE)
-    file = next((place for place in places if place.is_file()), None)
+    file = _table(root, SPLIT_FILE)
     if file is None:
         if next(root.glob("ai_*/images/*_geometry_hdf5"), None):
-            raise LangdepthError(f"{places[0]}: the split list is missing")
+            raise LangdepthError(f"{root / SPLIT_FILE}: the split list is missing")
         return []
-    found = []
-    try:
-        with file.open(newline="", encoding="utf-8") as stream:
-            for line in csv.DictReader(stream):
-                scene, camera, number, released, partition = (line[column] for column in _COLUMNS)
-                if partition == split and released == "True":
-                    images, frame = f"{scene}/images/scene_{camera}", f"frame.{int(number):04d}"
-                    picture = f"{images}_final_preview/{frame}.tonemap.jpg"
-                    depth = f"{images}_geometry_hdf5/{frame}.depth_meters.hdf5"
-                    found.append(_row(root, picture, depth, split, ALONG_RAY))
-    except (csv.Error, KeyError, ValueError, OSError) as error:
-        raise LangdepthError(f"{file}: not readable as the split list ({error})") from None
+    lenses, found = _lenses(root), []
+    with _readable(file, "the split list"), file.open(newline="", encoding="utf-8") as stream:
+        for line in csv.DictReader(stream):
+            scene, camera, number, released, partition = (line[column] for column in _COLUMNS)
+            if partition == split and released == "True":
+                images, frame = inside(f"{scene}/images/scene_{camera}", str(file)), f"frame.{int(number):04d}"
+                picture = f"{images}_final_preview/{frame}.tonemap.jpg"
+                depth = f"{images}_geometry_hdf5/{frame}.depth_meters.hdf5"
+                row = _row(root, picture, depth, split, lenses)
+                along_ray = Decoder(FILES.image, partial(_depth, lens=lenses.get(scene, USUAL)))
+                found.append(replace(row, decoder=along_ray))
     return sorted(found, key=lambda row: row.key)
 
 
-def _row(root: Path, picture: str, depth: str, split: str, decoder: Decoder = FILES) -> Row:
+def _table(root: Path, name: str) -> Path | None:
+    places = (root / name, root / "evermotion_dataset" / "analysis" / name)
+    return next((place for place in places if place.is_file()), None)
+
+
+@contextmanager
+def _readable(file: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (csv.Error, KeyError, ValueError, OSError) as error:
+        raise LangdepthError(f"{file}: not readable as {what} ({error})") from None
+
+
+def _lenses(root: Path) -> dict[str, Lens]:
+    """Scene -> its lens, as ``USUAL``; empty where the table is not there."""
+    file = _table(root, CAMERA_FILE)
+    if file is None:
+        return {}
+    with _readable(file, "the table of cameras"), file.open(newline="", encoding="utf-8") as stream:
+        return {
+            line["scene_name"]: np.array([[float(line[f"M_cam_from_uv_{i}{j}"]) for j in range(3)] for i in range(3)])
+            for line in csv.DictReader(stream)
+        }
+
+
+def _row(root: Path, picture: str, depth: str, split: str, lenses: dict[str, Lens]) -> Row:
+    scene = picture.split("/")[0]
     return Row(
         key=picture,
         path_rgb=root / picture,
         path_depth=root / depth,
         depth_scale=0.001,
-        decoder=decoder,
         source="hypersim",
-        scene_run=picture.split("/")[0],
+        scene_run=scene,
         split=split,
         size=SIZE,
-        intrinsics=(FOCAL, FOCAL, (SIZE[1] - 1) / 2, (SIZE[0] - 1) / 2),
+        intrinsics=_intrinsics(lenses.get(scene, USUAL)),
     )
 
 
-def _depth(row: Row) -> Metres:
+def _intrinsics(lens: Lens) -> tuple[float, float, float, float] | None:
+    """fx, fy, cx, cy, or None for a tilted lens, which is no pinhole camera that looks along its z axis."""
+    across, upwards, backwards = np.diag(lens)
+    if np.abs(lens[[0, 1, 2, 2], [1, 0, 0, 1]]).max() > _UPRIGHT:
+        return None
+    height, width = SIZE
+    centre = (width * (1 - lens[0, 2] / across) - 1) / 2, (height * (1 + lens[1, 2] / upwards) - 1) / 2
+    return -backwards * width / 2 / across, -backwards * height / 2 / upwards, *centre
+
+
+def _depth(row: Row, lens: Lens) -> Metres:
     distance = read_hdf5(row.path_depth, ("dataset",)).astype(np.float32)
     if distance.ndim != 2:
         raise ImageError(f"{row.path_depth}: a depth map is (H, W), found shape {distance.shape}")
     height, width = distance.shape
-    focal = FOCAL * width / SIZE[1]
-    x = np.arange(width, dtype=np.float32) - (width - 1) / 2
-    y = np.arange(height, dtype=np.float32)[:, None] - (height - 1) / 2
-    depth: Metres = distance * (focal / np.sqrt(x**2 + y**2 + focal**2)).astype(np.float32)
+    u = (2 * np.arange(width, dtype=np.float32) + 1) / width - 1
+    v = 1 - (2 * np.arange(height, dtype=np.float32)[:, None] + 1) / height
+    x, y, z = (a * u + b * v + c for a, b, c in lens.tolist())
+    depth: Metres = distance * (-z / np.sqrt(x**2 + y**2 + z**2))
     return depth
-
-
-ALONG_RAY = Decoder(FILES.image, _depth)

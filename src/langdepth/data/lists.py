@@ -50,13 +50,17 @@ def read_list(path: Path, columns: int = 1) -> list[tuple[str, ...]]:
             continue
         if len(parts) < columns:
             raise LangdepthError(f"{path} line {number}: has {len(parts)} columns, {columns} are needed")
-        outside = next((part for part in parts if part.startswith("/") or ".." in part.split("/")), None)
-        if outside is not None:
-            raise LangdepthError(f"{path} line {number}: '{outside}' does not lie inside the data set")
-        rows.append(parts)
+        rows.append(tuple(inside(part, f"{path} line {number}") for part in parts))
     if not rows:
         raise LangdepthError(f"{path}: the split list is empty")
     return rows
+
+
+def inside(name: str, where: str) -> str:
+    """``name``, a path below the root of the data set. Raises LangdepthError, naming ``where``, if it leads outside."""
+    if name.startswith("/") or ".." in name.split("/"):
+        raise LangdepthError(f"{where}: '{name}' does not lie inside the data set")
+    return name
 
 
 def read_intrinsics(path: Path) -> tuple[float, float, float, float] | None:
