@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import csv
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +14,11 @@ from torch import Tensor, nn
 from langdepth import checkpoint, cli, registry
 from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.convert import convert
-from langdepth.data.sample import write_sample
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.recipe import read_recipe
 from langdepth.systems.base import System
 from langdepth.systems.mde_clip import MdeClip
-from langdepth.train import train
+from tests.systems.short_training import train_shortly
 from tests.systems.test_depthclip import WordsTester, with_words
 
 SMALL = {"architecture": "RN-small", "size": [64, 96]}
@@ -165,39 +162,14 @@ class TestRefineClip(PyramidTester):
 # Training
 
 
-@pytest.fixture
-def rooms(tmp_path: Path) -> Path:
-    return write_sample(tmp_path / "rooms", count=8, size=(64, 96))
-
-
 @pytest.mark.filterwarnings("ignore:.*RANDOM")
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_short_training_lowers_the_loss_and_its_file_predicts_the_same(
-    name: str, rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LANGDEPTH_CACHE", str(tmp_path / "cache"))
-    still = {"flip": 0.0, "zoom_probability": 0.0, "rotate_probability": 0.0, "colour_probability": 0.0}
-    recipe = {
-        "system": {"name": name, "options": OPTIONS[name], "prepare": {"clip_weights": "random"}},
-        "data": {"root": rooms, "batch_size": 3, "workers": 0, "aspects": [1.5], "augmentation": still},
-        "optim": {"lr": 1e-3, "schedule": "constant", "warm_up": 0.0},
-        "train": {"out": tmp_path / "run", "epochs": 4, "accelerator": "cpu", "log_every": 1, "previews": 0,
-                  "protocol": "mde-clip-reference", "validate_every": 4},
-    }  # fmt: skip
-    systems: list[Any] = []
-    original = checkpoint.save
-    monkeypatch.setattr(
-        "langdepth.train.save", lambda system, *a, **k: systems.append(system) or original(system, *a, **k)
-    )
-    out = train(read_recipe(recipe))
-    with (out / "metrics.csv").open(newline="") as file:
-        totals = [float(row["train/total"]) for row in csv.DictReader(file) if row.get("train/total")]
-    assert len(totals) == 8
-    assert sum(totals[-2:]) < sum(totals[:2])
-    trained, loaded = copy.deepcopy(systems[-1]).eval(), checkpoint.load(out / "last.safetensors")
-    image = torch.rand(2, 3, 64, 96)
-    with torch.no_grad():
-        assert torch.equal(loaded(image).depth, trained(image).depth)
+    section = {"name": name, "options": OPTIONS[name], "prepare": {"clip_weights": "random"}}
+    out, loaded = train_shortly(section, "mde-clip-reference", 1e-3, tmp_path, monkeypatch)
     start = checkpoint.load(out / "start.safetensors").state_dict()
     same = {key for key, value in loaded.state_dict().items() if torch.equal(value, start[key])}
     assert {key for key in start if key.startswith(("tower.", "word_bins."))} <= same

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import csv
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from langdepth import checkpoint, cli, registry
 from langdepth.convert import convert
-from langdepth.data.sample import write_sample
 from langdepth.errors import CheckpointError, UsageError
-from langdepth.recipe import read_recipe
 from langdepth.systems.base import System
 from langdepth.text.scenes import CAPTION_SCENES, SCENES
-from langdepth.train import train
+from tests.systems.short_training import train_shortly
 from tests.systems.tester import SystemTester
 
 NARROW = {
@@ -302,30 +298,9 @@ def test_no_weights_of_the_encoder_are_one_line(tmp_path: Path) -> None:
 def test_a_short_training_lowers_the_loss_and_its_file_predicts_the_same(
     captions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rooms = write_sample(tmp_path / "rooms", count=8, size=(64, 96))
-    still = {"flip": 0.0, "zoom_probability": 0.0, "rotate_probability": 0.0, "colour_probability": 0.0}
-    recipe = {
-        "system": {"name": "scaledepth-nk", "options": SMALL,
-                   "prepare": {"text_features": captions, "encoder_weights": "random"}},
-        "data": {"root": rooms, "batch_size": 3, "workers": 0, "aspects": [1.5], "augmentation": still},
-        "optim": {"lr": 2e-3, "schedule": "constant", "warm_up": 0.0},
-        "train": {"out": tmp_path / "run", "epochs": 4, "accelerator": "cpu", "log_every": 1, "previews": 0,
-                  "protocol": "scaledepth-nk-nyu-reference", "validate_every": 4},
-    }  # fmt: skip
-    systems: list[Any] = []
-    original = checkpoint.save
-    monkeypatch.setattr(
-        "langdepth.train.save", lambda system, *a, **k: systems.append(system) or original(system, *a, **k)
-    )
-    out = train(read_recipe(recipe))
-    with (out / "metrics.csv").open(newline="") as file:
-        totals = [float(row["train/total"]) for row in csv.DictReader(file) if row.get("train/total")]
-    assert len(totals) == 8
-    assert sum(totals[-2:]) < sum(totals[:2])
-    trained, loaded = copy.deepcopy(systems[-1]).eval(), checkpoint.load(out / "last.safetensors")
-    image = torch.rand(2, 3, 64, 96)
-    with torch.no_grad():
-        assert torch.equal(loaded(image).depth, trained(image).depth)
+    prepare = {"text_features": captions, "encoder_weights": "random"}
+    section = {"name": "scaledepth-nk", "options": SMALL, "prepare": prepare}
+    _, loaded = train_shortly(section, "scaledepth-nk-nyu-reference", 2e-3, tmp_path, monkeypatch)
     loaded.prepare_training()  # has its weights: nothing is fetched
 
 
