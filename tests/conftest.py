@@ -7,11 +7,25 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from langdepth import cli
 from langdepth.data.sample import write_sample
+from tests.helpers import Run
 
 # The same examples in every run, and no failures because a machine was busy.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run ``langdepth``; returns exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from langdepth.registry import Entry
 from langdepth.systems.base import System
 from langdepth.text.scenes import scene_index
 from langdepth.types import Batch, DepthOutput, InputSpec
+
+Run = Callable[..., tuple[int, str, str]]  # arguments to exit code, stdout, stderr
 
 
 @dataclass(frozen=True, kw_only=True)

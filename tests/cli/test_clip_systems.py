@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,13 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from langdepth import checkpoint, cli, registry
+from langdepth import checkpoint, registry
 from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.data.sample import write_sample
 from langdepth.systems.base import System
-from tests.helpers import ramp, save_picture
+from tests.helpers import Run, ramp, save_picture
 from tests.unit.test_clip_weights import LAYOUTS, write_openai, write_state_dict
 
-Run = Callable[..., tuple[int, str, str]]
 SMALL: dict[str, dict[str, Any]] = {
     "depthclip": {"architecture": "RN-small", "area": 64 * 96},
     "depthclip-vit": {"architecture": "ViT-small", "area": 64 * 96},
@@ -35,7 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> Run:
     """Run a command in an empty folder with a photo.png and small systems; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LANGDEPTH_CACHE", str(tmp_path / "cache"))
@@ -43,13 +41,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
         entry = registry.Entry(**{**vars(registry.entry(name)), "preset": preset})
         monkeypatch.setitem(registry.REGISTRY, name, entry)
     save_picture(tmp_path / "photo.png", ramp(96, 64))
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = cli.main(list(map(str, arguments)))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return command
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,8 @@ import pytest
 from PIL import Image
 
 from langdepth import cli
-from tests.helpers import FakeSystem, grey, save_picture
+from tests.helpers import FakeSystem, Run, grey, save_picture
 
-Run = Callable[..., tuple[int, str, str]]
 HEADER = "path_rgb,path_depth,source,split,depth_scale"
 
 
@@ -35,7 +33,7 @@ def write_index(*rows: str) -> None:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> Run:
     """Run the command in an empty folder with the fake system and four pictures; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: FakeSystem())
@@ -44,9 +42,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
     )
 
     def call(*arguments: object, root: str = "data", out: str = "result.json") -> tuple[int, str, str]:
-        code = cli.main(["evaluate", "--root", root, "--out", out, "--device", "cpu", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return command("evaluate", "--root", root, "--out", out, "--device", "cpu", *arguments)
 
     return call
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from langdepth import cli, registry, viz
+from langdepth import registry, viz
 from langdepth.commands.imagine import file_names
 from langdepth.errors import UsageError
 from langdepth.imagination import imagine
 from langdepth.io import read_depth16
 from langdepth.systems.base import System
 from langdepth.systems.wordepth import WorDepth, WorDepthConfig
-from tests.helpers import FakeSystem
+from tests.helpers import FakeSystem, Run
 
-Run = Callable[..., tuple[int, str, str]]
 WORDS = ("a", "bedroom", "bed", "street", "with")
 
 
@@ -44,17 +43,11 @@ def small(**options: object) -> WorDepth:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> Run:
     """Run the command in an empty folder; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: small())
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = cli.main(["imagine", *map(str, arguments), "--device", "cpu"])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return partial(command, "imagine", "--device", "cpu")
 
 
 def test_words_to_files(run: Run) -> None:

@@ -8,7 +8,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +16,15 @@ import pytest
 
 from langdepth import cli
 from langdepth.io import read_depth16
-from tests.helpers import FakeSystem, grey, ramp, save_picture
-
-Run = Callable[..., tuple[int, str, str]]
+from tests.helpers import FakeSystem, Run, grey, ramp, save_picture
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> Run:
     """Run the command in an empty folder with the fake system; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: FakeSystem())
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = cli.main(["predict", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return partial(command, "predict")
 
 
 def files(folder: str = "depth") -> list[str]:

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ import yaml
 from PIL import Image
 
 from langdepth import cli, registry
-from tests.helpers import LEARNER, Learner, write_folder
+from tests.helpers import LEARNER, Learner, Run, write_folder
 
-Run = Callable[..., tuple[int, str, str]]
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -35,18 +33,14 @@ def write_recipe(path: Path, root: Path, **train: Any) -> Path:
 
 
 @pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sample_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sample_folder: Path, command: Run) -> Run:
     """Run the command in an empty folder with a recipe for the learner; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(registry.REGISTRY, LEARNER.name, LEARNER)
     write_recipe(tmp_path / "recipe.yaml", sample_folder)
 
     def call(*arguments: object, config: str = "recipe.yaml") -> tuple[int, str, str]:
-        code = cli.main(["train", "--config", config, *map(str, arguments)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return command("train", "--config", config, *arguments)
 
     return call
 

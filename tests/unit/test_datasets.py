@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from langdepth import cli, registry
+from langdepth import registry
 from langdepth.data import kitti, lists, nyu
 from langdepth.data.base import DATASETS, find_rows, layout, open_dataset
 from langdepth.errors import ImageError, LangdepthError, UsageError
@@ -26,23 +25,15 @@ from langdepth.text.scenes import SCENES
 from langdepth.train import train
 from langdepth.types import Sample
 from tests import miniatures
-from tests.helpers import LEARNER, FakeSystem, ramp, save_picture
+from tests.helpers import LEARNER, FakeSystem, Run, ramp, save_picture
 from tests.miniatures import MINIATURES, Builder, depth, each, save_depth
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, command: Run) -> Run:
     """Run a command line; returns exit code, stdout, stderr."""
     monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: FakeSystem())
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return command
 
 
 def judged_split(name: str, root: Path) -> str | None:

@@ -9,6 +9,7 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,28 +17,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from langdepth import cli
 from langdepth.data import prepare as module
 from langdepth.data.base import find_rows, open_dataset
 from langdepth.data.prepare import INCOMPLETE, MANIFEST, prepare, read_manifest
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.io import file_sha256
 from tests import miniatures
+from tests.helpers import Run
 from tests.miniatures import Builder, depth, each, tar_of, write_labelled, zip_of
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
+def run(command: Run) -> Run:
     """Run ``langdepth data``; returns exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = cli.main(["data", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return partial(command, "data")
 
 
 def files(root: Path) -> dict[str, bytes]:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from langdepth import cli
 from langdepth.data.base import find_rows, open_dataset
 from langdepth.data.frame_cache import DEPTHS, IMAGES, INDEX, PARTIAL, as_numbers, write_cache
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from tests import miniatures
+from tests.helpers import Run
 from tests.miniatures import MINIATURES, Builder, depth, each
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
+def run(command: Run) -> Run:
     """Run ``langdepth data``; returns exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = cli.main(["data", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return partial(command, "data")
 
 
 @pytest.mark.parametrize(("name", "build"), each())
