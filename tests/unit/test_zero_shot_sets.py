@@ -168,6 +168,22 @@ def test_ddad_points_are_moved_into_the_picture(tmp_path: Path, monkeypatch: pyt
         np.testing.assert_allclose(dataset[i].depth[0], miniatures.street(2 + i), rtol=1e-5)
 
 
+def test_ddad_poses_agree_with_the_extrinsics_of_a_published_scene() -> None:
+    """Numbers of the format's own test scene: what its sensors' poses say, its calibration says, too."""
+
+    def pose(qw: float, qx: float, qy: float, qz: float, *place: float) -> dict[str, dict[str, float]]:
+        rotation = {"qw": qw, "qx": qx, "qy": qy, "qz": qz}
+        return {"rotation": rotation, "translation": dict(zip("xyz", place, strict=True))}
+
+    laser = pose(0.2854539, -0.0045405, -0.0075921, 0.9583516, 400.859369, -259.611171, 12.499)
+    camera = pose(0.6131109, -0.6216371, -0.3486726, 0.3407193, 399.324935, -258.928477, 13.842218)
+    extrinsics = pose(0.5070133, -0.5062291, 0.4993248, -0.487180, 1.652009, 0.245043, 1.354847)
+    car = pose(1, 0, 0, 0, 0, 0, 0)
+    np.testing.assert_allclose(ddad._motion(laser, camera), ddad._motion(car, extrinsics), atol=1e-3)
+    ahead = ddad._motion(laser, camera) @ [20, 0, 1, 1]  # 20 m before the rear axle and 1 m above the ground
+    assert ahead == pytest.approx([0.74, 0.14, 18.34], abs=0.01)
+
+
 def test_ddad_keeps_the_nearest_point_and_only_those_in_front(tmp_path: Path) -> None:
     path = tmp_path / "cloud.npz"
     points = [
@@ -240,7 +256,10 @@ def test_vkitti2_trains_on_what_its_list_leaves(tmp_path: Path, monkeypatch: pyt
     root = miniatures.vkitti2(tmp_path, monkeypatch)
     scenes = {split: [row.scene_run for row in find_rows("vkitti2", root, split)] for split in ("train", "test")}
     assert scenes == {"train": ["Scene01/sunset", "Scene02/sunset"], "test": ["Scene06/sunset"]}
-    assert float(open_dataset("vkitti2", root, "test")[0].depth.max()) == pytest.approx(655.35)
+    street = open_dataset("vkitti2", root, "test")[0]
+    assert not street.mask[0, :4].any()  # the sky
+    assert float(street.depth.max()) == pytest.approx(60)
+    assert street.mask[0, 12:].all()
     (root / "test.txt").unlink()
     assert len(find_rows("vkitti2", root, "train")) == 3
     with pytest.raises(LangdepthError, match=r"test\.txt: the split list is missing"):

@@ -39,7 +39,7 @@ CARD = DatasetCard(
     where="https://www.asg.ed.tum.de/lmf/ibims1 (ibims1_core_mat.zip or ibims1_core_raw.zip)",
     layouts=(
         "imagelist.txt and ibims1_core_mat/NAME.mat",
-        "imagelist.txt and {rgb,depth,mask_invalid,mask_transp}/NAME.png",
+        "imagelist.txt and {rgb,depth,mask_invalid,mask_transp,edges}/NAME.png",
         "imagelist.txt and {rgb,masked_depth}/NAME.png",
     ),
     splits={"test": 100},

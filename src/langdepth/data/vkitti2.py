@@ -5,7 +5,8 @@ Layout below the root, as published:
     SceneNN/VARIATION/frames/rgb/Camera_0/rgb_N.jpg and frames/depth/Camera_0/depth_N.png
     test.txt: pictures as data/vkitti2.0/SceneNN/...        test; train is what it does not name
 
-Neighbouring frames of one drive are alike, so a list that divides drives leaves train and test similar.
+Neighbouring frames of one drive are alike, so a list that divides drives leaves train and test similar. The sky is
+stored as the largest number there is, 655.35 m, which is no distance of it: its depth is unknown.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import read_list
-from langdepth.data.rows import Row
+from langdepth.data.rows import FILES, Decoder, Metres, Row
 from langdepth.errors import LangdepthError
 from langdepth.text.scenes import SCENES
 
@@ -24,10 +25,10 @@ CARD = DatasetCard(
     title="Virtual KITTI 2",
     unit="centimetres in 16-bit PNG",
     depth_scale=0.01,
-    invalid="0; the sky has the largest value, 655.35 m",
+    invalid="0, and 655.35 m, the sky",
     intrinsics="fx = fy 725.0087, cx 620.5, cy 187",
-    depth_range=(0.01, 655.35),
-    median_range=(2.0, 656.0),
+    depth_range=(0.01, 655.34),
+    median_range=(2.0, 80.0),
     scenes="all outdoor_scene",
     licence="CC BY-NC-SA 3.0",
     where="https://europe.naverlabs.com/research/computer-vision/proxy-virtual-worlds-vkitti-2",
@@ -63,6 +64,7 @@ def _row(root: Path, key: str, split: str) -> Row:
         path_rgb=root / key,
         path_depth=root / depth,
         depth_scale=0.01,
+        decoder=WITHOUT_SKY,
         source="vkitti2",
         scene_run="/".join(key.split("/")[:2]),
         split=split,
@@ -70,3 +72,12 @@ def _row(root: Path, key: str, split: str) -> Row:
         size=(375, 1242),
         intrinsics=(725.0087, 725.0087, 620.5, 187.0),
     )
+
+
+def _depth(row: Row) -> Metres:
+    metres = FILES.depth(row)
+    metres[metres > CARD.depth_range[1] + row.depth_scale / 2] = 0
+    return metres
+
+
+WITHOUT_SKY = Decoder(FILES.image, _depth)
