@@ -221,6 +221,7 @@ def test_ddad_keeps_the_nearest_point_and_only_those_in_front(tmp_path: Path) ->
         ("000001/scene_a8dc5e.json", "c0e1a6", "../../key", r"'calibration/\.\./\.\./key\.json' does not lie inside"),
         ("000001/scene_a8dc5e.json", '["LIDAR0"', '["LIDAR9"', r"scene_a8dc5e\.json: .* \(KeyError: 'LIDAR9'\)"),
         ("000001/scene_a8dc5e.json", '"qw"', '"w"', r"scene_a8dc5e\.json: is not understood .* \(KeyError: 'qw'\)"),
+        ("000001/scene_a8dc5e.json", '"height": 60', '"height": 6000000', r"a picture of 200x6000000 pixels"),
         ("000001/scene_a8dc5e.json", "{", "", r"scene_a8dc5e\.json: is not understood .*JSONDecodeError"),
         ("000001/calibration/c0e1a6.json", "CAMERA_01", "CAMERA_05", r"c0e1a6\.json: is not understood"),
     ],

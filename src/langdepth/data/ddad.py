@@ -28,7 +28,7 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import inside, read_list
 from langdepth.data.rows import FILES, Decoder, Metres, Row
 from langdepth.errors import ImageError, LangdepthError, first_line
-from langdepth.io import decoding
+from langdepth.io import MAX_PIXELS, decoding
 
 CARD = DatasetCard(
     name="ddad",
@@ -114,6 +114,8 @@ def _scene(base: Path, name: str, split: str) -> Iterator[Row]:
             if calibration not in calibrations:
                 calibrations[calibration] = _intrinsics(file, calibration)
             size, intrinsics = (int(picture["height"]), int(picture["width"])), calibrations[calibration]
+            if not 0 < size[0] * size[1] <= MAX_PIXELS:
+                raise ValueError(f"a picture of {size[1]}x{size[0]} pixels")
             depth = partial(
                 _projected,
                 columns=[cloud["point_format"].index(axis) for axis in "XYZ"],
@@ -142,7 +144,7 @@ def _understood(file: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise LangdepthError(f"{file}: is missing") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         what = f"{type(error).__name__}: {first_line(error)}"
         raise LangdepthError(f"{file}: is not understood as a file of the DGP format ({what})") from None
 
