@@ -148,6 +148,12 @@ def save_picture(path: Path, pixels: npt.NDArray[np.uint8], **options: Any) -> P
     return path
 
 
+def logged(run: str | Path, column: str) -> list[float]:
+    """The numbers that a run folder's metrics.csv has in a column."""
+    with Path(run, "metrics.csv").open(newline="") as file:
+        return [float(row[column]) for row in csv.DictReader(file) if row.get(column)]
+
+
 def write_folder(root: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """An indexed folder with one picture and depth map in millimetres per row; returns ``root``.
 

@@ -18,7 +18,7 @@ from langdepth import checkpoint, registry
 from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.data.sample import write_sample
 from langdepth.systems.base import System
-from tests.helpers import Run, ramp, save_picture
+from tests.helpers import Run, logged, ramp, save_picture
 from tests.unit.test_clip_weights import LAYOUTS, write_openai, write_state_dict
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -209,12 +209,6 @@ def recipe(name: str, root: Path, **sections: Any) -> str:
     return f"{name}.yaml"
 
 
-def depth_losses(folder: str) -> list[float]:
-    """The depth loss of every logged step."""
-    with Path(folder, "metrics.csv").open(newline="") as file:
-        return [float(row["train/depth"]) for row in csv.DictReader(file) if row.get("train/depth")]
-
-
 VARIED = ("flip", "zoom_probability", "rotate", "colour_probability", "grey", "blur")
 RANDOM = {"prepare": {"clip_weights": "random"}}
 
@@ -233,7 +227,7 @@ def test_a_short_training(name: str, system: dict[str, Any], optim: dict[str, An
     config = recipe(name, rooms, system=system, optim=optim)
     code, _, err = run("train", "--config", config)
     assert code == 0, err
-    losses = depth_losses(f"runs/{name}")
+    losses = logged(f"runs/{name}", "train/depth")
     assert len(losses) == 3
     assert losses[2] < losses[1] < losses[0]
     best = f"runs/{name}/last.safetensors"

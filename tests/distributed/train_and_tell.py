@@ -21,5 +21,5 @@ def tell(trainer: Any, module: Any) -> None:
 
 if __name__ == "__main__":
     registry.REGISTRY[LEARNER.name] = LEARNER
-    Validation.teardown = lambda self, trainer, module, stage: tell(trainer, module)  # type: ignore[method-assign]
+    Validation.teardown = lambda self, trainer, pl_module, stage: tell(trainer, pl_module)  # type: ignore[method-assign]
     sys.exit(cli.main())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from langdepth.data.sample import write_sample
 from langdepth.recipe import read_recipe
 from langdepth.systems.base import System
 from langdepth.train import train
+from tests.helpers import logged
 
 
 def train_shortly(
@@ -41,8 +41,7 @@ def train_shortly(
 
     monkeypatch.setattr("langdepth.train.save", save)
     out = train(read_recipe(recipe))
-    with (out / "metrics.csv").open(newline="") as file:
-        totals = [float(row["train/total"]) for row in csv.DictReader(file) if row.get("train/total")]
+    totals = logged(out, "train/total")
     assert len(totals) == 8
     assert sum(totals[-2:]) < sum(totals[:2])
     trained, loaded = copy.deepcopy(saved[-1]).eval(), checkpoint.load(out / "last.safetensors")

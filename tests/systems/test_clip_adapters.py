@@ -29,7 +29,7 @@ class TestClipAdapter(WordsTester):
         assert {name.split(".")[0] for name in trained} == {"image_adapter", "text_adapter"}
 
     def test_frozen_clip_keeps_its_statistics_unless_the_quirk_is_asked_for(self, system: Any) -> None:
-        exact = registry.build(self.name, self.options | {"reference_exact": True})
+        exact: Any = registry.build(self.name, self.options | {"reference_exact": True})
         exact.load_state_dict(system.state_dict())
         for one, changes in ((system, False), (exact, True)):
             before = one.tower.state_dict()["bn1.running_mean"].clone()
@@ -72,7 +72,7 @@ class TwoStageTester(SystemTester):
             registry.build(self.name, self.options | {"size": [50, 96]})
 
     def test_the_refined_stage_asks_for_the_coarse_one(self, tmp_path: Path) -> None:
-        refined = registry.build(self.name, self.options | {"stage": "refined"})
+        refined: Any = registry.build(self.name, self.options | {"stage": "refined"})
         with pytest.raises(UsageError, match=r"system\.prepare\.coarse"):
             refined.prepare_training()
         first = registry.build(self.name, self.options | {"stage": "coarse"})
@@ -87,7 +87,7 @@ class TwoStageTester(SystemTester):
         refined.prepare_training()  # once it is there, nothing more is asked for
 
     def test_other_weights_are_no_coarse_stage(self, tmp_path: Path) -> None:
-        refined = registry.build(self.name, self.options | {"stage": "refined"})
+        refined: Any = registry.build(self.name, self.options | {"stage": "refined"})
         other = registry.build(self.name, self.options | {"stage": "coarse", "hidden": 8})
         with pytest.raises(CheckpointError, match="another size"):
             refined.prepare_training(coarse=str(other.save(tmp_path / "other.safetensors")))

@@ -36,7 +36,7 @@ class PyramidTester(WordsTester):
         assert "tower" not in trained
 
     def test_the_quirks_are_bundled(self, system: Any) -> None:
-        exact = registry.build(self.name, self.options | {"reference_exact": True})
+        exact: Any = registry.build(self.name, self.options | {"reference_exact": True})
         assert (exact.config.clip_bn, exact.config.clip_half) == ("train", True)
         assert (system.config.clip_bn, system.config.clip_half) == ("eval", False)
         exact.load_state_dict(system.state_dict())

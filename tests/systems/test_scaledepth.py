@@ -155,7 +155,7 @@ class TestScaleDepth(ScaleDepthTester):
         early, late = self.batch(system, scenes=(6,) * 4), self.batch(system, scenes=(9,) * 4)
         system.scene_counts.zero_()
         system.scene_log_sums.zero_()
-        average = AveragedModel(system, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+        average: Any = AveragedModel(system, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
         for batch in (early, early, late):
             system.train().loss(batch)
             average.update_parameters(system)

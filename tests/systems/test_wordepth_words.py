@@ -59,14 +59,15 @@ def test_clip_reads_the_text_of_a_loaded_system(clip: dict[str, torch.Tensor], t
         with pytest.warns(UserWarning, match="not known and left out of account: in, room"):
             assert not torch.equal(told, plain(image, SENTENCES).depth)
     assert set(with_clip.state_dict()) == set(plain.state_dict())
-    result = predict_pictures(with_clip, grey(0.5), text=SENTENCES[0])
+    result: Any = predict_pictures(with_clip, grey(0.5), text=SENTENCES[0])
     assert result.provenance["text"] == SENTENCES[0]
 
 
 def test_weights_without_an_encoder_borrow_that_of_the_package_and_say_so(tmp_path: Path) -> None:
     system = build()
     image = torch.rand(1, 3, 64, 64)
-    feature = checkpoint.load("tiny").sentences.encode(SENTENCES[:1])
+    tiny: Any = checkpoint.load("tiny")
+    feature = tiny.sentences.encode(SENTENCES[:1])
     names = set(system.state_dict())
     with torch.inference_mode():
         with pytest.warns(

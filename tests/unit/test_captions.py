@@ -119,6 +119,7 @@ def test_a_picture_without_caption_stops_or_is_neutral(tmp_path: Path) -> None:
         open_dataset("folder", root, captions=captions)
     batch = collate(list(open_dataset("folder", root, captions=captions, without_caption="neutral")))  # type: ignore[call-overload]
     assert batch.text == [KITCHEN, None]
+    assert batch.text_features is not None
     assert batch.text_features.norm(dim=1).tolist() == [pytest.approx(1, abs=1e-3), 0]
 
 

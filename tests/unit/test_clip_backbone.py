@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -91,7 +93,7 @@ def test_a_batch_equals_its_singles_in_either_memory_format(architecture: str) -
 
 @torch.no_grad()
 def test_resnet_value_is_attention_to_the_own_cell() -> None:
-    made = tower("RN-small")
+    made: Any = tower("RN-small")
     cells = made(picture(64, 96), "stage")
     pool = made.attnpool
     value = F.conv2d(cells, pool.v_proj.weight[..., None, None], pool.v_proj.bias)
@@ -106,7 +108,7 @@ def test_resnet_value_is_attention_to_the_own_cell() -> None:
 
 @torch.no_grad()
 def test_vit_value_is_the_last_block_with_attention_to_the_own_cell() -> None:
-    made = tower("ViT-small")
+    made: Any = tower("ViT-small")
     entered: list[Tensor] = []
     last = made.transformer.resblocks[-1]
     handle = last.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
@@ -145,7 +147,7 @@ def test_position_resize_changes_other_sizes_only() -> None:
 
 
 def test_batch_norm_stays_as_it_was_unless_told() -> None:
-    made = tower("RN-small")
+    made: Any = tower("RN-small")
     before = {name: value.clone() for name, value in made.named_buffers()}
     made.train()
     assert made.training
@@ -167,7 +169,7 @@ def test_batch_norm_stays_as_it_was_unless_told() -> None:
 )
 def test_gradients_reach_the_tower(architecture: str, mode: str, names: list[str]) -> None:
     made = tower(architecture)
-    made(picture(64, 96), mode).square().mean().backward()  # type: ignore[arg-type]
+    made(picture(64, 96), mode).square().mean().backward()
     for name in names:
         gradient = made.get_parameter(name).grad
         assert gradient is not None
@@ -237,5 +239,5 @@ def test_wrong_options_are_refused() -> None:
 )
 def test_wrong_input_is_refused(architecture: str, mode: str, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(UsageError) as refused:
-        tower(architecture)(torch.zeros(shape), mode)  # type: ignore[arg-type]
+        tower(architecture)(torch.zeros(shape), mode)
     assert message in str(refused.value)

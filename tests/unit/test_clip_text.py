@@ -93,7 +93,7 @@ def test_features_are_normalised_per_template_and_again(weights: ClipWeights) ->
     with torch.no_grad():
         tower = ClipTextTower.from_weights(weights)
         each = [F.normalize(tower(tokenize([t.format(word) for word in words])), dim=-1) for t in templates]
-    torch.testing.assert_close(features, F.normalize(sum(each) / 2, dim=-1))
+    torch.testing.assert_close(features, F.normalize((each[0] + each[1]) / 2, dim=-1))
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(3))
     torch.testing.assert_close(text_features(["This object is far"], weights), each[0][1:2])
 

@@ -66,7 +66,7 @@ def test_bins_fill_the_range_in_order_and_follow_the_picture(widths: Any) -> Non
 
 
 def test_widths_by_hand() -> None:
-    vit = MiniViT(8, 3, queries=1, patch=2).eval()
+    vit: Any = MiniViT(8, 3, queries=1, patch=2).eval()
     with torch.no_grad():
         vit.regressor[-1].weight.zero_()
         vit.regressor[-1].bias.copy_(torch.tensor([-1.0, 0.0, 0.7]))

@@ -77,7 +77,7 @@ def test_split_and_source_keep_the_matching_rows_in_order(tmp_path: Path) -> Non
         ({"split": "val", "source": "kitti"}, "no row has source 'kitti': known: nyu"),
     ],
 )
-def test_a_choice_that_keeps_nothing_names_the_nearest(tmp_path: Path, choice: dict[str, str], expected: str) -> None:
+def test_a_choice_that_keeps_nothing_names_the_nearest(tmp_path: Path, choice: dict[str, Any], expected: str) -> None:
     root = write_folder(tmp_path, [{"split": "train", "source": "kitti"}, {"split": "val", "source": "nyu"}])
     with pytest.raises(UsageError) as caught:
         open_dataset("folder", root, **choice)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -62,7 +64,12 @@ def test_gradients_autocast_and_export_take_the_plain_way(monkeypatch: pytest.Mo
     conv, norm, x, _ = fusable()
     fused: list[Tensor] = []
     monkeypatch.setattr(folding, "_onednn_fuses", lambda dtype: True)
-    monkeypatch.setattr(folding, "_fused", lambda conv, x, shortcut: fused.append(x) or x)
+
+    def fuse(conv: nn.Conv2d, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        fused.append(x)
+        return x
+
+    monkeypatch.setattr(folding, "_fused", fuse)
 
     class Block(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -149,7 +156,7 @@ def test_other_tensors_are_shared() -> None:
 
 
 def test_the_fingerprint_tells_every_change() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    net: Any = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     seen = {fingerprint(net)}
     with torch.no_grad():
         net[0].weight.add_(1)

@@ -15,7 +15,7 @@ from langdepth import protocols
 from langdepth.data.base import open_dataset
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluate import evaluate
-from langdepth.foreign import Foreign, Predictions, load_transformers
+from langdepth.foreign import Foreign, Predictions, ScaleKind, load_transformers
 from langdepth.matrix import load_system
 from tests.helpers import write_folder
 
@@ -25,7 +25,7 @@ FULL = protocols.get("full")
 class Shades:
     """4 m on the left, 8 m on the right, or their disparity after a scale and a shift."""
 
-    def __init__(self, scale_kind: str) -> None:
+    def __init__(self, scale_kind: ScaleKind) -> None:
         self.scale_kind = scale_kind
 
     def predict_depth(self, image: Tensor) -> Tensor:

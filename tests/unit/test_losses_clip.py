@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ def test_photometric_loss_wants_equal_pictures_only_with_the_corrected_sign() ->
 SETTINGS = AdapterLosses(symmetry=0.3, smoothness=0.01, bins=0.05, photometric=0.7)
 
 
-def views(count: int = 2) -> dict[str, Tensor]:
+def views(count: int = 2) -> dict[str, Any]:
     image = random(count, 3, 16, 24, seed=3)
     return {
         "depth": random(count, 1, 4, 6).requires_grad_(),

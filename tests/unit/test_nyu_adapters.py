@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,7 +136,7 @@ def stored(picture: NyuPicture) -> Sample:
     assert picture.dense_mm is not None
     depth = torch.from_numpy(picture.dense_mm.astype(np.float32) / 1000)[None]
     image = torch.from_numpy(picture.rgb).permute(2, 0, 1) / 255
-    facts = {"scene": 3, "text": "a room", "path": "a.jpg", "source": "nyu"}
+    facts: dict[str, Any] = {"scene": 3, "text": "a room", "path": "a.jpg", "source": "nyu"}
     return Sample(image=image, depth=depth, mask=depth > 0, overlay=image.flip(-1), **facts)
 
 

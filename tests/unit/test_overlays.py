@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ class Looker(FakeSystem):
     name = "looker"
     takes_overlay = True
 
-    def forward(  # type: ignore[override]  # as every system that takes an overlay
+    def forward(
         self,
         image: Tensor,
         text: list[str] | Tensor | None = None,
@@ -86,7 +87,8 @@ def test_it_moves_with_its_photo_and_keeps_its_colours(folder: Path) -> None:
     sample = open_dataset("folder", folder)[0]
     sample.overlay = sample.image.clone()
     colours = ("brightness", "contrast", "saturation", "hue", "colour_probability", "grey", "blur")
-    geometry = Augmentation(rotate_probability=1, zoom_probability=1, **dict.fromkeys(colours, 0.0))
+    off: dict[str, Any] = dict.fromkeys(colours, 0.0)
+    geometry = Augmentation(rotate_probability=1, zoom_probability=1, **off)
     coloured = Augmentation(rotate_probability=1, zoom_probability=1, colour_probability=1, erase=1.0)
     for seed in range(6):
         made = []

@@ -131,7 +131,7 @@ def _cross_attended(decoder: QueryDecoder, memories: list[Tensor], allowed: Tens
     """What the first layer's queries take from the first memory."""
     value = memories[0].flatten(2).transpose(1, 2) + decoder.levels[0]
     query = decoder.contents[None] + decoder.positions
-    attended: Tensor = decoder.layers[0].cross_attention(query, value, value, allowed)  # type: ignore[operator,union-attr]
+    attended: Tensor = decoder.layers[0].cross_attention(query, value, value, allowed)  # type: ignore[operator]
     return attended
 
 

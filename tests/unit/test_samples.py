@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,8 +33,8 @@ class Dreamer(FakeSystem):
 
 def test_mean_and_standard_deviation_of_the_samples() -> None:
     system, picture = Dreamer(), grey(0.5)
-    plain = system.predict(picture)
-    drawn = system.predict(picture, samples=5, spread=0.4, seed=3)
+    plain: Any = system.predict(picture)
+    drawn: Any = system.predict(picture, samples=5, spread=0.4, seed=3)
     factors = 1 + 0.4 * torch.rand(5, generator=torch.Generator().manual_seed(3)).numpy()
     np.testing.assert_allclose(drawn.depth, plain.depth * factors.mean(), rtol=1e-5)
     assert drawn.std is not None
@@ -44,17 +45,17 @@ def test_mean_and_standard_deviation_of_the_samples() -> None:
 
 def test_a_picture_gets_the_same_samples_in_any_company() -> None:
     system, pictures = Dreamer(), [grey(0.2), grey(0.5), grey(0.8, 96, 48)]
-    alone = [system.predict(picture, samples=3, text="words") for picture in pictures]
-    together = system.predict(pictures, samples=3, text=["words", "words", "words"], batch_size=3)
+    alone: list[Any] = [system.predict(picture, samples=3, text="words") for picture in pictures]
+    together: Any = system.predict(pictures, samples=3, text=["words", "words", "words"], batch_size=3)
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_array_equal(one.depth, other.depth)
         np.testing.assert_array_equal(one.std, other.std)
-    other_seed = system.predict(pictures[0], samples=3, text="words", seed=1)
+    other_seed: Any = system.predict(pictures[0], samples=3, text="words", seed=1)
     assert not np.array_equal(other_seed.depth, alone[0].depth)
 
 
 def test_npz_and_the_printed_line_hold_the_deviation(tmp_path: Path) -> None:
-    result = Dreamer().predict(grey(0.5), samples=4)
+    result: Any = Dreamer().predict(grey(0.5), samples=4)
     with np.load(write_result(result, tmp_path / "x.npz")) as file:
         np.testing.assert_array_equal(file["std"], result.std)
     line = command._line(command.Job("x.png", tmp_path / "x", {}), result)

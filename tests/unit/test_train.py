@@ -203,9 +203,13 @@ class TestResume:
     def test_continuing_needs_no_second_preparation(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         run(train__max_steps=2)
         monkeypatch.setattr(registry, "build", lambda *_: pytest.fail("the system was built anew"))
-        langdepth_load = checkpoint.load
         loaded: list[str] = []
-        monkeypatch.setattr(langdepth.train, "load", lambda name: loaded.append(name) or langdepth_load(name))
+
+        def load(name: str) -> System:
+            loaded.append(name)
+            return checkpoint.load(name)
+
+        monkeypatch.setattr(langdepth.train, "load", load)
         monkeypatch.setattr(checkpoint.registry, "build", lambda *_: Learner())
         folder = run(resume=True)
         assert loaded == [str(folder / "start.safetensors")]

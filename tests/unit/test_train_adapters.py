@@ -18,6 +18,7 @@ from langdepth.data.sample import write_sample
 from langdepth.errors import ImageError, UsageError
 from langdepth.recipe import read_recipe
 from langdepth.train import train
+from tests.helpers import logged
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -35,11 +36,6 @@ def recipe(name: str, root: Path, out: Path, *, options: dict[str, Any], **field
         section, field = key.split("__")
         content[section][field] = value
     return read_recipe(content)
-
-
-def losses(out: Path, name: str) -> list[float]:
-    with (out / "metrics.csv").open(newline="") as file:
-        return [float(row[f"train/{name}"]) for row in csv.DictReader(file) if row[f"train/{name}"]]
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +81,10 @@ def test_msa_sam_learns_and_predicts(rooms: Path, tmp_path: Path) -> None:
     data = {"data__pipeline": "standard", "data__augmentation": PLAIN, "data__batch_size": 2}
     fields = {"optim__lr": 0.02, "optim__milestones": [4], "train__epochs": 5, "train__validate_every": 5}
     out = train(recipe("msa-sam-nyu.yaml", rooms, tmp_path / "run", options={"area": 64 * 64}, **data, **fields))
-    found = losses(out, "depth")
+    found = logged(out, "train/depth")
     assert len(found) == 5
     assert found[-1] < 0.95 * found[0]
-    system = checkpoint.load(out / "last.safetensors")
+    system: Any = checkpoint.load(out / "last.safetensors")
     photo, overlay = sorted(rooms.rglob("0.jpg"))[0], sorted(rooms.rglob("overlay.png"))
     one, other = (system.predict(photo, overlay=file).depth for file in overlay[:2])
     assert one.shape == (60, 80)
@@ -107,7 +103,7 @@ def test_two_views_learn_without_depth_and_resume_in_mid_epoch(frames: Path, tmp
         return train(asked, resume=resume)
 
     whole = run("whole")
-    found = losses(whole, "photometric")
+    found = logged(whole, "train/photometric")
     assert len(found) == 4
     assert np.mean(found[2:]) < 0.8 * np.mean(found[:2]), found
     run("paused", train__max_steps=3)

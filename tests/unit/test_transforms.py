@@ -17,7 +17,7 @@ from langdepth.data.transforms import Augmentation, TrainTransform, crop_window,
 from langdepth.errors import UsageError
 from langdepth.types import Sample
 
-OFF: dict[str, float] = {field.name: 0.0 for field in fields(Augmentation)} | {"zoom": 1.0}
+OFF: dict[str, Any] = {field.name: 0.0 for field in fields(Augmentation)} | {"zoom": 1.0}
 HEIGHT, WIDTH = 60, 80
 
 

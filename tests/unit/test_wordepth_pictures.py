@@ -29,7 +29,8 @@ def test_plain_nyu_pictures_are_whole_and_lose_the_depth_of_the_border() -> None
     sample = stored(480, 640)
     made = training_sample(sample, (480, 640), NYU, Draws())
     assert torch.equal(made.image, sample.image)
-    assert torch.equal(made.depth[(..., *INNER)], sample.depth[(..., *INNER)])
+    inner = (..., *INNER)
+    assert torch.equal(made.depth[inner], sample.depth[inner])
     assert int(made.mask.sum()) == 427 * 565
     assert (made.text, made.scene, made.text_features is sample.text_features) == ("words", 3, True)
 

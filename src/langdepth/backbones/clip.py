@@ -175,7 +175,7 @@ class _Family(Protocol):
     """What the towers of one family have in common; the tensors are the tower's."""
 
     @property
-    def modes(self) -> tuple[str, ...]: ...
+    def modes(self) -> tuple[DenseMode, ...]: ...
 
     @property
     def channels(self) -> tuple[int, ...]: ...
@@ -205,7 +205,7 @@ def _family_of(visual: nn.Module) -> _Family:
 
 
 class _ModifiedResNet:
-    modes = ("stage", "attnpool", "value", "proj")
+    modes: tuple[DenseMode, ...] = ("stage", "attnpool", "value", "proj")
     strides = (2, 4, 8, 16, 32)
 
     def __init__(self, visual: Any) -> None:
@@ -261,7 +261,7 @@ class _ModifiedResNet:
 
 
 class _VisionTransformer:
-    modes = ("stage", "value", "proj")
+    modes: tuple[DenseMode, ...] = ("stage", "value", "proj")
 
     def __init__(self, visual: Any) -> None:
         layers = len(visual.transformer.resblocks)
@@ -322,7 +322,7 @@ class _VisionTransformer:
 
 
 class _ConvNeXt:
-    modes = ("stage", "proj")
+    modes: tuple[DenseMode, ...] = ("stage", "proj")
     strides = (4, 8, 16, 32)
 
     def __init__(self, visual: Any) -> None:
