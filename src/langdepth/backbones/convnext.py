@@ -8,7 +8,7 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from langdepth.errors import CheckpointError, UsageError
+from langdepth.errors import CheckpointError, UsageError, first_line
 from langdepth.parts.folding import InferenceLinear
 
 STRIDES = (4, 8, 16, 32)
@@ -28,26 +28,26 @@ class ConvNeXt(nn.Module):
         model: Any = timm.create_model(name, num_classes=0, drop_path_rate=drop_path)
         self.name = name
         self.stem: nn.Module = model.stem
-        self.stages: nn.Module = model.stages
+        self.stages: Any = model.stages  # nn.Sequential
         self.channels: tuple[int, ...] = tuple(info["num_chs"] for info in model.feature_info)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Four maps, finest first: (B, channels[i], H // 4, W // 4) and so on, each side rounded down."""
         x = self.stem(image)
         maps = []
-        for stage in self.stages:  # type: ignore[attr-defined]
+        for stage in self.stages:
             x = stage(x)
             maps.append(x)
         return maps
 
     def set_gradient_checkpointing(self, on: bool) -> None:
         """Keep only the blocks' inputs for the backward pass."""
-        for stage in self.stages:  # type: ignore[attr-defined]
+        for stage in self.stages:
             stage.grad_checkpointing = on
 
     def fold(self) -> None:
         """Make the blocks' layer scales and activations part of the linear layers before them; for prediction only."""
-        for block in (block for stage in self.stages for block in stage.blocks):  # type: ignore[attr-defined]
+        for block in (block for stage in self.stages for block in stage.blocks):
             last, scale = block.mlp.fc2, block.gamma.detach()
             weight = last.weight.detach() * scale.view(-1, *[1] * (last.weight.ndim - 1))
             last.weight = nn.Parameter(weight, requires_grad=False)
@@ -69,8 +69,9 @@ class ConvNeXt(nn.Module):
         try:
             model: Any = timm.create_model(self.name, num_classes=0, pretrained=True, **options)
         except Exception as error:  # timm's, the hub's and safetensors' errors are of many kinds
-            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(f"{source or 'hub'}: no weights of {self.name} to be had ({problem})") from None
+            raise CheckpointError(
+                f"{source or 'hub'}: no weights of {self.name} to be had ({first_line(error)})"
+            ) from None
         self.stem.load_state_dict(model.stem.state_dict())
         self.stages.load_state_dict(model.stages.state_dict())
         return f"timm {self.name}" if source is None else source
