@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from langdepth.types import Batch
 from tests.parity.cases_depthclip import TEXT, official, pictures, words_depth
-from tests.parity.runner import Compared, Tolerance, subsampled
+from tests.parity.runner import Compared, Tolerance, outputs_of, subsampled
 
 FEATURES = Tolerance(rtol=1e-4, atol=1e-5)
 LOGITS, DEPTH = Tolerance(atol=1e-5), Tolerance(atol=3e-6)
@@ -171,20 +171,10 @@ def msa(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: 
     overlays = dict(pictures(arrays, "seg"))
     system = official("msa-sam" if overlays else "msa", weights)
     yield "text_features", system.word_bins.text[0].T, TEXT
-    blocks: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            blocks[name] = output
-
-        return hook
-
     decoder = system.decoder
     named = {"bridge": decoder.bridge, "delta": decoder, "seg_encoded": system.overlay_encoder}
     named |= {f"up{level + 1}": block for level, block in enumerate(decoder.up_blocks)}
-    for name, module in named.items():
-        if module is not None:
-            module.register_forward_hook(keep(name))
+    blocks = outputs_of({name: module for name, module in named.items() if module is not None})
     for tag, image in pictures(arrays):
         overlay = overlays.get(tag)
         yield f"logits{tag}", system.compare(system.dense(image)).logits, SHARP_LOGITS

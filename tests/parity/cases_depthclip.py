@@ -10,17 +10,21 @@ import torch
 from torch import Tensor
 
 from langdepth import registry
-from langdepth.systems.base import System
 from tests.parity.runner import Compared, Tolerance, subsampled
 
 TEXT = Tolerance(rtol=1e-4, atol=1e-5)
 
 
-def official(name: str, weights: dict[str, Tensor] | None, **options: Any) -> Any:
-    """The system with the case's checkpoint, as ``langdepth convert`` fills it, for pictures normalised already."""
+def official(name: str, weights: dict[str, Tensor] | None, text: Tensor | None = None, **options: Any) -> Any:
+    """The system with the case's checkpoint, as ``langdepth convert`` fills it, for pictures normalised already.
+
+    ``text``: the words' features (K, D), for checkpoints without.
+    """
     assert weights is not None
     plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "reference_exact": True}
-    system: System = registry.build(name, plain | options)
+    system: Any = registry.build(name, plain | options)
+    if text is not None:
+        system.word_bins.text.copy_(text)
     tensors, report = system.convert_official(weights)
     assert report["missing"] == []
     system.load_state_dict(tensors)

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from langdepth import losses, protocols, registry
+from langdepth import losses, protocols
 from langdepth.backbones.clip_weights import ClipWeights
 from langdepth.systems.clip_system import enlarge
 from langdepth.systems.mde_clip import MdeLosses, image_losses
 from langdepth.text.clip_text import ClipTextTower, tokenize
 from langdepth.text.prompts import PromptSet
+from tests.parity.cases_depthclip import official
 from tests.parity.cases_functions import StandIn, image_means
 from tests.parity.keyed_weights import state_dict
-from tests.parity.runner import DATA, Compared, Tolerance, subsampled
+from tests.parity.runner import DATA, Compared, Tolerance, outputs_of, subsampled
 
 CLOSE = Tolerance(rtol_of_max=1e-5)
 DEPTH, SHARP_DEPTH = Tolerance(atol=1e-4), Tolerance(atol=1e-5)
@@ -26,19 +27,6 @@ EXACT, RELATIVE = Tolerance(), Tolerance(rtol=1e-5)
 SENTENCES = [f"This object is {word}" for word in PromptSet().words]
 NYU_ORDER = ("abs_diff", "delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")
 KITTI_ORDER = ("abs_diff", "abs_rel", "sq_rel", "delta1", "delta2", "delta3", "rmse", "rmse_log")
-
-
-def _official(name: str, weights: dict[str, Tensor] | None, text: Tensor | None, **options: Any) -> Any:
-    """The system with the case's checkpoint and text matrix (K, D), for pictures normalised already."""
-    assert weights is not None
-    plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "reference_exact": True}
-    system: Any = registry.build(name, plain | options)
-    if text is not None:
-        system.word_bins.text.copy_(text)
-    tensors, report = system.convert_official(weights)
-    assert report["missing"] == []
-    system.load_state_dict(tensors)
-    return system.eval()
 
 
 def _part(value: Tensor, channels: int = 16) -> Tensor:
@@ -63,14 +51,8 @@ def _decoder(system: Any, image: Tensor) -> Generator[tuple[str, Any, Tolerance]
     keys, offsets, _ = system.decoder.attention[0].words(text)
     weights = (maps[-1].flatten(2).mT @ keys.mT + offsets).softmax(-1)
     yield "attention1_weights", weights, CLOSE
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        return lambda module, inputs, output: found.update({name: output})
-
-    for level in range(4):
-        system.decoder.attention[level].register_forward_hook(keep(f"attention{level + 1}"))
-        system.decoder.up[level].register_forward_hook(keep(f"decoder{level + 1}"))
+    levels = {f"attention{level}": module for level, module in enumerate(system.decoder.attention, start=1)}
+    found = outputs_of(levels | {f"decoder{level}": up for level, up in enumerate(system.decoder.up, start=1)})
     decoded = system.decoder(maps, text)
     for name, value in found.items():
         yield name, _part(value), CLOSE
@@ -81,7 +63,7 @@ def _decoder(system: Any, image: Tensor) -> Generator[tuple[str, Any, Tolerance]
 def mde_clip(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
     """The published system, part by part and as a whole."""
     image = torch.from_numpy(arrays["image"])
-    system = _official("mde-clip", weights, torch.from_numpy(arrays["text_features"]).T)
+    system = official("mde-clip", weights, torch.from_numpy(arrays["text_features"]).T)
     yield from _words(arrays)
     decoded = yield from _decoder(system, image)
     transformer = system.head.transformer
@@ -106,7 +88,7 @@ def _whole(depth: Tensor, tolerance: Tolerance) -> Compared:
 def mde_clip_unet(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
     """The regression head."""
     image = torch.from_numpy(arrays["image"])
-    system = _official("mde-clip-unet", weights, torch.from_numpy(arrays["text_features"]).T)
+    system = official("mde-clip-unet", weights, torch.from_numpy(arrays["text_features"]).T)
     yield from _words(arrays)
     decoded = yield from _decoder(system, image)
     yield "logit", _part(system.head(decoded)), CLOSE
@@ -117,18 +99,12 @@ def mde_clip_unet(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | No
 def mde_clip_refine(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
     """RefineDepthCLIP at the file's temperature; the words come from the checkpoint's own text tower."""
     image = torch.from_numpy(arrays["image"])
-    system = _official("refine-clip", weights, None, logit_scale=100 / float(arrays["temperature"][0]))
+    system = official("refine-clip", weights, logit_scale=100 / float(arrays["temperature"][0]))
     yield from _words(arrays)
     matrix, _ = system.words(len(image))
     yield "text_features", matrix[0].T, CLOSE
     yield "prompts1", system.adapters[0](matrix[0]).T, CLOSE
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        return lambda module, inputs, output: found.update({name: output})
-
-    for level, block in enumerate(system.blocks):
-        block.register_forward_hook(keep(f"conv_block{level}"))
+    found = outputs_of({f"conv_block{level}": block for level, block in enumerate(system.blocks)})
     for level, value in enumerate(system.similarities(image, matrix), start=1):
         yield f"similarity{level}", _part(value), CLOSE
     depth = system(image).depth

@@ -15,10 +15,11 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from langdepth.errors import UsageError, nearest
 from tests.parity.keyed_weights import state_dict
@@ -242,6 +243,14 @@ def subsampled(arrays: Mapping[str, np.ndarray], base: str, value: Tensor) -> It
         if suffix[2]:
             part = part[..., :: int(suffix[2]), :: int(suffix[2])]
         yield name, part
+
+
+def outputs_of(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """What each of the modules gave last, by its name, from their next forward passes on."""
+    found: dict[str, Any] = {}
+    for name, module in modules.items():
+        module.register_forward_hook(lambda module, inputs, output, name=name: found.update({name: output}))
+    return found
 
 
 def print_report(report: Report) -> None:
