@@ -258,7 +258,7 @@ _ENTRIES = (
         | {"latent": 48, "max_depth": 80.0, "alter_prob": 0.3, "variance_focus": 0.5},
         weights=WeightRecord(
             file="wordepth-tiny.safetensors",
-            sha256="f78c094ef3402e705bbcae5b7ec028b45e14b4a47afbf228a85aa09ed670334c",
+            sha256="14625a6720959f2b1c66e320164660481aa67ce424057698792bef959b8ce5cc",
             licence="research and non-commercial use only (training data: NYU Depth V2, KITTI and others)",
             source="trained with recipes/wordepth-tiny.yaml",
         ),

@@ -14,10 +14,12 @@ from langdepth.checkpoint import load
 from langdepth.errors import UsageError
 from langdepth.imagination import imagine
 from langdepth.systems.base import System
+from langdepth.systems.clip_system import enlarge
 from langdepth.systems.wordepth_tiny import WorDepthTiny
 from tests.systems.test_wordepth import SMALL, WorDepthTester
 
 TINY: dict[str, Any] = {**SMALL, "encoder": "efficientnet-lite0", "frozen": 7, "directions": 3}
+TINY |= {"pictures": 12, "word_axes": 2, "near": 3}
 
 
 class TestWorDepthTiny(WorDepthTester):
@@ -43,24 +45,57 @@ def small() -> WorDepthTiny:
     return system.eval()
 
 
-def test_imagined_noise_has_mean_and_directions_of_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def taught(monkeypatch: pytest.MonkeyPatch) -> tuple[WorDepthTiny, Tensor, Tensor]:
+    """A system that knows twelve pictures; their noise (12, 8, 2, 3) and words (12, 32)."""
     system = small()
-    first = torch.randn(6, 8, 2, 3)
-    second = first[[1, 2, 3, 4, 5, 0]] * 0.5
-    noise = torch.cat([first, second])
+    noise, words = torch.randn(12, 8, 2, 3), torch.nn.functional.normalize(torch.randn(12, 32), dim=1)
     monkeypatch.setattr(WorDepthTiny, "look", lambda self, image: _Seen(image))
     monkeypatch.setattr(system.sampler, "forward", lambda x, scenes: x)
-    monkeypatch.setattr(WorDepthTiny, "features_of", lambda self, batch: self.neutral_text.expand(6, -1))
-    share = system.learn_noise([_Batch(first), _Batch(second)])  # type: ignore[list-item]
+    monkeypatch.setattr(WorDepthTiny, "features_of", lambda self, batch: batch.words)
+    share = system.learn_noise([_Batch(noise[:7], words[:7]), _Batch(noise[7:], words[7:])])  # type: ignore[list-item]
     assert 0.3 < share < 1
-    drawn = system.draw_noise(4000, 64, 96, torch.Generator().manual_seed(0))
-    coarse = torch.nn.functional.adaptive_avg_pool2d(noise, (2, 3)).flatten(1)
-    flat = torch.nn.functional.adaptive_avg_pool2d(drawn, (2, 3)).flatten(1)
-    assert flat.shape == (4000, 48)
-    variance = (coarse - coarse.mean(0)).square().sum() / 12
-    assert (flat - flat.mean(0)).square().sum() / 4000 < variance
-    explained = torch.linalg.matrix_rank(drawn[:50].flatten(1) - drawn[:50].flatten(1).mean(0), rtol=1e-4)
-    assert explained == 3
+    return system, noise, words
+
+
+def coarse(noise: Tensor) -> Tensor:
+    return torch.nn.functional.adaptive_avg_pool2d(noise, (2, 3)).flatten(1)
+
+
+@torch.no_grad()
+def test_imagined_noise_is_that_of_pictures_with_such_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    system, noise, words = taught(monkeypatch)
+    system.config = replace(system.config, variety=0.0)
+    rest = (noise - noise.mean(0)).flatten(1)
+    axes = torch.linalg.svd(rest, full_matrices=False).Vh[:3]
+    known = (noise.mean(0).flatten() + rest @ axes.T @ axes).view_as(noise)
+    numbers = system.draw_noise(500, 64, 96, torch.Generator().manual_seed(0))
+    for picture in (0, 11):
+        drawn = system.noise_for(system.scenes_of(words[picture : picture + 1]), numbers)
+        nearest = torch.cdist(drawn.flatten(1), enlarge(known, drawn.shape[-2:]).flatten(1)).min(1)
+        assert nearest.values.max() < 0.01
+        shares = nearest.indices.bincount(minlength=12) / 500
+        means = system.scenes_of(words).mean @ system.word_axes.T
+        distances = torch.cdist(means[picture : picture + 1], means)[0].square()
+        expected = (-3 * distances / distances.sort().values[2]).softmax(0)
+        torch.testing.assert_close(shares, expected, rtol=0, atol=0.08)
+        assert shares.argmax() == picture
+
+
+@torch.no_grad()
+def test_imagined_noise_varies_along_the_main_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    system, _, words = taught(monkeypatch)
+    numbers = system.draw_noise(4000, 64, 96, torch.Generator().manual_seed(0))
+    drawn = coarse(system.noise_for(system.scenes_of(words[:1]), numbers))
+    assert drawn.shape == (4000, 48)
+    assert torch.linalg.matrix_rank(drawn[:50] - drawn[:50].mean(0), rtol=1e-4) == 3
+    assert len(drawn.unique(dim=0)) == 4000
+    assert torch.equal(coarse(system.noise_for(system.scenes_of(words[:1]), numbers[:5])), drawn[:5])
+
+
+def test_too_few_pictures_to_remember(monkeypatch: pytest.MonkeyPatch) -> None:
+    system, noise, words = taught(monkeypatch)
+    with pytest.raises(UsageError, match=r"11 pictures are too few; 'wordepth-tiny' remembers 12"):
+        system.learn_noise([_Batch(noise[:11], words[:11])])  # type: ignore[list-item]
 
 
 class _Seen:
@@ -69,17 +104,14 @@ class _Seen:
 
 
 class _Batch:
-    def __init__(self, image: Tensor) -> None:
-        self.image = image
+    def __init__(self, image: Tensor, words: Tensor) -> None:
+        self.image, self.words = image, words
 
 
-def test_noise_is_independent_until_pictures_taught_it_and_in_training() -> None:
+def test_noise_is_independent_until_pictures_taught_it() -> None:
     system = small()
-    plain = super(WorDepthTiny, system).draw_noise(1, 64, 96, torch.Generator().manual_seed(1))
-    assert torch.equal(system.draw_noise(1, 64, 96, torch.Generator().manual_seed(1)), plain)
-    system.noise_directions.normal_()
-    assert not torch.equal(system.draw_noise(1, 64, 96, torch.Generator().manual_seed(1)), plain)
-    assert torch.equal(system.train().draw_noise(1, 64, 96, torch.Generator().manual_seed(1)), plain)
+    noise = system.draw_noise(2, 64, 96)
+    assert system.noise_for(system.scenes_of(system.neutral_text[None]), noise) is noise
 
 
 def test_training_leaves_out_and_exchanges_words() -> None:
@@ -123,3 +155,17 @@ def test_embedded_samples_differ_and_floors_are_nearer_than_walls(embedded: WorD
     assert (depth[0] / depth[1]).log().abs().mean() > 0.05
     height = depth.shape[1]
     assert depth[:, -height // 5 :].mean() < 0.9 * depth[:, height // 3 : height // 2].mean()
+
+
+def test_embedded_layouts_follow_the_words(embedded: WorDepthTiny) -> None:
+    def shape(prompt: str) -> tuple[float, float]:
+        """How much farther, in logs, the middle is than the sides, and the upper third than the lower."""
+        depth = torch.stack([torch.from_numpy(r.depth) for r in imagine(embedded, prompt, samples=16)]).log()
+        columns, rows = depth.mean((0, 1)), depth.mean((0, 2))
+        sixth, third = len(columns) // 6, len(rows) // 3
+        sides = (columns[:sixth].mean() + columns[-sixth:].mean()) / 2
+        return float(columns[2 * sixth : -2 * sixth].mean() - sides), float(rows[:third].mean() - rows[-third:].mean())
+
+    hallway, table = shape("A narrow hallway with doors."), shape("A table with cups and books on it.")
+    assert hallway[0] > hallway[1] + 0.1
+    assert table[1] > table[0] + 0.5

@@ -274,7 +274,11 @@ class WorDepth(System):
                 "can be imagined without one"
             )
         scenes = self.scenes_of(self.features(len(noise), text))
-        return DepthOutput(depth=self.decode(scenes.at(noise), None))
+        return DepthOutput(depth=self.decode(scenes.at(self.noise_for(scenes, noise)), None))
+
+    def noise_for(self, scenes: Gaussian, noise: Tensor) -> Tensor:
+        """What noise (B, 128, H/16, W/16) becomes for words, which are one or B ``scenes``: itself, as published."""
+        return noise
 
     def draw(self, image: Tensor, text: list[str] | Tensor | None, noise: Tensor, spread: float) -> DepthOutput:
         """Other scenes near the one that the picture picks: its noise mixed with ``noise`` (B, 128, H/16, W/16).
@@ -287,7 +291,7 @@ class WorDepth(System):
         scenes = self.scenes_of(self.features(len(image), text))
         seen = self.look(image)
         picked = self.sampler(seen.x, scenes).float()
-        mixed = (1 - spread**2) ** 0.5 * picked + spread * noise
+        mixed = (1 - spread**2) ** 0.5 * picked + spread * self.noise_for(scenes, noise)
         count = len(mixed)
         seen = Seen(*(part.expand(count, *part.shape[1:]) for part in seen))
         return DepthOutput(depth=self.image_step(seen, scenes, mixed))

@@ -7,8 +7,8 @@ pictures teach it instead of tens of thousands, so it differs in what follows.
 * Words enter by their difference to the mean caption, enlarged: CLIP's features of captions differ little.
 * A learned map is added to the latent: without a picture, the decoder could not tell floor from ceiling.
 * Both kinds of step give depth in the same way, without a metric head, so that what one learns serves the other.
-* To imagine, noise is drawn as pictures have it, neighbouring cells alike: their mean noise, and a normal random step
-  along each of its main directions (``learn_noise``). Independent cells, as published, give one blurred room.
+* To imagine, noise is drawn as pictures have it that words like these are about (``noise_for``): a long hallway gets
+  the layout of hallways. Independent cells, as published, give one blurred room.
 """
 
 from __future__ import annotations
@@ -35,7 +35,15 @@ class WorDepthTinyConfig(WorDepthConfig):
     """Options of `wordepth-tiny`."""
 
     directions: int = 16
-    """Main directions of pictures' noise that imagined noise is drawn along."""
+    """Main directions of pictures' noise that imagined noise lies along."""
+    pictures: int = 768
+    """Training pictures whose noise and words are remembered."""
+    word_axes: int = 12
+    """Main directions of the pictures' words in which words are compared."""
+    near: int = 10
+    """How many pictures with the nearest words imagined noise comes from, roughly."""
+    variety: float = 0.3
+    """How far imagined noise may lie from a picture's, in standard deviations of pictures' noise."""
     wordless: float = 0.1
     """Share of training pictures whose words are left out."""
     general: float = 0.2
@@ -49,6 +57,9 @@ class WorDepthTiny(WorDepth):
     config: WorDepthTinyConfig
     noise_mean: Tensor
     noise_directions: Tensor
+    noise_steps: Tensor
+    noise_words: Tensor
+    word_axes: Tensor
 
     def __init__(self, config: WorDepthTinyConfig) -> None:
         super().__init__(config)
@@ -58,6 +69,10 @@ class WorDepthTiny(WorDepth):
         coarse = (config.latent, height // 2, width // 2)  # enough for what is smooth
         self.register_buffer("noise_mean", torch.zeros(coarse))
         self.register_buffer("noise_directions", torch.zeros(config.directions, *coarse))
+        # Of the remembered pictures: steps along these directions, and their words along the axes.
+        self.register_buffer("noise_steps", torch.zeros(config.pictures, config.directions))
+        self.register_buffer("noise_words", torch.zeros(config.pictures, config.word_axes))
+        self.register_buffer("word_axes", torch.zeros(config.word_axes, config.latent))
 
     def scenes_of(self, features: Tensor) -> Gaussian:
         """Text features (B, 1024) to the Gaussian over scenes, (B, 48)."""
@@ -71,37 +86,49 @@ class WorDepthTiny(WorDepth):
         """Depth (B, 1, H, W) of the scene that ``noise`` (B, 48, H/16, W/16) picks."""
         return self.decode(scenes.at(noise), None if self.config.skip_mode == "never" else seen)
 
-    def draw_noise(self, count: int, height: int, width: int, generator: torch.Generator | None = None) -> Tensor:
-        """Noise (count, 48, H/16, W/16): independent in training, else as pictures have it once that was learned.
+    def noise_for(self, scenes: Gaussian, noise: Tensor) -> Tensor:
+        """The noise of a training picture with words like these, somewhat changed; (B, 48, H/16, W/16).
 
-        Raises UsageError for sides that are no multiples of 32.
+        The nearer a picture's words, the likelier it is. ``noise``, independent numbers, says which picture and what
+        change; before ``learn_noise`` it stays as it is.
         """
-        noise = super().draw_noise(count, height, width, generator)
-        if self.training or not self.noise_directions.any():
+        config = self.config
+        if not self.noise_directions.any():
             return noise
-        steps = noise.flatten(1)[:, : self.config.directions]  # normal numbers like any others
+        numbers = noise.flatten(1)  # normal
+        distances = torch.cdist(scenes.mean @ self.word_axes.T, self.noise_words).square()
+        near = distances.kthvalue(config.near, dim=1, keepdim=True).values.clamp_min(1e-6)
+        shares = (-3 * distances / near).softmax(1).cumsum(1)
+        picture = (shares < torch.special.ndtr(numbers[:, :1])).sum(1).clamp_max(config.pictures - 1)
+        change = numbers[:, 1 : 1 + config.directions]
+        steps = (1 - config.variety**2) ** 0.5 * self.noise_steps[picture] + config.variety * change
         drawn = self.noise_mean + torch.einsum("bk,kdhw->bdhw", steps, self.noise_directions)
         return enlarge(drawn, noise.shape[-2:])
 
     @torch.inference_mode()
     def learn_noise(self, batches: Iterable[Batch]) -> float:
-        """Mean and main directions of the noise that pictures with their words pick.
+        """Remember noise and words of pictures, along their main directions.
 
-        Returns the share of its variance that lies along these directions.
+        Returns the share of the noise's variance that lies along these. Raises UsageError for too few pictures.
         """
-        height, width = self.noise_mean.shape[-2:]
-        found = []
+        config, (height, width) = self.config, self.noise_mean.shape[-2:]
+        found, means = [], []
         for batch in batches:
             seen, scenes = self.look(batch.image), self.scenes_of(self.features_of(batch))
-            found.append(F.adaptive_avg_pool2d(self.sampler(seen.x, scenes).float(), (height, width)))
-        noise = torch.cat(found)
-        rest = noise - noise.mean(0)
-        _, lengths, directions = torch.linalg.svd(rest.flatten(1), full_matrices=False)
-        kept = self.config.directions
-        deviations = lengths[:kept] / len(noise) ** 0.5
-        self.noise_mean.copy_(noise.mean(0))
-        self.noise_directions.copy_((deviations[:, None] * directions[:kept]).view_as(self.noise_directions))
-        return float(lengths[:kept].square().sum() / lengths.square().sum())
+            found.append(F.adaptive_avg_pool2d(self.sampler(seen.x, scenes).float(), (height, width)).flatten(1))
+            means.append(scenes.mean)
+        noise, words = torch.cat(found), torch.cat(means)
+        if len(noise) < config.pictures:
+            raise UsageError(f"{len(noise)} pictures are too few; '{self.name}' remembers {config.pictures}")
+        directions, deviations, share = _main_directions(noise, config.directions)
+        axes, lengths, _ = _main_directions(words, config.word_axes)
+        kept = torch.linspace(0, len(noise) - 1, config.pictures).round().long()
+        self.noise_mean.copy_(noise.mean(0).view_as(self.noise_mean))
+        self.noise_directions.copy_((deviations[:, None] * directions).view_as(self.noise_directions))
+        self.noise_steps.copy_(((noise - noise.mean(0)) @ directions.T / deviations)[kept])
+        self.word_axes.copy_(axes / lengths[:, None])
+        self.noise_words.copy_((words @ self.word_axes.T)[kept])
+        return share
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -137,3 +164,10 @@ class WorDepthTiny(WorDepth):
             self.provenance["encoder"] = f"encoder of {start}"
         if text_features is not None:
             self.captions = CaptionBank(read_caption_features(text_features, self.config.text_features))
+
+
+def _main_directions(rows: Tensor, count: int) -> tuple[Tensor, Tensor, float]:
+    """Of rows (N, D): unit directions (count, D), standard deviations along them, their share of the variance."""
+    _, lengths, directions = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    share = float(lengths[:count].square().sum() / lengths.square().sum())
+    return directions[:count], lengths[:count] / len(rows) ** 0.5, share
