@@ -34,8 +34,8 @@ def imagine(
 
     ``size``: (height, width) in pixels, which the system may want to be multiples of something; None is the system's
     own for a 4:3 picture. The same ``seed`` gives the same maps, whatever the prompts before it; two prompts with one
-    seed share their random numbers. ``device``: as in ``langdepth.inference.predict_pictures``. The results have no camera and
-    no picture.
+    seed share their random numbers. ``device``: as in ``langdepth.inference.predict_pictures``. The results have no
+    camera and no picture.
 
     Raises UsageError for a system that cannot (naming those that can), an empty prompt and a size that is not possible,
     LangdepthError when depth is not finite.
