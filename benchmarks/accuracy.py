@@ -11,8 +11,6 @@ depth of some validation pictures, in metres, when every scene of the vocabulary
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -20,13 +18,13 @@ from typing import Any
 
 import torch
 
+from common import parser, write
 from langdepth import protocols
 from langdepth.checkpoint import load
 from langdepth.data.base import open_dataset
 from langdepth.data.rows import RowDataset
 from langdepth.evaluate import evaluate
 from langdepth.inference import infer
-from langdepth.io import atomic_path
 from langdepth.systems.base import System
 
 LIDAR_SCALE = 1 / 256
@@ -36,17 +34,14 @@ WORD_PICTURES = 20
 
 def main() -> None:
     """Parse, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="folder with an index.csv")
-    parser.add_argument("--system", default="tiny", help="registry name, weights file or hub id")
-    parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--root", type=Path, required=True, help="folder with an index.csv")
+    arguments.add_argument("--system", default="tiny", help="registry name, weights file or hub id")
+    options = arguments.parse_args()
     system = load(options.system)
     numbers = {"system": options.system, "sources": sources(system, options.root), "words": words(system, options.root)}
     show(numbers)
-    if options.out:
-        with atomic_path(options.out) as path:
-            path.write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+    write(numbers, options.out)
 
 
 def sources(system: System, root: Path) -> list[dict[str, Any]]:

@@ -9,15 +9,11 @@ The runs alternate (A B C A B C), so that all see the same machine; the ratio is
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
-import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from common import in_turns, parser, use_threads, write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,18 +26,16 @@ GOALS = {"float32": 1.5, "bfloat16": 3.0}
 
 def main() -> None:
     """Parse, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")
-    parser.add_argument("--runs", type=int, default=10, help="repetitions (default: 10)")
-    parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
-    options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    arguments = parser(__doc__)
+    arguments.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")
+    arguments.add_argument("--runs", type=int, default=10, help="repetitions (default: 10)")
+    options = arguments.parse_args()
+    use_threads(options.threads)
 
     import torch
 
     from langdepth.checkpoint import load
 
-    torch.set_num_threads(options.threads)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the weights are random on purpose
         system = load("depthclip", clip_weights="random")
@@ -51,27 +45,14 @@ def main() -> None:
         "float32": ours(system, image, "float32"),
         "bfloat16": ours(system, image, "bfloat16"),
     }
-    expected = runs["port"]()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    differences = {name: float((run() - expected).abs().max()) for name, run in runs.items()}
-    for _ in range(options.runs):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    found, seconds, _ = in_turns(runs, options.runs)
+    differences = {name: float((depth - found["port"]).abs().max()) for name, depth in found.items()}
     print(f"{'':>10} {'seconds':>8} {'ratio':>6} {'goal':>5}  largest difference of depth")
-    for name, value in medians.items():
+    for name, value in seconds.items():
         goal = f"{GOALS[name]:.1f}" if name in GOALS else ""
-        print(f"{name:>10} {value:8.3f} {medians['port'] / value:6.2f} {goal:>5}  {differences[name]:.2g} m")
-    if options.out:
-        record = {
-            "threads": options.threads,
-            "torch": torch.__version__,
-            "seconds": medians,
-            "differences": differences,
-        }
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"{name:>10} {value:8.3f} {seconds['port'] / value:6.2f} {goal:>5}  {differences[name]:.2g} m")
+    facts = {"threads": options.threads, "torch": torch.__version__}
+    write({**facts, "seconds": seconds, "differences": differences}, options.out)
 
 
 def ours(system: System, image: Tensor, dtype: str) -> Callable[[], Tensor]:

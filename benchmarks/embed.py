@@ -9,7 +9,6 @@ Writes src/langdepth/weights/NAME.safetensors and its model card; prints the sha
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 
 from langdepth import registry
 from langdepth.checkpoint import load, save
+from langdepth.io import file_sha256
 
 LARGEST = {"tiny": 25_000_000, "wordepth-tiny": 15_000_000}  # bytes
 WEAKNESSES = {
@@ -61,7 +61,7 @@ def main() -> None:
     size = path.stat().st_size
     if size > LARGEST[system.name]:
         raise SystemExit(f"{path}: {size} bytes is more than {LARGEST[system.name]}")
-    print(f"{path}: {size / 1e6:.1f} MB\nsha256 {hashlib.sha256(path.read_bytes()).hexdigest()}")
+    print(f"{path}: {size / 1e6:.1f} MB\nsha256 {file_sha256(path)}")
 
 
 if __name__ == "__main__":

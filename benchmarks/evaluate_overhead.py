@@ -9,7 +9,6 @@ pictures and tables, made once a data set, are not part of it. Without ``--root`
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -20,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common import parser, write
 from langdepth import protocols
 from langdepth.data.base import open_dataset
 from langdepth.data.sample import write_sample
 from langdepth.evaluate import evaluate
-from langdepth.io import atomic_path
 from langdepth.systems.base import System
 from langdepth.types import DepthOutput, InputSpec
 
@@ -45,22 +44,19 @@ class Constant(System):
 
 def main() -> None:
     """Parse, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, help="folder with an index.csv; without it synthetic rooms")
-    parser.add_argument("--split")
-    parser.add_argument("--source")
-    parser.add_argument("--protocol", default="nyu-eigen")
-    parser.add_argument("--limit", type=int, default=60, help="pictures a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--root", type=Path, help="folder with an index.csv; without it synthetic rooms")
+    arguments.add_argument("--split")
+    arguments.add_argument("--source")
+    arguments.add_argument("--protocol", default="nyu-eigen")
+    arguments.add_argument("--limit", type=int, default=60, help="pictures a round")
+    arguments.add_argument("--rounds", type=int, default=5)
+    options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = options.root or write_sample(Path(folder, "rooms"), count=24, size=(480, 640))
         numbers = measure(options, root)
     print(f"{numbers['milliseconds']:.2f} ms a picture ({numbers['pictures']} pictures, {numbers['protocol']})")
-    if options.out:
-        with atomic_path(options.out) as path:
-            path.write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+    write(numbers, options.out)
 
 
 def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:

@@ -16,7 +16,6 @@ the same machine; a turn starts anew, reads until all workers are at work, and t
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import tempfile
@@ -30,6 +29,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from common import parser, write
 from langdepth.data.base import open_dataset
 from langdepth.data.frame_cache import write_cache
 from langdepth.data.rows import Row, RowDataset
@@ -92,16 +92,15 @@ class Plain(Dataset[dict[str, torch.Tensor]]):
 
 def main() -> None:
     """Parse, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, help="folder with index.csv and 640x480 pictures, instead of made ones")
-    parser.add_argument("--pictures", type=int, default=48, help="pairs (default: 48)")
-    parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
-    parser.add_argument("--batch-size", type=int, default=8, help="pictures per batch (default: 8)")
-    parser.add_argument("--size", type=int, nargs=2, default=(416, 544), help="height, width learned from")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of a turn (default: 8)")
-    parser.add_argument("--turns", type=int, default=3, help="turns of each loader (default: 3)")
-    parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--root", type=Path, help="folder with index.csv and 640x480 pictures, instead of made ones")
+    arguments.add_argument("--pictures", type=int, default=48, help="pairs (default: 48)")
+    arguments.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+    arguments.add_argument("--batch-size", type=int, default=8, help="pictures per batch (default: 8)")
+    arguments.add_argument("--size", type=int, nargs=2, default=(416, 544), help="height, width learned from")
+    arguments.add_argument("--seconds", type=float, default=8.0, help="of a turn (default: 8)")
+    arguments.add_argument("--turns", type=int, default=3, help="turns of each loader (default: 3)")
+    options = arguments.parse_args()
     size = tuple(options.size)
     with tempfile.TemporaryDirectory() as folder:
         jpeg = options.root or made(Path(folder, "jpeg"), options.pictures, ".jpg")
@@ -194,8 +193,7 @@ def report(rates: dict[str, list[float]], options: argparse.Namespace) -> None:
         print(
             f"{name:>10} {statistics.median(values):11.1f} {min(values):8.1f} {max(values):8.1f} {times:6.2f} {wanted}"
         )
-    if options.out:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    write(record, options.out)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ package the system gets random ones, which take the same time.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import statistics
@@ -27,6 +25,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from common import in_turns, parser, use_threads, write
 
 GOALS = {  # what must hold, from the project's goals
     "warm_ratio": (">=", 6.0),
@@ -39,20 +39,18 @@ GOALS = {  # what must hold, from the project's goals
 
 def main() -> None:
     """Parse, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")
-    parser.add_argument("--system", default="tiny", help="registry name or weights file (default: tiny)")
-    parser.add_argument("--pictures", type=Path, help="folder of 640x480 JPEGs; generated when not given")
-    parser.add_argument("--count", type=int, default=48, help="pictures of the folder test (default: 48)")
-    parser.add_argument("--runs", type=int, default=15, help="repetitions of the warm test (default: 15)")
-    parser.add_argument("--save", default="depth16,color", help="formats of the folder and cold tests")
-    parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
-    options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before torch is imported, and for the started programs
+    arguments = parser(__doc__)
+    arguments.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")
+    arguments.add_argument("--system", default="tiny", help="registry name or weights file (default: tiny)")
+    arguments.add_argument("--pictures", type=Path, help="folder of 640x480 JPEGs; generated when not given")
+    arguments.add_argument("--count", type=int, default=48, help="pictures of the folder test (default: 48)")
+    arguments.add_argument("--runs", type=int, default=15, help="repetitions of the warm test (default: 15)")
+    arguments.add_argument("--save", default="depth16,color", help="formats of the folder and cold tests")
+    options = arguments.parse_args()
+    use_threads(options.threads)
 
     import torch
 
-    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         system, weights = usable_system(options.system, folder)
@@ -69,9 +67,7 @@ def main() -> None:
             **whole_folder(system, photos, options.save, folder),
         }
     report(numbers)
-    if options.out:
-        options.out.write_text(json.dumps(numbers, indent=2) + "\n")
-        print(f"\nwritten: {options.out}")
+    write(numbers, options.out)
 
 
 def warm(system: str, photo: Path, runs: int) -> dict[str, Any]:
@@ -81,7 +77,9 @@ def warm(system: str, photo: Path, runs: int) -> dict[str, Any]:
 
     ours = load(system)
     reference = depth_anything_v2_small()
-    seconds = in_turns({"ours": lambda: predict_pictures(ours, photo), "reference": lambda: reference(photo)}, runs)
+    seconds = in_turns(
+        {"ours": lambda: predict_pictures(ours, photo), "reference": lambda: reference(photo)}, runs
+    ).seconds
     return {
         "warm_seconds": seconds["ours"],
         "warm_reference_seconds": seconds["reference"],
@@ -183,24 +181,13 @@ def whole_folder(system: str, photos: list[Path], save: str, folder: Path) -> di
             for name, target in job.targets.items():
                 write_result(result, target, format=name)
 
-    seconds = in_turns({"pipeline": pipeline, "loop": loop}, runs=3)
+    seconds = in_turns({"pipeline": pipeline, "loop": loop}, 3).seconds
     return {
         "folder_pictures": len(photos),
         "folder_pictures_per_second": len(photos) / seconds["pipeline"],
         "folder_loop_pictures_per_second": len(photos) / seconds["loop"],
         "folder_ratio": seconds["loop"] / seconds["pipeline"],
     }
-
-
-def in_turns(candidates: dict[str, Callable[[], Any]], runs: int) -> dict[str, float]:
-    """Median seconds of each, run A B A B after one round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(runs + 1):
-        for name, candidate in candidates.items():
-            begin = time.perf_counter()
-            candidate()
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
 def usable_system(name: str, folder: Path) -> tuple[str, str]:

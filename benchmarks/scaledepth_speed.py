@@ -16,19 +16,15 @@ little. Weights follow from the tensors' names, with queries that differ enough 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import os
 import resource
 import statistics
-import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from common import in_turns, keyed_system, parser, use_threads, write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,25 +37,21 @@ GOALS = {"float32": 1.2, "bfloat16": 2.0}
 
 def main() -> None:
     """Parse, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")
-    parser.add_argument("--runs", type=int, default=5, help="repetitions (default: 5)")
-    parser.add_argument("--pictures", type=Path, help="folder of photos; at most 8 are taken")
-    parser.add_argument("--memory", action="store_true", help="measure memory of training instead")
-    parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
-    options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    record = memory() if options.memory else speed(options)
-    if options.out:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    arguments = parser(__doc__)
+    arguments.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")
+    arguments.add_argument("--runs", type=int, default=5, help="repetitions (default: 5)")
+    arguments.add_argument("--pictures", type=Path, help="folder of photos; at most 8 are taken")
+    arguments.add_argument("--memory", action="store_true", help="measure memory of training instead")
+    options = arguments.parse_args()
+    use_threads(options.threads)
+    write(memory() if options.memory else speed(options), options.out)
 
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds per picture, and what bfloat16 changes."""
     import torch
 
-    torch.set_num_threads(options.threads)
-    system = keyed_system()
+    system, _ = keyed_system("scaledepth-nk", "scaledepth_full", {"area": None})
     images = photos(options.pictures)
     runs = {"port": port(system), "float32": ours(system, "float32"), "bfloat16": ours(system, "bfloat16")}
     found = {name: [run(image) for image in images] for name, run in runs.items()}
@@ -67,15 +59,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
         name: max(float((a - b).abs().max()) for a, b in zip(found[name], found["port"], strict=True)) for name in runs
     }
     delta1 = {name: statistics.mean(map(within, found[name], found["float32"])) for name in runs}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    cpu_seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(options.runs):
-        for name, run in runs.items():
-            start, cpu_start = time.perf_counter(), time.process_time()
-            run(images[0])
-            seconds[name].append(time.perf_counter() - start)
-            cpu_seconds[name].append(time.process_time() - cpu_start)
-    wall, cpu = ({name: statistics.median(v) for name, v in taken.items()} for taken in (seconds, cpu_seconds))
+    _, wall, cpu = in_turns({name: partial(run, images[0]) for name, run in runs.items()}, options.runs)
     spread = [float(depth.max() / depth.min()) for depth in found["float32"]]
     print(f"depth spreads over a factor of {min(spread):.1f} to {max(spread):.1f} in {len(images)} pictures")
     print(f"{'':>10} {'seconds':>8} {'of CPU':>8} {'ratio':>6} {'goal':>5} {'delta1':>8}  largest difference of depth")
@@ -93,18 +77,6 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
         "differences": differences,
         "delta1": delta1,
     }
-
-
-def keyed_system() -> System:
-    """`scaledepth-nk` with weights that follow from the tensors' names."""
-    from tests.parity.keyed_weights import state_dict
-
-    from langdepth import registry
-
-    system = registry.build("scaledepth-nk", {"area": None})
-    tensors, _ = system.convert_official(state_dict(ROOT / "tests/parity/data/scaledepth_full.keys.json"))
-    system.load_state_dict(tensors)
-    return system.eval()
 
 
 def photos(folder: Path | None) -> list[Tensor]:

@@ -12,7 +12,6 @@ them is stated beside.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -21,6 +20,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from common import parser, use_threads, write
 
 if TYPE_CHECKING:
     from langdepth.data.sampling import TrainingLoader
@@ -43,21 +44,19 @@ GOAL = 4.0
 
 def main() -> None:
     """Parse, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="folder with index.csv, split train, labelled pictures")
-    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), help="default: one of every kind")
-    parser.add_argument("--pictures", type=int, default=16, help="pictures learned from (default: 16)")
-    parser.add_argument("--batch-size", type=int, default=4, help="pictures per step (default: 4)")
-    parser.add_argument("--steps", type=int, default=6, help="steps that are measured (default: 6)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that read pictures (default: 1)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")
-    parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
-    options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    arguments = parser(__doc__)
+    arguments.add_argument("--root", required=True, help="folder with index.csv, split train, labelled pictures")
+    arguments.add_argument("--systems", nargs="+", default=list(SYSTEMS), help="default: one of every kind")
+    arguments.add_argument("--pictures", type=int, default=16, help="pictures learned from (default: 16)")
+    arguments.add_argument("--batch-size", type=int, default=4, help="pictures per step (default: 4)")
+    arguments.add_argument("--steps", type=int, default=6, help="steps that are measured (default: 6)")
+    arguments.add_argument("--workers", type=int, default=1, help="processes that read pictures (default: 1)")
+    arguments.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")
+    options = arguments.parse_args()
+    use_threads(options.threads)
 
     import torch
 
-    torch.set_num_threads(options.threads)
     columns = ("without s", "with s", "ratio", "goal", "fill s", "MB/picture", "loss differs")
     print(f"{'':>20} " + " ".join(f"{column:>11}" for column in columns))
     record: dict[str, Any] = {"threads": options.threads, "batch_size": options.batch_size, "torch": torch.__version__}
@@ -72,8 +71,7 @@ def main() -> None:
             f"{found['fill']:11.1f} {found['megabytes']:11.1f} {found['difference']:11.1e}",
             flush=True,
         )
-    if options.out:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    write(record, options.out)
 
 
 def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, float]:

@@ -11,18 +11,10 @@ of CPU time, which other work on the machine changes little. Weights follow from
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from common import in_turns, keyed_system, parser, use_threads, write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,15 +25,12 @@ GOALS = {"float32": 1.2, "bfloat16": 2.0}
 
 def main() -> None:
     """Parse, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")
-    parser.add_argument("--runs", type=int, default=3, help="repetitions (default: 3)")
-    parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
-    options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    record = measure(options.threads, options.runs)
-    if options.out:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    arguments = parser(__doc__)
+    arguments.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")
+    arguments.add_argument("--runs", type=int, default=3, help="repetitions (default: 3)")
+    options = arguments.parse_args()
+    use_threads(options.threads)
+    write(measure(options.threads, options.runs), options.out)
 
 
 def measure(threads: int, repetitions: int) -> dict[str, Any]:
@@ -49,8 +38,7 @@ def measure(threads: int, repetitions: int) -> dict[str, Any]:
     import torch
     from torch.nn.functional import normalize
 
-    torch.set_num_threads(threads)
-    system, unused = keyed_system()
+    system, unused = published_system()
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, 3, HEIGHT, WIDTH, generator=generator)
     text = normalize(torch.randn(1, 1024, generator=generator), dim=1)
@@ -67,18 +55,8 @@ def measure(threads: int, repetitions: int) -> dict[str, Any]:
         "bfloat16": bfloat16,
         "text": lambda: fast.imagine(text, noise).depth,
     }
-    wall: dict[str, list[float]] = {name: [] for name in runs}
-    cpu: dict[str, list[float]] = {name: [] for name in runs}
-    found: dict[str, Tensor] = {}
     with torch.inference_mode():
-        for repetition in range(repetitions + 1):  # the first one is not counted
-            for name, run in runs.items():
-                start, cpu_start = time.perf_counter(), time.process_time()
-                found[name] = run()
-                if repetition:
-                    wall[name].append(time.perf_counter() - start)
-                    cpu[name].append(time.process_time() - cpu_start)
-    seconds, cpu_seconds = ({name: statistics.median(v) for name, v in taken.items()} for taken in (wall, cpu))
+        found, seconds, cpu_seconds = in_turns(runs, repetitions)
     print(f"{'':>10} {'seconds':>8} {'of CPU':>8} {'ratio':>6} {'goal':>5}  largest share that depth differs by")
     shares = {}
     for name, value in cpu_seconds.items():
@@ -98,20 +76,15 @@ def measure(threads: int, repetitions: int) -> dict[str, Any]:
     }
 
 
-def keyed_system() -> tuple[Any, Any]:
+def published_system() -> tuple[Any, Any]:
     """`wordepth-nyu` with weights that follow from the tensors' names, and the last refinement's unused network."""
-    from tests.parity.keyed_weights import state_dict
-
-    from langdepth import registry
     from langdepth.parts.refine import Refiner
 
-    weights = state_dict(ROOT / "tests/parity/data/wordepth_full.keys.json")
-    system = registry.build("wordepth-nyu")
-    system.load_state_dict(system.convert_official(weights)[0])
+    system, weights = keyed_system("wordepth-nyu", "wordepth_full")
     head = {key.removeprefix("ref_2.fw."): value for key, value in weights.items() if key.startswith("ref_2.fw.")}
     unused = Refiner(len(head["0.bias"]), len(head["2.bias"]))
     unused.load_state_dict(head)
-    return system.eval(), unused
+    return system, unused
 
 
 def published(system: Any, unused: Any, image: Tensor, text: Tensor) -> Tensor:
