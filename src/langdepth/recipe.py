@@ -300,6 +300,11 @@ class Recipe:
         wanted = self.optim.effective_batch
         return self.optim.accumulate if wanted is None else wanted // self._at_once
 
+    @property
+    def pictures_per_step(self) -> int:
+        """On all devices together."""
+        return self._at_once * self.accumulate
+
     def identity(self) -> dict[str, Any]:
         """Every field that decides the trained weights, by its dotted name."""
         return {key: value for key, value in _flat(to_mapping(self)) if not key.startswith(CIRCUMSTANCES)}

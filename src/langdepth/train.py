@@ -70,6 +70,7 @@ __all__ = ["Recipe", "read_recipe", "train"]
 
 NAMED = 8  # offending pictures named in a message
 SHOWN = ("abs_rel", "rmse", "log10", "delta1")
+OPTIMISERS = {"adamw": "AdamW", "sgd": "SGD"}
 
 
 def train(recipe: Recipe, *, resume: bool = False) -> Path:
@@ -125,7 +126,7 @@ def _train(recipe: Recipe, resume: bool) -> Path:
         save(system, start)
     if trainer.is_global_zero and recipe.optim.effective_batch is not None:
         print(
-            f"{recipe.optim.effective_batch} pictures per step: {data.batch_size} at once on each of "
+            f"{recipe.pictures_per_step} pictures per step: {data.batch_size} at once on each of "
             f"{trainer.world_size} devices, {recipe.accumulate} times",
             flush=True,
         )
@@ -613,8 +614,8 @@ class Validation(Callback):
                 "seed": recipe.train.seed,
                 "seconds": round(self._seconds_so_far()),
                 "pictures": self.pictures,
-                "batch_size": recipe.data.batch_size * recipe.train.devices * recipe.train.num_nodes,
-                "optimiser": f"AdamW, lr {recipe.optim.lr:g}, {recipe.optim.schedule}",
+                "batch_size": recipe.pictures_per_step,
+                "optimiser": f"{OPTIMISERS[recipe.optim.optimiser]}, lr {recipe.optim.lr:g}, {recipe.optim.schedule}",
                 "ema": recipe.train.ema,
                 "precision": recipe.train.precision,
                 "recipe_hash": recipe.hash,

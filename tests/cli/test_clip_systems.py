@@ -233,7 +233,9 @@ def test_a_short_training(name: str, system: dict[str, Any], optim: dict[str, An
     best = f"runs/{name}/last.safetensors"
     assert run("predict", "photo.png", "--system", best, "--save", "npy")[0] == 0
     first = np.load("depth/photo.npy")
-    copy = checkpoint.load(best).save("copy.safetensors")
+    trained = checkpoint.load(best)
+    assert trained.provenance["training"]["optimiser"].startswith("SGD" if "optimiser" in optim else "AdamW")
+    copy = trained.save("copy.safetensors")
     assert run("predict", "photo.png", "--system", copy, "--save", "npy", "--out", "again")[0] == 0
     assert np.array_equal(first, np.load("again/photo.npy"))
     if "coarse" in name:

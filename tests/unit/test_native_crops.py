@@ -158,4 +158,5 @@ def test_a_run_of_crops_from_two_data_sets_with_the_effective_batch(
     training = checkpoint.load(folder / "last.safetensors").provenance["training"]
     both = [len(open_dataset("folder", sample_folder, split=split)) for split in ("train", "val")]
     assert training["pictures"] == sum(both)
+    assert training["batch_size"] == 4
     assert training["steps"] == -(-round(sum(both) / 2) // 2)
