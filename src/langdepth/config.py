@@ -17,8 +17,11 @@ from langdepth.errors import UsageError, nearest
 T = TypeVar("T")
 
 
-def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping (plain data: no tags, no key twice). Raises UsageError naming file and line of a mistake."""
+def load_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
+    """Read a YAML mapping (plain data: no tags, no key twice). Raises UsageError naming file and line of a mistake.
+
+    ``what``: what the file should hold, for the messages.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -38,7 +41,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such file; give the path of a recipe, for example recipes/tiny.yaml") from None
+        raise UsageError(f"{path}: no such file; give the path of a {what}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as text ({error})") from None
     try:
@@ -49,7 +52,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         raise UsageError(f"{path}: not valid YAML{line}: {problem}") from None
     if not isinstance(content, dict):
-        raise UsageError(f"{path}: a recipe is a mapping of keys to values, found {type(content).__name__}")
+        raise UsageError(f"{path}: a {what} is a mapping of keys to values, found {type(content).__name__}")
     return content
 
 

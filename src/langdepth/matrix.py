@@ -149,7 +149,7 @@ class Cell:
 
 def read_matrix(path: Path) -> Matrix:
     """A matrix file (YAML). Raises UsageError for unknown keys, wrong values, and two rows or columns of one name."""
-    matrix = from_mapping(Matrix, load_yaml(path))
+    matrix = from_mapping(Matrix, load_yaml(path, "matrix"))
     for what, labels in (("systems", [row.label for row in matrix.rows()]), ("data", [d.label for d in matrix.data])):
         twice = next((label for label in labels if labels.count(label) > 1), None)
         if twice is not None:

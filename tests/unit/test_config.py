@@ -199,6 +199,8 @@ def test_python_tags_are_refused_and_not_executed(tmp_path: Path, value: str) ->
 def test_missing_files_and_folders_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file; give the path of a recipe"):
         load_yaml(tmp_path / "none.yaml")
+    with pytest.raises(UsageError, match="no such file; give the path of a matrix"):
+        load_yaml(tmp_path / "none.yaml", "matrix")
     with pytest.raises(UsageError, match="cannot be read as text"):
         load_yaml(tmp_path)
 

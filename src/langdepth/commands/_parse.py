@@ -90,6 +90,30 @@ def size(option: str, text: str | None) -> tuple[int, int] | None:
     return int(sides[0]), int(sides[1])
 
 
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The plain options, and the dotted ones (``--optim.lr 1e-4``, ``--optim.lr=1e-4``), whose values are YAML."""
+    import yaml
+
+    plain: list[str] = []
+    overrides: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if not (name.startswith("--") and "." in name):
+            plain.append(word)
+            continue
+        if not equals:
+            if not rest:
+                raise UsageError(f"{name} needs a value")
+            value = rest.pop(0)
+        try:
+            overrides[name[2:]] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UsageError(f"{name}: the value '{value}' is not valid YAML") from None
+    return plain, overrides
+
+
 def list_or_show(
     noun: str, action: str, name: str | None, table: Callable[[], str], describe: Callable[[str], str], example: str
 ) -> None:

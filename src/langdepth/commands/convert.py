@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from langdepth.commands import _parse
-from langdepth.commands.train import split_overrides
 from langdepth.errors import UsageError
 
 EXAMPLE = """\
@@ -20,7 +19,7 @@ SHOWN = 12
 
 def main(arguments: Sequence[str]) -> int:
     """Parse and run."""
-    plain, overrides = split_overrides(arguments)
+    plain, overrides = _parse.split_overrides(arguments)
 
     def convert(
         checkpoint: Path, *, system: str, out: Path, licence: str | None = None, clip_weights: str | None = None

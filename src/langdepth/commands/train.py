@@ -19,7 +19,7 @@ Any field of the recipe can be set on the command line by its dotted name; docs/
 
 def main(arguments: Sequence[str]) -> int:
     """Parse and run."""
-    plain, overrides = split_overrides(arguments)
+    plain, overrides = _parse.split_overrides(arguments)
 
     def train(*, config: Path, resume: bool = False) -> int:
         """Train a system from a recipe.
@@ -47,30 +47,6 @@ def main(arguments: Sequence[str]) -> int:
         return 0
 
     return _parse.run(train, plain, "langdepth train", EXAMPLE)
-
-
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """The plain options, and the dotted ones (``--optim.lr 1e-4``, ``--optim.lr=1e-4``), whose values are YAML."""
-    import yaml
-
-    plain: list[str] = []
-    overrides: dict[str, Any] = {}
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
-        if not (name.startswith("--") and "." in name):
-            plain.append(word)
-            continue
-        if not equals:
-            if not rest:
-                raise UsageError(f"{name} needs a value")
-            value = rest.pop(0)
-        try:
-            overrides[name[2:]] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UsageError(f"{name}: the value '{value}' is not valid YAML") from None
-    return plain, overrides
 
 
 def _set(content: dict[str, Any], dotted: str, value: Any) -> None:

@@ -186,7 +186,7 @@ def read_changes(prompts: str | None = None, words: str | None = None, bins: str
     changes: dict[str, Any] = {}
     if prompts is not None:
         is_file = Path(prompts).suffix in (".yaml", ".yml") or Path(prompts).is_file()
-        changes = load_yaml(prompts) if is_file else to_mapping(find_prompts(prompts))
+        changes = load_yaml(prompts, "prompt set") if is_file else to_mapping(find_prompts(prompts))
     if words is not None:
         changes["words"] = [word.strip() for word in words.split(",")]
     if bins is not None:
