@@ -160,8 +160,8 @@ class Predictions:
         return protocol.override(flip=False, clamp_views=False)
 
     def fingerprint(self) -> str:
-        """Changes when a file of the folder does: names, sizes and times."""
-        digest = hashlib.sha256()
+        """Changes when a file of the folder does (names, sizes and times), or what its numbers are."""
+        digest = hashlib.sha256(f"{self.scale_kind} {self.png_scale}".encode())
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             status = path.stat()
             digest.update(f"{path.relative_to(self.folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())

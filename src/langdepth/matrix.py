@@ -125,6 +125,8 @@ class Cell:
     protocol: Protocol
     system: System | Predictions | LangdepthError
     dataset: DepthDataset | LangdepthError
+    weights: str
+    """The system's fingerprint."""
     captions: Path | None
     """What the data set was opened with."""
 
@@ -135,7 +137,10 @@ class Cell:
 
     def facts(self) -> dict[str, Any]:
         """What is known before it is run."""
-        paper = paper_numbers.find(self.row.system, self.protocol.name)
+        name = self.row.system
+        if isinstance(self.system, System) and name not in registry.REGISTRY:  # weights of one that is
+            name = self.system.name
+        paper = paper_numbers.find(name, self.protocol.name)
         return {
             "system": self.row.label,
             "data": self.data.label,
@@ -174,10 +179,11 @@ def load_system(name: str, clip_weights: str | None = None, depth_kind: ScaleKin
 
 
 def fingerprint(system: System | Predictions) -> str:
-    """Sixteen hex digits that change with the weights or the configuration."""
+    """Sixteen hex digits that change with the weights or the configuration, or with the depth maps and their scale."""
     if isinstance(system, Predictions):
         return system.fingerprint()
-    digest = hashlib.sha256(json.dumps([system.name, to_mapping(system.config)], default=str).encode())
+    facts = [system.name, system.scale_kind, to_mapping(system.config)]
+    digest = hashlib.sha256(json.dumps(facts, default=str).encode())
     add_tensors(digest, system.state_dict())
     return digest.hexdigest()[:16]
 
@@ -200,6 +206,7 @@ def run_matrix(
     cells: list[dict[str, Any]] = []
     for row in matrix.rows():
         loaded = _loaded(row)  # one system is in memory at a time, whatever the number of data sets
+        known = fingerprint(loaded) if isinstance(loaded, System) else ""
         for data, datasets in zip(matrix.data, opened, strict=True):
             system = loaded or _predictions(row, data)
             captions = data.captions if isinstance(system, System) and system.text_per_picture else None
@@ -210,6 +217,7 @@ def run_matrix(
                     protocol=protocol,
                     system=system,
                     dataset=datasets[captions],
+                    weights=system.fingerprint() if isinstance(system, Predictions) else known,
                     captions=captions,
                 )
                 facts = cell.facts()
@@ -250,7 +258,7 @@ def _filled(cell: Cell, out: Path, *, device: str | None, dtype: str, batch_size
         raise cell.dataset
     data = cell.data
     identity: dict[str, Any] = {
-        "weights": fingerprint(cell.system),
+        "weights": cell.weights,
         "data": [data.data, str(data.root), data.kept, data.source, data.limit, len(cell.dataset)],
         "protocol": cell.protocol.hash,
         "dtype": dtype,

@@ -71,6 +71,9 @@ def test_predictions_are_found_by_path(root: Path, tmp_path: Path) -> None:
     assert report["protocol"]["name"] == "nyu-eigen+flip=false"
     assert report["system"] == f"predictions ({folder})"
     old = predictions.fingerprint()
+    assert Predictions(folder, root, png_scale=1 / 500).fingerprint() == old
+    assert Predictions(folder, root, png_scale=1 / 256).fingerprint() != old
+    assert Predictions(folder, root, "relative", 1 / 500).fingerprint() != old
     np.save(folder / "0.npy", depth[:24])
     assert predictions.fingerprint() != old
 

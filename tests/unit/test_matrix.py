@@ -119,8 +119,20 @@ def test_captions_go_to_systems_that_read_words_per_picture(tmp_path: Path, load
 def test_weights_and_configuration_make_the_fingerprint() -> None:
     one, two = FakeSystem(), FakeSystem()
     assert fingerprint(one) == fingerprint(two)
+    two.scale_kind = "relative"
+    assert fingerprint(one) != fingerprint(two)
+    two.scale_kind = one.scale_kind
     two.scale.data.fill_(2)
     assert fingerprint(one) != fingerprint(two)
+
+
+def test_the_papers_numbers_stand_beside_weights_of_the_system(tmp_path: Path, loaded: FakeSystem) -> None:
+    loaded.name = "depthclip"
+    root = write_folder(tmp_path / "rooms", [{}])
+    matrix = matrix_of(root, "best.safetensors", "tiny", protocols=("depthclip-reference",))
+    ours, tiny = run_matrix(matrix, tmp_path / "out", say=quiet)
+    assert ours["paper"]["delta1"] == 0.394
+    assert tiny["paper"] is None
 
 
 @pytest.mark.parametrize(
