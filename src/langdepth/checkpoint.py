@@ -69,8 +69,8 @@ def load(
 
     ``clip_weights``: for zero-shot systems by name, the CLIP weights they stand on: a file, None for open_clip's own
     download, or "random" (with a warning). For a file that holds its own, what encodes new words or, for systems with a
-    small sentence encoder, what reads sentences in its place. ``prompts``: fields
-    of ``langdepth.text.prompts.PromptSet`` that replace the system's own words, templates, bins or scenes.
+    small sentence encoder, what reads sentences in its place. ``prompts``: fields of
+    ``langdepth.text.prompts.PromptSet`` that replace the system's own words, templates, bins or scenes.
 
     ``system.provenance`` tells what the file states (licence, source, training, numbers) and "weights", "sha256" (None
     where nobody states one to check) and "langdepth_version". Raises UsageError for a name that is none of the three,

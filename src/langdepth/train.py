@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,22 +91,12 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
 def _train(recipe: Recipe, resume: bool) -> Path:
     out = recipe.train.out
     data, protocol = recipe.data, protocols.get(recipe.train.protocol)
-    train_set, val_set, *more = (
-        open_dataset(
-            name,
-            root,
-            split,
-            source,
-            captions=data.captions,
-            without_caption=data.without_caption,
-            trust_unit=data.trust_unit,
-        )
-        for name, root, split, source in (
-            (data.name, data.root, data.train_split, None),
-            (data.name, data.root, data.val_split, data.val_source),
-            *((other.name, other.root, other.split, None) for other in data.more),
-        )
+    opened = partial(
+        open_dataset, captions=data.captions, without_caption=data.without_caption, trust_unit=data.trust_unit
     )
+    train_set = opened(data.name, data.root, data.train_split)
+    val_set = opened(data.name, data.root, data.val_split, data.val_source)
+    more = [opened(other.name, other.root, other.split) for other in data.more]
     train_set.rows = [row for dataset in (train_set, *more) for row in dataset.rows]
     if data.shots is not None:
         rows = train_set.rows

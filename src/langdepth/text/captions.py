@@ -250,7 +250,7 @@ class ClipSentences:
         self._encoded: dict[str, Tensor] = {}
 
     def __deepcopy__(self, _: Any) -> ClipSentences:
-        return self  # nothing in it changes, and it is large
+        return self  # large, and whoever shares it shares what it has encoded
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
         """(B, D) float32 of norm 1; each distinct sentence is computed once. Raises UsageError for an empty one."""
