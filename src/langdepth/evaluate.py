@@ -7,7 +7,6 @@ processes each takes every n-th batch, and all get the same report, to the last 
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections import deque
@@ -132,9 +131,9 @@ def evaluate(
     with closing(_Progress(len(indices), shown=progress and rank == 0)) as bar:
         for batch in _batches(usable(bar), batch_size):
             samples = [sample for _, sample in batch]
-            scores = tally.add([index for index, _ in batch], samples, judge(system, samples, protocol, dtype))
-            for sample, abs_rel in zip(samples, scores, strict=True):
-                if math.isnan(abs_rel):
+            judged = judge(system, samples, protocol, dtype)
+            for sample, pixels in zip(samples, tally.add([index for index, _ in batch], samples, judged), strict=True):
+                if not pixels:
                     bar.say(f"skipped: {sample.path}: no known depth inside the window and range of {protocol.name}")
     _refuse_missing(missing, processes, count, system)
     tally.gather(count)

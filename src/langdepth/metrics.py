@@ -13,6 +13,7 @@ the truth and d = ln p - ln t, over the valid pixels:
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, NamedTuple, get_args
 
@@ -29,14 +30,12 @@ EXTRA_METRICS = ("abs_diff", "delta0.5", "msle")  # of some papers; reports hold
 _ALL = (*METRICS, *EXTRA_METRICS)
 
 _FARTHEST = 1000.0  # metres
-_WITHIN = (1.25**0.5, 1.25, 1.25**2, 1.25**3)
-_COUNTS, _SUMS = 1 + len(_WITHIN), 12  # columns of error_sums: first those that count pixels
+_WITHIN = (1.25**3, 1.25**2, 1.25, 1.25**0.5)
+_SUMS = 12  # columns of error_sums
 
 RANGES = (0, 1, 2, 3, 5, 10, 20, 40, 80, math.inf)
 """Metres between which a report tells the metrics of each range; the lower end belongs to a range."""
-_LAST_METRE = 80
 _BLOCK = 1 << 15  # pixels at once, so that they do not leave the cache
-_RANGE_OF_METRE = np.searchsorted(RANGES, np.arange(_LAST_METRE + 1), side="right").astype(np.uint8) - 1
 
 EDGE_RATIOS = (1.05, 1.10, 1.15, 1.20, 1.25)
 """Two neighbours are an edge where one is farther than the other times this."""
@@ -61,31 +60,25 @@ def range_sums(p: Values, t: Values) -> npt.NDArray[np.float64]:
     The columns: the number of pixels, of those within 1.25^3, 1.25^2, 1.25 and 1.25^0.5, then the sums of |p - t| / t,
     (p - t)^2 / t, (p - t)^2, d^2, |d|, d and |p - t|.
     """
-    ranges = len(RANGES) - 1
-    sums = np.zeros((ranges, _SUMS))
-    for block in (slice(start, start + _BLOCK) for start in range(0, len(p), _BLOCK)):
-        place = _RANGE_OF_METRE.take(np.minimum(t[block], _LAST_METRE).astype(np.uint8))
-        order = place.argsort(kind="stable")
-        columns, near = _columns(*(depth[block].take(order).astype(np.float64) for depth in (p, t)))
-        cells = place.take(order) * np.uint8(_COUNTS) + near
-        within = np.bincount(cells, minlength=ranges * _COUNTS).reshape(ranges, _COUNTS)[:, ::-1].cumsum(1)[:, ::-1]
-        sums[:, :_COUNTS] += within
-        pixels = within[:, 0]
-        used = np.flatnonzero(pixels)
-        starts = (pixels.cumsum() - pixels)[used]
-        sums[used, _COUNTS:] += np.stack([np.add.reduceat(column, starts) for column in columns], axis=1)
+    sums = np.zeros((len(RANGES) - 1, _SUMS))
+    nearest, farthest = t.min(initial=math.inf), t.max(initial=0)
+    for total, (low, high) in zip(sums, itertools.pairwise(RANGES), strict=True):
+        if nearest < high and farthest >= low:
+            inside = (t >= low) & (t < high)
+            p_inside, t_inside = p[inside], t[inside]
+            for block in (slice(start, start + _BLOCK) for start in range(0, len(t_inside), _BLOCK)):
+                total += _sums(p_inside[block].astype(np.float64), t_inside[block].astype(np.float64))
     return sums
 
 
-def _columns(p: npt.NDArray[np.float64], t: npt.NDArray[np.float64]) -> tuple[list[Any], npt.NDArray[np.uint8]]:
-    """What ``range_sums`` adds up, pixel by pixel, and how many of ``_WITHIN`` hold."""
+def _sums(p: npt.NDArray[np.float64], t: npt.NDArray[np.float64]) -> list[float]:
+    """The columns of ``range_sums`` for all pixels (N,) together."""
     error, ratio = p - t, p / t
-    absolute, squared, d = np.abs(error), error * error, np.log(ratio)
-    worst = np.maximum(ratio, t / p)
-    near = np.zeros(p.shape, np.uint8)
-    for limit in _WITHIN:
-        near += worst < limit
-    return [absolute / t, squared / t, squared, d * d, np.abs(d), d, absolute], near
+    absolute, d = np.abs(error), np.log(ratio)
+    relative, worst = absolute / t, np.maximum(ratio, t / p)
+    within = (int(np.count_nonzero(worst < limit)) for limit in _WITHIN)
+    columns = (relative, relative * absolute, error * error, d * d, np.abs(d), d, absolute)
+    return [len(p), *within, *(float(column.sum()) for column in columns)]
 
 
 def _array(tensor: Tensor) -> npt.NDArray[Any]:
@@ -268,14 +261,16 @@ def edge_counts(prediction: Tensor, target: Tensor, mask: Tensor) -> npt.NDArray
     with np.errstate(invalid="ignore", divide="ignore"):  # whatever stands where nothing is known
         p, t = (np.log(_array(depth)[window]) for depth in (prediction, target))
         t[~known[window]] = np.nan
-        limits = np.log(EDGE_RATIOS).astype(t.dtype)[:, None]
+        limits = np.log(EDGE_RATIOS).astype(t.dtype)
         for axis in (-1, -2):
             true, found = (np.diff(depth, axis=axis) for depth in (t, p))
-            large = np.maximum(np.abs(true), np.abs(found)) > limits[0]  # not where the truth is NaN
-            true, found = true[large], found[large]
-            in_truth, in_prediction = np.abs(true) > limits, np.abs(found) > limits
-            both = in_truth & in_prediction & (true * found > 0)
-            counts += np.stack([edges.sum(1) for edges in (in_truth, in_prediction, both)], axis=1)
+            large = np.flatnonzero(np.maximum(np.abs(true), np.abs(found)) > limits[0])  # not where the truth is NaN
+            true, found = true.take(large), found.take(large)
+            agree, true, found = true * found > 0, np.abs(true), np.abs(found)
+            for total, limit in zip(counts, limits, strict=True):
+                in_truth, in_prediction = true > limit, found > limit
+                both = in_truth & in_prediction & agree
+                total += [np.count_nonzero(edges) for edges in (in_truth, in_prediction, both)]
     return counts
 
 

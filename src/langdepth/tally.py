@@ -51,19 +51,20 @@ class Tally:
         self._errors = error_histogram(_NO_PIXELS, _NO_PIXELS)
         self._edges = np.zeros((len(EDGE_RATIOS), 3), dtype=np.int64)
 
-    def add(self, indices: Sequence[int], samples: Sequence[Sample], judged: Judged) -> list[float]:
-        """A judged batch; returns abs_rel of each picture, NaN for one without a judged pixel."""
+    def add(self, indices: Sequence[int], samples: Sequence[Sample], judged: Judged) -> list[int]:
+        """A judged batch; returns the number of judged pixels of each picture."""
         self._edges += edge_counts(judged.prediction, judged.target, judged.valid)
         prediction, target, valid = (part.numpy() for part in (judged.prediction, judged.target, judged.valid))
+        pixels = []
         for place, (index, sample) in enumerate(zip(indices, samples, strict=True)):
-            pixels = np.flatnonzero(valid[place])
-            p, t = (depth[place].reshape(-1).take(pixels) for depth in (prediction, target))
+            p, t = (depth[place][valid[place]] for depth in (prediction, target))
+            pixels.append(len(t))
             self._errors += error_histogram(p, t)
             boundaries = _NO_EDGES
             if judged.edges is not None:
                 boundaries = boundary_errors(prediction[place, 0], judged.edges[place, 0].numpy())
             self._record(index, sample.scene, p, t, boundaries)
-        return _means(np.stack(self._records[-len(samples) :]))["abs_rel"].tolist()
+        return pixels
 
     def skip(self, index: int) -> None:
         """A picture that cannot be read."""

@@ -187,16 +187,20 @@ def test_the_histogram_keeps_values_beyond_its_ends() -> None:
 
 def test_sums_of_ranges_are_those_of_their_pixels_alone() -> None:
     random = torch.Generator().manual_seed(0)
-    target = 90 * torch.rand(60_000, generator=random).square() + 0.1  # more than one block
+    target = 90 * torch.rand(160_000, generator=random).square() + 0.1  # more than one block in a range
     target[:4] = torch.tensor([1.0, 2.0, 3.0, 300.0])  # on the border: part of the farther range
     prediction = target * (0.7 + 0.6 * torch.rand(target.shape, generator=random))
     sums = range_sums(prediction.numpy(), target.numpy())
     assert sums.shape == (len(RANGES) - 1, 12)
-    maps = (prediction.view(1, 1, 200, 300), target.view(1, 1, 200, 300))
+    maps = (prediction.view(1, 1, 400, 400), target.view(1, 1, 400, 400))
+    p, t = prediction.double(), target.double()
     for number, (low, high) in enumerate(itertools.pairwise(RANGES)):
         inside = (maps[1] >= low) & (maps[1] < high)
         assert sums[number] == pytest.approx(error_sums(*maps, inside)[0].numpy(), rel=1e-12)
+        here = inside.flatten()
         assert sums[number, 0] == int(inside.sum())
+        assert sums[number, 3] == int((torch.maximum(p / t, t / p)[here] < 1.25).sum())
+        assert sums[number, 6] == pytest.approx(float(((p - t).square() / t)[here].sum()), rel=1e-12)
 
 
 def test_sums_do_not_depend_on_the_number_of_threads() -> None:
