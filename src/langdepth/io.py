@@ -83,20 +83,21 @@ def _from_pil(image: Image.Image, path: str, max_pixels: int) -> Picture:
     _check_size(*image.size, max_pixels)
     exif = image.getexif()
     camera = Camera.from_exif(exif.get_ifd(_EXIF_BLOCK), *image.size)
+    orientation = exif.get(_EXIF_ORIENTATION, 1)
     if camera is not None:
-        camera = camera.oriented(exif.get(_EXIF_ORIENTATION, 1))
+        camera = camera.oriented(orientation)
+    if orientation != 1:  # Pillow copies what needs no turn, too
+        image = ImageOps.exif_transpose(image)
     if image.mode in _GREY_16_BIT or image.mode == "F":
-        values = np.asarray(ImageOps.exif_transpose(image))
-        return Picture(pixels=_array_to_rgb(_integers_as_uint16(values)), camera=camera, path=path)
+        return Picture(pixels=_array_to_rgb(_integers_as_uint16(np.asarray(image))), camera=camera, path=path)
     if image.has_transparency_data:
         image = _over_white(image)
-    return Picture(pixels=np.asarray(ImageOps.exif_transpose(image).convert("RGB")), camera=camera, path=path)
+    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return Picture(pixels=pixels, camera=camera, path=path)
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    white = Image.new("RGBA", image.size, "white")
-    white.info = image.info  # keeps the EXIF rotation
-    return Image.alpha_composite(white, image.convert("RGBA"))
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
 
 
 def _tensor_to_array(tensor: Any) -> npt.NDArray[Any]:
@@ -149,7 +150,7 @@ def _integers_as_uint16(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return values
     if values.dtype != np.uint16 and (values.min() < 0 or values.max() > 65535):
         raise ImageError("32-bit integer values do not fit 16 bits")
-    return values.astype(np.uint16)
+    return values.astype(np.uint16, copy=False)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
