@@ -24,7 +24,7 @@ from langdepth.checkpoint import load
 from langdepth.data.base import open_dataset
 from langdepth.data.rows import RowDataset
 from langdepth.evaluate import evaluate
-from langdepth.inference import infer
+from langdepth.inference import as_float, infer
 from langdepth.systems.base import System
 
 LIDAR_SCALE = 1 / 256
@@ -76,7 +76,7 @@ def sources(system: System, root: Path) -> list[dict[str, Any]]:
 def scale_factor(system: System, dataset: RowDataset, index: int) -> float:
     """max(m, 1/m) of one picture, m = median predicted / median true depth over known pixels."""
     sample = dataset[index]
-    depth = infer(system, sample.image[None]).depth[0]
+    depth = infer(system, as_float(sample.image[None])).depth[0]
     ratio = float(depth[sample.mask].median() / sample.depth[sample.mask].median())
     return max(ratio, 1 / ratio)
 
@@ -85,7 +85,7 @@ def words(system: System, root: Path) -> dict[str, float]:
     """Median predicted depth with no words and with every scene of the system's vocabulary."""
     dataset = open_dataset("folder", root, split="val")
     chosen = range(0, len(dataset), max(1, len(dataset) // WORD_PICTURES))
-    images = [dataset[index].image[None] for index in chosen]
+    images = [as_float(dataset[index].image[None]) for index in chosen]
 
     def median(scene: str | None) -> float:
         claimed = None if scene is None else [scene]

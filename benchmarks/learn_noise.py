@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from langdepth.checkpoint import load, save
 from langdepth.data.base import open_dataset
 from langdepth.data.rows import RowDataset
+from langdepth.inference import as_float
 from langdepth.systems.wordepth_tiny import WorDepthTiny
 from langdepth.types import Batch
 
@@ -43,7 +44,7 @@ def _batches(pictures: RowDataset, system: WorDepthTiny) -> Iterator[Batch]:
     for index in range(len(pictures)):
         sample = pictures[index]
         size = system.input_spec.network_size(*sample.image.shape[-2:])
-        image = F.interpolate(sample.image[None], size, mode="bilinear", antialias=True)
+        image = F.interpolate(as_float(sample.image[None]), size, mode="bilinear", antialias=True)
         depth = torch.zeros(1, 1, *size)
         yield Batch(
             image=image,

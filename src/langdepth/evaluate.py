@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.foreign import Predictions
-from langdepth.inference import DTYPES, infer
+from langdepth.inference import DTYPES, as_float, infer
 from langdepth.metrics import align, depth_metrics
 from langdepth.report import (
     extremes,
@@ -51,9 +51,9 @@ _NAMED = 5  # missing predictions that a message names
 class Judged:
     """A batch under a protocol, cut to its frame, on the CPU.
 
-    image (B, 3, H, W) in [0, 1]; prediction (B, 1, H, W) metres after flip, alignment and clamp; target (B, 1, H, W)
-    metres; valid (B, 1, H, W) bool, True where the protocol compares the two; edges (B, 1, H, W) bool, the true ones,
-    where the data set states them.
+    image (B, 3, H, W) in bytes or in [0, 1], as in the samples; prediction (B, 1, H, W) metres after flip, alignment
+    and clamp; target (B, 1, H, W) metres; valid (B, 1, H, W) bool, True where the protocol compares the two; edges
+    (B, 1, H, W) bool, the true ones, where the data set states them.
     """
 
     image: Tensor
@@ -233,11 +233,14 @@ def _predict(system: System, samples: list[Sample], image: Tensor, protocol: Pro
         raise UsageError(f"'{system.name}' takes no captions of pictures; leave them out")
     text = torch.stack(words).to(device) if words else None
     try:
+        pictures, size = image.to(device), tuple(image.shape[-2:])
+        if protocol.window is not None or system.input_spec.network_size(*size) != size:
+            pictures = as_float(pictures)  # bytes would be rounded when they are resized
         with torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "float32"):
             limit = protocol.max_depth if protocol.clamp_views else None
             output = infer(
                 system,
-                image.to(device),
+                pictures,
                 text,
                 overlay=overlay,
                 flip=protocol.flip,

@@ -235,12 +235,13 @@ def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(image.shape[-2:]) == size:
         return image
     if image.dtype == torch.uint8 and image.device.type != "cpu":
-        image = _as_float(image)
+        image = as_float(image)
     return F.interpolate(image, size=size, mode="bilinear", antialias=True)
 
 
-def _as_float(image: Tensor) -> Tensor:
-    return image.float() / 255 if image.dtype == torch.uint8 else image
+def as_float(image: Tensor) -> Tensor:
+    """Bytes in [0, 255] as float32 in [0, 1]; floats as they are."""
+    return image.float().div_(255) if image.dtype == torch.uint8 else image
 
 
 def _forward(
@@ -254,13 +255,12 @@ def _forward(
 ) -> DepthOutput:
     """(B, 3, h, w) uint8 or float to the system's output, depth in float32. The mirrored pictures are in the batch."""
     count = len(image)
-    image = _as_float(image)
     if flip:
         image = torch.cat([image, image.flip(-1)])
         overlay = None if overlay is None else torch.cat([overlay, overlay.flip(-1)])
         text, scene = _words_of(system, text, scene, views=2)
-    second = {} if overlay is None else {"overlay": _as_float(overlay)}
-    output: DepthOutput = system(image, text, scene, **second)
+    second = {} if overlay is None else {"overlay": as_float(overlay)}
+    output: DepthOutput = system(as_float(image), text, scene, **second)
     depth = output.depth.float()
     if limit is not None:
         depth = depth.clamp(0, limit)
@@ -373,7 +373,7 @@ class Sampling:
         generator = torch.Generator().manual_seed(self.seed)
         height, width = image.shape[-2:]
         noise = system.draw_noise(self.samples, height, width, generator)
-        image = _as_float(image)
+        image = as_float(image)
         # One by one: each fills the network with its samples.
         drawn = [
             torch.std_mean(system.draw(image[i : i + 1], text and text[i : i + 1], noise, self.spread).depth.float(), 0)

@@ -103,8 +103,10 @@ def _ticks(low: float, high: float) -> Any:
 
 def sheet_row(judged: Judged, title: str) -> viz.SheetRow:
     """The first picture of a judged batch as a row of a contact sheet."""
+    image = judged.image[0]
+    pixels = image if image.dtype == torch.uint8 else image.mul(255).round().byte()
     return viz.SheetRow(
-        image=judged.image[0].mul(255).round().byte().permute(1, 2, 0).numpy(),
+        image=pixels.permute(1, 2, 0).numpy(),
         truth=torch.where(judged.valid, judged.target, 0)[0, 0].numpy(),
         prediction=judged.prediction[0, 0].numpy(),
         title=title,

@@ -1,6 +1,6 @@
 """The records that flow through the library. Importing this module does not import torch.
 
-Conventions (see docs/architecture.md): images are float32 RGB in [0, 1]; depth is float32 metres along the optical
+Conventions (see docs/architecture.md): systems get float32 RGB in [0, 1]; depth is float32 metres along the optical
 axis; 0 means "no value" in files, a boolean mask says so in memory.
 """
 
@@ -57,9 +57,9 @@ class InputSpec:
 class Sample:
     """One picture with ground truth, on the CPU.
 
-    image (3, H, W) float32 in [0, 1]; depth (1, H, W) float32 metres, 0 where unknown; mask (1, H, W) bool, True
-    where depth is known; scene: index into ``text.scenes.SCENES`` or -1; text: a sentence about the picture or None;
-    camera: intrinsics in pixels of ``image`` or None; path: where the picture came from.
+    image (3, H, W): uint8, as files hold it, or float32 in [0, 1]; depth (1, H, W) float32 metres, 0 where unknown;
+    mask (1, H, W) bool, True where depth is known; scene: index into ``text.scenes.SCENES`` or -1; text: a sentence
+    about the picture or None; camera: intrinsics in pixels of ``image`` or None; path: where the picture came from.
 
     text_features (D,): the feature of ``text``, norm 1, zeros where nothing is known about the picture. edges
     (1, H, W) bool: the true depth edges, where a data set states them and the picture is to be judged.

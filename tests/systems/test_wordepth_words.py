@@ -15,7 +15,7 @@ from langdepth.cli import main
 from langdepth.data.base import open_dataset
 from langdepth.errors import UsageError
 from langdepth.evaluate import judge
-from langdepth.inference import predict_pictures
+from langdepth.inference import as_float, predict_pictures
 from langdepth.systems.wordepth import WorDepth
 from langdepth.text.captions import Caption, pack
 from tests.helpers import FakeSystem, grey, write_folder
@@ -99,7 +99,7 @@ def test_evaluation_and_training_read_packed_captions(clip: dict[str, torch.Tens
     samples = [dataset[0], dataset[1]]
     judged = judge(system, samples, protocol)
     with torch.inference_mode():
-        expected = system(torch.stack([sample.image for sample in samples]), features.float()).depth
+        expected = system(as_float(torch.stack([sample.image for sample in samples])), features.float()).depth
     torch.testing.assert_close(judged.prediction, expected)
     bare = judge(system, [open_dataset("folder", root)[i] for i in (0, 1)], protocol)
     assert not torch.equal(judged.prediction, bare.prediction)

@@ -23,11 +23,11 @@ from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluate import evaluate, judge
 from langdepth.metrics import METRICS
 from langdepth.protocols import Protocol
-from langdepth.report import extremes
+from langdepth.report import extremes, sheet_row
 from langdepth.tally import Tally
 from langdepth.text.scenes import SCENES
 from langdepth.types import DepthOutput, Sample
-from tests.helpers import FakeSystem
+from tests.helpers import FakeConfig, FakeSystem
 
 FULL = protocols.get("full")
 KEYS = [
@@ -187,6 +187,20 @@ class FiveMetres(Pictures):
         sample = super().__getitem__(index)
         sample.depth.fill_(5)
         return sample
+
+
+@pytest.mark.parametrize("area", [48 * 64, 32 * 48])
+@pytest.mark.parametrize("rules", [{}, {"window": (32, 48)}])
+def test_bytes_are_judged_as_floats_are(area: int, rules: dict[str, Any]) -> None:
+    random = torch.Generator().manual_seed(0)
+    stored = Pictures(1)[0]
+    stored.image = torch.randint(256, (3, 48, 64), generator=random, dtype=torch.uint8)
+    system = FakeSystem(FakeConfig(area=area))  # sees the picture at its own size, or a smaller one
+    protocol = FULL.override(flip=True, **rules)
+    judged, same = (judge(system, [replace(stored, image=i)], protocol) for i in (stored.image, stored.image / 255))
+    assert torch.equal(judged.prediction, same.prediction)
+    assert judged.prediction.std() > 0.1
+    assert np.array_equal(sheet_row(judged, "").image, sheet_row(same, "").image)
 
 
 def test_flip_averages_with_the_mirrored_picture() -> None:

@@ -47,8 +47,8 @@ def test_a_sample_holds_what_the_files_and_the_index_say(tmp_path: Path) -> None
     bare, full = dataset[0], dataset[1]
     assert (bare.scene, bare.text, bare.camera, bare.source) == (-1, None, None, "")
     assert full.image.shape == (3, 40, 56)
-    assert full.image.dtype == torch.float32
-    np.testing.assert_array_equal((full.image.permute(1, 2, 0) * 255).round().numpy(), ramp(56, 40, seed=1))
+    assert full.image.dtype == torch.uint8
+    np.testing.assert_array_equal(full.image.permute(1, 2, 0).numpy(), ramp(56, 40, seed=1))
     assert full.depth.shape == full.mask.shape == (1, 40, 56)
     assert full.depth.dtype == torch.float32
     assert full.depth[full.mask].unique().tolist() == [2.0]

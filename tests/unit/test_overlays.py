@@ -19,7 +19,7 @@ from langdepth.data.sam import find_overlay
 from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.errors import ImageError, UsageError
 from langdepth.evaluate import judge
-from langdepth.inference import infer
+from langdepth.inference import as_float, infer
 from langdepth.types import DepthOutput
 from tests.helpers import FakeSystem, grey, ramp, save_picture, write_folder
 
@@ -63,8 +63,9 @@ def test_the_index_names_it(folder: Path) -> None:
     assert second.overlay is not None
     assert first.overlay.dtype == torch.float32
     assert first.overlay[:, 0, 0].tolist() == [1, 1, 1]
-    assert torch.equal(second.overlay[..., 32:], second.image[..., 32:])
-    assert not torch.equal(second.overlay[..., :32], second.image[..., :32])
+    image = as_float(second.image)
+    assert torch.equal(second.overlay[..., 32:], image[..., 32:])
+    assert not torch.equal(second.overlay[..., :32], image[..., :32])
     assert open_dataset("folder", write_folder(folder.parent / "without", [{}]))[0].overlay is None
 
 
@@ -85,6 +86,7 @@ def test_data_check_finds_nothing_wrong_with_good_ones(folder: Path) -> None:
 
 def test_it_moves_with_its_photo_and_keeps_its_colours(folder: Path) -> None:
     sample = open_dataset("folder", folder)[0]
+    sample.image = as_float(sample.image)
     sample.overlay = sample.image.clone()
     colours = ("brightness", "contrast", "saturation", "hue", "colour_probability", "grey", "blur")
     off: dict[str, Any] = dict.fromkeys(colours, 0.0)

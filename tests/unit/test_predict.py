@@ -111,13 +111,13 @@ def test_any_size_comes_back_at_its_own_size(system: FakeSystem, size: tuple[int
 @pytest.mark.slow
 def test_fifty_megapixels_never_become_float(system: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[torch.dtype, int]] = []
-    as_float = inference._as_float
+    as_float = inference.as_float
 
     def watch(image: torch.Tensor) -> torch.Tensor:
         seen.append((image.dtype, image.numel()))
         return as_float(image)
 
-    monkeypatch.setattr(inference, "_as_float", watch)
+    monkeypatch.setattr(inference, "as_float", watch)
     result = predict_pictures(system, np.full((6250, 8000, 3), 51, np.uint8))
     assert isinstance(result, DepthResult)
     assert result.depth.shape == (6250, 8000)
