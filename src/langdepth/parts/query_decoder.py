@@ -70,7 +70,8 @@ class QueryLayer(nn.Module):
 class QueryDecoder(nn.Module):
     """``masked`` queries look where their own masks are, ``free`` ones everywhere; layers read the memories in turn.
 
-    ``levels``: how many memories there are.
+    ``levels``: how many memories there are. All is float32 under autocast, too: signs decide where a query looks, and
+    bfloat16 changes some of them.
     """
 
     def __init__(
@@ -99,6 +100,10 @@ class QueryDecoder(nn.Module):
 
         Returns the contents (B, masked + free, C) after every layer.
         """
+        with torch.autocast(mask_features.device.type, enabled=False):
+            return self._decode([memory.float() for memory in memories], mask_features.float())
+
+    def _decode(self, memories: Sequence[Tensor], mask_features: Tensor) -> list[Tensor]:
         batch, channels = mask_features.shape[:2]
         keys, values, small = [], [], []
         for memory, level in zip(memories, self.levels, strict=True):
@@ -126,7 +131,7 @@ class QueryDecoder(nn.Module):
 
     def mask_logits(self, contents: Tensor, mask_features: Tensor) -> Tensor:
         """(B, masked + free, C) and (B, C, h, w) to (B, masked, h, w), float32."""
-        with torch.autocast(contents.device.type, enabled=False):  # a sign decides where a query looks
+        with torch.autocast(contents.device.type, enabled=False):
             embedding = self.mask_embedding(self.norm(contents[:, : self.masked].float()))
             return torch.einsum("bqc,bchw->bqhw", embedding, mask_features.float())
 
@@ -140,4 +145,4 @@ class QueryDecoder(nn.Module):
 
 
 def _shrunk(features: Tensor, size: torch.Size) -> Tensor:
-    return F.interpolate(features.float(), size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
