@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
 from langdepth.config import from_mapping
 from langdepth.data import transforms
-from langdepth.data.transforms import Augmentation, TrainTransform, crop_window, resize_depth
+from langdepth.data.transforms import Augmentation, TrainTransform, crop_window, resize_depth, turned
 from langdepth.errors import UsageError
 from langdepth.types import Sample
 
@@ -88,6 +90,22 @@ def test_rotated_in_corners_are_unknown() -> None:
     found = run(only(rotate=30, rotate_probability=1), noise(), (HEIGHT, WIDTH), seed=3)
     assert 0.5 < found.mask.float().mean() < 0.99
     assert (found.depth[~found.mask] == 0).all()
+
+
+@pytest.mark.parametrize("degrees", [-2.5, 1.0, 30.0, 137.0])
+def test_turning_is_pillows_rotation(degrees: float) -> None:
+    sample = noise()
+    pixels = sample.image.permute(1, 2, 0).numpy()
+    channels = [Image.fromarray(pixels[..., i].copy()).rotate(degrees, Image.Resampling.BILINEAR) for i in range(3)]
+    expected = torch.from_numpy(np.stack(channels))
+    millimetres = Image.fromarray((sample.depth[0] * 1000).numpy().astype(np.uint16))
+    expected_depth = torch.from_numpy(np.array(millimetres.rotate(degrees)).astype(np.float32))[None] / 1000
+    image, depth = turned(sample.image, sample.depth, degrees)
+    torch.testing.assert_close(image, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(depth, expected_depth, rtol=0, atol=1.1e-3)
+    part = turned(sample.image, sample.depth, degrees, (7, 11, 40, 50), mirrored=True)
+    for found, whole in zip(part, (image, depth), strict=True):
+        torch.testing.assert_close(found, whole[:, 7:47, 11:61].flip(-1), rtol=0, atol=1e-4)
 
 
 # Depth follows the size of things in the picture

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
+from langdepth.data.transforms import turned
 from langdepth.errors import ImageError
 from langdepth.protocols import Protocol
 from langdepth.types import Sample
@@ -87,21 +86,26 @@ def training_sample(sample: Sample, size: tuple[int, int], rules: Rules, draws: 
     image, depth = sample.image, sample.depth
     if rules.frame == "nyu":
         image, depth = _inner(sample, cut=size[0] != image.shape[-2])
-    if draws.angle:
-        image, depth = _turned(image, depth, draws.angle)
     free = image.shape[-2] - size[0], image.shape[-1] - size[1]
     if min(free) < 0:
         height, width = image.shape[-2:]
         raise ImageError(f"{sample.path}: {width}x{height} is too small for training at {size[1]}x{size[0]}")
     top, left = (min(int(share * (side + 1)), side) for share, side in zip((draws.y, draws.x), free, strict=True))
-    window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
-    image, depth = TF.to_dtype(image[window], torch.float32, scale=True), depth[window]
-    if draws.mirror:
-        image, depth = image.flip(-1), depth.flip(-1)
-    factors = draws.brightness * torch.tensor(draws.colours).view(3, 1, 1)
-    if draws.gamma != 1 or bool((factors != 1).any()):
-        image = (image**draws.gamma * factors).clamp(0, 1)
-    return replace(_with(sample, image.contiguous(), depth.contiguous()), mirrored=draws.mirror)
+    levels = image.mul(255).round() if image.is_floating_point() else image
+    if draws.angle:
+        # Pillow rounds down, in float64: what is whole there may lie just below here.
+        levels, depth = turned(levels + 1e-4, depth, draws.angle, (top, left, *size), mirrored=draws.mirror)
+    else:
+        window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
+        levels, depth = levels[window], depth[window]
+        if draws.mirror:
+            levels, depth = levels.flip(-1), depth.flip(-1)
+    curve = (torch.arange(256) / 255) ** draws.gamma
+    image = torch.empty(3, *size)
+    for coloured, channel, factor in zip(image, levels.int(), draws.colours, strict=True):
+        table = (curve * (factor * draws.brightness)).clamp(0, 1)
+        torch.index_select(table, 0, channel.flatten(), out=coloured.view(-1))
+    return replace(_with(sample, image, depth.contiguous()), mirrored=draws.mirror)
 
 
 class WorDepthTransform:
@@ -127,18 +131,6 @@ def _inner(sample: Sample, cut: bool) -> tuple[Tensor, Tensor]:
     depth = torch.zeros_like(sample.depth)
     depth[window] = sample.depth[window]
     return sample.image, depth
-
-
-def _turned(image: Tensor, depth: Tensor, angle: float) -> tuple[Tensor, Tensor]:
-    """Counter-clockwise about the middle, zeros outside; the picture is interpolated, depth is not."""
-    if image.is_floating_point():
-        image = image.mul(255).round().byte()
-    colours = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    # 16-bit millimetres as in the files: Pillow turns other kinds of numbers with other rounding.
-    metres = Image.fromarray((depth[0] * 1000).round().clamp(max=65535).numpy().astype(np.uint16))
-    pixels = np.array(colours.rotate(angle, Image.Resampling.BILINEAR))
-    millimetres = np.array(metres.rotate(angle, Image.Resampling.NEAREST), dtype=np.float32)
-    return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(millimetres)[None] / 1000
 
 
 def _with(sample: Sample, image: Tensor, depth: Tensor) -> Sample:
