@@ -259,8 +259,9 @@ def _predict(system: System, samples: list[Sample], image: Tensor, protocol: Pro
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:
-    """``torch.stack``, which copies even a single tensor."""
-    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
+    """``torch.stack`` that leaves channels last where they are so, and does not copy a single tensor."""
+    parts = [tensor.movedim(0, -1) for tensor in tensors]
+    return (parts[0][None] if len(parts) == 1 else torch.stack(parts)).movedim(-1, 1)
 
 
 def _focal_lengths(samples: list[Sample]) -> Tensor:
