@@ -91,7 +91,8 @@ def test_the_labelled_file_becomes_pictures_with_an_index(
     np.testing.assert_array_equal(millimetres, np.floor(depth(1).astype(np.float64) * 1000))
     exported, original = (open_dataset("nyu", root, "test") for root in (out, source.parent))
     for i in range(2):
-        np.testing.assert_allclose(exported[i].image.numpy(), original[i].image.numpy(), atol=0.1)
+        found, expected = (pictures[i].image.float() / 255 for pictures in (exported, original))
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=0.1)
         assert exported[i].scene == original[i].scene
     indexed = open_dataset("folder", out, "train")
     assert [row.scene_run for row in indexed.rows] == ["bedroom_0002", "nyu_office_0003", "kitchen_0004"]
