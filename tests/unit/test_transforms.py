@@ -97,7 +97,7 @@ def test_turning_is_pillows_rotation(degrees: float) -> None:
     sample = noise()
     pixels = sample.image.permute(1, 2, 0).numpy()
     channels = [Image.fromarray(pixels[..., i].copy()).rotate(degrees, Image.Resampling.BILINEAR) for i in range(3)]
-    expected = torch.from_numpy(np.stack(channels))
+    expected = torch.from_numpy(np.stack([np.array(channel) for channel in channels]))
     millimetres = Image.fromarray((sample.depth[0] * 1000).numpy().astype(np.uint16))
     expected_depth = torch.from_numpy(np.array(millimetres.rotate(degrees)).astype(np.float32))[None] / 1000
     image, depth = turned(sample.image, sample.depth, degrees)

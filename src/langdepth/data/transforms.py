@@ -256,5 +256,5 @@ class TrainTransform:
         strength = self.augmentation.gamma
         if strength > 0 and _chance(0.5):
             exponent = 1 + strength * (1 - 2 * float(torch.rand(())))  # never 0, so that black stays black
-            return image.log2().mul_(exponent).exp2_()  # a power, in half its time
+            return image.log2().mul_(exponent).exp2_()  # a power, a quarter faster
         return image
