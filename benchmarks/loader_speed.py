@@ -37,8 +37,9 @@ from torch.utils.data import DataLoader, Dataset
 from common import parser, write
 from langdepth.data.base import open_dataset
 from langdepth.data.frame_cache import write_cache
+from langdepth.data.loader import TrainingLoader, TrainingSet
 from langdepth.data.rows import Row, RowDataset
-from langdepth.data.sampling import Draw, Draws, TrainingLoader, TrainingSet
+from langdepth.data.sampling import Draw, Draws
 from langdepth.data.synthetic import room
 from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.data.wordepth_pictures import RULES, WorDepthTransform

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from common import parser, use_threads, write
 
 if TYPE_CHECKING:
-    from langdepth.data.sampling import TrainingLoader
+    from langdepth.data.loader import TrainingLoader
     from langdepth.types import Batch
 
 PLAIN: dict[str, Any] = {"random_crop": False} | dict.fromkeys(
@@ -81,7 +81,8 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     from langdepth import registry
     from langdepth.data.base import open_dataset
     from langdepth.data.feature_cache import FeatureCache
-    from langdepth.data.sampling import Draws, TrainingLoader, TrainingSet
+    from langdepth.data.loader import TrainingLoader, TrainingSet
+    from langdepth.data.sampling import Draws
     from langdepth.data.transforms import Augmentation, TrainTransform
 
     torch.manual_seed(0)

@@ -45,18 +45,10 @@ from langdepth.checkpoint import load, save
 from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.base import open_dataset
 from langdepth.data.feature_cache import FeatureCache
+from langdepth.data.loader import TrainingLoader, TrainingSet, Transform
 from langdepth.data.nyu_adapters import NyuAdapterTransform
 from langdepth.data.rows import RowDataset
-from langdepth.data.sampling import (
-    Draws,
-    Sizes,
-    TrainingLoader,
-    TrainingSet,
-    Transform,
-    few_shots,
-    source_weights,
-    training_shapes,
-)
+from langdepth.data.sampling import Draws, Sizes, few_shots, source_weights, training_shapes
 from langdepth.data.transforms import TrainTransform
 from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, NonFiniteLossError, UsageError, first_line

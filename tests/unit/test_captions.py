@@ -12,7 +12,7 @@ import torch
 
 from langdepth.cli import main
 from langdepth.data.base import open_dataset
-from langdepth.data.sampling import collate
+from langdepth.data.loader import collate
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.text.captions import Caption, Captions, ClipSentences, pack, published_feature, read_captions
 from langdepth.text.clip_text import text_features

@@ -19,7 +19,8 @@ from torch import Tensor
 from langdepth import registry
 from langdepth.data.base import open_dataset
 from langdepth.data.feature_cache import FeatureCache
-from langdepth.data.sampling import Draw, TrainingSet, collate
+from langdepth.data.loader import TrainingSet, collate
+from langdepth.data.sampling import Draw
 from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.recipe import read_recipe

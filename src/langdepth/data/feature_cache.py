@@ -28,7 +28,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from langdepth import __version__
-from langdepth.data.sampling import Draw, TrainingSet
+from langdepth.data.loader import TrainingSet
+from langdepth.data.sampling import Draw
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.io import atomic_path
 from langdepth.systems.base import System

@@ -6,19 +6,14 @@ The batches follow from the seed alone, wherever training was interrupted.
 from __future__ import annotations
 
 import math
-import os
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
 
 from langdepth.data.rows import Row, RowDataset
-from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
-from langdepth.types import Batch, InputSpec, Sample
+from langdepth.errors import ImageError, UsageError, nearest
+from langdepth.types import InputSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,50 +23,6 @@ class Draw:
     index: int
     size: tuple[int, int]
     seed: int
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples of one size; in a worker process straight into memory that the trainer sees."""
-    optional: dict[str, Any] = {}
-    for name in ("text_features", "overlay", "source_image", "pose", "intrinsics"):
-        values = [getattr(s, name) for s in samples]
-        if not any(value is None for value in values):
-            optional[name] = default_collate(values)
-    return Batch(
-        image=default_collate([s.image for s in samples]),
-        depth=default_collate([s.depth for s in samples]),
-        mask=default_collate([s.mask for s in samples]),
-        scene=torch.tensor([s.scene for s in samples]),
-        text=[s.text for s in samples],
-        mirrored=torch.tensor([s.mirrored for s in samples]),
-        path=[s.path for s in samples],
-        **optional,
-    )
-
-
-# A stored sample, picture in bytes, to one of (height, width) for training; what is random in it comes from torch's
-# global generator.
-Transform = Callable[[Sample, tuple[int, int]], Sample]
-
-
-class TrainingSet(Dataset[Sample]):
-    """Rows of a data set under the training transform; the same ``Draw`` always gives the same sample."""
-
-    def __init__(self, dataset: RowDataset, transform: Transform) -> None:
-        self.dataset = dataset
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, draw: Draw) -> Sample:
-        sample = self.dataset.stored(draw.index)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(draw.seed)  # not the accelerators': that takes 0.1 to 0.4 ms
-            sample = self.transform(sample, draw.size)
-        if not bool(torch.isfinite(sample.depth.sum())):
-            raise ImageError(f"{sample.path}: depth is not finite after augmentation")
-        return sample
 
 
 class Sizes:
@@ -173,97 +124,6 @@ def few_shots(scenes: Sequence[int], shots: int, seed: int | None = None) -> lis
     if not chosen:
         raise UsageError("data.shots: no training picture has a scene label")
     return sorted(int(i) for i in np.concatenate(chosen))
-
-
-class _Plan:
-    """The batch sampler behind ``TrainingLoader``: the rest of the current epoch."""
-
-    def __init__(self, draws: Draws) -> None:
-        self.draws, self.epoch, self.start = draws, 0, 0
-        self.sampler = self  # where trainers look for set_epoch
-
-    def __len__(self) -> int:
-        return len(self.draws)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of ``epoch``; where it is the current one, the place in it stays."""
-        if epoch != self.epoch:
-            self.epoch, self.start = epoch, 0
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        yield from self.draws.epoch(self.epoch)[self.start :]
-
-
-class _ErrorsAsValues(Dataset[Any]):
-    """Hands an error on as a value: raised in a worker process, it would arrive as a page of traceback."""
-
-    def __init__(self, dataset: TrainingSet) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, draw: Draw) -> Sample | LangdepthError:
-        try:
-            return self.dataset[draw]
-        except LangdepthError as error:
-            return error
-
-
-def _collate_or_error(samples: Sequence[Sample | LangdepthError]) -> Batch | LangdepthError:
-    errors = [sample for sample in samples if isinstance(sample, LangdepthError)]
-    return errors[0] if errors else collate(cast("Sequence[Sample]", samples))
-
-
-class TrainingLoader(DataLoader[Any]):
-    """A DataLoader that knows where it is: from its state (epoch, batches handed out) it continues in mid-epoch.
-
-    ``finish`` adds to a batch what the workers do not pass on. Iterating raises ImageError naming an unusable file.
-    """
-
-    def __init__(
-        self, dataset: TrainingSet, draws: Draws, workers: int, finish: Callable[[Batch], Batch] | None = None
-    ) -> None:
-        self.plan = _Plan(draws)
-        self.finish = finish
-        self._done = 0
-        super().__init__(
-            _ErrorsAsValues(dataset),
-            batch_sampler=self.plan,
-            num_workers=workers,
-            collate_fn=_collate_or_error,
-            persistent_workers=False,
-            prefetch_factor=4 if workers else None,
-            worker_init_fn=_quiet_worker,
-        )
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch types its own iterator class
-        self._done = self.plan.start
-        for batch in super().__iter__():
-            if isinstance(batch, LangdepthError):
-                raise batch
-            if self.finish is not None:
-                batch = self.finish(batch)
-            self._done += 1
-            if self._done == len(self.plan):  # before the last one goes out: a checkpoint then points at the next epoch
-                self.plan.epoch, self.plan.start, self._done = self.plan.epoch + 1, 0, 0
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Where training stands."""
-        return {"epoch": self.plan.epoch, "batches": self._done}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from ``state``."""
-        self.plan.epoch, self.plan.start = state["epoch"], state["batches"]
-        self._done = self.plan.start
-
-
-def _quiet_worker(_: int) -> None:
-    # A signal to the whole process group must let the trainer finish its step; it ends the workers itself.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    torch.set_num_threads(1)  # workers decode; the processor belongs to the network
-    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def training_shapes(dataset: RowDataset, sizes: Sizes) -> list[int]:
