@@ -1,4 +1,4 @@
-"""The standard depth metrics, per picture and accumulated over a data set, and the alignments done before them.
+"""The standard depth metrics of a picture, the sums that they are made of, and the alignments done before them.
 
 All functions take ``prediction`` and ``target`` (B, 1, H, W) in metres and ``mask`` (B, 1, H, W) bool, True where a
 pixel counts. What stands in masked-out places, NaN included, never matters. Sums are float64. With p the prediction, t
@@ -21,17 +21,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from langdepth.protocols import Alignment
 
 METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
 EXTRA_METRICS = ("abs_diff", "delta0.5", "msle")  # of some papers; reports hold them where their protocol asks for them
-_ALL = (*METRICS, *EXTRA_METRICS)
+ALL_METRICS = (*METRICS, *EXTRA_METRICS)
 
 _FARTHEST = 1000.0  # metres
 _WITHIN = (1.25**3, 1.25**2, 1.25, 1.25**0.5)
-_SUMS = 12  # columns of error_sums
+SUMS = 12  # columns of error_sums
 
 RANGES = (0, 1, 2, 3, 5, 10, 20, 40, 80, math.inf)
 """Metres between which a report tells the metrics of each range; the lower end belongs to a range."""
@@ -51,7 +50,7 @@ def error_sums(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """
     pictures = zip(*(_array(part) for part in (prediction, target, mask)), strict=True)
     sums = [range_sums(p[known], t[known]).sum(0) for p, t, known in pictures]
-    return torch.from_numpy(np.array(sums).reshape(-1, _SUMS)).to(prediction.device)
+    return torch.from_numpy(np.array(sums).reshape(-1, SUMS)).to(prediction.device)
 
 
 def range_sums(p: Values, t: Values) -> npt.NDArray[np.float64]:
@@ -60,7 +59,7 @@ def range_sums(p: Values, t: Values) -> npt.NDArray[np.float64]:
     The columns: the number of pixels, of those within 1.25^3, 1.25^2, 1.25 and 1.25^0.5, then the sums of |p - t| / t,
     (p - t)^2 / t, (p - t)^2, d^2, |d|, d and |p - t|.
     """
-    sums = np.zeros((len(RANGES) - 1, _SUMS))
+    sums = np.zeros((len(RANGES) - 1, SUMS))
     nearest, farthest = t.min(initial=math.inf), t.max(initial=0)
     for total, (low, high) in zip(sums, itertools.pairwise(RANGES), strict=True):
         if nearest < high and farthest >= low:
@@ -92,7 +91,7 @@ def metrics_from_sums(sums: Tensor) -> dict[str, Tensor]:
     delta3, delta2, delta1, half, abs_rel, sq_rel, squared, d_squared, d_abs, d, abs_diff = means.unbind(-1)
     silog = 100 * (d_squared - d.square()).clamp(min=0).sqrt()
     standard = (abs_rel, sq_rel, squared.sqrt(), d_squared.sqrt(), d_abs / math.log(10), silog, delta1, delta2, delta3)
-    return dict(zip(_ALL, (*standard, abs_diff, half, d_squared), strict=True))
+    return dict(zip(ALL_METRICS, (*standard, abs_diff, half, d_squared), strict=True))
 
 
 def depth_metrics(prediction: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -145,51 +144,6 @@ def _median(values: Tensor, valid: Tensor, count: Tensor) -> Tensor:
     ordered = torch.where(valid, values, math.inf).sort(1).values
     middle = torch.cat([(count - 1).clamp(min=0) // 2, (count // 2).clamp(max=values.shape[1] - 1)], dim=1)
     return ordered.gather(1, middle).double().mean(1, keepdim=True)
-
-
-class DepthMetrics(Metric):
-    """Image mean and pixel mean of all metrics in one pass; safe across processes (every state is a sum).
-
-    The image mean is the plain mean of the pictures' metrics; the pixel mean treats all valid pixels as one large
-    picture, so its rmse, rmse_log and silog come from pooled sums. Pictures without a valid pixel are counted in
-    ``skipped`` and nowhere else. ``compute`` returns ``{"image_mean": {...}, "pixel_mean": {...}, "images": n,
-    "skipped": n}``; the means are NaN while there is no picture. ``last`` holds the metrics of the pictures of the
-    latest update, each (B,).
-    """
-
-    full_state_update = False
-    image_sums: Tensor
-    pixel_sums: Tensor
-    images: Tensor
-    skipped: Tensor
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.add_state("image_sums", torch.zeros(len(_ALL), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("pixel_sums", torch.zeros(_SUMS, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("skipped", torch.tensor(0), dist_reduce_fx="sum")
-        self.last: dict[str, Tensor] = {}
-
-    def update(self, prediction: Tensor, target: Tensor, mask: Tensor) -> None:
-        """Add a batch: prediction and target (B, 1, H, W) metres, mask (B, 1, H, W) bool."""
-        sums = error_sums(prediction, target, mask)
-        self.last = metrics_from_sums(sums)
-        used = sums[:, 0] > 0
-        per_image = torch.stack([self.last[name] for name in _ALL], dim=1)
-        self.image_sums += torch.where(used[:, None], per_image, 0).sum(0)
-        self.pixel_sums += sums.sum(0)
-        self.images += used.sum()
-        self.skipped += (~used).sum()
-
-    def compute(self) -> dict[str, Any]:
-        """The means so far, over all processes."""
-        return {
-            "image_mean": dict(zip(_ALL, (self.image_sums / self.images).unbind(), strict=True)),
-            "pixel_mean": metrics_from_sums(self.pixel_sums),
-            "images": self.images,
-            "skipped": self.skipped,
-        }
 
 
 class _Cells(NamedTuple):

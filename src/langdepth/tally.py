@@ -16,7 +16,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, distributed
 
-from langdepth.boundaries import boundary_errors
 from langdepth.errors import LangdepthError
 from langdepth.metrics import (
     EDGE_RATIOS,
@@ -62,6 +61,8 @@ class Tally:
             self._errors += error_histogram(p, t)
             boundaries = _NO_EDGES
             if judged.edges is not None:
+                from langdepth.boundaries import boundary_errors  # SciPy, for the few sets that state edges
+
                 boundaries = boundary_errors(prediction[place, 0], judged.edges[place, 0].numpy())
             self._record(index, sample.scene, p, t, boundaries)
         return pixels

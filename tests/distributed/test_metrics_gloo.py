@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch import Tensor, distributed, multiprocessing
 
 from langdepth import protocols
 from langdepth.evaluate import evaluate
-from langdepth.metrics import DepthMetrics
 from tests.helpers import FakeSystem
 from tests.unit.test_evaluate import Pictures
 
@@ -35,6 +35,8 @@ def plain(value: Any) -> Any:
 
 
 def measure(seeds: list[int]) -> dict[str, Any]:
+    from langdepth.accumulator import DepthMetrics
+
     metrics = DepthMetrics()
     for seed in seeds:
         metrics.update(*case(seed))
@@ -43,6 +45,7 @@ def measure(seeds: list[int]) -> dict[str, Any]:
 
 
 def work(rank: int, folder: Path) -> None:
+    slow = [name for name in ("torchmetrics", "transformers", "scipy.ndimage") if name in sys.modules]
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     try:
@@ -55,7 +58,7 @@ def work(rank: int, folder: Path) -> None:
             progress=False,
             out=folder / "result.json",
         )
-        answer = {"metrics": measure(shares[rank]), "report": report}
+        answer = {"slow": slow, "metrics": measure(shares[rank]), "report": report}
         (folder / f"{rank}.json").write_text(json.dumps(answer))
     finally:
         distributed.destroy_process_group()
@@ -90,3 +93,7 @@ def test_both_processes_report_what_one_would_to_the_last_bit(answers: tuple[Pat
 def test_one_process_writes_the_files(answers: tuple[Path, list[dict[str, Any]]]) -> None:
     written = sorted(path.name for path in answers[0].glob("result*"))
     assert written == ["result.json", "result_error_by_range.png", "result_sheet.png"]
+
+
+def test_evaluation_imports_nothing_slow_that_it_does_not_use(answers: tuple[Path, list[dict[str, Any]]]) -> None:
+    assert [answer["slow"] for answer in answers[1]] == [[], []]

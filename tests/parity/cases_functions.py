@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from langdepth import losses, protocols
+from langdepth.accumulator import DepthMetrics
 from langdepth.data.nyu_adapters import (
     NyuPicture,
     SelfSupervisedDraws,
@@ -21,7 +22,6 @@ from langdepth.data.nyu_adapters import (
     supervised_sample,
 )
 from langdepth.evaluate import judge
-from langdepth.metrics import DepthMetrics
 from langdepth.parts.adapter_losses import AdapterLosses, SourceView, adapter_losses, resize
 from langdepth.parts.view_warp import warp_view
 from langdepth.protocols import Protocol

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from langdepth import losses, protocols
+from langdepth.accumulator import DepthMetrics
 from langdepth.evaluate import judge
-from langdepth.metrics import DepthMetrics
 from langdepth.systems.clip_system import enlarge
 from langdepth.text.learned_prompts import PromptTokenizer, count_added
 from tests.parity.cases_depthclip import official, pictures

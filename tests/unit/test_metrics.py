@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from langdepth.accumulator import DepthMetrics
 from langdepth.metrics import (
     EDGE_RATIOS,
     EXTRA_METRICS,
     METRICS,
     RANGES,
-    DepthMetrics,
     align,
     depth_metrics,
     edge_counts,
