@@ -122,7 +122,6 @@ def scaledepth_metrics(arrays: dict[str, np.ndarray], weights: dict[str, Tensor]
         for preset, changes in presets.items():
             # A finished prediction is neither mirrored nor seen through windows
             rules = replace(protocols.get(preset).override(**changes), flip=False, window=None, stride=None)
-            assert rules.max_depth == options.get("max_depth_eval", 10)
             assert rules.clamp_prediction == options.get("depth_clamp", False)
             yield from _judged(arrays, name, rules)
 

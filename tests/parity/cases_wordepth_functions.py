@@ -27,8 +27,10 @@ def wordepth_metrics(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] |
         protocol = protocols.get(f"wordepth-{dataset}-reference")
         prediction = torch.from_numpy(arrays[f"{dataset}_pred"])[:, None].nan_to_num(nan=0, posinf=protocol.max_depth)
         target = torch.from_numpy(arrays[f"{dataset}_gt"])[:, None]
-        for crop in ("none", "eigen", "garg"):
-            rules = protocol.override(crop=f"eigen-{dataset}" if crop == "eigen" else crop)
+        options = {"none": {"crop": "none"}, "eigen": {"crop": f"eigen-{dataset}"}, "garg": {"crop": "garg"}}
+        options["eigen" if dataset == "nyu" else "garg"] = {}  # the published one
+        for crop, changes in options.items():
+            rules = protocol.override(**changes)
             means = image_means(StandIn(prediction, prediction), target, rules)
             yield f"{dataset}_{crop}", torch.stack([means[name] for name in ORDER]), CLOSE
     for name in arrays:
