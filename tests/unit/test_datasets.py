@@ -258,7 +258,9 @@ def test_list_files(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     with pytest.raises(LangdepthError, match=r"list\.txt: the split list is missing"):
         lists.read_list(path)
-    path.write_text("a.png d.png 518.8\n\nb.png None 518.8\nc.png e.png 518.8\n")
+    assert lists.listed(path) == []
+    path.write_text("c.png e.png 518.8\n\nb.png None 518.8\na.png d.png 518.8\n")
+    assert lists.listed(path) == [("a.png", "d.png"), ("c.png", "e.png")]
     assert lists.read_list(path, 2) == [("a.png", "d.png", "518.8"), ("c.png", "e.png", "518.8")]
     path.write_text("a.png d.png\nb.png\n")
     with pytest.raises(LangdepthError, match="line 2: has 1 columns, 2 are needed"):

@@ -80,7 +80,7 @@ def _listed(root: Path, base: Path, split: str) -> list[Row]:
             scene_run=picture.split("/")[0],
             split=split,
         )
-        for picture, depth, *_ in sorted(read_list(base / LIST if (base / LIST).is_file() else root / LIST, 2))
+        for picture, depth, *_ in read_list(base / LIST if (base / LIST).is_file() else root / LIST, 2)
     ]
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from langdepth.data.base import DatasetCard, first_layout
-from langdepth.data.lists import read_list
+from langdepth.data.lists import listed
 from langdepth.data.rows import Row
 from langdepth.errors import LangdepthError
 
@@ -44,9 +44,8 @@ def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | 
 
 
 def _listed(root: Path, split: str) -> list[Row]:
-    if split != "test" or not (root / LIST).is_file():
-        return []
-    return [_row(root, picture, depth, split) for picture, depth, *_ in sorted(read_list(root / LIST, 2))]
+    lines = listed(root / LIST) if split == "test" else []
+    return [_row(root, picture, depth, split) for picture, depth in lines]
 
 
 def _published(root: Path, split: str) -> list[Row]:

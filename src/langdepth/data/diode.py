@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from langdepth.data.base import DatasetCard, first_layout
-from langdepth.data.lists import read_list
+from langdepth.data.lists import listed
 from langdepth.data.rows import FILES, Decoder, Metres, Row
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.io import MAX_PIXELS, decoding
@@ -42,11 +42,8 @@ class Part:
         return first_layout(self.CARD, root, split, readers, problems)
 
     def _converted(self, root: Path, split: str) -> list[Row]:
-        if split != "val" or not (root / self.listed).is_file():
-            return []
-        return [
-            self._row(root, root / line[0], root / line[1], split) for line in sorted(read_list(root / self.listed, 2))
-        ]
+        lines = listed(root / self.listed) if split == "val" else []
+        return [self._row(root, root / picture, root / depth, split) for picture, depth in lines]
 
     def _published(self, root: Path, split: str) -> list[Row]:
         pictures = sorted((root / split / self.folder).glob("scene_*/scan_*/*.png"))

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from langdepth.data.base import DatasetCard, first_layout
-from langdepth.data.lists import inside, read_list
+from langdepth.data.lists import inside, listed
 from langdepth.data.rows import FILES, Decoder, Metres, Row, read_hdf5
 from langdepth.errors import ImageError, LangdepthError
 
@@ -67,10 +67,9 @@ def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | 
 
 
 def _converted(root: Path, split: str) -> list[Row]:
-    if split != "test" or not (root / LIST).is_file():
-        return []
-    lenses = _lenses(root)
-    return [_row(root, picture, depth, split, lenses) for picture, depth, *_ in sorted(read_list(root / LIST, 2))]
+    lines = listed(root / LIST) if split == "test" else []
+    lenses = _lenses(root) if lines else {}
+    return [_row(root, picture, depth, split, lenses) for picture, depth in lines]
 
 
 def _official(root: Path, split: str) -> list[Row]:

@@ -90,7 +90,7 @@ def _rows(
             split=split,
             size=(480, 640),
         )
-        for name, *_ in sorted(read_list(place))
+        for name, *_ in read_list(place)
     ]
 
 

@@ -32,10 +32,10 @@ def shipped(name: str) -> list[str]:
 
 
 def read_list(path: Path, columns: int = 1) -> list[tuple[str, ...]]:
-    """The columns of a list file, split at blanks; lines whose second column is None have no ground truth and drop out.
+    """The columns of a list file, split at blanks, in the order of the pictures' paths.
 
-    Raises LangdepthError for a missing or empty file, a line with fewer than ``columns`` columns, and a path that leads
-    out of the data set.
+    Lines whose second column is None have no ground truth and drop out. Raises LangdepthError for a missing or
+    empty file, a line with fewer than ``columns`` columns, and a path that leads out of the data set.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -53,7 +53,12 @@ def read_list(path: Path, columns: int = 1) -> list[tuple[str, ...]]:
         rows.append(tuple(inside(part, f"{path} line {number}") for part in parts))
     if not rows:
         raise LangdepthError(f"{path}: the split list is empty")
-    return rows
+    return sorted(rows)
+
+
+def listed(path: Path, columns: int = 2) -> list[tuple[str, ...]]:
+    """The first ``columns`` of a list file, or none where there is no such file. Raises as ``read_list`` does."""
+    return [line[:columns] for line in read_list(path, columns)] if path.is_file() else []
 
 
 def inside(name: str, where: str) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from langdepth.data.base import DatasetCard, first_layout
-from langdepth.data.lists import read_intrinsics, read_list
+from langdepth.data.lists import listed, read_intrinsics
 from langdepth.data.rows import FILES, Decoder, Metres, Row
 from langdepth.errors import LangdepthError
 from langdepth.io import decoding, read_depth
@@ -45,6 +45,7 @@ CARD = DatasetCard(
     protocol="sunrgbd",
 )
 LIST = "SUNRGBD_val_splits.txt"
+_BESIDE = (("image", "*.jpg"), ("depth", "*.png"))  # of a scene: folder and files of picture and depth
 _SPLIT_FILES = tuple(
     f"{folder}allsplit.mat" for folder in ("", "traintestSUNRGBD/", "SUNRGBDtoolbox/traintestSUNRGBD/")
 )
@@ -56,10 +57,8 @@ def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | 
 
 
 def _listed(root: Path, split: str) -> list[Row]:
-    if split != "test" or not (root / LIST).is_file():
-        return []
     found = []
-    for picture, depth, focal in sorted(line[:3] for line in read_list(root / LIST, 3)):
+    for picture, depth, focal in listed(root / LIST, 3) if split == "test" else []:
         try:
             length = float(focal)
         except ValueError:
@@ -81,9 +80,6 @@ def _official(root: Path, split: str) -> list[Row]:
         depth = depths[0] if depths else root / folder / "depth" / "*.png"
         found.append(_row(root, picture, depth, split))
     return sorted(found, key=lambda row: row.key)
-
-
-_BESIDE = (("image", "*.jpg"), ("depth", "*.png"))
 
 
 def _scene_folders(file: Path, split: str) -> list[str]:
