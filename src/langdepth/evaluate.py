@@ -186,25 +186,34 @@ def _refuse_missing(missing: list[str], processes: int, count: int, system: Syst
 def judge(system: System | Predictions, samples: list[Sample], protocol: Protocol, dtype: str = "float32") -> Judged:
     """Depth of samples of one size under a protocol.
 
-    Raises LangdepthError, naming the picture, for depth that is not finite or, where the protocol does not clamp, not
-    above 0; and when the device's memory does not suffice.
+    Raises LangdepthError, naming the picture, for depth that is not finite, cannot be aligned or, where the protocol
+    does not clamp, is not above 0; and when the device's memory does not suffice.
     """
     window = (..., *protocol.frame_window(*samples[0].image.shape[-2:]))
     image, target, known = (
         _stack([getattr(sample, name) for sample in samples])[window] for name in ("image", "depth", "mask")
     )
+    valid = protocol.valid_mask(target, known)
+    stated = [sample.edges for sample in samples if sample.edges is not None]
+    edges = _stack(stated)[window] if len(stated) == len(samples) else None
     if isinstance(system, Predictions):
-        prediction = system.depth(samples, aligned_corners=protocol.resize == "bilinear-aligned")[window]
-        hint = ""
+        prediction = system.depth(samples, protocol)[window]
+        has_depth = prediction.isfinite()
+        if protocol.mask_prediction:
+            valid &= has_depth
+        _require_depth(system, samples, has_depth, valid if edges is None else torch.ones_like(valid))
+        prediction = prediction.nan_to_num(0)
     else:
         prediction = _predict(system, samples, image, protocol, dtype)
-        hint = "; its weights may be damaged" + ("" if dtype == "float32" else f", or {dtype} is too coarse")
-    if not prediction.sum().isfinite():  # NaN and infinity show in the sum, which takes no time
-        _require(prediction.isfinite(), samples, f"'{system.name}' gave depth that is not finite{hint}")
+        if not prediction.sum().isfinite():  # NaN and infinity show in the sum, which takes no time
+            hint = "its weights may be damaged" + ("" if dtype == "float32" else f", or {dtype} is too coarse")
+            _require(prediction.isfinite(), samples, f"'{system.name}' gave depth that is not finite; {hint}")
     if protocol.training_focal is not None:
         prediction = prediction * (_focal_lengths(samples) / protocol.training_focal)
-    valid = protocol.valid_mask(target, known)
     prediction = align(prediction, target, valid, protocol.alignment, disparity=system.scale_kind == "disparity")
+    if protocol.alignment == "median":
+        reason = "no alignment by median, since the median of the predicted depth is not above 0"
+        _require(prediction.isfinite(), samples, f"'{system.name}': {reason}")
     if protocol.mask_prediction:
         valid &= prediction > protocol.min_depth
     if protocol.clamp_prediction:
@@ -212,8 +221,6 @@ def judge(system: System | Predictions, samples: list[Sample], protocol: Protoco
     else:
         reason = "depth is not above 0 everywhere; use a protocol with clamp_prediction"
         _require((prediction > 0) | ~valid, samples, reason)
-    stated = [sample.edges for sample in samples if sample.edges is not None]
-    edges = _stack(stated)[window] if len(stated) == len(samples) else None
     return Judged(image=image, prediction=prediction, target=target, valid=valid, edges=edges)
 
 
@@ -270,6 +277,17 @@ def _focal_lengths(samples: list[Sample]) -> Tensor:
     if without:
         raise UsageError(f"{without[0]}: the protocol needs its focal length; name it in the column fx (fy, cx, cy)")
     return torch.tensor([sample.camera.fx for sample in samples if sample.camera is not None]).view(-1, 1, 1, 1)
+
+
+def _require_depth(system: Predictions, samples: list[Sample], has_depth: Tensor, needed: Tensor) -> None:
+    """Raise LangdepthError, naming the file, where a finished map has no depth but needs it."""
+    lacking, wanted = (pixels.flatten(1).sum(1).tolist() for pixels in (needed & ~has_depth, needed))
+    for sample, holes, pixels in zip(samples, lacking, wanted, strict=True):
+        if holes:
+            raise LangdepthError(
+                f"{system.find(sample.path)}: no depth at {holes} of the {pixels} pixels that need it "
+                "(0, negative or not finite); fill them or, unless true edges are judged, mask them (mask_prediction)"
+            )
 
 
 def _require(good: Tensor, samples: list[Sample], message: str) -> None:

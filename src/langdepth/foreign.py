@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -110,7 +112,9 @@ class Predictions:
 
     The picture ``ROOT/a/b.jpg`` belongs to ``a/b.npy``, ``a/b.npz``, ``a/b_depth.png`` or ``a/b.png`` below ``folder``.
     NumPy files hold the numbers themselves, in metres for "metric"; a 16-bit PNG holds ``value * png_scale``, or says
-    its own scale (those of ``langdepth predict``). A map of another size than its picture is resized.
+    its own scale (those of ``langdepth predict``). What is not finite is no depth, nor is what is not above 0, unless
+    any number makes sense: disparity, and relative depth that gets a shift (alignment least_squares). A map of another
+    size than its picture is resized; pixels that would mix depth with none have none.
     """
 
     def __init__(
@@ -120,7 +124,7 @@ class Predictions:
         scale_kind: ScaleKind = "metric",
         png_scale: float | None = None,
     ) -> None:
-        self.folder, self.root = Path(folder), Path(root)
+        self.folder, self.root = Path(folder), Path(os.path.abspath(root))
         if not self.folder.is_dir():
             raise LangdepthError(f"{folder}: no such folder; --predictions takes a folder of depth maps")
         if png_scale is not None and not png_scale > 0:
@@ -128,25 +132,33 @@ class Predictions:
         self.name, self.scale_kind, self.png_scale = f"predictions ({folder})", scale_kind, png_scale
 
     def find(self, picture: str) -> Path | None:
-        """The file with the depth of a picture of that path, or None."""
-        path = Path(picture)
-        base = (path.relative_to(self.root) if path.is_relative_to(self.root) else Path(path.name)).with_suffix("")
+        """The file with the depth of a picture of that path, or None; pictures outside the root have none."""
+        path = Path(os.path.abspath(picture))  # links are not followed: those inside the root may lead out of it
+        if not path.is_relative_to(self.root):
+            return None
+        base = path.relative_to(self.root).with_suffix("")
         names = (f"{base}{end}" for end in (".npy", ".npz", "_depth.png", ".png"))
         return next((self.folder / name for name in names if (self.folder / name).is_file()), None)
 
-    def depth(self, samples: list[Sample], aligned_corners: bool = False) -> Tensor:
-        """(B, 1, H, W) at the size of the samples' pictures. Raises ImageError naming an unusable file."""
-        return torch.cat([self._read(sample, aligned_corners) for sample in samples])
+    def depth(self, samples: list[Sample], protocol: EvaluationProtocol) -> Tensor:
+        """(B, 1, H, W) at the size of the samples' pictures, NaN for no depth. Raises ImageError naming a bad file."""
+        return torch.cat([self._read(sample, protocol) for sample in samples])
 
-    def _read(self, sample: Sample, aligned_corners: bool) -> Tensor:
+    def _read(self, sample: Sample, protocol: EvaluationProtocol) -> Tensor:
         path, size = self.find(sample.path), sample.image.shape[-2:]
         assert path is not None, sample.path
         if path.suffix == ".png" and self.png_scale is None:
             values, _ = read_depth16(path)
         else:
             values = read_depth(path, self.png_scale or 1.0, keep_invalid=True)
+        shifted = self.scale_kind == "disparity" or (
+            self.scale_kind == "relative" and protocol.alignment == "least_squares"
+        )
         depth = torch.from_numpy(values)[None, None]
-        return depth if depth.shape[-2:] == size else _resized(depth, size, aligned_corners)
+        depth = torch.where(depth.isfinite() if shifted else depth.isfinite() & (depth > 0), depth, math.nan)
+        if depth.shape[-2:] == size:
+            return depth
+        return F.interpolate(depth, size, mode="bilinear", align_corners=protocol.resize == "bilinear-aligned")
 
     def rules(self, protocol: EvaluationProtocol) -> EvaluationProtocol:
         """The protocol without what happens to a network's pictures, which here is over: no flip, no limit of views.
@@ -166,7 +178,3 @@ class Predictions:
             status = path.stat()
             digest.update(f"{path.relative_to(self.folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
-
-
-def _resized(depth: Tensor, size: torch.Size, aligned_corners: bool) -> Tensor:
-    return F.interpolate(depth, size=size, mode="bilinear", align_corners=aligned_corners)

@@ -102,13 +102,13 @@ def depth_metrics(prediction: Tensor, target: Tensor, mask: Tensor) -> dict[str,
 def align(prediction: Tensor, target: Tensor, mask: Tensor, kind: Alignment, *, disparity: bool = False) -> Tensor:
     """The prediction fitted to the truth's valid pixels, picture by picture; (B, 1, H, W) float32.
 
-    "none": unchanged. "median": times median(target) / median(prediction). "least_squares": scale * prediction + shift
-    with the scale and shift that make the sum of squared differences in depth (not in disparity) smallest; where the
-    prediction is constant, scale 0 and the mean of the truth. "disparity": the same fit, of 1 / prediction to
-    1 / target, then inverted; what comes out not above 1 / 1000 m is put at 1000 m. ``disparity``: the prediction is
-    disparity already, known up to scale and shift; only the kind "disparity" makes depth of it. Without a valid pixel
-    the prediction stays as it is. The result may be negative after "least_squares": clamp it. Raises ValueError for
-    another kind.
+    "none": unchanged. "median": times median(target) / median(prediction); NaN where the latter is not above 0.
+    "least_squares": scale * prediction + shift with the scale and shift that make the sum of squared differences in
+    depth (not in disparity) smallest; where the prediction is constant, scale 0 and the mean of the truth. "disparity":
+    the same fit, of 1 / prediction to 1 / target, then inverted; what comes out not above 1 / 1000 m is put at 1000 m.
+    ``disparity``: the prediction is disparity already, known up to scale and shift; only the kind "disparity" makes
+    depth of it. Without a valid pixel the prediction stays as it is. The result may be negative after "least_squares":
+    clamp it. Raises ValueError for another kind.
     """
     if kind not in get_args(Alignment):
         raise ValueError(f"alignment '{kind}' is none of {', '.join(get_args(Alignment))}")
@@ -123,7 +123,8 @@ def align(prediction: Tensor, target: Tensor, mask: Tensor, kind: Alignment, *, 
     p, t, valid = (x.flatten(1) for x in (prediction, target, mask))
     count = valid.sum(1, keepdim=True)
     if kind == "median":
-        scale = _median(t, valid, count) / _median(p, valid, count)
+        middle = _median(p, valid, count)
+        scale = torch.where(middle > 0, _median(t, valid, count) / middle, math.nan)
         shift = torch.zeros_like(scale)
     else:
         p, t = torch.where(valid, p, 0).double(), torch.where(valid, t, 0).double()

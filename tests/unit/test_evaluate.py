@@ -227,6 +227,19 @@ def test_relative_depth_needs_an_alignment() -> None:
     assert run(Pictures(3), FULL.override(alignment="median"), system)["image_mean"]["delta1"] == 1
 
 
+class Nothing(FakeSystem):
+    """0 m in most places."""
+
+    def forward(self, image: Tensor, text: Any = None, scene: Any = None) -> DepthOutput:
+        return DepthOutput(depth=torch.arange(-40.0, 24).clamp(min=0).expand(len(image), 1, 48, 64))
+
+
+@pytest.mark.parametrize("clamp", [True, False])
+def test_a_median_of_nothing_cannot_be_aligned(clamp: bool) -> None:
+    with pytest.raises(LangdepthError, match=r"grey/0.png: 'fake': no alignment by median, since .* not above 0"):
+        run(Pictures(1), FULL.override(alignment="median", clamp_prediction=clamp), Nothing())
+
+
 def test_clamp_limits_the_prediction_not_the_truth() -> None:
     dataset = Pictures(0.5)  # predicts 1.9 m for 3.8 m
     report = run(dataset, FULL.override(min_depth=3.0, max_depth=10.0))

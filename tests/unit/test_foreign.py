@@ -87,6 +87,65 @@ def test_missing_predictions_are_counted_and_the_first_named(tmp_path: Path) -> 
         evaluate(Predictions(folder, root), open_dataset("folder", root), FULL, progress=False)
 
 
+def holed(folder: Path, hole: float) -> Predictions:
+    """Perfect maps of ``root``, with no depth in 3 x 2 pixels of the second."""
+    folder.mkdir(exist_ok=True)
+    depth = Shades("metric").predict_depth(torch.zeros(1, 3, 48, 64))[0, 0].clone().numpy()
+    np.save(folder / "0.npy", depth)
+    depth[:3, :2] = hole
+    np.save(folder / "1.npy", depth)
+    return Predictions(folder, folder.parent / "data")
+
+
+@pytest.mark.parametrize("hole", [0, -1, np.nan, np.inf])
+def test_no_depth_is_not_judged_as_depth(root: Path, tmp_path: Path, hole: float) -> None:
+    predictions, dataset = holed(tmp_path / "predictions", hole), open_dataset("folder", root)
+    with pytest.raises(LangdepthError, match=r"predictions/1\.npy: no depth at 6 of the 3072 pixels that need it"):
+        evaluate(predictions, dataset, FULL, progress=False)
+    masked = evaluate(predictions, dataset, FULL.override(mask_prediction=True), progress=False)
+    assert masked["image_mean"]["rmse"] == 0
+    assert [part["pixels"] for part in masked["by_depth"]] == [3072 - 6, 3072]
+    Image.fromarray(np.pad(np.full((45, 64), 4000, np.uint16), ((3, 0), (0, 0)))).save(root / "1_depth.png")
+    assert evaluate(predictions, dataset, FULL, progress=False)["images"] == 2  # nothing is judged there
+
+
+def test_relative_depth_with_a_shift_may_be_zero(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    for number in range(2):
+        np.save(folder / f"{number}.npy", np.repeat(np.array([0, 1], np.float32), 32)[None].repeat(48, 0))
+    dataset, relative = open_dataset("folder", root), Predictions(folder, root, "relative")
+    report = evaluate(relative, dataset, FULL.override(alignment="least_squares"), progress=False)
+    assert report["image_mean"]["abs_rel"] == pytest.approx(0, abs=1e-6)
+    with pytest.raises(LangdepthError, match="no depth at 1536 of the 3072"):
+        evaluate(relative, dataset, FULL.override(alignment="median"), progress=False)
+
+
+def test_holes_do_not_mix_with_depth_when_a_map_is_resized(root: Path, tmp_path: Path) -> None:
+    predictions = holed(tmp_path / "predictions", 0)
+    np.save(tmp_path / "predictions" / "1.npy", np.load(tmp_path / "predictions" / "1.npy")[:, ::2])
+    masked = evaluate(predictions, open_dataset("folder", root), FULL.override(mask_prediction=True), progress=False)
+    assert masked["by_depth"][0]["pixels"] < 3072
+    assert masked["by_depth"][0]["abs_rel"] < 0.02  # the step between 4 and 8 m is blurred, no more
+
+
+def test_where_the_folder_was_named_from_does_not_matter(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two drives with pictures of one name: each has its own depth, none the other's."""
+    folder = tmp_path / "predictions"
+    for drive in ("one", "two"):
+        (folder / drive).mkdir(parents=True)
+        np.save(folder / drive / "69.npy", np.ones((4, 4)))
+    np.save(folder / "69.npy", np.ones((4, 4)))
+    monkeypatch.chdir(tmp_path)
+    for start, picture in ((Path("data"), root.resolve()), (root.resolve(), Path("data"))):
+        predictions = Predictions(folder, start)
+        for drive in ("one", "two"):
+            assert predictions.find(str(picture / drive / "69.png")) == folder / drive / "69.npy"
+        assert predictions.find(str(tmp_path / "elsewhere" / "69.png")) is None
+
+
 def test_wrong_predictions_cost_one_line(root: Path, tmp_path: Path) -> None:
     with pytest.raises(LangdepthError, match="no such folder"):
         Predictions(tmp_path / "gone", root)
