@@ -23,7 +23,7 @@ import scipy.io
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from langdepth.data import ddad, diode, ibims1, kitti, nyu, sunrgbd
+from langdepth.data import ddad, diode, hypersim, ibims1, kitti, nyu, sunrgbd
 from langdepth.data.frame_cache import write_cache
 from tests.helpers import ramp, save_picture, write_folder
 
@@ -420,6 +420,26 @@ def hypersim_official(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             lines.append(f"{scene},cam_00,{frame},True,,{split}")
         lines.append(f"{scene},cam_00,7,False,bad,")
     (root / "metadata_images_split_scene_v1.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+LENSES = {  # three of the table's scenes: the usual lens, a shifted one, one that is shifted and tilted
+    "ai_001_001": (0.57735028861, 0, 0, 0, 0.43301271646, 0, 0, 0, -1),
+    "ai_003_010": (0.58503007355, 0, 0.20242039722, 0, 0.43877255516, -0.05, 0, 0, -1.01330177821),
+    "ai_001_010": (0.57960725142, 0, -0.06955286861, 0, 0.43468653346, 0.09273312506, 0, 0.00405412698, -1.0039091738),
+}
+
+
+def write_lenses(root: Path, lenses: Mapping[str, Sequence[float]]) -> None:
+    """HyperSim's table of cameras."""
+    header = ["scene_name", *(f"M_cam_from_uv_{i}{j}" for i in range(3) for j in range(3))]
+    lines = [",".join(map(str, (scene, *values))) for scene, values in lenses.items()]
+    (root / hypersim.CAMERA_FILE).write_text("\n".join([",".join(header), *lines]) + "\n")
+
+
+def hypersim_with_lenses(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The renderer's files with the lens of each scene."""
+    write_lenses(hypersim_official(root, monkeypatch), LENSES)
     return root
 
 

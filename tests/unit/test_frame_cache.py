@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -105,6 +106,28 @@ def test_changed_pictures_make_it_outdated_lost_ones_do_not(tmp_path: Path, monk
     np.testing.assert_allclose(open_dataset("cache", out)[3].depth[0], depth(9), atol=0.00051)
     (tmp_path / "nyu").rename(tmp_path / "elsewhere")
     assert len(find_rows("cache", out)) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "changed", "frames"),
+    [
+        ("diode-indoor", miniatures.diode_indoor, "val/indoors/*/*/*_010_depth_mask.npy", 1),
+        ("ibims1", miniatures.ibims_raw, "mask_invalid/corridor_01.png", 1),
+        ("ibims1", miniatures.ibims_raw, "edges/corridor_01.png", 1),
+        ("ddad", miniatures.ddad_published, "000001/scene_*.json", 2),
+        ("hypersim", miniatures.hypersim_with_lenses, "metadata_camera_parameters.csv", 6),
+    ],
+)
+def test_frames_depend_on_masks_poses_and_lenses(
+    name: str, build: Builder, changed: str, frames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = build(tmp_path / name, monkeypatch), tmp_path / "frames"
+    write_cache(name, root, out)
+    (file,) = root.glob(changed)
+    os.utime(file, (0, 0))
+    with pytest.raises(LangdepthError, match=f"outdated: 1 of its original files .* first {file}"):
+        find_rows("cache", out)
+    assert write_cache(name, root, out).added == frames  # the last ones
 
 
 def test_unusable_pairs_are_left_out_and_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from langdepth.evaluate import evaluate
 from langdepth.text.scenes import SCENES
 from tests import miniatures
 from tests.helpers import FakeSystem, save_picture
-from tests.miniatures import MINIATURES, depth, ibims_edges, ibims_masks
+from tests.miniatures import LENSES, MINIATURES, Builder, depth, ibims_edges, ibims_masks, write_lenses
 
 
 def test_sunrgbd_turns_bits_and_knows_focal_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,9 @@ def test_ibims_edges_of_another_size_or_lost(tmp_path: Path, monkeypatch: pytest
         dataset[0]
     with pytest.raises(ImageError, match=r"edges/corridor_01\.png: no such file"):
         dataset[1]
-    assert len(check_dataset("ibims1", root).problems) == 2
+    lost, _, wrong = check_dataset("ibims1", root).problems
+    assert "1 of 2 pairs are missing" in lost
+    assert "its edges are of shape (40, 64)" in wrong
 
 
 def test_ibims_damaged_and_without_its_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,19 +115,10 @@ def test_hypersim_distance_becomes_depth(tmp_path: Path, monkeypatch: pytest.Mon
         find_rows("hypersim", tmp_path, "test")
 
 
-LENSES = {  # three of the table's scenes: the usual lens, a shifted one, one that is shifted and tilted
-    "ai_001_001": (0.57735028861, 0, 0, 0, 0.43301271646, 0, 0, 0, -1),
-    "ai_003_010": (0.58503007355, 0, 0.20242039722, 0, 0.43877255516, -0.05, 0, 0, -1.01330177821),
-    "ai_001_010": (0.57960725142, 0, -0.06955286861, 0, 0.43468653346, 0.09273312506, 0, 0.00405412698, -1.0039091738),
-}
-
-
 def test_hypersim_lenses_of_each_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = miniatures.hypersim_official(tmp_path, monkeypatch)
     usual = [open_dataset("hypersim", root, split)[0] for split in ("train", "val", "test")]
-    header = ["scene_name", *(f"M_cam_from_uv_{i}{j}" for i in range(3) for j in range(3))]
-    lines = [",".join(map(str, (scene, *values))) for scene, values in LENSES.items()]
-    (root / hypersim.CAMERA_FILE).write_text("\n".join([",".join(header), *lines]) + "\n")
+    write_lenses(root, LENSES)
     for split, scene, plain in zip(("train", "val", "test"), LENSES, usual, strict=True):
         dataset = open_dataset("hypersim", root, split)
         with h5py.File(dataset.rows[0].path_depth) as file:
@@ -287,3 +280,21 @@ def test_files_that_a_list_names_are_missing(
     rows[-1].path_depth.unlink()
     with pytest.raises(LangdepthError, match=r"1 of \d pairs are missing: .*\.png$"):
         find_rows(name, root, rows[-1].split)
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "lost"),
+    [
+        ("diode-indoor", miniatures.diode_indoor, "val/indoors/*/*/*_010_depth_mask.npy"),
+        ("ibims1", miniatures.ibims_raw, "mask_transp/corridor_01.png"),
+    ],
+)
+def test_a_lost_mask_makes_a_pair_incomplete(
+    name: str, build: Builder, lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = build(tmp_path, monkeypatch)
+    (file,) = root.glob(lost)
+    file.unlink()
+    with pytest.raises(LangdepthError, match=f"1 of 2 pairs are missing: {file}$"):
+        open_dataset(name, root)
+    assert f"1 of 2 pairs are missing: {file}" in check_dataset(name, root).problems[0]

@@ -128,6 +128,7 @@ def _scene(base: Path, name: str, split: str) -> Iterator[Row]:
                 key=key,
                 path_rgb=base / key,
                 path_depth=base / inside(f"{folder}/{cloud['filename']}", str(file)),
+                needs=(file,),
                 decoder=Decoder(FILES.image, depth),
                 source="ddad",
                 scene_run=folder,

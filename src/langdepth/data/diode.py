@@ -48,15 +48,21 @@ class Part:
     def _published(self, root: Path, split: str) -> list[Row]:
         pictures = sorted((root / split / self.folder).glob("scene_*/scan_*/*.png"))
         pictures = [path for path in pictures if not path.stem.endswith(("_depth", "_depth_mask"))]
-        return [self._row(root, path, path.with_name(f"{path.stem}_depth.npy"), split, MASKED) for path in pictures]
+        return [
+            replace(
+                self._row(root, path, path.with_name(f"{path.stem}_depth.npy"), split),
+                decoder=MASKED,
+                needs=(path.with_name(f"{path.stem}_depth_mask.npy"),),
+            )
+            for path in pictures
+        ]
 
-    def _row(self, root: Path, picture: Path, depth: Path, split: str, decoder: Decoder = FILES) -> Row:
+    def _row(self, root: Path, picture: Path, depth: Path, split: str) -> Row:
         return Row(
             key=picture.relative_to(root).as_posix(),
             path_rgb=picture,
             path_depth=depth,
             depth_scale=self.scale,
-            decoder=decoder,
             source=self.CARD.name,
             scene_run=picture.parent.relative_to(root).as_posix(),
             split=split,
@@ -66,7 +72,7 @@ class Part:
 
 
 def _depth(row: Row) -> Metres:
-    mask_path = row.path_depth.with_name(f"{row.path_depth.stem}_mask.npy")
+    (mask_path,) = row.needs
     metres, mask = _array(row.path_depth), _array(mask_path)
     if mask.shape != metres.shape:
         raise ImageError(f"{mask_path}: the mask is of shape {mask.shape}, its depth of {metres.shape}")

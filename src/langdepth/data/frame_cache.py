@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from langdepth.data.base import DatasetCard, keep, open_dataset
-from langdepth.data.rows import Decoder, Metres, Pixels, Row, read_pair
+from langdepth.data.rows import FACTS, Decoder, Metres, Pixels, Row, file_state, made_of, read_pair
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.io import MAX_PIXELS, atomic_path
 from langdepth.protocols import Protocol
@@ -54,13 +54,12 @@ Frame = Literal["stored", "kb"]
 FORMAT = 1
 IMAGES, DEPTHS, INDEX, PARTIAL = "images.u8", "depths.u16", "index.jsonl", "index.partial"
 _AGAIN = "run 'langdepth data cache' again"
-_KEPT = ("key", "line", "source", "scene_run", "split", "scene", "text")  # of a row, as they are
 _AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A line of the index. size: (height, width); checksums: of picture and depth; origin: see ``_origin``.
+    """A line of the index. size: (height, width); checksums: of picture and depth; origin: see ``rows.made_of``.
 
     error: why there is no frame, for an unusable pair (then its size is 0, 0).
     """
@@ -107,7 +106,7 @@ def _rows(root: Path) -> list[Row]:
         if size != wanted:
             raise LangdepthError(f"{root / name}: has {size} bytes instead of {wanted}; {_AGAIN}")
     files = {file: state for line in lines for file, state in line.origin["files"].items()}
-    changed = [file for file, state in files.items() if _state(Path(file)) not in (None, state)]
+    changed = [file for file, state in files.items() if file_state(Path(file)) not in (None, state)]
     if changed:
         raise LangdepthError(
             f"{root}: the cache is outdated: {len(changed)} of its original files have changed since, first "
@@ -126,7 +125,7 @@ def _rows(root: Path) -> list[Row]:
             depth_scale=frame.scale,
             size=frame.size,
             intrinsics=frame.intrinsics,
-            **{name: frame.origin[name] for name in _KEPT},
+            **{name: frame.origin[name] for name in FACTS},
         )
         for number, frame in enumerate(frames)
     ]
@@ -188,18 +187,9 @@ def _stored(values: dict[str, Any]) -> Stored:
     line = Stored(**plain)
     if not 0 <= line.pixels <= MAX_PIXELS or min(line.size) < 0 or not 0 < line.scale < np.inf:
         raise ValueError
-    if not {*_KEPT, "files"} <= line.origin.keys():
+    if not {*FACTS, "files"} <= line.origin.keys():
         raise KeyError
     return line
-
-
-def _state(path: Path) -> list[int] | None:
-    """Size and time of change, None where there is no such file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
 
 
 # Writing
@@ -262,7 +252,7 @@ def _write(
                     "choose another folder"
                 )
             break
-    origins = [_origin(row) for row in pairs]
+    origins = made_of(pairs)
     lines = [line for line, _ in takewhile(lambda two: two[0].origin == two[1], zip(lines, origins, strict=False))]
     lines = lines[: _good(out, lines)]
     kept = len(lines)
@@ -289,14 +279,6 @@ def _write(
         os.replace(unfinished, index)
     errors = [line.error for line in lines if line.error]
     return Written(len(lines) - len(errors), errors, len(lines) - kept)
-
-
-def _origin(row: Row) -> dict[str, Any]:
-    """What a frame is made of, as JSON keeps it: facts of the row, and its files with size and time of change."""
-    files = {str(path.resolve()): _state(path) for path in (row.path_rgb, row.path_depth)}
-    facts = {name: getattr(row, name) for name in (*_KEPT, "item", "depth_scale", "intrinsics")}
-    described: dict[str, Any] = json.loads(json.dumps({**facts, "files": files}))
-    return described
 
 
 def _good(out: Path, lines: list[Stored]) -> int:

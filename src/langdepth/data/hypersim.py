@@ -78,7 +78,7 @@ def _official(root: Path, split: str) -> list[Row]:
         if next(root.glob("ai_*/images/*_geometry_hdf5"), None):
             raise LangdepthError(f"{root / SPLIT_FILE}: the split list is missing")
         return []
-    lenses, found = _lenses(root), []
+    lenses, cameras, found = _lenses(root), _table(root, CAMERA_FILE), []
     with _readable(file, "the split list"), file.open(newline="", encoding="utf-8") as stream:
         for line in csv.DictReader(stream):
             scene, camera, number, released, partition = (line[column] for column in _COLUMNS)
@@ -88,7 +88,7 @@ def _official(root: Path, split: str) -> list[Row]:
                 depth = f"{images}_geometry_hdf5/{frame}.depth_meters.hdf5"
                 row = _row(root, picture, depth, split, lenses)
                 along_ray = Decoder(FILES.image, partial(_depth, lens=lenses.get(scene, USUAL)))
-                found.append(replace(row, decoder=along_ray))
+                found.append(replace(row, decoder=along_ray, needs=() if cameras is None else (cameras,)))
     return sorted(found, key=lambda row: row.key)
 
 

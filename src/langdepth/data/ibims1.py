@@ -47,6 +47,7 @@ CARD = DatasetCard(
     protocol="ibims1",
 )
 LIST = "imagelist.txt"
+MASKS = ("mask_invalid", "mask_transp")
 _MAX_MAT_BYTES = 64_000_000
 
 
@@ -64,7 +65,7 @@ def _converted(base: Path, split: str) -> list[Row]:
 
 def _raw(base: Path, split: str) -> list[Row]:
     there = (base / "mask_invalid").is_dir()
-    return _rows(base, "rgb/{}.png", "depth/{}.png", split, RAW, 50 / 65535) if there else []
+    return _rows(base, "rgb/{}.png", "depth/{}.png", split, RAW, 50 / 65535, MASKS) if there else []
 
 
 def _published(base: Path, split: str) -> list[Row]:
@@ -73,16 +74,24 @@ def _published(base: Path, split: str) -> list[Row]:
 
 
 def _rows(
-    base: Path, picture: str, depth: str, split: str, decoder: Decoder = FILES, scale: float = 0.001
+    base: Path,
+    picture: str,
+    depth: str,
+    split: str,
+    decoder: Decoder = FILES,
+    scale: float = 0.001,
+    drawn: tuple[str, ...] = (),
 ) -> list[Row]:
+    """``drawn``: folders with a picture for each depth map."""
     if decoder.edges is None and (base / "edges").is_dir():
-        decoder = decoder._replace(edges=_drawn_edges)
+        decoder, drawn = decoder._replace(edges=_drawn_edges), (*drawn, "edges")
     place = base / LIST if (base / LIST).is_file() or not (base.parent / LIST).is_file() else base.parent / LIST
     return [
         Row(
             key=picture.format(name),
             path_rgb=base / picture.format(name),
             path_depth=base / depth.format(name),
+            needs=tuple(base / folder / f"{name}.png" for folder in drawn),
             depth_scale=scale,
             decoder=decoder,
             source="ibims1",
@@ -128,7 +137,7 @@ def _edges(row: Row) -> Mask:
 
 def _raw_depth(row: Row) -> Metres:
     metres = FILES.depth(row)
-    for name in ("mask_invalid", "mask_transp"):
+    for name in MASKS:
         mask = _drawn(row, name)
         if mask.shape != metres.shape:
             raise ImageError(

@@ -111,6 +111,7 @@ class Row:
     """One picture with depth; paths are absolute.
 
     key: the picture's path in the data set's own lists, for messages and captions. decoder: what reads its files.
+    needs: further files that depth, edges or camera come from: masks, the description of a scene, a table of lenses.
     depth_scale: metres per stored unit. item: number of the picture inside a file that holds many (then ``path_rgb`` is
     that file). source, scene_run: which part of the data, and which drive or place, it comes from. scene: index into
     SCENES or -1. size: (height, width) where known without opening the file. intrinsics: fx, fy, cx, cy in pixels of
@@ -120,6 +121,7 @@ class Row:
     key: str
     path_rgb: Path
     path_depth: Path
+    needs: tuple[Path, ...] = ()
     depth_scale: float = 1.0
     decoder: Decoder = FILES
     item: int | None = None
@@ -133,6 +135,12 @@ class Row:
     size: tuple[int, int] | None = None
     intrinsics: tuple[float, float, float, float] | None = None
     stated: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that it is read from."""
+        overlay = () if self.path_overlay is None else (self.path_overlay,)
+        return tuple(dict.fromkeys((self.path_rgb, self.path_depth, *self.needs, *overlay)))
 
 
 def read_pair(row: Row) -> tuple[Pixels, Metres]:
@@ -167,7 +175,32 @@ def true_edges(row: Row, size: Sequence[int]) -> Mask | None:
     return edges
 
 
-# Files that a list names
+# Files of rows
+
+# Of a row, however its files are coded
+FACTS = ("key", "line", "source", "scene_run", "split", "scene", "text")
+
+
+def made_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What each row is made of, as JSON keeps it: its facts, and its files with their states, see ``file_state``."""
+    states = {path: (os.path.abspath(path), file_state(path)) for path in {path for row in rows for path in row.files}}
+    return [
+        {
+            **{name: getattr(row, name) for name in (*FACTS, "item", "depth_scale")},
+            "intrinsics": None if row.intrinsics is None else list(row.intrinsics),
+            "files": dict(states[path] for path in row.files),
+        }
+        for row in rows
+    ]
+
+
+def file_state(path: Path) -> list[int] | None:
+    """Size and time of change, None where there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
 
 
 class Listing:
@@ -193,7 +226,7 @@ def present(rows: list[Row], where: str | Path, problems: list[LangdepthError] |
     """
     kept, missing, there = [], [], Listing()
     for row in rows:
-        lacking = [path for path in (row.path_rgb, row.path_depth) if path not in there]
+        lacking = [path for path in row.files if path not in there]
         missing += lacking[:1]
         if not lacking:
             kept.append(row)
