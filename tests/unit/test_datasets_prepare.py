@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
 from langdepth.data import prepare as module
@@ -143,8 +145,87 @@ def test_what_is_lost_or_changed_later_is_told(run: Run, tmp_path: Path, monkeyp
     assert code == 1
     assert f"{MANIFEST}: 1 files are missing: {rows[0].path_depth.relative_to(out)}" in text
     assert f"{MANIFEST}: 1 files differ from what was written: {rows[3].path_rgb.relative_to(out)}" in text
-    prepare("kitti", archive, out)
-    assert rows[0].path_depth.is_file()  # a second run mends what is missing
+    assert "'langdepth data prepare' writes them anew" in text
+    prepare("kitti", archive, out)  # mends both
+    assert run("check", "kitti", "--root", out)[0] == 0
+
+
+def test_a_damaged_file_of_the_same_size_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = zip_of(miniatures.kitti_raw(tmp_path / "tree", monkeypatch), tmp_path / "a.zip")
+    prepare("kitti", archive, tmp_path / "out")
+    whole = files(tmp_path / "out")
+    damaged = find_rows("kitti", tmp_path / "out")[2].path_rgb
+    content = bytearray(damaged.read_bytes())
+    content[-20] ^= 255
+    damaged.write_bytes(content)
+    prepare("kitti", archive, tmp_path / "out")
+    assert {k: v for k, v in files(tmp_path / "out").items() if k != MANIFEST} == {
+        k: v for k, v in whole.items() if k != MANIFEST
+    }
+
+
+def test_pictures_that_a_better_list_adds_or_moves(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = miniatures.nyu_labelled(tmp_path / "source", monkeypatch)
+    lists, out = source / "splits.mat", tmp_path / "out"
+    right = lists.read_bytes()
+    scipy.io.savemat(lists, {"trainNdxs": np.array([[2.0], [3.0], [4.0]]), "testNdxs": np.array([[1.0]])})
+    assert run("prepare", "nyu", "--source", source, "--out", out)[0] == 1
+    kept = out / "official_splits/train/bedroom/rgb_00002.jpg"
+    written = kept.stat().st_mtime_ns
+    lists.write_bytes(right)
+    code, text, _ = run("prepare", "nyu", "--source", source, "--out", out)
+    assert (code, text.splitlines()[0]) == (0, f"11 files in {out}: train 3 pairs, test 2 pairs")
+    assert kept.stat().st_mtime_ns == written  # came from the same file
+    assert not list(out.glob("official_splits/train/kitchen/*_00001.*"))  # belongs to test
+    assert len(find_rows("folder", out)) == 5
+    assert run("check", "nyu", "--root", out)[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["labelled file", "archive"])
+def test_another_source_of_the_same_name_replaces_what_was_written(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stand(factor: float) -> Path:
+        if kind == "archive":
+            tree = miniatures.nyu_exported(tmp_path / str(factor), monkeypatch)
+            for path in tree.rglob("*.png"):
+                with Image.open(path) as picture:
+                    scaled = (np.asarray(picture) * factor).astype(np.uint16)
+                Image.fromarray(scaled).save(path, compress_level=0)  # of the same size
+            return zip_of(tree, tmp_path / "a.zip")
+        source = miniatures.nyu_labelled(tmp_path / str(factor), monkeypatch)
+        with h5py.File(source / "nyu_depth_v2_labeled.mat", "r+") as file:
+            file["rawDepths"][...] *= factor
+        return source
+
+    for factor in (1.0, 0.5):
+        prepare("nyu", stand(factor), tmp_path / "out")
+        far = open_dataset("nyu", tmp_path / "out", "test")[0].depth.max()
+        assert far == pytest.approx(4 * factor, abs=0.002)
+
+
+def test_archives_that_come_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = miniatures.kitti_raw(tmp_path / "tree", monkeypatch)
+    os.renames(tree / "val", tmp_path / "rest" / "val")
+    first, second = zip_of(tree, tmp_path / "first.zip"), zip_of(tmp_path / "rest", tmp_path / "second.zip")
+    for archive in (first, second, first):
+        prepare("kitti", archive, tmp_path / "out")
+    assert len(read_manifest(tmp_path / "out")) == 8
+    assert len(find_rows("kitti", tmp_path / "out")) == 4
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive, out = (
+        zip_of(miniatures.nyu_annotated(tmp_path / "tree", monkeypatch), tmp_path / "a.zip"),
+        tmp_path / "out",
+    )
+    torn = out / "images" / "train" / ".bedroom_00002.jpg.4711.partial.jpg"
+    torn.parent.mkdir(parents=True)
+    torn.write_bytes(b"half")
+    (out / INCOMPLETE).touch()
+    prepare("nyu", archive, out)
+    assert not torn.exists()
+    assert len(find_rows("nyu", out)) == 5
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
@@ -173,12 +254,32 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     assert len(read_manifest(out)) == 8
 
 
+def test_a_full_disk_while_the_manifest_grows_does_not_blame_the_archive(run: Run, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for i in range(40):
+            archive.writestr(f"{i}.txt", "small")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))  # bytes of a file
+    try:
+        code, _, err = run("prepare", "folder", "--source", tmp_path / "a.zip", "--out", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (code, err) == (1, f"langdepth data: {tmp_path / 'out' / MANIFEST}: cannot be written (File too large)\n")
+    assert 10 < len(read_manifest(tmp_path / "out")) < 40
+    assert len(prepare("folder", tmp_path / "a.zip", tmp_path / "out").manifest) == 40
+
+
 def test_a_disk_that_is_too_small_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = zip_of(miniatures.kitti_raw(tmp_path / "tree", monkeypatch), tmp_path / "a.zip")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=(1 << 26) + 10))
     with pytest.raises(LangdepthError, match=r"0\.00 GB are to be written, 0\.00 GB are free"):
         prepare("kitti", archive, tmp_path / "out")
     assert files(tmp_path / "out") == {}
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 26))
+    with zipfile.ZipFile(archive) as content:
+        content.extractall(tmp_path / "out")
+    prepare("kitti", archive, tmp_path / "out")  # needs no more room
 
 
 # Archives that nobody should unpack

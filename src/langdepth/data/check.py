@@ -79,7 +79,7 @@ def check_dataset(
         if split not in known:
             raise UsageError(f"{root}: no row has split '{split}': {nearest(split, known)}")
         rows = [row for row in rows if row.split == split]
-    problems = [*map(str, errors), *_counts(card, rows, split), *_manifest_problems(root)]
+    problems = [*map(str, errors), *split_counts(card, rows, split), *_manifest_problems(root)]
     suspicion = wrong_unit(card, rows)
     problems += [f"{root}: {suspicion}"] if suspicion else []
     known_splits = tuple(card.splits) or SPLITS
@@ -134,8 +134,8 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def _counts(card: DatasetCard, rows: list[Row], split: str | None) -> list[str]:
-    """Splits that are there, but not whole."""
+def split_counts(card: DatasetCard, rows: list[Row], split: str | None = None) -> list[str]:
+    """A line for each split that is there, but not whole; ``split`` must be there."""
     found = {name: sum(row.split == name for row in rows) for name in card.splits}
     return [
         f"{card.name}: {found[name]} of {wanted} pairs of split {name} are there"
@@ -159,7 +159,10 @@ def _manifest_problems(root: Path) -> list[str]:
     for names, what in ((missing, "are missing"), (changed, "differ from what was written")):
         if names:
             more = ", ..." if len(names) > NAMED else ""
-            problems.append(f"{root / MANIFEST}: {len(names)} files {what}: {', '.join(names[:NAMED])}{more}")
+            problems.append(
+                f"{root / MANIFEST}: {len(names)} files {what}: {', '.join(names[:NAMED])}{more}; "
+                "'langdepth data prepare' writes them anew"
+            )
     return problems
 
 

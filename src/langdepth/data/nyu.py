@@ -60,7 +60,7 @@ CARD = DatasetCard(
 )
 INTRINSICS = (518.85790117, 519.46961112, 325.58244941, 253.73616633)
 SIZE = (480, 640)
-EXPORTED = LABELLED = ("nyu_depth_v2_labeled.mat", "nyu_depth_v2_labeled.h5", "nyu_depth_v2_labeled.hdf5")
+EXPORTED = ("nyu_depth_v2_labeled.mat", "nyu_depth_v2_labeled.h5", "nyu_depth_v2_labeled.hdf5")
 INDEX = ("path_rgb", "path_depth", "source", "scene", "split", "width", "height", "depth_scale",
          "fx", "fy", "cx", "cy", "scene_type")  # fmt: skip
 _JPEG_QUALITY = 95
@@ -147,7 +147,7 @@ def _hdf5(base: Path, split: str) -> list[Row]:
 
 
 def _labelled(base: Path, split: str) -> list[Row]:
-    file = next((base / name for name in LABELLED if (base / name).is_file()), None)
+    file = next((base / name for name in EXPORTED if (base / name).is_file()), None)
     return [] if file is None or split == "sync" else labelled_rows(file, split)
 
 
@@ -234,17 +234,17 @@ def export(source: Path, extraction: Extraction) -> None:
                 "scene_type": SCENES[row.scene] if row.scene >= 0 else "",
             }
         )
-    extraction.write(Path("index.csv"), lambda: table.getvalue().encode())
+    extraction.write(Path("index.csv"), lambda: [table.getvalue().encode()], anew=True)  # splits.mat may have changed
 
 
-def _jpeg(row: Row) -> bytes:
+def _jpeg(row: Row) -> list[bytes]:
     buffer = io.BytesIO()
     Image.fromarray(read_pair(row)[0]).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
+    return [buffer.getvalue()]
 
 
-def _png(row: Row) -> bytes:
+def _png(row: Row) -> list[bytes]:
     buffer = io.BytesIO()
     millimetres = (known_depth(row).astype(np.float64) * 1000).clip(0, 65535).astype(np.uint16)
     Image.fromarray(millimetres).save(buffer, "PNG")
-    return buffer.getvalue()
+    return [buffer.getvalue()]

@@ -1,19 +1,19 @@
 """Archives and container files of the data sets, as trees that can be read: safely, resumably, with a manifest.
 
 While work is going on, ``.langdepth-incomplete`` lies in the folder. ``langdepth-manifest.csv`` gets a line (path,
-size, sha256) for each file that is complete; a second run skips those, and ``langdepth data check`` compares with it.
+size, sha256, source) for each file that is complete. A second run skips those that came from the same source and still
+have their checksum; ``langdepth data check`` compares with it, too.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import shutil
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 
 from langdepth.data.base import layout
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.io import atomic_path
+from langdepth.io import atomic_path, file_sha256
 
 MANIFEST = "langdepth-manifest.csv"
 INCOMPLETE = ".langdepth-incomplete"
@@ -29,13 +29,16 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 5_000_000
 _BLOCK = 1 << 20
 _SPARE = 1 << 26  # bytes that stay free on the disk
+# How the manifest is opened: any name that a file can have is kept.
+_TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
 
 
 class Written(NamedTuple):
-    """A line of the manifest."""
+    """A line of the manifest. source: name, size and time of change of what the file was written from."""
 
     size: int
     sha256: str
+    source: str
 
 
 class Extraction:
@@ -45,55 +48,87 @@ class Extraction:
         self.out = out
         self.progress = progress
         self.manifest = read_manifest(out)
-        if self.manifest:  # anew, without the line that a stopped run left half
-            with atomic_path(out / MANIFEST) as path, path.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows((name, *entry) for name, entry in self.manifest.items())
+        if (out / MANIFEST).exists():
+            self._rewrite_manifest()  # without the line that a stopped run left half
         self.total = self.done = 0
+        self._source = ""
+        self._written: set[str] = set()
 
     def expect(self, count: int) -> None:
         """``count`` more files are to come."""
         self.total += count
 
-    def write(self, path: Path, content: Callable[[], bytes | IO[bytes]], size: int | None = None) -> None:
-        """Write ``path``, relative to the folder, unless an earlier run did.
+    @contextmanager
+    def reading(self, source: Path) -> Iterator[None]:
+        """Inside, files are written from ``source``; those that it gave earlier and gives no more are removed."""
+        status = source.stat()
+        self._source = f"{source.name} {status.st_size} {status.st_mtime_ns}"
+        self._written = set()
+        yield
+        given = {path for path, entry in self.manifest.items() if entry.source == self._source}
+        for path in given - self._written:
+            self._target(path).unlink(missing_ok=True)
+            del self.manifest[path]
+        if given - self._written:
+            self._rewrite_manifest()
 
-        ``size``: how many bytes it must have. Raises LangdepthError for a path that leads out of the folder, another
-        size, and a place that cannot be written; nothing half-written stays.
+    def write(
+        self, path: Path, content: Callable[[], Iterable[bytes]], size: int | None = None, anew: bool = False
+    ) -> None:
+        """Write ``path``, relative to the folder, unless it is there as an earlier run wrote it from the same source.
+
+        ``size``: how many bytes it must have. ``anew``: write it in any case. Raises LangdepthError for a path that
+        leads out of the folder, another size, and a place that cannot be written; nothing half-written stays.
         """
-        target = self.out / path
-        if not target.resolve().is_relative_to(self.out.resolve()):
-            raise LangdepthError(f"{path}: lies outside {self.out} through a link")
-        known = self.manifest.get(path.as_posix())
-        there = target.stat().st_size if target.is_file() else None
-        if known is None or there != known.size or size not in (None, known.size):
-            self._write(path, target, content, size)
+        name = path.as_posix()
+        target = self._target(name)
+        if anew or not self._is_whole(target, self.manifest.get(name)):
+            self._write(name, target, content(), size)
+        self._written.add(name)
         self.done += 1
         self.progress(self.done, self.total)
 
-    def _write(self, path: Path, target: Path, content: Callable[[], bytes | IO[bytes]], size: int | None) -> None:
-        given = content()
+    def _target(self, name: str) -> Path:
+        target = self.out / name
+        if not target.resolve().is_relative_to(self.out.resolve()):
+            raise LangdepthError(f"{name}: lies outside {self.out} through a link")
+        return target
+
+    def _is_whole(self, target: Path, known: Written | None) -> bool:
+        return (
+            known is not None
+            and known.source == self._source
+            and _has_size(target, known.size)
+            and file_sha256(target) == known.sha256
+        )
+
+    def _write(self, name: str, target: Path, content: Iterable[bytes], size: int | None) -> None:
         digest, count = hashlib.sha256(), 0
-        with io.BytesIO(given) if isinstance(given, bytes) else given as source, atomic_path(target) as temporary:
+        with atomic_path(target) as temporary:
             with temporary.open("wb") as file:
-                while block := source.read(_BLOCK):
+                for block in content:
                     file.write(block)
                     digest.update(block)
                     count += len(block)
             if size is not None and count != size:
-                raise LangdepthError(f"{path}: has {count} bytes instead of {size}")
-        self.manifest[path.as_posix()] = Written(count, digest.hexdigest())
-        with (self.out / MANIFEST).open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow((path.as_posix(), *self.manifest[path.as_posix()]))
+                raise LangdepthError(f"{name}: has {count} bytes instead of {size}")
+        self.manifest[name] = Written(count, digest.hexdigest(), self._source)
+        with _writing(self.out / MANIFEST), (self.out / MANIFEST).open("a", **_TEXT) as file:
+            csv.writer(file).writerow((name, *self.manifest[name]))
+
+    def _rewrite_manifest(self) -> None:
+        with atomic_path(self.out / MANIFEST) as path, path.open("w", **_TEXT) as file:
+            csv.writer(file).writerows((name, *entry) for name, entry in self.manifest.items())
 
 
 def read_manifest(root: Path) -> dict[str, Written]:
     """Path -> what was written there; empty without a manifest. A line that a stopped run left half is passed over."""
     try:
-        lines = (root / MANIFEST).read_text(encoding="utf-8").splitlines()
+        with (root / MANIFEST).open(**_TEXT) as file:
+            rows = [row for row in csv.reader(file) if len(row) == 4 and row[1].isdecimal() and len(row[2]) == 64]
     except FileNotFoundError:
         return {}
-    rows = (row for row in csv.reader(lines) if len(row) == 3 and row[1].isdecimal() and len(row[2]) == 64)
-    return {path: Written(int(size), digest) for path, size, digest in rows}
+    return {path: Written(int(size), digest, source) for path, size, digest, source in rows}
 
 
 def prepare(
@@ -117,36 +152,54 @@ def prepare(
         kinds = ", ".join((*exported, *(f"*{suffix}" for suffix in ARCHIVES)))
         raise UsageError(f"{source}: is nothing that {name} is prepared from; give one of {kinds}, or a folder of them")
     archives = [(path, _checked_members(path)) for path in files if _is_archive(path)]
-    with _room(out, sum(member.size for _, members in archives for member in members)):
+    with _room(out, [member for _, members in archives for member in members]):
         work = Extraction(out, progress)
         work.expect(sum(len(members) for _, members in archives))
         for path, members in archives:
-            with _opened(path) as archive:
+            with work.reading(path), _opened(path) as archive:
                 for member in members:
-                    with _damage(path, f"member {member.path}"):
-                        work.write(Path(member.path), partial(archive, member.info), member.size)
+                    work.write(Path(member.path), partial(_content, path, archive, member), member.size)
         for path in files:
             if export is not None and not _is_archive(path):
-                export(path, work)
+                with work.reading(path):
+                    export(path, work)
     return work
 
 
 @contextmanager
-def _room(out: Path, needed: int) -> Iterator[None]:
-    """The folder ``out``, marked as incomplete until the work inside has ended well."""
-    try:
+def _room(out: Path, members: list[Member]) -> Iterator[None]:
+    """The folder ``out``, marked as incomplete until the work inside has ended well.
+
+    Raises LangdepthError where it cannot be written, or the disk cannot take what is not there of ``members``.
+    """
+    with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
+        needed = sum(member.size for member in members if not _has_size(out / member.path, member.size))
         free = shutil.disk_usage(out).free - _SPARE
         if needed > free:
             raise LangdepthError(
                 f"{out}: {needed / 1e9:.2f} GB are to be written, {max(0, free) / 1e9:.2f} GB are free"
             )
         marker = out / INCOMPLETE
+        if marker.exists():
+            for path in out.rglob(".*.partial*"):  # what a killed run was writing
+                path.unlink()
         marker.touch()
-    except OSError as error:
-        raise LangdepthError(f"{out}: cannot be written ({error.strerror})") from None
     yield
     marker.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Why a place cannot be written, as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise LangdepthError(f"{error.filename or place}: cannot be written ({error.strerror})") from None
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 # Archives
@@ -179,6 +232,13 @@ def _damage(archive: Path, what: str = "the archive") -> Iterator[None]:
         raise LangdepthError(
             f"{archive}: {what} is damaged ({' '.join(str(error).split()) or type(error).__name__})"
         ) from None
+
+
+def _content(archive: Path, opened: Callable[[Any], IO[bytes]], member: Member) -> Iterator[bytes]:
+    """A member's content in blocks. Raises LangdepthError for a damaged one."""
+    with _damage(archive, f"member {member.path}"), opened(member.info) as file:
+        while block := file.read(_BLOCK):
+            yield block
 
 
 @contextmanager
