@@ -60,6 +60,7 @@ class MatrixData:
     """A data set and the protocols it is judged under; without any, its own.
 
     ``captions``: packed captions, for the systems that read words per picture; the others see the pictures alone.
+    ``trust_unit``: take depth as it is, even where its unit looks wrong.
     """
 
     root: Path
@@ -70,6 +71,7 @@ class MatrixData:
     limit: int | None = None
     captions: Path | None = None
     without_caption: WithoutCaption = "stop"
+    trust_unit: bool = False
     protocols: tuple[str, ...] = ()
     alignment: Alignment = "none"
 
@@ -93,9 +95,10 @@ class MatrixData:
                 self.source,
                 captions=captions,
                 without_caption=self.without_caption,
+                trust_unit=self.trust_unit,
             )
-        except LangdepthError as error:
-            return error
+        except Exception as error:
+            return _told(error)
 
     def rules(self) -> list[Protocol]:
         """The protocols with the alignment."""
@@ -226,19 +229,24 @@ def run_matrix(
                     report, again = _filled(cell, out, device=device, dtype=dtype, batch_size=batch_size)
                     facts |= {"ours": report, "why": None}
                     say(f"{row.label} on {data.label}, {protocol.name}: {'as before' if again else 'done'}")
-                except LangdepthError as error:
-                    facts |= {"ours": None, "why": " ".join(str(error).split())}
+                except Exception as error:  # whatever it is, the other cells go on
+                    facts |= {"ours": None, "why": " ".join(str(_told(error)).split())}
                     say(f"{row.label} on {data.label}, {protocol.name}: not run: {facts['why']}")
         _write_tables(cells, out)
     return cells
+
+
+def _told(error: Exception) -> LangdepthError:
+    """What a cell says of an error; those of other libraries with their kind."""
+    return error if isinstance(error, LangdepthError) else LangdepthError(f"{type(error).__name__}: {error}")
 
 
 def _loaded(row: MatrixSystem) -> System | LangdepthError | None:
     """The row's system, or why there is none; None for finished predictions, which belong to a data set."""
     try:
         return None if row.predictions else load_system(row.system, row.clip_weights, row.depth_kind)
-    except LangdepthError as error:
-        return error
+    except Exception as error:
+        return _told(error)
 
 
 def _predictions(row: MatrixSystem, data: MatrixData) -> Predictions | LangdepthError:

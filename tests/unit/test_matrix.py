@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from langdepth import paper_numbers, registry
 from langdepth.errors import CheckpointError, UsageError
@@ -16,6 +18,7 @@ from langdepth.matrix import Matrix, MatrixData, MatrixSystem, fingerprint, read
 from langdepth.metrics import EXTRA_METRICS, METRICS
 from langdepth.protocols import PROTOCOLS
 from langdepth.text.captions import Caption, pack
+from langdepth.types import DepthOutput, InputSpec
 from tests.helpers import FakeSystem, write_folder
 
 
@@ -91,6 +94,35 @@ def test_a_finished_cell_is_not_run_again_unless_something_changed(tmp_path: Pat
     next((out / "cells").glob("*full-*.json")).write_text("{cut")
     assert runs() > 0
     assert runs() == 0
+
+
+def test_an_error_of_any_kind_is_told_in_its_cell(tmp_path: Path, loaded: FakeSystem) -> None:
+    """A model from elsewhere that fails in its own way, on the second data set only."""
+    forward = loaded.forward
+
+    def fails(image: Tensor, *words: Any) -> DepthOutput:
+        if image.shape[-1] > 64:
+            raise ZeroDivisionError("of its\nown")
+        return forward(image, *words)
+
+    loaded.forward = fails  # type: ignore[method-assign]
+    loaded.input_spec = InputSpec(multiple_of=1)
+    sets = [
+        MatrixData(root=write_folder(tmp_path / str(width), [{"size": (48, width)}]), name=str(width))
+        for width in (64, 80)
+    ]
+    cells = run_matrix(Matrix(data=[*sets, replace(sets[0], name="again")], systems=("tiny",)), tmp_path, say=quiet)
+    assert [cell["why"] for cell in cells] == [None, "ZeroDivisionError: of its own", None]
+
+
+def test_an_unusual_unit_is_refused_unless_told(tmp_path: Path, loaded: FakeSystem) -> None:
+    root = write_folder(tmp_path / "rooms", [{"depth_scale": 0.5}])  # 500 m
+    cells = [
+        run_matrix(matrix_of(root, "tiny", trust_unit=trusted), tmp_path / "out", say=quiet)[0]
+        for trusted in (False, True)
+    ]
+    assert "the unit looks wrong" in cells[0]["why"]
+    assert (cells[1]["why"], cells[1]["ours"]["images"]) == (None, 1)
 
 
 def test_captions_go_to_systems_that_read_words_per_picture(tmp_path: Path, loaded: FakeSystem) -> None:

@@ -26,12 +26,12 @@ def benchmark(
 ) -> int:
     """Score several systems on several data sets; tables as Markdown, CSV and JSON, with the papers' numbers.
 
-    Cells that are finished are not run again. A cell that cannot be run, for example for want of weights, says why.
+    Cells that are finished are not run again. A cell that fails, for example for want of weights, says why.
 
     Args:
         matrix: A YAML file with the keys data (a list of root, data, split, source, limit, captions, without_caption,
-            protocols, alignment, name) and systems (names, or records of system, clip_weights, depth_kind, predictions,
-            prediction_scale, name; all systems without it). docs/evaluate.md has an example.
+            trust_unit, protocols, alignment, name) and systems (names, or records of system, clip_weights, depth_kind,
+            predictions, prediction_scale, name; all systems without it). docs/evaluate.md has an example.
         out: Folder of the tables and of the cells' reports.
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
         dtype: Precision of the networks.
