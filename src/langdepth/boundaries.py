@@ -22,21 +22,22 @@ Mask = npt.NDArray[np.bool_]
 def boundary_errors(depth: Values, edges: Mask) -> tuple[float, float]:
     """Accuracy and completeness in pixels, both from 0 (best) to ``FARTHEST``; NaN where there is no true edge.
 
-    ``depth``: (H, W) finite, of any unit. ``edges``: (H, W), the true ones. Accuracy: mean distance to the nearest true
-    edge, over the pixels that are edges of ``depth`` (stretched to [0, 1]) and not farther than that from one; where
-    there is no such pixel, ``FARTHEST``. Completeness: mean over the true edges of the distance to the nearest one of
-    ``depth``, at most ``FARTHEST``.
+    ``depth``: (H, W) finite, of any unit; its edges are found after stretching it to [0, 1]. ``edges``: (H, W), the
+    true ones. Accuracy: mean distance of the edges of ``depth`` from the nearest true one, over those that are nearer
+    than ``FARTHEST``. Completeness: mean over all edges of ``depth`` and all true ones together of the distance to the
+    nearest of the other kind, at most ``FARTHEST``. Where no edge of ``depth`` is nearer than that, both are
+    ``FARTHEST``.
     """
     if not edges.any():
         return math.nan, math.nan
     low, high = float(depth.min()), float(depth.max())
     found = canny((depth - low) / (high - low), _SIGMA, _LOW, _HIGH) if high > low else np.zeros_like(edges)
-    if not found.any():
-        return FARTHEST, FARTHEST
     to_true = ndimage.distance_transform_edt(~edges)[found]
-    near = to_true[to_true <= FARTHEST]
+    near = to_true[to_true < FARTHEST]
+    if not near.size:
+        return FARTHEST, FARTHEST
     to_found = ndimage.distance_transform_edt(~found)[edges]
-    return float(near.mean()) if near.size else FARTHEST, float(to_found.clip(max=FARTHEST).mean())
+    return float(near.mean()), float(np.concatenate([to_true, to_found]).clip(max=FARTHEST).mean())
 
 
 def canny(picture: Values, sigma: float, low: float, high: float) -> Mask:

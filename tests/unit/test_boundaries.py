@@ -67,7 +67,16 @@ def test_a_step_is_as_wrong_as_it_is_shifted(shift: int) -> None:
 
 def test_what_is_farther_than_ten_pixels_is_no_match() -> None:
     assert boundary_errors(step(31), line(20)) == (FARTHEST, FARTHEST)
-    assert boundary_errors(step(50), line(20) | line(48)) == (2, (FARTHEST + 2) / 2)
+    assert boundary_errors(step(30), line(20)) == (FARTHEST, FARTHEST)  # not nearer than ten
+    assert boundary_errors(step(29), line(20)) == (9, 9)
+
+
+def test_completeness_counts_the_edges_of_both() -> None:
+    """Lines of equal length: the mean over them of their distance to the other kind, at most ten."""
+    missed = boundary_errors(step(50), line(20) | line(48))
+    assert missed == pytest.approx((2, (2 + FARTHEST + 2) / 3))  # predicted; true and missed; true and found
+    stray = boundary_errors(step(15) + step(45), line(18))
+    assert stray == pytest.approx((3, (3 + FARTHEST + 3) / 3))  # predicted; predicted for nothing; true
 
 
 def test_without_edges() -> None:
