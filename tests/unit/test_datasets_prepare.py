@@ -105,6 +105,20 @@ def test_the_labelled_file_becomes_pictures_with_an_index(
         assert code == 0, text
 
 
+def test_a_split_with_too_few_pairs_is_told_and_kept(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = miniatures.diode_indoor(tmp_path / "tree", monkeypatch)
+    rows = find_rows("diode-indoor", tree, "val")
+    for path in rows[0].path_rgb.parent.glob(f"{rows[0].path_rgb.stem}*"):
+        path.unlink()
+    out = tmp_path / "out"
+    code, text, _ = run("prepare", "diode-indoor", "--source", zip_of(tree, tmp_path / "a.zip"), "--out", out)
+    line = f"diode-indoor: {len(rows) - 1} of {len(rows)} pairs of split val are there"
+    assert (code, text.splitlines()[0]) == (1, line)
+    assert set(read_manifest(out)) == set(files(tree))
+    code, text, _ = run("check", "diode-indoor", "--root", out)
+    assert (code, text.splitlines()[0]) == (1, line)
+
+
 # Stopped runs, later changes
 
 

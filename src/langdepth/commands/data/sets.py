@@ -22,6 +22,8 @@ def list_sets(name: str | None = None, *, root: Path | None = None) -> None:
     """
     from langdepth.data.base import DATASETS, layout
 
+    if root is not None and not root.is_dir():
+        raise LangdepthError(f"{root}: no such folder")
     if name is not None:
         for line in _card(name):
             print(line)
@@ -77,20 +79,23 @@ def prepare(name: str, *, source: Path, out: Path) -> int:
 
     Archives (zip, tar, also compressed) are unpacked after a look at all their members: none may lie outside the
     folder, be a link or a device. The labelled file of NYU becomes pictures and 16-bit depth maps with an index.csv.
-    What an earlier run completed is kept; a manifest records size and checksum of every file.
+    What an earlier run completed is kept; a manifest records size, checksum and source of every file. The exit code is
+    1 when a split is there with fewer pairs than the official one.
 
     Args:
         name: Which data set, see "langdepth data list".
         source: The archive or file, or a folder with several.
         out: Folder to fill.
     """
-    from langdepth.data.base import find_rows
+    from langdepth.data.base import find_rows, layout
+    from langdepth.data.check import split_counts
     from langdepth.data.prepare import prepare as run
 
     with progress_bar("file") as progress:
         work = run(name, source, out, progress)
-    problems: list[LangdepthError] = []
-    rows = find_rows(name, out, problems=problems)
+    errors: list[LangdepthError] = []
+    rows = find_rows(name, out, problems=errors)
+    problems = [*map(str, errors), *split_counts(layout(name).CARD, rows)]
     for problem in problems:
         print(problem)
     counts = {split: sum(row.split == split for row in rows) for split in dict.fromkeys(row.split for row in rows)}
