@@ -15,6 +15,7 @@ from langdepth.cli import main
 from langdepth.data import sample
 from langdepth.data.base import open_dataset
 from langdepth.data.synthetic import room
+from tests.helpers import Run
 
 Row = dict[str, str]
 
@@ -228,6 +229,22 @@ def test_unusable_index(tmp_path: Path, capsys: pytest.CaptureFixture[str], cont
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+# list, show
+
+
+def test_list_below_no_folder(tmp_path: Path, command: Run) -> None:
+    place = tmp_path / "nowhere"
+    assert command("data", "list", "--root", place) == (1, "", f"langdepth data: {place}: no such folder\n")
+
+
+@pytest.mark.parametrize("name", ["sheet.txt", "sheet"])
+def test_show_needs_the_ending_of_a_picture(name: str, sample_folder: Path, tmp_path: Path, command: Run) -> None:
+    out = tmp_path / name
+    line = f"langdepth data: {out}: a picture is written as .png, .jpg or .jpeg\n"
+    assert command("data", "show", sample_folder, "--out", out) == (2, "", line)
+    assert list(tmp_path.iterdir()) == []
 
 
 # the verb itself

@@ -8,15 +8,18 @@ from PIL import Image
 
 from langdepth import viz
 from langdepth.data.rows import Row, read_pair
-from langdepth.errors import ImageError, LangdepthError
+from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.io import atomic_path
 
 
 def write_sheet(rows: list[Row], out: Path, count: int) -> int:
     """Draw up to ``count`` pairs, evenly from ``rows``, into the picture ``out``; returns how many.
 
-    Unusable pairs are left out. Raises LangdepthError when all are.
+    Unusable pairs are left out. Raises UsageError for a name that is not a picture's, LangdepthError when all pairs
+    are unusable.
     """
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise UsageError(f"{out}: a picture is written as .png, .jpg or .jpeg")
     shown, problem = [], None
     for row in rows[:: max(1, len(rows) // count)][:count]:
         try:
