@@ -49,12 +49,12 @@ class DepthModel(Protocol):
 
 
 class Foreign(System):
-    """A foreign model as a system: pictures go in at their own size."""
+    """A foreign model as a system: pictures go in at their own size. Its ``config``, if it has one, is the system's."""
 
     text_per_picture = False  # it reads no words
 
     def __init__(self, model: DepthModel, name: str) -> None:
-        super().__init__(None, InputSpec(multiple_of=1))
+        super().__init__(getattr(model, "config", None), InputSpec(multiple_of=1))
         self.model = model
         self.name, self.scale_kind = name, model.scale_kind
 
@@ -74,6 +74,7 @@ class TransformersModel(nn.Module):
     def __init__(self, network: nn.Module, processor: Any, scale_kind: ScaleKind) -> None:
         super().__init__()
         self.network, self.processor, self.scale_kind = network, processor, scale_kind
+        self.config = {"network": network.config.to_dict(), "processor": processor.to_dict()}  # type: ignore[union-attr, operator]
 
     def predict_depth(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, 1, H, W)."""

@@ -1,8 +1,8 @@
 """Systems x data sets x protocols: every cell a report, all of them one table with the papers' numbers beside ours.
 
 A cell is not run again while its report lies in the output folder and its identity is the same: the weights' content,
-the data set's name, place, split, source and count, its captions where the system reads them, and the hash of the
-protocol.
+what the rows of the data set are made of (facts, and the size and time of change of their files), its captions where
+the system reads them, and the hash of the protocol.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from langdepth import checkpoint, paper_numbers, protocols, registry
 from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.base import layout, open_dataset
-from langdepth.data.rows import WithoutCaption
+from langdepth.data.rows import RowDataset, WithoutCaption, made_of
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluate import evaluate
 from langdepth.foreign import PREFIX, Predictions, ScaleKind, load_transformers
@@ -29,10 +29,7 @@ from langdepth.protocols import Alignment, Protocol
 from langdepth.report import write_json
 from langdepth.systems.base import System
 from langdepth.text.cache import add_tensors
-from langdepth.text.captions import INDEX
-
-if TYPE_CHECKING:
-    from langdepth.data.base import DepthDataset
+from langdepth.text.captions import FEATURES, INDEX
 
 SHOWN = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")  # of the Markdown table; the others hold all
 
@@ -85,7 +82,7 @@ class MatrixData:
         """The split that is judged."""
         return self.split or layout(self.data).CARD.split
 
-    def open(self, captions: Path | None) -> DepthDataset | LangdepthError:
+    def open(self, captions: Path | None) -> RowDataset | LangdepthError:
         """The data set with these captions, or why there is none."""
         try:
             return open_dataset(
@@ -127,7 +124,9 @@ class Cell:
     data: MatrixData
     protocol: Protocol
     system: System | Predictions | LangdepthError
-    dataset: DepthDataset | LangdepthError
+    dataset: RowDataset | LangdepthError
+    contents: str
+    """What its rows are made of, in sixteen hex digits."""
     weights: str
     """The system's fingerprint."""
     captions: Path | None
@@ -206,11 +205,12 @@ def run_matrix(
     line. ``say`` gets a line per cell. The tables are written again after every system.
     """
     opened = [{words: data.open(words) for words in dict.fromkeys((None, data.captions))} for data in matrix.data]
+    contents = [_contents(datasets[None]) for datasets in opened]
     cells: list[dict[str, Any]] = []
     for row in matrix.rows():
         loaded = _loaded(row)  # one system is in memory at a time, whatever the number of data sets
         known = fingerprint(loaded) if isinstance(loaded, System) else ""
-        for data, datasets in zip(matrix.data, opened, strict=True):
+        for data, datasets, made in zip(matrix.data, opened, contents, strict=True):
             system = loaded or _predictions(row, data)
             captions = data.captions if isinstance(system, System) and system.text_per_picture else None
             for protocol in data.rules():
@@ -220,6 +220,7 @@ def run_matrix(
                     protocol=protocol,
                     system=system,
                     dataset=datasets[captions],
+                    contents=made,
                     weights=system.fingerprint() if isinstance(system, Predictions) else known,
                     captions=captions,
                 )
@@ -258,6 +259,11 @@ def _predictions(row: MatrixSystem, data: MatrixData) -> Predictions | Langdepth
         return error
 
 
+def _contents(dataset: RowDataset | LangdepthError) -> str:
+    rows = [] if isinstance(dataset, LangdepthError) else made_of(dataset.rows)
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
 def _filled(cell: Cell, out: Path, *, device: str | None, dtype: str, batch_size: int) -> tuple[dict[str, Any], bool]:
     """The report of a cell, and whether it lay there already."""
     if isinstance(cell.system, LangdepthError):
@@ -267,13 +273,13 @@ def _filled(cell: Cell, out: Path, *, device: str | None, dtype: str, batch_size
     data = cell.data
     identity: dict[str, Any] = {
         "weights": cell.weights,
-        "data": [data.data, str(data.root), data.kept, data.source, data.limit, len(cell.dataset)],
+        "data": [data.data, data.kept, data.source, data.limit, cell.contents],
         "protocol": cell.protocol.hash,
         "dtype": dtype,
     }
     if cell.captions is not None:
-        sentences = file_sha256(cell.captions / INDEX)[:16]
-        identity["captions"] = [str(cell.captions), sentences, data.without_caption]
+        packed = [file_sha256(cell.captions / name)[:16] for name in (INDEX, FEATURES)]
+        identity["captions"] = [str(cell.captions), *packed, data.without_caption]
     path = out / f"{cell.file}.json"
     known = _read_cell(path)
     if known.get("identity") == identity:

@@ -16,7 +16,7 @@ from langdepth.data.base import open_dataset
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluate import evaluate
 from langdepth.foreign import Foreign, Predictions, ScaleKind, load_transformers
-from langdepth.matrix import load_system
+from langdepth.matrix import fingerprint, load_system
 from tests.helpers import write_folder
 
 FULL = protocols.get("full")
@@ -181,5 +181,12 @@ def test_a_model_of_transformers_from_a_folder(root: Path, tmp_path: Path) -> No
     report = evaluate(system, open_dataset("folder", root), rules, batch_size=2, progress=False)
     assert report["images"] == 2
     assert re.fullmatch(r"transformers:.*model", report["system"])
+    known = fingerprint(system)
+    assert fingerprint(load_transformers(str(tmp_path / "model"), "disparity")) == known
+    for file, old, new in (("config.json", '"max_depth": 1', '"max_depth": 20'), ("preprocessor", "56", "84")):
+        (path,) = (tmp_path / "model").glob(f"{file}*")
+        path.write_text(path.read_text().replace(old, new))
+        before, known = known, fingerprint(load_transformers(str(tmp_path / "model"), "disparity"))
+        assert known != before, file
     with pytest.raises(LangdepthError, match="no depth model of 'transformers' can be loaded here"):
         load_transformers(str(tmp_path / "empty"), "metric")

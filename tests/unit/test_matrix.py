@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,12 @@ def test_a_finished_cell_is_not_run_again_unless_something_changed(tmp_path: Pat
     assert runs(alignment="median") > 0
     loaded.scale.data.fill_(1.5)
     assert runs() > 0
+    for suffix in (".png", "_depth.png"):
+        os.utime(root / f"1{suffix}", (0, 0))
+        assert runs() > 0
+    index = root / "index.csv"
+    index.write_text(index.read_text().replace("0.001", "0.002"))
+    assert runs() > 0
     next((out / "cells").glob("*full-*.json")).write_text("{cut")
     assert runs() > 0
     assert runs() == 0
@@ -128,11 +135,11 @@ def test_an_unusual_unit_is_refused_unless_told(tmp_path: Path, loaded: FakeSyst
 def test_captions_go_to_systems_that_read_words_per_picture(tmp_path: Path, loaded: FakeSystem) -> None:
     root, folder = write_folder(tmp_path / "rooms", [{}, {}]), tmp_path / "captions"
 
-    def score(*sentences: str) -> tuple[float, bool]:
+    def score(*sentences: str, feature: tuple[int, int] = (1, 0)) -> tuple[float, bool]:
         loaded.batches.clear()
         if sentences:
             words = [Caption(str(i), sentence) for i, sentence in enumerate(sentences)]
-            pack(words, dict.fromkeys(sentences, np.array([1, 0], np.float16)), folder)
+            pack(words, dict.fromkeys(sentences, np.array(feature, np.float16)), folder)
         matrix = matrix_of(root, "tiny", captions=folder if sentences else None)
         cell = run_matrix(matrix, tmp_path / "out", say=quiet)[0]
         assert ("captions" in cell["ours"]["dataset"]) == (bool(sentences) and loaded.text_per_picture)
@@ -144,6 +151,7 @@ def test_captions_go_to_systems_that_read_words_per_picture(tmp_path: Path, load
     assert worded != bare  # FakeSystem's depth is twice as large with words
     assert score("a room", "a hall") == (worded, False)
     assert score("a room", "a kitchen") == (worded, True)
+    assert score("a room", "a kitchen", feature=(0, 1)) == (worded, True)
     loaded.text_per_picture = False  # type: ignore[misc]
     assert score("a room", "a kitchen") == (bare, True)
 
