@@ -14,7 +14,7 @@ from langdepth.data.base import find_rows, open_dataset
 from langdepth.data.frame_cache import DEPTHS, IMAGES, INDEX, PARTIAL, as_numbers, write_cache
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from tests import miniatures
-from tests.helpers import Run
+from tests.helpers import Run, write_folder
 from tests.miniatures import MINIATURES, Builder, depth, each
 
 
@@ -71,6 +71,15 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.
     assert write_cache("nyu", root, out) == (5, [], 2)
     assert write_cache("nyu", root, out) == (5, [], 0)
     assert sorted(path.name for path in out.iterdir()) == [DEPTHS, IMAGES, INDEX]
+
+
+def test_a_cache_shrinks_with_its_data_set(tmp_path: Path) -> None:
+    root, out = write_folder(tmp_path / "pictures", [{}] * 5), tmp_path / "frames"
+    write_cache("folder", root, out)
+    lines = (root / "index.csv").read_text().splitlines(keepends=True)
+    (root / "index.csv").write_text("".join(lines[:4]))
+    assert write_cache("folder", root, out) == (3, [], 0)
+    assert [row.key for row in find_rows("cache", out)] == ["0.png", "1.png", "2.png"]
 
 
 @pytest.mark.parametrize("name", [IMAGES, DEPTHS])

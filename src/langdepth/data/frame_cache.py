@@ -242,9 +242,11 @@ def _write(
     out.mkdir(parents=True, exist_ok=True)
     index, unfinished = out / INDEX, out / PARTIAL
     lines: list[Stored] = []
+    complete = False
     for path in (index, unfinished):
         if path.is_file():
-            known, lines, _ = _read_index(path)
+            known, lines, whole = _read_index(path)
+            complete = whole and path == index and len(lines) == len(pairs)
             other = [key for key in head if key != "rows" and key in known and known[key] != head[key]]
             if other:
                 raise UsageError(
@@ -256,7 +258,7 @@ def _write(
     lines = [line for line, _ in takewhile(lambda two: two[0].origin == two[1], zip(lines, origins, strict=False))]
     lines = lines[: _good(out, lines)]
     kept = len(lines)
-    if not (index.is_file() and kept == len(pairs) and _read_index(index)[2]):
+    if not (complete and kept == len(pairs)):
         with atomic_path(unfinished) as temporary:
             temporary.write_text(
                 "".join(f"{json.dumps(line)}\n" for line in (head, *map(vars, lines))), encoding="utf-8"
