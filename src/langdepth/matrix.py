@@ -32,6 +32,7 @@ from langdepth.text.cache import add_tensors
 from langdepth.text.captions import FEATURES, INDEX
 
 SHOWN = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")  # of the Markdown table; the others hold all
+BOUNDARIES = ("boundary_accuracy", "boundary_completeness")  # pixels, of data sets that state true edges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,26 +333,36 @@ def markdown(cells: Sequence[dict[str, Any]]) -> str:
     lines: list[str] = []
     for data, protocol in dict.fromkeys((cell["data"], cell["protocol"]) for cell in cells):
         own = [cell for cell in cells if (cell["data"], cell["protocol"]) == (data, protocol)]
+        with_edges = any(cell["ours"] and cell["ours"]["boundaries"] for cell in own)
+        shown = (*SHOWN, *BOUNDARIES) if with_edges else SHOWN
         lines += [f"## {_text(data)}, {protocol} ({own[0]['hash']})", ""]
         lines += [
-            f"| system | who | pictures | {' | '.join(SHOWN)} | note |",
-            "|---|---|" + "---:|" * (1 + len(SHOWN)) + "---|",
+            f"| system | who | pictures | {' | '.join(shown)} | note |",
+            "|---|---|" + "---:|" * (1 + len(shown)) + "---|",
         ]
         for cell in own:
             report = cell["ours"]
-            values = {} if report is None else report["image_mean"]
+            values = {} if report is None else _means(report)
             skipped = f", {report['skipped']} skipped" if report and report["skipped"] else ""
             pictures = f"{report['images']}{skipped}" if report else "-"
             note = f"[report]({cell['file']}.html)" if report else _text(cell["why"])
-            lines.append(_line(f"{_text(cell['system'])} | ours | {pictures}", values, note))
+            lines.append(_line(f"{_text(cell['system'])} | ours | {pictures}", shown, values, note))
             if cell["paper"]:
-                lines.append(_line(f"{_text(cell['system'])} | paper | ", cell["paper"], _text(cell["source"])))
+                lines.append(_line(f"{_text(cell['system'])} | paper | ", shown, cell["paper"], _text(cell["source"])))
         lines.append("")
     return "\n".join(lines)
 
 
-def _line(start: str, values: dict[str, float], note: str) -> str:
-    numbers = " | ".join(f"{values[name]:.3f}" if name in values else "-" for name in SHOWN)
+def _means(report: dict[str, Any]) -> dict[str, float]:
+    """The image means of a report, with its boundary errors."""
+    errors = report["boundaries"]
+    return report["image_mean"] | (
+        {name: errors[name.removeprefix("boundary_")] for name in BOUNDARIES} if errors else {}
+    )
+
+
+def _line(start: str, shown: Sequence[str], values: dict[str, float], note: str) -> str:
+    numbers = " | ".join(f"{values[name]:.3f}" if name in values else "-" for name in shown)
     return f"| {start} | {numbers} | {note} |"
 
 
@@ -361,7 +372,7 @@ def _text(text: str) -> str:
 
 
 def _csv_rows(cells: Sequence[dict[str, Any]]) -> Iterator[list[Any]]:
-    names = (*METRICS, *EXTRA_METRICS)
+    names = (*METRICS, *EXTRA_METRICS, *BOUNDARIES)
     yield ["system", "data", "protocol", "hash", "who", "pictures", "skipped", *names, "note"]
     for cell in cells:
         start = [cell[key] for key in ("system", "data", "protocol", "hash")]
@@ -369,7 +380,7 @@ def _csv_rows(cells: Sequence[dict[str, Any]]) -> Iterator[list[Any]]:
         if report is None:
             yield [*start, "ours", "", "", *[""] * len(names), cell["why"]]
         else:
-            means = report["image_mean"]
+            means = _means(report)
             yield [*start, "ours", report["images"], report["skipped"], *(means.get(name, "") for name in names), ""]
         if cell["paper"]:
             yield [*start, "paper", "", "", *(cell["paper"].get(name, "") for name in names), cell["source"]]

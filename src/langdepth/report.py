@@ -173,6 +173,8 @@ def write_html(
     ]
     if report["edges"] is not None:
         sections += ["<h2>Edges</h2>", _table({"depth edges": report["edges"]}, "")]
+    if report["boundaries"] is not None:
+        sections += ["<h2>Boundary errors</h2>", _table({"pixels": report["boundaries"]}, "distance")]
     by_depth = {
         f"{part['from']:g} to {part['to']:g} m" if part["to"] else f"from {part['from']:g} m": {
             key: value for key, value in part.items() if key not in ("from", "to")

@@ -1,0 +1,111 @@
+"""``langdepth benchmark`` as a user meets it: one command, several systems on several data sets of different kind."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from langdepth.errors import CheckpointError
+from tests.helpers import FakeSystem, Run, write_folder
+from tests.miniatures import MINIATURES
+
+MATRIX = """
+systems:
+  - tiny
+  - {system: run/best.safetensors, name: twice as far}
+  - wordepth-nyu
+  - {predictions: maps, name: perfect maps}
+data:
+  - {data: ibims1, root: ibims}
+  - {data: kitti, root: kitti, limit: 1}
+  - {root: rooms, protocols: [full, nyu-eigen], alignment: median}
+"""
+TABLES = {  # data set and protocol: who has numbers
+    ("ibims1", "ibims1"): ("tiny", "twice as far"),
+    ("kitti", "kitti-eigen-garg"): ("tiny", "twice as far"),
+    ("folder", "full+alignment=median"): ("tiny", "twice as far", "perfect maps"),
+    ("folder", "nyu-eigen+alignment=median"): ("tiny", "twice as far", "perfect maps"),
+}
+SYSTEMS = ("tiny", "twice as far", "wordepth-nyu", "perfect maps")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the matrix file, three data sets and the finished maps of one."""
+    monkeypatch.chdir(tmp_path)
+
+    def load(name: str, **options: Any) -> FakeSystem:
+        if name == "wordepth-nyu":
+            raise CheckpointError("no trained weights")
+        system = FakeSystem()
+        system.scale.data.fill_(1 if name == "tiny" else 2)
+        return system
+
+    monkeypatch.setattr("langdepth.checkpoint.load", load)
+    MINIATURES["ibims1"]["published"](tmp_path / "ibims", monkeypatch)
+    MINIATURES["kitti"]["raw"](tmp_path / "kitti", monkeypatch)
+    write_folder(tmp_path / "rooms", [{}, {}])
+    (tmp_path / "maps" / "folder").mkdir(parents=True)
+    for number in range(2):
+        np.save(tmp_path / "maps" / "folder" / f"{number}.npy", np.full((48, 64), 1 + number, np.float32))
+    (tmp_path / "matrix.yaml").write_text(MATRIX)
+    return tmp_path
+
+
+def test_several_systems_on_several_data_sets(place: Path, command: Run) -> None:
+    code, out, err = command("benchmark", "matrix.yaml", "--out", "out", "--device", "cpu")
+    assert code == 0, err
+    cells = json.loads(Path("out/matrix.json").read_text())
+    assert [(cell["data"], cell["protocol"]) for cell in cells] == [*TABLES] * len(SYSTEMS)
+    assert {
+        key: tuple(c["system"] for c in cells if (c["data"], c["protocol"]) == key and c["ours"]) for key in TABLES
+    } == TABLES
+    reasons = {cell["system"]: cell["why"] for cell in cells if cell["data"] == "kitti"}
+    assert reasons["wordepth-nyu"] == "no trained weights"
+    assert "maps/kitti: no such folder" in reasons["perfect maps"]
+
+    numbers = {(cell["system"], cell["data"], cell["protocol"]): cell["ours"] for cell in cells}
+    with Path("out/matrix.csv").open(newline="") as file:
+        ours = {(r["system"], r["data"], r["protocol"]): r for r in csv.DictReader(file) if r["who"] == "ours"}
+    assert ours.keys() == numbers.keys()
+    for key, report in numbers.items():
+        if report is None:
+            assert (ours[key]["abs_rel"], ours[key]["note"]) == ("", reasons[key[0]].replace("kitti", key[1]))
+            continue
+        assert {name: float(ours[key][name]) for name in report["image_mean"]} == report["image_mean"]
+        stated = {kind: ours[key][f"boundary_{kind}"] for kind in ("accuracy", "completeness")}
+        found = report["boundaries"] or dict.fromkeys(stated, "")
+        assert stated == {kind: str(found[kind]) for kind in stated}
+        assert bool(report["boundaries"]) == (key[1] == "ibims1")
+    assert numbers["perfect maps", "folder", "full+alignment=median"]["image_mean"]["abs_rel"] == 0
+
+    table = Path("out/matrix.md").read_text()
+    assert table in out
+    assert table.count("\n## ") + 1 == len(TABLES)
+    assert "| perfect maps | ours | 2 | 1.000 | 1.000 | 1.000 | 0.000 | 0.000 | 0.000 |" in table
+    assert "| log10 | boundary_accuracy | boundary_completeness | note |" in table.partition("## kitti")[0]
+    assert "boundary" not in table.partition("## kitti")[2]
+    for cell in cells:
+        page = Path("out", f"{cell['file']}.html")
+        assert page.is_file() == bool(cell["ours"])
+        if cell["ours"]:
+            assert ("Boundary errors" in page.read_text()) == (cell["data"] == "ibims1")
+
+    # A second run does what is missing and nothing else, and tells the same
+    Path("out", f"{cells[1]['file']}.json").unlink()
+    code, again, _ = command("benchmark", "matrix.yaml", "--out", "out", "--device", "cpu")
+    assert (code, again.count(": as before\n"), again.count(": done\n")) == (0, 9, 1)
+    assert "tiny on kitti, kitti-eigen-garg: done" in again
+    assert Path("out/matrix.md").read_text() == table
+
+
+def test_without_a_single_number_the_exit_code_is_1(place: Path, command: Run) -> None:
+    Path("matrix.yaml").write_text("systems: [wordepth-nyu]\ndata: [{root: rooms}]")
+    code, out, _ = command("benchmark", "matrix.yaml", "--out", "out", "--device", "cpu")
+    assert code == 1
+    assert "| wordepth-nyu | ours | - | - | - | - | - | - | - | no trained weights |" in out
