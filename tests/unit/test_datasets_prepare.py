@@ -105,6 +105,29 @@ def test_the_labelled_file_becomes_pictures_with_an_index(
         assert code == 0, text
 
 
+@pytest.mark.parametrize("ending", [".mat", ".h5"])
+def test_the_rim_of_labelled_photos_is_black_as_in_the_published_export(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, sides = tmp_path / f"nyu_depth_v2_labeled{ending}", (640, 480) if ending == ".mat" else (480, 640)
+    miniatures.nyu_labelled(tmp_path, monkeypatch)
+    write_labelled(source, matlab=ending == ".mat")
+    with h5py.File(source, "r+") as file:
+        del file["images"], file["rawDepths"]
+        file.create_dataset("images", (5, 3, *sides), "u1", fillvalue=200, chunks=True)
+        file.create_dataset("rawDepths", (5, *sides), "f4", fillvalue=2, chunks=True)
+    if ending == ".h5":
+        (tmp_path / "nyu_depth_v2_labeled.mat").unlink()
+    prepare("nyu", source, tmp_path / "out")
+    for root, tolerance in ((tmp_path, 0), (tmp_path / "out", 20)):  # JPEG
+        sample = open_dataset("nyu", root, "test")[1]
+        expected = np.zeros((480, 640), int)
+        expected[7:474, 7:632] = 200
+        for channel in sample.image.numpy().astype(int):
+            np.testing.assert_allclose(channel, expected, atol=tolerance)
+        assert sample.mask.all()  # depth is known on the rim, too
+
+
 def test_a_split_with_too_few_pairs_is_told_and_kept(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = miniatures.diode_indoor(tmp_path / "tree", monkeypatch)
     rows = find_rows("diode-indoor", tree, "val")

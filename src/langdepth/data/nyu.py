@@ -8,7 +8,9 @@ Layouts below the root (or its folder nyu_depth_v2):
     {train,test or val}/kitchen_0004/00045.h5                                      one HDF5 file per pair
     sync/kitchen_0028b/{rgb_00045.jpg, sync_depth_00045.png}                       24,231 frames of raw sequences
 
-Depth is the sensor's, with holes; in files in millimetres, in HDF5 in metres.
+Depth is the sensor's, with holes; in files in millimetres, in HDF5 in metres. Photos of the labelled file have a white
+rim; the published export, which networks were trained and judged on, painted it black, and so do reading and exporting
+that file here. Pictures in the other layouts stay as they are.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +29,7 @@ from PIL import Image
 
 from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import shipped
-from langdepth.data.rows import HDF5, MATLAB, Listing, Row, known_depth, read_pair
+from langdepth.data.rows import HDF5, MATLAB, Listing, Pixels, Row, known_depth, read_pair
 from langdepth.errors import LangdepthError
 from langdepth.io import decoding
 from langdepth.text.scenes import SCENES
@@ -60,6 +63,7 @@ CARD = DatasetCard(
 )
 INTRINSICS = (518.85790117, 519.46961112, 325.58244941, 253.73616633)
 SIZE = (480, 640)
+INSIDE = slice(7, 474), slice(7, 632)  # rows and columns that the published export keeps of such a photo
 EXPORTED = ("nyu_depth_v2_labeled.mat", "nyu_depth_v2_labeled.h5", "nyu_depth_v2_labeled.hdf5")
 INDEX = ("path_rgb", "path_depth", "source", "scene", "split", "width", "height", "depth_scale",
          "fx", "fy", "cx", "cy", "scene_type")  # fmt: skip
@@ -146,6 +150,20 @@ def _hdf5(base: Path, split: str) -> list[Row]:
     return []
 
 
+def _without_rim(read: Callable[[Row], Pixels], row: Row) -> Pixels:
+    pixels = read(row)
+    if pixels.shape[:2] != SIZE:
+        return pixels
+    painted = np.zeros_like(pixels)
+    painted[INSIDE] = pixels[INSIDE]
+    return painted
+
+
+# Of the labelled file: by its ending, as MATLAB or as Python writes HDF5.
+_LABELLED_MATLAB = MATLAB._replace(image=partial(_without_rim, MATLAB.image))
+_LABELLED_HDF5 = HDF5._replace(image=partial(_without_rim, HDF5.image))
+
+
 def _labelled(base: Path, split: str) -> list[Row]:
     file = next((base / name for name in EXPORTED if (base / name).is_file()), None)
     return [] if file is None or split == "sync" else labelled_rows(file, split)
@@ -172,7 +190,7 @@ def labelled_rows(file: Path, split: str) -> list[Row]:
             file,
             file,
             split,
-            decoder=MATLAB if matlab else HDF5,
+            decoder=_LABELLED_MATLAB if matlab else _LABELLED_HDF5,
             item=int(i),
             depth_scale=1.0,
             scene_run=scenes[i],
