@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, distributed
 from tqdm import tqdm
 
-from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
+from langdepth.errors import ImageError, LangdepthError, UsageError, first_line, nearest
 from langdepth.foreign import Predictions
 from langdepth.inference import DTYPES, as_float, infer
 from langdepth.metrics import align, depth_metrics
@@ -128,14 +128,21 @@ def evaluate(
             else:
                 yield index, sample
 
-    with closing(_Progress(len(indices), shown=progress and rank == 0)) as bar:
-        for batch in _batches(usable(bar), batch_size):
-            samples = [sample for _, sample in batch]
-            judged = judge(system, samples, protocol, dtype)
-            for sample, pixels in zip(samples, tally.add([index for index, _ in batch], samples, judged), strict=True):
-                if not pixels:
-                    bar.say(f"skipped: {sample.path}: no known depth inside the window and range of {protocol.name}")
-    _refuse_missing(missing, processes, count, system)
+    failure: Exception | None = None
+    try:
+        with closing(_Progress(len(indices), shown=progress and rank == 0)) as bar:
+            for batch in _batches(usable(bar), batch_size):
+                samples = [sample for _, sample in batch]
+                judged = judge(system, samples, protocol, dtype)
+                judged_pixels = tally.add([index for index, _ in batch], samples, judged)
+                for sample, pixels in zip(samples, judged_pixels, strict=True):
+                    if not pixels:
+                        bar.say(
+                            f"skipped: {sample.path}: no known depth inside the window and range of {protocol.name}"
+                        )
+    except Exception as error:
+        failure = error  # raised when the other processes know; they would wait for this one
+    _refuse(failure, missing, processes, count, system)
     tally.gather(count)
     if not tally.scores():
         raise LangdepthError(f"none of the {count} pictures of '{dataset.name}' is usable, see the lines above")
@@ -171,12 +178,22 @@ def require_comparable(system: System | Predictions, protocol: Protocol) -> None
         raise UsageError(f"'{system.name}' tells disparity, which is no depth; give the alignment disparity")
 
 
-def _refuse_missing(missing: list[str], processes: int, count: int, system: System | Predictions) -> None:
-    """Raise LangdepthError naming the first missing predictions, of all processes."""
+def _refuse(
+    failure: Exception | None, missing: list[str], processes: int, count: int, system: System | Predictions
+) -> None:
+    """Raise, in every process, what went wrong in one of them: ``failure``, or LangdepthError naming the first missing
+    predictions."""
+    told = None if failure is None else first_line(failure)
+    parts: list[Any] = [(told, missing)]
     if processes > 1:
-        parts: list[Any] = [None] * processes
-        distributed.all_gather_object(parts, missing)
-        missing = [path for part in parts for path in part]
+        parts = [None] * processes
+        distributed.all_gather_object(parts, (told, missing))
+    if failure is not None:
+        raise failure
+    for rank, (message, _) in enumerate(parts):
+        if message is not None:
+            raise LangdepthError(f"process {rank} of {processes} failed: {message}")
+    missing = [path for _, part in parts for path in part]
     if missing:
         names = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
         raise LangdepthError(f"{system.name}: {len(missing)} of {count} pictures have no prediction: {names}")

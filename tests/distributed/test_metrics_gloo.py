@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 
 from langdepth import protocols
+from langdepth.errors import LangdepthError
 from langdepth.evaluate import evaluate
+from langdepth.types import DepthOutput
 from tests.helpers import FakeSystem
-from tests.unit.test_evaluate import Pictures
+from tests.unit.test_evaluate import Broken, Pictures
 
 # 7 pictures for 2 processes: an uneven share, a broken file and a depth map without a value among them
 FACTORS = (1.0, 1.1, None, 1.3, float("inf"), 0.8, 2.0)
@@ -44,10 +47,25 @@ def measure(seeds: list[int]) -> dict[str, Any]:
     return found
 
 
+class Stopping(FakeSystem):
+    """Fails in its own way in the second process."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def forward(self, *inputs: Any) -> DepthOutput:
+        if self.rank == 1:
+            raise ZeroDivisionError("of its own")
+        return super().forward(*inputs)
+
+
 def work(rank: int, folder: Path) -> None:
     slow = [name for name in ("torchmetrics", "transformers", "scipy.ndimage") if name in sys.modules]
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
     try:
         shares = ([1, 2, 3], [4])  # processes need not have the same number of batches
         report = evaluate(
@@ -58,7 +76,14 @@ def work(rank: int, folder: Path) -> None:
             progress=False,
             out=folder / "result.json",
         )
-        answer = {"slow": slow, "metrics": measure(shares[rank]), "report": report}
+        failures = []
+        for system in (Broken(), Stopping(rank)):
+            with pytest.raises((LangdepthError, ZeroDivisionError)) as caught:
+                evaluate(
+                    system, Pictures(*[1.0] * 6), protocols.get("full"), progress=False, out=folder / "result2.json"
+                )
+            failures.append(f"{caught.typename}: {caught.value}")
+        answer = {"slow": slow, "metrics": measure(shares[rank]), "report": report, "failures": failures}
         (folder / f"{rank}.json").write_text(json.dumps(answer))
     finally:
         distributed.destroy_process_group()
@@ -97,3 +122,12 @@ def test_one_process_writes_the_files(answers: tuple[Path, list[dict[str, Any]]]
 
 def test_evaluation_imports_nothing_slow_that_it_does_not_use(answers: tuple[Path, list[dict[str, Any]]]) -> None:
     assert [answer["slow"] for answer in answers[1]] == [[], []]
+
+
+def test_what_fails_in_one_process_ends_all(answers: tuple[Path, list[dict[str, Any]]]) -> None:
+    """Without a word the first would wait for the second; picture 5, whose depth is NaN, is the second's."""
+    nan = "grey/5.png: 'fake' gave depth that is not finite; its weights may be damaged"
+    assert [answer["failures"] for answer in answers[1]] == [
+        [f"LangdepthError: process 1 of 2 failed: {nan}", "LangdepthError: process 1 of 2 failed: of its own"],
+        [f"LangdepthError: {nan}", "ZeroDivisionError: of its own"],
+    ]
