@@ -236,10 +236,28 @@ def test_shared_scenes_and_pictures_are_told(run: Run, tmp_path: Path, monkeypat
     assert len(json.loads(run("data", "check", "kitti", "--root", root, "--json")[1])["overlaps"]) == 2
 
 
+def test_splits_to_judge_on_are_compared_with_each_other(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = miniatures.kitti_selection(miniatures.kitti_raw(tmp_path / "kitti", monkeypatch), monkeypatch)
+    code, out, _ = run("data", "check", "kitti", "--root", root)
+    assert code == 0
+    assert "val and test share 1 scenes: kitti/2011_09_26_drive_0002_sync" in out
+
+
 KITTI = list(miniatures.KITTI_TRAIN)
 
 
 # Lists
+
+
+# The drives of the depth selection, KITTI's official ones for validation
+KITTI_SELECTION = [
+    "2011_09_26_drive_0002", "2011_09_26_drive_0005", "2011_09_26_drive_0013", "2011_09_26_drive_0020",
+    "2011_09_26_drive_0023", "2011_09_26_drive_0036", "2011_09_26_drive_0079", "2011_09_26_drive_0095",
+    "2011_09_26_drive_0113", "2011_09_28_drive_0037", "2011_09_29_drive_0026", "2011_09_30_drive_0016",
+    "2011_10_03_drive_0047",
+]  # fmt: skip
 
 
 def test_the_shipped_lists_are_the_official_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -249,6 +267,8 @@ def test_the_shipped_lists_are_the_official_ones(monkeypatch: pytest.MonkeyPatch
     drives = {name: {row.split("/")[1] for row in found[f"kitti_eigen_{name}"]} for name in ("train", "test")}
     assert (len(drives["train"]), len(drives["test"])) == (33, 28)
     assert not drives["train"] & drives["test"]
+    selection = {f"{drive}_sync" for drive in KITTI_SELECTION}
+    assert [len(selection & drives[name]) for name in ("train", "test")] == [5, 7]
     monkeypatch.setattr(lists, "_FOLDER", tmp_path)
     with pytest.raises(LangdepthError, match="install the package again"):
         lists.shipped("nyu_test")

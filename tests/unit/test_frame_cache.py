@@ -139,6 +139,20 @@ def test_frames_depend_on_masks_poses_and_lenses(
     assert write_cache(name, root, out).added == frames  # the last ones
 
 
+def test_a_check_knows_the_splits_of_the_data_set(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, out = miniatures.nyu_sync(tmp_path / "nyu", monkeypatch), tmp_path / "frames"
+    learned, _, judged, _ = find_rows("nyu", root)
+    judged.path_rgb.write_bytes(learned.path_rgb.read_bytes())
+    write_cache("nyu", root, out)
+    code, text, _ = run("check", "cache", "--root", out)
+    assert code == 0, text
+    assert f"sync and test share 1 pictures: {judged.key}\n" in text
+    assert "train/val/test/sync" in text
+    assert "0/0/2/2" in text
+    (out / INDEX).write_text("[]")
+    assert run("check", "cache", "--root", out)[0] == 1
+
+
 def test_unusable_pairs_are_left_out_and_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, out = miniatures.nyu_exported(tmp_path / "nyu", monkeypatch), tmp_path / "frames"
     picture = find_rows("nyu", root)[1].path_rgb

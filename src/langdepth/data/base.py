@@ -102,6 +102,13 @@ def layout(name: str) -> Layout:
     return cast(Layout, getattr(found, part) if part else found)
 
 
+def card_of(name: str, root: str | Path) -> DatasetCard:
+    """The card of the data set ``name``; where its module has a function ``card``, the one that fits ``root``."""
+    module = layout(name)
+    known: Callable[[Path], DatasetCard] | None = getattr(module, "card", None)
+    return module.CARD if known is None else known(Path(root))
+
+
 def find_rows(
     name: str, root: str | Path, split: str | None = None, problems: list[LangdepthError] | None = None
 ) -> list[Row]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from langdepth.camera import Camera
-from langdepth.data.base import DatasetCard, find_rows, layout, wrong_unit
+from langdepth.data.base import DatasetCard, card_of, find_rows, wrong_unit
 from langdepth.data.prepare import INCOMPLETE, MANIFEST, read_manifest
 from langdepth.data.rows import NAMED, Row, true_edges
 from langdepth.data.sam import read_overlay
@@ -45,7 +45,7 @@ class Pair:
 class Report:
     """pairs: one per row that can be used; problems: one line each, in the order of the rows.
 
-    overlaps: what a split that is learned from shares with another, one line each.
+    overlaps: what splits that must not share anything share, one line each.
     """
 
     card: DatasetCard
@@ -70,7 +70,7 @@ def check_dataset(
     split that does not exist.
     """
     root = Path(root)
-    card = layout(name).CARD
+    card = card_of(name, root)
     errors: list[LangdepthError] = []
     rows = find_rows(name, root, None if not card.splits else split, errors)
     repeated = _repeated(rows)
@@ -82,10 +82,9 @@ def check_dataset(
     problems = [*map(str, errors), *split_counts(card, rows, split), *_manifest_problems(root)]
     suspicion = wrong_unit(card, rows)
     problems += [f"{root}: {suspicion}"] if suspicion else []
-    known_splits = tuple(card.splits) or SPLITS
     pairs = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for pair in pool.map(lambda row: _check_pair(row, known_splits), rows):
+        for pair in pool.map(_check_pair, rows):
             pairs.append(pair)
             progress()
     for pair in pairs:
@@ -100,7 +99,7 @@ def summary(report: Report) -> list[str]:
     by_source = defaultdict(list)
     for pair in report.pairs:
         by_source[pair.row.source or "(no source)"].append(pair)
-    splits = tuple(report.card.splits) or SPLITS
+    splits = tuple(report.card.splits) or tuple(dict.fromkeys((*SPLITS, *filter(None, report.splits()))))
     table = [("source", "pairs", "good", "/".join(splits), "size", "depth in m", "valid")]
     for source, members in sorted(by_source.items()):
         sizes = sorted({pair.size for pair in members if pair.size})
@@ -167,7 +166,7 @@ def _manifest_problems(root: Path) -> list[str]:
 
 
 def _overlaps(card: DatasetCard, pairs: list[Pair]) -> list[str]:
-    """Scenes (or drives) and pictures that a training split shares with another."""
+    """Scenes (or drives) and pictures that are in two splits, unless both are learned from."""
     scenes: dict[str, set[str]] = defaultdict(set)
     pictures: dict[str, dict[bytes, str]] = defaultdict(dict)
     for pair in pairs:
@@ -176,13 +175,13 @@ def _overlaps(card: DatasetCard, pairs: list[Pair]) -> list[str]:
         if pair.digest:
             pictures[pair.row.split].setdefault(pair.digest, pair.row.key)
     lines = []
-    held_out = [split for split in dict.fromkeys((*scenes, *pictures)) if split not in card.training]
-    for learned, judged in product(card.training, held_out):
-        same = [pictures[judged][digest] for digest in pictures[judged] if digest in pictures[learned]]
-        for names, what in ((sorted(scenes[learned] & scenes[judged]), "scenes"), (same, "pictures")):
+    held_out = [split for split in dict.fromkeys((*scenes, *pictures)) if split and split not in card.training]
+    for one, other in (*product(card.training, held_out), *combinations(held_out, 2)):
+        same = [pictures[other][digest] for digest in pictures[other] if digest in pictures[one]]
+        for names, what in ((sorted(scenes[one] & scenes[other]), "scenes"), (same, "pictures")):
             if names:
                 more = ", ..." if len(names) > NAMED else ""
-                lines.append(f"{learned} and {judged} share {len(names)} {what}: {', '.join(names[:NAMED])}{more}")
+                lines.append(f"{one} and {other} share {len(names)} {what}: {', '.join(names[:NAMED])}{more}")
     return lines
 
 
@@ -198,10 +197,11 @@ def _repeated(rows: list[Row]) -> dict[int, list[str]]:
     return complaints
 
 
-def _check_pair(row: Row, splits: Sequence[str]) -> Pair:
+def _check_pair(row: Row) -> Pair:
     problems = []
-    if row.split and row.split not in splits:
-        problems.append(f"unknown split '{row.split}': {nearest(row.split, splits)}")
+    split = row.stated.get("split")
+    if split is not None and split not in SPLITS:
+        problems.append(f"unknown split '{split}': {nearest(split, SPLITS)}")
     size: tuple[int, int] | None = None
     digest = b""
     try:

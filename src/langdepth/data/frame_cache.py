@@ -18,7 +18,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import takewhile
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from langdepth.data.base import DatasetCard, keep, open_dataset
+from langdepth.data.base import DATASETS, DatasetCard, keep, layout, open_dataset
 from langdepth.data.rows import FACTS, Decoder, Metres, Pixels, Row, file_state, made_of, read_pair
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.io import MAX_PIXELS, atomic_path
@@ -78,6 +78,12 @@ class Stored:
 
 
 # Reading
+
+
+def card(root: Path) -> DatasetCard:
+    """``CARD`` with the training splits of what was cached below ``root``."""
+    head = _read_index(root / INDEX)[0] if (root / INDEX).is_file() else {}
+    return replace(CARD, training=layout(head["dataset"]).CARD.training) if head.get("dataset") in DATASETS else CARD
 
 
 def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
