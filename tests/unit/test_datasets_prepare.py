@@ -142,6 +142,17 @@ def test_a_split_with_too_few_pairs_is_told_and_kept(run: Run, tmp_path: Path, m
     assert (code, text.splitlines()[0]) == (1, line)
 
 
+def test_folders_on_top_of_all_lead_to_the_data_set(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    miniatures.folder(tmp_path / "tree" / "downloads" / "set", monkeypatch)
+    archive, out = zip_of(tmp_path / "tree", tmp_path / "a.zip"), tmp_path / "out"
+    code, text, _ = run("prepare", "folder", "--source", archive, "--out", out)
+    assert code == 0
+    assert text.splitlines() == [
+        f"7 files in {out}: train 2 pairs, val 1 pairs",
+        f"look through them with: langdepth data check folder --root {out / 'downloads' / 'set'}",
+    ]
+
+
 # Stopped runs, later changes
 
 
@@ -388,6 +399,38 @@ def test_hostile_members_are_named_and_nothing_is_written(
     assert f"{archive}: member '" in err
     assert COMPLAINTS[kind] in err
     assert [path.name for path in tmp_path.iterdir()] == [archive.name]
+
+
+def test_litter_of_other_computers_is_passed_over_and_their_folders_are_none(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = miniatures.nyu_annotated(tmp_path / "tree", monkeypatch)
+    whole = files(tree)
+    litter = [
+        "__MACOSX/images/._x.jpg",
+        ".DS_Store",
+        "images/train/._bedroom_00002.jpg",
+        "images/Thumbs.db",
+        "images\\",
+    ]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, content in {**dict.fromkeys(litter, b""), **whole}.items():
+            archive.writestr(name.replace("/", "\\"), content)  # as old programs on Windows write it
+    assert run("prepare", "nyu", "--source", tmp_path / "a.zip", "--out", tmp_path / "out")[0] == 0
+    assert set(files(tmp_path / "out")) == {*whole, MANIFEST}
+
+
+def test_a_compression_that_python_lacks_is_known_before(run: Run, tmp_path: Path) -> None:
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.txt", "content")
+    content = bytearray(archive.read_bytes())
+    content[content.index(b"PK\1\2") + 10] = 9  # as Windows compresses files above 2 GB
+    archive.write_bytes(content)
+    code, _, err = run("prepare", "folder", "--source", archive, "--out", tmp_path / "out")
+    assert code == 1
+    assert "member 'a.txt' is a file compressed by method 9, which Python cannot read; only plain files" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_link_that_is_there_is_not_followed(tmp_path: Path) -> None:

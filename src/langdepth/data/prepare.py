@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, NamedTuple
 
-from langdepth.data.base import layout
+from langdepth.data.base import find_rows, layout
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.io import atomic_path, file_sha256
 
@@ -27,6 +27,8 @@ MANIFEST = "langdepth-manifest.csv"
 INCOMPLETE = ".langdepth-incomplete"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 5_000_000
+LITTER = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")  # what computers add to folders, and "._NAME"
+_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _BLOCK = 1 << 20
 _SPARE = 1 << 26  # bytes that stay free on the disk
 # How the manifest is opened: any name that a file can have is kept.
@@ -166,6 +168,24 @@ def prepare(
     return work
 
 
+def prepared_root(name: str, out: Path) -> Path:
+    """Where the data set ``name`` can be read in ``out``: there, or where folders alone in their folder lead to it."""
+    place = out
+    while not _has_pairs(name, place):
+        folders = [path for path in place.iterdir() if path.is_dir()]
+        if len(folders) != 1:
+            return out
+        place = folders[0]
+    return place
+
+
+def _has_pairs(name: str, root: Path) -> bool:
+    try:
+        return bool(find_rows(name, root, problems=[]))
+    except LangdepthError:
+        return False
+
+
 @contextmanager
 def _room(out: Path, members: list[Member]) -> Iterator[None]:
     """The folder ``out``, marked as incomplete until the work inside has ended well.
@@ -258,7 +278,7 @@ def _checked_members(path: Path) -> list[Member]:
     with _damage(path):
         for name, size, kind, info in _zip_members(path) if _is_zip(path) else _tar_members(path):
             target = _inside(path, name)
-            if kind == "folder":
+            if kind == "folder" or any(part in LITTER or part.startswith("._") for part in target.split("/")):
                 continue
             if kind != "file":
                 raise LangdepthError(f"{path}: member '{name}' is a {kind}; only plain files are unpacked")
@@ -284,13 +304,15 @@ def _zip_members(path: Path) -> Iterator[tuple[str, int, str, Any]]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             mode = info.external_attr >> 16
-            kind = "folder" if info.is_dir() else "file"
+            kind = "folder" if info.filename.endswith(("/", "\\")) else "file"
             if stat.S_ISLNK(mode):
                 kind = "link"
             elif stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 kind = "device"
             elif info.flag_bits & 1:
                 kind = "file with a password"
+            elif info.compress_type not in _ZIP_METHODS:
+                kind = f"file compressed by method {info.compress_type}, which Python cannot read"
             yield info.filename, info.file_size, kind, info
 
 

@@ -88,19 +88,20 @@ def prepare(name: str, *, source: Path, out: Path) -> int:
         out: Folder to fill.
     """
     from langdepth.data.base import find_rows, layout
-    from langdepth.data.check import split_counts
     from langdepth.data.prepare import prepare as run
+    from langdepth.data.prepare import prepared_root
 
     with progress_bar("file") as progress:
         work = run(name, source, out, progress)
     errors: list[LangdepthError] = []
-    rows = find_rows(name, out, problems=errors)
+    root = prepared_root(name, out)
+    rows = find_rows(name, root, problems=errors)
     problems = [*map(str, errors), *split_counts(layout(name).CARD, rows)]
     for problem in problems:
         print(problem)
     counts = {split: sum(row.split == split for row in rows) for split in dict.fromkeys(row.split for row in rows)}
     print(f"{work.done} files in {out}: " + ", ".join(f"{split} {count} pairs" for split, count in counts.items()))
-    print(f"look through them with: langdepth data check {name} --root {out}")
+    print(f"look through them with: langdepth data check {name} --root {root}")
     return 1 if problems else 0
 
 
