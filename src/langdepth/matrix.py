@@ -205,6 +205,7 @@ def run_matrix(
     Returns the cells: system, data, protocol, hash, paper, source, and either ours (the report) or why it has none, one
     line. ``say`` gets a line per cell. The tables are written again after every system.
     """
+    (out / "cells").mkdir(parents=True, exist_ok=True)  # that nothing can be written is known before the work
     opened = [{words: data.open(words) for words in dict.fromkeys((None, data.captions))} for data in matrix.data]
     contents = [_contents(datasets[None]) for datasets in opened]
     cells: list[dict[str, Any]] = []

@@ -116,7 +116,7 @@ def sheet_row(judged: Judged, title: str) -> viz.SheetRow:
 def write_sheet(rows: Sequence[viz.SheetRow], path: Path) -> None:
     """Rows as one PNG."""
     with atomic_path(path) as temporary:
-        Image.fromarray(viz.sheet(rows)).save(temporary)
+        Image.fromarray(viz.sheet(rows)).save(temporary, "PNG")
 
 
 def extremes(ordered: list[tuple[float, int]]) -> list[tuple[str, int]]:

@@ -109,3 +109,12 @@ def test_without_a_single_number_the_exit_code_is_1(place: Path, command: Run) -
     code, out, _ = command("benchmark", "matrix.yaml", "--out", "out", "--device", "cpu")
     assert code == 1
     assert "| wordepth-nyu | ours | - | - | - | - | - | - | - | no trained weights |" in out
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    place: Path, monkeypatch: pytest.MonkeyPatch, command: Run
+) -> None:
+    monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: pytest.fail("began to work"))
+    code, _, err = command("benchmark", "matrix.yaml", "--out", "matrix.yaml")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "matrix.yaml" in err

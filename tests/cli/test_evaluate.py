@@ -168,16 +168,21 @@ def test_out_is_required(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert "required: out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("place", ["folder", "file/result.json", "closed/result.json"])
-def test_unwritable_out_is_refused_before_the_work(run: Run, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+@pytest.mark.parametrize("option", ["out", "html"])
+@pytest.mark.parametrize("place", ["folder", "result.txt", "file/result", "closed/result"])
+def test_unwritable_places_are_refused_before_the_work(
+    run: Run, monkeypatch: pytest.MonkeyPatch, place: str, option: str
+) -> None:
     Path("folder").mkdir()
     Path("file").touch()
     Path("closed").mkdir(mode=0o500)
     if os.access("closed", os.W_OK):  # root may write anywhere
         monkeypatch.setattr(os, "access", lambda path, mode: str(path) != "closed")
     monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: pytest.fail("began to work"))
-    code, _, err = run(out=place)
-    assert code == (2 if place == "folder" else 1)
+    if "/" in place:
+        place += ".json" if option == "out" else ".html"
+    code, _, err = run(out=place) if option == "out" else run("--html", place)
+    assert code == (1 if "/" in place else 2)
     assert len(err.splitlines()) == 1
     assert place in err
 

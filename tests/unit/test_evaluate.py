@@ -23,7 +23,7 @@ from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluate import evaluate, judge
 from langdepth.metrics import METRICS
 from langdepth.protocols import Protocol
-from langdepth.report import extremes, sheet_row
+from langdepth.report import extremes, sheet_row, write_sheet
 from langdepth.tally import Tally
 from langdepth.text.scenes import SCENES
 from langdepth.types import DepthOutput, Sample
@@ -329,6 +329,13 @@ def test_pictures_beside_the_report(tmp_path: Path) -> None:
     for name in ("r_error_by_range.png", "r_sheet.png"):
         with Image.open(tmp_path / name) as picture:
             assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_a_sheet_is_a_png_whatever_it_is_called(tmp_path: Path) -> None:
+    judged = judge(FakeSystem(), [Pictures(1)[0]], FULL)
+    write_sheet([sheet_row(judged, "row")], tmp_path / "sheet.of pictures")
+    with Image.open(tmp_path / "sheet.of pictures") as picture:
+        assert picture.format == "PNG"
 
 
 @pytest.mark.parametrize(

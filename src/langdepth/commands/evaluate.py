@@ -68,7 +68,7 @@ def evaluate(
     Args:
         root: Folder of the data set.
         out: The report to write, for example result.json.
-        html: Write the report there, too, as one page with pictures.
+        html: Write the report there, too, as one page with pictures, for example result.html.
         system: Registry name (see "langdepth systems"), .safetensors file, hub id owner/name, or transformers:FOLDER
             for a depth model of that library.
         clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
@@ -121,7 +121,9 @@ def evaluate(
         min_depth=min_depth,
         max_depth=max_depth,
     )
-    _check_writable(out)
+    _check_writable(out, "--out", ".json")
+    if html is not None:
+        _check_writable(html, "--html", ".html")
 
     from langdepth.evaluate import evaluate as run_evaluation
     from langdepth.foreign import Predictions
@@ -168,13 +170,17 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _check_writable(out: Path) -> None:
-    """Whether the report can be written is known before the work, not after it."""
-    if out.is_dir():
-        raise UsageError(f"{out}: is a folder; give a file name, for example {out / 'result.json'}")
+def _check_writable(path: Path, option: str, suffix: str) -> None:
+    """Whether a report can be written is known before the work, not after it."""
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; give a file name, for example {path / f'result{suffix}'}")
+    if path.suffix.lower() != suffix:
+        raise UsageError(f"{path}: {option} takes a name that ends in {suffix}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LangdepthError(f"{out}: cannot be written ({error.strerror}); give another place with --out") from None
-    if not os.access(out.parent, os.W_OK):
-        raise LangdepthError(f"{out}: cannot be written (no permission); give another place with --out")
+        raise LangdepthError(
+            f"{path}: cannot be written ({error.strerror}); give another place with {option}"
+        ) from None
+    if not os.access(path.parent, os.W_OK):
+        raise LangdepthError(f"{path}: cannot be written (no permission); give another place with {option}")
