@@ -17,7 +17,7 @@ from PIL import Image
 
 from langdepth import registry
 from langdepth.data import kitti, lists, nyu
-from langdepth.data.base import DATASETS, find_rows, layout, open_dataset
+from langdepth.data.base import DATASETS, INCOMPLETE, find_rows, layout, open_dataset
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.protocols import PROTOCOLS
 from langdepth.recipe import read_recipe
@@ -212,6 +212,30 @@ def test_too_few_pictures_are_a_problem(run: Run, tmp_path: Path, monkeypatch: p
     assert "nyu: 3 of 795 pairs of split train are there" in out
     assert "sync" not in out.splitlines()[0]  # nobody asked for a split that is not there at all
     assert run("data", "check", "nyu", "--root", root, "--split", "test")[0] == 0
+
+
+def test_too_few_pictures_are_told_where_they_are_used(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = miniatures.nyu_annotated(tmp_path / "nyu", monkeypatch)
+    monkeypatch.setattr(nyu, "CARD", replace(nyu.CARD, splits={"train": 795, "sync": 24231, "test": 654}))
+    arguments = ("--root", root, "--out", tmp_path / "r.json", "--device", "cpu")
+    code, _, err = run("evaluate", "--data", "nyu", *arguments)
+    assert code == 0
+    assert f"langdepth evaluate: warning: {root}: nyu: 2 of 654 pairs of split test are there\n" in err
+    assert "split train" not in err
+    with pytest.warns(UserWarning, match="3 of 795 pairs of split train are there"):
+        open_dataset("nyu", root, "train")
+
+
+def test_a_half_extracted_set_is_not_judged(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = miniatures.diode_indoor(tmp_path / "diode", monkeypatch)
+    (root / INCOMPLETE).touch()
+    code, _, err = run("evaluate", "--data", "diode-indoor", "--root", root, "--out", tmp_path / "r.json")
+    told = f"{root}: 'langdepth data prepare' did not come to its end here; run it again\n"
+    assert (code, err) == (1, f"langdepth evaluate: {told}")
+    code, out, _ = run("data", "check", "diode-indoor", "--root", root)
+    assert (code, out.count(told)) == (1, 1)
 
 
 def test_damaged_pictures_are_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

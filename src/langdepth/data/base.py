@@ -6,6 +6,7 @@ training, evaluation and ``langdepth data`` are the same for all.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -32,6 +33,7 @@ DATASETS = {
     "sunrgbd": "langdepth.data.sunrgbd",
     "vkitti2": "langdepth.data.vkitti2",
 }
+INCOMPLETE = ".langdepth-incomplete"  # lies in a folder that is still being prepared
 _MAPS_MEASURED = 5  # depth maps that a suspected unit is judged by
 
 
@@ -169,10 +171,15 @@ def open_dataset(
     """The data set ``name`` below ``root``; ``split`` and ``source`` keep the matching pictures only.
 
     ``captions``, ``without_caption``: see ``RowDataset``. ``trust_unit``: take depth as it is, even where its unit
-    looks wrong. Raises LangdepthError for data that is missing or of a wrong unit, UsageError for a choice that keeps
-    nothing.
+    looks wrong. Warns of splits that have fewer pairs than the official ones. Raises LangdepthError for data that is
+    missing, still being prepared or of a wrong unit, UsageError for a choice that keeps nothing.
     """
+    stopped = unfinished(Path(root))
+    if stopped is not None:
+        raise LangdepthError(stopped)
     rows = find_rows(name, root, split)
+    for line in split_counts(layout(name).CARD, rows, split):
+        warnings.warn(f"{root}: {line}", stacklevel=2)
     if source is not None:
         rows = keep(rows, "source", source, root)
     if not trust_unit:
@@ -180,6 +187,23 @@ def open_dataset(
         if suspicion:
             raise LangdepthError(f"{root}: {suspicion}; if it is right, say so: --trust-unit, data.trust_unit")
     return RowDataset(name, rows, captions, without_caption)
+
+
+def split_counts(card: DatasetCard, rows: list[Row], split: str | None = None) -> list[str]:
+    """A line for each split that is there with fewer pairs than the official one; ``split`` must be there."""
+    found = {name: sum(row.split == name for row in rows) for name in card.splits}
+    return [
+        f"{card.name}: {found[name]} of {wanted} pairs of split {name} are there"
+        for name, wanted in card.splits.items()
+        if wanted is not None and found[name] < wanted and (found[name] or name == split)
+    ]
+
+
+def unfinished(root: Path) -> str | None:
+    """What is wrong with a folder whose preparation did not come to its end."""
+    if not (root / INCOMPLETE).exists():
+        return None
+    return f"{root}: 'langdepth data prepare' did not come to its end here; run it again"
 
 
 def keep(rows: list[Row], column: str, wanted: str, root: str | Path) -> list[Row]:

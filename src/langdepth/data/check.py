@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from langdepth.camera import Camera
-from langdepth.data.base import DatasetCard, card_of, find_rows, wrong_unit
-from langdepth.data.prepare import INCOMPLETE, MANIFEST, read_manifest
+from langdepth.data.base import DatasetCard, card_of, find_rows, split_counts, unfinished, wrong_unit
+from langdepth.data.prepare import MANIFEST, read_manifest
 from langdepth.data.rows import NAMED, Row, true_edges
 from langdepth.data.sam import read_overlay
 from langdepth.errors import LangdepthError, UsageError, nearest
@@ -133,21 +133,10 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def split_counts(card: DatasetCard, rows: list[Row], split: str | None = None) -> list[str]:
-    """A line for each split that is there, but not whole; ``split`` must be there."""
-    found = {name: sum(row.split == name for row in rows) for name in card.splits}
-    return [
-        f"{card.name}: {found[name]} of {wanted} pairs of split {name} are there"
-        for name, wanted in card.splits.items()
-        if wanted is not None and found[name] < wanted and (found[name] or name == split)
-    ]
-
-
 def _manifest_problems(root: Path) -> list[str]:
     """What has changed since the set was prepared, and whether that came to its end."""
-    problems = []
-    if (root / INCOMPLETE).exists():
-        problems.append(f"{root}: 'langdepth data prepare' did not come to its end here; run it again")
+    stopped = unfinished(root)
+    problems = [] if stopped is None else [stopped]
     missing, changed = [], []
     for name, written in read_manifest(root).items():
         path = root / name

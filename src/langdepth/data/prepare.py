@@ -19,12 +19,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, NamedTuple
 
-from langdepth.data.base import find_rows, layout
+from langdepth.data.base import INCOMPLETE, find_rows, layout
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.io import atomic_path, file_sha256
 
 MANIFEST = "langdepth-manifest.csv"
-INCOMPLETE = ".langdepth-incomplete"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 5_000_000
 LITTER = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")  # what computers add to folders, and "._NAME"

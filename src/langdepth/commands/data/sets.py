@@ -87,7 +87,7 @@ def prepare(name: str, *, source: Path, out: Path) -> int:
         source: The archive or file, or a folder with several.
         out: Folder to fill.
     """
-    from langdepth.data.base import find_rows, layout
+    from langdepth.data.base import find_rows, layout, split_counts
     from langdepth.data.prepare import prepare as run
     from langdepth.data.prepare import prepared_root
 
