@@ -405,6 +405,7 @@ def diode_outdoor_converted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def hypersim_official(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The renderer's files, a picture that is not released among the list's."""
+    stand_in(monkeypatch, hypersim, {"train": 2, "val": 2, "test": 2})
     root.mkdir(parents=True, exist_ok=True)
     lines = ["scene_name,camera_name,frame_id,included_in_public_release,exclude_reason,split_partition_name"]
     for i, (scene, split) in enumerate((("ai_001_001", "train"), ("ai_003_010", "val"), ("ai_001_010", "test"))):
@@ -445,6 +446,7 @@ def hypersim_with_lenses(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def hypersim_converted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Depth as PNG."""
+    stand_in(monkeypatch, hypersim, {"test": 2})
     picture = "ai_001_010/images/scene_cam_00_final_preview/frame.000{}.tonemap.jpg"
     pairs = [(picture.format(i), f"masked_depth/x{i}.png") for i in range(2)]
     return _listed(root, "hypersim_list2.txt", pairs, [depth(0), depth(1)], 0.001)

@@ -153,6 +153,40 @@ def test_hypersim_tables_that_are_wrong(tmp_path: Path, monkeypatch: pytest.Monk
         find_rows("hypersim", root, "test")
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("ai_001_001,0.57,0,0", "line 5 ends too early"),
+        ("ai_001_001" + ",0" * 9, "the numbers of ai_001_001 are no lens"),
+        ("ai_001_001" + ",nan" * 9, "the numbers of ai_001_001 are no lens"),
+        ("ai_001_001,wide" + ",0" * 8, "could not convert string to float: 'wide'"),
+    ],
+)
+def test_hypersim_lenses_that_are_none(
+    line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = miniatures.hypersim_with_lenses(tmp_path, monkeypatch)
+    with (root / hypersim.CAMERA_FILE).open("a") as file:
+        file.write(line)
+    with pytest.raises(LangdepthError) as caught:
+        find_rows("hypersim", root, "test")
+    told = f"{root / hypersim.CAMERA_FILE}: not readable as the table of cameras ({message})"
+    assert str(caught.value) == told
+
+
+def test_hypersim_split_list_that_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = miniatures.hypersim_official(tmp_path, monkeypatch)
+    table = root / hypersim.SPLIT_FILE
+    content = table.read_text()
+    table.write_text(content[: content.index("ai_001_010")])
+    assert check_dataset("hypersim", root).problems == [f"{table}: names no picture of split test; get it again"]
+    table.write_text(content[: content.index("ai_001_010,cam_00,1")])
+    assert check_dataset("hypersim", root).problems == ["hypersim: 1 of 2 pairs of split test are there"]
+    table.write_text(content[: content.index("ai_001_010") + 18])
+    with pytest.raises(LangdepthError, match=r"not readable as the split list \(line 8 ends too early\)"):
+        find_rows("hypersim", root, "test")
+
+
 def test_ddad_points_are_moved_into_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = open_dataset("ddad", miniatures.ddad_published(tmp_path, monkeypatch), "val")
     assert [row.key for row in dataset.rows] == [f"000001/rgb/CAMERA_01/{i:017d}.png" for i in (2, 3)]

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,7 @@ CARD = DatasetCard(
         "ai_V_N/images/scene_CAM_{final_preview,geometry_hdf5}",
         "hypersim_list2.txt (picture, depth)",
     ),
-    splits={"train": None, "val": None, "test": None},
+    splits={"train": 59543, "val": 7386, "test": 7690},
     split="test",
     protocol="hypersim",
 )
@@ -79,8 +80,8 @@ def _official(root: Path, split: str) -> list[Row]:
             raise LangdepthError(f"{root / SPLIT_FILE}: the split list is missing")
         return []
     lenses, cameras, found = _lenses(root), _table(root, CAMERA_FILE), []
-    with _readable(file, "the split list"), file.open(newline="", encoding="utf-8") as stream:
-        for line in csv.DictReader(stream):
+    with _readable(file, "the split list") as lines:
+        for line in lines:
             scene, camera, number, released, partition = (line[column] for column in _COLUMNS)
             if partition == split and released == "True":
                 images, frame = inside(f"{scene}/images/scene_{camera}", str(file)), f"frame.{int(number):04d}"
@@ -89,6 +90,8 @@ def _official(root: Path, split: str) -> list[Row]:
                 row = _row(root, picture, depth, split, lenses)
                 along_ray = Decoder(FILES.image, partial(_depth, lens=lenses.get(scene, USUAL)))
                 found.append(replace(row, decoder=along_ray, needs=() if cameras is None else (cameras,)))
+    if not found:
+        raise LangdepthError(f"{file}: names no picture of split {split}; get it again")
     return sorted(found, key=lambda row: row.key)
 
 
@@ -98,11 +101,21 @@ def _table(root: Path, name: str) -> Path | None:
 
 
 @contextmanager
-def _readable(file: Path, what: str) -> Iterator[None]:
+def _readable(file: Path, what: str) -> Iterator[Iterator[dict[str, str]]]:
+    """The lines of a table; whatever is wrong with it or them, as one line that names it."""
     try:
-        yield
+        with file.open(newline="", encoding="utf-8") as stream:
+            yield _whole_lines(stream)
     except (csv.Error, KeyError, ValueError, OSError) as error:
         raise LangdepthError(f"{file}: not readable as {what} ({error})") from None
+
+
+def _whole_lines(stream: TextIO) -> Iterator[dict[str, str]]:
+    reader = csv.DictReader(stream)
+    for line in reader:
+        if None in line.values():
+            raise ValueError(f"line {reader.line_num} ends too early")
+        yield line
 
 
 def _lenses(root: Path) -> dict[str, Lens]:
@@ -110,11 +123,15 @@ def _lenses(root: Path) -> dict[str, Lens]:
     file = _table(root, CAMERA_FILE)
     if file is None:
         return {}
-    with _readable(file, "the table of cameras"), file.open(newline="", encoding="utf-8") as stream:
-        return {
-            line["scene_name"]: np.array([[float(line[f"M_cam_from_uv_{i}{j}"]) for j in range(3)] for i in range(3)])
-            for line in csv.DictReader(stream)
-        }
+    with _readable(file, "the table of cameras") as lines:
+        return {line["scene_name"]: _lens(line) for line in lines}
+
+
+def _lens(line: dict[str, str]) -> Lens:
+    lens = np.array([[float(line[f"M_cam_from_uv_{i}{j}"]) for j in range(3)] for i in range(3)])
+    if not np.isfinite(lens).all() or np.linalg.det(lens) == 0:
+        raise ValueError(f"the numbers of {line['scene_name']} are no lens")
+    return lens
 
 
 def _row(root: Path, picture: str, depth: str, split: str, lenses: dict[str, Lens]) -> Row:
