@@ -229,13 +229,14 @@ def test_too_few_pictures_are_told_where_they_are_used(
 
 
 def test_a_half_extracted_set_is_not_judged(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = miniatures.diode_indoor(tmp_path / "diode", monkeypatch)
-    (root / INCOMPLETE).touch()
+    out = tmp_path / "prepared"
+    root = miniatures.diode_indoor(out / "diode", monkeypatch)  # as in an archive with a folder of its own
+    (out / INCOMPLETE).touch()
     code, _, err = run("evaluate", "--data", "diode-indoor", "--root", root, "--out", tmp_path / "r.json")
-    told = f"{root}: 'langdepth data prepare' did not come to its end here; run it again\n"
+    told = f"{out}: 'langdepth data prepare' did not come to its end here; run it again\n"
     assert (code, err) == (1, f"langdepth evaluate: {told}")
-    code, out, _ = run("data", "check", "diode-indoor", "--root", root)
-    assert (code, out.count(told)) == (1, 1)
+    code, text, _ = run("data", "check", "diode-indoor", "--root", root)
+    assert (code, text.count(told)) == (1, 1)
 
 
 def test_damaged_pictures_are_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,10 +200,10 @@ def split_counts(card: DatasetCard, rows: list[Row], split: str | None = None) -
 
 
 def unfinished(root: Path) -> str | None:
-    """What is wrong with a folder whose preparation did not come to its end."""
-    if not (root / INCOMPLETE).exists():
-        return None
-    return f"{root}: 'langdepth data prepare' did not come to its end here; run it again"
+    """What is wrong with a data set whose preparation, into this folder or one above, did not come to its end."""
+    root = root.absolute()
+    place = next((folder for folder in (root, *root.parents) if (folder / INCOMPLETE).exists()), None)
+    return None if place is None else f"{place}: 'langdepth data prepare' did not come to its end here; run it again"
 
 
 def keep(rows: list[Row], column: str, wanted: str, root: str | Path) -> list[Row]:
