@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_line, nearest
 from langdepth.foreign import Predictions
-from langdepth.inference import DTYPES, as_float, infer
+from langdepth.inference import DTYPES, infer
 from langdepth.metrics import align, depth_metrics
 from langdepth.report import (
     extremes,
@@ -257,9 +257,7 @@ def _predict(system: System, samples: list[Sample], image: Tensor, protocol: Pro
         raise UsageError(f"'{system.name}' takes no captions of pictures; leave them out")
     text = torch.stack(words).to(device) if words else None
     try:
-        pictures, size = image.to(device), tuple(image.shape[-2:])
-        if protocol.window is not None or system.input_spec.network_size(*size) != size:
-            pictures = as_float(pictures)  # bytes would be rounded when they are resized
+        pictures = image.to(device)
         with torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "float32"):
             limit = protocol.max_depth if protocol.clamp_views else None
             output = infer(

@@ -227,15 +227,15 @@ def infer(
 
 
 def to_network_size(system: System, image: Tensor) -> Tensor:
-    """(B, 3, H, W) to (B, 3, h, w); uint8 stays uint8 where torch can resize it: nothing large becomes float."""
+    """(B, 3, H, W) to (B, 3, h, w). Bytes stay bytes, so that nothing large becomes float."""
     return _resized(image, system.input_spec.network_size(*image.shape[-2:]))
 
 
 def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(image.shape[-2:]) == size:
         return image
-    if image.dtype == torch.uint8 and image.device.type != "cpu":
-        image = as_float(image)
+    if image.dtype == torch.uint8 and image.device.type != "cpu":  # where torch cannot resize bytes
+        return _resized(image.float(), size).round_().byte()
     return F.interpolate(image, size=size, mode="bilinear", antialias=True)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from langdepth import protocols
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluate import evaluate, judge
+from langdepth.inference import predict_pictures
 from langdepth.metrics import METRICS
 from langdepth.protocols import Protocol
 from langdepth.report import extremes, sheet_row, write_sheet
@@ -191,15 +192,24 @@ class FiveMetres(Pictures):
 
 @pytest.mark.parametrize("area", [48 * 64, 32 * 48])
 @pytest.mark.parametrize("rules", [{}, {"window": (32, 48)}])
-def test_bytes_are_judged_as_floats_are(area: int, rules: dict[str, Any]) -> None:
+def test_depth_is_judged_that_predict_gives(area: int, rules: dict[str, Any]) -> None:
     random = torch.Generator().manual_seed(0)
     stored = Pictures(1)[0]
     stored.image = torch.randint(256, (3, 48, 64), generator=random, dtype=torch.uint8)
     system = FakeSystem(FakeConfig(area=area))  # sees the picture at its own size, or a smaller one
-    protocol = FULL.override(flip=True, **rules)
-    judged, same = (judge(system, [replace(stored, image=i)], protocol) for i in (stored.image, stored.image / 255))
-    assert torch.equal(judged.prediction, same.prediction)
+    judged = judge(system, [stored], FULL.override(flip=True, **rules))
+    predicted = predict_pictures(system, stored.image, flip=True, **rules)
+    assert np.array_equal(judged.prediction[0, 0].numpy(), predicted.depth)
     assert judged.prediction.std() > 0.1
+
+
+def test_bytes_are_judged_as_floats_are() -> None:
+    random = torch.Generator().manual_seed(0)
+    stored = Pictures(1)[0]
+    stored.image = torch.randint(256, (3, 48, 64), generator=random, dtype=torch.uint8)
+    system = FakeSystem(FakeConfig(area=48 * 64))
+    judged, same = (judge(system, [replace(stored, image=i)], FULL) for i in (stored.image, stored.image / 255))
+    assert torch.equal(judged.prediction, same.prediction)
     assert np.array_equal(sheet_row(judged, "").image, sheet_row(same, "").image)
 
 
