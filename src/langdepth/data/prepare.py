@@ -126,10 +126,11 @@ def read_manifest(root: Path) -> dict[str, Written]:
     """Path -> what was written there; empty without a manifest. A line that a stopped run left half is passed over."""
     try:
         with (root / MANIFEST).open(**_TEXT) as file:
-            rows = [row for row in csv.reader(file) if len(row) == 4 and row[1].isdecimal() and len(row[2]) == 64]
+            rows = list(csv.reader(line for line in file if "\0" not in line))  # zeros: what a power failure leaves
     except FileNotFoundError:
         return {}
-    return {path: Written(int(size), digest, source) for path, size, digest, source in rows}
+    whole = (row for row in rows if len(row) == 4 and row[1].isdecimal() and len(row[2]) == 64)
+    return {path: Written(int(size), digest, source) for path, size, digest, source in whole}
 
 
 def prepare(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -59,8 +60,6 @@ def _card(name: str) -> list[str]:
 
 def _found(name: str, root: Path) -> str:
     """Where below ``root`` the data set is, with its pairs per split."""
-    from collections import Counter
-
     from langdepth.data.base import find_rows
 
     for place in (root / name, root):
@@ -99,7 +98,7 @@ def prepare(name: str, *, source: Path, out: Path) -> int:
     problems = [*map(str, errors), *split_counts(layout(name).CARD, rows)]
     for problem in problems:
         print(problem)
-    counts = {split: sum(row.split == split for row in rows) for split in dict.fromkeys(row.split for row in rows)}
+    counts = Counter(row.split or "no split" for row in rows)
     print(f"{work.done} files in {out}: " + ", ".join(f"{split} {count} pairs" for split, count in counts.items()))
     print(f"look through them with: langdepth data check {name} --root {root}")
     return 1 if problems else 0
