@@ -318,7 +318,8 @@ def ibims_published(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     right, solid = ibims_masks()
     for i, name in enumerate(IBIMS):
         fields = {"rgb": ramp(WIDTH, HEIGHT, seed=i), "depth": depth(i).astype(float), "mask_invalid": right}
-        content = {"data": {**fields, "mask_transp": solid, "edges": ibims_edges(i)}}
+        calib = np.array([[60.0 + i, 0, 0], [0, 61, 0], [32.5, 24.5, 1]])  # transposed, pixels counted from 1
+        content = {"data": {**fields, "mask_transp": solid, "edges": ibims_edges(i), "calib": calib}}
         scipy.io.savemat(root / "ibims1_core_mat" / f"{name}.mat", content, do_compression=True)
     return root
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import scipy.io
 
 from langdepth import protocols
 from langdepth.data import ddad, hypersim
@@ -58,6 +59,21 @@ def test_ibims_edges_are_judged(kind: str, tmp_path: Path, monkeypatch: pytest.M
     report = evaluate(FakeSystem(), dataset, protocols.get("ibims1"), progress=False)
     # of two pictures one has a true edge; the smooth depth of a grey ramp has none
     assert report["boundaries"] == {"images": 1, "accuracy": 10.0, "completeness": 10.0}
+
+
+def test_ibims_cameras_are_in_the_published_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = miniatures.ibims_published(tmp_path, monkeypatch)
+    dataset = open_dataset("ibims1", root)
+    cameras = [dataset[i].camera for i in range(2)]
+    assert [(c.fx, c.fy, c.cx, c.cy) for c in cameras if c] == [(61, 61, 31.5, 23.5), (60, 61, 31.5, 23.5)]
+    file = dataset.rows[0].path_rgb
+    fields = {name: np.ones((48, 64)) for name in ("depth", "mask_invalid", "mask_transp", "edges")}
+    for calib in (np.eye(2), np.zeros((3, 3))):
+        content = {"rgb": np.zeros((48, 64, 3), np.uint8), **fields, "calib": calib}
+        scipy.io.savemat(file, {"data": content})
+        with pytest.raises(ImageError, match=f"{file}: "):
+            dataset[0]
+        assert len(check_dataset("ibims1", root).problems) == 1
 
 
 def test_ibims_edges_of_another_size_or_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

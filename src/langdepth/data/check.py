@@ -17,7 +17,7 @@ import numpy as np
 from langdepth.camera import Camera
 from langdepth.data.base import DatasetCard, card_of, find_rows, split_counts, unfinished, wrong_unit
 from langdepth.data.prepare import MANIFEST, read_manifest
-from langdepth.data.rows import NAMED, Row, true_edges
+from langdepth.data.rows import NAMED, Row, known_intrinsics, true_edges
 from langdepth.data.sam import read_overlay
 from langdepth.errors import LangdepthError, UsageError, nearest
 from langdepth.io import file_sha256
@@ -202,12 +202,13 @@ def _check_pair(row: Row) -> Pair:
         size = (width, height)
         digest = hashlib.blake2b(pixels.data, digest_size=16).digest()
         problems += _differences(row, {"width": (width, 0), "height": (height, 0)})
-        if row.intrinsics is not None:
-            fx, fy, cx, cy = row.intrinsics
-            try:
+        try:
+            intrinsics = known_intrinsics(row)
+            if intrinsics is not None:
+                fx, fy, cx, cy = intrinsics
                 Camera(fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height)
-            except LangdepthError as error:
-                problems.append(str(error))
+        except LangdepthError as error:
+            problems.append(str(error))
         if row.path_overlay is not None:
             try:
                 read_overlay(row.path_overlay, pixels)

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import inside, read_list
-from langdepth.data.rows import FILES, Decoder, Metres, Row
+from langdepth.data.rows import FILES, Decoder, Intrinsics, Metres, Row
 from langdepth.errors import ImageError, LangdepthError, first_line
 from langdepth.io import MAX_PIXELS, decoding
 
@@ -56,7 +56,6 @@ _SPLITS = {"train": "0", "val": "1"}  # DGP numbers them
 _MAX_CLOUD_BYTES = 512_000_000
 
 Matrix = npt.NDArray[np.float64]
-Intrinsics = tuple[float, float, float, float]
 
 
 def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:

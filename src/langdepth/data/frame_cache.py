@@ -28,7 +28,18 @@ import numpy as np
 import numpy.typing as npt
 
 from langdepth.data.base import DATASETS, DatasetCard, keep, layout, open_dataset
-from langdepth.data.rows import FACTS, Decoder, Metres, Pixels, Row, file_state, made_of, read_pair
+from langdepth.data.rows import (
+    FACTS,
+    Decoder,
+    Intrinsics,
+    Metres,
+    Pixels,
+    Row,
+    file_state,
+    known_intrinsics,
+    made_of,
+    read_pair,
+)
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.io import MAX_PIXELS, atomic_path
 from langdepth.protocols import Protocol
@@ -67,7 +78,7 @@ class Stored:
     origin: dict[str, Any]
     size: tuple[int, int]
     scale: float = 1.0
-    intrinsics: tuple[float, float, float, float] | None = None
+    intrinsics: Intrinsics | None = None
     checksums: tuple[int, int] = (0, 0)
     error: str = ""
 
@@ -319,11 +330,11 @@ def _decoded(pairs: list[Row], origins: list[dict[str, Any]], frame: Frame) -> I
 def _encoded(frame: Frame, row: Row, origin: dict[str, Any]) -> tuple[Stored, bytes, bytes]:
     try:
         pixels, metres = read_pair(row)
+        intrinsics = known_intrinsics(row)
     except ImageError as error:
         return Stored(origin, (0, 0), error=str(error)), b"", b""
     window = Protocol(name=frame, frame=frame).frame_window(*metres.shape)
     pixels, metres = pixels[window], metres[window]
-    intrinsics = row.intrinsics
     if intrinsics is not None:
         fx, fy, cx, cy = intrinsics
         intrinsics = fx, fy, cx - window[1].start, cy - window[0].start

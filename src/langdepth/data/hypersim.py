@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import inside, listed
-from langdepth.data.rows import FILES, Decoder, Metres, Row, read_hdf5
+from langdepth.data.rows import FILES, Decoder, Intrinsics, Metres, Row, read_hdf5
 from langdepth.errors import ImageError, LangdepthError
 
 CARD = DatasetCard(
@@ -149,7 +149,7 @@ def _row(root: Path, picture: str, depth: str, split: str, lenses: dict[str, Len
     )
 
 
-def _intrinsics(lens: Lens) -> tuple[float, float, float, float] | None:
+def _intrinsics(lens: Lens) -> Intrinsics | None:
     """fx, fy, cx, cy, or None for a tilted lens, which is no pinhole camera that looks along its z axis."""
     across, upwards, backwards = np.diag(lens)
     if np.abs(lens[[0, 1, 2, 2], [1, 0, 0, 1]]).max() > _UPRIGHT:

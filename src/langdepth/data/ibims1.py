@@ -21,7 +21,7 @@ import numpy as np
 
 from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import read_list
-from langdepth.data.rows import FILES, Decoder, Mask, Metres, Pixels, Row
+from langdepth.data.rows import FILES, Decoder, Intrinsics, Mask, Metres, Pixels, Row
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.io import decoding, read_image
 
@@ -31,7 +31,7 @@ CARD = DatasetCard(
     unit="metres in .mat, 50/65535 m (depth) or millimetres (masked_depth) in 16-bit PNG",
     depth_scale=0.001,
     invalid="0, and what mask_invalid and mask_transp leave out",
-    intrinsics="not read",
+    intrinsics="calib of each .mat file; not read in the other layouts",
     depth_range=(0.5, 50.0),
     median_range=(0.8, 20.0),
     scenes="none",
@@ -111,7 +111,7 @@ def _content(path: Path) -> Any:
     return _loaded(path, status.st_mtime_ns)
 
 
-@lru_cache(maxsize=4)  # picture, depth and edges are asked for one after the other
+@lru_cache(maxsize=4)  # picture, depth, edges and camera are asked for one after the other
 def _loaded(path: Path, changed: int) -> Any:
     from scipy.io import loadmat
 
@@ -152,6 +152,17 @@ def _drawn(row: Row, name: str) -> Mask:
     return read_image(row.path_depth.parents[1] / name / row.path_depth.name).pixels[..., 0] > 0
 
 
-PUBLISHED = Decoder(_picture, _depth, _edges)
+def _intrinsics(row: Row) -> Intrinsics | None:
+    with decoding(str(row.path_rgb)):
+        matrix = getattr(_content(row.path_rgb), "calib", None)
+        if matrix is None:
+            return None
+        (fx, _, _), (_, fy, _), (cx, cy, _) = np.asarray(matrix, dtype=np.float64).tolist()  # transposed
+        if not (0 < fx < np.inf and 0 < fy < np.inf):
+            raise ImageError(f"its calib has the focal lengths {fx:g} and {fy:g}")
+    return fx, fy, cx - 1, cy - 1  # MATLAB counts pixels from 1
+
+
+PUBLISHED = Decoder(_picture, _depth, _edges, _intrinsics)
 RAW = Decoder(FILES.image, _raw_depth)
 _drawn_edges = partial(_drawn, name="edges")

@@ -27,6 +27,7 @@ WithoutCaption = Literal["stop", "neutral"]
 Pixels = npt.NDArray[np.uint8]
 Metres = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+Intrinsics = tuple[float, float, float, float]
 NAMED = 5  # missing files named in a message
 
 
@@ -36,12 +37,14 @@ NAMED = 5  # missing files named in a message
 class Decoder(NamedTuple):
     """image(row): (H, W, 3) uint8. depth(row): (H, W) float32 metres; 0, NaN or negative where there is no value.
 
-    edges(row): (H, W), the true depth edges, for sets that state them. All raise ImageError naming the file.
+    edges(row): (H, W), the true depth edges, for sets that state them. intrinsics(row): as ``Row.intrinsics``, for sets
+    that have them inside the picture's file. All raise ImageError naming the file.
     """
 
     image: Callable[[Row], Pixels]
     depth: Callable[[Row], Metres]
     edges: Callable[[Row], Mask] | None = None
+    intrinsics: Callable[[Row], Intrinsics | None] | None = None
 
 
 def _picture(row: Row) -> Pixels:
@@ -114,8 +117,8 @@ class Row:
     needs: further files that depth, edges or camera come from: masks, the description of a scene, a table of lenses.
     depth_scale: metres per stored unit. item: number of the picture inside a file that holds many (then ``path_rgb`` is
     that file). source, scene_run: which part of the data, and which drive or place, it comes from. scene: index into
-    SCENES or -1. size: (height, width) where known without opening the file. intrinsics: fx, fy, cx, cy in pixels of
-    the stored picture. line: of the list that names it. stated: what an index says about it.
+    SCENES or -1. size: (height, width), intrinsics: fx, fy, cx, cy in pixels of the stored picture; both where known
+    without opening the file. line: of the list that names it. stated: what an index says about it.
     """
 
     key: str
@@ -133,7 +136,7 @@ class Row:
     text: str | None = None
     path_overlay: Path | None = None
     size: tuple[int, int] | None = None
-    intrinsics: tuple[float, float, float, float] | None = None
+    intrinsics: Intrinsics | None = None
     stated: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -173,6 +176,11 @@ def true_edges(row: Row, size: Sequence[int]) -> Mask | None:
     if edges.shape != tuple(size):
         raise ImageError(f"{row.path_depth}: is {size[1]}x{size[0]}, its edges are of shape {edges.shape}")
     return edges
+
+
+def known_intrinsics(row: Row) -> Intrinsics | None:
+    """The row's intrinsics, from its file where only that has them. Raises ImageError."""
+    return row.intrinsics if row.decoder.intrinsics is None else row.decoder.intrinsics(row)
 
 
 # Files of rows
@@ -299,9 +307,9 @@ class RowDataset:
         overlay: Tensor | None = None
         if row.path_overlay is not None:
             overlay = torch.tensor(read_overlay(row.path_overlay, pixels)).permute(2, 0, 1).float() / 255
-        camera = None
-        if row.intrinsics is not None:
-            fx, fy, cx, cy = row.intrinsics
+        camera, intrinsics = None, known_intrinsics(row)
+        if intrinsics is not None:
+            fx, fy, cx, cy = intrinsics
             camera = Camera(fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height, source="data set")
         depth = torch.from_numpy(metres).unsqueeze(0)
         return Sample(
