@@ -1,13 +1,15 @@
-"""What evaluation keeps of the pictures it has judged: one short record each, from which every number follows.
+"""What evaluation keeps of the pictures it has judged: 18 numbers each, and sums over all of them.
 
-Records are put in the order of the data set before anything is added up, so that two processes that share the pictures
-get the very numbers that one gets.
+No number depends on the order in which pictures are judged: records are put in the order of the data set before means
+are made of them, and the sums of the depth ranges are added exactly, as integers. So two processes that share the
+pictures get the very numbers that one gets.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from langdepth.metrics import (
     EDGE_RATIOS,
     METRICS,
     RANGES,
+    SUMS,
     Values,
     edge_counts,
     edge_scores,
@@ -37,16 +40,20 @@ if TYPE_CHECKING:
 
 _MEDIAN_OF = 1 << 12  # evenly spaced pixels of a picture, enough for a point in a plot
 _NO_PIXELS = np.zeros(0, np.float32)
-_INDEX, _SCENE, _MEDIANS, _BOUNDARIES, _SUMS = 0, 1, slice(2, 4), slice(4, 6), 6  # columns of a record
 _NO_EDGES = (math.nan, math.nan)
+_INDEX, _SCENE, _MEDIANS, _BOUNDARIES, _SUMS = 0, 1, slice(2, 4), slice(4, 6), slice(6, 6 + SUMS)  # of a record
+_LENGTH = _SUMS.stop
+_UNIT = 1 << 1127  # the least float64 is a multiple of 1 / this, and so are all others
 
 
 class Tally:
-    """Records of judged pictures (index, scene, median prediction and truth, boundary errors, error sums of each depth
-    range), the histogram of errors by range and the counts of edges. Adding is cheap; ``report`` makes all means."""
+    """Records of judged pictures (index, scene, median prediction and truth, boundary errors, error sums), and of all
+    pictures together the error sums of each depth range, the histogram of errors by range and the counts of edges.
+    Adding is cheap; ``report`` makes all means."""
 
     def __init__(self) -> None:
-        self._records: list[npt.NDArray[np.float64]] = []
+        self._records = array("d")
+        self._ranges = _exact(range_sums(_NO_PIXELS, _NO_PIXELS))
         self._errors = error_histogram(_NO_PIXELS, _NO_PIXELS)
         self._edges = np.zeros((len(EDGE_RATIOS), 3), dtype=np.int64)
 
@@ -74,24 +81,27 @@ class Tally:
     def _record(
         self, index: int, scene: int, p: Values, t: Values, boundaries: tuple[float, float] = _NO_EDGES
     ) -> None:
-        facts = [index, scene, _median(p), _median(t), *boundaries]
-        self._records.append(np.concatenate([facts, range_sums(p, t).reshape(-1)]))
+        sums = range_sums(p, t)
+        self._ranges += _exact(sums)
+        self._records.extend((index, scene, _median(p), _median(t), *boundaries, *sums.sum(0)))
 
     def gather(self, count: int) -> None:
         """Make this the tally of all processes of the group, which share ``count`` pictures.
 
         Raises LangdepthError when a picture is there twice or not at all.
         """
-        own = self._records, self._errors, self._edges
+        own = self._records, self._ranges, self._errors, self._edges
         parts: list[Any] = [own]
         if distributed.is_available() and distributed.is_initialized():
             parts = [None] * distributed.get_world_size()
             distributed.all_gather_object(parts, own)
-        records, errors, edges = zip(*parts, strict=True)
-        self._records = sorted(itertools.chain(*records), key=lambda record: float(record[_INDEX]))
-        self._errors, self._edges = sum(errors), sum(edges)
-        if [record[_INDEX] for record in self._records] != list(range(count)):
-            raise LangdepthError(f"{len(self._records)} pictures were judged for {count} of the data set")
+        records, ranges, errors, edges = zip(*parts, strict=True)
+        self._ranges, self._errors, self._edges = sum(ranges), sum(errors), sum(edges)
+        table = np.concatenate([np.frombuffer(part).reshape(-1, _LENGTH) for part in records])
+        table = table[table[:, _INDEX].argsort()]
+        if not np.array_equal(table[:, _INDEX], np.arange(count)):
+            raise LangdepthError(f"{len(table)} pictures were judged for {count} of the data set")
+        self._records = array("d", table.tobytes())
 
     def scores(self) -> list[tuple[float, int]]:
         """abs_rel and index of every judged picture, best first."""
@@ -109,10 +119,10 @@ class Tally:
     def report(self, extra_metrics: Sequence[str] = ()) -> dict[str, Any]:
         """images, skipped, image_mean, pixel_mean, by_scene, by_depth, edges and boundaries of a report, for JSON."""
         table, shown = self._table(), (*METRICS, *extra_metrics)
-        ranges = torch.from_numpy(_sums(table).sum(0))
+        ranges = torch.from_numpy(_rounded(self._ranges))
         return {
             "images": len(table),
-            "skipped": len(self._records) - len(table),
+            "skipped": len(self._records) // _LENGTH - len(table),
             "image_mean": _image_mean(table, shown),
             "pixel_mean": _numbers(metrics_from_sums(ranges.sum(0)), shown),
             "by_scene": {
@@ -136,17 +146,23 @@ class Tally:
 
     def _table(self) -> npt.NDArray[np.float64]:
         """Records of the pictures with a judged pixel, (N, columns)."""
-        table = np.stack(self._records)
-        return table[_sums(table)[:, :, 0].sum(1) > 0]
+        table = np.frombuffer(self._records).reshape(-1, _LENGTH)
+        return table[table[:, _SUMS.start] > 0]
 
 
-def _sums(table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """(N, ranges, columns of ``error_sums``)."""
-    return table[:, _SUMS:].reshape(len(table), len(RANGES) - 1, (table.shape[1] - _SUMS) // (len(RANGES) - 1))
+def _exact(sums: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
+    """Numbers as integers of 1 / ``_UNIT``, for sums that no order of adding changes."""
+    mantissa, exponent = np.frexp(sums)
+    return (mantissa * 2**53).astype(np.int64).astype(object) << (exponent + 1074).astype(object)
+
+
+def _rounded(sums: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """The floats nearest to what ``_exact`` numbers add up to."""
+    return (sums / _UNIT).astype(np.float64)
 
 
 def _means(table: npt.NDArray[np.float64]) -> dict[str, Tensor]:
-    return metrics_from_sums(torch.from_numpy(_sums(table).sum(1)))
+    return metrics_from_sums(torch.from_numpy(table[:, _SUMS]))
 
 
 def _image_mean(table: npt.NDArray[np.float64], shown: Sequence[str]) -> dict[str, float]:
