@@ -95,10 +95,13 @@ def write_figure(figure: Figure, path: Path) -> None:
 
 
 def _ticks(low: float, high: float) -> Any:
-    """Round metres: 1, 2, 5 per decade."""
-    from matplotlib.ticker import FixedLocator
+    """Round metres: 1, 2, 5 per decade, or evenly spaced ones where these are few."""
+    from matplotlib.ticker import FixedLocator, MaxNLocator
 
-    return FixedLocator([m * 10.0**k for k in range(-2, 4) for m in (1, 2, 5) if low <= m * 10.0**k <= high])
+    ticks = [m * 10.0**k for k in range(-2, 4) for m in (1, 2, 5) if low <= m * 10.0**k <= high]
+    if len(ticks) < 4:
+        ticks = [t for t in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= t <= high]
+    return FixedLocator(ticks)
 
 
 def sheet_row(judged: Judged, title: str) -> viz.SheetRow:
@@ -181,12 +184,13 @@ def write_html(
         }
         for part in report["by_depth"]
     }
-    sections += ["<h2>By true depth</h2>", _table(by_depth, "depth"), _figure(plot_error_by_range(ranges, report))]
+    sections += ["<h2>By true depth</h2>", _table(by_depth, "depth")]
+    sections.append(_figure(plot_error_by_range(ranges, report), "abs_rel against true depth"))
     if len(report["by_scene"]) > 1:
         sections += ["<h2>By scene</h2>", _table(report["by_scene"], "scene")]
-    sections += ["<h2>Scale</h2>", _figure(plot_medians(medians))]
+    sections += ["<h2>Scale</h2>", _figure(plot_medians(medians), "Median predicted against median true depth")]
     sections += ["<h2>Best, median and worst pictures by abs_rel</h2>"]
-    sections += ["<p>Photo, judged truth, prediction, and error from 0 (dark) to 50 % (bright).</p>"]
+    sections += ["<p>Photo, judged truth, prediction, and error from 0 (dark) to 50 % (bright). What is grey is not judged.</p>"]
     for row in rows:
         sections.append(_embedded(viz.sheet([row._replace(title="")]), row.title))
     switches = {key: value for key, value in rules.items() if key not in ("name", "hash")}
@@ -222,10 +226,10 @@ def _shown(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _figure(figure: Figure) -> str:
+def _figure(figure: Figure, caption: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100, format="png")
-    return _image("image/png", buffer.getvalue(), "")
+    return _image("image/png", buffer.getvalue(), caption)
 
 
 def _embedded(pixels: viz.Pixels, caption: str) -> str:
@@ -235,6 +239,5 @@ def _embedded(pixels: viz.Pixels, caption: str) -> str:
 
 
 def _image(kind: str, content: bytes, caption: str) -> str:
-    data = base64.b64encode(content).decode()
-    text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure><img alt="{escape(caption)}" src="data:{kind};base64,{data}">{text}</figure>'
+    data, text = base64.b64encode(content).decode(), escape(caption)
+    return f'<figure><img alt="{text}" src="data:{kind};base64,{data}"><figcaption>{text}</figcaption></figure>'

@@ -25,7 +25,7 @@ from langdepth.evaluate import evaluate, judge
 from langdepth.inference import predict_pictures
 from langdepth.metrics import METRICS
 from langdepth.protocols import Protocol
-from langdepth.report import extremes, sheet_row, write_sheet
+from langdepth.report import extremes, plot_medians, sheet_row, write_sheet
 from langdepth.tally import Tally
 from langdepth.text.scenes import SCENES
 from langdepth.types import DepthOutput, Sample
@@ -340,6 +340,12 @@ def test_pictures_beside_the_report(tmp_path: Path) -> None:
     for name in ("r_error_by_range.png", "r_sheet.png"):
         with Image.open(tmp_path / name) as picture:
             assert np.asarray(picture.convert("L")).std() > 5
+
+
+@pytest.mark.parametrize("medians", [(8, 20), (2, 2.1), (0.5, 60)])
+def test_axes_have_a_few_labels(medians: tuple[float, float]) -> None:
+    axes = plot_medians(np.array([medians, medians[::-1]])).axes[0]
+    assert 3 <= len(axes.get_xticks()) <= 8
 
 
 def test_a_sheet_is_a_png_whatever_it_is_called(tmp_path: Path) -> None:
