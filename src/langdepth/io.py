@@ -299,6 +299,15 @@ def _load_numpy(stream: IO[bytes]) -> npt.NDArray[np.float32]:
     return content.astype(np.float32)
 
 
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """What below ``folder`` matches ``pattern``, in order, without files and folders whose name begins with a dot.
+
+    Those are files that are still being written (``atomic_path``) and what other computers add ("._NAME").
+    """
+    above = len(folder.parts)
+    return sorted(path for path in folder.glob(pattern) if not any(part.startswith(".") for part in path.parts[above:]))
+
+
 def file_sha256(path: str | Path) -> str:
     """The sha256 of a file's content in hexadecimal digits. Raises OSError."""
     digest = hashlib.sha256()

@@ -128,6 +128,18 @@ def test_the_rim_of_labelled_photos_is_black_as_in_the_published_export(
         assert sample.mask.all()  # depth is known on the rim, too
 
 
+@pytest.mark.parametrize(("name", "build"), each())
+def test_files_with_a_dot_before_their_name_are_no_data(
+    name: str, build: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = build(tmp_path / "tree", monkeypatch)
+    expected = [(row.split, row.key, row.files) for row in find_rows(name, root)]
+    for path in [p for p in root.rglob("*") if p.is_file()]:
+        for hidden in (f"._{path.name}", f".{path.name}.4711.partial{path.suffix}"):
+            path.with_name(hidden).write_bytes(b"half")
+    assert [(row.split, row.key, row.files) for row in find_rows(name, root)] == expected
+
+
 def test_a_split_with_too_few_pairs_is_told_and_kept(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = miniatures.diode_indoor(tmp_path / "tree", monkeypatch)
     rows = find_rows("diode-indoor", tree, "val")

@@ -19,7 +19,7 @@ import torch
 
 from langdepth.devices import move
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError, first_line
-from langdepth.io import atomic_path, read_image
+from langdepth.io import atomic_path, read_image, visible
 from langdepth.text.captions import read_captions
 
 Pixels = npt.NDArray[np.uint8]
@@ -85,7 +85,7 @@ def write_captions(
     if batch_size < 1:
         raise UsageError(f"batch size must be at least 1, got {batch_size}")
     done = _known(out) if resume and out.exists() else {}
-    pictures = sorted(file.relative_to(root).as_posix() for file in root.glob(pattern) if file.is_file())
+    pictures = [file.relative_to(root).as_posix() for file in visible(root, pattern) if file.is_file()]
     if not pictures:
         raise LangdepthError(f"{root}: no picture fits the pattern '{pattern}'")
     rest = iter([picture for picture in pictures if picture not in done])

@@ -28,7 +28,7 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import inside, read_list
 from langdepth.data.rows import FILES, Decoder, Intrinsics, Metres, Row
 from langdepth.errors import ImageError, LangdepthError, first_line
-from langdepth.io import MAX_PIXELS, decoding
+from langdepth.io import MAX_PIXELS, decoding, visible
 
 CARD = DatasetCard(
     name="ddad",
@@ -66,7 +66,7 @@ def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | 
 
 
 def _listed(root: Path, base: Path, split: str) -> list[Row]:
-    converted = next(base.glob(f"*/depth/{CAMERA}"), None) is not None or (base / LIST).is_file()
+    converted = visible(base, f"*/depth/{CAMERA}") or (base / LIST).is_file()
     if split != "val" or not converted:
         return []
     return [

@@ -17,6 +17,7 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import listed
 from langdepth.data.rows import Row
 from langdepth.errors import LangdepthError
+from langdepth.io import visible
 
 CARD = DatasetCard(
     name="diml-outdoor",
@@ -49,7 +50,7 @@ def _listed(root: Path, split: str) -> list[Row]:
 
 
 def _published(root: Path, split: str) -> list[Row]:
-    keys = sorted(path.relative_to(root).as_posix() for path in root.glob(f"{split}/[HL]R/outleft/*.png"))
+    keys = [path.relative_to(root).as_posix() for path in visible(root, f"{split}/[HL]R/outleft/*.png")]
     return [_row(root, key, key.replace("/outleft/", "/depthmap/"), split) for key in keys]
 
 

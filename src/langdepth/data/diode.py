@@ -20,7 +20,7 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import listed
 from langdepth.data.rows import FILES, Decoder, Metres, Row
 from langdepth.errors import ImageError, LangdepthError
-from langdepth.io import MAX_PIXELS, decoding
+from langdepth.io import MAX_PIXELS, decoding, visible
 
 INTRINSICS = (886.81, 927.06, 512.0, 384.0)
 SIZE = (768, 1024)
@@ -46,7 +46,7 @@ class Part:
         return [self._row(root, root / picture, root / depth, split) for picture, depth in lines]
 
     def _published(self, root: Path, split: str) -> list[Row]:
-        pictures = sorted((root / split / self.folder).glob("scene_*/scan_*/*.png"))
+        pictures = visible(root / split / self.folder, "scene_*/scan_*/*.png")
         pictures = [path for path in pictures if not path.stem.endswith(("_depth", "_depth_mask"))]
         return [
             replace(

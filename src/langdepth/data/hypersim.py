@@ -29,6 +29,7 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import inside, listed
 from langdepth.data.rows import FILES, Decoder, Intrinsics, Metres, Row, read_hdf5
 from langdepth.errors import ImageError, LangdepthError
+from langdepth.io import visible
 
 CARD = DatasetCard(
     name="hypersim",
@@ -76,7 +77,7 @@ def _converted(root: Path, split: str) -> list[Row]:
 def _official(root: Path, split: str) -> list[Row]:
     file = _table(root, SPLIT_FILE)
     if file is None:
-        if next(root.glob("ai_*/images/*_geometry_hdf5"), None):
+        if visible(root, "ai_*/images/*_geometry_hdf5"):
             raise LangdepthError(f"{root / SPLIT_FILE}: the split list is missing")
         return []
     lenses, cameras, found = _lenses(root), _table(root, CAMERA_FILE), []

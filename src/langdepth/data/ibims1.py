@@ -23,7 +23,7 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import read_list
 from langdepth.data.rows import FILES, Decoder, Intrinsics, Mask, Metres, Pixels, Row
 from langdepth.errors import ImageError, LangdepthError
-from langdepth.io import decoding, read_image
+from langdepth.io import decoding, read_image, visible
 
 CARD = DatasetCard(
     name="ibims1",
@@ -69,7 +69,7 @@ def _raw(base: Path, split: str) -> list[Row]:
 
 
 def _published(base: Path, split: str) -> list[Row]:
-    there = next(base.glob("*.mat"), None)
+    there = visible(base, "*.mat")
     return _rows(base, "{}.mat", "{}.mat", split, PUBLISHED, 1.0) if there else []
 
 

@@ -19,6 +19,7 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import read_intrinsics, shipped
 from langdepth.data.rows import Row
 from langdepth.errors import LangdepthError
+from langdepth.io import visible
 from langdepth.text.scenes import SCENES
 
 CARD = DatasetCard(
@@ -113,5 +114,5 @@ def _selection(root: Path, split: str) -> list[Row]:
             size=(352, 1216),
             intrinsics=read_intrinsics(folder / "intrinsics" / f"{picture.stem}.txt"),
         )
-        for picture in sorted((folder / "image").glob("*.png"))
+        for picture in visible(folder / "image", "*.png")
     ]

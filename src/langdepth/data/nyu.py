@@ -31,7 +31,7 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import shipped
 from langdepth.data.rows import HDF5, MATLAB, Listing, Pixels, Row, known_depth, read_pair
 from langdepth.errors import LangdepthError
-from langdepth.io import decoding
+from langdepth.io import decoding, visible
 from langdepth.text.scenes import SCENES
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _sync(base: Path, split: str) -> list[Row]:
 
 def _exported(base: Path, split: str) -> list[Row]:
     for folder in (base / "official_splits" / split, base / split):
-        pictures = sorted(folder.glob("*/rgb_*.[jp][pn]g"))
+        pictures = visible(folder, "*/rgb_*.[jp][pn]g")
         if pictures:
             keys = [path.relative_to(folder).as_posix() for path in pictures]
             return _listed(folder, shipped("nyu_test") if split == "test" else keys, split)
@@ -123,7 +123,7 @@ def _exported(base: Path, split: str) -> list[Row]:
 
 def _annotated(base: Path, split: str) -> list[Row]:
     pictures, depths = base / "images" / split, base / "annotations" / split
-    keys = [path.relative_to(pictures) for path in sorted(pictures.rglob("*.jpg"))]
+    keys = [path.relative_to(pictures) for path in visible(pictures, "**/*.jpg")]
     return [
         _row(key.as_posix(), pictures / key, depths / key.with_suffix(".png"), split, scene=scene_label(key.name))
         for key in keys
@@ -133,7 +133,7 @@ def _annotated(base: Path, split: str) -> list[Row]:
 def _hdf5(base: Path, split: str) -> list[Row]:
     folders = (base / split, base / "val") if split == "test" else (base / split,)
     for folder in folders:
-        files = sorted(folder.glob("*/*.h5"))
+        files = visible(folder, "*/*.h5")
         if files:
             return [
                 _row(

@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 
 from langdepth.data.base import INCOMPLETE, find_rows, layout
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.io import atomic_path, file_sha256
+from langdepth.io import atomic_path, file_sha256, visible
 
 MANIFEST = "langdepth-manifest.csv"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -148,7 +148,7 @@ def prepare(
     exported: tuple[str, ...] = getattr(module, "EXPORTED", ())
     if not source.exists():
         raise LangdepthError(f"{source}: no such file or folder")
-    candidates = sorted(source.iterdir()) if source.is_dir() else [source]
+    candidates = visible(source, "*") if source.is_dir() else [source]
     files = [path for path in candidates if _is_archive(path) or path.name in exported]
     if not files:
         kinds = ", ".join((*exported, *(f"*{suffix}" for suffix in ARCHIVES)))
@@ -172,7 +172,7 @@ def prepared_root(name: str, out: Path) -> Path:
     """Where the data set ``name`` can be read in ``out``: there, or where folders alone in their folder lead to it."""
     place = out
     while not _has_pairs(name, place):
-        folders = [path for path in place.iterdir() if path.is_dir()]
+        folders = [path for path in visible(place, "*") if path.is_dir()]
         if len(folders) != 1:
             return out
         place = folders[0]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError, first_line
-from langdepth.io import atomic_path, read_image
+from langdepth.io import atomic_path, read_image, visible
 
 if TYPE_CHECKING:
     import torch
@@ -133,7 +133,7 @@ def write_overlays(
     own = out.resolve()
     if own == root.resolve():
         raise UsageError(f"{out}: the overlays would lie among the photos; give another folder")
-    photos = sorted(f.relative_to(root) for f in root.glob(pattern) if f.is_file() and own not in f.resolve().parents)
+    photos = [f.relative_to(root) for f in visible(root, pattern) if f.is_file() and own not in f.resolve().parents]
     if not photos:
         raise LangdepthError(f"{root}: no picture fits the pattern '{pattern}'")
     for photo in photos:

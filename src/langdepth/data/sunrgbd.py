@@ -21,7 +21,7 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import listed, read_intrinsics
 from langdepth.data.rows import FILES, Decoder, Metres, Row
 from langdepth.errors import LangdepthError
-from langdepth.io import decoding, read_depth
+from langdepth.io import decoding, read_depth, visible
 from langdepth.text.scenes import SCENES
 
 CARD = DatasetCard(
@@ -75,7 +75,7 @@ def _official(root: Path, split: str) -> list[Row]:
         return []
     found = []
     for folder in _scene_folders(file, split):
-        pictures, depths = (sorted((root / folder / name).glob(ending)) for name, ending in _BESIDE)
+        pictures, depths = (visible(root / folder / name, ending) for name, ending in _BESIDE)
         picture = pictures[0] if pictures else root / folder / "image" / "*.jpg"
         depth = depths[0] if depths else root / folder / "depth" / "*.png"
         found.append(_row(root, picture, depth, split))

@@ -18,6 +18,7 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import read_list
 from langdepth.data.rows import FILES, Decoder, Metres, Row
 from langdepth.errors import LangdepthError
+from langdepth.io import visible
 from langdepth.text.scenes import SCENES
 
 CARD = DatasetCard(
@@ -48,7 +49,7 @@ def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | 
 
 
 def _frames(root: Path, split: str) -> list[Row]:
-    there = [path.relative_to(root).as_posix() for path in root.glob("Scene*/*/frames/rgb/Camera_0/rgb_*.jpg")]
+    there = [path.relative_to(root).as_posix() for path in visible(root, "Scene*/*/frames/rgb/Camera_0/rgb_*.jpg")]
     if not there and not (root / LIST).is_file():
         return []
     if split == "train" and not (root / LIST).is_file():

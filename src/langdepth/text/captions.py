@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from langdepth.errors import LangdepthError, UsageError, first_line
-from langdepth.io import atomic_path
+from langdepth.io import atomic_path, visible
 
 FEATURES, INDEX = "features.npy", "captions.csv"
 NORM_TOLERANCE = 2e-3  # float16 rounding leaves 5e-4
@@ -149,7 +149,7 @@ def read_captions(source: str | Path) -> list[Caption]:
     """
     source = Path(source)
     if source.is_dir():
-        tables = sorted(file for file in source.iterdir() if file.name.endswith((".csv", ".csv.gz")))
+        tables = [file for file in visible(source, "*") if file.name.endswith((".csv", ".csv.gz"))]
         found = _from_tables(tables) if tables else _from_tree(source)
     elif source.is_file():
         found = _from_tables([source])
@@ -171,7 +171,7 @@ def _from_tables(tables: Iterable[Path]) -> Iterator[Caption]:
 
 
 def _from_tree(root: Path) -> Iterator[Caption]:
-    for file in sorted(root.rglob("*.txt")):
+    for file in visible(root, "**/*.txt"):
         if file.stat().st_size > _MAX_TXT_BYTES:
             raise LangdepthError(f"{file}: too large for a caption")
         try:
@@ -211,7 +211,7 @@ def published_feature(path: Path) -> Half:
 
 def tree_features(captions: Iterable[Caption], root: Path, progress: Callable[[], object]) -> dict[str, Half]:
     """Sentence to feature from a tree of ``.pt`` files. Raises LangdepthError where equal captions differ in it."""
-    files = {_without_set(file.relative_to(root)): file for file in sorted(root.rglob("*.pt"))}
+    files = {_without_set(file.relative_to(root)): file for file in visible(root, "**/*.pt")}
     features: dict[str, Half] = {}
     for image, sentence in captions:
         feature = published_feature(files.get(image, root / f"{image}.pt"))
