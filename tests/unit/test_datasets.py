@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from PIL import Image
 
@@ -368,8 +369,30 @@ def test_nyu_splits_may_be_in_the_new_format(tmp_path: Path, monkeypatch: pytest
     with h5py.File(root / "splits.mat", "w") as file:
         file["testNdxs"], file["trainNdxs"] = np.array([[1.0, 2.0]]), np.array([[3.0, 9.0]])
     assert [row.item for row in find_rows("nyu", root, "test")] == [0, 1]
-    with pytest.raises(LangdepthError, match=r"splits\.mat: names picture 9 of 5"):
+    with pytest.raises(LangdepthError, match=r"splits\.mat: names picture 9; there are 1 to 5"):
         find_rows("nyu", root, "train")
+
+
+def test_nyu_splits_that_count_from_zero_or_lack_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = miniatures.nyu_labelled(tmp_path, monkeypatch)
+    scipy.io.savemat(root / "splits.mat", {"trainNdxs": np.array([[4.0], [0.0]])})
+    with pytest.raises(LangdepthError, match=r"splits\.mat: names picture 0; there are 1 to 5$"):
+        find_rows("nyu", root, "train")
+    with pytest.raises(LangdepthError, match=r"splits\.mat: has no array testNdxs$"):
+        find_rows("nyu", root, "test")
+
+
+@pytest.mark.parametrize("matlab", [True, False])
+def test_nyu_labelled_file_is_read_by_its_arrays_not_by_its_name(
+    matlab: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = miniatures.nyu_labelled(tmp_path, monkeypatch)
+    file = miniatures.write_labelled(root / "nyu_depth_v2_labeled.mat", matlab)
+    if matlab:
+        file.rename(file.with_suffix(".h5"))
+    sample = open_dataset("nyu", root, "test")[0]
+    np.testing.assert_array_equal(sample.depth[0].numpy(), depth(0))
+    np.testing.assert_array_equal(sample.image.numpy().transpose(1, 2, 0), ramp(64, 48, seed=0))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no HDF5", "no depth"])

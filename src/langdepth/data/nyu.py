@@ -30,7 +30,7 @@ from PIL import Image
 from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import shipped
 from langdepth.data.rows import HDF5, MATLAB, Listing, Pixels, Row, known_depth, read_pair
-from langdepth.errors import LangdepthError
+from langdepth.errors import ImageError, LangdepthError
 from langdepth.io import decoding, visible
 from langdepth.text.scenes import SCENES
 
@@ -159,7 +159,7 @@ def _without_rim(read: Callable[[Row], Pixels], row: Row) -> Pixels:
     return painted
 
 
-# Of the labelled file: by its ending, as MATLAB or as Python writes HDF5.
+# Of the labelled file, as MATLAB or as Python writes HDF5.
 _LABELLED_MATLAB = MATLAB._replace(image=partial(_without_rim, MATLAB.image))
 _LABELLED_HDF5 = HDF5._replace(image=partial(_without_rim, HDF5.image))
 
@@ -179,11 +179,14 @@ def labelled_rows(file: Path, split: str) -> list[Row]:
 
     places = _places(file.with_name("splits.mat"), split)
     with decoding(str(file)), h5py.File(file, "r") as content:
-        matlab = file.suffix == ".mat"
         count, *shape = content["images"].shape
+        first, second = (side for side in shape if side != 3)
         types, scenes = (_texts(content, name) for name in ("sceneTypes", "scenes"))
-    if len(places) and not 0 <= places.min() <= places.max() < min(count, len(types), len(scenes)):
-        raise LangdepthError(f"{file.with_name('splits.mat')}: names picture {places.max() + 1} of {count}")
+    matlab = first > second  # photos are wider than high, and MATLAB stores width first
+    count = min(count, len(types), len(scenes))
+    for i in places:
+        if not 0 <= i < count:
+            raise LangdepthError(f"{file.with_name('splits.mat')}: names picture {i + 1}; there are 1 to {count}")
     return [
         _row(
             f"{types[i]}/rgb_{i:05d}.jpg",
@@ -194,7 +197,7 @@ def labelled_rows(file: Path, split: str) -> list[Row]:
             item=int(i),
             depth_scale=1.0,
             scene_run=scenes[i],
-            size=(shape[2], shape[1]) if matlab else (shape[1], shape[2]),
+            size=(second, first) if matlab else (first, second),
         )
         for i in places
     ]
@@ -211,9 +214,11 @@ def _places(path: Path, split: str) -> npt.NDArray[np.intp]:
     with decoding(str(path)):
         if h5py.is_hdf5(path):
             with h5py.File(path, "r") as file:
-                numbers = file[name][()]
+                numbers = file[name][()] if name in file else None
         else:
-            numbers = loadmat(path, variable_names=[name])[name]
+            numbers = loadmat(path, variable_names=[name]).get(name)
+        if numbers is None:
+            raise ImageError(f"has no array {name}")
         return np.sort(np.asarray(numbers).ravel().astype(np.intp)) - 1
 
 
