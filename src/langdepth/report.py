@@ -190,7 +190,7 @@ def write_html(
         sections += ["<h2>By scene</h2>", _table(report["by_scene"], "scene")]
     sections += ["<h2>Scale</h2>", _figure(plot_medians(medians), "Median predicted against median true depth")]
     sections += ["<h2>Best, median and worst pictures by abs_rel</h2>"]
-    sections += ["<p>Photo, judged truth, prediction, and error from 0 (dark) to 50 % (bright). What is grey is not judged.</p>"]
+    sections += ["<p>Photo, judged truth, prediction, error from 0 (dark) to 50 % (bright); grey is not judged.</p>"]
     for row in rows:
         sections.append(_embedded(viz.sheet([row._replace(title="")]), row.title))
     switches = {key: value for key, value in rules.items() if key not in ("name", "hash")}
