@@ -33,6 +33,8 @@ SLOW = {
 NO_PART = {
     "logits_second_mirrored",  # the published loops use the logits of the upright picture only
     "celoss.top1_top5_percent",  # a line of ScaleDepth's log
+    "metric_names",  # WorDepth's: names of columns, and a check that the texts were read
+    "seen_text_shape",
     # ScaleDepth's readers: names of columns, focal lengths that they leave out, the size that pictures are brought to
     # before windows are cut from them (ours are seen as stored), places drawn by another generator
     "kb_crop.columns",

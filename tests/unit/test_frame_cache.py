@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from langdepth.data.base import find_rows, open_dataset
-from langdepth.data.frame_cache import DEPTHS, IMAGES, INDEX, PARTIAL, as_numbers, write_cache
+from langdepth.data.frame_cache import DEPTHS, EDGES, IMAGES, INDEX, PARTIAL, as_numbers, write_cache
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from tests import miniatures
 from tests.helpers import Run, write_folder
@@ -38,6 +38,8 @@ def test_frames_are_those_of_the_data_set(
         assert torch.equal(here.image, there.image)
         assert torch.equal(here.mask, there.mask)
         torch.testing.assert_close(here.depth, there.depth, rtol=1e-6, atol=float(there.depth.max()) / 65535)
+        assert (here.edges is None) == (there.edges is None)
+        assert here.edges is None or torch.equal(here.edges, there.edges)
         assert (here.scene, here.source, here.camera) == (there.scene, there.source, there.camera)
         assert (cached.rows[i].key, cached.rows[i].split) == (row.key, row.split)
 
@@ -70,7 +72,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.
         file.write('{"origin": {"key"')  # a line that the kill cut short
     assert write_cache("nyu", root, out) == (5, [], 2)
     assert write_cache("nyu", root, out) == (5, [], 0)
-    assert sorted(path.name for path in out.iterdir()) == [DEPTHS, IMAGES, INDEX]
+    assert sorted(path.name for path in out.iterdir()) == [DEPTHS, EDGES, IMAGES, INDEX]
 
 
 def test_a_cache_shrinks_with_its_data_set(tmp_path: Path) -> None:
@@ -80,6 +82,19 @@ def test_a_cache_shrinks_with_its_data_set(tmp_path: Path) -> None:
     (root / "index.csv").write_text("".join(lines[:4]))
     assert write_cache("folder", root, out) == (3, [], 0)
     assert [row.key for row in find_rows("cache", out)] == ["0.png", "1.png", "2.png"]
+
+
+def test_true_edges_are_cached_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, out = miniatures.ibims_raw(tmp_path / "ibims1", monkeypatch), tmp_path / "frames"
+    write_cache("ibims1", root, out)
+    edges = open_dataset("cache", out)[0].edges
+    assert edges is not None
+    assert np.array_equal(edges[0].numpy(), miniatures.ibims_edges(0))
+    content = bytearray((out / EDGES).read_bytes())
+    content[5] ^= 1
+    (out / EDGES).write_bytes(content)
+    with pytest.raises(ImageError, match=r"frame 0 .* is damaged"):
+        open_dataset("cache", out)[0]
 
 
 @pytest.mark.parametrize("name", [IMAGES, DEPTHS])

@@ -182,7 +182,8 @@ def _repeated(rows: list[Row]) -> dict[int, list[str]]:
         for path in dict.fromkeys((row.path_rgb, row.path_depth)):
             earlier = first.setdefault((path.resolve(), row.item), row)
             if earlier is not row:
-                complaints[id(row)].append(f"{path}: already named in line {earlier.line}")
+                where = f"in line {earlier.line}" if earlier.line else f"for {earlier.split} {earlier.key}"
+                complaints[id(row)].append(f"{path}: already named {where}")
     return complaints
 
 

@@ -1,8 +1,9 @@
-"""Decoded pictures and depth in two flat files that are mapped into memory: the data set "cache".
+"""Decoded pictures and depth in flat files that are mapped into memory: the data set "cache".
 
 Layout of the folder:
 
     images.u8, depths.u16   the frames one behind the other, each (H, W, 3) bytes and (H, W) little-endian numbers
+    edges.u8                (H, W) bytes, 1 on a true edge, of the frames whose data set states edges
     index.jsonl             a line about the whole (what was cached, and how), then a line per frame
 
 Depth is ``number * scale`` metres with the scale of the frame's line: that of the original file where nothing is lost
@@ -14,10 +15,12 @@ read; sizes and times of the original files are compared when the cache is opene
 from __future__ import annotations
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import takewhile
@@ -32,6 +35,7 @@ from langdepth.data.rows import (
     FACTS,
     Decoder,
     Intrinsics,
+    Mask,
     Metres,
     Pixels,
     Row,
@@ -39,6 +43,7 @@ from langdepth.data.rows import (
     known_intrinsics,
     made_of,
     read_pair,
+    true_edges,
 )
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.io import MAX_PIXELS, atomic_path
@@ -56,36 +61,39 @@ CARD = DatasetCard(
     scenes="those of the data set",
     licence="that of the data set",
     where="langdepth data cache writes it",
-    layouts=("index.jsonl, images.u8, depths.u16",),
+    layouts=("index.jsonl, images.u8, depths.u16, edges.u8",),
     splits={},
     split=None,
     protocol="full",
 )
 Frame = Literal["stored", "kb"]
-FORMAT = 1
-IMAGES, DEPTHS, INDEX, PARTIAL = "images.u8", "depths.u16", "index.jsonl", "index.partial"
+FORMAT = 2
+PARTS = IMAGES, DEPTHS, EDGES = "images.u8", "depths.u16", "edges.u8"
+INDEX, PARTIAL = "index.jsonl", "index.partial"
 _AGAIN = "run 'langdepth data cache' again"
 _AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A line of the index. size: (height, width); checksums: of picture and depth; origin: see ``rows.made_of``.
+    """A line of the index. size: (height, width); checksums: of each of PARTS; origin: see ``rows.made_of``.
 
-    error: why there is no frame, for an unusable pair (then its size is 0, 0).
+    edges: whether it has true edges. error: why there is no frame, for an unusable pair (then its size is 0, 0).
     """
 
     origin: dict[str, Any]
     size: tuple[int, int]
     scale: float = 1.0
     intrinsics: Intrinsics | None = None
-    checksums: tuple[int, int] = (0, 0)
+    edges: bool = False
+    checksums: tuple[int, ...] = (0,) * len(PARTS)
     error: str = ""
 
     @property
-    def pixels(self) -> int:
-        """Height times width."""
-        return self.size[0] * self.size[1]
+    def lengths(self) -> tuple[int, ...]:
+        """Bytes in each of PARTS."""
+        pixels = self.size[0] * self.size[1]
+        return 3 * pixels, 2 * pixels, self.edges * pixels
 
 
 # Reading
@@ -117,9 +125,9 @@ def _rows(root: Path) -> list[Row]:
     _, lines, whole = _read_index(root / INDEX)
     if not whole:
         raise LangdepthError(f"{root / INDEX}: is damaged; {_AGAIN}")
-    for name, pixel in ((IMAGES, 3), (DEPTHS, 2)):
+    for part, name in enumerate(PARTS):
         size = (root / name).stat().st_size if (root / name).is_file() else 0
-        wanted = pixel * sum(line.pixels for line in lines)
+        wanted = sum(line.lengths[part] for line in lines)
         if size != wanted:
             raise LangdepthError(f"{root / name}: has {size} bytes instead of {wanted}; {_AGAIN}")
     files = {file: state for line in lines for file, state in line.origin["files"].items()}
@@ -132,13 +140,13 @@ def _rows(root: Path) -> list[Row]:
     frames = [line for line in lines if not line.error]
     if not frames:
         raise LangdepthError(f"{root}: the cache has no frames")
-    decoder = _Frames(root, frames).decoder
+    stored = _Frames(root, frames)
     return [
         Row(
             path_rgb=root / IMAGES,
             path_depth=root / DEPTHS,
             item=number,
-            decoder=decoder,
+            decoder=stored.decoder if frame.edges else stored.decoder._replace(edges=None),
             depth_scale=frame.scale,
             size=frame.size,
             intrinsics=frame.intrinsics,
@@ -149,32 +157,36 @@ def _rows(root: Path) -> list[Row]:
 
 
 class _Frames:
-    """Where the frames lie in the two files."""
+    """Where the frames lie in the files."""
 
     def __init__(self, root: Path, frames: list[Stored]) -> None:
         self.root = root
         self.frames = frames
-        self.starts = np.cumsum([0, *(frame.pixels for frame in frames)])
-        self.decoder = Decoder(self._picture, self._depth)
+        self.ends = np.cumsum([frame.lengths for frame in frames], axis=0)
+        self.decoder = Decoder(self._picture, self._depth, self._edges)
 
     def _picture(self, row: Row) -> Pixels:
-        return self._read(row, IMAGES, 3).reshape(*self.frames[row.item or 0].size, 3)
+        return self._read(row, IMAGES).reshape(*self.frames[row.item or 0].size, 3)
 
     def _depth(self, row: Row) -> Metres:
-        numbers = self._read(row, DEPTHS, 2).view("<u2").reshape(self.frames[row.item or 0].size)
+        numbers = self._read(row, DEPTHS).view("<u2").reshape(self.frames[row.item or 0].size)
         return numbers.astype(np.float32) * np.float32(row.depth_scale)
 
-    def _read(self, row: Row, name: str, pixel: int) -> npt.NDArray[np.uint8]:
-        number, path = row.item or 0, self.root / name
+    def _edges(self, row: Row) -> Mask:
+        return self._read(row, EDGES).reshape(self.frames[row.item or 0].size) != 0
+
+    def _read(self, row: Row, name: str) -> npt.NDArray[np.uint8]:
+        number, path, part = row.item or 0, self.root / name, PARTS.index(name)
         try:
             status = path.stat()
             content = _mapped(path, status.st_mtime_ns, status.st_size)
         except (OSError, ValueError) as error:
             raise ImageError(f"{path}: cannot be read ({error})") from None
-        part = content[pixel * self.starts[number] : pixel * self.starts[number + 1]]
-        if zlib.crc32(part.data) != self.frames[number].checksums[name == DEPTHS]:
+        frame, end = self.frames[number], self.ends[number, part]
+        found = content[end - frame.lengths[part] : end]
+        if zlib.crc32(found.data) != frame.checksums[part]:
             raise ImageError(f"{path}: frame {number} ({row.key}) is damaged; {_AGAIN}")
-        return part
+        return found
 
 
 @lru_cache(maxsize=8)
@@ -202,7 +214,7 @@ def _stored(values: dict[str, Any]) -> Stored:
     """A line of the index. Raises ValueError, TypeError or KeyError where it is not what was written."""
     plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     line = Stored(**plain)
-    if not 0 <= line.pixels <= MAX_PIXELS or min(line.size) < 0 or not 0 < line.scale < np.inf:
+    if not 0 <= math.prod(line.size) <= MAX_PIXELS or min(line.size) < 0 or not 0 < line.scale < np.inf:
         raise ValueError
     if not {*FACTS, "files"} <= line.origin.keys():
         raise KeyError
@@ -281,14 +293,14 @@ def _write(
                 "".join(f"{json.dumps(line)}\n" for line in (head, *map(vars, lines))), encoding="utf-8"
             )
         index.unlink(missing_ok=True)
-        pixels = sum(line.pixels for line in lines)
-        with (
-            _opened_at(out / IMAGES, 3 * pixels) as images,
-            _opened_at(out / DEPTHS, 2 * pixels) as depths,
-            unfinished.open("a", encoding="utf-8") as table,
-        ):
-            for line, picture, numbers in _decoded(pairs[kept:], origins[kept:], frame):
-                for file, content in ((images, picture), (depths, numbers)):
+        with ExitStack() as stack:
+            table = stack.enter_context(unfinished.open("a", encoding="utf-8"))
+            files = [
+                stack.enter_context(_opened_at(out / name, sum(line.lengths[part] for line in lines)))
+                for part, name in enumerate(PARTS)
+            ]
+            for line, contents in _decoded(pairs[kept:], origins[kept:], frame):
+                for file, content in zip(files, contents, strict=True):
                     file.write(content)
                     file.flush()
                 table.write(json.dumps(vars(line)) + "\n")
@@ -302,10 +314,11 @@ def _write(
 
 def _good(out: Path, lines: list[Stored]) -> int:
     """How many of the frames are in the files as they were written, from the first on."""
-    with _opened_at(out / IMAGES, None) as images, _opened_at(out / DEPTHS, None) as depths:
+    with ExitStack() as stack:
+        files = [stack.enter_context(_opened_at(out / name, None)) for name in PARTS]
         for number, line in enumerate(lines):
-            found = zlib.crc32(images.read(3 * line.pixels)), zlib.crc32(depths.read(2 * line.pixels))
-            if found != line.checksums:
+            contents = [file.read(length) for file, length in zip(files, line.lengths, strict=True)]
+            if tuple(map(zlib.crc32, contents)) != line.checksums:
                 return number
     return len(lines)
 
@@ -320,29 +333,30 @@ def _opened_at(path: Path, end: int | None) -> BinaryIO:
     return file
 
 
-def _decoded(pairs: list[Row], origins: list[dict[str, Any]], frame: Frame) -> Iterator[tuple[Stored, bytes, bytes]]:
+def _decoded(pairs: list[Row], origins: list[dict[str, Any]], frame: Frame) -> Iterator[tuple[Stored, list[bytes]]]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for first in range(0, len(pairs), _AT_ONCE):  # no more than so many in memory
             chunk = slice(first, first + _AT_ONCE)
             yield from pool.map(partial(_encoded, frame), pairs[chunk], origins[chunk])
 
 
-def _encoded(frame: Frame, row: Row, origin: dict[str, Any]) -> tuple[Stored, bytes, bytes]:
+def _encoded(frame: Frame, row: Row, origin: dict[str, Any]) -> tuple[Stored, list[bytes]]:
+    """A frame's line, and its content for each of PARTS."""
     try:
         pixels, metres = read_pair(row)
-        intrinsics = known_intrinsics(row)
+        intrinsics, edges = known_intrinsics(row), true_edges(row, metres.shape)
     except ImageError as error:
-        return Stored(origin, (0, 0), error=str(error)), b"", b""
+        return Stored(origin, (0, 0), error=str(error)), [b""] * len(PARTS)
     window = Protocol(name=frame, frame=frame).frame_window(*metres.shape)
     pixels, metres = pixels[window], metres[window]
     if intrinsics is not None:
         fx, fy, cx, cy = intrinsics
         intrinsics = fx, fy, cx - window[1].start, cy - window[0].start
     numbers, scale = as_numbers(metres, row.depth_scale)
-    picture, depth = pixels.tobytes(), numbers.tobytes()
-    checksums = zlib.crc32(picture), zlib.crc32(depth)
+    contents = [pixels.tobytes(), numbers.tobytes(), b"" if edges is None else edges[window].tobytes()]
+    checksums = tuple(map(zlib.crc32, contents))
     height, width = metres.shape
-    return Stored(origin, (height, width), scale, intrinsics, checksums), picture, depth
+    return Stored(origin, (height, width), scale, intrinsics, edges is not None, checksums), contents
 
 
 def as_numbers(metres: Metres, scale: float) -> tuple[npt.NDArray[np.uint16], float]:

@@ -38,7 +38,7 @@ def read_list(path: Path, columns: int = 1) -> list[tuple[str, ...]]:
     empty file, a line with fewer than ``columns`` columns, and a path that leads out of the data set.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise LangdepthError(f"{path}: the split list is missing") from None
     except (OSError, UnicodeDecodeError) as error:
