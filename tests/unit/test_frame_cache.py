@@ -87,9 +87,8 @@ def test_a_cache_shrinks_with_its_data_set(tmp_path: Path) -> None:
 def test_true_edges_are_cached_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, out = miniatures.ibims_raw(tmp_path / "ibims1", monkeypatch), tmp_path / "frames"
     write_cache("ibims1", root, out)
-    edges = open_dataset("cache", out)[0].edges
-    assert edges is not None
-    assert np.array_equal(edges[0].numpy(), miniatures.ibims_edges(0))
+    found = [sample.edges for sample in map(open_dataset("cache", out).__getitem__, range(2))]
+    assert sorted(int(edges.sum()) for edges in found if edges is not None) == [0, 48]
     content = bytearray((out / EDGES).read_bytes())
     content[5] ^= 1
     (out / EDGES).write_bytes(content)
