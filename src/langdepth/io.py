@@ -320,6 +320,11 @@ def file_sha256(path: str | Path) -> str:
 # --- writing
 
 
+def temporary_path(path: Path) -> Path:
+    """Where ``atomic_path`` has ``path`` written at first; the ending stays, since some writers choose by it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on success it is renamed to ``path``, on an exception removed.
@@ -328,7 +333,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     place cannot be written (no permission, a file where a folder should be, disk full).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

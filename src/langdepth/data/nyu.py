@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +29,11 @@ from PIL import Image
 
 from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import shipped
+from langdepth.data.prepare import Member
 from langdepth.data.rows import HDF5, MATLAB, Listing, Pixels, Row, known_depth, read_pair
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.io import decoding, visible
 from langdepth.text.scenes import SCENES
-
-if TYPE_CHECKING:
-    from langdepth.data.prepare import Extraction
 
 CARD = DatasetCard(
     name="nyu",
@@ -64,10 +62,11 @@ CARD = DatasetCard(
 INTRINSICS = (518.85790117, 519.46961112, 325.58244941, 253.73616633)
 SIZE = (480, 640)
 INSIDE = slice(7, 474), slice(7, 632)  # rows and columns that the published export keeps of such a photo
-EXPORTED = ("nyu_depth_v2_labeled.mat", "nyu_depth_v2_labeled.h5", "nyu_depth_v2_labeled.hdf5")
+LABELLED = ("nyu_depth_v2_labeled.mat", "nyu_depth_v2_labeled.h5", "nyu_depth_v2_labeled.hdf5")
 INDEX = ("path_rgb", "path_depth", "source", "scene", "split", "width", "height", "depth_scale",
          "fx", "fy", "cx", "cy", "scene_type")  # fmt: skip
 _JPEG_QUALITY = 95
+_PAIRS_MEASURED = 8  # whose sizes tell how much room the export takes
 
 
 def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
@@ -165,7 +164,7 @@ _LABELLED_HDF5 = HDF5._replace(image=partial(_without_rim, HDF5.image))
 
 
 def _labelled(base: Path, split: str) -> list[Row]:
-    file = next((base / name for name in EXPORTED if (base / name).is_file()), None)
+    file = next((base / name for name in LABELLED if (base / name).is_file()), None)
     return [] if file is None or split == "sync" else labelled_rows(file, split)
 
 
@@ -230,20 +229,22 @@ def _texts(file: Any, name: str) -> list[str]:
 # langdepth data prepare
 
 
-def export(source: Path, extraction: Extraction) -> None:
+def export(source: Path) -> list[Member]:
     """The labelled file ``source`` as JPEG and 16-bit PNG in the layout official_splits, with an index.csv.
 
-    Depth is cut to whole millimetres, as in the published export.
+    Depth is cut to whole millimetres, as in the published export. Sizes are estimated from a few pairs.
     """
     pairs = [row for split in ("train", "test") for row in labelled_rows(source, split)]
-    extraction.expect(2 * len(pairs))
+    few = pairs[:: max(1, len(pairs) // _PAIRS_MEASURED)]
+    photo, sensed = (sum(len(write(row)) for row in few) // max(1, len(few)) for write in (_jpeg, _png))
+    members = []
     table = io.StringIO(newline="")
     index = csv.DictWriter(table, INDEX)
     index.writeheader()
     for row in pairs:
         picture = Path("official_splits", row.split, row.key)
-        extraction.write(picture, partial(_jpeg, row))
-        extraction.write(_beside(picture), partial(_png, row))
+        members.append(Member(picture.as_posix(), photo, partial(_jpeg, row), exact=False))
+        members.append(Member(_beside(picture).as_posix(), sensed, partial(_png, row), exact=False))
         index.writerow(
             {
                 "path_rgb": picture.as_posix(),
@@ -257,17 +258,21 @@ def export(source: Path, extraction: Extraction) -> None:
                 "scene_type": SCENES[row.scene] if row.scene >= 0 else "",
             }
         )
-    extraction.write(Path("index.csv"), lambda: [table.getvalue().encode()], anew=True)  # splits.mat may have changed
+    content = table.getvalue().encode()
+    return [*members, Member("index.csv", len(content), lambda: content, anew=True)]  # splits.mat may have changed
 
 
-def _jpeg(row: Row) -> list[bytes]:
+def _jpeg(row: Row) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(read_pair(row)[0]).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    return [buffer.getvalue()]
+    return buffer.getvalue()
 
 
-def _png(row: Row) -> list[bytes]:
+def _png(row: Row) -> bytes:
     buffer = io.BytesIO()
     millimetres = (known_depth(row).astype(np.float64) * 1000).clip(0, 65535).astype(np.uint16)
     Image.fromarray(millimetres).save(buffer, "PNG")
-    return [buffer.getvalue()]
+    return buffer.getvalue()
+
+
+EXPORTS = dict.fromkeys(LABELLED, export)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 import shutil
 import stat
 import tarfile
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +23,7 @@ from typing import IO, Any, NamedTuple
 
 from langdepth.data.base import INCOMPLETE, find_rows, layout
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.io import atomic_path, file_sha256, visible
+from langdepth.io import atomic_path, file_sha256, temporary_path, visible
 
 MANIFEST = "langdepth-manifest.csv"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -29,7 +31,8 @@ MAX_MEMBERS = 5_000_000
 LITTER = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")  # what computers add to folders, and "._NAME"
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _BLOCK = 1 << 20
-_SPARE = 1 << 26  # bytes that stay free on the disk
+_LONGEST_NAME, _LONGEST_PATH = 255, 3000  # bytes; systems take 255 and, with the folder, 4096
+_SPARE = 64_000_000  # bytes that stay free on the disk
 # How the manifest is opened: any name that a file can have is kept.
 _TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
 
@@ -42,22 +45,42 @@ class Written(NamedTuple):
     source: str
 
 
-class Extraction:
-    """Files being written below ``out``; ``progress(done, total)`` is called after each."""
+class Member(NamedTuple):
+    """A file that a source gives: where it goes below the folder, its bytes, and what its content is read by.
 
-    def __init__(self, out: Path, progress: Callable[[int, int], Any]) -> None:
+    info: in an archive what that opens it by, else a function that returns the content. exact: ``size`` is no estimate.
+    anew: it is written in any case.
+    """
+
+    path: str
+    size: int
+    info: Any
+    exact: bool = True
+    anew: bool = False
+
+    def is_in(self, out: Path) -> bool:
+        """Whether a file lies at its place, of its size where that is known."""
+        target = out / self.path
+        return target.is_file() and (not self.exact or target.stat().st_size == self.size)
+
+
+Source = tuple[Path, list[Member]]  # an archive or a container file, and what comes from it
+Reader = Callable[[Member], Iterable[bytes]]
+
+
+class Extraction:
+    """``total`` files being written below ``out``; ``progress(done, total)`` is called after each."""
+
+    def __init__(self, out: Path, total: int, progress: Callable[[int, int], Any]) -> None:
         self.out = out
+        self.total = total
         self.progress = progress
         self.manifest = read_manifest(out)
         if (out / MANIFEST).exists():
             self._rewrite_manifest()  # without the line that a stopped run left half
-        self.total = self.done = 0
+        self.done = 0
         self._source = ""
         self._written: set[str] = set()
-
-    def expect(self, count: int) -> None:
-        """``count`` more files are to come."""
-        self.total += count
 
     @contextmanager
     def reading(self, source: Path) -> Iterator[None]:
@@ -73,19 +96,16 @@ class Extraction:
         if given - self._written:
             self._rewrite_manifest()
 
-    def write(
-        self, path: Path, content: Callable[[], Iterable[bytes]], size: int | None = None, anew: bool = False
-    ) -> None:
-        """Write ``path``, relative to the folder, unless it is there as an earlier run wrote it from the same source.
+    def write(self, member: Member, read: Reader) -> None:
+        """Write ``member`` unless it is there as an earlier run wrote it from the same source.
 
-        ``size``: how many bytes it must have. ``anew``: write it in any case. Raises LangdepthError for a path that
-        leads out of the folder, another size, and a place that cannot be written; nothing half-written stays.
+        Raises LangdepthError for a path that leads out of the folder, another size than stated, and a place that
+        cannot be written; nothing half-written stays.
         """
-        name = path.as_posix()
-        target = self._target(name)
-        if anew or not self._is_whole(target, self.manifest.get(name)):
-            self._write(name, target, content(), size)
-        self._written.add(name)
+        target = self._target(member.path)
+        if member.anew or not self._is_whole(target, self.manifest.get(member.path)):
+            self._write(member, target, read(member))
+        self._written.add(member.path)
         self.done += 1
         self.progress(self.done, self.total)
 
@@ -99,11 +119,12 @@ class Extraction:
         return (
             known is not None
             and known.source == self._source
-            and _has_size(target, known.size)
+            and target.is_file()
+            and target.stat().st_size == known.size
             and file_sha256(target) == known.sha256
         )
 
-    def _write(self, name: str, target: Path, content: Iterable[bytes], size: int | None) -> None:
+    def _write(self, member: Member, target: Path, content: Iterable[bytes]) -> None:
         digest, count = hashlib.sha256(), 0
         with atomic_path(target) as temporary:
             with temporary.open("wb") as file:
@@ -111,11 +132,11 @@ class Extraction:
                     file.write(block)
                     digest.update(block)
                     count += len(block)
-            if size is not None and count != size:
-                raise LangdepthError(f"{name}: has {count} bytes instead of {size}")
-        self.manifest[name] = Written(count, digest.hexdigest(), self._source)
+            if member.exact and count != member.size:
+                raise LangdepthError(f"{member.path}: has {count} bytes instead of {member.size}")
+        self.manifest[member.path] = Written(count, digest.hexdigest(), self._source)
         with _writing(self.out / MANIFEST), (self.out / MANIFEST).open("a", **_TEXT) as file:
-            csv.writer(file).writerow((name, *self.manifest[name]))
+            csv.writer(file).writerow((member.path, *self.manifest[member.path]))
 
     def _rewrite_manifest(self) -> None:
         with atomic_path(self.out / MANIFEST) as path, path.open("w", **_TEXT) as file:
@@ -138,33 +159,29 @@ def prepare(
 ) -> Extraction:
     """Unpack or convert what the data set ``name`` is published as into ``out``.
 
-    ``source``: an archive, a file that the data set's module can export, or a folder with such files. What an earlier
-    run has completed is kept. Raises UsageError for a source that is neither, LangdepthError for an archive that is
-    damaged or has members that lead out of it, and when the disk is full.
+    ``source``: an archive, a file that the data set's module can export (``EXPORTS``: name -> what comes from it), or a
+    folder with such files. What an earlier run has completed is kept. Raises UsageError for a source that is neither,
+    LangdepthError for an archive that is damaged or has members that nobody should unpack, for sources that contradict
+    each other, and when the disk is full.
     """
     source, out = Path(source), Path(out)
-    module = layout(name)
-    export: Callable[[Path, Extraction], None] | None = getattr(module, "export", None)
-    exported: tuple[str, ...] = getattr(module, "EXPORTED", ())
+    exports: dict[str, Callable[[Path], list[Member]]] = getattr(layout(name), "EXPORTS", {})
     if not source.exists():
         raise LangdepthError(f"{source}: no such file or folder")
     candidates = visible(source, "*") if source.is_dir() else [source]
-    files = [path for path in candidates if _is_archive(path) or path.name in exported]
+    files = [path for path in candidates if _is_archive(path) or path.name in exports]
     if not files:
-        kinds = ", ".join((*exported, *(f"*{suffix}" for suffix in ARCHIVES)))
+        kinds = ", ".join((*exports, *(f"*{suffix}" for suffix in ARCHIVES)))
         raise UsageError(f"{source}: is nothing that {name} is prepared from; give one of {kinds}, or a folder of them")
-    archives = [(path, _checked_members(path)) for path in files if _is_archive(path)]
-    with _room(out, [member for _, members in archives for member in members]):
-        work = Extraction(out, progress)
-        work.expect(sum(len(members) for _, members in archives))
-        for path, members in archives:
-            with work.reading(path), _opened(path) as archive:
+    given = [(path, _checked_members(path) if _is_archive(path) else exports[path.name](path)) for path in files]
+    sources = _each_file_once(given)
+    members = [member for _, members in sources for member in members]
+    with _room(out, members):
+        work = Extraction(out, len(members), progress)
+        for path, members in sources:
+            with work.reading(path), _opened(path) as read:
                 for member in members:
-                    work.write(Path(member.path), partial(_content, path, archive, member), member.size)
-        for path in files:
-            if export is not None and not _is_archive(path):
-                with work.reading(path):
-                    export(path, work)
+                    work.write(member, read)
     return work
 
 
@@ -194,11 +211,12 @@ def _room(out: Path, members: list[Member]) -> Iterator[None]:
     """
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        needed = sum(member.size for member in members if not _has_size(out / member.path, member.size))
-        free = shutil.disk_usage(out).free - _SPARE
-        if needed > free:
+        needed = sum(member.size for member in members if not member.is_in(out))
+        free = shutil.disk_usage(out).free
+        if needed and needed + _SPARE > free:
             raise LangdepthError(
-                f"{out}: {needed / 1e9:.2f} GB are to be written, {max(0, free) / 1e9:.2f} GB are free"
+                f"{out}: {math.ceil(needed / 1e6):,} MB are to be written and {_SPARE // 10**6} MB to stay free, but "
+                f"only {free // 10**6:,} MB are free"
             )
         marker = out / INCOMPLETE
         if marker.exists():
@@ -218,19 +236,47 @@ def _writing(place: Path) -> Iterator[None]:
         raise LangdepthError(f"{error.filename or place}: cannot be written ({error.strerror})") from None
 
 
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+def _each_file_once(sources: list[Source]) -> list[Source]:
+    """``sources`` without what an earlier one has, too. Raises LangdepthError where they contradict each other."""
+    first: dict[str, tuple[Path, Member]] = {}
+    kept: list[Source] = []
+    again: dict[tuple[Path, Path], list[tuple[Member, Member]]] = defaultdict(list)
+    for path, members in sources:
+        kept.append((path, []))
+        for member in members:
+            earlier, same = first.setdefault(member.path, (path, member))
+            if earlier == path:
+                kept[-1][1].append(member)
+            else:
+                again[earlier, path].append((same, member))
+    for (earlier, path), pairs in again.items():
+        with _opened(earlier) as read_earlier, _opened(path) as read:
+            for same, member in pairs:
+                sized = same.exact and same.size == member.size
+                if not (sized and _digest(read_earlier(same)) == _digest(read(member))):
+                    raise LangdepthError(
+                        f"{path}: {member.path!r} is in {earlier}, too, and differs; prepare them into two folders"
+                    )
+    folders: set[str] = set()
+    for name in first:
+        folder = name.rpartition("/")[0]
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = folder.rpartition("/")[0]
+    for name, (path, _) in first.items():
+        if name in folders:
+            raise LangdepthError(f"{path}: member {name!r} is a file, and a folder of other members")
+    return kept
+
+
+def _digest(content: Iterable[bytes]) -> bytes:
+    digest = hashlib.sha256()
+    for block in content:
+        digest.update(block)
+    return digest.digest()
 
 
 # Archives
-
-
-class Member(NamedTuple):
-    """A file in an archive: where it goes, bytes, and what its archive opens it by."""
-
-    path: str
-    size: int
-    info: Any
 
 
 def _is_zip(path: Path) -> bool:
@@ -262,14 +308,16 @@ def _content(archive: Path, opened: Callable[[Any], IO[bytes]], member: Member) 
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Callable[[Any], IO[bytes]]]:
-    """A function from a member's ``info`` to its content."""
-    if _is_zip(path):
+def _opened(path: Path) -> Iterator[Reader]:
+    """What reads the members of a source."""
+    if not _is_archive(path):
+        yield lambda member: [member.info()]
+    elif _is_zip(path):
         with zipfile.ZipFile(path) as pack:
-            yield pack.open
+            yield partial(_content, path, pack.open)
     else:
         with tarfile.open(path) as tape:
-            yield tape.extractfile  # type: ignore[misc]  # None for what is no file
+            yield partial(_content, path, tape.extractfile)  # type: ignore[arg-type]  # None for what is no file
 
 
 def _checked_members(path: Path) -> list[Member]:
@@ -281,9 +329,12 @@ def _checked_members(path: Path) -> list[Member]:
             if kind == "folder" or any(part in LITTER or part.startswith("._") for part in target.split("/")):
                 continue
             if kind != "file":
-                raise LangdepthError(f"{path}: member '{name}' is a {kind}; only plain files are unpacked")
+                raise LangdepthError(f"{path}: member {name!r} is a {kind}; only plain files are unpacked")
             if target in members:
-                raise LangdepthError(f"{path}: member '{name}' is there twice")
+                raise LangdepthError(f"{path}: member {name!r} is there twice")
+            flaw = _flaw_of_name(target)
+            if flaw is not None:
+                raise LangdepthError(f"{path}: member {name!r} {flaw}")
             members[target] = Member(target, size, info)
             if len(members) > MAX_MEMBERS:
                 raise LangdepthError(f"{path}: has more than {MAX_MEMBERS} members")
@@ -294,10 +345,24 @@ def _inside(archive: Path, name: str) -> str:
     """The member's path below the folder. Raises LangdepthError where it leads out of it."""
     plain = PurePosixPath(name.replace("\\", "/"))
     if plain.is_absolute() or PureWindowsPath(name).drive or ".." in plain.parts or "\0" in name:
-        raise LangdepthError(f"{archive}: member '{name}' would be written outside the folder")
-    if str(plain) in (".", INCOMPLETE, MANIFEST) and not name.endswith("/") and name != ".":
-        raise LangdepthError(f"{archive}: member '{name}' has a name that is not free")
+        raise LangdepthError(f"{archive}: member {name!r} would be written outside the folder")
     return str(plain)
+
+
+def _flaw_of_name(path: str) -> str | None:
+    """Why no file can be written at ``path``, below the folder, or None."""
+    parts = path.split("/")
+    if path == ".":
+        return "is a file without a name"
+    if parts[0] in (INCOMPLETE, MANIFEST):
+        return "has a name that is not free"
+    try:
+        lengths = [len(part.encode()) for part in (*parts, temporary_path(Path(path)).name)]
+    except UnicodeEncodeError:
+        return "has a name that is not UTF-8"
+    if max(lengths) > _LONGEST_NAME or sum(lengths) > _LONGEST_PATH:
+        return "has a name that is too long"
+    return None
 
 
 def _zip_members(path: Path) -> Iterator[tuple[str, int, str, Any]]:
@@ -316,8 +381,21 @@ def _zip_members(path: Path) -> Iterator[tuple[str, int, str, Any]]:
             yield info.filename, info.file_size, kind, info
 
 
+class _Header(tarfile.TarInfo):
+    """The header of a member. tarfile takes whatever is none for the end of the archive; here that is all zeros."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError:
+            if len(buf) < tarfile.BLOCKSIZE or any(buf):
+                raise tarfile.ReadError("neither a member nor the archive's end is where one should be") from None
+            raise
+
+
 def _tar_members(path: Path) -> Iterator[tuple[str, int, str, Any]]:
-    with tarfile.open(path) as archive:
+    with tarfile.open(path, tarinfo=_Header) as archive:
         for info in archive:
             kind = "link" if info.issym() or info.islnk() else "device"
             yield info.name, info.size, "folder" if info.isdir() else "file" if info.isfile() else kind, info
