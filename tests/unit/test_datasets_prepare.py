@@ -19,6 +19,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from langdepth import cli
 from langdepth.data import prepare as module
 from langdepth.data.base import find_rows, open_dataset
 from langdepth.data.prepare import INCOMPLETE, MANIFEST, prepare, read_manifest
@@ -163,6 +164,19 @@ def test_folders_on_top_of_all_lead_to_the_data_set(run: Run, tmp_path: Path, mo
         f"7 files in {out}: train 2 pairs, val 1 pairs",
         f"look through them with: langdepth data check folder --root {out / 'downloads' / 'set'}",
     ]
+
+
+def test_names_that_are_not_utf8_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = miniatures.diml_published(tmp_path / "tree", monkeypatch)
+    (root / "test/HR/outleft/0001.png").rename(root / "test/HR/outleft/t\udcff.png")
+    terminal = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setattr("sys.argv", ["langdepth", "data", "check", "diml-outdoor", "--root", str(root)])
+    with pytest.raises(SystemExit) as ended:
+        cli.entry_point()
+    terminal.seek(0)
+    assert ended.value.code == 1
+    assert r"1 of 2 pairs are missing: " + str(root / r"test/HR/depthmap/t\udcff.png") in terminal.read()
 
 
 # Stopped runs, later changes
