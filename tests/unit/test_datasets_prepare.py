@@ -157,13 +157,24 @@ def test_a_split_with_too_few_pairs_is_told_and_kept(run: Run, tmp_path: Path, m
 
 def test_folders_on_top_of_all_lead_to_the_data_set(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     miniatures.folder(tmp_path / "tree" / "downloads" / "set", monkeypatch)
+    (tmp_path / "tree" / "downloads" / "readme.txt").write_text("not of the set")
     archive, out = zip_of(tmp_path / "tree", tmp_path / "a.zip"), tmp_path / "out"
     code, text, _ = run("prepare", "folder", "--source", archive, "--out", out)
+    root = out / "downloads" / "set"
     assert code == 0
     assert text.splitlines() == [
-        f"7 files in {out}: train 2 pairs, val 1 pairs",
-        f"look through them with: langdepth data check folder --root {out / 'downloads' / 'set'}",
+        f"8 files in {out}: train 2 pairs, val 1 pairs",
+        f"look through them with: langdepth data check folder --root {root}",
     ]
+    (root / "index.csv").write_text((root / "index.csv").read_text() + "\n")
+    (root.parent / "readme.txt").unlink()
+    code, text, _ = run("check", "folder", "--root", root)
+    line = f"{out / MANIFEST}: 1 files differ from what was written: downloads/set/index.csv;"
+    assert (code, text.count(str(MANIFEST))) == (1, 1)
+    assert line in text
+    (out / INCOMPLETE).touch()
+    with pytest.raises(LangdepthError, match=f"{out}: 'langdepth data prepare' did not come to its end"):
+        open_dataset("folder", root)
 
 
 def test_names_that_are_not_utf8_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

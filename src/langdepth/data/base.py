@@ -199,10 +199,15 @@ def split_counts(card: DatasetCard, rows: list[Row], split: str | None = None) -
     ]
 
 
+def folder_with(name: str, root: Path) -> Path | None:
+    """``root``, or the nearest folder above it, in which ``name`` lies; what was prepared may have folders on top."""
+    root = root.absolute()
+    return next((folder for folder in (root, *root.parents) if (folder / name).exists()), None)
+
+
 def unfinished(root: Path) -> str | None:
     """What is wrong with a data set whose preparation, into this folder or one above, did not come to its end."""
-    root = root.absolute()
-    place = next((folder for folder in (root, *root.parents) if (folder / INCOMPLETE).exists()), None)
+    place = folder_with(INCOMPLETE, root)
     return None if place is None else f"{place}: 'langdepth data prepare' did not come to its end here; run it again"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from langdepth.camera import Camera
-from langdepth.data.base import DatasetCard, card_of, find_rows, split_counts, unfinished, wrong_unit
+from langdepth.data.base import DatasetCard, card_of, find_rows, folder_with, split_counts, unfinished, wrong_unit
 from langdepth.data.prepare import MANIFEST, read_manifest
 from langdepth.data.rows import NAMED, Row, known_intrinsics, true_edges
 from langdepth.data.sam import read_overlay
@@ -138,8 +138,11 @@ def _manifest_problems(root: Path) -> list[str]:
     stopped = unfinished(root)
     problems = [] if stopped is None else [stopped]
     missing, changed = [], []
-    for name, written in read_manifest(root).items():
-        path = root / name
+    place = folder_with(MANIFEST, root) or root
+    for name, written in read_manifest(place).items():
+        path = place / name
+        if not path.is_relative_to(root.absolute()):
+            continue
         if not path.is_file():
             missing.append(name)
         elif path.stat().st_size != written.size or file_sha256(path) != written.sha256:
@@ -148,7 +151,7 @@ def _manifest_problems(root: Path) -> list[str]:
         if names:
             more = ", ..." if len(names) > NAMED else ""
             problems.append(
-                f"{root / MANIFEST}: {len(names)} files {what}: {', '.join(names[:NAMED])}{more}; "
+                f"{place / MANIFEST}: {len(names)} files {what}: {', '.join(names[:NAMED])}{more}; "
                 "'langdepth data prepare' writes them anew"
             )
     return problems
