@@ -146,7 +146,7 @@ _ENTRIES = (
         paper="this project; scale-times-relative idea of ScaleDepth (arXiv 2407.08187)",
         weights=WeightRecord(
             file="tiny.safetensors",
-            sha256="4444e12b42b038d86a8a669688e5db4ba9fce2f52e79b019629e94a30284469d",
+            sha256="22129291ac1a239b6a3d2521f335f5089a15f825c15cd7fe90212046a31f029a",
             licence="research and non-commercial use only (training data: NYU Depth V2, KITTI and others)",
             source="trained with recipes/tiny.yaml",
         ),
@@ -258,7 +258,7 @@ _ENTRIES = (
         | {"latent": 48, "max_depth": 80.0, "alter_prob": 0.3, "variance_focus": 0.5},
         weights=WeightRecord(
             file="wordepth-tiny.safetensors",
-            sha256="14625a6720959f2b1c66e320164660481aa67ce424057698792bef959b8ce5cc",
+            sha256="c0b211efbe4839d6137561673f3947120c16c09ad6d39fddb820e67b5106014f",
             licence="research and non-commercial use only (training data: NYU Depth V2, KITTI and others)",
             source="trained with recipes/wordepth-tiny.yaml",
         ),
