@@ -214,7 +214,7 @@ def judge(system: System | Predictions, samples: list[Sample], protocol: Protoco
     stated = [sample.edges for sample in samples if sample.edges is not None]
     edges = _stack(stated)[window] if len(stated) == len(samples) else None
     if isinstance(system, Predictions):
-        prediction = system.depth(samples, protocol)[window]
+        prediction = system.depth(samples, protocol)
         has_depth = prediction.isfinite()
         if protocol.mask_prediction:
             valid &= has_depth

@@ -15,19 +15,21 @@ the nearer, and only the alignment "disparity" makes depth of it.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from langdepth.errors import LangdepthError, UsageError, first_line
+from langdepth.errors import ImageError, LangdepthError, UsageError, first_line
 from langdepth.io import read_depth, read_depth16
+from langdepth.protocols import Frame
 from langdepth.systems.base import System
 from langdepth.types import DepthOutput, InputSpec, Sample
 
@@ -35,7 +37,12 @@ if TYPE_CHECKING:
     from langdepth.protocols import Protocol as EvaluationProtocol
 
 ScaleKind = Literal["metric", "relative", "disparity"]
+Size = tuple[int, int]  # height, width
 PREFIX = "transformers:"  # of the names of models of that library
+# How much two aspect ratios may differ. Networks round both sides to multiples of 14, 16 or 32: half a step of 32 on
+# sides of 352 and 1216, of 16 on 192 and 640, or of 14 on 224 and 299 pixels makes 6 % at most. The formats of cameras
+# (5:4, 4:3, 3:2, 16:10, 16:9) lie farther apart.
+_NEAR = 0.06
 
 
 class DepthModel(Protocol):
@@ -114,8 +121,9 @@ class Predictions:
     The picture ``ROOT/a/b.jpg`` belongs to ``a/b.npy``, ``a/b.npz``, ``a/b_depth.png`` or ``a/b.png`` below ``folder``.
     NumPy files hold the numbers themselves, in metres for "metric"; a 16-bit PNG holds ``value * png_scale``, or says
     its own scale (those of ``langdepth predict``). What is not finite is no depth, nor is what is not above 0, unless
-    any number makes sense: disparity, and relative depth that gets a shift (alignment least_squares). A map of another
-    size than its picture is resized; pixels that would mix depth with none have none.
+    any number makes sense: disparity, and relative depth that gets a shift (alignment least_squares). A map is of the
+    whole picture or of the protocol's frame, see ``part_of``; of another size it is resized, and pixels that would mix
+    depth with none have none.
     """
 
     def __init__(
@@ -142,11 +150,14 @@ class Predictions:
         return next((self.folder / name for name in names if (self.folder / name).is_file()), None)
 
     def depth(self, samples: list[Sample], protocol: EvaluationProtocol) -> Tensor:
-        """(B, 1, H, W) at the size of the samples' pictures, NaN for no depth. Raises ImageError naming a bad file."""
+        """(B, 1, H, W) of the protocol's frame of the samples' pictures, NaN for no depth.
+
+        Raises ImageError naming a bad file, or one whose size fits neither the picture nor the frame.
+        """
         return torch.cat([self._read(sample, protocol) for sample in samples])
 
     def _read(self, sample: Sample, protocol: EvaluationProtocol) -> Tensor:
-        path, size = self.find(sample.path), sample.image.shape[-2:]
+        path = self.find(sample.path)
         assert path is not None, sample.path
         if path.suffix == ".png" and self.png_scale is None:
             values, _ = read_depth16(path)
@@ -157,9 +168,15 @@ class Predictions:
         )
         depth = torch.from_numpy(values)[None, None]
         depth = torch.where(depth.isfinite() if shifted else depth.isfinite() & (depth > 0), depth, math.nan)
-        if depth.shape[-2:] == size:
-            return depth
-        return F.interpolate(depth, size, mode="bilinear", align_corners=protocol.resize == "bilinear-aligned")
+        (rows, columns), (height, width) = values.shape, sample.image.shape[-2:]
+        try:
+            part = part_of((rows, columns), (height, width), protocol)
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from None
+        if depth.shape[-2:] != part:
+            depth = F.interpolate(depth, part, mode="bilinear", align_corners=protocol.resize == "bilinear-aligned")
+        window = (..., *protocol.frame_window(height, width))
+        return depth[window] if part == (height, width) else depth
 
     def rules(self, protocol: EvaluationProtocol) -> EvaluationProtocol:
         """The protocol without what happens to a network's pictures, which here is over: no flip, no limit of views.
@@ -179,3 +196,45 @@ class Predictions:
             status = path.stat()
             digest.update(f"{path.relative_to(self.folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
+
+
+def part_of(size: Size, picture: Size, protocol: EvaluationProtocol) -> Size:
+    """What a finished map of this size shows: the size of the ``picture`` or that of its frame under the protocol.
+
+    A map has one of these sizes, or comes from one by a plain change of size (to a pixel), or has nearly its aspect
+    ratio. Raises ImageError for one that fits neither, that fits both equally well, or that has the size of another
+    frame: a wrong guess would stretch it over what it does not show, and the numbers would mean nothing.
+    """
+    known = dict.fromkeys((picture, _framed(protocol, picture)))
+    if size in known:
+        return size
+    found: list[Size] = []
+    for fits in (_is_resized, _is_near):
+        found = found or [one for one in known if fits(size, one)]
+    others = [dataclasses.replace(protocol, frame=frame) for frame in get_args(Frame)]
+    cut = any(size == _framed(other, picture) or _framed(other, size) == picture for other in others)
+    if len(found) == 1 and not cut:
+        return found[0]
+    wanted = " or ".join(f"{width}x{height}" for height, width in known)
+    wanted += ", the size of the picture" + (f" or of its frame {protocol.frame}" if len(known) > 1 else "")
+    advice = (
+        f"which may be of another part of the picture; resize it to {wanted}"
+        if found
+        else f"expected {wanted}, or nearly that aspect ratio"
+    )
+    raise ImageError(f"is {size[1]}x{size[0]}, {advice}")
+
+
+def _framed(protocol: EvaluationProtocol, picture: Size) -> Size:
+    rows, columns = protocol.frame_window(*picture)
+    return rows.stop - rows.start, columns.stop - columns.start
+
+
+def _is_resized(size: Size, of: Size) -> bool:
+    """Whether one scale makes both sides of the other, each to a pixel."""
+    return abs(size[0] * of[1] - size[1] * of[0]) <= sum(of)
+
+
+def _is_near(size: Size, of: Size) -> bool:
+    ratios = size[0] * of[1], size[1] * of[0]
+    return max(ratios) <= (1 + _NEAR) * min(ratios)

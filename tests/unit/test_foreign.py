@@ -13,9 +13,9 @@ from torch import Tensor
 
 from langdepth import protocols
 from langdepth.data.base import open_dataset
-from langdepth.errors import LangdepthError, UsageError
+from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluate import evaluate
-from langdepth.foreign import Foreign, Predictions, ScaleKind, load_transformers
+from langdepth.foreign import Foreign, Predictions, ScaleKind, Size, load_transformers, part_of
 from langdepth.matrix import fingerprint, load_system
 from tests.helpers import write_folder
 
@@ -123,10 +123,51 @@ def test_relative_depth_with_a_shift_may_be_zero(root: Path, tmp_path: Path) -> 
 
 def test_holes_do_not_mix_with_depth_when_a_map_is_resized(root: Path, tmp_path: Path) -> None:
     predictions = holed(tmp_path / "predictions", 0)
-    np.save(tmp_path / "predictions" / "1.npy", np.load(tmp_path / "predictions" / "1.npy")[:, ::2])
+    np.save(tmp_path / "predictions" / "1.npy", np.load(tmp_path / "predictions" / "1.npy")[::2, ::2])
     masked = evaluate(predictions, open_dataset("folder", root), FULL.override(mask_prediction=True), progress=False)
     assert masked["by_depth"][0]["pixels"] < 3072
     assert masked["by_depth"][0]["abs_rel"] < 0.02  # the step between 4 and 8 m is blurred, no more
+
+
+KITTI, NYU = (375, 1242), (480, 640)
+KB, INNER = (352, 1216), (416, 544)
+
+
+@pytest.mark.parametrize(
+    ("picture", "protocol", "of_the_picture", "of_the_frame", "refused"),
+    [
+        (NYU, "nyu-eigen", [NYU, (240, 320), (518, 686), (448, 608), (384, 512)], [], [(640, 480), (512, 512), INNER]),
+        (NYU, "depthclip-reference", [NYU, (240, 320)], [INNER, (208, 272)], [(544, 416), (518, 686)]),
+        (KITTI, "kitti-eigen-garg", [KITTI, (192, 640), (384, 1248)], [KB, (176, 608)], [(378, 1246), (480, 640)]),
+        (KITTI, "full", [KITTI, (378, 1246), (352, 1120)], [], [KB, (1242, 375)]),
+        (KB, "kitti-eigen-garg", [KB, (350, 1218)], [], [KITTI]),
+    ],
+)
+def test_what_a_map_of_another_size_shows(
+    picture: Size, protocol: str, of_the_picture: list[Size], of_the_frame: list[Size], refused: list[Size]
+) -> None:
+    rules = protocols.get(protocol)
+    assert {part_of(size, picture, rules) for size in of_the_picture} == {picture}
+    assert {part_of(size, picture, rules) for size in of_the_frame} <= {KB, INNER}
+    for height, width in refused:
+        with pytest.raises(ImageError, match=rf"^is {width}x{height}, .*{picture[1]}x{picture[0]}.*the size of"):
+            part_of((height, width), picture, rules)
+
+
+def test_maps_of_the_frame_are_judged_as_the_frame(tmp_path: Path) -> None:
+    """The truth grows downwards, so that a map stretched over the picture would be wrong."""
+    root, folder = write_folder(tmp_path / "data", [{"size": KITTI}]), tmp_path / "predictions"
+    truth = np.linspace(2, 60, 375, dtype=np.float32)[:, None].repeat(1242, 1)
+    Image.fromarray((truth * 1000).astype(np.uint16)).save(root / "0_depth.png")
+    folder.mkdir()
+    predictions, rules = Predictions(folder, root), protocols.get("kitti-eigen-garg")
+    for depth in (truth, truth[-352:, 13:1229]):
+        np.save(folder / "0.npy", depth)
+        report = evaluate(predictions, open_dataset("folder", root), rules, progress=False)
+        assert report["image_mean"]["abs_rel"] < 1e-3
+    np.save(folder / "0.npy", truth.T)
+    with pytest.raises(LangdepthError, match=r"predictions/0\.npy: is 375x1242, expected 1242x375 or 1216x352"):
+        evaluate(predictions, open_dataset("folder", root), rules, progress=False)
 
 
 def test_where_the_folder_was_named_from_does_not_matter(
