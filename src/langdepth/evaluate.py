@@ -123,7 +123,7 @@ def evaluate(
             if isinstance(sample, ImageError):
                 bar.say(f"skipped: {sample}")
                 tally.skip(index)
-            elif isinstance(system, Predictions) and system.find(sample.path) is None:
+            elif isinstance(system, Predictions) and system.find(sample) is None:
                 missing.append(sample.path)
             else:
                 yield index, sample
@@ -300,7 +300,7 @@ def _require_depth(system: Predictions, samples: list[Sample], has_depth: Tensor
     for sample, holes, pixels in zip(samples, lacking, wanted, strict=True):
         if holes:
             raise LangdepthError(
-                f"{system.find(sample.path)}: no depth at {holes} of the {pixels} pixels that need it "
+                f"{system.find(sample)}: no depth at {holes} of the {pixels} pixels that need it "
                 "(0, negative or not finite); fill them or, unless true edges are judged, mask them (mask_prediction)"
             )
 

@@ -43,6 +43,7 @@ PREFIX = "transformers:"  # of the names of models of that library
 # sides of 352 and 1216, of 16 on 192 and 640, or of 14 on 224 and 299 pixels makes 6 % at most. The formats of cameras
 # (5:4, 4:3, 3:2, 16:10, 16:9) lie farther apart.
 _NEAR = 0.06
+_ENDS = (".npy", ".npz", "_depth.png", ".png")
 
 
 class DepthModel(Protocol):
@@ -118,7 +119,10 @@ def load_transformers(source: str, scale_kind: ScaleKind) -> Foreign:
 class Predictions:
     """Finished depth maps in a folder, found by the path of their picture.
 
-    The picture ``ROOT/a/b.jpg`` belongs to ``a/b.npy``, ``a/b.npz``, ``a/b_depth.png`` or ``a/b.png`` below ``folder``.
+    The picture ``ROOT/a/b.jpg`` belongs to ``a/b.npy``, ``a/b.npz``, ``a/b_depth.png`` or ``a/b.png`` below ``folder``,
+    or else to the same with its key (its path in the data set's own lists), so that one folder of maps fits
+    pictures in files of their own, in a file that holds many, and in a cache.
+
     NumPy files hold the numbers themselves, in metres for "metric"; a 16-bit PNG holds ``value * png_scale``, or says
     its own scale (those of ``langdepth predict``). What is not finite is no depth, nor is what is not above 0, unless
     any number makes sense: disparity, and relative depth that gets a shift (alignment least_squares). A map is of the
@@ -140,13 +144,14 @@ class Predictions:
             raise UsageError(f"the scale of the predictions must be above 0, got {png_scale:g}")
         self.name, self.scale_kind, self.png_scale = f"predictions ({folder})", scale_kind, png_scale
 
-    def find(self, picture: str) -> Path | None:
-        """The file with the depth of a picture of that path, or None; pictures outside the root have none."""
-        path = Path(os.path.abspath(picture))  # links are not followed: those inside the root may lead out of it
-        if not path.is_relative_to(self.root):
-            return None
-        base = path.relative_to(self.root).with_suffix("")
-        names = (f"{base}{end}" for end in (".npy", ".npz", "_depth.png", ".png"))
+    def find(self, sample: Sample) -> Path | None:
+        """The file with the depth of a picture, or None."""
+        path = Path(os.path.abspath(sample.path))  # links are not followed: those inside the root may lead out of it
+        places = [path.relative_to(self.root)] if path.is_relative_to(self.root) else []
+        key = Path(sample.key)
+        if key.name and not key.is_absolute() and ".." not in key.parts:  # an index may name pictures in odd ways
+            places.append(key)
+        names = (f"{place.with_suffix('')}{end}" for place in places for end in _ENDS)
         return next((self.folder / name for name in names if (self.folder / name).is_file()), None)
 
     def depth(self, samples: list[Sample], protocol: EvaluationProtocol) -> Tensor:
@@ -157,7 +162,7 @@ class Predictions:
         return torch.cat([self._read(sample, protocol) for sample in samples])
 
     def _read(self, sample: Sample, protocol: EvaluationProtocol) -> Tensor:
-        path = self.find(sample.path)
+        path = self.find(sample)
         assert path is not None, sample.path
         if path.suffix == ".png" and self.png_scale is None:
             values, _ = read_depth16(path)

@@ -59,7 +59,8 @@ class Sample:
 
     image (3, H, W): uint8, as files hold it, or float32 in [0, 1]; depth (1, H, W) float32 metres, 0 where unknown;
     mask (1, H, W) bool, True where depth is known; scene: index into ``text.scenes.SCENES`` or -1; text: a sentence
-    about the picture or None; camera: intrinsics in pixels of ``image`` or None; path: where the picture came from.
+    about the picture or None; camera: intrinsics in pixels of ``image`` or None; path: where the picture came from;
+    key: its path in the data set's own lists.
 
     text_features (D,): the feature of ``text``, norm 1, zeros where nothing is known about the picture. edges
     (1, H, W) bool: the true depth edges, where a data set states them and the picture is to be judged.
@@ -77,6 +78,7 @@ class Sample:
     text: str | None = None
     camera: Camera | None = None
     path: str = ""
+    key: str = ""
     source: str = ""
     text_features: Tensor | None = None
     overlay: Tensor | None = None

@@ -13,10 +13,13 @@ from torch import Tensor
 
 from langdepth import protocols
 from langdepth.data.base import open_dataset
+from langdepth.data.frame_cache import write_cache
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluate import evaluate
 from langdepth.foreign import Foreign, Predictions, ScaleKind, Size, load_transformers, part_of
 from langdepth.matrix import fingerprint, load_system
+from langdepth.types import Sample
+from tests import miniatures
 from tests.helpers import write_folder
 
 FULL = protocols.get("full")
@@ -170,6 +173,38 @@ def test_maps_of_the_frame_are_judged_as_the_frame(tmp_path: Path) -> None:
         evaluate(predictions, open_dataset("folder", root), rules, progress=False)
 
 
+def pictured(path: Path, key: str = "") -> Sample:
+    """A picture of that path."""
+    pixels = torch.zeros(1, 48, 64)
+    return Sample(image=pixels, depth=pixels, mask=pixels > 0, path=str(path), key=key)
+
+
+def test_one_folder_of_maps_fits_a_tree_a_file_and_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Called as in the data set's own lists."""
+    exported = miniatures.nyu_exported(tmp_path / "exported", monkeypatch)
+    labelled = miniatures.nyu_labelled(tmp_path / "labelled", monkeypatch)
+    write_cache("nyu", exported, tmp_path / "frames", split="test")
+    folder = tmp_path / "predictions"
+    for sample in open_dataset("nyu", exported, "test"):
+        path = folder / Path(sample.key).with_suffix(".npy")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.where(sample.mask, sample.depth, 1)[0])
+    for name, root in (("nyu", exported), ("nyu", labelled), ("cache", tmp_path / "frames")):
+        dataset = open_dataset(name, root, "test")
+        assert len(dataset) == 2
+        report = evaluate(Predictions(folder, root), dataset, FULL, progress=False)
+        assert (report["images"], report["image_mean"]["abs_rel"]) == (2, pytest.approx(0, abs=1e-3)), root
+
+
+@pytest.mark.parametrize("key", ["/{}", "../data/{}", ""])
+def test_a_key_does_not_lead_out_of_the_folder(root: Path, tmp_path: Path, key: str) -> None:
+    """Nobody is judged by the truth that lies beside the picture."""
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    key = key.format(root / "0.png" if key.startswith("/") else "0.png").replace("//", "/")
+    assert Predictions(folder, root).find(pictured(root / "0.png", key)) is None
+
+
 def test_where_the_folder_was_named_from_does_not_matter(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,8 +218,8 @@ def test_where_the_folder_was_named_from_does_not_matter(
     for start, picture in ((Path("data"), root.resolve()), (root.resolve(), Path("data"))):
         predictions = Predictions(folder, start)
         for drive in ("one", "two"):
-            assert predictions.find(str(picture / drive / "69.png")) == folder / drive / "69.npy"
-        assert predictions.find(str(tmp_path / "elsewhere" / "69.png")) is None
+            assert predictions.find(pictured(picture / drive / "69.png")) == folder / drive / "69.npy"
+        assert predictions.find(pictured(tmp_path / "elsewhere" / "69.png")) is None
 
 
 def test_wrong_predictions_cost_one_line(root: Path, tmp_path: Path) -> None:

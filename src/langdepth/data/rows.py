@@ -322,5 +322,6 @@ class RowDataset:
             camera=camera,
             overlay=overlay,
             path=str(row.path_rgb if row.item is None else row.path_rgb / row.key),
+            key=row.key,
             source=row.source,
         )
