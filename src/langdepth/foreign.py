@@ -183,7 +183,8 @@ class Predictions:
         window = (..., *protocol.frame_window(height, width))
         return depth[window] if part == (height, width) else depth
 
-    def rules(self, protocol: EvaluationProtocol) -> EvaluationProtocol:
+    @staticmethod
+    def rules(protocol: EvaluationProtocol) -> EvaluationProtocol:
         """The protocol without what happens to a network's pictures, which here is over: no flip, no limit of views.
 
         Raises UsageError for a protocol that looks through windows or needs the network's size.

@@ -215,7 +215,7 @@ def run_matrix(
         for data, datasets, made in zip(matrix.data, opened, contents, strict=True):
             system = loaded or _predictions(row, data)
             captions = data.captions if isinstance(system, System) and system.text_per_picture else None
-            for protocol in data.rules():
+            for protocol in (_obeyed(row, rules) for rules in data.rules()):
                 cell = Cell(
                     row=row,
                     data=data,
@@ -259,6 +259,15 @@ def _predictions(row: MatrixSystem, data: MatrixData) -> Predictions | Langdepth
         return Predictions(folder, data.root, row.depth_kind or "metric", row.prediction_scale)
     except LangdepthError as error:
         return error
+
+
+def _obeyed(row: MatrixSystem, protocol: Protocol) -> Protocol:
+    """The protocol that the row is judged under: for finished depth maps without flip. Those cannot obey every one;
+    then their cell says so."""
+    try:
+        return protocol if row.predictions is None else Predictions.rules(protocol)
+    except UsageError:
+        return protocol
 
 
 def _contents(dataset: RowDataset | LangdepthError) -> str:
@@ -332,7 +341,9 @@ def _write_tables(cells: Sequence[dict[str, Any]], out: Path) -> None:
 def markdown(cells: Sequence[dict[str, Any]]) -> str:
     """One table per data set and protocol; image means."""
     lines: list[str] = []
-    for data, protocol in dict.fromkeys((cell["data"], cell["protocol"]) for cell in cells):
+    sets = list(dict.fromkeys(cell["data"] for cell in cells))
+    tables = dict.fromkeys((cell["data"], cell["protocol"]) for cell in cells)
+    for data, protocol in sorted(tables, key=lambda table: sets.index(table[0])):
         own = [cell for cell in cells if (cell["data"], cell["protocol"]) == (data, protocol)]
         with_edges = any(cell["ours"] and cell["ours"]["boundaries"] for cell in own)
         shown = (*SHOWN, *BOUNDARIES) if with_edges else SHOWN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ data:
   - {data: kitti, root: kitti, limit: 1}
   - {root: rooms, protocols: [full, nyu-eigen], alignment: median}
 """
-TABLES = {  # data set and protocol: who has numbers
+TABLES = {  # data set and protocol: who has numbers; finished maps cannot be averaged with those of mirror images
     ("ibims1", "ibims1"): ("tiny", "twice as far"),
     ("kitti", "kitti-eigen-garg"): ("tiny", "twice as far"),
+    ("kitti", "kitti-eigen-garg+flip=false"): (),
     ("folder", "full+alignment=median"): ("tiny", "twice as far", "perfect maps"),
-    ("folder", "nyu-eigen+alignment=median"): ("tiny", "twice as far", "perfect maps"),
+    ("folder", "nyu-eigen+alignment=median"): ("tiny", "twice as far"),
+    ("folder", "nyu-eigen+alignment=median+flip=false"): ("perfect maps",),
 }
 SYSTEMS = ("tiny", "twice as far", "wordepth-nyu", "perfect maps")
 
@@ -61,10 +64,15 @@ def test_several_systems_on_several_data_sets(place: Path, command: Run) -> None
     code, out, err = command("benchmark", "matrix.yaml", "--out", "out", "--device", "cpu")
     assert code == 0, err
     cells = json.loads(Path("out/matrix.json").read_text())
-    assert [(cell["data"], cell["protocol"]) for cell in cells] == [*TABLES] * len(SYSTEMS)
+    assert len(cells) == 4 * len(SYSTEMS)
+    assert {(cell["data"], cell["protocol"]) for cell in cells} == TABLES.keys()
     assert {
         key: tuple(c["system"] for c in cells if (c["data"], c["protocol"]) == key and c["ours"]) for key in TABLES
     } == TABLES
+    for cell in cells:
+        assert cell["hash"] in Path("out/matrix.md").read_text()
+        if cell["ours"]:
+            assert (cell["protocol"], cell["hash"]) == tuple(cell["ours"]["protocol"][key] for key in ("name", "hash"))
     reasons = {cell["system"]: cell["why"] for cell in cells if cell["data"] == "kitti"}
     assert reasons["wordepth-nyu"] == "no trained weights"
     assert "maps/kitti: no such folder" in reasons["perfect maps"]
@@ -73,6 +81,7 @@ def test_several_systems_on_several_data_sets(place: Path, command: Run) -> None
     with Path("out/matrix.csv").open(newline="") as file:
         ours = {(r["system"], r["data"], r["protocol"]): r for r in csv.DictReader(file) if r["who"] == "ours"}
     assert ours.keys() == numbers.keys()
+    assert [ours[key]["hash"] for key in ours] == [cell["hash"] for cell in cells]
     for key, report in numbers.items():
         if report is None:
             assert (ours[key]["abs_rel"], ours[key]["note"]) == ("", reasons[key[0]].replace("kitti", key[1]))
@@ -86,7 +95,7 @@ def test_several_systems_on_several_data_sets(place: Path, command: Run) -> None
 
     table = Path("out/matrix.md").read_text()
     assert table in out
-    assert table.count("\n## ") + 1 == len(TABLES)
+    assert re.findall("^## (.*), (.*) \\(", table, re.MULTILINE) == [*TABLES]
     assert "| perfect maps | ours | 2 | 1.000 | 1.000 | 1.000 | 0.000 | 0.000 | 0.000 |" in table
     assert "| log10 | boundary_accuracy | boundary_completeness | note |" in table.partition("## kitti")[0]
     assert "boundary" not in table.partition("## kitti")[2]
