@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,8 @@ class MatrixData:
             return _told(error)
 
     def rules(self) -> list[Protocol]:
-        """The protocols with the alignment."""
-        names = self.protocols or (layout(self.data).CARD.protocol,)
+        """The protocols with the alignment, each once."""
+        names = dict.fromkeys(self.protocols) or (layout(self.data).CARD.protocol,)
         return [protocols.get(name).override(alignment=self.alignment) for name in names]
 
 
@@ -109,12 +109,11 @@ class Matrix:
     """What a matrix file says. Without ``systems``: all of the registry."""
 
     data: list[MatrixData]
-    systems: tuple[MatrixSystem | str, ...] = ()
+    systems: tuple[MatrixSystem | str, ...] = field(default_factory=lambda: tuple(registry.list_systems()))
 
     def rows(self) -> list[MatrixSystem]:
         """The systems as records."""
-        named = self.systems or registry.list_systems()
-        return [MatrixSystem(system=row) if isinstance(row, str) else row for row in named]
+        return [MatrixSystem(system=row) if isinstance(row, str) else row for row in self.systems]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +157,10 @@ class Cell:
 def read_matrix(path: Path) -> Matrix:
     """A matrix file (YAML). Raises UsageError for unknown keys, wrong values, and two rows or columns of one name."""
     matrix = from_mapping(Matrix, load_yaml(path, "matrix"))
+    if not matrix.data:
+        raise UsageError(f"{path}: data names no data set")
+    if not matrix.systems:
+        raise UsageError(f"{path}: systems names no system; leave the key out to run all of them")
     for what, labels in (("systems", [row.label for row in matrix.rows()]), ("data", [d.label for d in matrix.data])):
         twice = next((label for label in labels if labels.count(label) > 1), None)
         if twice is not None:
@@ -208,9 +211,11 @@ def run_matrix(
     (out / "cells").mkdir(parents=True, exist_ok=True)  # that nothing can be written is known before the work
     opened = [{words: data.open(words) for words in dict.fromkeys((None, data.captions))} for data in matrix.data]
     contents = [_contents(datasets[None]) for datasets in opened]
+    nothing = all(isinstance(datasets[None], LangdepthError) for datasets in opened)
     cells: list[dict[str, Any]] = []
     for row in matrix.rows():
-        loaded = _loaded(row)  # one system is in memory at a time, whatever the number of data sets
+        # One system is in memory at a time, whatever the number of data sets
+        loaded = LangdepthError("there is no data set") if nothing else _loaded(row)
         known = fingerprint(loaded) if isinstance(loaded, System) else ""
         for data, datasets, made in zip(matrix.data, opened, contents, strict=True):
             system = loaded or _predictions(row, data)
@@ -277,10 +282,10 @@ def _contents(dataset: RowDataset | LangdepthError) -> str:
 
 def _filled(cell: Cell, out: Path, *, device: str | None, dtype: str, batch_size: int) -> tuple[dict[str, Any], bool]:
     """The report of a cell, and whether it lay there already."""
-    if isinstance(cell.system, LangdepthError):
-        raise cell.system
     if isinstance(cell.dataset, LangdepthError):
         raise cell.dataset
+    if isinstance(cell.system, LangdepthError):
+        raise cell.system
     data = cell.data
     identity: dict[str, Any] = {
         "weights": cell.weights,

@@ -180,6 +180,9 @@ def test_the_papers_numbers_stand_beside_weights_of_the_system(tmp_path: Path, l
     [
         ("data: [{root: x, splitt: val}]", "unknown key 'data.*splitt'"),
         ("systems: [tiny]", "key 'data' is required"),
+        ("data: []", "data names no data set"),
+        ("data: [{root: x}]\nsystems:", "systems: expected a list"),
+        ("data: [{root: x}]\nsystems: []", "systems names no system; leave the key out to run all of them"),
         ("data: [{root: x}, {root: y}]", "two of data are called 'folder'"),
         ("data: [{root: x, protocols: [nyu-eigne]}]", "did you mean 'nyu-eigen'"),
         ("data: [{root: x}]\nsystems: [{name: a}]", "'a' needs either system or predictions"),
@@ -195,6 +198,18 @@ def test_wrong_files_are_refused(tmp_path: Path, content: str, message: str) -> 
 def test_without_systems_all_are_meant(tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_text("data: [{root: x}]")
     assert [row.system for row in read_matrix(tmp_path / "m.yaml").rows()] == registry.list_systems()
+
+
+def test_nothing_is_loaded_for_data_sets_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: pytest.fail("was loaded"))
+    cells = run_matrix(matrix_of(tmp_path / "nowhere", "tiny", "depthclip"), tmp_path / "out", say=quiet)
+    assert [cell["why"] for cell in cells] == [f"{tmp_path / 'nowhere'}: no such folder"] * 2
+
+
+def test_a_protocol_named_twice_is_run_once(tmp_path: Path, loaded: FakeSystem) -> None:
+    root = write_folder(tmp_path / "rooms", [{}])
+    cells = run_matrix(matrix_of(root, "tiny", protocols=("full", "nyu-eigen", "full")), tmp_path / "out", say=quiet)
+    assert [cell["protocol"] for cell in cells] == ["full", "nyu-eigen"]
 
 
 def test_paper_numbers_speak_of_known_protocols_and_metrics() -> None:
