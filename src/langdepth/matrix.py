@@ -2,7 +2,7 @@
 
 A cell is not run again while its report lies in the output folder and its identity is the same: the weights' content,
 what the rows of the data set are made of (facts, and the size and time of change of their files), its captions where
-the system reads them, and the hash of the protocol.
+the system reads them, the hash of the protocol, and the version of the program and of its metrics.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from langdepth import checkpoint, paper_numbers, protocols, registry
+from langdepth import __version__, checkpoint, metrics, paper_numbers, protocols, registry
 from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.base import layout, open_dataset
 from langdepth.data.rows import RowDataset, WithoutCaption, made_of
@@ -292,6 +292,7 @@ def _filled(cell: Cell, out: Path, *, device: str | None, dtype: str, batch_size
         "data": [data.data, data.kept, data.source, data.limit, cell.contents],
         "protocol": cell.protocol.hash,
         "dtype": dtype,
+        "version": [__version__, metrics.DEFINITIONS],
     }
     if cell.captions is not None:
         packed = [file_sha256(cell.captions / name)[:16] for name in (INDEX, FEATURES)]

@@ -27,6 +27,8 @@ from langdepth.protocols import Alignment
 METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
 EXTRA_METRICS = ("abs_diff", "delta0.5", "msle")  # of some papers; reports hold them where their protocol asks for them
 ALL_METRICS = (*METRICS, *EXTRA_METRICS)
+DEFINITIONS = 1
+"""Goes up by one whenever a number of a report is defined anew, so that no matrix mixes old ones with new ones."""
 
 _FARTHEST = 1000.0  # metres
 _WITHIN = (1.25**3, 1.25**2, 1.25, 1.25**0.5)

@@ -75,7 +75,9 @@ def test_cells_are_filled_and_those_without_weights_say_why(tmp_path: Path, load
         assert (out / f"{cell['file']}.html").is_file()
 
 
-def test_a_finished_cell_is_not_run_again_unless_something_changed(tmp_path: Path, loaded: FakeSystem) -> None:
+def test_a_finished_cell_is_not_run_again_unless_something_changed(
+    tmp_path: Path, loaded: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = write_folder(tmp_path / "rooms", [{}, {}, {}])
     out = tmp_path / "out"
 
@@ -97,6 +99,10 @@ def test_a_finished_cell_is_not_run_again_unless_something_changed(tmp_path: Pat
         assert runs() > 0
     index = root / "index.csv"
     index.write_text(index.read_text().replace("0.001", "0.002"))
+    assert runs() > 0
+    monkeypatch.setattr("langdepth.metrics.DEFINITIONS", 1000)
+    assert runs() > 0
+    monkeypatch.setattr("langdepth.matrix.__version__", "another")
     assert runs() > 0
     next((out / "cells").glob("*full-*.json")).write_text("{cut")
     assert runs() > 0
