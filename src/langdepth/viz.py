@@ -21,6 +21,7 @@ INVALID_GREY = 128
 _ROBUST_PERCENTILES = (2, 98)
 _PERCENTILE_SAMPLES = 1_000_000
 _MIN_SIDE_WITH_LEGEND = 200  # below, the labels would not fit
+_LABEL_SPACING = 1.1  # of the labels of a legend, in sizes of their font
 _MIN_CELL_HEIGHT = 48
 _MARGIN = 6
 _LARGEST_SHOWN_ERROR = 0.5
@@ -202,9 +203,6 @@ def _palette(colormap: str) -> Pixels:
     return palette
 
 
-_ROUND_VALUES = [step * 10.0**power for power in range(-3, 5) for step in (1, 2, 5)]
-
-
 def _legend(
     height: int,
     font_size: int,
@@ -220,17 +218,25 @@ def _legend(
 
     font = ImageFont.load_default(font_size)
     top, bottom = font_size, height - font_size  # half a label sticks out at either end
+    choices: Iterable[Any] = (
+        (np.outer(10.0 ** np.arange(-3, 5), steps).ravel() for steps in ((1, 2, 5), (1, 3), (1,)))
+        if logarithmic
+        else (MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) for bins in range(8, 0, -1))
+    )
+    for values in choices:  # as many labels as fit
+        ticks = [tick for tick in values if low <= tick <= high]
+        if logarithmic:
+            places = np.log(np.divide(ticks, low)) / math.log(high / low)
+        else:
+            places = np.subtract(ticks, low) / (high - low)
+        if min(np.diff(places), default=1) * (bottom - top) >= _LABEL_SPACING * font_size:
+            break
     if logarithmic:
-        ticks = [tick for tick in _ROUND_VALUES if low <= tick <= high]
         labels = [f"{tick:g} {unit}".rstrip() for tick in ticks]
-        places = np.log(np.divide(ticks, low)) / math.log(high / low)
     else:
-        locator = MaxNLocator(nbins=max(1, min(8, (bottom - top) // (2 * font_size))), steps=[1, 2, 2.5, 5, 10])
-        ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
         step = min(np.diff(ticks), default=high - low)
         decimals = next(n for n in range(10) if n == 9 or abs(round(step, n) - step) < 1e-3 * step)
         labels = [f"{tick:.{decimals}f} {unit}".rstrip() for tick in ticks]
-        places = np.subtract(ticks, low) / (high - low)
     bar_left, bar_width = font_size // 2, font_size
     label_left = bar_left + bar_width + font_size // 2
     if width is None:

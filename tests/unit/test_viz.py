@@ -81,6 +81,24 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str]]:
 
 
 class TestLegend:
+    @pytest.mark.parametrize(
+        ("near", "far", "expected"),
+        [
+            (0.6, 10.0, ["2 m", "4 m", "6 m", "8 m", "10 m"]),
+            (2.5, 80.0, ["20 m", "40 m", "60 m", "80 m"]),
+            (4.0, 55.0, ["10 m", "20 m", "30 m", "40 m", "50 m"]),
+        ],
+    )
+    def test_low_rows_of_a_sheet_have_enough_labels_and_they_do_not_touch(
+        self, drawn: list[tuple[float, str]], near: float, far: float, expected: list[str]
+    ) -> None:
+        """Rows of KITTI's pictures."""
+        depth = np.array([near, far]).repeat(160)[None].repeat(93, 0)
+        sheet([SheetRow(np.zeros((93, 320, 3), np.uint8), depth, depth)])
+        labels = [(y, text) for y, text in drawn if text.endswith(" m")]
+        assert [text for _, text in labels] == expected
+        assert np.diff([y for y, _ in labels]).min() > 12
+
     @pytest.mark.parametrize("shape", [(32, 32), (240, 320), (32, 900), (900, 32), (600, 800)])
     def test_picture_left_and_a_white_strip_right(self, shape: tuple[int, int]) -> None:
         depth = ramp(*shape)
