@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,10 @@ def test_too_few_pictures_are_told_where_they_are_used(
     assert f"langdepth evaluate: warning: {root}: nyu: 2 of 654 pairs of split test are there\n" in err
     assert "split train" not in err
     with pytest.warns(UserWarning, match="3 of 795 pairs of split train are there"):
+        open_dataset("nyu", root, "train")
+    monkeypatch.setenv("RANK", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of several processes the first one tells
         open_dataset("nyu", root, "train")
 
 

@@ -6,6 +6,7 @@ training, evaluation and ``langdepth data`` are the same for all.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ DATASETS = {
     "vkitti2": "langdepth.data.vkitti2",
 }
 INCOMPLETE = ".langdepth-incomplete"  # lies in a folder that is still being prepared
+_RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # where the launchers of processes say which one this is
 _MAPS_MEASURED = 5  # depth maps that a suspected unit is judged by
 
 
@@ -178,8 +180,9 @@ def open_dataset(
     if stopped is not None:
         raise LangdepthError(stopped)
     rows = find_rows(name, root, split)
-    for line in split_counts(layout(name).CARD, rows, split):
-        warnings.warn(f"{root}: {line}", stacklevel=2)
+    if all(os.environ.get(rank, "0") == "0" for rank in _RANKS):  # of several processes the first one tells
+        for line in split_counts(layout(name).CARD, rows, split):
+            warnings.warn(f"{root}: {line}", stacklevel=2)
     if source is not None:
         rows = keep(rows, "source", source, root)
     if not trust_unit:
