@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from langdepth.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 GUESSED_FOV_DEGREES = 60.0  # across the longer side: between an RGB-D sensor (58) and a phone's main camera (66)
 
@@ -131,6 +132,8 @@ class Camera:
     @property
     def matrix(self) -> npt.NDArray[np.float64]:
         """(3, 3) matrix K: pixel (u, v, 1) ~ K @ point (x, y, z)."""
+        import numpy as np
+
         return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], dtype=np.float64)
 
     def scaled(self, width: int, height: int) -> Camera:
@@ -160,6 +163,8 @@ class Camera:
         """Points (H, W, 3) float32 of a depth map (H, W), both in metres. Raises UsageError when the sizes differ."""
         if depth.shape != (self.height, self.width):
             raise UsageError(f"camera is for a {self.width}x{self.height} picture, depth has shape {depth.shape}")
+        import numpy as np
+
         depth = depth.astype(np.float32, copy=False)
         u = ((np.arange(self.width) - self.cx) / self.fx).astype(np.float32)
         v = ((np.arange(self.height) - self.cy) / self.fy).astype(np.float32)
@@ -167,6 +172,8 @@ class Camera:
 
     def project(self, points: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
         """Pixels (..., 2) as (u, v) of points (..., 3) in metres; NaN for points not in front of the camera."""
+        import numpy as np
+
         x, y, z = np.moveaxis(np.asarray(points, dtype=np.float64), -1, 0)
         z = np.where(z > 0, z, np.nan)
         return np.stack((self.fx * x / z + self.cx, self.fy * y / z + self.cy), axis=-1)

@@ -19,7 +19,7 @@ from typing import Any
 from langdepth import __version__, checkpoint, metrics, paper_numbers, protocols, registry
 from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.base import layout, open_dataset
-from langdepth.data.rows import RowDataset, WithoutCaption, made_of
+from langdepth.data.rows import RowDataset, made_of
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluate import evaluate
 from langdepth.foreign import PREFIX, Predictions, ScaleKind, load_transformers
@@ -30,6 +30,7 @@ from langdepth.report import write_json
 from langdepth.systems.base import System
 from langdepth.text.cache import add_tensors
 from langdepth.text.captions import FEATURES, INDEX
+from langdepth.types import WithoutCaption
 
 SHOWN = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")  # of the Markdown table; the others hold all
 BOUNDARIES = ("boundary_accuracy", "boundary_completeness")  # pixels, of data sets that state true edges

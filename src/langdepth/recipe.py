@@ -14,9 +14,9 @@ from typing import Any, Literal
 from langdepth import protocols, registry
 from langdepth.config import from_mapping, to_mapping
 from langdepth.data.base import layout
-from langdepth.data.rows import WithoutCaption
 from langdepth.data.transforms import Augmentation
 from langdepth.errors import UsageError, nearest
+from langdepth.types import WithoutCaption
 
 # Where things lie and how the run is carried out: these may change when a run continues, all other fields may not.
 CIRCUMSTANCES = (

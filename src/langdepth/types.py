@@ -1,4 +1,4 @@
-"""The records that flow through the library. Importing this module does not import torch.
+"""The records that flow through the library. Importing this module imports neither torch nor NumPy.
 
 Conventions (see docs/architecture.md): systems get float32 RGB in [0, 1]; depth is float32 metres along the optical
 axis; 0 means "no value" in files, a boolean mask says so in memory.
@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Literal
 
 from langdepth.camera import Camera
 
@@ -19,9 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
-__all__ = ["Batch", "Camera", "DepthOutput", "DepthResult", "InputSpec", "Sample"]
+__all__ = ["Batch", "Camera", "DepthOutput", "DepthResult", "InputSpec", "Sample", "WithoutCaption"]
+
+WithoutCaption = Literal["stop", "neutral"]
+"""What a picture without caption does where others have one: stop the work, or speak as if nothing were known of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

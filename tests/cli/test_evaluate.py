@@ -198,6 +198,22 @@ def test_help_is_quick_and_has_a_working_example() -> None:
     assert "langdepth evaluate --data folder --root rooms --protocol full --out result.json" in done.stdout
 
 
+def test_help_of_all_commands_imports_nothing_heavy() -> None:
+    code = """
+import sys
+from langdepth import cli
+for name in cli.COMMANDS:
+    try:
+        cli.main([name, "--help"])
+    except SystemExit:  # argparse's
+        pass
+sys.exit(" ".join({"torch", "numpy", "PIL", "matplotlib"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == ""
+    assert done.stdout.count("usage: ") >= len(cli.COMMANDS)
+
+
 def test_the_example_of_the_help_works(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     from langdepth.commands.evaluate import EXAMPLE
 

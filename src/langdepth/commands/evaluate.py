@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 from langdepth import protocols
 from langdepth.commands._parse import run, size
-from langdepth.data.base import layout, open_dataset
-from langdepth.data.rows import WithoutCaption
 from langdepth.errors import LangdepthError, UsageError
+from langdepth.types import WithoutCaption
 
 EXAMPLE = """
 langdepth data sample rooms
@@ -104,6 +103,8 @@ def evaluate(
         dtype: Precision of the network.
         batch_size: How many pictures of one size go through the network at once.
     """
+    from langdepth.data.base import layout, open_dataset
+
     card = layout(data).CARD
     split = split or card.split
     rules = protocols.get(protocol or card.protocol).override(

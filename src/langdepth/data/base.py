@@ -16,9 +16,9 @@ from typing import Protocol, cast
 
 import numpy as np
 
-from langdepth.data.rows import Row, RowDataset, WithoutCaption, known_depth, present
+from langdepth.data.rows import Row, RowDataset, known_depth, present
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
-from langdepth.types import Sample
+from langdepth.types import Sample, WithoutCaption
 
 DATASETS = {
     "cache": "langdepth.data.frame_cache",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +16,13 @@ from langdepth.camera import Camera
 from langdepth.data.sam import read_overlay
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.io import MAX_PIXELS, decoding, read_depth, read_image
-from langdepth.types import Sample
+from langdepth.types import Sample, WithoutCaption
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from langdepth.text.captions import Captions
 
-WithoutCaption = Literal["stop", "neutral"]
 Pixels = npt.NDArray[np.uint8]
 Metres = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
