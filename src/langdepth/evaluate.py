@@ -114,7 +114,7 @@ def evaluate(
     grouped = distributed.is_available() and distributed.is_initialized()
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
     start = time.monotonic()
-    tally, missing = Tally(), list[str]()
+    tally, missing = Tally(), list[tuple[str, str]]()
     indices = [index for index in range(count) if index // batch_size % processes == rank]
 
     def usable(bar: _Progress) -> Iterator[tuple[int, Sample]]:
@@ -124,7 +124,7 @@ def evaluate(
                 bar.say(f"skipped: {sample}")
                 tally.skip(index)
             elif isinstance(system, Predictions) and system.find(sample) is None:
-                missing.append(sample.path)
+                missing.append((sample.path, str(next(iter(system.places(sample)), system.folder))))
             else:
                 yield index, sample
 
@@ -179,10 +179,10 @@ def require_comparable(system: System | Predictions, protocol: Protocol) -> None
 
 
 def _refuse(
-    failure: Exception | None, missing: list[str], processes: int, count: int, system: System | Predictions
+    failure: Exception | None, missing: list[tuple[str, str]], processes: int, count: int, system: System | Predictions
 ) -> None:
-    """Raise, in every process, what went wrong in one of them: ``failure``, or LangdepthError naming the first missing
-    predictions."""
+    """Raise, in every process, what went wrong in one of them: ``failure``, or LangdepthError naming the first pictures
+    without prediction. ``missing``: these pictures, with the file that was looked for first."""
     told = None if failure is None else first_line(failure)
     parts: list[Any] = [(told, missing)]
     if processes > 1:
@@ -193,10 +193,13 @@ def _refuse(
     for rank, (message, _) in enumerate(parts):
         if message is not None:
             raise LangdepthError(f"process {rank} of {processes} failed: {message}")
-    missing = [path for _, part in parts for path in part]
+    missing = [pair for _, part in parts for pair in part]
     if missing:
-        names = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
-        raise LangdepthError(f"{system.name}: {len(missing)} of {count} pictures have no prediction: {names}")
+        names = ", ".join(path for path, _ in missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+        raise LangdepthError(
+            f"{system.name}: {len(missing)} of {count} pictures have no prediction: {names}; "
+            f"there is no {missing[0][1]}, nor .npz, _depth.png or .png"
+        )
 
 
 @torch.inference_mode()

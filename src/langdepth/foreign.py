@@ -119,9 +119,9 @@ def load_transformers(source: str, scale_kind: ScaleKind) -> Foreign:
 class Predictions:
     """Finished depth maps in a folder, found by the path of their picture.
 
-    The picture ``ROOT/a/b.jpg`` belongs to ``a/b.npy``, ``a/b.npz``, ``a/b_depth.png`` or ``a/b.png`` below ``folder``,
-    or else to the same with its key (its path in the data set's own lists), so that one folder of maps fits
-    pictures in files of their own, in a file that holds many, and in a cache.
+    The picture ``ROOT/a/b.jpg`` belongs to ``a/b.npy``, ``a/b.npz``, ``a/b_depth.png`` or ``a/b.png`` below ``folder``
+    (or to ``a/b_jpg.npy`` and so on), or else to the same with its key (its path in the data set's own lists), so that
+    one folder of maps fits pictures in files of their own, in a file that holds many, and in a cache.
 
     NumPy files hold the numbers themselves, in metres for "metric"; a 16-bit PNG holds ``value * png_scale``, or says
     its own scale (those of ``langdepth predict``). What is not finite is no depth, nor is what is not above 0, unless
@@ -144,15 +144,22 @@ class Predictions:
             raise UsageError(f"the scale of the predictions must be above 0, got {png_scale:g}")
         self.name, self.scale_kind, self.png_scale = f"predictions ({folder})", scale_kind, png_scale
 
-    def find(self, sample: Sample) -> Path | None:
-        """The file with the depth of a picture, or None."""
+    def places(self, sample: Sample) -> list[Path]:
+        """The files that may hold the depth of a picture, the likeliest first."""
         path = Path(os.path.abspath(sample.path))  # links are not followed: those inside the root may lead out of it
         places = [path.relative_to(self.root)] if path.is_relative_to(self.root) else []
         key = Path(sample.key)
         if key.name and not key.is_absolute() and ".." not in key.parts:  # an index may name pictures in odd ways
             places.append(key)
-        names = (f"{place.with_suffix('')}{end}" for place in places for end in _ENDS)
-        return next((self.folder / name for name in names if (self.folder / name).is_file()), None)
+        # Where two pictures differ by their ending only, "predict" puts it into the name
+        names = [
+            name for place in places for name in (place.with_suffix(""), f"{place.with_suffix('')}_{place.suffix[1:]}")
+        ]
+        return [self.folder / f"{name}{end}" for name in names for end in _ENDS]
+
+    def find(self, sample: Sample) -> Path | None:
+        """The file with the depth of a picture, or None."""
+        return next((path for path in self.places(sample) if path.is_file()), None)
 
     def depth(self, samples: list[Sample], protocol: EvaluationProtocol) -> Tensor:
         """(B, 1, H, W) of the protocol's frame of the samples' pictures, NaN for no depth.

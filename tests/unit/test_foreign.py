@@ -73,6 +73,9 @@ def test_predictions_are_found_by_path(root: Path, tmp_path: Path) -> None:
     assert report["image_mean"]["abs_rel"] == 0
     assert report["protocol"]["name"] == "nyu-eigen+flip=false"
     assert report["system"] == f"predictions ({folder})"
+    (folder / "0.npy").rename(folder / "0_png.npy")  # as "predict" calls it where there are 0.png and 0.jpg
+    assert evaluate(predictions, open_dataset("folder", root), FULL, progress=False)["image_mean"]["abs_rel"] == 0
+    (folder / "0_png.npy").rename(folder / "0.npy")
     old = predictions.fingerprint()
     assert Predictions(folder, root, png_scale=1 / 500).fingerprint() == old
     assert Predictions(folder, root, png_scale=1 / 256).fingerprint() != old
@@ -86,7 +89,10 @@ def test_missing_predictions_are_counted_and_the_first_named(tmp_path: Path) -> 
     folder = tmp_path / "predictions"
     folder.mkdir()
     np.save(folder / "3.npy", np.ones((48, 64), np.float32))
-    with pytest.raises(LangdepthError, match=r"7 of 8 pictures have no prediction: .*0.png(, .*\.png){4}, \.\.\.$"):
+    message = (
+        r"7 of 8 pictures have no prediction: .*0.png(, .*\.png){4}, \.\.\.; there is no .*predictions/0\.npy, nor"
+    )
+    with pytest.raises(LangdepthError, match=message):
         evaluate(Predictions(folder, root), open_dataset("folder", root), FULL, progress=False)
 
 
