@@ -139,7 +139,7 @@ class Predictions:
     ) -> None:
         self.folder, self.root = Path(folder), Path(os.path.abspath(root))
         if not self.folder.is_dir():
-            raise LangdepthError(f"{folder}: no such folder; --predictions takes a folder of depth maps")
+            raise LangdepthError(f"{folder}: no such folder of depth maps")
         if png_scale is not None and not png_scale > 0:
             raise UsageError(f"the scale of the predictions must be above 0, got {png_scale:g}")
         self.name, self.scale_kind, self.png_scale = f"predictions ({folder})", scale_kind, png_scale

@@ -34,6 +34,10 @@ from langdepth.types import WithoutCaption
 
 SHOWN = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")  # of the Markdown table; the others hold all
 BOUNDARIES = ("boundary_accuracy", "boundary_completeness")  # pixels, of data sets that state true edges
+_LEGEND = """\
+Means over pictures. Of delta1 to delta3 more is better, of all else less; rmse in metres, boundary errors in pixels.
+A table holds what was judged on the same data by the same rules: a protocol, with the hash of its switches.
+"ours" was measured here, "paper" is what the paper prints under these rules."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +151,7 @@ class Cell:
         return {
             "system": self.row.label,
             "data": self.data.label,
+            "split": self.data.kept,
             "protocol": self.protocol.name,
             "hash": self.protocol.hash,
             "paper": paper.metrics if paper else None,
@@ -206,8 +211,9 @@ def run_matrix(
 ) -> list[dict[str, Any]]:
     """Fill ``out`` with a report (JSON, HTML) per cell and the tables matrix.md, matrix.csv, matrix.json.
 
-    Returns the cells: system, data, protocol, hash, paper, source, and either ours (the report) or why it has none, one
-    line. ``say`` gets a line per cell. The tables are written again after every system.
+    Returns the cells: system, data, split, protocol, hash, paper, source (of the paper's number), file, and either ours
+    (the report) or why it has none, one line. ``say`` gets a line per cell. The tables are written again after every
+    system.
     """
     (out / "cells").mkdir(parents=True, exist_ok=True)  # that nothing can be written is known before the work
     opened = [{words: data.open(words) for words in dict.fromkeys((None, data.captions))} for data in matrix.data]
@@ -347,14 +353,15 @@ def _write_tables(cells: Sequence[dict[str, Any]], out: Path) -> None:
 
 def markdown(cells: Sequence[dict[str, Any]]) -> str:
     """One table per data set and protocol; image means."""
-    lines: list[str] = []
+    lines = [_LEGEND, ""]
     sets = list(dict.fromkeys(cell["data"] for cell in cells))
     tables = dict.fromkeys((cell["data"], cell["protocol"]) for cell in cells)
     for data, protocol in sorted(tables, key=lambda table: sets.index(table[0])):
         own = [cell for cell in cells if (cell["data"], cell["protocol"]) == (data, protocol)]
         with_edges = any(cell["ours"] and cell["ours"]["boundaries"] for cell in own)
         shown = (*SHOWN, *BOUNDARIES) if with_edges else SHOWN
-        lines += [f"## {_text(data)}, {protocol} ({own[0]['hash']})", ""]
+        split = f" (split {_text(own[0]['split'])})" if own[0]["split"] else ""
+        lines += [f"## {_text(data)}{split}, {protocol} ({own[0]['hash']})", ""]
         lines += [
             f"| system | who | pictures | {' | '.join(shown)} | note |",
             "|---|---|" + "---:|" * (1 + len(shown)) + "---|",
@@ -392,9 +399,9 @@ def _text(text: str) -> str:
 
 def _csv_rows(cells: Sequence[dict[str, Any]]) -> Iterator[list[Any]]:
     names = (*METRICS, *EXTRA_METRICS, *BOUNDARIES)
-    yield ["system", "data", "protocol", "hash", "who", "pictures", "skipped", *names, "note"]
+    yield ["system", "data", "split", "protocol", "hash", "who", "pictures", "skipped", *names, "note"]
     for cell in cells:
-        start = [cell[key] for key in ("system", "data", "protocol", "hash")]
+        start = [cell[key] for key in ("system", "data", "split", "protocol", "hash")]
         report = cell["ours"]
         if report is None:
             yield [*start, "ours", "", "", *[""] * len(names), cell["why"]]

@@ -73,6 +73,7 @@ def test_several_systems_on_several_data_sets(place: Path, command: Run) -> None
         assert cell["hash"] in Path("out/matrix.md").read_text()
         if cell["ours"]:
             assert (cell["protocol"], cell["hash"]) == tuple(cell["ours"]["protocol"][key] for key in ("name", "hash"))
+    assert {cell["data"]: cell["split"] for cell in cells} == {"ibims1": "test", "kitti": "test", "folder": None}
     reasons = {cell["system"]: cell["why"] for cell in cells if cell["data"] == "kitti"}
     assert reasons["wordepth-nyu"] == "no trained weights"
     assert "maps/kitti: no such folder" in reasons["perfect maps"]
@@ -95,7 +96,7 @@ def test_several_systems_on_several_data_sets(place: Path, command: Run) -> None
 
     table = Path("out/matrix.md").read_text()
     assert table in out
-    assert re.findall("^## (.*), (.*) \\(", table, re.MULTILINE) == [*TABLES]
+    assert re.findall("^## (.*?)(?: \\(split test\\))?, (.*) \\(", table, re.MULTILINE) == [*TABLES]
     assert "| perfect maps | ours | 2 | 1.000 | 1.000 | 1.000 | 0.000 | 0.000 | 0.000 |" in table
     assert "| log10 | boundary_accuracy | boundary_completeness | note |" in table.partition("## kitti")[0]
     assert "boundary" not in table.partition("## kitti")[2]
