@@ -2,9 +2,10 @@
 
     python benchmarks/loader_speed.py --pictures 48 --seconds 8 --out loader_speed.json
 
-Pairs are made of noisy synthetic scenes at 480x640: JPEG and 16-bit PNG as in NYU's sync frames, and PNG for both. The
-first five loaders run with the same number of worker processes and the same batches. All take turns so that all see
-the same machine; a turn starts anew, reads until all workers are at work, and then counts pictures.
+Pairs are made of noisy synthetic scenes at 480x640, or those of ``--root``: JPEG and 16-bit PNG as in NYU's sync
+frames, and PNG for both. The first five loaders run with the same number of worker processes and the same batches. All
+take turns so that all see the same machine; a turn starts anew, reads until all workers are at work, and then counts
+pictures.
 
     plain      as published loaders do it: PIL opens both files, turns them by up to 2.5 degrees, everything becomes
                float32 NumPy arrays, crop, mirror, gamma, brightness, colours, a torch tensor, the default collate
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import statistics
 import tempfile
 import time
@@ -111,10 +113,10 @@ def main() -> None:
     options = arguments.parse_args()
     size = tuple(options.size)
     with tempfile.TemporaryDirectory() as folder:
-        jpeg = options.root or made(Path(folder, "jpeg"), options.pictures, ".jpg")
-        png = made(Path(folder, "png"), options.pictures, ".png")
+        pictures = open_dataset("folder", options.root or made(Path(folder, "made"), options.pictures))
+        png = as_png(pictures, Path(folder, "png"))
         write_cache("folder", png, Path(folder, "cache"))
-        pictures, lossless = open_dataset("folder", jpeg), open_dataset("folder", png)
+        lossless = open_dataset("folder", png)
         frames = open_dataset("cache", Path(folder, "cache"))
         wordepth = WorDepthTransform(RULES["wordepth-nyu"])
         standard = TrainTransform(PUBLISHED, size[0] * size[1], resized=False)
@@ -150,7 +152,7 @@ def main() -> None:
     report(rates, costs, options)
 
 
-def made(root: Path, count: int, suffix: str) -> Path:
+def made(root: Path, count: int) -> Path:
     """``count`` synthetic pairs of 480x640 with the grain and the holes of a sensor; returns ``root``."""
     noise = np.random.default_rng(0)
     rooms = [room(i, height=HEIGHT, width=WIDTH) for i in range(ROOMS)]
@@ -159,11 +161,23 @@ def made(root: Path, count: int, suffix: str) -> Path:
     for i in range(count):
         shown = rooms[i % ROOMS]
         grain = shown.image + noise.normal(0, 6, shown.image.shape)
-        Image.fromarray(grain.clip(0, 255).astype(np.uint8)).save(root / f"{i}{suffix}", quality=95)
+        Image.fromarray(grain.clip(0, 255).astype(np.uint8)).save(root / f"{i}.jpg", quality=95)
         metres = shown.depth * noise.normal(1, 0.002, shown.depth.shape)
         metres[noise.random(metres.shape) < 0.05] = 0
         Image.fromarray((metres * 1000).astype(np.uint16)).save(root / f"{i}_depth.png")
-        lines.append(f"{i}{suffix},{i}_depth.png,0.001")
+        lines.append(f"{i}.jpg,{i}_depth.png,0.001")
+    (root / "index.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def as_png(pictures: RowDataset, root: Path) -> Path:
+    """The same pairs with their photographs as PNG; returns ``root``."""
+    root.mkdir()
+    lines = ["path_rgb,path_depth,depth_scale"]
+    for i, row in enumerate(pictures.rows):
+        Image.open(row.path_rgb).save(root / f"{i}.png")
+        shutil.copy(row.path_depth, root / f"{i}_depth.png")
+        lines.append(f"{i}.png,{i}_depth.png,{row.depth_scale}")
     (root / "index.csv").write_text("\n".join(lines) + "\n")
     return root
 

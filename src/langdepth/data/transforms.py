@@ -162,10 +162,11 @@ def turned(
     places = torch.empty(2, height, width)  # from -1 to 1 inside the picture
     torch.add(x * (2 * cos / whole_width), y * (-2 * sin / whole_width), out=places[0])
     torch.add(x * (2 * sin / whole_height), y * (2 * cos / whole_height), out=places[1])
-    inside = places.abs().amax(0).le_(1)
     grid = places.permute(1, 2, 0).unsqueeze(0)
     colours = F.grid_sample(image[None], grid, padding_mode="border", align_corners=False)[0]
-    return colours.mul_(inside), F.grid_sample(depth[None], grid, mode="nearest", align_corners=False)[0]
+    moved = F.grid_sample(depth[None], grid, mode="nearest", align_corners=False)[0]
+    inside = places.abs_().amax(0).le_(1)
+    return colours.mul_(inside), moved
 
 
 class TrainTransform:
