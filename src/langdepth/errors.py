@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class LangdepthError(Exception):
@@ -42,3 +42,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of what another library complains of; the kind of error where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def first_few(names: Sequence[object]) -> str:
+    """The first five of names for a message, and whether there are more."""
+    return ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, distributed
 from tqdm import tqdm
 
-from langdepth.errors import ImageError, LangdepthError, UsageError, first_line, nearest
+from langdepth.errors import ImageError, LangdepthError, UsageError, first_few, first_line, nearest
 from langdepth.foreign import Predictions
 from langdepth.inference import DTYPES, infer
 from langdepth.metrics import align, depth_metrics
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from langdepth.viz import SheetRow
 
 _READERS = 2
-_NAMED = 5  # missing predictions that a message names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,10 +194,10 @@ def _refuse(
             raise LangdepthError(f"process {rank} of {processes} failed: {message}")
     missing = [pair for _, part in parts for pair in part]
     if missing:
-        names = ", ".join(path for path, _ in missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+        pictures, looked_for = zip(*missing, strict=True)
         raise LangdepthError(
-            f"{system.name}: {len(missing)} of {count} pictures have no prediction: {names}; "
-            f"there is no {missing[0][1]}, nor .npz, _depth.png or .png"
+            f"{system.name}: {len(missing)} of {count} pictures have no prediction: {first_few(pictures)}; "
+            f"there is no {looked_for[0]}, nor .npz, _depth.png or .png"
         )
 
 
@@ -260,12 +259,11 @@ def _predict(system: System, samples: list[Sample], image: Tensor, protocol: Pro
         raise UsageError(f"'{system.name}' takes no captions of pictures; leave them out")
     text = torch.stack(words).to(device) if words else None
     try:
-        pictures = image.to(device)
         with torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "float32"):
             limit = protocol.max_depth if protocol.clamp_views else None
             output = infer(
                 system,
-                pictures,
+                image.to(device),
                 text,
                 overlay=overlay,
                 flip=protocol.flip,

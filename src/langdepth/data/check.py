@@ -17,9 +17,9 @@ import numpy as np
 from langdepth.camera import Camera
 from langdepth.data.base import DatasetCard, card_of, find_rows, folder_with, split_counts, unfinished, wrong_unit
 from langdepth.data.prepare import MANIFEST, read_manifest
-from langdepth.data.rows import NAMED, Row, known_intrinsics, true_edges
+from langdepth.data.rows import Row, known_intrinsics, true_edges
 from langdepth.data.sam import read_overlay
-from langdepth.errors import LangdepthError, UsageError, nearest
+from langdepth.errors import LangdepthError, UsageError, first_few, nearest
 from langdepth.io import file_sha256
 from langdepth.tables import columns
 
@@ -149,9 +149,8 @@ def _manifest_problems(root: Path) -> list[str]:
             changed.append(name)
     for names, what in ((missing, "are missing"), (changed, "differ from what was written")):
         if names:
-            more = ", ..." if len(names) > NAMED else ""
             problems.append(
-                f"{place / MANIFEST}: {len(names)} files {what}: {', '.join(names[:NAMED])}{more}; "
+                f"{place / MANIFEST}: {len(names)} files {what}: {first_few(names)}; "
                 "'langdepth data prepare' writes them anew"
             )
     return problems
@@ -172,8 +171,7 @@ def _overlaps(card: DatasetCard, pairs: list[Pair]) -> list[str]:
         same = [pictures[other][digest] for digest in pictures[other] if digest in pictures[one]]
         for names, what in ((sorted(scenes[one] & scenes[other]), "scenes"), (same, "pictures")):
             if names:
-                more = ", ..." if len(names) > NAMED else ""
-                lines.append(f"{one} and {other} share {len(names)} {what}: {', '.join(names[:NAMED])}{more}")
+                lines.append(f"{one} and {other} share {len(names)} {what}: {first_few(names)}")
     return lines
 
 

@@ -26,6 +26,7 @@ PREFETCHED = 2  # batches that each worker makes ahead
 HELD = 3  # batches that the trainer looks at: the one at work, the one before and the one after
 
 Pixels = tuple[Tensor, Tensor, Tensor]  # image, depth and mask of a batch
+_PIXEL_BYTES = 12 + 4 + 1  # of the three together
 
 
 def collate(samples: Sequence[Sample], into: Pixels | None = None) -> Batch:
@@ -101,12 +102,12 @@ class _Places:
     """
 
     def __init__(self, count: int, pixels: int) -> None:
-        memory = torch.empty(count, -(-17 * pixels // 64) * 64, dtype=torch.uint8)
+        memory = torch.empty(count, -(-_PIXEL_BYTES * pixels // 64) * 64, dtype=torch.uint8)
         try:
             self._memory = memory.share_memory_()
         except RuntimeError as error:
             raise LangdepthError(
-                f"{len(memory.view(-1)) / 2**20:.0f} MiB of shared memory for batches are not to be had "
+                f"{memory.numel() / 2**20:.0f} MiB of shared memory for batches are not to be had "
                 f"({first_line(error)}); give the machine or container more, or lower data.batch_size or data.workers"
             ) from None
         self._free = list(range(count))
@@ -133,7 +134,7 @@ class _Places:
 def _pixels(memory: Tensor, count: int, height: int, width: int) -> Pixels:
     """Image, depth and mask of ``count`` pictures, as they lie one after the other in the bytes of a place."""
     plane = count * height * width
-    image, depth, mask, _ = memory.split([12 * plane, 4 * plane, plane, len(memory) - 17 * plane])
+    image, depth, mask, _ = memory.split([12 * plane, 4 * plane, plane, len(memory) - _PIXEL_BYTES * plane])
     return (
         image.view(torch.float32).view(count, 3, height, width),
         depth.view(torch.float32).view(count, 1, height, width),

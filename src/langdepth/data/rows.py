@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from langdepth.camera import Camera
 from langdepth.data.sam import read_overlay
-from langdepth.errors import ImageError, LangdepthError
+from langdepth.errors import ImageError, LangdepthError, first_few
 from langdepth.io import MAX_PIXELS, decoding, read_depth, read_image
 from langdepth.types import Sample, WithoutCaption
 
@@ -27,7 +27,6 @@ Pixels = npt.NDArray[np.uint8]
 Metres = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Intrinsics = tuple[float, float, float, float]
-NAMED = 5  # missing files named in a message
 
 
 # Decoding
@@ -238,8 +237,7 @@ def present(rows: list[Row], where: str | Path, problems: list[LangdepthError] |
         if not lacking:
             kept.append(row)
     if missing:
-        names = ", ".join(map(str, missing[:NAMED])) + (", ..." if len(missing) > NAMED else "")
-        error = LangdepthError(f"{where}: {len(missing)} of {len(rows)} pairs are missing: {names}")
+        error = LangdepthError(f"{where}: {len(missing)} of {len(rows)} pairs are missing: {first_few(missing)}")
         if problems is None:
             raise error
         problems.append(error)
