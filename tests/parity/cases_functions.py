@@ -27,7 +27,7 @@ from langdepth.parts.view_warp import warp_view
 from langdepth.protocols import Protocol
 from langdepth.recipe import OptimSection
 from langdepth.systems.base import System
-from langdepth.train import rate
+from langdepth.training.module import rate
 from langdepth.types import DepthOutput, InputSpec, Sample
 from tests.parity.runner import Compared, Tolerance, subsampled
 

@@ -16,7 +16,7 @@ from langdepth.inference import infer
 from langdepth.recipe import OptimSection
 from langdepth.systems.clip_system import rename
 from langdepth.systems.scaledepth import CLIP_MEAN, CLIP_STD, Reading, ScaleDepth
-from langdepth.train import rate
+from langdepth.training.module import rate
 from langdepth.types import Batch
 from tests.parity.runner import Compared, Tolerance
 

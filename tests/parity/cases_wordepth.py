@@ -17,7 +17,7 @@ from langdepth.parts.refine import Refiner, enlarged
 from langdepth.parts.variational import Gaussian, kl_of_noise, kl_of_text
 from langdepth.recipe import OptimSection
 from langdepth.systems.wordepth import Step
-from langdepth.train import rate
+from langdepth.training.module import rate
 from langdepth.types import Batch
 from tests.parity.runner import Compared, Tolerance
 

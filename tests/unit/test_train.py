@@ -29,7 +29,9 @@ from langdepth.data.rows import RowDataset
 from langdepth.errors import LangdepthError, NonFiniteLossError, UsageError
 from langdepth.recipe import OptimSection, read_recipe
 from langdepth.systems.base import System
-from langdepth.train import DepthTraining, rate, train
+from langdepth.train import train
+from langdepth.training import callbacks
+from langdepth.training.module import DepthTraining, rate
 from tests.helpers import LEARNER, Learner
 from tests.systems.test_tiny import CAPTIONS
 from tests.systems.test_tiny import CLIP_FEATURES as TEXT_COLUMNS
@@ -122,7 +124,7 @@ def terminate() -> None:
 
 def told(metric: str, values: list[float]) -> Callable[..., dict[str, Any]]:
     """``evaluate`` with given values of one metric, call by call."""
-    evaluate, left = langdepth.train.evaluate, iter(values)
+    evaluate, left = callbacks.evaluate, iter(values)
 
     def called(*arguments: Any, **options: Any) -> dict[str, Any]:
         report = evaluate(*arguments, **options)
@@ -180,7 +182,7 @@ class TestResume:
     ) -> None:
         whole = run("whole")
         end = interrupt if how == "killed" else terminate
-        monkeypatch.setattr(langdepth.train, "evaluate", at_call(dies_in, end, langdepth.train.evaluate))
+        monkeypatch.setattr(callbacks, "evaluate", at_call(dies_in, end, callbacks.evaluate))
         with pytest.raises(KeyboardInterrupt if how == "killed" else LangdepthError):
             run("ended")
         monkeypatch.undo()
@@ -188,7 +190,7 @@ class TestResume:
         assert_same_run(run("ended", resume=True), whole)
 
     def test_a_pause_does_not_change_what_is_best(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(langdepth.train, "evaluate", told("abs_rel", [0.5, 0.3, 0.1, 0.4]))  # steps 3, 6, 7, 9
+        monkeypatch.setattr(callbacks, "evaluate", told("abs_rel", [0.5, 0.3, 0.1, 0.4]))  # steps 3, 6, 7, 9
         run(train__max_steps=7)
         folder = run(resume=True)
         steps = [checkpoint.load(folder / f"{name}.safetensors").provenance["training"]["steps"] for name in NAMES]
@@ -525,7 +527,7 @@ class TestRunFolder:
     @pytest.mark.parametrize("monitor", ["abs_rel", "delta1"])
     def test_best_is_the_best_in_the_metric(self, run: Run, monkeypatch: pytest.MonkeyPatch, monitor: str) -> None:
         values = {"abs_rel": [0.5, 0.3, 0.4], "delta1": [0.5, 0.7, 0.6]}[monitor]
-        monkeypatch.setattr(langdepth.train, "evaluate", told(monitor, values))
+        monkeypatch.setattr(callbacks, "evaluate", told(monitor, values))
         folder = run(train__monitor=monitor)
         steps = [checkpoint.load(folder / f"{name}.safetensors").provenance["training"]["steps"] for name in NAMES]
         assert steps == [6, STEPS]

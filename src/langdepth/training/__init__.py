@@ -1,0 +1,1 @@
+"""Parts of a training run: the steps, what happens between them, what is written."""
