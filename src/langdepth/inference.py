@@ -29,7 +29,7 @@ from langdepth.errors import LangdepthError, UsageError, nearest
 from langdepth.io import read_image
 from langdepth.protocols import Resize, check_window
 from langdepth.text.scenes import scene_index
-from langdepth.types import DepthOutput, DepthResult
+from langdepth.types import DepthOutput, DepthResult, Enlarge, Shrink
 
 if TYPE_CHECKING:
     from langdepth.systems.base import System
@@ -194,7 +194,7 @@ def infer(
     *,
     overlay: Tensor | None = None,
     flip: bool = False,
-    resize: Resize = "bilinear",
+    resize: Resize = "system",
     limit: float | None = None,
     window: tuple[int, int] | None = None,
     stride: tuple[int, int] | None = None,
@@ -202,12 +202,12 @@ def infer(
 ) -> DepthOutput:
     """Depth of a batch at its own size.
 
-    ``image``: (B, 3, H, W), float32 in [0, 1] or uint8 in [0, 255], any size. It is resized (antialiased bilinear) to
-    the size the system's InputSpec asks for; the depth is resized back (bilinear) to (B, 1, H, W). ``overlay``: like
+    ``image``: (B, 3, H, W), float32 in [0, 1] or uint8 in [0, 255], any size. It is resized to the size the system's
+    InputSpec asks for, in the way that states; the depth is resized back to (B, 1, H, W). ``overlay``: like
     ``image``, for systems that take one (the pictures with masks drawn over them). ``flip`` averages
     the depth with that of the mirrored picture; ``limit`` puts both into [0, limit] metres first. ``resize``:
-    "bilinear-aligned" puts the corners of the depth on those of the picture. ``via``: the depth takes this (height,
-    width) first.
+    "system" enlarges the depth as the InputSpec states, "bilinear" with pixel centres, "bilinear-aligned" with corners
+    of the depth on those of the image. ``via``: the depth takes this (height, width) first.
 
     ``window``: look at the pictures through windows of (height, width) pixels instead, every ``stride`` pixels (None:
     side by side), the last ones moved back to the border; smaller pictures are one window. Each window is a picture of
@@ -219,23 +219,26 @@ def infer(
         return _through_windows(system, image, text, scene, overlay, flip, limit, resize, window, stride or window)
     overlay = None if overlay is None else to_network_size(system, overlay)
     output = _forward(system, to_network_size(system, image), text, scene, overlay, flip, limit)
-    depth = output.depth if via is None else _to_picture_size(output.depth, via)
-    return replace(output, depth=_to_picture_size(depth, image.shape[-2:], resize))
+    enlarge = _stated(system, resize)
+    depth = output.depth if via is None else _to_picture_size(output.depth, via, enlarge)
+    return replace(output, depth=_to_picture_size(depth, image.shape[-2:], enlarge))
 
 
 # The steps, each used by both the batch above and the stream below.
 
 
 def to_network_size(system: System, image: Tensor) -> Tensor:
-    """(B, 3, H, W) to (B, 3, h, w). Bytes stay bytes, so that nothing large becomes float."""
-    return _resized(image, system.input_spec.network_size(*image.shape[-2:]))
+    """(B, 3, H, W) to (B, 3, h, w). Bytes stay bytes when they are averaged, so that nothing large becomes float."""
+    return _resized(image, system.input_spec.network_size(*image.shape[-2:]), system.input_spec.shrink)
 
 
-def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+def _resized(image: Tensor, size: tuple[int, int], shrink: Shrink) -> Tensor:
     if tuple(image.shape[-2:]) == size:
         return image
+    if shrink == "bilinear-aligned":
+        return F.interpolate(as_float(image), size=size, mode="bilinear", align_corners=True)
     if image.dtype == torch.uint8 and image.device.type != "cpu":  # where torch cannot resize bytes
-        return _resized(image.float(), size).round_().byte()
+        return _resized(image.float(), size, shrink).round_().byte()
     return F.interpolate(image, size=size, mode="bilinear", antialias=True)
 
 
@@ -297,7 +300,7 @@ def _through_windows(
     """(B, 3, H, W) to depth (B, 1, H, W) by overlapping windows, see ``infer``."""
     count, size = len(image), image.shape[-2:]
     height, width = min(window[0], size[0]), min(window[1], size[1])
-    network_size = replace(system.input_spec, area=None).network_size(height, width)
+    network_size, shrink = replace(system.input_spec, area=None).network_size(height, width), system.input_spec.shrink
     starts = [
         [min(start, whole - side) for start in range(0, whole - side + step, step)]
         for whole, side, step in zip(size, (height, width), stride, strict=True)
@@ -307,11 +310,13 @@ def _through_windows(
     total, seen = (torch.zeros(n, 1, *size, device=image.device) for n in (count, 1))
     scene_probs: list[Tensor] = []
     for some in (places[i : i + at_once] for i in range(0, len(places), at_once)):
-        views = _resized(torch.cat([image[place] for place in some]), network_size)
-        over = None if overlay is None else _resized(torch.cat([overlay[place] for place in some]), network_size)
+        views = _resized(torch.cat([image[place] for place in some]), network_size, shrink)
+        over = (
+            None if overlay is None else _resized(torch.cat([overlay[place] for place in some]), network_size, shrink)
+        )
         words = _words_of(system, text, scene, views=len(some))
         output = _forward(system, views, *words, over, flip, limit)
-        depth = _to_picture_size(output.depth, (height, width), resize)
+        depth = _to_picture_size(output.depth, (height, width), _stated(system, resize))
         for place, part in zip(some, depth.split(count), strict=True):
             total[place] += part
             seen[place] += 1
@@ -320,10 +325,17 @@ def _through_windows(
     return DepthOutput(depth=total / seen, scene_probs=torch.stack(scene_probs).mean(0) if scene_probs else None)
 
 
-def _to_picture_size(depth: Tensor, size: Sequence[int], resize: Resize = "bilinear") -> Tensor:
+def _stated(system: System, resize: Resize) -> Enlarge:
+    """How depth maps are enlarged: by the system's own statement, unless a protocol has fixed it."""
+    if resize == "system":
+        return system.input_spec.enlarge
+    return "bilinear-aligned" if resize == "bilinear-aligned" else "bilinear"
+
+
+def _to_picture_size(depth: Tensor, size: Sequence[int], enlarge: Enlarge) -> Tensor:
     if tuple(depth.shape[-2:]) == tuple(size):
         return depth
-    return F.interpolate(depth, size=tuple(size), mode="bilinear", align_corners=resize == "bilinear-aligned")
+    return F.interpolate(depth, size=tuple(size), mode="bilinear", align_corners=enlarge == "bilinear-aligned")
 
 
 # One picture and many.
@@ -342,8 +354,8 @@ class _Request:
 
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    """A decoded picture: ``image``, ``overlay`` (1, 3, h, w) uint8 at network size or, for windows, at its own ``size``
-    (H, W)."""
+    """A decoded picture: ``image``, ``overlay`` (1, 3, h, w) at network size or, for windows, at its own ``size``
+    (H, W); uint8, or floats where the system's ``shrink`` makes some."""
 
     request: _Request
     image: Tensor
@@ -461,7 +473,7 @@ class _Predictor:
                 elif self.window is None:
                     output = _forward(*pictures)
                 else:
-                    output = _through_windows(*pictures, "bilinear", self.window, self.stride or self.window)
+                    output = _through_windows(*pictures, "system", self.window, self.stride or self.window)
         except torch.OutOfMemoryError:
             raise LangdepthError(
                 f"{self.device}: not enough memory for {len(batch)} pictures of {image.shape[-1]}x{image.shape[-2]}; "
@@ -474,7 +486,8 @@ class _Predictor:
     @torch.inference_mode()
     def _result(self, prepared: _Prepared, output: DepthOutput, index: int) -> DepthResult:
         def own(maps: Tensor) -> npt.NDArray[np.float32]:
-            found: npt.NDArray[np.float32] = _to_picture_size(maps[index : index + 1], prepared.size)[0, 0].numpy()
+            enlarged = _to_picture_size(maps[index : index + 1], prepared.size, self.system.input_spec.enlarge)
+            found: npt.NDArray[np.float32] = enlarged[0, 0].numpy()
             return found
 
         depth = own(output.depth)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Frame = Literal["stored", "kb", "nyu-inner"]
 Crop = Literal["none", "eigen-nyu", "eigen-nyu-46", "eigen-nyu-inner", "eigen-nyu-pixels", "eigen-kitti", "garg"]
 Alignment = Literal["none", "median", "least_squares", "disparity"]
-Resize = Literal["bilinear", "bilinear-aligned", "bilinear-twice"]
+Resize = Literal["system", "bilinear", "bilinear-aligned", "bilinear-twice"]
 
 # top, bottom, left, right as shares of height and width, rounded down; exact fractions keep 45/480 of 480 at 45
 _CROPS: dict[str, tuple[Fraction, Fraction, Fraction, Fraction]] = {
@@ -37,6 +37,8 @@ _NYU_PIXELS = (45, 471, 41, 601)
 _NYU_INNER = (Fraction(56, 480), Fraction(472, 480), Fraction(60, 640), Fraction(604, 640))
 # A switch that came after results were published: left at its default, it does not enter the hash.
 _LATER = {"later": True}
+# How resize enters the hash: "bilinear" is what the protocols said that now leave it to the system.
+_RESIZE_IN_HASH = {"system": "bilinear", "bilinear": "bilinear-centres"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +49,10 @@ class Protocol:
     352 rows and centred 1216 columns; "nyu-inner", the middle 416x544 of a 480x640 NYU picture. window, stride: look at
     the frame through windows of (height, width) pixels, every stride (None: side by side), and average; see
     ``langdepth.inference.infer``. clamp_views: limit the depth of the picture and of its mirror image to [0, max_depth]
-    before they are averaged. flip: average the two. resize: how depth gets from network size to picture size;
-    "bilinear-aligned" puts corners on corners, "bilinear-twice" goes by the size of the stored picture before the
-    frame was cut. training_focal: multiply the depth by the camera's focal length over this one, pixels. alignment:
+    before they are averaged. flip: average the two. resize: how depth gets from network size to picture size:
+    "system", as the system states it (``InputSpec.enlarge``); "bilinear" puts pixel centres on pixel centres,
+    "bilinear-aligned" corners on corners, "bilinear-twice" goes by the size of the stored picture before the frame was
+    cut. training_focal: multiply the depth by the camera's focal length over this one, pixels. alignment:
     fit to the truth, see ``langdepth.metrics.align``. mask_prediction: judge only where the prediction, too, is above
     min_depth. clamp_prediction: limit the depth to [min_depth, max_depth]. crop: the window that is judged, in pixels
     of the frame. min_depth, max_depth: metres; a pixel is judged where the truth is known and strictly between the two.
@@ -60,7 +63,7 @@ class Protocol:
     name: str
     frame: Frame = "stored"
     flip: bool = False
-    resize: Resize = "bilinear"
+    resize: Resize = "system"
     alignment: Alignment = "none"
     clamp_prediction: bool = True
     crop: Crop = "none"
@@ -98,6 +101,7 @@ class Protocol:
     def hash(self) -> str:
         """Twelve hex digits of the SHA-256 of the switches: the same rules have the same hash, whatever their name."""
         switches = self.switches()
+        switches["resize"] = _RESIZE_IN_HASH.get(self.resize, self.resize)
         for switch in dataclasses.fields(self):
             if switch.metadata == _LATER and switches[switch.name] == switch.default:
                 del switches[switch.name]

@@ -20,10 +20,27 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-__all__ = ["Batch", "Camera", "DepthOutput", "DepthResult", "InputSpec", "Sample", "WithoutCaption"]
+__all__ = [
+    "Batch",
+    "Camera",
+    "DepthOutput",
+    "DepthResult",
+    "Enlarge",
+    "InputSpec",
+    "Sample",
+    "Shrink",
+    "WithoutCaption",
+]
 
 WithoutCaption = Literal["stop", "neutral"]
 """What a picture without caption does where others have one: stop the work, or speak as if nothing were known of it."""
+
+
+Enlarge = Literal["bilinear", "bilinear-aligned"]
+"""How a depth map gets from network size to image size: pixel centres on pixel centres, or corners on corners."""
+
+Shrink = Literal["antialiased", "bilinear-aligned"]
+"""How an image gets to network size: averaged over the pixels that one becomes, or sampled with corners on corners."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +49,8 @@ class InputSpec:
 
     ``mean`` and ``std`` are applied inside the system. The network size is either ``size`` = (height, width), or,
     keeping the picture's shape, ``area`` pixels in total; both sides become multiples of ``multiple_of``. Pictures
-    longer than ``max_aspect`` : 1 are squeezed to that shape.
+    longer than ``max_aspect`` : 1 are squeezed to that shape. ``shrink`` and ``enlarge`` say how its authors resize the
+    image on the way in and the depth map on the way out; prediction, evaluation and export follow them.
     """
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -41,6 +59,8 @@ class InputSpec:
     area: int | None = None
     multiple_of: int = 32
     max_aspect: float = 4.0
+    shrink: Shrink = "antialiased"
+    enlarge: Enlarge = "bilinear"
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) in pixels that a picture of the given size has inside the network."""

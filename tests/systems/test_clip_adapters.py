@@ -62,6 +62,7 @@ class TwoStageTester(SystemTester):
     """Coarse and refined stage of one system."""
 
     picture = (64, 96)
+    enlarge = "bilinear-aligned"
 
     def test_another_size_is_refused(self, system: Any) -> None:
         with pytest.raises(UsageError, match="was made for pictures of 96x64 pixels"):

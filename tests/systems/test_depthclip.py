@@ -30,6 +30,7 @@ class WordsTester(SystemTester):
     """For systems whose ``text`` is a (K, D) matrix of words."""
 
     picture = (64, 96)
+    enlarge = "bilinear-aligned"
 
     @pytest.fixture(scope="class")
     def pristine(self) -> System:

@@ -328,6 +328,24 @@ def test_a_refine_checkpoint_holds_its_words_but_the_published_ones_no_decoder(
         torch.testing.assert_close(checkpoint.load(done.path)(image).depth, system.eval()(image).depth)
 
 
+@pytest.mark.parametrize("size", [(480, 640), (200, 300)])
+def test_a_prediction_is_what_the_authors_write(size: tuple[int, int]) -> None:
+    """Images of other sizes are brought to 480x640 first, and maps of 240x320 to 480x640, with aligned corners."""
+    torch.manual_seed(0)
+    system = with_words(registry.build("mde-clip", {"architecture": "RN-small"})).eval()
+    photo = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        image = nn.functional.interpolate(
+            photo.permute(2, 0, 1)[None] / 255, (480, 640), mode="bilinear", align_corners=True
+        )
+        depth = system(image).depth
+    assert depth.shape[-2:] == (240, 320)
+    expected = nn.functional.interpolate(depth, size, mode="bilinear", align_corners=True)[0, 0]
+    for window in (None, size):
+        result = system.predict(photo.numpy(), window=window)
+        torch.testing.assert_close(torch.from_numpy(result.depth), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_by_name_they_ask_for_trained_weights() -> None:
     for name in OPTIONS:
         with pytest.raises(CheckpointError, match="no trained weights"):

@@ -19,13 +19,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from langdepth import checkpoint, registry
+from langdepth import checkpoint, protocols, registry
 from langdepth.config import from_mapping, to_mapping
 from langdepth.errors import UsageError
-from langdepth.inference import infer
+from langdepth.evaluate import judge
+from langdepth.inference import infer, to_network_size
 from langdepth.systems.base import System
 from langdepth.text.scenes import SCENES
-from langdepth.types import Batch, DepthOutput
+from langdepth.types import Batch, DepthOutput, DepthResult, Enlarge, Sample
 
 Words = dict[str, Any]
 TRAINING = {
@@ -67,6 +68,8 @@ class SystemTester:
     """Height and width of the pictures that the tests make."""
     trainable: ClassVar[bool] = True
     """Whether it has anything to train; the tests of training are skipped if not."""
+    enlarge: ClassVar[Enlarge] = "bilinear"
+    """How its authors bring depth maps to image size."""
     bf16_tolerance: ClassVar[float] = 0.05
     """Largest relative difference of depth, on average, between bfloat16 and float32."""
 
@@ -224,8 +227,29 @@ class SystemTester:
             with torch.no_grad():
                 mirrored = system(image.flip(-1), **words).depth.flip(-1)
                 expected = (system(image, **words).depth + mirrored) / 2
-            expected = nn.functional.interpolate(expected, size=image.shape[-2:], mode="bilinear")
-            torch.testing.assert_close(averaged, expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(averaged, self.enlarged(expected, image.shape[-2:]), rtol=1e-4, atol=1e-5)
+
+    def enlarged(self, depth: Tensor, size: Sequence[int]) -> Tensor:
+        """As the authors enlarge it."""
+        aligned = self.enlarge == "bilinear-aligned"
+        return nn.functional.interpolate(depth, size=tuple(size), mode="bilinear", align_corners=aligned)
+
+    @pytest.mark.parametrize("larger", [1, 2])
+    def test_prediction_is_forward_and_the_authors_enlargement(self, system: System, larger: int) -> None:
+        """Also in evaluation, under a protocol that leaves it to the system."""
+        height, width = (larger * side for side in system.input_spec.network_size(*self.picture))
+        image = (255 * torch.rand(1, 3, height, width)).byte()
+        with torch.no_grad():
+            inside = to_network_size(system, image)
+            inside = inside if inside.is_floating_point() else inside / 255
+            expected = self.enlarged(system(inside).depth, (height, width))[0, 0]
+        result = system.predict(image[0].permute(1, 2, 0).numpy())
+        assert isinstance(result, DepthResult)
+        torch.testing.assert_close(torch.from_numpy(result.depth), expected, rtol=1e-4, atol=1e-5)
+        known = torch.ones(1, height, width)
+        sample = Sample(image=image[0], depth=known, mask=known > 0)
+        judged = judge(system, [sample], protocols.get("full")).prediction[0, 0]
+        torch.testing.assert_close(judged, expected.clamp(min=0.001), rtol=1e-4, atol=1e-5)
 
     # Words
 

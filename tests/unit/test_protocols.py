@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import subprocess
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -158,6 +160,16 @@ def test_override_with_the_same_values_changes_nothing() -> None:
 def test_hash_speaks_of_rules_not_names() -> None:
     assert protocols.get("kitti-eigen").override(crop="garg").hash == protocols.get("kitti-eigen-garg").hash
     assert Protocol(name="a", max_depth=10).hash == Protocol(name="b", max_depth=10.0).hash
+
+
+def test_every_resize_has_a_hash_of_its_own_and_the_old_hash_is_the_systems_own() -> None:
+    by_resize = {kind: Protocol(name="x", resize=kind) for kind in get_args(protocols.Resize)}
+    assert len({protocol.hash for protocol in by_resize.values()}) == len(by_resize)
+    old = {**by_resize["system"].switches(), "resize": "bilinear"}
+    for later in ("clamp_views", "mask_prediction", "window", "stride", "training_focal"):
+        del old[later]
+    canonical = json.dumps(old, sort_keys=True, separators=(",", ":"))
+    assert by_resize["system"].hash == hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 @pytest.mark.parametrize("field", list(Protocol(name="x").switches()))

@@ -92,7 +92,8 @@ def evaluate(
         crop: The window that is judged.
         window: Look through windows of HEIGHTxWIDTH pixels and average, for example 352x512.
         stride: Distance of the windows, HEIGHTxWIDTH; without it they lie side by side.
-        resize: How depth gets to picture size: bilinear with pixel centres or with corners aligned, or in two steps.
+        resize: How depth gets to picture size: as the system states it, bilinear with pixel centres or with corners
+            aligned, or in two steps.
         clamp_views: Limit both depths to the range before they are averaged by flip (true or false).
         mask_prediction: Judge only where the prediction, too, is above min_depth (true or false).
         training_focal: Multiply the depth by each camera's focal length over this one, in pixels.

@@ -18,6 +18,7 @@ _FRAMES = {
     "nyu-inner": "picture and truth are cut to the middle 416x544 of a 480x640 NYU picture",
 }
 _RESIZES = {
+    "system": "depth gets to picture size bilinearly, as the system states it: corners on corners or pixel centres",
     "bilinear": "depth gets to picture size bilinearly, pixel centres on pixel centres",
     "bilinear-aligned": "depth gets to picture size bilinearly, corners on corners",
     "bilinear-twice": "depth is interpolated twice: to the stored picture's size, then to the frame's",

@@ -252,7 +252,8 @@ class Eigen(CoarseToFine):
     Config = EigenConfig
 
     def __init__(self, config: EigenConfig) -> None:
-        super().__init__(config, InputSpec(mean=config.mean, std=config.std, size=config.size))
+        spec = InputSpec(mean=config.mean, std=config.std, size=config.size, enlarge="bilinear-aligned")
+        super().__init__(config, spec)
         self.convs = nn.Sequential(
             nn.Conv2d(3, 96, 11, stride=4, padding=6),
             nn.ReLU(),

@@ -98,7 +98,14 @@ class ClipSystem(System):
         multiple = 32 if 32 % tower.stride == 0 else tower.stride
         super().__init__(
             replace(config, prompts=prompts),
-            InputSpec(mean=config.mean, std=config.std, size=size, area=area, multiple_of=multiple),
+            InputSpec(
+                mean=config.mean,
+                std=config.std,
+                size=size,
+                area=area,
+                multiple_of=multiple,
+                enlarge="bilinear-aligned",
+            ),
         )
         self.tower = tower.requires_grad_(False)
         self.mode: DenseMode = "stage" if config.dense_mode == "decimate" else config.dense_mode

@@ -25,7 +25,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -279,6 +279,8 @@ class MdeClip(CrossAttentionClip):
 
     def __init__(self, config: MdeClipConfig) -> None:
         super().__init__(config)
+        if config.size is not None:  # the network brings other sizes to its own in this way
+            self.input_spec = replace(self.input_spec, shrink="bilinear-aligned")
         self.head = AdaptiveBins(
             self.channels[0] // 2,
             config.bins,
