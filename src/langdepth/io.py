@@ -37,6 +37,7 @@ _GREY_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # "I": how older Pillow
 _EXIF_ORIENTATION, _EXIF_BLOCK = 0x0112, 0x8769
 _PNG_COMPRESSION = 1  # 8 ms for a 640x480 depth map; level 6 takes 37 ms and saves a fifth of the bytes
 _PNG_TAG = "langdepth"
+_KITTI_SCALE = 1 / 256  # metres per unit of the KITTI benchmark's depth PNGs
 
 
 # --- pictures
@@ -348,10 +349,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 class Writer(NamedTuple):
-    """How one format is written: the end of its file names, and the function that fills an open file."""
+    """How one format is written: the end of its file names, and the function that fills an open file.
+
+    ``by_name``: whether a file name alone may choose it.
+    """
 
     suffix: str
     write: Callable[..., None]
+    by_name: bool = True
 
 
 def write_result(result: DepthResult, path: str | Path, *, format: str | None = None, **options: Any) -> Path:
@@ -361,13 +366,17 @@ def write_result(result: DepthResult, path: str | Path, *, format: str | None = 
         16-bit PNG, 0 = no value, its scale in the file: see ``read_depth16``. Option ``scale``: metres per unit, 0.001
         by default. Where the farthest pixel does not fit in 16 bits, a whole multiple of it is used, with a warning, so
         that reading back is always within half a unit. Relative depth fills the 16 bits unless ``scale`` is given.
+        Depth that rounds to 0, which means no value, is stored as 1 unit.
+    kitti16 (only with ``format``, any ``.png``)
+        16-bit PNG as the KITTI benchmark takes it: depth in metres x 256, rounded to the nearest unit, 0 = no value.
+        Depth that rounds to 0 is stored as 1 unit; depth beyond 255.996 m is stored as 255.996 m, with a warning.
     npy (``.npy``)
         (H, W) float32, 0 = no value.
     npz (``.npz``)
         ``depth``, ``valid``, ``intrinsics`` (3, 3) where there is a camera, ``std`` (H, W) where depths were drawn, and
         ``metadata``, a JSON text.
     color (``_color.png``)
-        Colours with a legend in metres. Options as in ``langdepth.viz.color_with_legend``.
+        Colours with a legend in metres. Option ``colors``: a ``langdepth.prediction.options.ColorScale``.
     ply (``.ply``)
         Binary point cloud of the valid pixels in metres, x right, y down, z forward, with the picture's colours. Needs
         a camera. Option ``max_points``: keep at most that many, evenly spread.
@@ -395,7 +404,7 @@ def _writer_for(path: Path, format: str | None) -> Writer:
         if extension != Path("x" + writer.suffix).suffix:
             raise UsageError(f"{path}: the name of a {format} file ends in '{writer.suffix}'")
         return writer
-    writers = list(WRITERS.values())
+    writers = [writer for writer in WRITERS.values() if writer.by_name]
     for writer in [w for w in writers if name.endswith(w.suffix)] + writers:
         if extension == Path("x" + writer.suffix).suffix:
             return writer
@@ -424,10 +433,31 @@ def _write_depth16(result: DepthResult, file: IO[bytes], *, scale: float | None 
             stacklevel=3,
         )
         scale *= coarser
+    _write_grey_16_bit(depth, scale, result, file)
+
+
+def _write_kitti16(result: DepthResult, file: IO[bytes]) -> None:
+    if result.scale_kind != "metric":
+        raise UsageError(
+            f"kitti16 holds metres, and '{result.system}' gives {result.scale_kind} depth; save it as depth16 or npy"
+        )
+    depth = _clean_depth(result)
+    if depth.max(initial=0) > 65535.5 * _KITTI_SCALE:
+        # No file name in the text: Python then shows it once, not for each picture of a folder.
+        warnings.warn(
+            "depth beyond 255.996 m does not fit KITTI's 16-bit PNGs and is stored as 255.996 m; depth16, npy and npz "
+            "keep it",
+            stacklevel=3,
+        )
+    _write_grey_16_bit(depth, _KITTI_SCALE, result, file)
+
+
+def _write_grey_16_bit(depth: npt.NDArray[np.float32], scale: float, result: DepthResult, file: IO[bytes]) -> None:
+    """Depth as units of ``scale``, from 1 to 65535 where there is a value, 0 where there is none."""
     tag = {"unit": result.unit, "scale": scale, "scale_kind": result.scale_kind, "system": result.system, "no_value": 0}
     text = PngInfo()
     text.add_text(_PNG_TAG, json.dumps(tag))
-    values = np.rint(depth / np.float32(scale)).clip(0, 65535).astype(np.uint16)
+    values = np.where(depth > 0, np.rint(depth / np.float32(scale)).clip(1, 65535), 0).astype(np.uint16)
     Image.fromarray(values).save(file, "PNG", pnginfo=text, compress_level=_PNG_COMPRESSION)
 
 
@@ -495,6 +525,7 @@ def _write_ply(result: DepthResult, file: IO[bytes], *, max_points: int | None =
 
 WRITERS: dict[str, Writer] = {
     "depth16": Writer("_depth.png", _write_depth16),
+    "kitti16": Writer(".png", _write_kitti16, by_name=False),
     "npy": Writer(".npy", _write_npy),
     "npz": Writer(".npz", _write_npz),
     "color": Writer("_color.png", _write_color),

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from langdepth.errors import UsageError, nearest
+from langdepth.errors import UsageError
+from langdepth.prediction.options import AUTOMATIC, ColorScale
 
 Pixels = npt.NDArray[np.uint8]
 Depth = npt.NDArray[np.floating[Any]]
 
-COLORMAP = "magma_r"  # perceptually uniform, near bright and far dark
 INVALID_GREY = 128
 
 _ROBUST_PERCENTILES = (2, 98)
@@ -24,7 +25,8 @@ _MIN_SIDE_WITH_LEGEND = 200  # below, the labels would not fit
 _LABEL_SPACING = 1.1  # of the labels of a legend, in sizes of their font
 _MIN_CELL_HEIGHT = 48
 _MARGIN = 6
-_LARGEST_SHOWN_ERROR = 0.5
+_LEAST_SHARE = 0.01  # of the farthest depth that a logarithmic scale starts at
+ERROR_COLORS = ColorScale(minimum=0.0, maximum=0.5, colormap="inferno")  # of |prediction - truth| / truth
 
 
 class SheetRow(NamedTuple):
@@ -50,24 +52,18 @@ def robust_range(depth: Depth, valid: npt.NDArray[np.bool_] | None = None) -> tu
     return float(low - margin), float(high + margin)
 
 
-def colorize(
-    depth: Depth,
-    valid: npt.NDArray[np.bool_] | None = None,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    colormap: str = COLORMAP,
-) -> Pixels:
+def colorize(depth: Depth, valid: npt.NDArray[np.bool_] | None = None, colors: ColorScale = AUTOMATIC) -> Pixels:
     """Depth (H, W) as RGB (H, W, 3) uint8, linear in depth: near bright, far dark with the default map.
 
-    ``minimum`` and ``maximum`` (metres; by default ``robust_range``) get the first and the last colour, and so does
-    what lies beyond them. Pixels that are not ``valid``, not finite or not positive are grey. ``colormap`` is any name
-    of matplotlib's. Raises UsageError for an unknown map, or unless ``minimum < maximum``.
+    The ends of ``colors`` (by default ``robust_range``) get the first and the last colour, and so does what lies beyond
+    them. Pixels that are not ``valid``, not finite or not positive are grey. Raises UsageError when the one stated end
+    of a range lies beyond the other, measured one.
     """
     usable = _usable(depth, valid)
-    low, high = _range(depth, usable, minimum, maximum)
+    low, high = _range(depth, usable, colors)
     level = (depth - np.float32(low)) * np.float32(256 / (high - low))
     index = np.nan_to_num(level, copy=False).clip(0, 255).astype(np.uint8)
-    pixels: Pixels = _palette(colormap)[index]
+    pixels: Pixels = _palette(colors.colormap)[index]
     pixels[~usable] = INVALID_GREY
     return pixels
 
@@ -75,69 +71,84 @@ def colorize(
 def color_with_legend(
     depth: Depth,
     valid: npt.NDArray[np.bool_] | None = None,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    colormap: str = COLORMAP,
+    colors: ColorScale = AUTOMATIC,
     unit: str = "m",
 ) -> Pixels:
     """``colorize`` with a labelled bar at the right, near at the top: (H', W', 3) uint8.
 
     A picture whose smaller side is below 200 pixels is enlarged by a whole factor, so that the labels can be read.
     """
-    low, high = _range(depth, _usable(depth, valid), minimum, maximum)
-    pixels = colorize(depth, valid, low, high, colormap)
+    low, high = _range(depth, _usable(depth, valid), colors)
+    pixels = colorize(depth, valid, replace(colors, minimum=low, maximum=high))
     factor = -(-_MIN_SIDE_WITH_LEGEND // min(depth.shape))
     if factor > 1:
         pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-    bar = _legend(pixels.shape[0], max(12, min(pixels.shape[:2]) // 28), low, high, colormap, unit)
+    bar = _legend(pixels.shape[0], max(12, min(pixels.shape[:2]) // 28), low, high, colors.colormap, unit)
     return np.concatenate((pixels, bar), axis=1)
 
 
-def sheet(rows: Iterable[SheetRow], *, cell_width: int = 320, unit: str = "m", errors: bool = True) -> Pixels:
+def sheet(
+    rows: Iterable[SheetRow],
+    *,
+    cell_width: int = 320,
+    unit: str = "m",
+    errors: bool = True,
+    colors: ColorScale = AUTOMATIC,
+) -> Pixels:
     """A contact sheet, RGB uint8: per row picture, truth, prediction and (``errors``) |prediction - truth| / truth.
 
-    Truth and prediction of a row share one range of colours (that of the truth, or of the prediction where there is no
-    truth), shown in the bar at the row's end. Sparse truth stays visible when a cell is smaller than the picture.
-    Errors go from black (0) to bright (50 % and more). Raises UsageError without rows, or when sizes in a row differ.
+    Truth and prediction of a row share one range of ``colors`` (where it states none, that of the truth, or of the
+    prediction where there is no truth), shown in the bar at the row's end. Sparse truth stays visible when a cell is
+    smaller than the picture. Errors go from black (0) to bright (50 % and more). Raises UsageError without rows, or
+    when sizes in a row differ.
     """
     rows = list(rows)
     if not rows:
         raise UsageError("a contact sheet needs at least one picture")
     predicted = any(row.prediction is not None for row in rows)
     with_errors = errors and predicted and any(row.truth is not None for row in rows)
-    strips = [_sheet_row(row, cell_width, unit, with_errors) for row in rows]
+    strips = [_sheet_row(row, cell_width, unit, with_errors, colors) for row in rows]
     names = ["picture", "truth", *(["prediction"] if predicted else []), *(["error 0 to 50 %"] if with_errors else [])]
     header = text_strip(strips[0].shape[1], {i * (cell_width + _MARGIN): name for i, name in enumerate(names)})
     return np.concatenate((header, *strips), axis=0)
 
 
-def maps_sheet(rows: Iterable[tuple[str, Sequence[Depth]]], *, cell_width: int = 320, unit: str = "m") -> Pixels:
+def maps_sheet(
+    rows: Iterable[tuple[str, Sequence[Depth]]],
+    *,
+    cell_width: int = 320,
+    unit: str = "m",
+    colors: ColorScale = AUTOMATIC,
+) -> Pixels:
     """A sheet of depth maps alone, RGB uint8: per row a title and its maps side by side.
 
-    All maps share one range of colours, logarithmic, so that rooms and streets can be compared; the bar at the right of
-    each row shows it.
+    All maps share one range of ``colors``, logarithmic, so that rooms and streets can be compared; the bar at the right
+    of each row shows it.
     Raises UsageError without maps, or when the rows differ in number.
     """
     rows = list(rows)
     if not rows or len({len(maps) for _, maps in rows}) > 1 or not rows[0][1]:
         raise UsageError("a sheet of depth maps needs the same number of maps in every row, at least one")
-    low, high = robust_range(np.concatenate([depth.ravel() for _, maps in rows for depth in maps]))
+    values = np.concatenate([depth.ravel() for _, maps in rows for depth in maps])
+    low, high = _range(values, _usable(values, None), colors)
+    low = low if low > 0 else _LEAST_SHARE * high  # a logarithm has no 0
+    levels_of = ColorScale(minimum=1.0, maximum=1 + math.log(high / low), colormap=colors.colormap)
     strips = []
     for title, maps in rows:
         height = max(_MIN_CELL_HEIGHT, *(round(cell_width * depth.shape[0] / depth.shape[1]) for depth in maps))
         gap = np.full((height, _MARGIN, 3), 255, dtype=np.uint8)
         # From 1 on: colours are for what is above 0.
         levels = [1 + np.log(_resampled(depth, (height, cell_width)) / low).clip(0) for depth in maps]
-        cells = [colorize(level, None, 1.0, 1 + math.log(high / low)) for level in levels]
+        cells = [colorize(level, None, levels_of) for level in levels]
         parts = [part for cell in cells for part in (cell, gap)]
         strip = np.concatenate(
-            (*parts, _legend(height, 12, low, high, COLORMAP, unit, width=72, logarithmic=True)), axis=1
+            (*parts, _legend(height, 12, low, high, colors.colormap, unit, width=72, logarithmic=True)), axis=1
         )
         strips += [text_strip(strip.shape[1], {0: title}), strip]
     return np.concatenate(strips, axis=0)
 
 
-def _sheet_row(row: SheetRow, cell_width: int, unit: str, with_errors: bool) -> Pixels:
+def _sheet_row(row: SheetRow, cell_width: int, unit: str, with_errors: bool, colors: ColorScale) -> Pixels:
     nothing = np.zeros(row.image.shape[:2], dtype=np.float32)
     truth = nothing if row.truth is None else row.truth
     prediction = truth if row.prediction is None else row.prediction
@@ -149,18 +160,20 @@ def _sheet_row(row: SheetRow, cell_width: int, unit: str, with_errors: bool) -> 
     height, width = truth.shape
     size = (max(_MIN_CELL_HEIGHT, round(cell_width * height / width)), cell_width)
     picture = Image.fromarray(np.ascontiguousarray(row.image)).resize(size[::-1], Image.Resampling.BOX)
-    low, high = robust_range(prediction if row.truth is None else truth)
+    leading = prediction if row.truth is None else truth
+    low, high = _range(leading, _usable(leading, None), colors)
+    colors = replace(colors, minimum=low, maximum=high)
     cells = [np.asarray(picture)]
     shown = (truth,) if row.prediction is None else (truth, prediction)
-    cells += [colorize(_resampled(depth, size), None, low, high) for depth in shown]
+    cells += [colorize(_resampled(depth, size), None, colors) for depth in shown]
     if with_errors:
         known = _usable(truth, None) & _usable(prediction, None)
         error = np.abs(prediction - truth) / np.where(known, truth, 1)
         error = np.where(known, error + 1e-6, 0)  # no error is a value too, and 0 means none
-        cells.append(colorize(_resampled(error, size), None, 0.0, _LARGEST_SHOWN_ERROR, "inferno"))
+        cells.append(colorize(_resampled(error, size), None, ERROR_COLORS))
     gap = np.full((size[0], _MARGIN, 3), 255, dtype=np.uint8)
     parts = [part for cell in cells for part in (cell, gap)]
-    strip = np.concatenate((*parts, _legend(size[0], 12, low, high, COLORMAP, unit, width=72)), axis=1)
+    strip = np.concatenate((*parts, _legend(size[0], 12, low, high, colors.colormap, unit, width=72)), axis=1)
     return np.concatenate((text_strip(strip.shape[1], {0: row.title}), strip), axis=0)
 
 
@@ -181,9 +194,8 @@ def _usable(depth: Depth, valid: npt.NDArray[np.bool_] | None) -> npt.NDArray[np
     return usable if valid is None else usable & valid
 
 
-def _range(
-    depth: Depth, usable: npt.NDArray[np.bool_], minimum: float | None, maximum: float | None
-) -> tuple[float, float]:
+def _range(depth: Depth, usable: npt.NDArray[np.bool_], colors: ColorScale) -> tuple[float, float]:
+    minimum, maximum = colors.minimum, colors.maximum
     if minimum is None or maximum is None:
         low, high = robust_range(depth, usable)
         minimum = low if minimum is None else minimum
@@ -197,8 +209,6 @@ def _palette(colormap: str) -> Pixels:
     """(256, 3) uint8."""
     import matplotlib
 
-    if colormap not in matplotlib.colormaps:
-        raise UsageError(f"unknown colour map '{colormap}': {nearest(colormap, matplotlib.colormaps)}")
     palette: Pixels = matplotlib.colormaps[colormap](np.linspace(0, 1, 256), bytes=True)[:, :3]
     return palette
 

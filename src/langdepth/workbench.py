@@ -21,6 +21,7 @@ from langdepth import viz
 from langdepth.errors import UsageError, nearest
 from langdepth.inference import to_network_size
 from langdepth.io import atomic_path, read_image
+from langdepth.prediction.options import COLORMAP, ColorScale
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import ClipSystem
 from langdepth.text.scenes import scene_index
@@ -130,14 +131,15 @@ def similarity_sheet(maps: WordMaps, swaps: Mapping[str, WordMaps]) -> npt.NDArr
     def shown(values: npt.NDArray[np.float32], start: float, end: float, colormap: str) -> npt.NDArray[np.uint8]:
         # colorize takes distances above 0; similarities are moved there
         grid = np.asarray(Image.fromarray(values - start + 1).resize(size[::-1], Image.Resampling.NEAREST))
-        return viz.colorize(grid, None, 1.0, 1.0 + max(end - start, 1e-6), colormap)
+        colors = ColorScale(minimum=1.0, maximum=1.0 + max(end - start, 1e-6), colormap=colormap)
+        return viz.colorize(grid, None, colors)
 
-    cells = [("picture", photo), (f"depth {near:.2f} to {far:.2f} m", shown(maps.depth, near, far, viz.COLORMAP))]
+    cells = [("picture", photo), (f"depth {near:.2f} to {far:.2f} m", shown(maps.depth, near, far, COLORMAP))]
     cells += [
         (f"{word} ({center:g} m)", shown(similarity, low, high, "viridis"))
         for word, center, similarity in zip(maps.words, maps.bin_centers, maps.similarity, strict=True)
     ]
-    cells += [(f"depth, {swap}", shown(other.depth, near, far, viz.COLORMAP)) for swap, other in swaps.items()]
+    cells += [(f"depth, {swap}", shown(other.depth, near, far, COLORMAP)) for swap, other in swaps.items()]
     titled = [np.concatenate([viz.text_strip(CELL_WIDTH, {0: name}, LINE), cell]) for name, cell in cells]
     blank = np.full_like(titled[0], 255)
     titled += [blank] * (-len(titled) % COLUMNS)

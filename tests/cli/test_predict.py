@@ -11,8 +11,10 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
+from PIL import Image
 
 from langdepth import cli
 from langdepth.io import read_depth16
@@ -64,6 +66,51 @@ def test_folder_with_bad_files_writes_the_rest_and_exits_1(run: Run) -> None:
     for name in ("empty.jpg", "text.jpg", "cut.png"):
         assert name in err
     assert "4 done, 3 failed" in out
+
+
+def test_kitti16_has_the_names_and_values_of_the_kitti_server(run: Run) -> None:
+    for i in range(2):
+        save_picture(Path(f"image/{i:010}.png"), grey(0.1 + 0.5 * i))
+    code, _, err = run("image", "--save", "kitti16", "--out", "submission")
+    assert (code, err) == (0, "")
+    assert files("submission") == ["0000000000.png", "0000000001.png"]
+    for i, metres in enumerate((1.9, 6.4)):
+        values = np.asarray(Image.open(f"submission/{i:010}.png"))
+        assert values.dtype == np.uint16
+        assert values.shape == (48, 64)
+        np.testing.assert_allclose(values / 256, metres, atol=0.02)
+
+
+def test_one_range_of_colors_for_all_images(run: Run) -> None:
+    """The same depth has the same color in every image, and it is the one that the color map has there."""
+    save_picture(Path("p/near.png"), np.hstack([grey(0.1), grey(0.2)]))
+    save_picture(Path("p/far.png"), np.hstack([grey(0.1), grey(0.9)]))
+    assert run("p", "--save", "color,npy", "--range", "1,11", "--colormap", "viridis")[0] == 0
+    palette = matplotlib.colormaps["viridis"]
+    for name in ("near", "far"):
+        pixels, depth = np.asarray(Image.open(f"depth/{name}_color.png")), np.load(f"depth/{name}.npy")
+        factor = pixels.shape[0] // 48
+        for x in (10, 110):
+            expected = palette((depth[24, x] - 1) / 10, bytes=True)[:3]
+            np.testing.assert_allclose(pixels[24 * factor, x * factor], expected, atol=3)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--range", "10,0", "--range: expected 0 <= NEAR < FAR, for example 0,10, got '10,0'"),
+        ("--range", "5", "--range: expected NEAR,FAR in metres"),
+        ("--range", "0,inf", "--range: expected 0 <= NEAR < FAR"),
+        ("--range", "nan,3", "--range: expected 0 <= NEAR < FAR"),
+        ("--colormap", "virids", "unknown color map 'virids': did you mean 'viridis'?"),
+    ],
+)
+def test_colors_that_make_no_sense_are_known_before_the_work(run: Run, option: str, value: str, message: str) -> None:
+    save_picture(Path("a.png"), grey(0.5))
+    code, _, err = run("a.png", option, value)
+    assert code == 2
+    assert message in err
+    assert not Path("depth").exists()
 
 
 def test_warnings_are_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,12 +208,17 @@ def test_pictures_are_never_overwritten(run: Run) -> None:
     assert Path("photos/a_depth.png").read_bytes() == before
 
 
-def test_point_cloud_warns_about_a_guessed_camera(run: Run) -> None:
-    save_picture(Path("a.png"), ramp())
-    code, _, err = run("a.png", "--save", "ply")
+def test_guessed_cameras_are_said_once_with_their_number(run: Run) -> None:
+    for i in range(5):
+        save_picture(Path(f"p/{i}.png"), ramp(seed=i))
+    code, _, err = run("p", "--save", "ply")
     assert code == 0
-    assert "guess" in err
-    assert len(err.splitlines()) == 1
+    (line,) = err.splitlines()
+    assert "camera unknown for 5 of 5 images, guessed for the point clouds; give --fov or --intrinsics" in line
+
+
+def test_a_stated_camera_is_not_guessed(run: Run) -> None:
+    save_picture(Path("a.png"), ramp())
     for camera in (("--fov", 60), ("--intrinsics", "60,60,31.5,23.5")):
         code, _, err = run("a.png", "--save", "ply", *camera)
         assert (code, err) == (0, "")

@@ -331,6 +331,8 @@ class TestWriteResult:
     ) -> None:
         result = make_result(depth, image=rgb)
         for name, writer in WRITERS.items():
+            if not writer.by_name:
+                continue
             by_suffix = write_result(result, tmp_path / "new" / f"a{writer.suffix}")
             by_name = write_result(result, tmp_path / f"{name}{by_suffix.suffix}", format=name)
             assert by_suffix.read_bytes() == by_name.read_bytes()
@@ -360,6 +362,30 @@ class TestWriteResult:
         back, scale = read_depth16(path)
         np.testing.assert_allclose(back, depth / 1000, atol=scale * 0.51)
         assert back.max() == pytest.approx(65535 * scale)
+
+    def test_kitti16_is_what_the_kitti_server_reads(
+        self, depth: npt.NDArray[np.float32], tmp_path: Path, recwarn: pytest.WarningsRecorder
+    ) -> None:
+        depth[0, :6] = 0, 0.0005, 1.0, 2.0 + 0.5 / 256 + 1e-4, 255.99, np.nan
+        path = write_result(make_result(depth), tmp_path / "0000000000.png", format="kitti16")
+        with Image.open(path) as image:
+            assert image.mode == "I;16"
+            units = np.asarray(image)
+        # No value is 0, and only that; the nearest unit, not the one below.
+        assert units[0, :6].tolist() == [0, 1, 256, 513, 65533, 0]
+        np.testing.assert_allclose(read_depth(path, 1 / 256)[1:], depth[1:], atol=0.5 / 256 + 1e-6)
+        np.testing.assert_array_equal(read_depth16(path)[0], read_depth(path, 1 / 256))
+        assert not recwarn.list
+
+    def test_kitti16_says_what_it_cannot_hold(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
+        depth[0, 0] = 300
+        with pytest.warns(UserWarning, match=r"beyond 255.996 m .* is stored as 255.996 m"):
+            path = write_result(make_result(depth), tmp_path / "far.png", format="kitti16")
+        back = read_depth(path, 1 / 256)
+        assert back[0, 0] == pytest.approx(255.996, abs=0.001)
+        np.testing.assert_allclose(back[1:], depth[1:], atol=0.5 / 256 + 1e-6)  # the others keep the scale
+        with pytest.raises(UsageError, match="kitti16 holds metres, and 'fake' gives relative depth"):
+            write_result(make_result(depth, scale_kind="relative"), tmp_path / "r.png", format="kitti16")
 
     def test_what_has_no_value_stays_without(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
         depth[10, :4] = np.nan, np.inf, -1, 3

@@ -11,7 +11,8 @@ import pytest
 from PIL import ImageDraw
 
 from langdepth.errors import UsageError
-from langdepth.viz import COLORMAP, INVALID_GREY, SheetRow, color_with_legend, colorize, robust_range, sheet
+from langdepth.prediction.options import COLORMAP, ColorScale
+from langdepth.viz import INVALID_GREY, SheetRow, color_with_legend, colorize, robust_range, sheet
 
 
 def ramp(height: int = 40, width: int = 60, near: float = 1.0, far: float = 5.0) -> npt.NDArray[np.float32]:
@@ -34,7 +35,7 @@ class TestColorize:
         assert brightness[-1] < 20
 
     def test_ends_of_the_range_are_the_ends_of_the_map(self) -> None:
-        pixels = colorize(np.array([[0.5, 1.0, 3.0, 5.0, 9.0]]), minimum=1, maximum=5)
+        pixels = colorize(np.array([[0.5, 1.0, 3.0, 5.0, 9.0]]), colors=ColorScale(minimum=1, maximum=5))
         first, middle, last = (np.array(matplotlib.colormaps[COLORMAP](x, bytes=True)[:3]) for x in (0.0, 0.5, 1.0))
         np.testing.assert_array_equal(pixels[0, [0, 1]], [first, first])
         np.testing.assert_array_equal(pixels[0, 2], middle)
@@ -66,10 +67,10 @@ class TestColorize:
 
     def test_bad_requests(self) -> None:
         with pytest.raises(UsageError, match="did you mean 'viridis'"):
-            colorize(ramp(), colormap="virids")
+            colorize(ramp(), colors=ColorScale(colormap="virids"))
         for low, high in ((2.0, 2.0), (3.0, 1.0), (float("nan"), 1.0)):
             with pytest.raises(UsageError, match="near to far"):
-                colorize(ramp(), minimum=low, maximum=high)
+                colorize(ramp(), colors=ColorScale(minimum=low, maximum=high))
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ class TestLegend:
     def test_labels_are_round_metres_at_their_place(
         self, drawn: list[tuple[float, str]], near: float, far: float, expected: list[str]
     ) -> None:
-        color_with_legend(ramp(240, 240), minimum=near, maximum=far)
+        color_with_legend(ramp(240, 240), colors=ColorScale(minimum=near, maximum=far))
         assert [text for _, text in drawn] == expected
         top, bottom = 12, 240 - 12
         for y, text in drawn:
@@ -142,7 +143,7 @@ class TestLegend:
             assert (y - top) / (bottom - top) == pytest.approx((metres - near) / (far - near), abs=1e-6)
 
     def test_relative_depth_has_no_unit(self, drawn: list[tuple[float, str]]) -> None:
-        color_with_legend(ramp(240, 240), minimum=0, maximum=1, unit="")
+        color_with_legend(ramp(240, 240), colors=ColorScale(minimum=0, maximum=1), unit="")
         assert [text for _, text in drawn] == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
 
 
@@ -163,7 +164,9 @@ class TestSheet:
         assert (picture == (10, 200, 30)).all()
         np.testing.assert_array_equal(truth, colorize(ramp(48, 64)))
         low, high = robust_range(ramp(48, 64))
-        np.testing.assert_array_equal(prediction, colorize(ramp(48, 64) * 2, None, low, high))
+        np.testing.assert_array_equal(
+            prediction, colorize(ramp(48, 64) * 2, None, ColorScale(minimum=low, maximum=high))
+        )
         brightest = np.array(matplotlib.colormaps["inferno"](1.0, bytes=True)[:3])
         assert (error == brightest).all()  # an error of 100 % everywhere
 

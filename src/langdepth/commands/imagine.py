@@ -14,6 +14,7 @@ from langdepth.commands._parse import run
 from langdepth.commands._parse import size as size_of
 from langdepth.commands.predict import read_camera, read_formats
 from langdepth.errors import UsageError
+from langdepth.prediction.options import ColorScale, writer_options
 
 EXAMPLE = """
 langdepth imagine "a bedroom with a stand and a bed" --samples 4 --seed 0 --out imagined
@@ -36,6 +37,8 @@ def imagine(
     seed: int = 0,
     size: str | None = None,
     save: str = "depth16,color",
+    range: str | None = None,
+    colormap: str | None = None,
     out: str = "imagined",
     intrinsics: str | None = None,
     fov: float | None = None,
@@ -54,13 +57,17 @@ def imagine(
         samples: How many maps per sentence.
         seed: Another seed, other maps.
         size: HEIGHTxWIDTH of the maps in pixels, for example 352x1216; without it the system's own for a 4:3 picture.
-        save: What to write, with commas: depth16 (16-bit PNG, millimetres), npy, npz, color (PNG to look at), ply.
+        save: What to write, with commas: depth16 (16-bit PNG, millimetres), kitti16 (16-bit PNG, metres x 256), npy,
+            npz, color (PNG to look at), ply.
+        range: NEAR,FAR in metres, for example 0,10: the depths that the first and the last color stand for.
+        colormap: Name of a matplotlib color map; without it magma_r, near bright and far dark.
         out: Folder for the results.
         intrinsics: Camera as fx,fy,cx,cy in pixels of the maps, for ply; otherwise one is guessed.
         fov: Camera as the field of view across the width, in degrees.
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
     """
     formats, camera = read_formats(save), read_camera(intrinsics, fov)
+    colors = ColorScale.from_text(range, colormap)
     height_width = size_of("--size", size)
     if "" in (prompt.strip() for prompt in prompts):
         raise UsageError("a prompt is empty; describe a scene, for example 'a bedroom with a desk'")
@@ -78,9 +85,11 @@ def imagine(
         height, width = results[0].depth.shape
         lens = Camera.guess(width, height) if camera is None else camera(width, height)
         for number, result in enumerate(results, 1):
-            coloured = replace(result, camera=lens, image=viz.colorize(result.depth, result.valid))  # for the points
+            points = viz.colorize(result.depth, result.valid, colors)
+            coloured = replace(result, camera=lens, image=points)
             for form in formats:
-                write_result(coloured, Path(out, f"{name}_{number}{WRITERS[form].suffix}"), format=form)
+                target = Path(out, f"{name}_{number}{WRITERS[form].suffix}")
+                write_result(coloured, target, format=form, **writer_options(form, colors))
         means = sorted(float(result.depth.mean()) for result in results)
         print(f"{prompt} -> {Path(out, name)}_*; mean depth of the samples {means[0]:.2f} to {means[-1]:.2f} m")
         rows.append((f"{prompt}  (seed {seed})", [result.depth for result in results]))
@@ -91,7 +100,7 @@ def imagine(
             file=sys.stderr,
         )
     with atomic_path(Path(out, "sheet.png")) as path:
-        Image.fromarray(viz.maps_sheet(rows)).save(path)
+        Image.fromarray(viz.maps_sheet(rows, colors=colors)).save(path)
     print(f"all of them: {Path(out, 'sheet.png')}")
 
 

@@ -6,20 +6,22 @@ import glob
 import itertools
 import os
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
 from langdepth.camera import Camera
 from langdepth.commands._parse import run, size
 from langdepth.errors import LangdepthError, UsageError, nearest
+from langdepth.prediction.background import Background
+from langdepth.prediction.options import ColorScale, writer_options
 from langdepth.protocols import check_window
 from langdepth.text.prompts import read_changes
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 EXAMPLE = """
 langdepth predict photo.jpg --text "a kitchen with a sink" --out depth
 langdepth predict photos --recursive --save depth16,npz --out depth --resume
+langdepth predict photos --save color --range 0,10 --colormap viridis --out depth
 langdepth predict photo.jpg --system depthclip --clip-weights RN50.pt --words "near,far" --bins 1,3
 """
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2"}
@@ -52,6 +55,8 @@ def predict(
     clip_weights: str | None = None,
     overlay: Path | None = None,
     save: str = "depth16,color",
+    range: str | None = None,
+    colormap: str | None = None,
     out: str = "depth",
     intrinsics: str | None = None,
     fov: float | None = None,
@@ -85,7 +90,11 @@ def predict(
             or the word random; without it open_clip downloads them.
         overlay: For systems that look at one (msa-sam): the picture with masks drawn over it, or the masks (.npz); for
             many pictures the folder that "langdepth data sam" wrote, or one with files of the same names.
-        save: What to write, with commas: depth16 (16-bit PNG, millimetres), npy, npz, color (PNG to look at), ply.
+        save: What to write, with commas: depth16 (16-bit PNG, millimetres), kitti16 (the KITTI benchmark's 16-bit PNG,
+            metres x 256), npy, npz, color (PNG to look at), ply.
+        range: NEAR,FAR in metres, for example 0,10: the depths that the first and the last color stand for, the same in
+            every image; without it each image has its own.
+        colormap: Name of a matplotlib color map; without it magma_r, near bright and far dark.
         out: Folder for the results; sub-folders of the input are kept.
         intrinsics: Camera as fx,fy,cx,cy in pixels of the pictures, for ply; otherwise EXIF or a guess is used.
         fov: Camera as the field of view across the width, in degrees.
@@ -103,7 +112,7 @@ def predict(
         recursive: Look into the sub-folders of folders.
         resume: Skip pictures whose results are all there.
     """
-    formats = read_formats(save)
+    formats, colors = read_formats(save), ColorScale.from_text(range, colormap)
     changes = read_changes(prompts, words, bins)
     camera = read_camera(intrinsics, fov)
     window_size, stride_size = size("--window", window), size("--stride", stride)
@@ -147,15 +156,21 @@ def predict(
         batch_size=batch_size,
         keep_image="ply" in formats,
     )
-    failed = len(problems)
+    failed, guessed = len(problems), 0
     with tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:
-        for outcome in written(results):
+        for outcome in written(results, colors):
             bar.update()
             if isinstance(outcome, LangdepthError):
                 failed += 1
                 _complain(outcome)
             else:
-                bar.write(outcome)
+                bar.write(outcome.line)
+                guessed += outcome.camera_guessed
+    if guessed:
+        _complain(
+            f"camera unknown for {guessed} of {len(jobs)} images, guessed for the point clouds; give --fov or "
+            "--intrinsics for their true shape"
+        )
     if known + len(problems) > 1:
         print(f"{known + len(problems) - failed} done, {failed} failed, results in {out}")
     return 1 if failed else 0
@@ -288,38 +303,36 @@ def _unique_names(places: list[Path]) -> list[Path]:
 # The work: write in the background while the next pictures are predicted.
 
 
-def written(results: Generator[tuple[Job, DepthResult | LangdepthError]]) -> Iterator[str | LangdepthError]:
+class Written(NamedTuple):
+    """What is said of an image whose files are there."""
+
+    line: str
+    camera_guessed: bool
+
+
+def written(
+    results: Generator[tuple[Job, DepthResult | LangdepthError]], colors: ColorScale
+) -> Iterator[Written | LangdepthError]:
     """A line per picture once its files are there, or the error. A file that cannot be written ends the run."""
-    workers = min(4, os.cpu_count() or 1)
-    pending: deque[Future[str]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="langdepth-write")
-    try:
+    with Background("langdepth-write") as pool, closing(results):  # no more results before the threads are left
         for job, result in results:
             if isinstance(result, LangdepthError):
                 yield result
-                continue
-            pending.append(pool.submit(_write, job, result))
-            while len(pending) > 2 * workers or (pending and pending[0].done()):
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        results.close()
-        pool.shutdown(wait=True, cancel_futures=True)
+            else:
+                yield from pool.submit(_write, job, result, colors)
+        yield from pool.finish()
 
 
-def _write(job: Job, result: DepthResult) -> str:
+def _write(job: Job, result: DepthResult, colors: ColorScale) -> Written:
     from langdepth.io import write_result
 
-    if "ply" in job.targets and result.camera is None:
+    guessed = "ply" in job.targets and result.camera is None
+    if guessed:
         height, width = result.depth.shape
         result = replace(result, camera=Camera.guess(width, height))
-        _complain(
-            f"{job.source}: camera unknown, guessed for {job.targets['ply']}; give --fov or --intrinsics for true shape"
-        )
     for name, target in job.targets.items():
-        write_result(result, target, format=name)
-    return _line(job, result)
+        write_result(result, target, format=name, **writer_options(name, colors))
+    return Written(_line(job, result), guessed)
 
 
 def _line(job: Job, result: DepthResult) -> str:

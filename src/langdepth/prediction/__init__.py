@@ -1,0 +1,1 @@
+"""From images to depth: options, ensembles, what is written."""
