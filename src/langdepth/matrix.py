@@ -33,7 +33,8 @@ from langdepth.text.captions import FEATURES, INDEX
 from langdepth.types import WithoutCaption
 
 SHOWN = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")  # of the Markdown table; the others hold all
-BOUNDARIES = ("boundary_accuracy", "boundary_completeness")  # pixels, of data sets that state true edges
+_ERRORS = ("accuracy", "completeness")  # pixels, of data sets that state true edges, as reports call them
+BOUNDARIES = tuple(f"boundary_{name}" for name in _ERRORS)
 _LEGEND = """\
 Means over pictures. Of delta1 to delta3 more is better, of all else less; rmse in metres, boundary errors in pixels.
 A table holds what was judged on the same data by the same rules: a protocol, with the hash of its switches.
@@ -327,11 +328,25 @@ def _filled(cell: Cell, out: Path, *, device: str | None, dtype: str, batch_size
 
 
 def _read_cell(path: Path) -> dict[str, Any]:
+    """A finished cell; nothing where the file is missing, damaged or lacks what the tables show."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        return content if isinstance(content, dict) and _is_whole(content["report"]) else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    return content if isinstance(content, dict) and "report" in content else {}
+
+
+def _no_number(name: str) -> None:
+    """For NaN and infinity, which no report of ours holds."""
+    raise ValueError(f"{name} in a report")
+
+
+def _is_whole(report: dict[str, Any]) -> bool:
+    """Whether a report has what the tables show. Raises KeyError or TypeError where a part is missing."""
+    boundaries = {} if report["boundaries"] is None else {name: report["boundaries"][name] for name in _ERRORS}
+    means = {name: report["image_mean"][name] for name in METRICS}
+    counts = {name: report[name] for name in ("images", "skipped")}
+    return all(isinstance(value, int | float) for value in (means | boundaries | counts).values())
 
 
 def _file_name(*labels: str) -> str:
@@ -382,9 +397,7 @@ def markdown(cells: Sequence[dict[str, Any]]) -> str:
 def _means(report: dict[str, Any]) -> dict[str, float]:
     """The image means of a report, with its boundary errors."""
     errors = report["boundaries"]
-    return report["image_mean"] | (
-        {name: errors[name.removeprefix("boundary_")] for name in BOUNDARIES} if errors else {}
-    )
+    return report["image_mean"] | (dict(zip(BOUNDARIES, (errors[e] for e in _ERRORS), strict=True)) if errors else {})
 
 
 def _line(start: str, shown: Sequence[str], values: dict[str, float], note: str) -> str:

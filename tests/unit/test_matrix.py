@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,32 @@ def test_a_finished_cell_is_not_run_again_unless_something_changed(
     next((out / "cells").glob("*full-*.json")).write_text("{cut")
     assert runs() > 0
     assert runs() == 0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda report: report.pop("skipped"),
+        lambda report: report["image_mean"].pop("rmse"),
+        lambda report: report.pop("boundaries"),
+        lambda report: report.update(boundaries={"accuracy": 1.0}),
+        lambda report: report.update(images="many"),
+        lambda report: report["image_mean"].update(rmse=float("nan")),
+        lambda report: report.update(image_mean=None),
+    ],
+)
+def test_a_finished_cell_that_is_not_whole_is_run_again(
+    tmp_path: Path, loaded: FakeSystem, damage: Callable[[dict[str, Any]], Any]
+) -> None:
+    matrix = matrix_of(write_folder(tmp_path / "rooms", [{}]), "tiny")
+    before = run_matrix(matrix, tmp_path / "out", say=quiet)[0]["ours"]
+    path = next((tmp_path / "out" / "cells").glob("*.json"))
+    content = json.loads(path.read_text())
+    damage(content["report"])
+    path.write_text(json.dumps(content))
+    after = run_matrix(matrix, tmp_path / "out", say=quiet)[0]["ours"]
+    assert after["image_mean"] == before["image_mean"]
+    assert json.loads(path.read_text())["report"] == after
 
 
 def test_an_error_of_any_kind_is_told_in_its_cell(tmp_path: Path, loaded: FakeSystem) -> None:
