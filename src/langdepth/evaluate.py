@@ -136,9 +136,7 @@ def evaluate(
                 judged_pixels = tally.add([index for index, _ in batch], samples, judged)
                 for sample, pixels in zip(samples, judged_pixels, strict=True):
                     if not pixels:
-                        bar.say(
-                            f"skipped: {sample.path}: no known depth inside the window and range of {protocol.name}"
-                        )
+                        bar.say(f"skipped: {sample.path}: {_too_few(protocol)}")
     except Exception as error:
         failure = error  # raised when the other processes know; they would wait for this one
     _refuse(failure, missing, processes, count, system)
@@ -212,14 +210,14 @@ def judge(system: System | Predictions, samples: list[Sample], protocol: Protoco
     image, target, known = (
         _stack([getattr(sample, name) for sample in samples])[window] for name in ("image", "depth", "mask")
     )
-    valid = protocol.valid_mask(target, known)
+    valid = _enough(protocol.valid_mask(target, known), protocol)
     stated = [sample.edges for sample in samples if sample.edges is not None]
     edges = _stack(stated)[window] if len(stated) == len(samples) else None
     if isinstance(system, Predictions):
         prediction = system.depth(samples, protocol)
         has_depth = prediction.isfinite()
         if protocol.mask_prediction:
-            valid &= has_depth
+            valid = _enough(valid & has_depth, protocol)
         _require_depth(system, samples, has_depth, valid if edges is None else torch.ones_like(valid))
         prediction = prediction.nan_to_num(0)
     else:
@@ -234,13 +232,24 @@ def judge(system: System | Predictions, samples: list[Sample], protocol: Protoco
         reason = "no alignment by median, since the median of the predicted depth is not above 0"
         _require(prediction.isfinite(), samples, f"'{system.name}': {reason}")
     if protocol.mask_prediction:
-        valid &= prediction > protocol.min_depth
+        valid = _enough(valid & (prediction > protocol.min_depth), protocol)
     if protocol.clamp_prediction:
         prediction = prediction.clamp(protocol.min_depth, protocol.max_depth)
     else:
         reason = "depth is not above 0 everywhere; use a protocol with clamp_prediction"
         _require((prediction > 0) | ~valid, samples, reason)
     return Judged(image=image, prediction=prediction, target=target, valid=valid, edges=edges)
+
+
+def _enough(valid: Tensor, protocol: Protocol) -> Tensor:
+    """``valid`` (B, 1, H, W), emptied for images with fewer pixels than the protocol needs."""
+    return valid & (valid.flatten(1).sum(1) >= protocol.needed_pixels).view(-1, 1, 1, 1)
+
+
+def _too_few(protocol: Protocol) -> str:
+    """Why an image is skipped that can be read."""
+    known = "no known depth" if protocol.needed_pixels == 1 else f"fewer than {protocol.needed_pixels} known depths"
+    return f"{known} inside the window and range of {protocol.name}"
 
 
 def _predict(system: System, samples: list[Sample], image: Tensor, protocol: Protocol, dtype: str) -> Tensor:

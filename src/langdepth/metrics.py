@@ -1,14 +1,18 @@
-"""The standard depth metrics of a picture, the sums that they are made of, and the alignments done before them.
+"""The standard depth metrics of an image, the sums that they are made of, and the alignments done before them.
 
-All functions take ``prediction`` and ``target`` (B, 1, H, W) in metres and ``mask`` (B, 1, H, W) bool, True where a
-pixel counts. What stands in masked-out places, NaN included, never matters. Sums are float64. With p the prediction, t
-the truth and d = ln p - ln t, over the valid pixels:
+All functions take ``prediction`` and ``target`` in metres, of any floating type, and ``mask``, True where a pixel
+counts; all three (B, 1, H, W), (B, H, W) or, for one image, (H, W). What stands in masked-out places, NaN included,
+never matters. Sums are float64. With p the prediction, t the truth and d = ln p - ln t, over the valid pixels:
 
     abs_rel   mean |p - t| / t                       log10    mean |log10 p - log10 t|
     sq_rel    mean (p - t)^2 / t                     silog    100 sqrt(mean d^2 - (mean d)^2)
     rmse      sqrt(mean (p - t)^2)                   delta_k  share of pixels with max(p / t, t / p) < 1.25^k
     rmse_log  sqrt(mean d^2), natural logarithm      abs_diff mean |p - t|
     msle      mean d^2, which some papers print as "RMSE log"; delta0.5 is of 1.25^0.5
+
+A prediction at or below 0 is beyond every threshold of delta. It has no logarithm, so that the means of d (rmse_log,
+log10, silog, msle) are those of the pixels whose prediction is above 0, and NaN where there is none; the other metrics
+count it as it is.
 """
 
 from __future__ import annotations
@@ -22,17 +26,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from langdepth.errors import UsageError
 from langdepth.protocols import Alignment
 
 METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
 EXTRA_METRICS = ("abs_diff", "delta0.5", "msle")  # of some papers; reports hold them where their protocol asks for them
 ALL_METRICS = (*METRICS, *EXTRA_METRICS)
-DEFINITIONS = 1
+HIGHER_IS_BETTER = {name: name.startswith("delta") for name in ALL_METRICS}
+DEFINITIONS = 2
 """Goes up by one whenever a number of a report is defined anew, so that no matrix mixes old ones with new ones."""
 
 _FARTHEST = 1000.0  # metres
 _WITHIN = (1.25**3, 1.25**2, 1.25, 1.25**0.5)
-SUMS = 12  # columns of error_sums
+SUMS = 13  # columns of error_sums
 
 RANGES = (0, 1, 2, 3, 5, 10, 20, 40, 80, math.inf)
 """Metres between which a report tells the metrics of each range; the lower end belongs to a range."""
@@ -45,21 +51,59 @@ Values = npt.NDArray[np.float32]
 
 
 def error_sums(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """What all metrics are made of, (B, 12) float64: ``range_sums`` of each picture, added over the ranges.
+    """What all metrics are made of: ``range_sums`` of each image, added over the ranges.
 
-    ``prediction`` and ``target`` must be above 0 where ``mask`` is True. Sums of several pictures may be added: the
-    metrics of the total are those of all their pixels together. They do not depend on the number of threads.
+    Sums of several images may be added: the metrics of the total are those of all their pixels together. They do not
+    depend on the number of threads.
+
+    Args:
+        prediction: Metres. Where a valid one is NaN or infinite, so are sums of its image.
+        target: Metres, above 0 and finite where ``mask`` is True.
+        mask: True where a pixel counts.
+
+    Returns:
+        (B, 13) float64.
+
+    Raises:
+        UsageError: The shapes differ, or a valid target is not above 0.
     """
-    pictures = zip(*(_array(part) for part in (prediction, target, mask)), strict=True)
-    sums = [range_sums(p[known], t[known]).sum(0) for p, t, known in pictures]
+    sums = []
+    for number, (p, t, known) in enumerate(zip(*map(_array, images(prediction, target, mask)), strict=True)):
+        true = t[known]
+        if not (true.min(initial=1) > 0 and true.max(initial=1) < math.inf):  # also true for NaN
+            raise UsageError(
+                f"image {number} of the batch: its target must be above 0 and finite where the mask is set"
+            )
+        sums.append(range_sums(p[known], true).sum(0))
     return torch.from_numpy(np.array(sums).reshape(-1, SUMS)).to(prediction.device)
 
 
+def images(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The three maps as (B, 1, H, W), half precision as float32. Raises UsageError for other shapes and masks."""
+    maps, shape = (prediction, target, mask), prediction.shape
+    known = len(shape) in (2, 3) or (len(shape) == 4 and shape[1] == 1)
+    if not known or any(one.shape != shape for one in maps):
+        raise UsageError(
+            "prediction, target and mask must have one shape, (B, 1, H, W), (B, H, W) or, for one image, (H, W); "
+            f"found {', '.join(str(tuple(one.shape)) for one in maps)}"
+        )
+    if mask.dtype != torch.bool:
+        raise UsageError(f"the mask must be of bool, True where a pixel counts, found {mask.dtype}")
+    maps = (_single(prediction), _single(target), mask)
+    return maps if len(shape) == 4 else tuple(one.reshape(-1, 1, *shape[-2:]) for one in maps)  # type: ignore[return-value]
+
+
+def _single(values: Tensor) -> Tensor:
+    """Half precision as float32, which NumPy knows and which is exact."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
 def range_sums(p: Values, t: Values) -> npt.NDArray[np.float64]:
-    """Sums over the pixels (N,) in each of ``RANGES`` of true depth, (R, 12).
+    """Sums over the pixels (N,) in each of ``RANGES`` of true depth, (R, 13).
 
     The columns: the number of pixels, of those within 1.25^3, 1.25^2, 1.25 and 1.25^0.5, then the sums of |p - t| / t,
-    (p - t)^2 / t, (p - t)^2, d^2, |d|, d and |p - t|.
+    (p - t)^2 / t, (p - t)^2, d^2, |d|, d and |p - t|, and the number of pixels that the sums of d are over: those with
+    p above 0.
     """
     sums = np.zeros((len(RANGES) - 1, SUMS))
     nearest, farthest = t.min(initial=math.inf), t.max(initial=0)
@@ -74,12 +118,17 @@ def range_sums(p: Values, t: Values) -> npt.NDArray[np.float64]:
 
 def _sums(p: npt.NDArray[np.float64], t: npt.NDArray[np.float64]) -> list[float]:
     """The columns of ``range_sums`` for all pixels (N,) together."""
-    error, ratio = p - t, p / t
-    absolute, d = np.abs(error), np.log(ratio)
-    relative, worst = absolute / t, np.maximum(ratio, t / p)
+    error = p - t
+    absolute = np.abs(error)
+    relative = absolute / t
+    if not p.min(initial=1) > 0:  # also true for NaN, whose sums stay NaN
+        positive = ~(p <= 0)
+        p, t = p[positive], t[positive]
+    ratio = p / t
+    d, worst = np.log(ratio), np.maximum(ratio, t / p)
     within = (int(np.count_nonzero(worst < limit)) for limit in _WITHIN)
     columns = (relative, relative * absolute, error * error, d * d, np.abs(d), d, absolute)
-    return [len(p), *within, *(float(column.sum()) for column in columns)]
+    return [len(error), *within, *(float(column.sum()) for column in columns), len(d)]
 
 
 def _array(tensor: Tensor) -> npt.NDArray[Any]:
@@ -88,9 +137,10 @@ def _array(tensor: Tensor) -> npt.NDArray[Any]:
 
 
 def metrics_from_sums(sums: Tensor) -> dict[str, Tensor]:
-    """The metrics that ``error_sums`` (..., 12) amount to, each (...) float64; NaN where there is no valid pixel."""
-    means = sums[..., 1:] / sums[..., :1]
-    delta3, delta2, delta1, half, abs_rel, sq_rel, squared, d_squared, d_abs, d, abs_diff = means.unbind(-1)
+    """The metrics that ``error_sums`` (..., 13) amount to, each (...) float64; NaN where there is no valid pixel."""
+    means = sums[..., 1:-1] / sums[..., :1]
+    delta3, delta2, delta1, half, abs_rel, sq_rel, squared, *_, abs_diff = means.unbind(-1)
+    d_squared, d_abs, d = (sums[..., 8:11] / sums[..., -1:]).unbind(-1)
     silog = 100 * (d_squared - d.square()).clamp(min=0).sqrt()
     standard = (abs_rel, sq_rel, squared.sqrt(), d_squared.sqrt(), d_abs / math.log(10), silog, delta1, delta2, delta3)
     return dict(zip(ALL_METRICS, (*standard, abs_diff, half, d_squared), strict=True))
@@ -102,7 +152,7 @@ def depth_metrics(prediction: Tensor, target: Tensor, mask: Tensor) -> dict[str,
 
 
 def align(prediction: Tensor, target: Tensor, mask: Tensor, kind: Alignment, *, disparity: bool = False) -> Tensor:
-    """The prediction fitted to the truth's valid pixels, picture by picture; (B, 1, H, W) float32.
+    """The prediction fitted to the truth's valid pixels, image by image; float32 in the shape of ``prediction``.
 
     "none": unchanged. "median": times median(target) / median(prediction); NaN where the latter is not above 0.
     "least_squares": scale * prediction + shift with the scale and shift that make the sum of squared differences in
@@ -110,7 +160,7 @@ def align(prediction: Tensor, target: Tensor, mask: Tensor, kind: Alignment, *, 
     the same fit, of 1 / prediction to 1 / target, then inverted; what comes out not above 1 / 1000 m is put at 1000 m.
     ``disparity``: the prediction is disparity already, known up to scale and shift; only the kind "disparity" makes
     depth of it. Without a valid pixel the prediction stays as it is. The result may be negative after "least_squares":
-    clamp it. Raises ValueError for another kind.
+    clamp it. Raises ValueError for another kind, UsageError for shapes that differ.
     """
     if kind not in get_args(Alignment):
         raise ValueError(f"alignment '{kind}' is none of {', '.join(get_args(Alignment))}")
@@ -118,10 +168,12 @@ def align(prediction: Tensor, target: Tensor, mask: Tensor, kind: Alignment, *, 
         raise ValueError(f"disparity is no depth; align it with the kind 'disparity', not '{kind}'")
     if kind == "none":
         return prediction
+    shape = prediction.shape
+    prediction, target, mask = images(prediction, target, mask)
     if kind == "disparity":
         given = prediction if disparity else 1 / prediction.clamp(min=1 / _FARTHEST)
         fitted = align(given, 1 / torch.where(mask, target, 1), mask, "least_squares")
-        return 1 / fitted.clamp(min=1 / _FARTHEST)
+        return (1 / fitted.clamp(min=1 / _FARTHEST)).view(shape)
     p, t, valid = (x.flatten(1) for x in (prediction, target, mask))
     count = valid.sum(1, keepdim=True)
     if kind == "median":
@@ -139,7 +191,7 @@ def align(prediction: Tensor, target: Tensor, mask: Tensor, kind: Alignment, *, 
         shift = t_mean - scale * p_mean
     empty = count == 0
     scale, shift = torch.where(empty, 1, scale), torch.where(empty, 0, shift)
-    return (prediction.double() * scale[..., None, None] + shift[..., None, None]).float()
+    return (prediction.double() * scale[..., None, None] + shift[..., None, None]).float().view(shape)
 
 
 def _median(values: Tensor, valid: Tensor, count: Tensor) -> Tensor:
@@ -210,6 +262,7 @@ def edge_counts(prediction: Tensor, target: Tensor, mask: Tensor) -> npt.NDArray
     the same side is the farther one. ``prediction`` and ``target`` must be above 0 where ``mask`` is True.
     """
     counts = np.zeros((len(EDGE_RATIOS), 3), dtype=np.int64)
+    prediction, target, mask = images(prediction, target, mask)
     known = _array(mask)
     rows, columns = (np.flatnonzero(known.any(axis=others)) for others in ((0, 1, 3), (0, 1, 2)))
     if not len(rows):

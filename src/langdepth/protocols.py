@@ -39,6 +39,7 @@ _NYU_INNER = (Fraction(56, 480), Fraction(472, 480), Fraction(60, 640), Fraction
 _LATER = {"later": True}
 # How resize enters the hash: "bilinear" is what the protocols said that now leave it to the system.
 _RESIZE_IN_HASH = {"system": "bilinear", "bilinear": "bilinear-centres"}
+_FITTED_PIXELS = 10  # judged pixels that an alignment needs unless told; a line goes through any two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class Protocol:
     fit to the truth, see ``langdepth.metrics.align``. mask_prediction: judge only where the prediction, too, is above
     min_depth. clamp_prediction: limit the depth to [min_depth, max_depth]. crop: the window that is judged, in pixels
     of the frame. min_depth, max_depth: metres; a pixel is judged where the truth is known and strictly between the two.
+    min_pixels: skip images with fewer pixels than this to evaluate; None: 10 with an alignment, since a fit to very few
+    pixels is perfect, and 1 without.
 
     Raises UsageError for values that make no sense.
     """
@@ -74,6 +77,7 @@ class Protocol:
     window: tuple[int, int] | None = field(default=None, metadata=_LATER)
     stride: tuple[int, int] | None = field(default=None, metadata=_LATER)
     training_focal: float | None = field(default=None, metadata=_LATER)
+    min_pixels: int | None = field(default=None, metadata=_LATER)
     extra_metrics: tuple[str, ...] = ()
     """Reported beside the standard nine; no rule, so no part of the hash."""
 
@@ -91,7 +95,14 @@ class Protocol:
             )
         if self.training_focal is not None and not 0 < self.training_focal < math.inf:
             raise UsageError(f"protocol: training_focal {self.training_focal:g} must be above 0, in pixels")
+        if self.min_pixels is not None and not self.min_pixels >= 1:
+            raise UsageError(f"protocol: min_pixels {self.min_pixels} must be at least 1")
         check_window(self.window, self.stride)
+
+    @property
+    def needed_pixels(self) -> int:
+        """The number of pixels to evaluate without which an image is skipped."""
+        return self.min_pixels or (1 if self.alignment == "none" else _FITTED_PIXELS)
 
     def switches(self) -> dict[str, Any]:
         """All rules: every field but the name and the extra metrics."""

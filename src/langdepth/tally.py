@@ -1,4 +1,4 @@
-"""What evaluation keeps of the pictures it has judged: 18 numbers each, and sums over all of them.
+"""What evaluation keeps of the pictures it has judged: 19 numbers each, and sums over all of them.
 
 No number depends on the order in which pictures are judged: records are put in the order of the data set before means
 are made of them, and the sums of the depth ranges are added exactly, as integers. So two processes that share the

@@ -84,8 +84,7 @@ def image_means(system: StandIn, target: Tensor, protocol: Protocol) -> dict[str
     judged = judge(system, samples_of(target), protocol)
     metrics = DepthMetrics()
     metrics.update(judged.prediction, judged.target, judged.valid)
-    means: dict[str, Tensor] = metrics.compute()["image_mean"]
-    return means
+    return metrics.compute()
 
 
 def _named_metrics(means: dict[str, Tensor], prefix: str) -> Compared:

@@ -107,8 +107,7 @@ def losses_metrics(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | N
         metrics.update(judged.prediction, judged.target, judged.valid)
         found = metrics.compute()
         order = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "delta1", "delta2", "delta3")
-        pooled, running = found["pixel_mean"], found["image_mean"]
-        yield f"{dataset}_pixelwise", torch.stack([pooled[name] for name in order]), tight
+        yield f"{dataset}_pixelwise", torch.stack([found[f"pixel_{name}"] for name in order]), tight
         # The published running average of the squared log error has no root.
-        published = [running["msle" if name == "rmse_log" else name] for name in order]
+        published = [found["msle" if name == "rmse_log" else name] for name in order]
         yield f"{dataset}_running", torch.stack(published), tight

@@ -8,8 +8,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from torchmetrics import MetricCollection
 
 from langdepth.accumulator import DepthMetrics
+from langdepth.errors import UsageError
 from langdepth.metrics import (
     EDGE_RATIOS,
     EXTRA_METRICS,
@@ -93,11 +95,11 @@ def test_image_mean_and_pixel_mean_differ_as_they_should() -> None:
     metrics = DepthMetrics()
     metrics.update(prediction, target, mask)
     result = metrics.compute()
-    assert float(result["image_mean"]["rmse"]) == pytest.approx(1.5)
-    assert float(result["pixel_mean"]["rmse"]) == pytest.approx(math.sqrt((1 + 3 * 4) / 4))
+    assert float(result["rmse"]) == pytest.approx(1.5)
+    assert float(result["pixel_rmse"]) == pytest.approx(math.sqrt((1 + 3 * 4) / 4))
     d = torch.tensor([2.0, 3.0, 3.0, 3.0]).double().log()
-    assert float(result["pixel_mean"]["silog"]) == pytest.approx(100 * float(d.std(correction=0)))
-    assert float(result["image_mean"]["silog"]) == pytest.approx(0, abs=1e-4)
+    assert float(result["pixel_silog"]) == pytest.approx(100 * float(d.std(correction=0)))
+    assert float(result["silog"]) == pytest.approx(0, abs=1e-4)
 
 
 def test_pictures_without_valid_pixels_are_counted_not_averaged() -> None:
@@ -107,7 +109,7 @@ def test_pictures_without_valid_pixels_are_counted_not_averaged() -> None:
     metrics.update(prediction, target, mask)
     result = metrics.compute()
     assert (int(result["images"]), int(result["skipped"])) == (1, 1)
-    assert float(result["image_mean"]["abs_rel"]) == float(result["pixel_mean"]["abs_rel"]) == 1
+    assert float(result["abs_rel"]) == float(result["pixel_abs_rel"]) == 1
     assert metrics.last["abs_rel"].isnan().tolist() == [False, True]
 
 
@@ -115,7 +117,9 @@ def test_nothing_valid_is_nan_not_zero() -> None:
     target = maps([0.0])
     metrics = DepthMetrics()
     metrics.update(target, target, target > 0)
-    assert all(value.isnan() for value in metrics.compute()["image_mean"].values())
+    found = metrics.compute()
+    assert all(found[name].isnan() and found[f"pixel_{name}"].isnan() for name in METRICS)
+    assert int(found["skipped"]) == 1
 
 
 def test_sums_stay_exact_over_many_large_values() -> None:
@@ -191,7 +195,7 @@ def test_sums_of_ranges_are_those_of_their_pixels_alone() -> None:
     target[:4] = torch.tensor([1.0, 2.0, 3.0, 300.0])  # on the border: part of the farther range
     prediction = target * (0.7 + 0.6 * torch.rand(target.shape, generator=random))
     sums = range_sums(prediction.numpy(), target.numpy())
-    assert sums.shape == (len(RANGES) - 1, 12)
+    assert sums.shape == (len(RANGES) - 1, 13)
     maps = (prediction.view(1, 1, 400, 400), target.view(1, 1, 400, 400))
     p, t = prediction.double(), target.double()
     for number, (low, high) in enumerate(itertools.pairwise(RANGES)):
@@ -258,3 +262,107 @@ def test_disparity_is_fitted_in_disparity() -> None:
     assert float(far.max()) == pytest.approx(1000)
     with pytest.raises(ValueError, match="disparity is no depth"):
         align(disparity, target, mask, "median", disparity=True)
+
+
+def test_a_prediction_that_is_not_above_0_is_beyond_every_threshold() -> None:
+    prediction, target = maps([-1.0, 0.0, 2.0, 1.0]), maps([1.0, 1.0, 2.0, 2.0])
+    values = {name: float(v) for name, v in depth_metrics(prediction, target, everywhere(target)).items()}
+    assert [values[name] for name in ("delta0.5", "delta1", "delta2", "delta3")] == [0.25] * 4
+    # (|-1 - 1| / 1 + |0 - 1| / 1 + 0 + |1 - 2| / 2) / 4: these two pixels are wrong like any other
+    assert values["abs_rel"] == pytest.approx(3.5 / 4)
+    assert values["rmse"] == pytest.approx(math.sqrt((4 + 1 + 0 + 1) / 4))
+    # The logarithms are those of the last two pixels: d = 0 and ln 1/2
+    assert values["rmse_log"] == pytest.approx(math.log(2) / math.sqrt(2))
+    assert values["log10"] == pytest.approx(math.log10(2) / 2)
+    assert values["silog"] == pytest.approx(100 * math.log(2) / 2)
+    alone = depth_metrics(maps([-1.0]), maps([1.0]), everywhere(maps([1.0])))
+    assert float(alone["delta1"]) == 0
+    assert all(math.isnan(float(alone[name])) for name in ("rmse_log", "log10", "silog", "msle"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_predictions_of_any_precision(dtype: torch.dtype) -> None:
+    target = maps([1.0, 4.0, 8.0])
+    prediction = maps([1.5, 3.0, 8.0]).to(dtype)  # exact in all of them
+    metrics = DepthMetrics()
+    metrics.update(prediction, target, everywhere(target))
+    assert float(metrics.compute()["abs_rel"]) == pytest.approx((0.5 + 0.25) / 3)
+    for kind in ("median", "least_squares", "disparity"):
+        wanted = align(prediction.float(), target, everywhere(target), kind)
+        assert torch.equal(align(prediction, target, everywhere(target), kind), wanted)
+    assert edge_counts(prediction, target, everywhere(target))[-1].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (1, 6, 8)])
+def test_height_and_width_alone_are_one_image(shape: tuple[int, ...]) -> None:
+    random = torch.Generator().manual_seed(0)
+    prediction, target = (torch.rand(1, 1, 6, 8, generator=random) + 0.5 for _ in range(2))
+    mask = target > 0.7
+    flat = [one.view(shape) for one in (prediction, target, mask)]
+    found, wanted = depth_metrics(*flat), depth_metrics(prediction, target, mask)
+    assert {name: value.tolist() for name, value in found.items()} == {n: v.tolist() for n, v in wanted.items()}
+    for kind in ("median", "least_squares", "disparity"):
+        assert torch.equal(align(*flat, kind), align(prediction, target, mask, kind).view(shape))
+    assert edge_counts(*flat).tolist() == edge_counts(prediction, target, mask).tolist()
+    metrics = DepthMetrics()
+    metrics.update(*flat)
+    assert int(metrics.compute()["images"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target", "mask", "message"),
+    [
+        (torch.ones(2, 2), torch.ones(1, 1, 2, 2), torch.ones(2, 2).bool(), "one shape"),
+        (torch.ones(1, 3, 2, 2), torch.ones(1, 3, 2, 2), torch.ones(1, 3, 2, 2).bool(), "one shape"),
+        (torch.ones(2, 2), torch.ones(2, 2), torch.ones(2, 2), "of bool"),  # NumPy would take 0 and 1 as places
+        (torch.ones(2, 2), torch.zeros(2, 2), torch.ones(2, 2).bool(), "image 0 of the batch: its target"),
+        (torch.ones(2, 2), torch.full((2, 2), torch.nan), torch.ones(2, 2).bool(), "its target must be above 0"),
+    ],
+)
+def test_maps_that_cannot_be_compared_are_refused(
+    prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        error_sums(prediction, target, mask)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_an_image_that_is_not_finite_is_named_and_in_no_mean(bad: float) -> None:
+    prediction, target = maps([2.0, 2.0], [bad, 1.0], [1.0, bad]), maps([1.0, 1.0], [1.0, 1.0], [1.0, 1.0])
+    mask = maps([1.0, 1.0], [1.0, 1.0], [1.0, 0.0]).bool()  # what stands outside does not matter
+    metrics = DepthMetrics()
+    with pytest.warns(UserWarning, match=r"^b\.png: its predicted depth is not finite") as told:
+        metrics.update(prediction, target, mask, ["a.png", "b.png", "c.png"])
+    assert len(told) == 1
+    with pytest.warns(UserWarning, match=r"^image 1 of the batch: "):
+        metrics.update(prediction, target, mask)
+    found = metrics.compute()
+    assert [int(found[name]) for name in ("images", "skipped", "not_finite")] == [4, 0, 2]
+    assert float(found["abs_rel"]) == 0.5  # (1 + 0) / 2
+    assert float(found["pixel_abs_rel"]) == pytest.approx(2 / 3)  # (1 + 1 + 0) / 3
+
+
+def test_image_means_of_logarithms_are_of_the_images_that_have_them() -> None:
+    prediction, target = maps([-1.0], [2.0]), maps([1.0], [1.0])
+    metrics = DepthMetrics()
+    metrics.update(prediction, target, everywhere(target))
+    found = metrics.compute()
+    assert float(found["rmse_log"]) == float(found["pixel_rmse_log"]) == pytest.approx(math.log(2))
+    assert float(found["delta3"]) == 0
+    assert float(found["abs_rel"]) == pytest.approx((2 + 1) / 2)
+
+
+def test_the_accumulator_follows_torchmetrics() -> None:
+    target = maps([1.0, 2.0])
+    metrics = DepthMetrics(prefix="val/")
+    batch = metrics(target * 1.1, target, everywhere(target))  # forward: the batch alone, and added
+    found = metrics.compute()
+    assert batch == found
+    assert all(name.startswith("val/") and value.ndim == 0 for name, value in found.items())  # what log_dict takes
+    assert set(metrics.higher_is_better) == set(found) - {"val/images", "val/skipped", "val/not_finite"}
+    assert (metrics.higher_is_better["val/pixel_delta1"], metrics.higher_is_better["val/rmse"]) == (True, False)
+    assert set(MetricCollection({"depth": DepthMetrics()})(target, target, everywhere(target))) >= {"abs_rel", "rmse"}
+    assert metrics.last
+    metrics.reset()
+    assert metrics.last == {}
+    assert int(metrics.compute()["val/images"]) == 0

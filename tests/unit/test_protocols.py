@@ -188,6 +188,7 @@ def test_every_switch_changes_the_hash(field: str) -> None:
         "window": (96, 128),
         "stride": (48, 64),
         "training_focal": 519.0,
+        "min_pixels": 10,
     }
     plain = Protocol(name="x", window=(64, 64) if field == "stride" else None)
     assert dataclasses.replace(plain, **{field: other[field]}).hash != plain.hash
@@ -207,6 +208,7 @@ def test_every_switch_changes_the_hash(field: str) -> None:
         ({"window": (0, 8)}, "windows of 0x8 pixels every 0x8 do not cover"),
         ({"training_focal": 0.0}, "training_focal 0 must be above 0"),
         ({"max_depth": float("inf")}, "0.001 to inf m is not usable"),
+        ({"min_pixels": 0}, "min_pixels 0 must be at least 1"),
     ],
 )
 def test_senseless_switches_are_refused(switches: dict[str, object], message: str) -> None:

@@ -55,6 +55,7 @@ def evaluate(
     clamp_prediction: bool | None = None,
     min_depth: float | None = None,
     max_depth: float | None = None,
+    min_pixels: int | None = None,
     device: str = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
     batch_size: int = 1,
@@ -100,6 +101,7 @@ def evaluate(
         clamp_prediction: Limit the depth to the range of the protocol (true or false).
         min_depth: Judge true depths above this, in metres.
         max_depth: Judge true depths below this, in metres.
+        min_pixels: Skip images with fewer pixels than this to evaluate; without it 10 where there is an alignment.
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
         dtype: Precision of the network.
         batch_size: How many pictures of one size go through the network at once.
@@ -122,6 +124,7 @@ def evaluate(
         clamp_prediction=clamp_prediction,
         min_depth=min_depth,
         max_depth=max_depth,
+        min_pixels=min_pixels,
     )
     _check_writable(out, "--out", ".json")
     if html is not None:

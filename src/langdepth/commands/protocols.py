@@ -111,6 +111,9 @@ def explain(protocol: Protocol) -> dict[str, str]:
             if protocol.training_focal
             else "depth is not corrected for the camera's focal length"
         ),
+        "min_pixels": f"images with fewer than {protocol.needed_pixels} of these pixels are skipped"
+        if protocol.needed_pixels > 1
+        else "images are skipped that have none of these pixels",
     }
 
 
