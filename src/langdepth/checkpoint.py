@@ -17,6 +17,7 @@ from langdepth import __version__, registry
 from langdepth.config import to_mapping
 from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_line, nearest
 from langdepth.io import atomic_path, file_sha256
+from langdepth.utils.network import hub_or_cache
 
 if TYPE_CHECKING:
     from langdepth.systems.base import System
@@ -299,11 +300,12 @@ def _from_hub(repo: str, revision: str | None, offline: bool | None) -> Path:
         offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
     at = f"{repo}@{revision}" if revision else repo
     try:
-        return Path(
-            huggingface_hub.hf_hub_download(
-                repo, HUB_FILE, revision=revision, local_files_only=offline, library_name="langdepth"
+        with hub_or_cache():
+            return Path(
+                huggingface_hub.hf_hub_download(
+                    repo, HUB_FILE, revision=revision, local_files_only=offline, library_name="langdepth"
+                )
             )
-        )
     except errors.LocalEntryNotFoundError:
         why = "offline" if offline else "the hub cannot be reached"
         raise CheckpointError(

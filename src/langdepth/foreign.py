@@ -20,6 +20,7 @@ import hashlib
 import inspect
 import math
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
@@ -32,6 +33,7 @@ from langdepth.io import read_depth, read_depth16
 from langdepth.protocols import Frame
 from langdepth.systems.base import System
 from langdepth.types import DepthOutput, InputSpec, Sample
+from langdepth.utils.network import hub_or_cache
 
 if TYPE_CHECKING:
     from langdepth.protocols import Protocol as EvaluationProtocol
@@ -107,8 +109,9 @@ def load_transformers(source: str, scale_kind: ScaleKind) -> Foreign:
     except ImportError:
         raise UsageError("models of 'transformers' need that library: pip install transformers") from None
     try:
-        network = AutoModelForDepthEstimation.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
-        processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+        with nullcontext() if Path(source).exists() else hub_or_cache():
+            network = AutoModelForDepthEstimation.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
+            processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # the library, its hub client and the weights' reader have exceptions of their own
         raise LangdepthError(
             f"{source}: no depth model of 'transformers' can be loaded here: {first_line(error)}"

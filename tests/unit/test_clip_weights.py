@@ -437,6 +437,7 @@ def test_a_failed_download_is_one_line_and_leaves_no_half_file(caches: Path, mon
         raise OSError("no route to host\nand more")
 
     monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("langdepth.backbones.clip_weights.unreachable", lambda url: None)
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", fails)
     with pytest.raises(CheckpointError) as refused:
         find_clip_weights(None, "RN50", True)
@@ -455,3 +456,19 @@ def test_a_download_is_used(caches: Path, models: dict[str, ClipWeights], monkey
 
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", download)
     assert find_clip_weights(None, "RN-small", True).source == "open_clip:openai"
+
+
+def test_an_address_that_cannot_be_reached_is_not_tried(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """urllib would wait for minutes where packets are dropped."""
+    tried: list[bool] = []
+
+    def fails(record: dict[str, Any], prefer_hf_hub: bool) -> str:
+        tried.append(prefer_hf_hub)
+        raise OSError("not in the cache")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("langdepth.backbones.clip_weights.unreachable", lambda url: "timed out")
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", fails)
+    with pytest.raises(CheckpointError, match=r"cannot be downloaded \(timed out\): wanted is"):
+        find_clip_weights(None, "RN50", True)
+    assert tried == [True]

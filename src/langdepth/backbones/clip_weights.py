@@ -30,6 +30,7 @@ from torch import Tensor
 from langdepth.backbones.clip import SMALL_ARCHITECTURES, model_config
 from langdepth.errors import CheckpointError, UsageError, first_line
 from langdepth.io import file_sha256
+from langdepth.utils.network import hub_or_cache, unreachable
 
 ACTIVATIONS = {True: "QuickGELU", False: "GELU"}
 # Beside the weights in some files: OpenAI's three scalars, and tables that networks compute themselves.
@@ -471,8 +472,13 @@ def _fetch(architecture: str, tag: str, record: Mapping[str, Any]) -> tuple[Path
         if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
             raise CheckpointError(f"{what} and HF_HUB_OFFLINE is set: {wanted}")
         for prefer_hub in (True, False):
+            address = None if prefer_hub else record.get("url")
+            problem = unreachable(str(address)) if address else None
+            if problem is not None:
+                break
             try:
-                path = Path(download_pretrained(dict(record), prefer_hf_hub=prefer_hub))
+                with hub_or_cache():
+                    path = Path(download_pretrained(dict(record), prefer_hf_hub=prefer_hub))
                 break
             except Exception as error:  # the hub's, urllib's and open_clip's own
                 problem = first_line(error)[:200]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from langdepth.errors import CheckpointError, UsageError, first_line
 from langdepth.parts.folding import InferenceLinear
+from langdepth.utils.network import hub_or_cache
 
 STRIDES = (4, 8, 16, 32)
 
@@ -67,7 +69,8 @@ class ConvNeXt(nn.Module):
                 raise CheckpointError(f"{source}: weights of a ConvNeXt are read from .safetensors; give such a file")
             options["pretrained_cfg_overlay"] = {"file": source}
         try:
-            model: Any = timm.create_model(self.name, num_classes=0, pretrained=True, **options)
+            with hub_or_cache() if source is None else nullcontext():
+                model: Any = timm.create_model(self.name, num_classes=0, pretrained=True, **options)
         except Exception as error:  # timm's, the hub's and safetensors' errors are of many kinds
             raise CheckpointError(
                 f"{source or 'hub'}: no weights of {self.name} to be had ({first_line(error)})"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from langdepth.devices import move
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError, first_line
 from langdepth.io import atomic_path, read_image, visible
 from langdepth.text.captions import read_captions
+from langdepth.utils.network import hub_or_cache
 
 Pixels = npt.NDArray[np.uint8]
 Describe = Callable[[Sequence[Pixels]], list[str]]
@@ -41,9 +43,12 @@ class Captioner:
         except ImportError:
             raise UsageError("captions need the package transformers: pip install 'langdepth[caption]'") from None
         try:
-            self.processor: Any = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-            loaded = AutoModelForImageTextToText.from_pretrained(model, use_safetensors=True, trust_remote_code=False)
+            with nullcontext() if Path(model).exists() else hub_or_cache():
+                self.processor: Any = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
+                self.tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+                loaded = AutoModelForImageTextToText.from_pretrained(
+                    model, use_safetensors=True, trust_remote_code=False
+                )
         except Exception as error:  # its own, the hub's, the tokenizer's and plain value errors
             raise CheckpointError(
                 f"{model}: not an image-to-text model of transformers ({first_line(error)})"
