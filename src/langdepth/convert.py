@@ -28,12 +28,16 @@ _NESTS = ("state_dict", "model_state_dict", "model")
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What became of a checkpoint: names that were used, those without a meaning here, and ours that it lacks."""
+    """What became of a checkpoint: names that were used, those without a meaning here, and ours that it lacks.
+
+    assumed: options that such checkpoints do not record and that nobody gave -> the system's own value.
+    """
 
     path: Path
     used: list[str]
     ignored: list[str]
     missing: list[str]
+    assumed: dict[str, Any]
 
 
 def convert(
@@ -64,12 +68,7 @@ def convert(
         system = registry.build(name, dict(options or {}))
     except ValueError as error:
         raise UsageError(f"system.options: {error}") from None
-    stated = {**registry.entry(name).preset, **(options or {})}
-    for option, choices in system.unrecorded.items():
-        if option not in stated:
-            raise UsageError(
-                f"{source}: checkpoints of '{name}' do not record {option}, so say it, --options.{option}: {choices}"
-            )
+    assumed = {option: getattr(system.config, option) for option in system.unrecorded if option not in (options or {})}
     if clip_weights is not None:
         system.load_foundation(clip_weights)
     tensors = None if _is_archive(source) else read_checkpoint(source)
@@ -83,7 +82,7 @@ def convert(
         _fill(system, ours, report["missing"], source)
         system.provenance["source"] = f"converted from {source.name}"
     system.provenance["licence"] = licence or "not stated"
-    return Conversion(path=save(system, out), **report)
+    return Conversion(path=save(system, out), assumed=assumed, **report)
 
 
 def _is_archive(source: Path) -> bool:

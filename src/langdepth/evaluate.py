@@ -253,16 +253,20 @@ def _too_few(protocol: Protocol) -> str:
 
 
 def _predict(system: System, samples: list[Sample], image: Tensor, protocol: Protocol, dtype: str) -> Tensor:
-    """What the system makes of the frames ``image`` (B, 3, H, W), at their size and on the CPU."""
+    """Depth of the frames ``image`` (B, 3, H, W), at their size and on the CPU; 0 outside what the network sees."""
     height, width = samples[0].image.shape[-2:]
     window = (..., *protocol.frame_window(height, width))
+    view = (..., *protocol.view_window(*image.shape[-2:]))
+    depth = torch.zeros(len(image), 1, *image.shape[-2:])
+    image = image[view]
     device = system.get_buffer("_mean").device
     overlay = None
     if system.takes_overlay:
         without = [sample.path for sample in samples if sample.overlay is None]
         if without:
             raise UsageError(f"{without[0]}: '{system.name}' needs an overlay; name it in the column path_overlay")
-        overlay = torch.stack([sample.overlay for sample in samples if sample.overlay is not None])[window].to(device)
+        overlays = torch.stack([sample.overlay for sample in samples if sample.overlay is not None])
+        overlay = overlays[window][view].to(device)
     words = [sample.text_features for sample in samples if sample.text_features is not None]
     if words and not system.text_per_picture:
         raise UsageError(f"'{system.name}' takes no captions of pictures; leave them out")
@@ -282,7 +286,8 @@ def _predict(system: System, samples: list[Sample], image: Tensor, protocol: Pro
                 stride=protocol.stride,
                 via=(height, width) if protocol.resize == "bilinear-twice" else None,
             )
-            return output.depth.cpu()
+            depth[view] = output.depth.cpu()
+            return depth
     except torch.OutOfMemoryError:
         raise LangdepthError(
             f"{device}: not enough memory for {len(samples)} pictures of {image.shape[-1]}x{image.shape[-2]}; "

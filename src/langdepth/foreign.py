@@ -191,19 +191,21 @@ class Predictions:
         if depth.shape[-2:] != part:
             depth = F.interpolate(depth, part, mode="bilinear", align_corners=protocol.resize == "bilinear-aligned")
         window = (..., *protocol.frame_window(height, width))
-        return depth[window] if part == (height, width) else depth
+        if part == (height, width):
+            return depth[window]
+        frame = torch.full((1, 1, *_size(protocol.frame_window(height, width))), math.nan)
+        view = (..., *protocol.view_window(*frame.shape[-2:]))
+        frame[view] = depth
+        return frame
 
     @staticmethod
     def rules(protocol: EvaluationProtocol) -> EvaluationProtocol:
-        """The protocol without what happens to a network's pictures, which here is over: no flip, no limit of views.
+        """The protocol without what is done around a network: flip, limits of both views, windows, a second resize.
 
-        Raises UsageError for a protocol that looks through windows or needs the network's size.
+        Its name says so.
         """
-        if protocol.window is not None or protocol.resize == "bilinear-twice":
-            raise UsageError(
-                f"{protocol.name} is about how a network looks at pictures; finished depth maps cannot obey"
-            )
-        return protocol.override(flip=False, clamp_views=False)
+        around = ("flip", "clamp_views", "window", "stride")
+        return protocol.without(*around, *(("resize",) if protocol.resize == "bilinear-twice" else ()))
 
     def fingerprint(self) -> str:
         """Changes when a file of the folder does (names, sizes and times), or what its numbers are."""
@@ -215,20 +217,20 @@ class Predictions:
 
 
 def part_of(size: Size, picture: Size, protocol: EvaluationProtocol) -> Size:
-    """What a finished map of this size shows: the size of the ``picture`` or that of its frame under the protocol.
+    """What a finished map of this size shows: the size of the ``picture`` or of what a network sees of it.
 
     A map has one of these sizes, or comes from one by a plain change of size (to a pixel), or has nearly its aspect
     ratio. Raises ImageError for one that fits neither, that fits both equally well, or that has the size of another
     frame: a wrong guess would stretch it over what it does not show, and the numbers would mean nothing.
     """
-    known = dict.fromkeys((picture, _framed(protocol, picture)))
+    known = dict.fromkeys((picture, _seen(protocol, picture)))
     if size in known:
         return size
     found: list[Size] = []
     for fits in (_is_resized, _is_near):
         found = found or [one for one in known if fits(size, one)]
     others = [dataclasses.replace(protocol, frame=frame) for frame in get_args(Frame)]
-    cut = any(size == _framed(other, picture) or _framed(other, size) == picture for other in others)
+    cut = any(size == _seen(other, picture) or _seen(other, size) == picture for other in others)
     if len(found) == 1 and not cut:
         return found[0]
     wanted = " or ".join(f"{width}x{height}" for height, width in known)
@@ -241,8 +243,13 @@ def part_of(size: Size, picture: Size, protocol: EvaluationProtocol) -> Size:
     raise ImageError(f"is {size[1]}x{size[0]}, {advice}")
 
 
-def _framed(protocol: EvaluationProtocol, picture: Size) -> Size:
-    rows, columns = protocol.frame_window(*picture)
+def _seen(protocol: EvaluationProtocol, picture: Size) -> Size:
+    """The size of what a network sees of a ``picture``."""
+    return _size(protocol.view_window(*_size(protocol.frame_window(*picture))))
+
+
+def _size(window: tuple[slice, slice]) -> Size:
+    rows, columns = window
     return rows.stop - rows.start, columns.stop - columns.start
 
 

@@ -228,7 +228,8 @@ def run_matrix(
         for data, datasets, made in zip(matrix.data, opened, contents, strict=True):
             system = loaded or _predictions(row, data)
             captions = data.captions if isinstance(system, System) and system.text_per_picture else None
-            for protocol in (_obeyed(row, rules) for rules in data.rules()):
+            for rules in data.rules():
+                protocol = rules if row.predictions is None else Predictions.rules(rules)
                 cell = Cell(
                     row=row,
                     data=data,
@@ -272,15 +273,6 @@ def _predictions(row: MatrixSystem, data: MatrixData) -> Predictions | Langdepth
         return Predictions(folder, data.root, row.depth_kind or "metric", row.prediction_scale)
     except LangdepthError as error:
         return error
-
-
-def _obeyed(row: MatrixSystem, protocol: Protocol) -> Protocol:
-    """The protocol that the row is judged under: for finished depth maps without flip. Those cannot obey every one;
-    then their cell says so."""
-    try:
-        return protocol if row.predictions is None else Predictions.rules(protocol)
-    except UsageError:
-        return protocol
 
 
 def _contents(dataset: RowDataset | LangdepthError) -> str:

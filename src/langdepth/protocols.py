@@ -18,7 +18,7 @@ from langdepth.errors import UsageError, nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
-Frame = Literal["stored", "kb", "nyu-inner"]
+Frame = Literal["stored", "kb", "kb-pasted", "nyu-inner"]
 Crop = Literal["none", "eigen-nyu", "eigen-nyu-46", "eigen-nyu-inner", "eigen-nyu-pixels", "eigen-kitti", "garg"]
 Alignment = Literal["none", "median", "least_squares", "disparity"]
 Resize = Literal["system", "bilinear", "bilinear-aligned", "bilinear-twice"]
@@ -47,7 +47,8 @@ class Protocol:
     """The rules of one evaluation, in the order they act.
 
     frame: the part of picture and truth that takes part at all: "stored", all of it; "kb", the KITTI benchmark's bottom
-    352 rows and centred 1216 columns; "nyu-inner", the middle 416x544 of a 480x640 NYU picture. window, stride: look at
+    352 rows and centred 1216 columns; "kb-pasted", all of it, of which the network sees the "kb" part, and its depth is
+    pasted into zeros; "nyu-inner", the middle 416x544 of a 480x640 NYU picture. window, stride: look at
     the frame through windows of (height, width) pixels, every stride (None: side by side), and average; see
     ``langdepth.inference.infer``. clamp_views: limit the depth of the picture and of its mirror image to [0, max_depth]
     before they are averaged. flip: average the two. resize: how depth gets from network size to picture size:
@@ -125,21 +126,32 @@ class Protocol:
         for key in switches:
             if key not in self.switches():
                 raise UsageError(f"protocol: unknown switch '{key}': {nearest(key, self.switches())}")
-        changed = dataclasses.replace(self, **{key: value for key, value in switches.items() if value is not None})
+        return self._changed({key: value for key, value in switches.items() if value is not None})
+
+    def without(self, *switches: str) -> Protocol:
+        """The protocol with some switches at their defaults; each real change is marked in the name: "+window=none"."""
+        defaults = {switch.name: switch.default for switch in dataclasses.fields(self)}
+        return self._changed({key: defaults[key] for key in switches})
+
+    def _changed(self, switches: dict[str, Any]) -> Protocol:
+        changed = dataclasses.replace(self, **switches)
         marks = [f"+{key}={_short(value)}" for key, value in changed.switches().items() if value != getattr(self, key)]
         return dataclasses.replace(changed, name=self.name + "".join(marks))
 
     def frame_window(self, height: int, width: int) -> tuple[slice, slice]:
         """Rows and columns of a stored picture that take part. A side shorter than the KB frame's is kept whole."""
-        if self.frame == "stored":
+        if self.frame in ("stored", "kb-pasted"):
             return slice(0, height), slice(0, width)
         if self.frame == "nyu-inner":
             # The ends are rounded up, so that something is left of any picture.
             top_share, bottom, left_share, right = _NYU_INNER
             rows = slice(int(top_share * height), math.ceil(bottom * height))
             return rows, slice(int(left_share * width), math.ceil(right * width))
-        top, left = max(0, height - _KB_HEIGHT), max(0, (width - _KB_WIDTH) // 2)
-        return slice(top, height), slice(left, min(width, left + _KB_WIDTH))
+        return _kb_window(height, width)
+
+    def view_window(self, height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns of a (height, width) frame that the network sees."""
+        return _kb_window(height, width) if self.frame == "kb-pasted" else (slice(0, height), slice(0, width))
 
     def crop_window(self, height: int, width: int) -> tuple[slice, slice]:
         """Rows and columns of a (height, width) frame that are judged."""
@@ -156,6 +168,11 @@ class Protocol:
         valid = mask.new_zeros(mask.shape)
         valid[window] = mask[window] & (depth[window] > self.min_depth) & (depth[window] < self.max_depth)
         return valid
+
+
+def _kb_window(height: int, width: int) -> tuple[slice, slice]:
+    top, left = max(0, height - _KB_HEIGHT), max(0, (width - _KB_WIDTH) // 2)
+    return slice(top, height), slice(left, min(width, left + _KB_WIDTH))
 
 
 def check_window(window: tuple[int, int] | None, stride: tuple[int, int] | None) -> None:
@@ -211,6 +228,7 @@ PROTOCOLS: dict[str, Protocol] = {
     for protocol in (
         Protocol(name="nyu-eigen", flip=True, crop="eigen-nyu", max_depth=10.0),
         Protocol(name="kitti-eigen-garg", frame="kb", flip=True, crop="garg", max_depth=80.0),
+        Protocol(name="kitti-eigen-garg-bts", frame="kb-pasted", crop="garg", max_depth=80.0),
         Protocol(name="kitti-eigen", frame="kb", flip=True, crop="eigen-kitti", max_depth=80.0),
         Protocol(name="full"),
         dataclasses.replace(

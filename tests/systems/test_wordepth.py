@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from langdepth import checkpoint, registry
+from langdepth import checkpoint, cli, registry
 from langdepth.backbones.swin import SIZES, Swin
 from langdepth.config import to_mapping
 from langdepth.convert import convert
@@ -395,12 +396,26 @@ def test_the_position_table_of_another_resolution_is_resized(official: Path, sma
     torch.testing.assert_close(converted.encoder.absolute_pos_embed, wanted)
 
 
-def test_who_converts_must_say_the_skip_mode(official: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        UsageError, match=r"do not record skip_mode, so say it, --options\.skip_mode: never .*image_only .*always"
-    ):
-        convert(official, "wordepth-s", tmp_path / "out.safetensors", SMALL)
-    assert not (tmp_path / "out.safetensors").exists()
+@pytest.mark.parametrize(
+    ("name", "given", "taken"),
+    [
+        ("wordepth-nyu", None, "never"),
+        ("wordepth-nyu-legacy", None, "image_only"),
+        ("wordepth-kitti", None, "never"),
+        ("wordepth-kitti-legacy", None, "image_only"),
+        ("wordepth-nyu-legacy", "always", "always"),
+    ],
+)
+def test_the_name_says_the_skip_mode_and_convert_repeats_it(
+    official: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, given: str | None, taken: str
+) -> None:
+    out = tmp_path / "out.safetensors"
+    options = [*(f"--options.{key}={json.dumps(value)}" for key, value in SMALL.items())]
+    options += [] if given is None else [f"--options.skip_mode={given}"]
+    assert cli.main(["convert", str(official), "--system", name, "--out", str(out), *options]) == 0
+    assert checkpoint.load(out).config.skip_mode == taken
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skip_mode: ")]
+    assert [line.split(",")[0] for line in said] == ([] if given else [f"skip_mode: {taken}"])
 
 
 def test_only_networks_of_the_authors_kind_are_converted(official: Path, tmp_path: Path) -> None:

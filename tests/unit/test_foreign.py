@@ -146,6 +146,7 @@ KB, INNER = (352, 1216), (416, 544)
         (NYU, "nyu-eigen", [NYU, (240, 320), (518, 686), (448, 608), (384, 512)], [], [(640, 480), (512, 512), INNER]),
         (NYU, "depthclip-reference", [NYU, (240, 320)], [INNER, (208, 272)], [(544, 416), (518, 686)]),
         (KITTI, "kitti-eigen-garg", [KITTI, (192, 640), (384, 1248)], [KB, (176, 608)], [(378, 1246), (480, 640)]),
+        (KITTI, "kitti-eigen-garg-bts", [KITTI, (192, 640)], [KB, (176, 608)], [(378, 1246), (480, 640)]),
         (KITTI, "full", [KITTI, (378, 1246), (352, 1120)], [], [KB, (1242, 375)]),
         (KB, "kitti-eigen-garg", [KB, (350, 1218)], [], [KITTI]),
     ],
@@ -226,13 +227,38 @@ def test_where_the_folder_was_named_from_does_not_matter(
         assert predictions.find(pictured(tmp_path / "elsewhere" / "69.png")) is None
 
 
+@pytest.mark.parametrize(
+    ("protocol", "name"),
+    [
+        ("nyu-eigen", "nyu-eigen+flip=false"),
+        ("clip-adapters-reference", "clip-adapters-reference+flip=false+clamp_views=false"),
+        ("scaledepth-n-reference", "scaledepth-n-reference"),
+        ("scaledepth-k-reference", "scaledepth-k-reference+resize=system"),
+        ("scaledepth-nk-nyu-reference", "scaledepth-nk-nyu-reference+flip=false+window=none+stride=none"),
+    ],
+)
+def test_what_is_done_around_a_network_is_dropped_and_the_name_says_so(
+    root: Path, tmp_path: Path, protocol: str, name: str
+) -> None:
+    rules = protocols.get(protocol)
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    for number in range(2):
+        np.save(folder / f"{number}.npy", Shades("metric").predict_depth(torch.zeros(1, 3, 48, 64))[0, 0].numpy())
+    report = evaluate(Predictions(folder, root), open_dataset("folder", root), rules, progress=False)
+    assert report["protocol"]["name"] == name
+    assert (report["protocol"]["hash"] == rules.hash) == (name == protocol)
+    kept = ("frame", "crop", "min_depth", "max_depth", "clamp_prediction", "mask_prediction", "alignment")
+    assert all(report["protocol"][switch] == rules.switches()[switch] for switch in kept)
+    assert report["image_mean"].keys() >= set(rules.extra_metrics)
+    assert report["image_mean"]["abs_rel"] == 0
+
+
 def test_wrong_predictions_cost_one_line(root: Path, tmp_path: Path) -> None:
     with pytest.raises(LangdepthError, match="no such folder"):
         Predictions(tmp_path / "gone", root)
     with pytest.raises(UsageError, match="must be above 0"):
         Predictions(root, root, png_scale=0)
-    with pytest.raises(UsageError, match="finished depth maps cannot obey"):
-        Predictions(root, root).rules(protocols.get("scaledepth-nk-nyu-reference"))
 
 
 def test_options_of_foreign_models() -> None:

@@ -31,6 +31,8 @@ def bounds(window: tuple[slice, slice]) -> tuple[int, int, int, int]:
         ("nyu-eigen", (240, 320), (0, 240, 0, 320), (22, 235, 20, 300)),
         ("kitti-eigen-garg", (375, 1242), (23, 375, 13, 1229), (143, 349, 43, 1172)),
         ("kitti-eigen-garg", (370, 1224), (18, 370, 4, 1220), (143, 349, 43, 1172)),
+        ("kitti-eigen-garg-bts", (375, 1242), (0, 375, 0, 1242), (153, 371, 44, 1197)),
+        ("kitti-eigen-garg-bts", (370, 1224), (0, 370, 0, 1224), (151, 366, 43, 1180)),
         ("kitti-eigen", (375, 1242), (23, 375, 13, 1229), (117, 321, 43, 1172)),
         ("kitti-eigen", (376, 1241), (24, 376, 12, 1228), (117, 321, 43, 1172)),
         ("full", (100, 33), (0, 100, 0, 33), (0, 100, 0, 33)),
@@ -100,6 +102,7 @@ def test_hashes_of_the_presets_do_not_drift() -> None:
     assert {name: protocol.hash for name, protocol in PROTOCOLS.items()} == {
         "nyu-eigen": "a389146ad185",
         "kitti-eigen-garg": "41db0687924f",
+        "kitti-eigen-garg-bts": "de4abfe3f3ec",
         "kitti-eigen": "ec984d3a36eb",
         "full": "90bf2ca4010c",
         "depthclip-reference": "47742d0fc80a",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 from langdepth import protocols
 from langdepth.camera import Camera
 from langdepth.errors import UsageError
-from langdepth.evaluate import judge
+from langdepth.evaluate import evaluate, judge
+from langdepth.foreign import Predictions
 from langdepth.inference import infer, predict_pictures
 from langdepth.systems.base import System
 from langdepth.types import DepthOutput, DepthResult, InputSpec, Sample
@@ -152,6 +154,81 @@ def test_the_depth_of_a_kitti_picture_is_resized_twice_when_asked() -> None:
     torch.testing.assert_close(judged.prediction, twice)
     once = judge(Seer(), [sample], protocols.get("scaledepth-k-reference").override(resize="bilinear"))
     assert (once.prediction - judged.prediction).abs().max() > 1e-3
+
+
+class Streets:
+    """Two pictures of KITTI's sizes with sparse truth, up to beyond 80 m and down to 0."""
+
+    name = "streets"
+    sizes = ((375, 1242), (370, 1224))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> Sample:
+        generator = torch.Generator().manual_seed(index)
+        depth = 90 * torch.rand(1, *self.sizes[index], generator=generator)
+        depth[torch.rand(depth.shape, generator=generator) < 0.9] = 0
+        image = torch.rand(3, *self.sizes[index], generator=generator)
+        return Sample(image=image, depth=depth, mask=depth > 0, path=f"{index}.png")
+
+
+def bts_metrics(prediction: Any, truth: Any) -> dict[str, float]:
+    """By BTS's rule for KITTI: ``prediction`` (352, 1216) is pasted into zeros, both are compared at the full size."""
+    height, width = truth.shape
+    top, left = height - 352, int((width - 1216) / 2)
+    full = np.zeros_like(truth)
+    full[top : top + 352, left : left + 1216] = prediction
+    full = full.clip(1e-3, 80)
+    valid = (truth > 1e-3) & (truth < 80)
+    window = np.zeros(truth.shape, bool)
+    rows = int(0.40810811 * height), int(0.99189189 * height)
+    columns = int(0.03594771 * width), int(0.96405229 * width)
+    window[rows[0] : rows[1], columns[0] : columns[1]] = True
+    p, t = full[valid & window].astype(np.float64), truth[valid & window].astype(np.float64)
+    logs = np.log(p) - np.log(t)
+    return {
+        "abs_rel": float((abs(p - t) / t).mean()),
+        "sq_rel": float(((p - t) ** 2 / t).mean()),
+        "rmse": float(np.sqrt(((p - t) ** 2).mean())),
+        "rmse_log": float(np.sqrt((logs**2).mean())),
+        "log10": float((abs(logs) / np.log(10)).mean()),
+        "silog": float(100 * np.sqrt((logs**2).mean() - logs.mean() ** 2)),
+        "delta1": float((np.maximum(p / t, t / p) < 1.25).mean()),
+        "delta2": float((np.maximum(p / t, t / p) < 1.25**2).mean()),
+        "delta3": float((np.maximum(p / t, t / p) < 1.25**3).mean()),
+    }
+
+
+def test_kitti_by_the_rule_of_bts(tmp_path: Path) -> None:
+    """Of a network and of finished maps of the cut frame; the window of the cut frame gives other numbers."""
+    rules, by_hand = protocols.get("kitti-eigen-garg-bts"), []
+    for index in range(2):
+        sample = Streets()[index]
+        height, width = sample.depth.shape[1:]
+        left = (width - 1216) // 2
+        cut = sample.image[None, :, height - 352 :, left : left + 1216]
+        prediction = infer(Seer(), cut).depth[0, 0].numpy()
+        np.save(tmp_path / f"{index}.npy", prediction)
+        by_hand.append(bts_metrics(prediction, sample.depth[0].numpy()))
+    expected = {name: pytest.approx(np.mean([one[name] for one in by_hand]), rel=1e-5) for name in by_hand[0]}
+    assert evaluate(Seer(), Streets(), rules, progress=False)["image_mean"] == expected
+    assert evaluate(Predictions(tmp_path, "."), Streets(), rules, progress=False)["image_mean"] == expected
+    cut_window = rules.override(frame="kb")
+    assert cut_window.hash == protocols.get("kitti-eigen-garg").override(flip=False).hash
+    assert evaluate(Seer(), Streets(), cut_window, progress=False)["image_mean"] != expected
+
+
+def test_what_the_network_does_not_see_has_no_depth() -> None:
+    sample = Sample(
+        image=photos(400, 1242, count=1)[0], depth=torch.ones(1, 400, 1242), mask=torch.ones(1, 400, 1242) > 0
+    )
+    judged = judge(Seer(), [sample], protocols.get("kitti-eigen-garg-bts").override(crop="none"))
+    assert judged.valid.all()
+    seen = torch.zeros(400, 1242, dtype=torch.bool)
+    seen[48:, 13:1229] = True
+    assert (judged.prediction[0, 0][~seen] == 0.001).all()
+    assert (judged.prediction[0, 0][seen] > 0.5).all()
 
 
 def test_depth_follows_the_focal_length_when_asked() -> None:

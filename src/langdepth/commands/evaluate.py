@@ -89,7 +89,8 @@ def evaluate(
             docs/protocols.md gives each to the pixel. Without one, the data set's own.
         flip: Average the depth with that of the mirrored picture (true or false).
         alignment: Fit each depth map to its truth before judging.
-        frame: Use pictures as stored, cut to the KITTI benchmark's 1216x352, or to the middle 544x416 of NYU.
+        frame: Use pictures as stored, cut to the KITTI benchmark's 1216x352 (kb-pasted: for the network only), or cut
+            to the middle 544x416 of NYU.
         crop: The window that is judged.
         window: Look through windows of HEIGHTxWIDTH pixels and average, for example 352x512.
         stride: Distance of the windows, HEIGHTxWIDTH; without it they lie side by side.

@@ -15,6 +15,7 @@ EXAMPLE = "langdepth protocols\nlangdepth protocols show nyu-eigen"
 _FRAMES = {
     "stored": "the whole stored picture takes part",
     "kb": "picture and truth are cut to the KITTI benchmark's bottom 352 rows and centred 1216 columns",
+    "kb-pasted": "the whole stored picture takes part; the network sees the KITTI benchmark's 352x1216 of it",
     "nyu-inner": "picture and truth are cut to the middle 416x544 of a 480x640 NYU picture",
 }
 _RESIZES = {

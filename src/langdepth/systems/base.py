@@ -33,7 +33,7 @@ class System(nn.Module):
     text_per_picture: ClassVar[bool] = True
     """Whether a feature matrix given as text has a row per picture; False: its rows are words, for all pictures."""
     unrecorded: ClassVar[dict[str, str]] = {}
-    """Options that official checkpoints do not record, so that ``convert`` must be told them -> what there is."""
+    """Options that official checkpoints do not record -> what there is; ``convert`` says which it took."""
     zero_shot: ClassVar[bool] = False
     """Whether it predicts without any training, from foundation weights alone."""
     takes_overlay: bool = False

@@ -121,7 +121,9 @@ class WorDepth(System):
 
     Config = WorDepthConfig
     imagines = True
-    unrecorded: ClassVar[dict[str, str]] = {"skip_mode": "never (July 2024 and later), image_only (paper) or always"}
+    unrecorded: ClassVar[dict[str, str]] = {
+        "skip_mode": "never (July 2024 and later), image_only (paper, older checkpoints) or always (--legacy)"
+    }
     neutral_text: Tensor
     label_to_scene: Tensor
 
