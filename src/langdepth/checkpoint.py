@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,8 @@ from torch import Tensor
 from langdepth import __version__, registry
 from langdepth.config import to_mapping
 from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_line, nearest
-from langdepth.io import atomic_path, file_sha256
+from langdepth.io import file_sha256
+from langdepth.utils.files import atomic_path, temporary_folder, write_tensors
 from langdepth.utils.network import hub_or_cache
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def push_to_hub(
     from huggingface_hub import HfApi
 
     facts = _facts_to_store(system, None)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         _write_tensors(system, Path(folder, HUB_FILE), facts, None)
         Path(folder, "README.md").write_text(_model_card(system, facts, load_from=repo_id), encoding="utf-8")
         api = HfApi(token=token)
@@ -153,9 +153,6 @@ def _facts_to_store(system: System, extra: dict[str, Any] | None) -> dict[str, A
 
 
 def _write_tensors(system: System, path: Path, facts: Mapping[str, Any], dtype: torch.dtype | None) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     metadata = {
         "format": FORMAT,
         "system": system.name,
@@ -170,12 +167,7 @@ def _write_tensors(system: System, path: Path, facts: Mapping[str, Any], dtype: 
         key: _as_dtype(key, value.detach(), dtype).to("cpu").clone(memory_format=torch.contiguous_format)
         for key, value in system.state_dict().items()
     }
-    try:
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata)
-            temporary.chmod(0o644)  # save_file keeps everybody else out
-    except SafetensorError as error:  # its way to say that the place is not writable or the disk is full
-        raise CheckpointError(f"{path}: cannot be written: {first_line(error)}") from None
+    write_tensors(tensors, path, metadata)
 
 
 def _as_dtype(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Safe reading of pictures and depth maps, atomic writing of results."""
+"""Safe reading of pictures and depth maps, writing of results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +22,8 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from langdepth.camera import Camera
-from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
+from langdepth.errors import ImageError, UsageError, nearest
+from langdepth.utils.files import atomic_path
 
 if TYPE_CHECKING:
     from langdepth.types import DepthResult
@@ -303,7 +304,7 @@ def _load_numpy(stream: IO[bytes]) -> npt.NDArray[np.float32]:
 def visible(folder: Path, pattern: str) -> list[Path]:
     """What below ``folder`` matches ``pattern``, in order, without files and folders whose name begins with a dot.
 
-    Those are files that are still being written (``atomic_path``) and what other computers add ("._NAME").
+    Those are files that are still being written (``utils.files.atomic_path``) and what other computers add ("._NAME").
     """
     above = len(folder.parts)
     return sorted(path for path in folder.glob(pattern) if not any(part.startswith(".") for part in path.parts[above:]))
@@ -319,33 +320,6 @@ def file_sha256(path: str | Path) -> str:
 
 
 # --- writing
-
-
-def temporary_path(path: Path) -> Path:
-    """Where ``atomic_path`` has ``path`` written at first; the ending stays, since some writers choose by it."""
-    return path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; on success it is renamed to ``path``, on an exception removed.
-
-    An existing ``path`` stays as it was until the new one is complete. Raises LangdepthError naming ``path`` when the
-    place cannot be written (no permission, a file where a folder should be, disk full).
-    """
-    path = Path(path)
-    temporary = temporary_path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename is not None and Path(str(error.filename)) not in (path, temporary, *path.parents):
-            raise  # something else went wrong inside, for example reading another file
-        raise LangdepthError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 class Writer(NamedTuple):

@@ -23,7 +23,7 @@ from langdepth.data.rows import RowDataset, made_of
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluate import evaluate
 from langdepth.foreign import PREFIX, Predictions, ScaleKind, load_transformers
-from langdepth.io import atomic_path, file_sha256
+from langdepth.io import file_sha256
 from langdepth.metrics import EXTRA_METRICS, METRICS
 from langdepth.protocols import Alignment, Protocol
 from langdepth.report import write_json
@@ -31,6 +31,7 @@ from langdepth.systems.base import System
 from langdepth.text.cache import add_tensors
 from langdepth.text.captions import FEATURES, INDEX
 from langdepth.types import WithoutCaption
+from langdepth.utils.files import atomic_path, locked
 
 SHOWN = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")  # of the Markdown table; the others hold all
 _ERRORS = ("accuracy", "completeness")  # pixels, of data sets that state true edges, as reports call them
@@ -216,7 +217,14 @@ def run_matrix(
     (the report) or why it has none, one line. ``say`` gets a line per cell. The tables are written again after every
     system.
     """
-    (out / "cells").mkdir(parents=True, exist_ok=True)  # that nothing can be written is known before the work
+    with locked(out):  # that nothing can be written is known before the work
+        (out / "cells").mkdir(exist_ok=True)
+        return _run_matrix(matrix, out, device, dtype, batch_size, say)
+
+
+def _run_matrix(
+    matrix: Matrix, out: Path, device: str | None, dtype: str, batch_size: int, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
     opened = [{words: data.open(words) for words in dict.fromkeys((None, data.captions))} for data in matrix.data]
     contents = [_contents(datasets[None]) for datasets in opened]
     nothing = all(isinstance(datasets[None], LangdepthError) for datasets in opened)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from langdepth import viz
-from langdepth.io import atomic_path
+from langdepth.utils.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

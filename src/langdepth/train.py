@@ -17,7 +17,7 @@ import pickle
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from langdepth import protocols, registry
 from langdepth.checkpoint import load, save
@@ -43,12 +44,13 @@ from langdepth.data.transforms import TrainTransform
 from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
 from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_line
 from langdepth.evaluate import require_comparable
-from langdepth.io import atomic_path
 from langdepth.recipe import DataSection, Recipe, TrainSection, read_recipe
 from langdepth.systems.base import System
 from langdepth.training.callbacks import FillFeatures, ResumePoint, Validation
+from langdepth.training.checkpoint_io import PlainCheckpointIO
 from langdepth.training.logs import Bar, PlainProgress, loggers
 from langdepth.training.module import DepthTraining
+from langdepth.utils.files import atomic_path, locked
 
 __all__ = ["Recipe", "read_recipe", "train"]
 
@@ -63,7 +65,9 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
     Raises UsageError for a wrong recipe and for a folder that holds another run, NonFiniteLossError naming pictures,
     LangdepthError when data cannot be read, files cannot be written, memory is short, or after SIGTERM.
     """
-    with _quiet_lightning():
+    first = getattr(rank_zero_only, "rank", 0) == 0  # of one run's processes
+    alone = locked(recipe.train.out) if first else nullcontext()
+    with _quiet_lightning(), alone:
         return _train(recipe, resume)
 
 
@@ -252,6 +256,7 @@ def _trainer(recipe: Recipe, callbacks: list[Callback]) -> pl.Trainer:
             use_distributed_sampler=False,
             logger=loggers(settings.out),
             callbacks=[*callbacks, progress],
+            plugins=PlainCheckpointIO(),
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_autolog_hparams=False,

@@ -20,11 +20,12 @@ from torch import Tensor
 from langdepth import viz
 from langdepth.errors import UsageError, nearest
 from langdepth.inference import to_network_size
-from langdepth.io import atomic_path, read_image
+from langdepth.io import read_image
 from langdepth.prediction.options import COLORMAP, ColorScale
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import ClipSystem
 from langdepth.text.scenes import scene_index
+from langdepth.utils.files import atomic_path
 
 CELL_WIDTH = 320
 LINE = 22

@@ -152,7 +152,7 @@ def test_the_run_folder_holds_another_run(run: Run) -> None:
 
 def test_the_run_folder_cannot_be_written(run: Run) -> None:
     Path("file").write_text("")
-    refused(run("--train.out", "file/run"), 1, "file/run/recipe.yaml: cannot be written")
+    refused(run("--train.out", "file/run"), 1, "file/run: cannot be written")
 
 
 def test_a_loss_that_is_not_finite(run: Run) -> None:

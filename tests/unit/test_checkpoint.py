@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import pickle
@@ -14,7 +15,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import errors as hub_errors
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -169,10 +170,10 @@ def test_unwritable_place(toy: System, monkeypatch: pytest.MonkeyPatch, tmp_path
     full = tmp_path / "full.safetensors"
 
     def no_space(*arguments: Any) -> None:
-        raise SafetensorError("I/O error: No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", no_space)
-    with pytest.raises(CheckpointError, match=r"cannot be written.*No space left"):
+    monkeypatch.setattr(Path, "write_bytes", no_space)
+    with pytest.raises(LangdepthError, match=r"full.safetensors: cannot be written \(No space left"):
         checkpoint.save(toy, full)
     assert list(tmp_path.iterdir()) == []
 

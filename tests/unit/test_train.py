@@ -134,6 +134,13 @@ def told(metric: str, values: list[float]) -> Callable[..., dict[str, Any]]:
     return called
 
 
+def test_checkpoints_do_not_go_through_the_systems_folder_for_temporary_files(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.mkstemp", lambda *_, **__: pytest.fail("a temporary file elsewhere"))
+    assert resume_state(run(train__epochs=1))["global_step"] == 3
+
+
 class TestResume:
     @pytest.mark.parametrize(
         ("pauses", "workers"), [((2,), 0), ((3,), 0), ((4, 5), 0), ((4, 5), 1), ((1, 3, 6, 8), 0)], ids=str

@@ -76,7 +76,8 @@ def imagine(
 
     from langdepth import imagination, viz
     from langdepth.checkpoint import load
-    from langdepth.io import WRITERS, atomic_path, write_result
+    from langdepth.io import WRITERS, write_result
+    from langdepth.utils.files import atomic_path
 
     loaded = load(system, clip_weights=clip_weights)
     rows = []

@@ -20,8 +20,9 @@ import torch
 
 from langdepth.devices import move
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError, first_line
-from langdepth.io import atomic_path, read_image, visible
+from langdepth.io import read_image, visible
 from langdepth.text.captions import read_captions
+from langdepth.utils.files import atomic_path
 from langdepth.utils.network import hub_or_cache
 
 Pixels = npt.NDArray[np.uint8]

@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,10 +30,10 @@ from langdepth import __version__
 from langdepth.data.loader import TrainingSet
 from langdepth.data.sampling import Draw
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.io import atomic_path
 from langdepth.systems.base import System
 from langdepth.text.cache import add_tensors, cache_folder, content_key
 from langdepth.types import Batch
+from langdepth.utils.files import write_tensors
 
 _READERS = 4
 
@@ -152,8 +151,7 @@ class _View(NamedTuple):
 
 def _write(path: Path, features: dict[str, Tensor]) -> None:
     stored = {name: value.movedim(0, -1).cpu().contiguous() for name, value in features.items()}
-    with atomic_path(path) as temporary:
-        save_file(stored, temporary, {"checksum": _checksum(stored)})
+    write_tensors(stored, path, {"checksum": _checksum(stored)}, durable=False)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

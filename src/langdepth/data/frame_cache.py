@@ -46,8 +46,9 @@ from langdepth.data.rows import (
     true_edges,
 )
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
-from langdepth.io import MAX_PIXELS, atomic_path
+from langdepth.io import MAX_PIXELS
 from langdepth.protocols import Protocol
+from langdepth.utils.files import atomic_path, locked
 
 CARD = DatasetCard(
     name="cache",
@@ -258,7 +259,8 @@ def write_cache(
     out = Path(out)
     head = {"format": FORMAT, "dataset": name, "root": str(Path(root).resolve()), "split": split, "frame": frame}
     try:
-        return _write(out, {**head, "rows": len(pairs)}, pairs, frame, progress)
+        with locked(out):
+            return _write(out, {**head, "rows": len(pairs)}, pairs, frame, progress)
     except OSError as error:
         raise LangdepthError(
             f"{out}: cannot be written ({error.strerror or error}); a second run goes on where this one stopped"

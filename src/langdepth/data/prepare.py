@@ -23,7 +23,8 @@ from typing import IO, Any, NamedTuple
 
 from langdepth.data.base import INCOMPLETE, find_rows, layout
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.io import atomic_path, file_sha256, temporary_path, visible
+from langdepth.io import file_sha256, visible
+from langdepth.utils.files import atomic_path, locked
 
 MANIFEST = "langdepth-manifest.csv"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -126,7 +127,7 @@ class Extraction:
 
     def _write(self, member: Member, target: Path, content: Iterable[bytes]) -> None:
         digest, count = hashlib.sha256(), 0
-        with atomic_path(target) as temporary:
+        with atomic_path(target, durable=False) as temporary:  # the manifest has its checksum
             with temporary.open("wb") as file:
                 for block in content:
                     file.write(block)
@@ -176,7 +177,7 @@ def prepare(
     given = [(path, _checked_members(path) if _is_archive(path) else exports[path.name](path)) for path in files]
     sources = _each_file_once(given)
     members = [member for _, members in sources for member in members]
-    with _room(out, members):
+    with locked(out), _room(out, members):
         work = Extraction(out, len(members), progress)
         for path, members in sources:
             with work.reading(path), _opened(path) as read:
@@ -220,7 +221,7 @@ def _room(out: Path, members: list[Member]) -> Iterator[None]:
             )
         marker = out / INCOMPLETE
         if marker.exists():
-            for path in out.rglob(".*.partial*"):  # what a killed run was writing
+            for path in out.rglob(".*.partial*"):  # what a killed run was writing; nobody else may
                 path.unlink()
         marker.touch()
     yield
@@ -357,7 +358,7 @@ def _flaw_of_name(path: str) -> str | None:
     if parts[0] in (INCOMPLETE, MANIFEST):
         return "has a name that is not free"
     try:
-        lengths = [len(part.encode()) for part in (*parts, temporary_path(Path(path)).name)]
+        lengths = [len(part.encode()) for part in parts]
     except UnicodeEncodeError:
         return "has a name that is not UTF-8"
     if max(lengths) > _LONGEST_NAME or sum(lengths) > _LONGEST_PATH:

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError, first_line
-from langdepth.io import atomic_path, read_image, visible
+from langdepth.io import read_image, visible
+from langdepth.utils.files import atomic_path
 
 if TYPE_CHECKING:
     import torch

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from PIL import Image
 
 from langdepth.data.synthetic import Rendering, room, street
 from langdepth.errors import LangdepthError, UsageError
+from langdepth.utils.files import temporary_folder
 
 COLUMNS = (
     "path_rgb", "path_depth", "source", "scene", "split", "width", "height", "depth_scale", "min_m", "max_m",
@@ -48,22 +47,16 @@ def write_sample(
         raise UsageError(f"count {count}: at least 2 pictures are needed, one to train on and one to validate")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise LangdepthError(f"{directory}: exists and is not an empty folder; give a new one")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
-    try:
+    with temporary_folder(beside=directory) as partial:
         with (partial / "index.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             for index in range(count):
                 writer.writerow(_write_pair(partial, index, seed, size))
                 progress()
-        partial.chmod(0o755)  # temporary folders start private
         if directory.exists():
             directory.rmdir()
         os.replace(partial, directory)
-    except BaseException:  # an interruption too leaves nothing half made
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return directory
 
 

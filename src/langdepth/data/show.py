@@ -9,7 +9,7 @@ from PIL import Image
 from langdepth import viz
 from langdepth.data.rows import Row, read_pair
 from langdepth.errors import ImageError, LangdepthError, UsageError
-from langdepth.io import atomic_path
+from langdepth.utils.files import atomic_path
 
 
 def write_sheet(rows: list[Row], out: Path, count: int) -> int:

@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from langdepth.errors import LangdepthError
-from langdepth.io import atomic_path
+from langdepth.utils.files import write_tensors
 
 _IN_MEMORY = 64  # prompt sets; a published one has 7 rows
 _memory: OrderedDict[str, Tensor] = OrderedDict()
@@ -74,8 +73,8 @@ def _read(path: Path) -> Tensor | None:
 
 
 def _write(path: Path, features: Tensor) -> None:
-    with suppress(OSError, SafetensorError, LangdepthError), atomic_path(path) as temporary:
-        save_file({"features": features.contiguous()}, temporary, {"sha256": _sha256(features)})
+    with suppress(LangdepthError):
+        write_tensors({"features": features.contiguous()}, path, {"sha256": _sha256(features)}, durable=False)
 
 
 def _sha256(features: Tensor) -> str:

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from langdepth.errors import LangdepthError, UsageError, first_line
-from langdepth.io import atomic_path, visible
+from langdepth.io import visible
+from langdepth.utils.files import atomic_path, locked
 
 FEATURES, INDEX = "features.npy", "captions.csv"
 NORM_TOLERANCE = 2e-3  # float16 rounding leaves 5e-4
@@ -289,10 +290,11 @@ def pack(captions: Iterable[Caption], features: Mapping[str, Half], out: str | P
     widths = {len(features[sentence]) for sentence in rows}
     if len(widths) > 1:
         raise LangdepthError(f"the features have different widths: {', '.join(map(str, sorted(widths)))}")
-    with atomic_path(out / FEATURES) as path:
-        np.save(path, np.stack([features[sentence] for sentence in rows]), allow_pickle=False)
-    with atomic_path(out / INDEX) as path, path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("image", "caption", "row"))
-        writer.writerows((image, sentence, rows[sentence]) for image, sentence in kept)
+    with locked(out):  # the two files belong together
+        with atomic_path(out / FEATURES) as path:
+            np.save(path, np.stack([features[sentence] for sentence in rows]), allow_pickle=False)
+        with atomic_path(out / INDEX) as path, path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("image", "caption", "row"))
+            writer.writerows((image, sentence, rows[sentence]) for image, sentence in kept)
     return Packed(len(kept), len(rows), len(captions) - len(kept))

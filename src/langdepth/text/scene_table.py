@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from langdepth.backbones.clip_weights import ClipWeights
 from langdepth.errors import CheckpointError
-from langdepth.io import atomic_path
 from langdepth.text.clip_text import text_features
 from langdepth.text.scenes import SCENES
+from langdepth.utils.files import write_tensors
 
 PROMPT = "a photo of a {}"
 
@@ -45,8 +44,7 @@ def write_scene_table(
         "clip_sha256": weights.sha256,
         "templates": json.dumps(list(templates)),
     }
-    with atomic_path(Path(path)) as temporary:
-        save_file({"scene_table": table.contiguous()}, temporary, metadata)
+    write_tensors({"scene_table": table.contiguous()}, path, metadata)
 
 
 def read_scene_table(path: str | Path, scenes: Sequence[str], width: int) -> Tensor:

@@ -22,11 +22,11 @@ from langdepth.data.feature_cache import FeatureCache
 from langdepth.data.rows import RowDataset
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.evaluate import evaluate, judge
-from langdepth.io import atomic_path
 from langdepth.recipe import Recipe
 from langdepth.report import sheet_row
 from langdepth.training.module import OPTIMISERS, DepthTraining
 from langdepth.types import Batch
+from langdepth.utils.files import atomic_path
 
 SHOWN = ("abs_rel", "rmse", "log10", "delta1")
 

@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from langdepth.io import atomic_path
 from langdepth.training.module import DepthTraining
+from langdepth.utils.files import atomic_path
 
 
 class MetricsFile(Logger):

@@ -1,0 +1,300 @@
+"""Files that have their final name only when they are complete, and folders that one process at a time works in.
+
+A file is written under a name of its own beside its target (``temporary_path``), flushed to the disk and renamed. What
+a killed process leaves behind is recognised by that name and removed by the next one that writes into the folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import re
+import secrets
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from langdepth.errors import LangdepthError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOCK = ".langdepth-lock"
+_LONGEST_NAME = 255  # bytes; what file systems take
+_LONGEST_SUFFIX = 16
+_ABANDONED_AFTER = 2 * 24 * 3600  # seconds without a change; no writer is idle for so long
+_GRACE = 10.0  # seconds that workers of a killed run may take to notice it
+_OWNED = re.compile(r"\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-\d+-[0-9a-f]+\.partial(\.[^.]*)?", re.DOTALL)
+_swept: set[str] = set()  # folders that this process has rid of leftovers
+
+
+# One file
+
+
+def temporary_path(path: Path) -> Path:
+    """A new name beside ``path`` for a file in the making, which no other process, thread or machine chooses.
+
+    It begins with a dot, which readers of folders skip, and keeps the suffix, by which some writers choose the format.
+    """
+    suffix = path.suffix if len(path.suffix) <= _LONGEST_SUFFIX else ""
+    unique = f"{_machine()}-{os.getpid()}-{threading.get_ident()}-{secrets.token_hex(8)}"
+    end = f".{unique}.partial{suffix}"
+    stem = os.fsdecode(os.fsencode(path.name)[: _LONGEST_NAME - 1 - len(os.fsencode(end))])
+    return path.with_name(f".{stem}{end}")
+
+
+@contextmanager
+def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; on success it is renamed to ``path``, on an exception removed.
+
+    An existing ``path`` stays as it was until the new one is complete.
+
+    Args:
+        path: The final name; its folder is made if it is missing.
+        durable: Wait until the content is on the disk before it is renamed, so that a power failure leaves the old or
+            the new file. Not needed where readers verify a checksum.
+
+    Raises:
+        LangdepthError: Naming ``path``, when the place cannot be written (no permission, a file where a folder should
+            be, disk full).
+    """
+    path = Path(path)
+    temporary = temporary_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
+        yield temporary
+        if durable:
+            _flush(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is not None and Path(os.fsdecode(error.filename)) not in (path, temporary, *path.parents):
+            raise  # something else went wrong inside, for example reading another file
+        raise LangdepthError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str], *, durable: bool = True
+) -> None:
+    """Write a ``.safetensors`` file by ``atomic_path``. Raises LangdepthError.
+
+    The library's own way to write files names its temporary ones so that nobody knows whose they are.
+    """
+    from safetensors.torch import save
+
+    content = save(dict(tensors), dict(metadata))
+    with atomic_path(path, durable=durable) as temporary:
+        temporary.write_bytes(content)
+
+
+def _flush(path: Path) -> None:
+    """Wait until the file is on the disk. Raises OSError where that fails."""
+    descriptor = os.open(path, os.O_RDWR)  # Windows flushes only what may be written
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that knows no flushing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+# What killed processes leave
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """Eight hex digits for the set of processes that share numbers: this boot of this machine, or a container of it."""
+    facts = [platform.node()]
+    with suppress(OSError):
+        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        facts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\0".join(facts).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process of this machine with the number exists; where nothing tells, it does."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        pass
+    return True
+
+
+def remove_leftovers(folder: str | Path, *, exclusive: bool = False) -> None:
+    """Remove from a folder the temporary files and folders of processes that have ended.
+
+    Args:
+        folder: Where they lie; folders below it are not looked into.
+        exclusive: Nobody else may write here, so those of other machines are leftovers, too. Otherwise these are only
+            when nothing has changed in them for two days.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            owner = _OWNED.fullmatch(entry.name)
+            if owner is not None and _is_leftover(entry, owner, exclusive):
+                _remove(Path(entry.path))
+
+
+def _is_leftover(entry: os.DirEntry[str], owner: re.Match[str], exclusive: bool) -> bool:
+    here = owner["machine"] == _machine()
+    if here and not _is_alive(int(owner["process"][:12])):
+        return True
+    try:
+        idle = time.time() - entry.stat(follow_symlinks=False).st_mtime
+    except OSError:
+        return False
+    return idle > _ABANDONED_AFTER or (exclusive and not here)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove leftovers, once per folder and process."""
+    place = os.path.abspath(folder)
+    if place not in _swept:
+        _swept.add(place)
+        remove_leftovers(folder)
+
+
+@contextmanager
+def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
+    """A folder for the time of the work; what a killed process left of such folders is removed first.
+
+    Args:
+        beside: The folder is made next to this path and its name begins like it; None: in the system's folder for
+            temporary files.
+    """
+    target = Path(tempfile.gettempdir(), "langdepth") if beside is None else beside
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target.parent)
+    folder = temporary_path(target)
+    folder.mkdir(mode=0o700 if beside is None else 0o777)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# One process per folder
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Keep every other process from working in a folder, which is made if it is missing.
+
+    Raises:
+        LangdepthError: When another process holds it, naming that one; and when the folder cannot be written.
+    """
+    folder = Path(folder)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _acquire(folder)
+    except OSError as error:
+        raise LangdepthError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    try:
+        remove_leftovers(folder, exclusive=True)
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / LOCK).unlink()
+        os.close(lock)
+        with suppress(OSError):
+            for place in made:
+                place.rmdir()  # where nothing came of the work
+
+
+def _acquire(folder: Path) -> int:
+    """Take the lock; returns its descriptor. Raises LangdepthError naming who has it, OSError for an unusable place.
+
+    The workers of a killed run hold its lock until they notice; they get time for that.
+    """
+    until = time.monotonic() + _GRACE
+    while True:
+        lock = _try_lock(folder / LOCK)
+        if lock is not None:
+            break
+        holder = _holder(folder)
+        dead = holder.get("machine") == _machine() and not _is_alive(holder["process"])
+        if holder and (not dead or time.monotonic() > until):
+            raise LangdepthError(
+                f"{folder}: is in use by process {holder['process']} on {holder['host']} since {holder['since']}; wait "
+                "until that run has ended, or choose another folder"
+            )
+        if time.monotonic() > until:
+            raise LangdepthError(f"{folder}: is in use by another process; wait for it, or choose another folder")
+        time.sleep(0.05)
+    facts = {
+        "process": os.getpid(),
+        "host": platform.node(),
+        "machine": _machine(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+    os.truncate(lock, 0)
+    os.write(lock, json.dumps(facts).encode())
+    return lock
+
+
+def _try_lock(path: Path) -> int | None:
+    """A descriptor of the locked file, or None where somebody else has it. Raises OSError."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _lock_descriptor(descriptor)
+        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return descriptor
+    except (BlockingIOError, PermissionError, FileNotFoundError):  # held; the last: it was released just now
+        pass
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):  # a file system that knows no locks
+            return descriptor
+        os.close(descriptor)
+        raise
+    os.close(descriptor)  # held, or the file that was locked is no longer the one at the path
+    return None
+
+
+def _lock_descriptor(descriptor: int) -> None:
+    """Lock an open file. Raises BlockingIOError or PermissionError where it is locked."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # beyond the content, which others may read
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _holder(folder: Path) -> dict[str, Any]:
+    """What the process that has the lock says of itself; empty where it has not said anything yet."""
+    try:
+        content = json.loads((folder / LOCK).read_bytes()[:4096])
+        return {"process": int(content["process"]), **{key: str(content[key]) for key in ("host", "machine", "since")}}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}

@@ -1,0 +1,270 @@
+"""Files under temporary names, leftovers of killed processes, and folders that one process works in."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from langdepth.errors import LangdepthError
+from langdepth.utils import files
+from langdepth.utils.files import LOCK, atomic_path, locked, temporary_folder, temporary_path, write_tensors
+
+DAYS = 24 * 3600
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(autouse=True)
+def nothing_swept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_swept", set())
+
+
+class TestAtomicPath:
+    def test_two_writers_of_one_target_have_names_of_their_own(self, tmp_path: Path) -> None:
+        target = tmp_path / "a.bin"
+        with atomic_path(target) as one, atomic_path(target) as other:
+            one.write_bytes(b"1" * 1000)
+            other.write_bytes(b"2" * 10)
+            assert one != other
+        assert target.read_bytes() == b"1" * 1000  # what was finished last, and all of it
+        assert names(tmp_path) == ["a.bin"]
+
+    def test_threads_that_write_one_target_leave_a_whole_file(self, tmp_path: Path) -> None:
+        def write(number: int) -> None:
+            with atomic_path(tmp_path / "a.bin", durable=False) as path, path.open("wb") as file:
+                for _ in range(50):
+                    file.write(bytes([number]) * 997)
+                    file.flush()
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(write, range(200)))
+        content = (tmp_path / "a.bin").read_bytes()
+        assert len(content) == 50 * 997
+        assert len(set(content)) == 1
+        assert names(tmp_path) == ["a.bin"]
+
+    def test_the_same_process_number_elsewhere_has_another_name(self, tmp_path: Path) -> None:
+        """As in two containers that share a volume, both with process 1."""
+        assert len({temporary_path(tmp_path / "a.png") for _ in range(1000)}) == 1000
+
+    def test_content_is_on_the_disk_before_it_has_its_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        done: list[str] = []
+        fsync, replace = os.fsync, os.replace
+        monkeypatch.setattr(os, "fsync", lambda file: (done.append("flushed"), fsync(file)))
+        monkeypatch.setattr(os, "replace", lambda *places: (done.append("renamed"), replace(*places)))
+        with atomic_path(tmp_path / "a.txt") as path:
+            path.write_text("x")
+        assert done == ["flushed", "renamed"]
+
+    def test_a_disk_that_fails_on_flushing_leaves_the_old_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "a.txt").write_text("old")
+
+        def fail(_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with (
+            pytest.raises(LangdepthError, match=r"a.txt: cannot be written \(No space"),
+            atomic_path(tmp_path / "a.txt") as path,
+        ):
+            path.write_text("new")
+        assert (tmp_path / "a.txt").read_text() == "old"
+
+    @pytest.mark.parametrize("name", ["a" * 251 + ".png", "ä" * 125 + ".png", "a." + "b" * 240])
+    def test_any_name_that_a_file_can_have(self, tmp_path: Path, name: str) -> None:
+        with atomic_path(tmp_path / name) as path:
+            path.write_text("x")
+        assert names(tmp_path) == [name]
+
+    def test_tensors_leave_nothing_else(self, tmp_path: Path) -> None:
+        write_tensors({"a": torch.ones(3)}, tmp_path / "a.safetensors", {"x": "y"})
+        assert names(tmp_path) == ["a.safetensors"]
+        assert load_file(tmp_path / "a.safetensors")["a"].tolist() == [1, 1, 1]
+        umask = os.umask(0)
+        os.umask(umask)
+        assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+class TestLeftovers:
+    def test_those_of_killed_processes_go_with_the_next_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        dead = dead_process()
+        with monkeypatch.context() as change:
+            change.setattr(os, "getpid", lambda: dead)
+            torn = temporary_path(tmp_path / "a.png"), temporary_path(tmp_path / "rooms")
+        torn[0].write_bytes(b"half")
+        torn[1].mkdir()
+        (torn[1] / "0.jpg").write_bytes(b"x")
+        kept = temporary_path(tmp_path / "b.png"), tmp_path / ".c.4711.partial.png", tmp_path / "a.partial"
+        for path in kept:
+            path.write_bytes(b"of a live process, or nobody's")
+        with atomic_path(tmp_path / "d.txt") as path:
+            path.write_text("x")
+        assert names(tmp_path) == sorted(["d.txt", *(path.name for path in kept)])
+
+    @pytest.mark.parametrize(("age", "stays"), [(0, True), (1 * DAYS, True), (3 * DAYS, False)])
+    def test_another_machines_only_when_nothing_happens_any_more(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: int, stays: bool
+    ) -> None:
+        with monkeypatch.context() as change:
+            change.setattr(files, "_machine", lambda: "0123abcd")
+            theirs = temporary_path(tmp_path / "a.png")
+        theirs.write_bytes(b"half")
+        os.utime(theirs, (time.time() - age,) * 2)
+        files.remove_leftovers(tmp_path)
+        assert theirs.exists() == stays
+        with locked(tmp_path):  # nobody else works here
+            assert not theirs.exists()
+
+    def test_temporary_folders_of_killed_processes_go(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        dead = dead_process()
+        with monkeypatch.context() as change:
+            change.setattr(os, "getpid", lambda: dead)
+            torn = temporary_path(tmp_path / "langdepth")
+        torn.mkdir()
+        (torn / "model.safetensors").write_bytes(b"a whole checkpoint")
+        with temporary_folder() as folder:
+            assert names(tmp_path) == [folder.name]
+        assert names(tmp_path) == []
+
+
+HOLD = """
+import os, sys, time
+from langdepth.utils.files import locked
+with locked(sys.argv[1]):
+    parent = os.getpid()
+    if "fork" in sys.argv and os.fork() == 0:
+        while os.getppid() == parent:
+            time.sleep(0.05)
+        time.sleep(0.5)  # as a worker that notices late
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    words = [sys.executable, "-c", HOLD, str(tmp_path / "run"), *getattr(request, "param", [])]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+class TestLocked:
+    def test_a_second_process_is_refused_by_a_line_that_names_the_first(
+        self, tmp_path: Path, holder: subprocess.Popen[str]
+    ) -> None:
+        with pytest.raises(LangdepthError) as caught, locked(tmp_path / "run"):
+            pass
+        assert re.fullmatch(
+            rf"{tmp_path}/run: is in use by process {holder.pid} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d \S+; "
+            "wait until that run has ended, or choose another folder",
+            str(caught.value),
+        )
+
+    @pytest.mark.parametrize("holder", [[], ["fork"]], indirect=True)
+    def test_a_killed_process_holds_nothing(self, tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+        """Not even while its workers have not noticed."""
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with locked(tmp_path / "run"):
+            assert names(tmp_path / "run") == [LOCK]
+
+    def test_a_second_thread_is_refused(self, tmp_path: Path) -> None:
+        with (
+            locked(tmp_path),
+            pytest.raises(LangdepthError, match=f"in use by process {os.getpid()} "),
+            locked(tmp_path),
+        ):
+            pass
+        with locked(tmp_path):
+            pass
+        assert names(tmp_path) == []
+
+    def test_nothing_stays_where_nothing_came_of_the_work(self, tmp_path: Path) -> None:
+        with pytest.raises(KeyError), locked(tmp_path / "deep" / "run"):
+            raise KeyError
+        assert names(tmp_path) == []
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"[" * 3000, b'{"process": "x"}', b"\xff"])
+    def test_whoever_says_nothing_of_itself(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+    ) -> None:
+        monkeypatch.setattr(files, "_GRACE", 0.1)
+        with locked(tmp_path):
+            (tmp_path / LOCK).write_bytes(content)
+            with pytest.raises(LangdepthError, match="is in use by another process"), locked(tmp_path):
+                pass
+
+
+def train(folder: Path, sample: Path) -> Any:
+    from langdepth.recipe import read_recipe
+    from langdepth.train import train
+
+    content = {"system": {"name": "tiny"}, "data": {"root": str(sample)}, "train": {"out": str(folder)}}
+    return train(read_recipe(content))
+
+
+def matrix(folder: Path, sample: Path) -> Any:
+    from langdepth.matrix import Matrix, MatrixData, run_matrix
+
+    return run_matrix(Matrix(data=[MatrixData(root=sample)], systems=("tiny",)), folder)
+
+
+def cache(folder: Path, sample: Path) -> Any:
+    from langdepth.data.frame_cache import write_cache
+
+    return write_cache("folder", sample, folder)
+
+
+def prepare(folder: Path, sample: Path) -> Any:
+    import shutil
+
+    from langdepth.data.prepare import prepare
+
+    return prepare("folder", shutil.make_archive(str(folder.parent / "a"), "zip", sample), folder)
+
+
+def pack(folder: Path, sample: Path) -> Any:
+    import numpy as np
+
+    from langdepth.text.captions import Caption, pack
+
+    return pack([Caption("a", "a room")], {"a room": np.ones(1, np.float16)}, folder)
+
+
+@pytest.mark.parametrize("work", [train, matrix, cache, prepare, pack])
+def test_folders_that_are_locked(work: Any, tmp_path: Path, sample_folder: Path) -> None:
+    with locked(tmp_path / "run"), pytest.raises(LangdepthError, match=f"run: is in use by process {os.getpid()}"):
+        work(tmp_path / "run", sample_folder)
+    assert not (tmp_path / "run").exists()
