@@ -590,3 +590,19 @@ def each() -> list[Any]:
         for name, layouts in MINIATURES.items()
         for layout, build in layouts.items()
     ]
+
+
+# Captions
+
+
+def published_captions(root: Path, captions: Mapping[str, tuple[str, npt.NDArray[np.float16]]]) -> tuple[Path, Path]:
+    """WorDepth's trees ``text`` and ``text_feat``: image, as in "nyu/train/k_1/rgb_1", to sentence and feature (D,)."""
+    import torch
+
+    text, features = root / "text", root / "text_feat"
+    for image, (sentence, feature) in captions.items():
+        for tree in (text, features):
+            (tree / image).parent.mkdir(parents=True, exist_ok=True)
+        (text / f"{image}.txt").write_text(sentence)
+        torch.save(torch.from_numpy(feature[None].copy()), features / f"{image}.pt")
+    return text, features

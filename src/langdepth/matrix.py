@@ -23,13 +23,11 @@ from langdepth.data.rows import RowDataset, made_of
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluate import evaluate
 from langdepth.foreign import PREFIX, Predictions, ScaleKind, load_transformers
-from langdepth.io import file_sha256
 from langdepth.metrics import EXTRA_METRICS, METRICS
 from langdepth.protocols import Alignment, Protocol
 from langdepth.report import write_json
 from langdepth.systems.base import System
 from langdepth.text.cache import add_tensors
-from langdepth.text.captions import FEATURES, INDEX
 from langdepth.types import WithoutCaption
 from langdepth.utils.files import atomic_path, locked
 
@@ -302,9 +300,8 @@ def _filled(cell: Cell, out: Path, *, device: str | None, dtype: str, batch_size
         "dtype": dtype,
         "version": [__version__, metrics.DEFINITIONS],
     }
-    if cell.captions is not None:
-        packed = [file_sha256(cell.captions / name)[:16] for name in (INDEX, FEATURES)]
-        identity["captions"] = [str(cell.captions), *packed, data.without_caption]
+    if cell.captions is not None and cell.dataset.captions is not None:
+        identity["captions"] = [str(cell.captions), cell.dataset.captions.sha256[:16], data.without_caption]
     path = out / f"{cell.file}.json"
     known = _read_cell(path)
     if known.get("identity") == identity:

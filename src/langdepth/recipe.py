@@ -92,7 +92,8 @@ class DataSection:
     val_source: str | None = None
     """Judge on the pictures of this source only."""
     captions: Path | None = None
-    """Packed captions (langdepth data pack-captions); pictures then get the caption and its published feature."""
+    """Captions with CLIP features, in any form of text/caption_features.py: images get theirs, and systems that start
+    from captions start from these."""
     without_caption: WithoutCaption = "stop"
     """What a picture without one does: stop the run, or be learned from as if nothing were known about it."""
     trust_unit: bool = False

@@ -46,6 +46,7 @@ from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_
 from langdepth.evaluate import require_comparable
 from langdepth.recipe import DataSection, Recipe, TrainSection, read_recipe
 from langdepth.systems.base import System
+from langdepth.text.caption_features import Captions, open_captions
 from langdepth.training.callbacks import FillFeatures, ResumePoint, Validation
 from langdepth.training.checkpoint_io import PlainCheckpointIO
 from langdepth.training.logs import Bar, PlainProgress, loggers
@@ -74,9 +75,8 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
 def _train(recipe: Recipe, resume: bool) -> Path:
     out = recipe.train.out
     data, protocol = recipe.data, protocols.get(recipe.train.protocol)
-    opened = partial(
-        open_dataset, captions=data.captions, without_caption=data.without_caption, trust_unit=data.trust_unit
-    )
+    captions = None if data.captions is None else open_captions(data.captions)
+    opened = partial(open_dataset, captions=captions, without_caption=data.without_caption, trust_unit=data.trust_unit)
     train_set = opened(data.name, data.root, data.train_split)
     val_set = opened(data.name, data.root, data.val_split, data.val_source)
     more = [opened(other.name, other.root, other.split) for other in data.more]
@@ -92,7 +92,7 @@ def _train(recipe: Recipe, resume: bool) -> Path:
         with atomic_path(out / "recipe.yaml") as path:
             path.write_text(yaml.safe_dump(to_mapping(recipe), sort_keys=False), encoding="utf-8")
     start = out / "start.safetensors"
-    system = _start_system(recipe, start)
+    system = _start_system(recipe, start, captions)
     require_comparable(system, protocol)
     _require_overlays(system, train_set, val_set)
     loader = _training_loader(recipe, system, train_set, weights, trainer)
@@ -164,8 +164,11 @@ def _check_readable(checkpoint: Path) -> None:
         raise CheckpointError(f"{checkpoint}: is damaged; without it --resume starts from the beginning") from error
 
 
-def _start_system(recipe: Recipe, start: Path) -> System:
-    """The system as training starts from it: from the file ``start`` of a run that is continued, else prepared."""
+def _start_system(recipe: Recipe, start: Path, captions: Captions | None = None) -> System:
+    """The system as training starts from it: from the file ``start`` of a run that is continued, else prepared.
+
+    ``captions``: those of the data, which also prepare a system whose recipe names no others.
+    """
     section = recipe.system
     weights = str(start) if start.is_file() else section.weights
     torch.manual_seed(recipe.train.seed)
@@ -182,12 +185,23 @@ def _start_system(recipe: Recipe, start: Path) -> System:
             raise UsageError(f"system.options.{key}: {weights} was made with {made_with[key]}, the recipe says {value}")
     if type(system).loss is System.loss or not any(p.requires_grad for p in system.parameters()):
         raise UsageError(f"system.name: '{system.name}' has nothing to train")
+    _prepare(system, recipe, captions)
+    return system.train()
+
+
+def _prepare(system: System, recipe: Recipe, captions: Captions | None) -> None:
+    """Have the system load what it starts from; ``captions`` are those of the data."""
+    if captions is not None and not system.text_per_picture:
+        raise UsageError(f"data.captions: '{system.name}' takes no captions of images; leave them out")
+    takes, files = inspect.signature(system.prepare_training), dict(recipe.system.prepare)
+    named = files.get("text_features") not in (None, str(recipe.data.captions))
+    if captions is not None and "text_features" in takes.parameters and not named:
+        files["text_features"] = captions
     try:
-        inspect.signature(system.prepare_training).bind(**section.prepare)
+        takes.bind(**files)
     except TypeError as error:
         raise UsageError(f"system.prepare: {error}") from None
-    system.prepare_training(**section.prepare)
-    return system.train()
+    system.prepare_training(**files)
 
 
 def _require_overlays(system: System, *datasets: RowDataset) -> None:

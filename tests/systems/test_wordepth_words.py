@@ -19,6 +19,7 @@ from langdepth.inference import as_float, predict_pictures
 from langdepth.systems.wordepth import WorDepth
 from langdepth.text.captions import Caption, pack
 from tests.helpers import FakeSystem, grey, write_folder
+from tests.miniatures import nyu_sync, published_captions
 
 SENTENCES = ["a bed in a room", "a car on a street"]
 
@@ -138,3 +139,72 @@ def test_captions_of_another_width_and_systems_for_which_they_are_no_words(tmp_p
 
     with pytest.raises(UsageError, match="'fake' takes no captions of pictures"):
         judge(Wordy(), [dataset[0]], protocols.get("full"))
+
+
+# Training from the authors' captions
+
+
+NARROW = {"encoder": "swin-mini", "resolution": [32, 64], "widths": [8, 8, 8], "latent": 4, "text_features": 16}
+
+
+def authors_captions(folder: Path) -> Path:
+    """The published trees for the frames of the small NYU: three captions, each with its feature."""
+    rows = torch.nn.functional.normalize(torch.randn(3, 16, generator=torch.Generator().manual_seed(0))).half().numpy()
+    images = (
+        "nyu/train/kitchen_0028b/rgb_00045",
+        "nyu/train/living_room_0019/rgb_00111",
+        "nyu/test/bathroom/rgb_00000",
+    )
+    sentences = ("A kitchen with a sink.", "A couch in a living room.", "A bathroom with a sink.")
+    published_captions(folder, dict(zip(images, zip(sentences, rows, strict=True), strict=True)))
+    return folder
+
+
+def train_on_nyu(root: Path, out: Path, *arguments: object) -> int:
+    recipe = {
+        "system": {"name": "wordepth-s", "options": NARROW},
+        "data": {"name": "nyu", "root": str(root), "train_split": "sync", "val_split": "test", "workers": 0},
+        "train": {"epochs": 1, "accelerator": "cpu", "previews": 0, "out": str(out)},
+    }
+    out.with_suffix(".json").write_text(json.dumps(recipe))
+    return main(["train", "--config", str(out.with_suffix(".json")), *map(str, arguments)])
+
+
+@pytest.mark.filterwarnings("ignore:.*RANDOM", "ignore:.*pairs of split")
+def test_the_authors_trees_train_with_and_without_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``data.captions`` is all that is named, and what continues from weights needs no file at all."""
+    root, trees = nyu_sync(tmp_path / "nyu", monkeypatch), authors_captions(tmp_path / "WorDepth")
+    packing = ["--text", trees / "text", "--features", trees / "text_feat", "--out", tmp_path / "packed"]
+    assert main(["data", "pack-captions", *map(str, packing)]) == 0
+    weights = []
+    neutral = ["--data.without_caption", "neutral"]  # one of the images to judge on has no caption
+    for form in (trees, tmp_path / "packed"):
+        assert train_on_nyu(root, tmp_path / f"run-{form.name}", "--data.captions", form, *neutral) == 0
+        trained = checkpoint.load(tmp_path / f"run-{form.name}/last.safetensors")
+        assert isinstance(trained, WorDepth)
+        assert "couch" in trained.config.vocabulary
+        weights.append(trained.state_dict())
+    assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
+    both = ["--data.captions", trees, "--system.prepare.text_features", tmp_path / "packed"]
+    assert train_on_nyu(root, tmp_path / "both", *both, *neutral) == 0
+    assert train_on_nyu(root, tmp_path / "more", "--system.weights", tmp_path / "both/last.safetensors") == 0
+
+
+def test_without_any_captions_one_line_says_how_to_name_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = nyu_sync(tmp_path / "nyu", monkeypatch)
+    assert train_on_nyu(root, tmp_path / "run") == 2
+    printed = [line for line in capsys.readouterr().err.splitlines() if "starts from captions" in line]
+    assert len(printed) == 1
+    assert "system.prepare.text_features or data.captions" in printed[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*pairs of split")
+def test_evaluation_reads_the_authors_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, trees = nyu_sync(tmp_path / "nyu", monkeypatch), authors_captions(tmp_path / "WorDepth")
+    weights = registry.build("wordepth-s", NARROW).save(tmp_path / "w.safetensors")
+    command = ["evaluate", "--system", weights, "--data", "nyu", "--root", root, "--out", tmp_path / "r.json"]
+    assert main([*map(str, command), "--captions", str(trees)]) == 1  # kitchen/rgb_00001 has none
+    assert main([*map(str, command), "--captions", str(trees), "--without-caption", "neutral"]) == 0
+    assert json.loads((tmp_path / "r.json").read_text())["images"] == 2

@@ -14,9 +14,11 @@ from langdepth.cli import main
 from langdepth.data.base import open_dataset
 from langdepth.data.loader import collate
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.text.captions import Caption, Captions, ClipSentences, pack, published_feature, read_captions
+from langdepth.text.caption_features import open_captions
+from langdepth.text.captions import Caption, ClipSentences, pack, published_feature, read_captions
 from langdepth.text.clip_text import text_features
 from tests.helpers import write_folder
+from tests.miniatures import published_captions
 
 KITCHEN, STREET = "A kitchen with a sink.", "A car on a street."
 
@@ -41,17 +43,13 @@ def packed(folder: Path) -> Path:
 
 def published(root: Path) -> tuple[Path, Path]:
     """The two trees as they are published."""
-    rows = features(2)
-    for split, image, caption, row in (
-        ("nyu/train", "k_1/rgb_1", KITCHEN, 0),
-        ("nyu/test", "k/rgb_1", KITCHEN, 0),
-        ("kitti/train", "d/image_02/data/0000000069", STREET, 1),
-    ):
-        for tree in ("text", "text_feat"):
-            (root / tree / split / image).parent.mkdir(parents=True, exist_ok=True)
-        (root / "text" / split / f"{image}.txt").write_text(caption)
-        torch.save(torch.from_numpy(rows[row : row + 1].copy()), root / "text_feat" / split / f"{image}.pt")
-    return root / "text", root / "text_feat"
+    kitchen, street = features(2)
+    captions = {
+        "nyu/train/k_1/rgb_1": (KITCHEN, kitchen),
+        "nyu/test/k/rgb_1": (KITCHEN, kitchen),
+        "kitti/train/d/image_02/data/0000000069": (STREET, street),
+    }
+    return published_captions(root, captions)
 
 
 def test_the_published_trees_are_packed_bit_by_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,7 +57,7 @@ def test_the_published_trees_are_packed_bit_by_bit(tmp_path: Path, capsys: pytes
     command = ["data", "pack-captions", "--text", str(text), "--features", str(feat), "--out", str(tmp_path / "out")]
     assert main(command) == 0
     assert "3 pictures, 2 distinct captions" in capsys.readouterr().out
-    captions = Captions(tmp_path / "out")
+    captions = open_captions(tmp_path / "out")
     assert (len(captions), captions.width) == (3, 8)
     assert isinstance(captions.features, np.memmap)
     found = captions.find("sync/k_1/rgb_1.jpg")
@@ -90,11 +88,11 @@ def test_tables_are_packed_and_captions_without_feature_left_out(
     printed = capsys.readouterr()
     assert "2 pictures, 1 distinct captions" in printed.out
     assert "1 pictures have a caption without feature" in printed.err
-    assert Captions(out).find("k_1/rgb_2") is None
+    assert open_captions(out).find("k_1/rgb_2") is None
 
 
 def test_a_picture_is_found_by_the_end_of_its_path_or_by_its_sentence(tmp_path: Path) -> None:
-    captions = Captions(packed(tmp_path))
+    captions = open_captions(packed(tmp_path))
     assert captions.find("2011/drive/image_02/data/0069.png") == (STREET, 1)
     assert captions.find("rgb_1.jpg") is None  # a file's name alone would fit too many
     assert captions.find("other/rgb_1.jpg") is None
@@ -115,7 +113,7 @@ def test_samples_carry_caption_and_feature(tmp_path: Path) -> None:
 
 def test_a_picture_without_caption_stops_or_is_neutral(tmp_path: Path) -> None:
     root, captions = write_folder(tmp_path / "data", [{"text": KITCHEN}, {}]), packed(tmp_path / "captions")
-    with pytest.raises(LangdepthError, match=r"1\.png: has no caption in .*\(1 of 2 pictures\); .*neutral"):
+    with pytest.raises(LangdepthError, match=r"1\.png: has no caption in .*\(1 of 2 images\); .*neutral"):
         open_dataset("folder", root, captions=captions)
     batch = collate(list(open_dataset("folder", root, captions=captions, without_caption="neutral")))  # type: ignore[call-overload]
     assert batch.text == [KITCHEN, None]
@@ -136,19 +134,19 @@ def test_wrong_packed_features(tmp_path: Path, array: np.ndarray, message: str) 
     packed(tmp_path)
     np.save(tmp_path / "features.npy", array)
     with pytest.raises(LangdepthError, match=message):
-        Captions(tmp_path)
+        open_captions(tmp_path)
 
 
 def test_damaged_packed_files(tmp_path: Path) -> None:
-    with pytest.raises(LangdepthError, match="no such folder; make one with"):
-        Captions(tmp_path / "nowhere")
+    with pytest.raises(LangdepthError, match=r"no such file or folder; known forms: .*pack-captions"):
+        open_captions(tmp_path / "nowhere")
     packed(tmp_path)
     (tmp_path / "captions.csv").write_text("image,caption\nx,y\n")
     with pytest.raises(LangdepthError, match="column row is missing"):
-        Captions(tmp_path)
+        open_captions(tmp_path)
     (tmp_path / "features.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(LangdepthError, match="not readable as an array"):
-        Captions(tmp_path)
+        open_captions(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +172,7 @@ def test_a_caption_needs_its_feature_and_features_one_width(tmp_path: Path, caps
     assert "rgb_1.pt: no such file; every caption needs its feature" in capsys.readouterr().err
     torch.save(torch.eye(8)[:1].half(), feat / "nyu/train/k_1/rgb_1.pt")
     assert main(command) == 1
-    assert "is not that of other pictures with its caption" in capsys.readouterr().err
+    assert "is not that of other images with its caption" in capsys.readouterr().err
     wide = {KITCHEN: features(1)[0], STREET: features(1, 4)[0]}
     with pytest.raises(LangdepthError, match="different widths: 4, 8"):
         pack([Caption("a/b", KITCHEN), Caption("a/c", STREET)], wide, tmp_path / "out")

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from langdepth.errors import LangdepthError
+from langdepth.text.caption_features import CaptionFeatures
 from langdepth.text.encoders import (
     PADDING,
     UNKNOWN,
-    CaptionFeatures,
     SentenceEncoder,
     distil,
     held_back,
-    read_caption_features,
     words_of,
 )
 
@@ -35,7 +31,7 @@ def fake_captions() -> CaptionFeatures:
     directions = torch.randn(len(VOCABULARY), FEATURES, generator=torch.Generator().manual_seed(1))
     rows = [directions[[VOCABULARY.index(w) for w in words_of(c)]].sum(0) for c in captions]
     features = F.normalize(torch.stack(rows) + 2, dim=-1)
-    return CaptionFeatures(captions, features, torch.ones(len(captions), dtype=torch.int64))
+    return CaptionFeatures(captions, features)
 
 
 def fresh_encoder(seed: int = 0) -> SentenceEncoder:
@@ -135,56 +131,3 @@ def test_distillation_repeats_for_a_seed_and_leaves_the_callers_randomness_alone
 
 def test_every_20th_caption_is_held_back() -> None:
     assert torch.nonzero(held_back(45)).flatten().tolist() == [0, 20, 40]
-
-
-# Files
-
-
-def test_caption_features_are_read_and_normalised(tmp_path: Path) -> None:
-    path = tmp_path / "f.npz"
-    np.savez(path, caption=["a bed", "a car"], feature=np.array([[3, 4], [0, 2]], np.float16), train_count=[5, 6])
-    data = read_caption_features(path)
-    assert data.captions == ["a bed", "a car"]
-    torch.testing.assert_close(data.features, torch.tensor([[0.6, 0.8], [0, 1]]))
-    assert data.counts.tolist() == [5, 6]
-
-
-GOOD = {"caption": ["a", "b"], "feature": np.ones((2, 3)), "train_count": [1, 1]}
-
-
-@pytest.mark.parametrize(
-    ("arrays", "expected"),
-    [
-        ({"caption": ["a", "b"], "train_count": [1, 1]}, "not a caption feature file"),
-        ({**GOOD, "feature": np.ones((3, 3))}, r"2 captions, features \(3, 3\), 2 counts do not belong together"),
-        ({**GOOD, "feature": np.ones(2)}, r"features \(2,\), 2 counts do not belong together"),
-        ({**GOOD, "caption": [], "feature": np.ones((0, 3)), "train_count": []}, "do not belong together"),
-        ({**GOOD, "feature": [[1.0, np.nan], [1, 1]]}, "some features are not finite"),
-        ({**GOOD, "caption": np.array(["a", None], dtype=object)}, "not a caption feature file"),  # a pickle
-    ],
-)
-def test_wrong_arrays_are_one_line(tmp_path: Path, arrays: dict[str, object], expected: str) -> None:
-    path = tmp_path / "f.npz"
-    np.savez(path, **arrays)  # type: ignore[arg-type]
-    with pytest.raises(LangdepthError, match=expected) as caught:
-        read_caption_features(path)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "npy"])
-def test_damaged_files_are_one_line(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "f.npz"
-    np.savez(path, **GOOD)  # type: ignore[arg-type]
-    whole = path.read_bytes()
-    content = {"empty": b"", "text": b"caption,feature\n", "truncated": whole[: len(whole) // 2]}.get(damage, whole)
-    path.write_bytes(content)
-    if damage == "missing":
-        path.unlink()
-    if damage == "npy":
-        with path.open("wb") as file:
-            np.save(file, np.ones(3))
-    with pytest.raises(LangdepthError, match="not a caption feature file") as caught:
-        read_caption_features(path)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert "\n" not in str(caught.value)

@@ -82,7 +82,9 @@ def evaluate(
         split: Which split of it; without one, the data set's own for evaluation, and of a folder everything.
         source: Keep the rows of one source.
         limit: Judge the first pictures only, this many.
-        captions: Packed captions of the pictures (langdepth data pack-captions), for systems that read them (wordepth).
+        captions: Captions with CLIP features, for systems that read them (wordepth): a packed folder (langdepth data
+            pack-captions), the folder above the published text/ and text_feat/, or another form that
+            docs/systems/wordepth.md names.
         without_caption: What a picture without one does: stop, or be judged as if nothing were known about it.
         trust_unit: Take depth as it is, even where its unit looks wrong.
         protocol: nyu-eigen, kitti-eigen-garg, kitti-eigen, full, or a paper's own, such as depthclip-reference;

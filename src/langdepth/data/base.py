@@ -12,13 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
 from langdepth.data.rows import Row, RowDataset, known_depth, present
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.types import Sample, WithoutCaption
+
+if TYPE_CHECKING:
+    from langdepth.text.caption_features import Captions
 
 DATASETS = {
     "cache": "langdepth.data.frame_cache",
@@ -166,7 +169,7 @@ def open_dataset(
     split: str | None = None,
     source: str | None = None,
     *,
-    captions: str | Path | None = None,
+    captions: str | Path | Captions | None = None,
     without_caption: WithoutCaption = "stop",
     trust_unit: bool = False,
 ) -> RowDataset:

@@ -21,7 +21,7 @@ from langdepth.types import Sample, WithoutCaption
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from langdepth.text.captions import Captions
+    from langdepth.text.caption_features import Captions, Found
 
 Pixels = npt.NDArray[np.uint8]
 Metres = npt.NDArray[np.float32]
@@ -250,33 +250,33 @@ def present(rows: list[Row], where: str | Path, problems: list[LangdepthError] |
 class RowDataset:
     """The rows of a data set as samples at their stored size.
 
-    ``captions``: a packed folder (text/captions.py); every sample then has ``text_features``, those of its ``text`` or,
-    without one, of its picture's caption. Where there is no caption, "stop" raises LangdepthError and "neutral" gives
-    zeros. ``dataset[i]`` raises ImageError naming an unusable file.
+    ``captions``: in any form of text/caption_features.py; every sample then has ``text_features``, those of its
+    ``text`` or, without one, of its image's caption. Where there is no caption, "stop" raises LangdepthError and
+    "neutral" gives zeros. ``dataset[i]`` raises ImageError naming an unusable file.
     """
 
     def __init__(
         self,
         name: str,
         rows: list[Row],
-        captions: str | Path | None = None,
+        captions: str | Path | Captions | None = None,
         without_caption: WithoutCaption = "stop",
     ) -> None:
         self.name = name
         self.rows = rows
         self.captions: Captions | None = None
         if captions is not None:
-            from langdepth.text.captions import Captions
+            from langdepth.text.caption_features import open_captions
 
-            self.captions = Captions(captions)
+            self.captions = open_captions(captions)
             missing = [row for row in rows if self._caption(row) is None]
             if missing and without_caption == "stop":
                 raise LangdepthError(
-                    f"{missing[0].path_rgb}: has no caption in {captions} ({len(missing)} of {len(rows)} pictures); "
-                    "pack its caption, or let such pictures speak without words: without_caption neutral"
+                    f"{missing[0].path_rgb}: has no caption in {self.captions.where} ({len(missing)} of {len(rows)} "
+                    "images); add its caption and feature, or use such images without words: without_caption neutral"
                 )
 
-    def _caption(self, row: Row) -> tuple[str, int] | None:
+    def _caption(self, row: Row) -> Found | None:
         return self.captions.find(row.key, row.text) if self.captions is not None else None
 
     def __len__(self) -> int:
@@ -299,8 +299,9 @@ class RowDataset:
         text, text_features = row.text, None
         if self.captions is not None:
             caption = self._caption(row)
-            text = row.text if caption is None else caption[0]
-            text_features = torch.zeros(self.captions.width) if caption is None else self.captions.feature(caption[1])
+            text = row.text if caption is None else caption.sentence
+            known = None if caption is None else caption.row
+            text_features = torch.zeros(self.captions.width) if known is None else self.captions.feature(known)
         overlay: Tensor | None = None
         if row.path_overlay is not None:
             overlay = torch.tensor(read_overlay(row.path_overlay, pixels)).permute(2, 0, 1).float() / 255

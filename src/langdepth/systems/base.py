@@ -124,7 +124,11 @@ class System(nn.Module):
         raise NotImplementedError
 
     def prepare_training(self) -> None:
-        """Load what training starts from (ImageNet or CLIP weights). Called once by ``train``, never by ``load``."""
+        """Load what training starts from (ImageNet or CLIP weights). Called once by ``train``, never by ``load``.
+
+        A parameter ``text_features`` gets the data's captions (``data.captions``) where the recipe names no others.
+        Systems that were trained before keep what they know and need no files.
+        """
 
     def parameter_groups(self, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
         """Optimiser groups; by default no weight decay on vectors and scalars (norms, biases).

@@ -42,7 +42,8 @@ from langdepth.parts.pixel_decoder import PixelDecoder, PixelFeatures
 from langdepth.parts.query_decoder import QueryDecoder
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import rename, set_quirks
-from langdepth.text.encoders import CaptionBank, caption_scene_of_label, read_caption_features
+from langdepth.text.caption_features import read_caption_features
+from langdepth.text.encoders import CaptionBank, caption_scene_of_label
 from langdepth.text.scene_table import encode_scenes, read_scene_table
 from langdepth.text.scenes import CAPTION_SCENES, SCENES, scene_index
 from langdepth.types import Batch, DepthOutput, InputSpec
@@ -305,8 +306,8 @@ class ScaleDepth(System):
 
         ``clip_weights``: see ``load_foundation``. ``encoder_weights``: of an encoder that starts from ImageNet, see
         ``backbones.encoders.start_encoder``. Instead of CLIP's text tower, for the scenes: ``scene_table``, a file of
-        ``langdepth scenes encode``, or ``text_features``, the ``.npz`` of captions and their features (see
-        ``text.encoders.read_caption_features``); a scene's row is then their mean over captions of such scenes.
+        ``langdepth scenes encode``, or ``text_features``, captions with their features in any form of
+        ``text.caption_features``; a scene's row is then their mean over captions of such scenes.
         Raises UsageError and CheckpointError.
         """
         if "weights" in self.provenance:

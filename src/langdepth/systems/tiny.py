@@ -35,13 +35,8 @@ from langdepth.errors import LangdepthError, UsageError
 from langdepth.parts.bins import RelativeBins
 from langdepth.parts.upsample import FeaturePyramid
 from langdepth.systems.base import System
-from langdepth.text.encoders import (
-    CaptionBank,
-    SentenceEncoder,
-    caption_scene_of_label,
-    distilled_encoder,
-    read_caption_features,
-)
+from langdepth.text.caption_features import NO_CAPTIONS, Captions, read_caption_features
+from langdepth.text.encoders import CaptionBank, SentenceEncoder, caption_scene_of_label, distilled_encoder
 from langdepth.text.scenes import CAPTION_SCENES, scene_index
 from langdepth.types import Batch, DepthOutput, InputSpec
 
@@ -195,17 +190,23 @@ class Tiny(System):
 
     # -- training --------------------------------------------------------------------------------------------------
 
-    def prepare_training(self, text_features: str | None = None) -> None:
+    def prepare_training(self, text_features: str | Captions | None = None) -> None:
         """ImageNet weights for the encoder; sentence encoder, scene table and caption bank from CLIP caption features.
 
-        ``text_features``: the ``.npz`` of captions and their features (see ``text.encoders.read_caption_features``).
-        Weights that were trained before keep what they know; for them the file is optional and gives only the captions
-        that training names the scenes with.
+        Weights that were trained before keep all of these. For them ``text_features`` is optional and gives only the
+        captions that training names the scenes with; without it the scene table does.
+
+        Args:
+            text_features: Captions with their features, in any form of ``text.caption_features``.
+
+        Raises:
+            UsageError: A fresh system got no captions, or features of another width.
+            LangdepthError: The captions cannot be read, or none is about one of the scenes.
         """
         fresh = not self.config.vocabulary
         if text_features is None:
             if fresh:
-                raise UsageError("tiny starts from a file of caption features; name it in system.prepare.text_features")
+                raise UsageError(NO_CAPTIONS.format(self.name))
             return
         data = read_caption_features(text_features, CLIP_FEATURES)
         if fresh:

@@ -39,6 +39,7 @@ from langdepth.parts.refine import Refine, Up, enlarged
 from langdepth.parts.variational import ConditionalSampler, Gaussian, TextVae, kl_of_noise, kl_of_text
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import rename
+from langdepth.text.caption_features import NO_CAPTIONS, Captions, read_caption_features
 from langdepth.text.captions import ClipSentences
 from langdepth.text.encoders import (
     CaptionBank,
@@ -46,7 +47,6 @@ from langdepth.text.encoders import (
     caption_scene_of_label,
     distilled_encoder,
     packaged_encoder,
-    read_caption_features,
 )
 from langdepth.types import Batch, DepthOutput, InputSpec
 
@@ -342,19 +342,24 @@ class WorDepth(System):
                 known[list(told)] = self.encode(list(told.values())).to(known)
         return self.features(len(batch.image), known)
 
-    def prepare_training(self, text_features: str | None = None, encoder_weights: str | None = None) -> None:
+    def prepare_training(self, text_features: str | Captions | None = None, encoder_weights: str | None = None) -> None:
         """Start weights of the encoder; sentence encoder, neutral feature and captions from CLIP caption features.
 
-        ``text_features``: the ``.npz`` of captions and their features (see ``text.encoders.read_caption_features``),
-        needed unless the system was trained before. ``encoder_weights``: a classifier of the Swin release
-        (swin_large_patch4_window12_384_22k.pth) or the same as ``.safetensors``; an EfficientNet-Lite brings its own.
-        Raises UsageError and LangdepthError.
+        Weights that were trained before keep all of these. For them ``text_features`` is optional and gives only the
+        captions that stand in for images without one, and a sentence encoder to weights that hold none.
+
+        Args:
+            text_features: Captions with their features, in any form of ``text.caption_features``.
+            encoder_weights: A classifier of the Swin release (swin_large_patch4_window12_384_22k.pth) or the same as
+                ``.safetensors``; an EfficientNet-Lite brings its own.
+
+        Raises:
+            UsageError: A fresh system got no captions, or features of another width.
+            LangdepthError: A file cannot be read.
         """
         fresh = not self.provenance
         if fresh and text_features is None:
-            raise UsageError(
-                f"{self.name} starts from a file of caption features; name it in system.prepare.text_features"
-            )
+            raise UsageError(NO_CAPTIONS.format(self.name))
         if fresh:
             self.provenance["encoder"] = start_encoder(self.encoder, encoder_weights)
         if text_features is None:

@@ -24,7 +24,8 @@ from langdepth.errors import UsageError
 from langdepth.parts.variational import Gaussian
 from langdepth.systems.clip_system import enlarge
 from langdepth.systems.wordepth import Seen, WorDepth, WorDepthConfig
-from langdepth.text.encoders import CaptionBank, read_caption_features
+from langdepth.text.caption_features import Captions, read_caption_features
+from langdepth.text.encoders import CaptionBank
 from langdepth.types import Batch
 
 CONTRAST = 32.0  # brings the captions' differences to a variance of about 1
@@ -144,11 +145,13 @@ class WorDepthTiny(WorDepth):
             features = torch.where(exchanged, others, features)
         return torch.where(choice > 1 - self.config.wordless, self.neutral_text, features)
 
-    def prepare_training(self, text_features: str | None = None, start: str = "tiny") -> None:  # type: ignore[override]
+    def prepare_training(  # type: ignore[override]
+        self, text_features: str | Captions | None = None, start: str = "tiny"
+    ) -> None:
         """Take encoder, sentence encoder and mean caption from the weights ``start`` of `tiny`.
 
-        ``text_features``: the ``.npz`` of published captions and their features (see
-        ``text.encoders.read_caption_features``); without it pictures have their own words alone. Raises LangdepthError.
+        Weights that were trained before keep their own. ``text_features``: published captions with their features, in
+        any form of ``text.caption_features``; without them images have their own words alone. Raises LangdepthError.
         """
         if not self.provenance:
             from langdepth.checkpoint import load

@@ -1,12 +1,13 @@
-"""Captions of pictures and their CLIP text features: the published layouts, and ours that training reads.
+"""Captions of images and their CLIP text features: the files they are published in, and the packed form they go into.
 
-Published (WorDepth): one ``<nyu|kitti>/<train|test>/<picture without suffix>.txt`` per picture, and beside that tree
+Published (WorDepth): one ``<nyu|kitti>/<train|test>/<image without suffix>.txt`` per image, and beside that tree
 another of ``.pt`` files, each a float16 tensor (1, 1024) of norm 1. Packed: a folder with
 
     features.npy   (N, D) float16, one row of norm 1 per distinct caption; read through a memory map
     captions.csv   image (path without suffix, as in the split lists), caption, row in features.npy
 
-Equal captions have equal features, so one row serves all pictures with the same caption.
+Equal captions have equal features, so one row serves all images with the same caption. ``text/caption_features.py``
+opens all of these forms.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -28,10 +30,12 @@ from langdepth.io import visible
 from langdepth.utils.files import atomic_path, locked
 
 FEATURES, INDEX = "features.npy", "captions.csv"
+TEXT_TREE, FEATURE_TREE = "text", "text_feat"  # names of the published trees, side by side
 NORM_TOLERANCE = 2e-3  # float16 rounding leaves 5e-4
 _MAX_CSV_BYTES = 1 << 28
 _MAX_PT_BYTES = 1 << 20
 _MAX_TXT_BYTES = 1 << 12
+_MAX_NPZ_BYTES = 1 << 31
 Half = npt.NDArray[np.float16]
 
 
@@ -48,69 +52,6 @@ def picture_key(path: str) -> str:
     return str(plain.with_suffix("") if plain.name else plain).lstrip("/")
 
 
-class Captions:
-    """Packed captions, opened.
-
-    Raises LangdepthError naming the file for anything missing or damaged, features that are not of norm 1, and an index
-    that does not fit them.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise LangdepthError(f"{folder}: no such folder; make one with 'langdepth data pack-captions'")
-        self.features = _open_features(self.folder / FEATURES)
-        self._by_picture: dict[str, tuple[str, int]] = {}
-        self._by_sentence: dict[str, int] = {}
-        index = self.folder / INDEX
-        for line, values in _csv_rows(index, ("image", "caption", "row")):
-            row = values["row"]
-            if not row.isdecimal() or int(row) >= len(self.features):
-                raise LangdepthError(
-                    f"{index} line {line}: row '{row}' is not one of the {len(self.features)} features"
-                )
-            self._by_picture[values["image"]] = values["caption"], int(row)
-            self._by_sentence[values["caption"]] = int(row)
-
-    @property
-    def width(self) -> int:
-        """D, the length of a feature."""
-        return int(self.features.shape[1])
-
-    def __len__(self) -> int:
-        """How many pictures have a caption."""
-        return len(self._by_picture)
-
-    def find(self, picture: str, sentence: str | None = None) -> tuple[str, int] | None:
-        """Caption and feature row of a picture, or None.
-
-        A ``sentence`` that somebody else gave the picture goes first. Otherwise the end of the path decides: the
-        picture "sync/kitchen_0028b/rgb_00045.jpg" has the caption of "kitchen_0028b/rgb_00045", never of "rgb_00045".
-        """
-        if sentence is not None:
-            row = self._by_sentence.get(sentence)
-            return None if row is None else (sentence, row)
-        parts = picture_key(picture).split("/")
-        ends = ("/".join(parts[start:]) for start in range(max(1, len(parts) - 1)))
-        return next((self._by_picture[end] for end in ends if end in self._by_picture), None)
-
-    def feature(self, row: int) -> Tensor:
-        """(D,) float32."""
-        return torch.from_numpy(self.features[row].astype(np.float32))
-
-
-def _open_features(path: Path) -> Half:
-    try:
-        features = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise LangdepthError(f"{path}: not readable as an array of features ({error})") from None
-    if features.ndim != 2 or features.dtype != np.float16 or not features.size:
-        raise LangdepthError(f"{path}: expected (N, D) float16, found {features.shape} {features.dtype}")
-    check_norms(features, str(path))
-    opened: Half = features
-    return opened
-
-
 def check_norms(features: npt.NDArray[np.floating[Any]], where: str) -> None:
     """Raise LangdepthError unless all rows (N, D) have norm 1 up to the rounding of float16."""
     norms = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float32))
@@ -119,7 +60,7 @@ def check_norms(features: npt.NDArray[np.floating[Any]], where: str) -> None:
         raise LangdepthError(f"{where}: feature {wrong[0]} has norm {norms[wrong[0]]:.4g} instead of 1")
 
 
-def _csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+def csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and values of every row of a ``.csv`` or ``.csv.gz``."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -144,14 +85,15 @@ def _csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[
 
 def read_captions(source: str | Path) -> list[Caption]:
     """Captions from a CSV with the columns image and caption, a folder of such (``*.csv``, ``*.csv.gz``), or a tree of
-    ``<nyu|kitti>/<train|test>/<picture>.txt``.
+    ``<nyu|kitti>/<train|test>/<image>.txt`` or the folder above it.
 
     Raises LangdepthError naming the file for an empty caption, a picture with two different ones, or no caption at all.
     """
     source = Path(source)
     if source.is_dir():
         tables = [file for file in visible(source, "*") if file.name.endswith((".csv", ".csv.gz"))]
-        found = _from_tables(tables) if tables else _from_tree(source)
+        below = source / TEXT_TREE
+        found = _from_tables(tables) if tables else _from_tree(below if below.is_dir() else source)
     elif source.is_file():
         found = _from_tables([source])
     else:
@@ -167,7 +109,7 @@ def read_captions(source: str | Path) -> list[Caption]:
 
 def _from_tables(tables: Iterable[Path]) -> Iterator[Caption]:
     for table in tables:
-        for _, values in _csv_rows(table, ("image", "caption")):
+        for _, values in csv_rows(table, ("image", "caption")):
             yield Caption(picture_key(values["image"]), values["caption"])
 
 
@@ -210,32 +152,75 @@ def published_feature(path: Path) -> Half:
     return feature
 
 
-def tree_features(captions: Iterable[Caption], root: Path, progress: Callable[[], object]) -> dict[str, Half]:
-    """Sentence to feature from a tree of ``.pt`` files. Raises LangdepthError where equal captions differ in it."""
+def tree_features(
+    captions: Iterable[Caption], root: Path, progress: Callable[[], object] | None = None, *, compare: bool = True
+) -> dict[str, Half]:
+    """Sentence to feature from a tree of ``.pt`` files.
+
+    Args:
+        captions: The captions whose features are read.
+        root: Top of the tree, or a folder in it.
+        progress: Called after every caption.
+        compare: Read the feature of every image, not only of the first one with each caption.
+
+    Raises:
+        LangdepthError: A file is missing or damaged, or (with ``compare``) equal captions differ in their features.
+    """
     files = {_without_set(file.relative_to(root)): file for file in visible(root, "**/*.pt")}
     features: dict[str, Half] = {}
     for image, sentence in captions:
-        feature = published_feature(files.get(image, root / f"{image}.pt"))
-        known = features.setdefault(sentence, feature)
-        if not np.array_equal(known, feature):
-            raise LangdepthError(f"{root}: the feature of {image} is not that of other pictures with its caption")
-        progress()
+        if compare or sentence not in features:
+            feature = published_feature(files.get(image, root / f"{image}.pt"))
+            known = features.setdefault(sentence, feature)
+            if not np.array_equal(known, feature):
+                raise LangdepthError(f"{root}: the feature of {image} is not that of other images with its caption")
+        if progress is not None:
+            progress()
     return features
 
 
 def table_features(path: Path) -> dict[str, Half]:
-    """Sentence to feature from an ``.npz`` with the arrays caption (N,) and feature (N, D), bits unchanged."""
+    """Sentence to feature from an ``.npz`` with the arrays caption (N,) and feature (N, D).
+
+    Features of norm 1 keep their bits; others are divided by their norm. Other arrays are not read.
+
+    Raises:
+        LangdepthError: The file is missing, damaged, too large or of another kind; a feature is not finite or zero;
+            a caption is empty or has two features.
+    """
     try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > _MAX_NPZ_BYTES:
+            raise LangdepthError(f"{path}: unpacks to {unpacked >> 20} MB, more than {_MAX_NPZ_BYTES >> 20} MB")
         with np.load(path, allow_pickle=False) as file:
-            sentences, features = file["caption"], file["feature"]
+            sentences, features = [str(sentence) for sentence in file["caption"]], file["feature"].astype(np.float32)
+    except LangdepthError:
+        raise
     except Exception as error:  # a damaged archive raises OSError, ValueError, EOFError, BadZipFile, zlib.error ...
         raise LangdepthError(
-            f"{path}: not a file of features ({error}); needed are the arrays caption (N,) and feature (N, D)"
+            f"{path}: not a file of caption features ({first_line(error)}); needed are the arrays caption (N,) and "
+            "feature (N, D)"
         ) from None
-    if features.ndim != 2 or len(sentences) != len(features):
+    if features.ndim != 2 or not len(sentences) == len(features) > 0:
         raise LangdepthError(f"{path}: {len(sentences)} captions and features {features.shape} do not belong together")
-    check_norms(features, str(path))
-    return dict(zip(map(str, sentences), features.astype(np.float16), strict=True))
+    if not all(sentence.strip() for sentence in sentences):
+        raise LangdepthError(f"{path}: a caption is empty")
+    table: dict[str, Half] = {}
+    for sentence, feature in zip(sentences, _of_norm_1(features, str(path)), strict=True):
+        if not np.array_equal(table.setdefault(sentence, feature), feature):
+            raise LangdepthError(f"{path}: the caption '{sentence}' has two different features")
+    return table
+
+
+def _of_norm_1(features: npt.NDArray[np.float32], where: str) -> Half:
+    """Rows (N, D) as float16 of norm 1; those that have it already unchanged. Raises LangdepthError."""
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    wrong = np.flatnonzero(~((norms > 0) & np.isfinite(norms)))
+    if len(wrong):
+        raise LangdepthError(f"{where}: some features are not finite or zero, the first is feature {wrong[0]}")
+    unit: Half = np.where(np.abs(norms - 1) <= NORM_TOLERANCE, features, features / norms).astype(np.float16)
+    return unit
 
 
 class ClipSentences:

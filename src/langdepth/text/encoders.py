@@ -10,51 +10,19 @@ import re
 import warnings
 from collections.abc import Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from langdepth.errors import LangdepthError, UsageError
+from langdepth.text.caption_features import CaptionFeatures
 from langdepth.text.scenes import CAPTION_SCENES, SCENE_TO_CAPTION_SCENE, SCENES
 
 PADDING, UNKNOWN = 0, 1
 KEPT_SENTENCES = 1000  # whose features are not computed again
 PACKAGED = "tiny"  # whose weights, part of the package, hold an encoder
-
-
-class CaptionFeatures(NamedTuple):
-    """Distinct captions with their CLIP text features (N, 1024) float32 of norm 1, and how many pictures have each."""
-
-    captions: list[str]
-    features: Tensor
-    counts: Tensor
-
-
-def read_caption_features(path: str | Path, width: int | None = None) -> CaptionFeatures:
-    """Read an ``.npz`` with arrays caption (N,), feature (N, D) and train_count (N,).
-
-    Raises LangdepthError for a file that is none, UsageError where D is not the ``width`` that is asked for.
-    """
-    needed = "needed are the arrays caption (N,), feature (N, D) and train_count (N,)"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            captions = [str(c) for c in file["caption"]]
-            features = torch.from_numpy(file["feature"].astype(np.float32))
-            counts = torch.from_numpy(file["train_count"].astype(np.int64))
-    except Exception as error:  # a damaged archive raises OSError, ValueError, EOFError, BadZipFile, zlib.error ...
-        raise LangdepthError(f"{path}: not a caption feature file ({error}); {needed}") from None
-    if features.ndim != 2 or not len(captions) == len(features) == len(counts) > 0:
-        shapes = f"{len(captions)} captions, features {tuple(features.shape)}, {len(counts)} counts"
-        raise LangdepthError(f"{path}: {shapes} do not belong together; {needed}")
-    if not bool(torch.isfinite(features).all()):
-        raise LangdepthError(f"{path}: some features are not finite")
-    if width not in (None, features.shape[1]):
-        raise UsageError(f"{path}: features have {features.shape[1]} numbers, the system takes {width}")
-    return CaptionFeatures(captions, F.normalize(features, dim=-1), counts)
 
 
 def words_of(sentence: str) -> list[str]:

@@ -51,8 +51,8 @@ def pack_captions(*, text: Path, out: Path, features: Path | None = None, clip_w
     Args:
         text: Captions: the published tree of .txt files, a CSV with the columns image and caption, or a folder of such.
         out: Folder to write: features.npy and captions.csv.
-        features: Their features: the published tree of .pt files, or an .npz with the arrays caption and feature.
-            Pictures without a feature are left out and counted.
+        features: Their features: the published tree of .pt files, an .npz with the arrays caption and feature, or a
+            packed folder. Images without a feature are left out and counted.
         clip_weights: Compute the features that are not given: OpenAI's archive, open_clip's or Hugging Face's file, or
             the word random.
     """
@@ -62,14 +62,13 @@ def pack_captions(*, text: Path, out: Path, features: Path | None = None, clip_w
     from tqdm import tqdm
 
     from langdepth.text import captions as words
+    from langdepth.text.caption_features import sentence_features
 
     found = words.read_captions(text)
     known = {}
-    if features is not None and features.is_dir():
+    if features is not None:
         with tqdm(total=len(found), unit="caption", disable=not sys.stderr.isatty(), leave=False) as bar:
-            known = words.tree_features(found, features, progress=bar.update)
-    elif features is not None:
-        known = words.table_features(features)
+            known = sentence_features(found, features, progress=bar.update)
     new = list(dict.fromkeys(caption.sentence for caption in found if caption.sentence not in known))
     if clip_weights is not None and new:
         encoded = words.ClipSentences(clip_weights).encode(new).half().numpy()
