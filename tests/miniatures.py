@@ -8,6 +8,7 @@ replaces through ``monkeypatch`` by what the small tree holds.
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -135,6 +136,21 @@ def nyu_annotated(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
+NYU_FRAMES = ("kitchen_0028b_00045.jpg", "living_room_0019_00111.jpg")
+
+
+def nyu_annotated_frames(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same layout with the frames of the raw sequences to learn from, as ScaleDepth has it."""
+    nyu_annotated(root, monkeypatch)
+    shutil.rmtree(root / "images" / "train")
+    shutil.rmtree(root / "annotations" / "train")
+    _nyu(monkeypatch, sync=2, test=2)
+    for i, name in enumerate(NYU_FRAMES, 7):
+        save_picture(root / "images" / "train" / name, ramp(WIDTH, HEIGHT, seed=i))
+        save_depth((root / "annotations" / "train" / name).with_suffix(".png"), depth(i), 0.001)
+    return root
+
+
 def write_labelled(file: Path, matlab: bool = True) -> Path:
     """The labelled file with all five pictures, and splits.mat beside it (counted from 1, a column each)."""
     keys = [*NYU_TEST, *NYU_TRAIN]
@@ -216,6 +232,14 @@ def kitti_raw(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     stand_in(monkeypatch, kitti, {"train": 2, "test": 2}, lists)
     _kitti_eigen(root, lambda drive: root / ("val" if drive.endswith("0002_sync") else "train"), KITTI_TRAIN)
     _kitti_eigen(root, lambda drive: root / ("val" if drive.endswith("0002_sync") else "train"), KITTI_TEST)
+    return root
+
+
+def kitti_wordepth(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """kitti_raw_data and kitti_ground_truth, as WorDepth's README has them."""
+    lists = {"kitti_eigen_train": KITTI_TRAIN, "kitti_eigen_test": KITTI_TEST}
+    stand_in(monkeypatch, kitti, {"train": 2, "test": 2}, lists)
+    _kitti_eigen(root / "kitti_raw_data", lambda _: root / "kitti_ground_truth", (*KITTI_TRAIN, *KITTI_TEST))
     return root
 
 
@@ -569,11 +593,12 @@ MINIATURES: dict[str, dict[str, Builder]] = {
     "folder": {"index": folder},
     "hypersim": {"official": hypersim_official, "converted": hypersim_converted},
     "ibims1": {"published": ibims_published, "raw": ibims_raw, "converted": ibims_converted},
-    "kitti": {"raw": kitti_raw, "input": kitti_input, "selection": kitti_selection},
+    "kitti": {"raw": kitti_raw, "input": kitti_input, "wordepth": kitti_wordepth, "selection": kitti_selection},
     "nyu": {
         "exported": nyu_exported,
         "sync": nyu_sync,
         "annotated": nyu_annotated,
+        "annotated frames": nyu_annotated_frames,
         "labelled": nyu_labelled,
         "labelled hdf5": nyu_labelled_hdf5,
         "hdf5": nyu_hdf5,

@@ -62,7 +62,9 @@ class MatrixSystem:
 class MatrixData:
     """A data set and the protocols it is judged under; without any, its own.
 
-    ``captions``: packed captions, for the systems that read words per picture; the others see the pictures alone.
+    ``list``: a list file whose pairs are read instead of a split. ``truth_root``: the folder of the ground truth, where
+    it lies in a tree of its own. ``captions``: packed captions, for the systems that read words per picture; the others
+    see the pictures alone.
     ``trust_unit``: take depth as it is, even where its unit looks wrong.
     """
 
@@ -70,6 +72,8 @@ class MatrixData:
     data: str = "folder"
     name: str = ""
     split: str | None = None
+    list: Path | None = None
+    truth_root: Path | None = None
     source: str | None = None
     limit: int | None = None
     captions: Path | None = None
@@ -86,7 +90,7 @@ class MatrixData:
     @property
     def kept(self) -> str | None:
         """The split that is judged."""
-        return self.split or layout(self.data).CARD.split
+        return self.list.name if self.list is not None else self.split or layout(self.data).CARD.split
 
     def open(self, captions: Path | None) -> RowDataset | LangdepthError:
         """The data set with these captions, or why there is none."""
@@ -94,16 +98,18 @@ class MatrixData:
             return open_dataset(
                 self.data,
                 self.root,
-                self.kept,
+                self.split if self.list is not None else self.kept,
                 self.source,
                 captions=captions,
                 without_caption=self.without_caption,
                 trust_unit=self.trust_unit,
+                truth_root=self.truth_root,
+                pairs=self.list,
             )
         except Exception as error:
             return _told(error)
 
-    def rules(self) -> list[Protocol]:
+    def rules(self) -> Sequence[Protocol]:
         """The protocols with the alignment, each once."""
         names = dict.fromkeys(self.protocols) or (layout(self.data).CARD.protocol,)
         return [protocols.get(name).override(alignment=self.alignment) for name in names]

@@ -23,6 +23,7 @@ CIRCUMSTANCES = (
     "system.prepare",
     "system.weights",
     "data.root",
+    "data.truth_root",
     "data.trust_unit",
     "data.captions",
     "data.cache",
@@ -38,6 +39,14 @@ CIRCUMSTANCES = (
     "train.licence",
     "train.source",
 )
+
+# Fields that recipes did not always have: at these values they are left out of a recipe's identity, so that older runs
+# keep their hash and continue.
+LATER: dict[str, Any] = {
+    "data.hold_out": None,
+    "data.train_list": None,
+    "data.val_list": None,
+}
 
 
 def _require(**conditions: tuple[bool, str]) -> None:
@@ -73,6 +82,7 @@ class MoreData:
     name: str
     root: Path
     split: str = "train"
+    truth_root: Path | None = None
 
     def __post_init__(self) -> None:
         layout(self.name)
@@ -85,12 +95,22 @@ class DataSection:
     name: str = "folder"
     """Which data set, see "langdepth data list"; folder is a folder with an index.csv."""
     root: Path
+    truth_root: Path | None = None
+    """The folder of the ground truth, where it lies in a tree of its own."""
     more: tuple[MoreData, ...] = ()
     """Other data sets (name, root, split) whose pictures are learned from as well, every one as often as the others."""
     train_split: str = "train"
-    val_split: str = "val"
+    train_list: Path | None = None
+    """A list file whose pairs are learned from, instead of a split."""
+    val_split: str | None = None
+    """Without it, without ``val_list`` and without ``hold_out``: val."""
+    val_list: Path | None = None
+    """A list file whose pairs are validated on, instead of a split."""
+    hold_out: float | None = None
+    """Share of the training images that is held back to validate on, in whole scenes or drives (data/hold_out.py),
+    where neither ``val_split`` nor ``val_list`` is given."""
     val_source: str | None = None
-    """Judge on the pictures of this source only."""
+    """Validate on the images of this source only."""
     captions: Path | None = None
     """Captions with CLIP features, in any form of text/caption_features.py: images get theirs, and systems that start
     from captions start from these."""
@@ -126,8 +146,23 @@ class DataSection:
     cache: Literal["none", "features"] = "none"
     """features: what a frozen trunk gives is computed once per picture and its mirror image, then read from disk."""
 
+    @property
+    def validation_named(self) -> bool:
+        """Whether a split or a list says what is validated on, and nothing is held back for it."""
+        return self.val_list is not None or self.val_split is not None
+
+    @property
+    def validation(self) -> str:
+        """What is validated on, in words."""
+        if self.val_list is not None:
+            return self.val_list.name
+        learned = self.train_split if self.train_list is None else self.train_list.name
+        return self.val_split or f"{self.hold_out or 0:g} of {learned} held back"
+
     def __post_init__(self) -> None:
         layout(self.name)
+        if not self.validation_named and self.hold_out is None:
+            object.__setattr__(self, "val_split", "val")
         standard = self.pipeline == "standard"
         wanted = {} if standard else {"data.pipeline": "standard"}
         wanted |= {f"data.augmentation.{name}": value for name, value in self.augmentation.varying().items()}
@@ -135,6 +170,7 @@ class DataSection:
             settings = ", ".join(f"{name}: {str(value).lower()}" for name, value in wanted.items())
             raise UsageError(f"data.cache: features need pictures that at most are mirrored; set {settings}")
         _require(
+            hold_out=(self.hold_out is None or 0 < self.hold_out < 1, "between 0 and 1"),
             without_caption=(self.captions is not None or self.without_caption == "stop", "used with captions"),
             reference_exact=(
                 not self.reference_exact or self.pipeline.startswith("nyu-adapters"),
@@ -308,7 +344,9 @@ class Recipe:
 
     def identity(self) -> dict[str, Any]:
         """Every field that decides the trained weights, by its dotted name."""
-        return {key: value for key, value in _flat(to_mapping(self)) if not key.startswith(CIRCUMSTANCES)}
+        fields = {key: value for key, value in _flat(to_mapping(self)) if not key.startswith(CIRCUMSTANCES)}
+        fields["data.more"] = [{k: v for k, v in more.items() if k != "truth_root"} for more in fields["data.more"]]
+        return {key: value for key, value in fields.items() if key not in LATER or value != LATER[key]}
 
     @property
     def hash(self) -> str:

@@ -18,7 +18,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +33,23 @@ from lightning.pytorch.utilities import rank_zero_only
 from langdepth import protocols, registry
 from langdepth.checkpoint import load, save
 from langdepth.config import from_mapping, load_yaml, to_mapping
-from langdepth.data.base import open_dataset
 from langdepth.data.feature_cache import FeatureCache
 from langdepth.data.loader import TrainingLoader, TrainingSet, Transform
 from langdepth.data.nyu_adapters import NyuAdapterTransform
 from langdepth.data.rows import RowDataset
-from langdepth.data.sampling import Draws, Sizes, few_shots, source_weights, training_shapes
+from langdepth.data.sampling import Draws, Sizes, source_weights, training_shapes
 from langdepth.data.transforms import TrainTransform
 from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
 from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_line
 from langdepth.evaluate import require_comparable
 from langdepth.recipe import DataSection, Recipe, TrainSection, read_recipe
 from langdepth.systems.base import System
-from langdepth.text.caption_features import Captions, open_captions
+from langdepth.text.caption_features import Captions
 from langdepth.training.callbacks import FillFeatures, ResumePoint, Validation
 from langdepth.training.checkpoint_io import PlainCheckpointIO
 from langdepth.training.logs import Bar, PlainProgress, loggers
 from langdepth.training.module import DepthTraining
+from langdepth.training.sets import open_sets
 from langdepth.utils.files import atomic_path, locked
 
 __all__ = ["Recipe", "read_recipe", "train"]
@@ -75,15 +74,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
 def _train(recipe: Recipe, resume: bool) -> Path:
     out = recipe.train.out
     data, protocol = recipe.data, protocols.get(recipe.train.protocol)
-    captions = None if data.captions is None else open_captions(data.captions)
-    opened = partial(open_dataset, captions=captions, without_caption=data.without_caption, trust_unit=data.trust_unit)
-    train_set = opened(data.name, data.root, data.train_split)
-    val_set = opened(data.name, data.root, data.val_split, data.val_source)
-    more = [opened(other.name, other.root, other.split) for other in data.more]
-    train_set.rows = [row for dataset in (train_set, *more) for row in dataset.rows]
-    if data.shots is not None:
-        rows = train_set.rows
-        train_set.rows = [rows[i] for i in few_shots([row.scene for row in rows], data.shots, data.shots_seed)]
+    train_set, val_set = open_sets(data)
     weights = source_weights([row.source for row in train_set.rows], data.weights)
     resume_point = ResumePoint(recipe)
     trainer = _trainer(recipe, [resume_point, Validation(recipe, val_set, pictures=len(train_set))])
@@ -92,7 +83,7 @@ def _train(recipe: Recipe, resume: bool) -> Path:
         with atomic_path(out / "recipe.yaml") as path:
             path.write_text(yaml.safe_dump(to_mapping(recipe), sort_keys=False), encoding="utf-8")
     start = out / "start.safetensors"
-    system = _start_system(recipe, start, captions)
+    system = _start_system(recipe, start, train_set.captions)
     require_comparable(system, protocol)
     _require_overlays(system, train_set, val_set)
     loader = _training_loader(recipe, system, train_set, weights, trainer)
@@ -148,8 +139,9 @@ def _check_folder(recipe: Recipe, resume: bool) -> None:
         return
     if not started:
         raise UsageError(f"{out}: holds no run to continue; start one without --resume")
-    stored = read_recipe(load_yaml(out / "recipe.yaml")).identity()
-    for key, value in recipe.identity().items():
+    stored, wanted = read_recipe(load_yaml(out / "recipe.yaml")).identity(), recipe.identity()
+    for key in {**wanted, **stored}:
+        value = wanted.get(key)
         if value != stored.get(key):
             raise UsageError(
                 f"{out}: this run has {key} = {stored.get(key)}, not {value}; a run continues with its own recipe, "

@@ -36,6 +36,8 @@ def evaluate(
     prediction_scale: float | None = None,
     data: str = "folder",
     split: str | None = None,
+    list: Path | None = None,
+    truth_root: Path | None = None,
     source: str | None = None,
     limit: int | None = None,
     captions: Path | None = None,
@@ -80,6 +82,9 @@ def evaluate(
         prediction_scale: Units of depth per stored unit of the predictions' 16-bit PNGs.
         data: Which data set (see "langdepth data list"); folder is a folder with an index.csv.
         split: Which split of it; without one, the data set's own for evaluation, and of a folder everything.
+        list: Read the pairs of this list file instead of a split (image, depth, focal length, a line each, as BTS has
+            them).
+        truth_root: Folder of the ground truth, where it lies in a tree of its own.
         source: Keep the rows of one source.
         limit: Judge the first pictures only, this many.
         captions: Captions with CLIP features, for systems that read them (wordepth): a packed folder (langdepth data
@@ -112,7 +117,7 @@ def evaluate(
     from langdepth.data.base import layout, open_dataset
 
     card = layout(data).CARD
-    split = split or card.split
+    split = split if list is not None else split or card.split
     rules = protocols.get(protocol or card.protocol).override(
         flip=flip,
         alignment=alignment,
@@ -138,7 +143,15 @@ def evaluate(
     from langdepth.matrix import load_system
 
     dataset = open_dataset(
-        data, root, split, source, captions=captions, without_caption=without_caption, trust_unit=trust_unit
+        data,
+        root,
+        split,
+        source,
+        captions=captions,
+        without_caption=without_caption,
+        trust_unit=trust_unit,
+        truth_root=truth_root,
+        pairs=list,
     )
     report = run_evaluation(
         load_system(system, clip_weights, depth_kind)
@@ -146,7 +159,7 @@ def evaluate(
         else Predictions(predictions, root, depth_kind or "metric", prediction_scale),
         dataset,
         rules,
-        split=split,
+        split=split if list is None else list.name,
         source=source,
         captions=captions,
         limit=limit,

@@ -6,7 +6,6 @@ training, evaluation and ``langdepth data`` are the same for all.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
-from langdepth.data.rows import Row, RowDataset, known_depth, present
+from langdepth.data.pairs import ListRules, listed_rows, with_truth_below
+from langdepth.data.rows import Row, RowDataset, first_process, known_depth, present
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.types import Sample, WithoutCaption
 
@@ -38,7 +38,6 @@ DATASETS = {
     "vkitti2": "langdepth.data.vkitti2",
 }
 INCOMPLETE = ".langdepth-incomplete"  # lies in a folder that is still being prepared
-_RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # where the launchers of processes say which one this is
 _MAPS_MEASURED = 5  # depth maps that a suspected unit is judged by
 
 
@@ -91,11 +90,20 @@ class Layout(Protocol):
 
     CARD: DatasetCard
 
-    def rows(self, root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+    def rows(
+        self,
+        root: Path,
+        split: str | None = None,
+        problems: list[LangdepthError] | None = None,
+        truth_root: Path | None = None,
+    ) -> list[Row]:
         """The pairs of ``split``, or all that are there, in the order of the official list.
 
-        Raises LangdepthError when ``root`` has none of the layouts, or a list or a file that it names is missing; with
-        ``problems``, unusable rows are left out and their errors appended to it instead. ``split`` is one of the card.
+        Pairs that a list names and that are not there are left out. ``truth_root``: where the ground truth lies, in the
+        same tree as below ``root``, if not there. ``split`` is one of the card.
+
+        Raises LangdepthError when ``root`` has none of the layouts, a list is missing, or all files that it names are;
+        with ``problems``, unusable rows are left out and their errors appended to it instead.
         """
         ...
 
@@ -117,18 +125,45 @@ def card_of(name: str, root: str | Path) -> DatasetCard:
 
 
 def find_rows(
-    name: str, root: str | Path, split: str | None = None, problems: list[LangdepthError] | None = None
+    name: str,
+    root: str | Path,
+    split: str | None = None,
+    problems: list[LangdepthError] | None = None,
+    *,
+    truth_root: str | Path | None = None,
+    pairs: str | Path | None = None,
 ) -> list[Row]:
     """The rows of the data set ``name`` below ``root``, see ``Layout.rows``.
 
-    Raises UsageError for a split that it does not have.
+    Args:
+        name: One of ``DATASETS``.
+        root: Its folder.
+        split: Only this split.
+        problems: Where errors about single rows are appended, instead of being raised.
+        truth_root: The folder of the ground truth, if it is another one.
+        pairs: A list file that says which pairs are read, instead of a split (data/pairs.py).
+
+    Raises:
+        UsageError: A split that the set does not have, a list beside a split, or one for a set that takes none.
+        LangdepthError: The data is not there.
     """
     source = layout(name)
     if split is not None and source.CARD.splits and split not in source.CARD.splits:
         raise UsageError(f"{name} has no split '{split}': {nearest(split, source.CARD.splits)}")
-    if not Path(root).is_dir():
-        raise LangdepthError(f"{root}: no such folder")
-    return source.rows(Path(root), split, problems)
+    for folder in (root, truth_root):
+        if folder is not None and not Path(folder).is_dir():
+            raise LangdepthError(f"{folder}: no such folder")
+    truth = None if truth_root is None else Path(truth_root)
+    if pairs is None:
+        return source.rows(Path(root), split, problems, truth)
+    if split is not None:
+        raise UsageError(f"{pairs}: a list says which pairs are read; leave the split '{split}' out")
+    rules: ListRules | None = getattr(source, "LISTS", None)
+    if rules is None:
+        takers = ", ".join(known for known in DATASETS if hasattr(layout(known), "LISTS"))
+        raise UsageError(f"{pairs}: the data set {name} takes no list file; those that do: {takers}")
+    found = listed_rows(Path(pairs), rules, Path(root), truth)
+    return present(found, f"{pairs} below {root}", problems, counted=False)
 
 
 def first_layout(
@@ -137,10 +172,12 @@ def first_layout(
     split: str | None,
     readers: Sequence[Callable[[str], list[Row]]],
     problems: list[LangdepthError] | None,
+    truth_root: Path | None = None,
 ) -> list[Row]:
     """What ``Layout.rows`` returns, for sets with several layouts: each split from the first reader that finds it.
 
-    ``readers``: from a split to its rows, none where their layout is not there.
+    ``readers``: from a split to its rows, none where their layout is not there. Of a split whose official number is not
+    known, a part is told of here; of the others ``split_counts`` tells.
     """
     found: list[Row] = []
     known = 0 if problems is None else len(problems)
@@ -153,7 +190,9 @@ def first_layout(
             if str(error) not in map(str, problems):
                 problems.append(error)
             continue
-        found += present(rows, f"{root}, split {wanted}", problems)
+        if truth_root is not None:
+            rows = with_truth_below(rows, root, truth_root)
+        found += present(rows, f"{root}, split {wanted}", problems, counted=card.splits[wanted] is not None)
     if not found and (problems is None or len(problems) == known):
         part = "" if split is None else f" split {split} of"
         nothing = LangdepthError(f"{root}: holds no{part} {card.title}; known layouts: {'; '.join(card.layouts)}")
@@ -172,20 +211,26 @@ def open_dataset(
     captions: str | Path | Captions | None = None,
     without_caption: WithoutCaption = "stop",
     trust_unit: bool = False,
+    truth_root: str | Path | None = None,
+    pairs: str | Path | None = None,
 ) -> RowDataset:
     """The data set ``name`` below ``root``; ``split`` and ``source`` keep the matching pictures only.
 
     ``captions``, ``without_caption``: see ``RowDataset``. ``trust_unit``: take depth as it is, even where its unit
-    looks wrong. Warns of splits that have fewer pairs than the official ones. Raises LangdepthError for data that is
-    missing, still being prepared or of a wrong unit, UsageError for a choice that keeps nothing.
+    looks wrong. ``truth_root``, ``pairs``: see ``find_rows``. Warns of splits that have fewer pairs than the official
+    ones. Raises LangdepthError for data that is missing, still being prepared or of a wrong unit, UsageError for a
+    choice that keeps nothing.
     """
     stopped = unfinished(Path(root))
     if stopped is not None:
         raise LangdepthError(stopped)
-    rows = find_rows(name, root, split)
-    if all(os.environ.get(rank, "0") == "0" for rank in _RANKS):  # of several processes the first one tells
+    rows = find_rows(name, root, split, truth_root=truth_root, pairs=pairs)
+    if first_process():
         for line in split_counts(layout(name).CARD, rows, split):
-            warnings.warn(f"{root}: {line}", stacklevel=2)
+            advice = (
+                "figures of a part do not compare with published ones; 'langdepth data check' names what is missing"
+            )
+            warnings.warn(f"{root}: {line}; {advice}", stacklevel=2)
     if source is not None:
         rows = keep(rows, "source", source, root)
     if not trust_unit:
@@ -199,7 +244,7 @@ def split_counts(card: DatasetCard, rows: list[Row], split: str | None = None) -
     """A line for each split that is there with fewer pairs than the official one; ``split`` must be there."""
     found = {name: sum(row.split == name for row in rows) for name in card.splits}
     return [
-        f"{card.name}: {found[name]} of {wanted} pairs of split {name} are there"
+        f"{card.name}: {found[name]} of {wanted} pairs of split {name} are there ({found[name] / wanted:.2%})"
         for name, wanted in card.splits.items()
         if wanted is not None and found[name] < wanted and (found[name] or name == split)
     ]

@@ -62,17 +62,24 @@ class Report:
 
 
 def check_dataset(
-    name: str, root: str | Path, split: str | None = None, progress: Callable[[], Any] = lambda: None
+    name: str,
+    root: str | Path,
+    split: str | None = None,
+    progress: Callable[[], Any] = lambda: None,
+    *,
+    truth_root: Path | None = None,
+    pairs: Path | None = None,
 ) -> Report:
     """Read every picture and depth map of a data set (or of one ``split``) and compare them with what is stated.
 
-    ``progress`` is called once per pair. Raises LangdepthError when there is nothing to look through, UsageError for a
-    split that does not exist.
+    ``progress`` is called once per pair. ``truth_root``, ``pairs``: see ``data.base.find_rows``. Raises LangdepthError
+    when there is nothing to look through, UsageError for a split that does not exist.
     """
     root = Path(root)
     card = card_of(name, root)
     errors: list[LangdepthError] = []
-    rows = find_rows(name, root, None if not card.splits else split, errors)
+    wanted = None if not card.splits else split
+    rows = find_rows(name, root, wanted, errors, truth_root=truth_root, pairs=pairs)
     repeated = _repeated(rows)
     if split is not None and not card.splits:
         known = {row.split for row in rows}
@@ -82,16 +89,16 @@ def check_dataset(
     problems = [*map(str, errors), *split_counts(card, rows, split), *_manifest_problems(root)]
     suspicion = wrong_unit(card, rows)
     problems += [f"{root}: {suspicion}"] if suspicion else []
-    pairs = []
+    checked = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for pair in pool.map(_check_pair, rows):
-            pairs.append(pair)
+            checked.append(pair)
             progress()
-    for pair in pairs:
+    for pair in checked:
         row = pair.row
         where = f"{root / 'index.csv'} line {row.line}" if row.stated else f"{row.split} {row.key}"
         problems += [f"{where}: {text}" for text in (*repeated.get(id(row), ()), *pair.problems)]
-    return Report(card=card, pairs=pairs, problems=problems, overlaps=_overlaps(card, pairs))
+    return Report(card=card, pairs=checked, problems=problems, overlaps=_overlaps(card, checked))
 
 
 def summary(report: Report) -> list[str]:

@@ -58,11 +58,16 @@ _MAX_CLOUD_BYTES = 512_000_000
 Matrix = npt.NDArray[np.float64]
 
 
-def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+def rows(
+    root: Path,
+    split: str | None = None,
+    problems: list[LangdepthError] | None = None,
+    truth_root: Path | None = None,
+) -> list[Row]:
     """See ``data.base.Layout``."""
     listed = [partial(_listed, root, base) for base in (root / "ddad_results", root)]
     published = [partial(_published, base) for base in (root / "ddad_train_val", root)]
-    return first_layout(CARD, root, split, [*listed, *published], problems)
+    return first_layout(CARD, root, split, [*listed, *published], problems, truth_root)
 
 
 def _listed(root: Path, base: Path, split: str) -> list[Row]:

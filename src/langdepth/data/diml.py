@@ -39,9 +39,14 @@ CARD = DatasetCard(
 LIST = "test_outdoor.txt"
 
 
-def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+def rows(
+    root: Path,
+    split: str | None = None,
+    problems: list[LangdepthError] | None = None,
+    truth_root: Path | None = None,
+) -> list[Row]:
     """See ``data.base.Layout``."""
-    return first_layout(CARD, root, split, [partial(_listed, root), partial(_published, root)], problems)
+    return first_layout(CARD, root, split, [partial(_listed, root), partial(_published, root)], problems, truth_root)
 
 
 def _listed(root: Path, split: str) -> list[Row]:

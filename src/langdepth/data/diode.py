@@ -36,10 +36,16 @@ class Part:
         self.CARD = card
         self.folder, self.listed, self.scale = folder, listed, scale
 
-    def rows(self, root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+    def rows(
+        self,
+        root: Path,
+        split: str | None = None,
+        problems: list[LangdepthError] | None = None,
+        truth_root: Path | None = None,
+    ) -> list[Row]:
         """See ``data.base.Layout``."""
         readers = [partial(self._converted, root), partial(self._published, root)]
-        return first_layout(self.CARD, root, split, readers, problems)
+        return first_layout(self.CARD, root, split, readers, problems, truth_root)
 
     def _converted(self, root: Path, split: str) -> list[Row]:
         lines = listed(root / self.listed) if split == "val" else []

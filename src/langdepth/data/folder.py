@@ -37,14 +37,21 @@ CARD = DatasetCard(
 )
 
 
-def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+def rows(
+    root: Path,
+    split: str | None = None,
+    problems: list[LangdepthError] | None = None,
+    truth_root: Path | None = None,
+) -> list[Row]:
     """The rows of ``root/index.csv``, see ``data.base.Layout``."""
-    found = read_index(root, problems)
+    found = read_index(root, problems, truth_root)
     return found if split is None else keep(found, "split", split, root)
 
 
-def read_index(root: str | Path, problems: list[LangdepthError] | None = None) -> list[Row]:
-    """All rows of ``root/index.csv`` in file order.
+def read_index(
+    root: str | Path, problems: list[LangdepthError] | None = None, truth_root: Path | None = None
+) -> list[Row]:
+    """All rows of ``root/index.csv`` in file order. ``truth_root``: what path_depth starts from, if not ``root``.
 
     Raises LangdepthError naming file, line and column of a mistake; with ``problems``, wrong rows are left out and
     their errors appended to it instead.
@@ -64,7 +71,7 @@ def read_index(root: str | Path, problems: list[LangdepthError] | None = None) -
             rows = []
             for values in reader:
                 try:
-                    rows.append(_row(root, reader.line_num, values))
+                    rows.append(_row(root, truth_root or root, reader.line_num, values))
                 except LangdepthError as error:
                     if problems is None:
                         raise
@@ -76,13 +83,13 @@ def read_index(root: str | Path, problems: list[LangdepthError] | None = None) -
     return rows
 
 
-def _row(root: Path, line: int, values: dict[str, str]) -> Row:
+def _row(root: Path, truth_root: Path, line: int, values: dict[str, str]) -> Row:
     where = f"{root / 'index.csv'} line {line}"
 
-    def inside(column: str) -> Path:
+    def inside(column: str, folder: Path = root) -> Path:
         text = values[column] or ""
-        path = root / text
-        if not text or "\0" in text or not path.resolve().is_relative_to(root.resolve()):
+        path = folder / text
+        if not text or "\0" in text or not path.resolve().is_relative_to(folder.resolve()):
             raise LangdepthError(f"{where}: {column} '{text}' does not lie inside the folder")
         return path
 
@@ -112,7 +119,7 @@ def _row(root: Path, line: int, values: dict[str, str]) -> Row:
         key=values["path_rgb"],
         line=line,
         path_rgb=inside("path_rgb"),
-        path_depth=inside("path_depth"),
+        path_depth=inside("path_depth", truth_root),
         depth_scale=scale,
         source=values.get("source") or "",
         scene_run=values.get("scene") or "",

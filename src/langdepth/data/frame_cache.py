@@ -106,8 +106,15 @@ def card(root: Path) -> DatasetCard:
     return replace(CARD, training=layout(head["dataset"]).CARD.training) if head.get("dataset") in DATASETS else CARD
 
 
-def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+def rows(
+    root: Path,
+    split: str | None = None,
+    problems: list[LangdepthError] | None = None,
+    truth_root: Path | None = None,
+) -> list[Row]:
     """The frames of the cache, see ``data.base.Layout``."""
+    if truth_root is not None:
+        raise UsageError(f"{root}: cached frames have their ground truth beside them; leave {truth_root} out")
     try:
         found = _rows(root)
     except LangdepthError as error:

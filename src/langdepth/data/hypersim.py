@@ -63,9 +63,14 @@ _UPRIGHT = 1e-6  # what a lens may be off and still count as not tilted
 Lens = npt.NDArray[np.float64]
 
 
-def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+def rows(
+    root: Path,
+    split: str | None = None,
+    problems: list[LangdepthError] | None = None,
+    truth_root: Path | None = None,
+) -> list[Row]:
     """See ``data.base.Layout``."""
-    return first_layout(CARD, root, split, [partial(_converted, root), partial(_official, root)], problems)
+    return first_layout(CARD, root, split, [partial(_converted, root), partial(_official, root)], problems, truth_root)
 
 
 def _converted(root: Path, split: str) -> list[Row]:

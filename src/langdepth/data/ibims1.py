@@ -51,11 +51,16 @@ MASKS = ("mask_invalid", "mask_transp")
 _MAX_MAT_BYTES = 64_000_000
 
 
-def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+def rows(
+    root: Path,
+    split: str | None = None,
+    problems: list[LangdepthError] | None = None,
+    truth_root: Path | None = None,
+) -> list[Row]:
     """See ``data.base.Layout``."""
     bases = [base for base in (root, root / "ibims1_core_mat", root / "ibims1_core_raw") if base.is_dir()]
     readers = [partial(read, base) for base in bases for read in (_converted, _raw, _published)]
-    return first_layout(CARD, root, split, readers, problems)
+    return first_layout(CARD, root, split, readers, problems, truth_root)
 
 
 def _converted(base: Path, split: str) -> list[Row]:

@@ -2,9 +2,11 @@
 
 Layouts below the root:
 
-    pictures      DATE/DRIVE/image_02/data/0000000069.png, below the root or raw, raw_data, kitti_raw, input; also .jpg
-    ground truth  DRIVE/proj_depth/groundtruth/image_02/0000000069.png, below the root or gt_depth, gt, ground_truth,
-                  data_depth_annotated, each with or without train and val
+    images        DATE/DRIVE/image_02/data/0000000069.png, below the root or raw, raw_data, kitti_raw, kitti_raw_data,
+                  input; also .jpg
+    ground truth  DRIVE/proj_depth/groundtruth/image_02/0000000069.png, below the root (or the folder that is given for
+                  it) or gt_depth, gt, ground_truth, kitti_ground_truth, data_depth_annotated, each with or without
+                  train and val
     selection     depth_selection/val_selection_cropped/{image, groundtruth_depth, intrinsics}; also without the first
 
 Eigen's test list has 697 pictures, 45 of them without improved ground truth; 652 remain, as published numbers have it.
@@ -12,12 +14,15 @@ Eigen's test list has 697 pictures, 45 of them without improved ground truth; 65
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import read_intrinsics, shipped
-from langdepth.data.rows import Row
+from langdepth.data.pairs import ListRules
+from langdepth.data.rows import Listing, Row
 from langdepth.errors import LangdepthError
 from langdepth.io import visible
 from langdepth.text.scenes import SCENES
@@ -51,50 +56,73 @@ CAMERAS = {
     "2011_09_30": ((707.0912, 601.8873, 183.1104), (370, 1226)),
     "2011_10_03": ((718.856, 607.1928, 185.2157), (376, 1241)),
 }
-_PICTURES = ("", "raw", "raw_data", "kitti_raw", "input")
-_TRUTH = ("", "gt_depth", "gt", "ground_truth", "data_depth_annotated")
+_IMAGES = ("", "raw", "raw_data", "kitti_raw", "kitti_raw_data", "input")
+_TRUTH = ("", "gt_depth", "gt", "ground_truth", "kitti_ground_truth", "data_depth_annotated")
 _SELECTION = ("depth_selection/val_selection_cropped", "val_selection_cropped")
 
 
-def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+def rows(
+    root: Path,
+    split: str | None = None,
+    problems: list[LangdepthError] | None = None,
+    truth_root: Path | None = None,
+) -> list[Row]:
     """See ``data.base.Layout``."""
-    return first_layout(CARD, root, split, [partial(_eigen, root), partial(_selection, root)], problems)
+    readers = [partial(_eigen, root, truth_root or root), partial(_selection, root)]
+    return first_layout(CARD, root, split, readers, problems, truth_root)
 
 
-def _eigen(root: Path, split: str) -> list[Row]:
+def _eigen(root: Path, truth_root: Path, split: str) -> list[Row]:
     if split not in ("train", "test"):
         return []
-    pictures = next((root / name for name in _PICTURES if any((root / name / date).is_dir() for date in CAMERAS)), None)
-    if pictures is None:
+    images = next((root / name for name in _IMAGES if any((root / name / date).is_dir() for date in CAMERAS)), None)
+    if images is None:
         return []
-    truths = [root / name / part for name in _TRUTH for part in ("", "train", "val")]
-    truths = [folder for folder in truths if folder.is_dir()]
-    homes: dict[str, tuple[Path, str]] = {}  # drive -> where its truth lies, and the suffix of its pictures
+    truths = [truth_root / name for name in _TRUTHS if (truth_root / name).is_dir()]
+    homes: dict[str, Path] = {}  # drive -> where its truth lies
+    there = Listing()
     found = []
     for line, key in enumerate(shipped(f"kitti_eigen_{split}"), 1):
-        date, drive, *_, name = key.split("/")
+        drive, name = key.split("/")[1], Path(key).name
         if drive not in homes:
-            truth = next((folder for folder in truths if (folder / drive / "proj_depth").is_dir()), truths[-1])
-            jpeg = not (pictures / key).is_file() and (pictures / key).with_suffix(".jpg").is_file()
-            homes[drive] = truth, ".jpg" if jpeg else ".png"
-        truth, suffix = homes[drive]
-        (focal, cx, cy), size = CAMERAS[date]
-        found.append(
-            Row(
-                key=key,
-                path_rgb=(pictures / key).with_suffix(suffix),
-                path_depth=truth / drive / "proj_depth" / "groundtruth" / "image_02" / name,
-                depth_scale=1 / 256,
-                line=line,
-                source="kitti",
-                scene_run=drive,
-                split=split,
-                scene=OUTDOOR,
-                size=size,
-                intrinsics=(focal, focal, cx, cy),
-            )
-        )
+            homes[drive] = next((folder for folder in truths if (folder / drive / "proj_depth").is_dir()), truths[0])
+        image = images / key
+        if image not in there and image.with_suffix(".jpg") in there:
+            image = image.with_suffix(".jpg")
+        depth = homes[drive] / drive / "proj_depth" / "groundtruth" / "image_02" / name
+        found.append(replace(_row(key, image, depth, split), line=line))
     return found
+
+
+def _row(key: str, image: Path, depth: Path, split: str) -> Row:
+    """The row of an image called DATE/DRIVE/image_02/data/N.png, or of one whose date and drive are not known."""
+    date, drive = ("", *Path(key).parts)[-5:-3] if key.count("/") >= 4 else ("", "")
+    camera: dict[str, Any] = {}
+    if date in CAMERAS:
+        (focal, cx, cy), size = CAMERAS[date]
+        camera = {"size": size, "intrinsics": (focal, focal, cx, cy)}
+    return Row(
+        key=key,
+        path_rgb=image,
+        path_depth=depth,
+        depth_scale=1 / 256,
+        source="kitti",
+        scene_run=drive,
+        split=split,
+        scene=OUTDOOR,
+        **camera,
+    )
+
+
+def _list_key(image: str) -> str:
+    """DATE/DRIVE/image_02/data/N.png, whatever stands before it."""
+    parts = Path(image).parts
+    start = next((place for place, part in enumerate(parts) if part in CAMERAS), 0)
+    return "/".join(parts[start:]).lstrip("/")
+
+
+_TRUTHS = tuple(str(Path(name, part)) for name in _TRUTH for part in ("", "train", "val"))
+LISTS = ListRules(images=_IMAGES, truths=_TRUTHS, row=_row, key=_list_key)
 
 
 def _selection(root: Path, split: str) -> list[Row]:

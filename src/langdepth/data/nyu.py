@@ -7,6 +7,8 @@ Layouts below the root (or its folder nyu_depth_v2):
     images/{train,test}/kitchen_00045.jpg, annotations/{train,test}/....png        the same, as mmsegmentation has it
     {train,test or val}/kitchen_0004/00045.h5                                      one HDF5 file per pair
     sync/kitchen_0028b/{rgb_00045.jpg, sync_depth_00045.png}                       24,231 frames of raw sequences
+    images/train/kitchen_0028b_00045.jpg, annotations/train/....png                the same, as mmsegmentation has it
+    kitchen/{rgb_00045.jpg, sync_depth_00045.png}                                  one of the splits alone
 
 Depth is the sensor's, with holes; in files in millimetres, in HDF5 in metres. Photos of the labelled file have a white
 rim; the published export, which networks were trained and judged on, painted it black, and so do reading and exporting
@@ -18,8 +20,9 @@ from __future__ import annotations
 import csv
 import io
 import re
+from bisect import bisect
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from PIL import Image
 
 from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import shipped
+from langdepth.data.pairs import ListRules
 from langdepth.data.prepare import Member
 from langdepth.data.rows import HDF5, MATLAB, Listing, Pixels, Row, known_depth, read_pair
 from langdepth.errors import ImageError, LangdepthError
@@ -69,18 +73,51 @@ _JPEG_QUALITY = 95
 _PAIRS_MEASURED = 8  # whose sizes tell how much room the export takes
 
 
-def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+def rows(
+    root: Path,
+    split: str | None = None,
+    problems: list[LangdepthError] | None = None,
+    truth_root: Path | None = None,
+) -> list[Row]:
     """See ``data.base.Layout``."""
     bases = [base for base in (root / "nyu_depth_v2", root) if base.is_dir()]
     readers = [partial(read, base) for base in bases for read in (_sync, _exported, _annotated, _labelled, _hdf5)]
-    return first_layout(CARD, root, split, readers, problems)
+    readers.append(partial(_scene_folders, root))
+    return first_layout(CARD, root, split, readers, problems, truth_root)
 
 
 def scene_label(name: str) -> int:
-    """The label of a folder or file called ``name``: what stands before its number, -1 where that is no scene."""
-    scene = re.split(r"\d", name, maxsplit=1)[0].rstrip("_")
+    """The label of a folder or file called ``name``, an index into SCENES, or -1.
+
+    As published: what stands before the first digit, less one character (the underscore), is one of the names, so that
+    ``kitchen_0028b`` has a label and ``laundry_room1.jpg`` has none; ``nyu_office`` is an office. A name without
+    digits, such as the folders of the labelled set have, is the scene itself.
+    """
+    before, digit, _ = re.split(r"(\d)", name, maxsplit=1) if re.search(r"\d", name) else (name, "", "")
+    scene = before[:-1] if digit else before
     scene = {"nyu_office": "office"}.get(scene, scene)
     return SCENES.index(scene) if scene in SCENES else -1
+
+
+@lru_cache
+def _test_numbers(shipped: Callable[[str], list[str]]) -> tuple[int, ...]:
+    """The places in the labelled file of the official test images, rising."""
+    return tuple(sorted(number for key in shipped("nyu_test") if (number := _number(key)) is not None))
+
+
+def _number(key: str) -> int | None:
+    """The place in the labelled file of an image of the labelled set, such as kitchen/rgb_00045.jpg."""
+    digits = re.search(r"(\d+)\.\w+$", key)
+    return int(digits[1]) if digits else None
+
+
+def _labelled_run(key: str, split: str) -> str:
+    """A name for the run of training images, without a test image between them, that one of the labelled set is in.
+
+    The set is ordered by scenes, and its folders are types of scenes: images of one place lie in one run.
+    """
+    number = _number(key)
+    return f"labelled run {bisect(_test_numbers(shipped), number)}" if split == "train" and number is not None else ""
 
 
 def _row(key: str, path_rgb: Path, path_depth: Path, split: str, **values: Any) -> Row:
@@ -101,7 +138,7 @@ def _listed(folder: Path, keys: list[str], split: str) -> list[Row]:
         if picture not in there and picture.with_suffix(".png") in there:
             picture = picture.with_suffix(".png")
         scene = key.split("/")[0]
-        run = scene if re.search(r"\d", scene) else ""  # folders of the labelled set are types of scenes
+        run = scene if re.search(r"\d", scene) else _labelled_run(key, split)
         found.append(_row(key, picture, _beside(picture), split, line=line, scene_run=run))
     return found
 
@@ -120,13 +157,36 @@ def _exported(base: Path, split: str) -> list[Row]:
     return []
 
 
+def _scene_folders(root: Path, split: str) -> list[Row]:
+    """Where ``root`` itself holds the scenes' folders, such as official_splits/test; they tell which split it is."""
+    first = next((path for path in root.glob("*/rgb_*.[jp][pn]g") if not path.name.startswith(".")), None)
+    if first is None:
+        return []
+    if re.search(r"\d", first.parent.name):
+        found = "sync"
+    else:
+        found = "test" if f"{first.parent.name}/{first.stem}.jpg" in shipped("nyu_test") else "train"
+    if found != split:
+        return []
+    keys = [path.relative_to(root).as_posix() for path in visible(root, "*/rgb_*.[jp][pn]g")]
+    return _listed(root, keys if split == "train" else shipped(f"nyu_{split}"), split)
+
+
+_SYNC_NAME = re.compile(r".*\d+[a-z]?_\d+\.jpg")  # scene, number of the sequence, number of the frame
+
+
 def _annotated(base: Path, split: str) -> list[Row]:
-    pictures, depths = base / "images" / split, base / "annotations" / split
-    keys = [path.relative_to(pictures) for path in visible(pictures, "**/*.jpg")]
-    return [
-        _row(key.as_posix(), pictures / key, depths / key.with_suffix(".png"), split, scene=scene_label(key.name))
-        for key in keys
-    ]
+    """images/train holds the labelled images or the frames of the raw sequences, whose names have two numbers."""
+    home = "test" if split == "test" else "train"
+    images, depths = base / "images" / home, base / "annotations" / home
+    found = []
+    for path in visible(images, "**/*.jpg"):
+        key, frame = path.relative_to(images), bool(_SYNC_NAME.fullmatch(path.name))
+        if frame == (split == "sync") or split == "test":
+            run = path.stem.rpartition("_")[0] if frame else _labelled_run(key.name, split)
+            depth = depths / key.with_suffix(".png")
+            found.append(_row(key.as_posix(), path, depth, split, scene=scene_label(key.name), scene_run=run))
+    return found
 
 
 def _hdf5(base: Path, split: str) -> list[Row]:
@@ -224,6 +284,25 @@ def _places(path: Path, split: str) -> npt.NDArray[np.intp]:
 def _texts(file: Any, name: str) -> list[str]:
     """A MATLAB cell array of texts."""
     return ["".join(map(chr, file[reference][()].ravel())) for reference in file[name][()].ravel()]
+
+
+# List files
+
+
+def _list_key(image: str) -> str:
+    """kitchen_0028b/rgb_00045.jpg, whatever stands before it."""
+    return "/".join(Path(image).parts[-2:])
+
+
+def _list_row(key: str, image: Path, depth: Path, split: str) -> Row:
+    scene = key.split("/")[0]
+    run = scene if re.search(r"\d", scene) else _labelled_run(key, "train")
+    return _row(key, image, depth, split, scene_run=run)
+
+
+_LIST_FOLDERS = tuple(f"{top}{part}" for top in ("", "nyu_depth_v2/")
+                for part in ("", "sync", "official_splits/train", "official_splits/test", "train", "test"))  # fmt: skip
+LISTS = ListRules(images=_LIST_FOLDERS, truths=_LIST_FOLDERS, row=_list_row, key=_list_key)
 
 
 # langdepth data prepare

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -224,11 +225,22 @@ class Listing:
         return path.name in self._names[path.parent]
 
 
-def present(rows: list[Row], where: str | Path, problems: list[LangdepthError] | None = None) -> list[Row]:
-    """``rows``, all of whose files are there.
+_RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # where the launchers of processes say which one this is
 
-    Otherwise raises LangdepthError with the number of incomplete pairs and the first files missing; with ``problems``,
-    these rows are left out and the error is appended instead.
+
+def first_process() -> bool:
+    """Whether this is the one of several processes that warns."""
+    return all(os.environ.get(rank, "0") == "0" for rank in _RANKS)
+
+
+def present(
+    rows: list[Row], where: str | Path, problems: list[LangdepthError] | None = None, *, counted: bool = True
+) -> list[Row]:
+    """Those of ``rows`` all of whose files are there.
+
+    Where pairs are incomplete, their number and the first files missing are stated: with ``problems``, as an error that
+    is appended to it; else, where nothing is left, as a LangdepthError that is raised, and otherwise as a warning,
+    unless it is ``counted`` elsewhere how many pairs there are.
     """
     kept, missing, there = [], [], Listing()
     for row in rows:
@@ -238,9 +250,13 @@ def present(rows: list[Row], where: str | Path, problems: list[LangdepthError] |
             kept.append(row)
     if missing:
         error = LangdepthError(f"{where}: {len(missing)} of {len(rows)} pairs are missing: {first_few(missing)}")
-        if problems is None:
+        if problems is not None:
+            problems.append(error)
+        elif not kept:
             raise error
-        problems.append(error)
+        elif not counted and first_process():
+            share = f"{len(kept) / len(rows):.2%} are there, and figures of a part do not compare with published ones"
+            warnings.warn(f"{error}; {share}", stacklevel=2)
     return kept
 
 

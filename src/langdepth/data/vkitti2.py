@@ -43,9 +43,14 @@ PREFIX = "data/vkitti2.0/"
 OUTDOOR = SCENES.index("outdoor_scene")
 
 
-def rows(root: Path, split: str | None = None, problems: list[LangdepthError] | None = None) -> list[Row]:
+def rows(
+    root: Path,
+    split: str | None = None,
+    problems: list[LangdepthError] | None = None,
+    truth_root: Path | None = None,
+) -> list[Row]:
     """See ``data.base.Layout``."""
-    return first_layout(CARD, root, split, [partial(_frames, root)], problems)
+    return first_layout(CARD, root, split, [partial(_frames, root)], problems, truth_root)
 
 
 def _frames(root: Path, split: str) -> list[Row]:

@@ -149,7 +149,7 @@ class Validation(Callback):
             module.judged,
             self.dataset,
             self.protocol,
-            split=self.recipe.data.val_split,
+            split=self.recipe.data.validation,
             source=self.recipe.data.val_source,
             progress=sys.stderr.isatty(),
         )

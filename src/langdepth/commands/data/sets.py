@@ -104,7 +104,15 @@ def prepare(name: str, *, source: Path, out: Path) -> int:
     return 1 if problems else 0
 
 
-def check(name: str, *, root: Path | None = None, split: str | None = None, json: bool = False) -> int:
+def check(
+    name: str,
+    *,
+    root: Path | None = None,
+    split: str | None = None,
+    list: Path | None = None,
+    truth_root: Path | None = None,
+    json: bool = False,
+) -> int:
     """Read every picture and depth map of a data set, and report what is missing, damaged or at odds with its card.
 
     One line per problem, then what training and evaluation splits share, then tables with a line per split and per
@@ -114,6 +122,8 @@ def check(name: str, *, root: Path | None = None, split: str | None = None, json
         name: Which data set, see "langdepth data list"; or a folder with an index.csv, then without --root.
         root: Folder of the data set.
         split: Check only this split.
+        list: Check the pairs of this list file instead (image, depth, focal length, a line each, as BTS has them).
+        truth_root: Folder of the ground truth, where it lies in a tree of its own.
         json: Print the report as JSON.
     """
     from tqdm import tqdm
@@ -121,7 +131,8 @@ def check(name: str, *, root: Path | None = None, split: str | None = None, json
     from langdepth.data.check import as_json, check_dataset, summary
 
     with tqdm(unit="pair", disable=not sys.stderr.isatty(), leave=False) as bar:
-        report = check_dataset(*_name_and_root(name, root), split, progress=bar.update)
+        place = _name_and_root(name, root)
+        report = check_dataset(*place, split, progress=bar.update, truth_root=truth_root, pairs=list)
     count = len(report.problems)
     if json:
         print(jsonlib.dumps(as_json(report), indent=2))
@@ -165,7 +176,16 @@ def cache(
     return 1 if written.errors else 0
 
 
-def show(name: str, *, out: Path, root: Path | None = None, split: str | None = None, count: int = 8) -> None:
+def show(
+    name: str,
+    *,
+    out: Path,
+    root: Path | None = None,
+    split: str | None = None,
+    list: Path | None = None,
+    truth_root: Path | None = None,
+    count: int = 8,
+) -> None:
     """Draw a contact sheet: pictures from all over a data set, each with its depth and a legend in metres.
 
     Args:
@@ -173,6 +193,8 @@ def show(name: str, *, out: Path, root: Path | None = None, split: str | None = 
         out: Picture to write, for example sheet.png.
         root: Folder of the data set.
         split: Only this split.
+        list: The pairs of this list file instead.
+        truth_root: Folder of the ground truth, where it lies in a tree of its own.
         count: How many pictures.
     """
     from langdepth.data.base import find_rows
@@ -181,7 +203,7 @@ def show(name: str, *, out: Path, root: Path | None = None, split: str | None = 
     if count < 1:
         raise UsageError(f"--count must be at least 1, got {count}")
     dataset, place = _name_and_root(name, root)
-    shown = write_sheet(find_rows(dataset, place, split), out, count)
+    shown = write_sheet(find_rows(dataset, place, split, truth_root=truth_root, pairs=list), out, count)
     print(f"{shown} pictures in {out}")
 
 

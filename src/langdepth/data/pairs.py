@@ -1,0 +1,117 @@
+"""Pairs that a list file of the user names, and ground truth in a tree of its own.
+
+A list has a line per pair, in columns split at blanks: image, depth, and what may follow, such as the focal length (the
+form of BTS, on which many repositories build). Paths start at the root of the data set, with or without a leading
+slash, or are absolute; ``..`` may lead out of the root. Lines whose depth is None have no ground truth.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from langdepth.data.rows import Listing, Row, first_process
+from langdepth.errors import LangdepthError
+
+_SUFFIXES = (".png", ".jpg")  # an image may have been stored in the other format
+_PROBED = 20  # rows that tell where in the tree of the ground truth things lie
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListRules:
+    """How a data set reads list files.
+
+    images, truths: folders below the root that the lines' paths may start from, "" for the root itself.
+    row: key, image, depth and split to the row. key: a line's image to the name that official lists have for it.
+    """
+
+    images: tuple[str, ...] = ("",)
+    truths: tuple[str, ...] = ("",)
+    row: Callable[[str, Path, Path, str], Row]
+    key: Callable[[str], str]
+
+
+def listed_rows(file: Path, rules: ListRules, root: Path, truth_root: Path | None = None) -> list[Row]:
+    """The rows of a list file, in its order; their split is the file's name. Warns of lines without ground truth.
+
+    Raises LangdepthError for a list that is missing, empty or not of this form.
+    """
+    there = Listing()
+    images = [root / folder for folder in rules.images]
+    truths = (
+        images
+        if truth_root is None and rules.truths == rules.images
+        else [(truth_root or root) / folder for folder in rules.truths]
+    )
+    found, without = [], 0
+    for number, (image, depth) in _lines(file):
+        if depth == "None":
+            without += 1
+            continue
+        files = _place(image, images, there, _SUFFIXES), _place(depth, truths, there)
+        found.append(replace(rules.row(rules.key(image), *files, file.name), line=number))
+    if without and first_process():
+        lines = f"{without} of {without + len(found)} lines have no ground truth (None)"
+        warnings.warn(f"{file}: {lines} and are left out", stacklevel=2)
+    if not found:
+        raise LangdepthError(f"{file}: names no pair of an image and its ground truth")
+    return found
+
+
+def _lines(file: Path) -> Iterator[tuple[int, tuple[str, str]]]:
+    """Number, image and depth of every line that is not empty."""
+    try:
+        content = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LangdepthError(f"{file}: not readable as a list of pairs ({error})") from None
+    for number, line in enumerate(content.splitlines(), 1):
+        columns = line.split()
+        if columns and (len(columns) < 2 or "\0" in line):
+            raise LangdepthError(
+                f"{file} line {number}: a line names an image and its depth, with a blank between them"
+            )
+        if columns:
+            yield number, (columns[0], columns[1])
+
+
+def _place(text: str, folders: Iterable[Path], there: Listing, suffixes: Sequence[str] = ()) -> Path:
+    """Where a line's path lies: below the first of ``folders`` that has it, else where its text alone says.
+
+    ``suffixes``: a file with another one of them is as good.
+    """
+    inside = [folder / text.lstrip("/") for folder in folders]
+    absolute = [Path(text)] if text.startswith("/") else []
+    candidates = [*inside, *absolute]
+    others = [path.with_suffix(suffix) for path in candidates for suffix in suffixes if path.suffix in suffixes]
+    return next((path for path in (*candidates, *others) if path in there), candidates[0])
+
+
+def with_truth_below(rows: list[Row], root: Path, truth_root: Path) -> list[Row]:
+    """``rows`` with their ground truth below ``truth_root``, in the tree that it would have below ``root``.
+
+    That tree may start further down: ``root/official_splits/test/kitchen`` is also found in ``truth_root/kitchen``. The
+    files that depth comes from beside its map, such as masks, are taken from there where they exist.
+    """
+    below = [row for row in rows if row.path_depth.is_relative_to(root)]
+    if not below or below[0].path_depth.is_relative_to(truth_root):
+        return rows  # the reader knew where to look
+    there = Listing()
+
+    def moved(path: Path, levels: int) -> Path:
+        return truth_root.joinpath(*path.relative_to(root).parts[levels:])
+
+    depths = range(min(len(row.path_depth.relative_to(root).parts) for row in below))
+    probed = below[:: max(1, len(below) // _PROBED)]
+    levels = next((n for n in depths if any(moved(row.path_depth, n) in there for row in probed)), 0)
+    found = []
+    for row in rows:
+        facts: dict[str, Any] = {}
+        if row.path_depth.is_relative_to(root):
+            facts["path_depth"] = moved(row.path_depth, levels)
+        needs = [moved(path, levels) if path.is_relative_to(root) else path for path in row.needs]
+        facts["needs"] = tuple(new if new in there else old for new, old in zip(needs, row.needs, strict=True))
+        found.append(replace(row, **facts))
+    return found
