@@ -23,6 +23,7 @@ from tests.parity.runner import DATA, Compared, Tolerance, outputs_of, subsample
 
 CLOSE = Tolerance(rtol_of_max=1e-5)
 DEPTH, SHARP_DEPTH = Tolerance(atol=1e-4), Tolerance(atol=1e-5)
+PROBS = Tolerance(rtol_of_max=1e-5, atol=6e-6)  # two float32 runs of the published code may differ by 2 x 3.1e-6
 EXACT, RELATIVE = Tolerance(), Tolerance(rtol=1e-5)
 SENTENCES = [f"This object is {word}" for word in PromptSet().words]
 NYU_ORDER = ("abs_diff", "delta1", "delta2", "delta3", "abs_rel", "log10", "rmse")
@@ -72,7 +73,7 @@ def mde_clip(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, c
     yield "bin_widths_normed", widths, CLOSE
     yield "range_attention_maps", _part(maps), CLOSE
     found = system.head(decoded)
-    yield "bin_probs", _part(found.probs, 25), CLOSE
+    yield "bin_probs", _part(found.probs, 25), PROBS
     yield "bin_edges", found.edges, CLOSE
     for name, value in subsampled(arrays, "depth", system(image).depth):
         yield name, value, DEPTH

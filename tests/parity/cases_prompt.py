@@ -19,6 +19,7 @@ from tests.parity.cases_functions import StandIn, samples_of
 from tests.parity.runner import Compared, Tolerance
 
 CLOSE = Tolerance(rtol_of_max=2e-5)
+PROBS = Tolerance(rtol_of_max=2e-5, atol=5e-6)  # float32 against float64 in the published code: 5e-6
 EXACT = Tolerance()
 # What the first of these that a case's name starts with differs from the published row in.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -66,7 +67,7 @@ def prompt(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, cas
         yield "logits_in", _sampled(logits_in), CLOSE
         found = system.compare_with(features, text, centers, picture)
         yield "logits", _sampled(found.logits), CLOSE
-        yield "bin_probs", _sampled(found.probs), CLOSE
+        yield "bin_probs", _sampled(found.probs), PROBS
         yield "depth_low", system(image).depth, CLOSE
         depth = enlarge(system(image).depth, picture)
         yield "depth", depth[:, :, ::2, ::2] if depth.numel() > 90000 else depth, CLOSE
@@ -98,9 +99,11 @@ def losses_metrics(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | N
             chamfer = losses.bin_chamfer((edges[:, 1:] + edges[:, :-1]) / 2, quarter, quarter > protocol.min_depth)
             yield f"{dataset}_chamfer_quarter", chamfer[None], tight
         # Published: a value that is not a number spreads while the map is enlarged, and then becomes the least depth.
-        low = torch.where(hole, math.nan, stored.clamp(protocol.min_depth, protocol.max_depth))
-        prepared = enlarge(low, target.shape[-2:]).nan_to_num(nan=protocol.min_depth)
-        judged = judge(StandIn(prepared, prepared.flip(-1)), samples_of(target), protocol.override(frame="stored"))
+        # The metrics limit nothing; that is done before, to what the network gives.
+        low, high = protocol.min_depth, protocol.max_depth
+        prepared = enlarge(torch.where(hole, math.nan, stored), target.shape[-2:]).nan_to_num(low, high, high)
+        rules = protocol.override(frame="stored", clamp_views=False, clamp_prediction=False)
+        judged = judge(StandIn(prepared, prepared.flip(-1)), samples_of(target), rules)
         yield f"{dataset}_pre_mean", judged.prediction.mean()[None], tight
         yield f"{dataset}_mask_count", judged.valid.flatten(1).sum(1), EXACT
         metrics = DepthMetrics()

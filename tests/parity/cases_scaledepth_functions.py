@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,8 +20,8 @@ from langdepth.data.transforms import Augmentation, TrainTransform, depth_stripe
 from langdepth.evaluate import judge
 from langdepth.metrics import depth_metrics
 from langdepth.protocols import Protocol
-from langdepth.text.clip_text import ClipTextTower, tokenize
-from langdepth.text.scene_table import encode_scenes
+from langdepth.text.clip_text import ClipTextTower, text_features, tokenize
+from langdepth.text.scene_table import PROMPT, encode_scenes
 from langdepth.text.scenes import SCENES
 from langdepth.types import Sample
 from tests.parity.cases_functions import StandIn, samples_of
@@ -96,34 +97,66 @@ METRICS = {f"d{k:g}": f"delta{k:g}" for k in (0.5, 1, 2, 3)} | {
 }
 
 
+CROPS: dict[str | None, protocols.Crop] = {
+    "nyu_crop": "eigen-nyu-pixels", "garg_crop": "garg", "eigen_crop": "eigen-kitti", None: "none",
+}  # fmt: skip
+NYU = {"min_depth_eval": 0.001, "max_depth_eval": 10.0, "crop_type": "nyu_crop"}
+STREET = {"min_depth_eval": 0.001, "max_depth_eval": 80.0, "crop_type": "garg_crop"}
+CLAMP = {"depth_clamp": True}
+SUN = {"max_depth_eval": 8.0, "gt_depth_clamp": True, "focal_length_rescale": True}
+FOCAL = 519.163756
 ANY = {"frame": "stored", "min_depth": 2.0, "clamp_prediction": False}
-# The preset behind each published set of options, and what the case changes in it
-RULES: dict[str, dict[str, dict[str, Any]]] = {
-    "nyu_n": {"scaledepth-n-reference": {}, "ibims1": {}},
-    "nyu_nk": {"scaledepth-nk-nyu-reference": {}},
-    "garg": {"scaledepth-nk-kitti-reference": {}, "vkitti2": {}},
-    "garg_any": {"scaledepth-k-reference": ANY, "diml-outdoor": {}},
-    "eigen": {"scaledepth-nk-kitti-reference": {"crop": "eigen-kitti", "clamp_prediction": False}},
-    "sunrgbd": {
-        "scaledepth-sunrgbd-reference": {},
-        "scaledepth-nk-nyu-reference": {"max_depth": 8.0, "training_focal": 519.163756},
-        "sunrgbd": {"training_focal": 519.163756},
-    },
-    "none": {"scaledepth-n-reference": {"crop": "none"}},
+# The published sets of options, and the presets that stand for each, with what the case changes in them
+PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
+    "nyu_n": (NYU, {"scaledepth-n-reference": {}, "ibims1": {}}),
+    "nyu_nk": (NYU | CLAMP, {"scaledepth-nk-nyu-reference": {}}),
+    "garg": (STREET | CLAMP, {"scaledepth-nk-kitti-reference": {}, "vkitti2": {}}),
+    "garg_any": (STREET | {"min_depth_eval": 2}, {"scaledepth-k-reference": ANY, "diml-outdoor": {}}),
+    "eigen": (
+        STREET | {"crop_type": "eigen_crop"},
+        {"scaledepth-nk-kitti-reference": {"crop": "eigen-kitti", "clamp_prediction": False}},
+    ),
+    "sunrgbd": (
+        NYU | CLAMP | SUN,
+        {
+            "scaledepth-sunrgbd-reference": {},
+            "scaledepth-nk-nyu-reference": {"max_depth": 8.0, "training_focal": FOCAL},
+            "sunrgbd": {"training_focal": FOCAL},
+        },
+    ),
+    "none": ({}, {}),
 }
 
 
+def rules_of(options: dict[str, Any]) -> Protocol:
+    """What the published evaluation does with these options. A limit that is not given is none at all."""
+    known = {"min_depth_eval", "max_depth_eval", "depth_clamp", "gt_depth_clamp", "focal_length_rescale", "crop_type"}
+    assert set(options) <= known, options  # gt_depth_clamp has no effect: what it moves lies outside the mask
+    return Protocol(
+        name="published",
+        crop=CROPS[options.get("crop_type")],
+        min_depth=options.get("min_depth_eval", 0.001),
+        max_depth=min(options.get("max_depth_eval", math.inf), float(torch.finfo(torch.float32).max)),
+        clamp_prediction=options.get("depth_clamp", False),
+        training_focal=FOCAL if options.get("focal_length_rescale", False) else None,
+    )
+
+
 def scaledepth_metrics(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
-    """Seven protocols: a stand-in for the network, judged as ``langdepth evaluate`` would."""
-    for name, presets in RULES.items():
-        if f"{name}.options_json" not in arrays:
-            continue
+    """A stand-in for the network, judged as ``langdepth evaluate`` would: by the file's options, and by our presets
+    where these are the published ones."""
+    for name in [name.removesuffix(".options_json") for name in arrays if name.endswith(".options_json")]:
         options = json.loads(str(arrays[f"{name}.options_json"]))
-        for preset, changes in presets.items():
+        rules = [rules_of(options)]
+        published, presets = PUBLISHED.get(name, (None, {}))
+        if options == published:
             # A finished prediction is neither mirrored nor seen through windows
-            rules = replace(protocols.get(preset).override(**changes), flip=False, window=None, stride=None)
-            assert rules.clamp_prediction == options.get("depth_clamp", False)
-            yield from _judged(arrays, name, rules)
+            rules += [
+                replace(protocols.get(preset).override(**changes), flip=False, window=None, stride=None)
+                for preset, changes in presets.items()
+            ]
+        for protocol in rules:
+            yield from _judged(arrays, name, protocol)
 
 
 def _judged(arrays: dict[str, np.ndarray], name: str, protocol: Protocol) -> Compared:
@@ -157,8 +190,15 @@ def scaledepth_text(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | 
     with torch.no_grad():
         features = ClipTextTower.from_weights(clip)(_tensor(arrays["tokens"]))
     yield "embedding", features, Tolerance(atol=3e-5)
-    names = [prompt.removeprefix("a photo of a ").replace(" ", "_") for prompt in prompts]
-    yield "embedding_normalized", encode_scenes(clip, names), Tolerance(atol=1e-6)
+    yield "embedding_normalized", unit_features(clip, prompts), Tolerance(atol=1e-6)
+
+
+def unit_features(clip: ClipWeights, prompts: list[str]) -> Tensor:
+    """The scene table of our own wording, else the features of the sentences, (N, D)."""
+    start = PROMPT.removesuffix("{}")
+    if all(prompt.startswith(start) for prompt in prompts):
+        return encode_scenes(clip, [prompt.removeprefix(start).replace(" ", "_") for prompt in prompts])
+    return text_features(prompts, clip)
 
 
 def scaledepth_data(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
@@ -177,7 +217,8 @@ def scaledepth_data(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | 
         flip=0.0, zoom=1.0, rotate=0.0, colour_probability=0.0, grey=0.0, blur=0.0, random_crop=False
     )  # fmt: skip
     cut = TrainTransform(still, 1, resized=False, kb_sources=("kitti",))
-    padded = cut(Sample(image=colours, depth=depth, mask=depth > 0), (16, 24))
+    height, width = arrays["pad.gt"].shape[-2:]
+    padded = cut(Sample(image=colours, depth=depth, mask=depth > 0), (height, width))
     yield "pad.image", padded.image[None] * 255, Tolerance(atol=1e-4)
     yield "pad.gt", padded.depth, Tolerance()
     yield from listings(arrays)

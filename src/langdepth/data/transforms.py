@@ -130,11 +130,11 @@ def depth_stripe(image: Tensor, depth: Tensor, left: float, width: float, *, wra
     """``image`` (3, H, W) in [0, 1] with the depth (1, H, W) of a stripe of full height painted over it.
 
     ``left`` and ``width`` from 0 to 1: share of the picture that lies left of it, and of 3/4 of the rest that it takes.
-    The farthest depth is white; with ``wraps`` grey is whole millimetres modulo 256.
+    The farthest depth is white; with ``wraps`` grey is whole millimetres, rounded down, modulo 256.
     """
     first = int(image.shape[-1] * left)
     end = first + int(max(1, (image.shape[-1] - first) * 0.75 * width))
-    grey = (depth * 1000).round() % 256 / 255 if wraps else depth / depth.max().clamp_min(1e-3)
+    grey = (depth / 0.001).floor() % 256 / 255 if wraps else depth / depth.max().clamp_min(1e-3)
     return torch.cat([image[..., :first], grey[..., first:end].expand(3, -1, -1), image[..., end:]], dim=-1)
 
 
