@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +22,11 @@ from torch import Tensor, distributed
 from tqdm import tqdm
 
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_few, first_line, nearest
+from langdepth.evaluation.saved import MapStore, SaveMaps
 from langdepth.foreign import Predictions
 from langdepth.inference import DTYPES, infer
 from langdepth.metrics import align, depth_metrics
+from langdepth.prediction.options import AUTOMATIC, ColorScale
 from langdepth.report import (
     extremes,
     plot_error_by_range,
@@ -73,6 +75,8 @@ def evaluate(
     limit: int | None = None,
     out: str | Path | None = None,
     html: str | Path | None = None,
+    save: SaveMaps | None = None,
+    colors: ColorScale = AUTOMATIC,
     batch_size: int = 1,
     device: str | torch.device | None = None,
     dtype: str = "float32",
@@ -91,8 +95,9 @@ def evaluate(
     ``split``, ``source`` and ``captions``: what the data set was opened with, for the report. ``limit``: judge the
     first pictures. ``out``: write the report there (JSON), and beside it ``<stem>_error_by_range.png`` and
     ``<stem>_sheet.png``. ``html``: write it there as one page with pictures.
-    ``batch_size``: neighbours of one size go through the network together. ``device``: None leaves the system where it
-    is, "auto" moves it to an accelerator if there is one. ``dtype``: "float32" or "bfloat16".
+    ``save``: keep each image's depth map as evaluated, and what else it says. ``colors``: of the depth maps in sheet
+    and page. ``batch_size``: neighbours of one size go through the network together. ``device``: None leaves the system
+    where it is, "auto" moves it to an accelerator if there is one. ``dtype``: "float32" or "bfloat16".
 
     Raises LangdepthError when no picture is usable or the network's depth is not finite, UsageError for wrong options.
     """
@@ -106,10 +111,17 @@ def evaluate(
     if count == 0:
         raise LangdepthError(f"'{dataset.name}' has no pictures")
     if isinstance(system, Predictions):
-        protocol = system.rules(protocol)
+        protocol = system.obeyed(protocol)
+        steps = system.steps(protocol)
     else:
         system = system.move(device).eval().inference_copy()
-    require_comparable(system, protocol)
+        steps = protocol
+    require_comparable(system, steps)
+    facts = {
+        "system": _label(system),
+        "dataset": _dataset_label(dataset.name, source, captions, limit),
+        "split": split,
+    }
     grouped = distributed.is_available() and distributed.is_initialized()
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
     start = time.monotonic()
@@ -129,14 +141,25 @@ def evaluate(
 
     failure: Exception | None = None
     try:
-        with closing(_Progress(len(indices), shown=progress and rank == 0)) as bar:
+        with (
+            nullcontext() if save is None else MapStore(save, dataset, protocol, facts) as store,
+            closing(_Progress(len(indices), shown=progress and rank == 0)) as bar,
+        ):
             for batch in _batches(usable(bar), batch_size):
                 samples = [sample for _, sample in batch]
-                judged = judge(system, samples, protocol, dtype)
-                judged_pixels = tally.add([index for index, _ in batch], samples, judged)
+                judged, numbers_of = judge(system, samples, steps, dtype), [index for index, _ in batch]
+                judged_pixels = tally.add(numbers_of, samples, judged)
+                if store is not None:
+                    store.add(numbers_of, samples, judged)
                 for sample, pixels in zip(samples, judged_pixels, strict=True):
                     if not pixels:
                         bar.say(f"skipped: {sample.path}: {_too_few(protocol)}")
+            if store is not None:
+                store.finish()
+                if store.guessed:
+                    bar.say(
+                        f"camera unknown for {store.guessed} of {len(indices)} images, guessed for the point clouds"
+                    )
     except Exception as error:
         failure = error  # raised when the other processes know; they would wait for this one
     _refuse(failure, missing, processes, count, system)
@@ -145,25 +168,25 @@ def evaluate(
         raise LangdepthError(f"none of the {count} pictures of '{dataset.name}' is usable, see the lines above")
     numbers = tally.report(protocol.extra_metrics)
     report = {
-        "system": _label(system),
-        "dataset": _dataset_label(dataset.name, source, captions, limit),
-        "split": split,
+        **facts,
         "images": numbers.pop("images"),
         "skipped": numbers.pop("skipped"),
         "protocol": {"name": protocol.name, "hash": protocol.hash, **protocol.switches()},
         **numbers,
         "seconds": round(time.monotonic() - start, 3),
     }
+    if rank == 0 and store is not None:
+        store.complete()
     if rank == 0 and (out is not None or html is not None):
         ranges = tally.quartiles()
-        rows = _extreme_rows(system, dataset, protocol, dtype, tally.scores())
+        rows = _extreme_rows(system, dataset, steps, dtype, tally.scores())
         if out is not None:
             out = Path(out)
             write_json(report, out)
             write_figure(plot_error_by_range(ranges, report), out.with_name(f"{out.stem}_error_by_range.png"))
-            write_sheet(rows, out.with_name(f"{out.stem}_sheet.png"))
+            write_sheet(rows, out.with_name(f"{out.stem}_sheet.png"), colors)
         if html is not None:
-            write_html(report, ranges, tally.medians(), rows, Path(html))
+            write_html(report, ranges, tally.medians(), rows, Path(html), colors)
     return report
 
 

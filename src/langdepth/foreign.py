@@ -28,8 +28,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from langdepth.errors import ImageError, LangdepthError, UsageError, first_line
+from langdepth.errors import ImageError, LangdepthError, UsageError, first_few, first_line
+from langdepth.evaluation.saved import DEPTH_ENDS, read_record
 from langdepth.io import read_depth, read_depth16
+from langdepth.prediction.names import names_of, place_of_key
 from langdepth.protocols import Frame
 from langdepth.systems.base import System
 from langdepth.types import DepthOutput, InputSpec, Sample
@@ -45,7 +47,6 @@ PREFIX = "transformers:"  # of the names of models of that library
 # sides of 352 and 1216, of 16 on 192 and 640, or of 14 on 224 and 299 pixels makes 6 % at most. The formats of cameras
 # (5:4, 4:3, 3:2, 16:10, 16:9) lie farther apart.
 _NEAR = 0.06
-_ENDS = (".npy", ".npz", "_depth.png", ".png")
 
 
 class DepthModel(Protocol):
@@ -146,19 +147,17 @@ class Predictions:
         if png_scale is not None and not png_scale > 0:
             raise UsageError(f"the scale of the predictions must be above 0, got {png_scale:g}")
         self.name, self.scale_kind, self.png_scale = f"predictions ({folder})", scale_kind, png_scale
+        self.record = read_record(self.folder)
 
     def places(self, sample: Sample) -> list[Path]:
         """The files that may hold the depth of a picture, the likeliest first."""
         path = Path(os.path.abspath(sample.path))  # links are not followed: those inside the root may lead out of it
         places = [path.relative_to(self.root)] if path.is_relative_to(self.root) else []
-        key = Path(sample.key)
-        if key.name and not key.is_absolute() and ".." not in key.parts:  # an index may name pictures in odd ways
-            places.append(key)
-        # Where two pictures differ by their ending only, "predict" puts it into the name
-        names = [
-            name for place in places for name in (place.with_suffix(""), f"{place.with_suffix('')}_{place.suffix[1:]}")
-        ]
-        return [self.folder / f"{name}{end}" for name in names for end in _ENDS]
+        key = place_of_key(sample.key)
+        # Maps that an evaluation has saved are called by the key.
+        places = [key, *places] if self.record is not None else [*places, key]
+        names = [name for place in places if place.name for name in names_of(place)]
+        return [self.folder / f"{name}{end}" for name in names for end in DEPTH_ENDS]
 
     def find(self, sample: Sample) -> Path | None:
         """The file with the depth of a picture, or None."""
@@ -197,6 +196,30 @@ class Predictions:
         view = (..., *protocol.view_window(*frame.shape[-2:]))
         frame[view] = depth
         return frame
+
+    def obeyed(self, protocol: EvaluationProtocol) -> EvaluationProtocol:
+        """The protocol that the maps are evaluated under.
+
+        That is ``protocol`` itself where they were saved by an evaluation under the same rules, and otherwise ``rules``
+        of it. Raises UsageError for maps that were fitted to the truth, or to a focal length, under other rules.
+        """
+        if self.record is None:
+            return self.rules(protocol)
+        if self.record.hash == protocol.hash:
+            return protocol
+        if self.record.fitted:
+            raise UsageError(
+                f"{self.folder}: these maps were saved under {self.record.protocol}, after "
+                f"{first_few(self.record.fitted)}; evaluate them under the same rules"
+            )
+        return self.rules(protocol)
+
+    def steps(self, protocol: EvaluationProtocol) -> EvaluationProtocol:
+        """What of the ``obeyed`` protocol is left to do: of maps saved under it, neither fitting nor averaging."""
+        if self.record is None or self.record.hash != protocol.hash:
+            return protocol
+        done = ("flip", "clamp_views", "window", "stride", "alignment", "training_focal")
+        return dataclasses.replace(protocol.without(*done), name=protocol.name)
 
     @staticmethod
     def rules(protocol: EvaluationProtocol) -> EvaluationProtocol:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -241,7 +242,7 @@ def _run_matrix(
             system = loaded or _predictions(row, data)
             captions = data.captions if isinstance(system, System) and system.text_per_picture else None
             for rules in data.rules():
-                protocol = rules if row.predictions is None else Predictions.rules(rules)
+                protocol = rules if row.predictions is None else _obeyed(system, rules)
                 cell = Cell(
                     row=row,
                     data=data,
@@ -285,6 +286,14 @@ def _predictions(row: MatrixSystem, data: MatrixData) -> Predictions | Langdepth
         return Predictions(folder, data.root, row.depth_kind or "metric", row.prediction_scale)
     except LangdepthError as error:
         return error
+
+
+def _obeyed(system: System | Predictions | LangdepthError, rules: Protocol) -> Protocol:
+    """The protocol that finished maps are evaluated under; maps that do not fit it say so when they are."""
+    if isinstance(system, Predictions):
+        with suppress(UsageError):
+            return system.obeyed(rules)
+    return Predictions.rules(rules)
 
 
 def _contents(dataset: RowDataset | LangdepthError) -> str:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from langdepth import viz
+from langdepth.prediction.options import AUTOMATIC, ColorScale
 from langdepth.utils.files import atomic_path
 
 if TYPE_CHECKING:
@@ -116,10 +117,10 @@ def sheet_row(judged: Judged, title: str) -> viz.SheetRow:
     )
 
 
-def write_sheet(rows: Sequence[viz.SheetRow], path: Path) -> None:
+def write_sheet(rows: Sequence[viz.SheetRow], path: Path, colors: ColorScale = AUTOMATIC) -> None:
     """Rows as one PNG."""
     with atomic_path(path) as temporary:
-        Image.fromarray(viz.sheet(rows)).save(temporary, "PNG")
+        Image.fromarray(viz.sheet(rows, colors=colors)).save(temporary, "PNG")
 
 
 def extremes(ordered: list[tuple[float, int]]) -> list[tuple[str, int]]:
@@ -154,6 +155,7 @@ def write_html(
     medians: npt.NDArray[np.float64],
     rows: Sequence[viz.SheetRow],
     path: Path,
+    colors: ColorScale = AUTOMATIC,
 ) -> None:
     """The report as one self-contained page: numbers, rules, plots and the pictures of ``rows``.
 
@@ -192,7 +194,7 @@ def write_html(
     sections += ["<h2>Best, median and worst pictures by abs_rel</h2>"]
     sections += ["<p>Photo, judged truth, prediction, error from 0 (dark) to 50 % (bright); grey is not judged.</p>"]
     for row in rows:
-        sections.append(_embedded(viz.sheet([row._replace(title="")]), row.title))
+        sections.append(_embedded(viz.sheet([row._replace(title="")], colors=colors), row.title))
     switches = {key: value for key, value in rules.items() if key not in ("name", "hash")}
     sections += ["<h2>The protocol's switches</h2>", _facts(switches)]
     page = (

@@ -25,6 +25,7 @@ _MIN_SIDE_WITH_LEGEND = 200  # below, the labels would not fit
 _LABEL_SPACING = 1.1  # of the labels of a legend, in sizes of their font
 _MIN_CELL_HEIGHT = 48
 _MARGIN = 6
+_SPARSE = 0.25  # share of known pixels below which errors are drawn thicker
 _LEAST_SHARE = 0.01  # of the farthest depth that a logarithmic scale starts at
 ERROR_COLORS = ColorScale(minimum=0.0, maximum=0.5, colormap="inferno")  # of |prediction - truth| / truth
 
@@ -168,13 +169,45 @@ def _sheet_row(row: SheetRow, cell_width: int, unit: str, with_errors: bool, col
     cells += [colorize(_resampled(depth, size), None, colors) for depth in shown]
     if with_errors:
         known = _usable(truth, None) & _usable(prediction, None)
-        error = np.abs(prediction - truth) / np.where(known, truth, 1)
-        error = np.where(known, error + 1e-6, 0)  # no error is a value too, and 0 means none
+        error = _relative_error(prediction, truth, known)
         cells.append(colorize(_resampled(error, size), None, ERROR_COLORS))
     gap = np.full((size[0], _MARGIN, 3), 255, dtype=np.uint8)
     parts = [part for cell in cells for part in (cell, gap)]
     strip = np.concatenate((*parts, _legend(size[0], 12, low, high, colors.colormap, unit, width=72)), axis=1)
     return np.concatenate((text_strip(strip.shape[1], {0: row.title}), strip), axis=0)
+
+
+def error_map(prediction: Depth, truth: Depth, valid: npt.NDArray[np.bool_]) -> Pixels:
+    """|prediction - truth| / truth in percent with a legend, RGB uint8: 0 is black, 50 % and more bright.
+
+    Args:
+        prediction: Depth (H, W) in metres.
+        truth: Depth (H, W) in metres.
+        valid: (H, W), where the two are compared; the other pixels are grey.
+
+    Sparse truth (a laser scanner's) is drawn three pixels wide where nothing else is known.
+    """
+    error = _relative_error(prediction, truth, valid & _usable(truth, None) & np.isfinite(prediction))
+    if 0 < np.count_nonzero(error) < _SPARSE * error.size:
+        error = _thickened(error)
+    assert ERROR_COLORS.minimum is not None
+    assert ERROR_COLORS.maximum is not None
+    percent = replace(ERROR_COLORS, minimum=100 * ERROR_COLORS.minimum, maximum=100 * ERROR_COLORS.maximum)
+    return color_with_legend(100 * error, None, percent, unit="%")
+
+
+def _relative_error(prediction: Depth, truth: Depth, known: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """|prediction - truth| / truth (H, W) and a trifle, 0 where it is not known: no error is a value, too."""
+    error = np.abs(np.where(known, prediction, 0) - truth) / np.where(known, truth, 1)
+    return np.where(known, error + 1e-6, 0).astype(np.float32)
+
+
+def _thickened(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(H, W) with every pixel that is 0 at the largest value of its eight neighbours."""
+    height, width = values.shape
+    around = np.pad(values, 1)
+    largest = np.max([around[y : y + height, x : x + width] for y in range(3) for x in range(3)], axis=0)
+    return np.where(values > 0, values, largest)
 
 
 def _resampled(depth: Depth, size: tuple[int, int]) -> npt.NDArray[np.float32]:

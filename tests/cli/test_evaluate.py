@@ -220,3 +220,41 @@ def test_the_example_of_the_help_works(run: Run, capsys: pytest.CaptureFixture[s
     for line in EXAMPLE.strip().splitlines()[:2]:
         assert cli.main(line.split()[1:]) == 0, line
     assert result()["images"] > 0
+
+
+def test_saved_maps_are_evaluated_again_as_printed(run: Run) -> None:
+    code, out, _ = run(
+        "--save", "npy,kitti16,color,error", "--range", "0,10", "--colormap", "viridis", "--flip", "true"
+    )
+    assert code == 0
+    assert out.splitlines()[-1] == "written: result.json, result_maps"
+    names = {path.name for path in Path("result_maps").iterdir()}
+    assert names == {"maps.json"} | {
+        f"{name}{end}" for name in "abcd" for end in (".npy", ".png", "_color.png", "_error.png")
+    }
+    first = result()
+    assert run("--predictions", "result_maps", "--flip", "true", out="again.json")[0] == 0
+    again = result("again.json")
+    assert (again["image_mean"], again["protocol"]) == (first["image_mean"], first["protocol"])
+    assert run("--save-dir", "maps")[0] == 0
+    assert {path.name for path in Path("maps").glob("a*")} == {"a_depth.png", "a_color.png", "a_error.png"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--save", "maps"), "--save: unknown format 'maps': "),
+        (("--save", "depth16,erorr"), "--save: unknown format 'erorr': did you mean 'error'?"),
+        (("--save", ","), "--save: nothing to write; known: depth16, kitti16,"),
+        (("--save", "npy", "--range", "5,5"), "--range: expected 0 <= NEAR < FAR"),
+        (("--save", "npy", "--save-dir", "data"), "data: holds other files"),
+        (("--save", "npy", "--save-dir", "data/index.csv"), "data/index.csv: is a file; give a folder for the maps"),
+    ],
+)
+def test_what_cannot_be_saved(run: Run, options: tuple[str, ...], message: str) -> None:
+    before = sorted(Path("data").iterdir())
+    code, _, err = run(*options)
+    assert code != 0
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert sorted(Path("data").iterdir()) == before

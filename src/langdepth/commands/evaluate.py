@@ -10,11 +10,13 @@ from typing import Any, Literal
 from langdepth import protocols
 from langdepth.commands._parse import run, size
 from langdepth.errors import LangdepthError, UsageError
+from langdepth.prediction.options import ColorScale, read_formats
 from langdepth.types import WithoutCaption
 
 EXAMPLE = """
 langdepth data sample rooms
 langdepth evaluate --data folder --root rooms --protocol full --out result.json
+langdepth evaluate --root rooms --protocol full --out result.json --save npy,color,error --range 0,10
 langdepth evaluate --system tiny --root nyu --split val --protocol nyu-eigen --alignment median --out aligned.json
 """
 
@@ -29,6 +31,10 @@ def evaluate(
     root: Path,
     out: Path,
     html: Path | None = None,
+    save: str | None = None,
+    save_dir: Path | None = None,
+    range: str | None = None,
+    colormap: str | None = None,
     system: str = "tiny",
     clip_weights: str | None = None,
     depth_kind: Literal["metric", "relative", "disparity"] | None = None,
@@ -71,6 +77,13 @@ def evaluate(
         root: Folder of the data set.
         out: The report to write, for example result.json.
         html: Write the report there, too, as one page with pictures, for example result.html.
+        save: What to keep of each image, with commas: the formats of predict (depth16, kitti16, npy, npz, color, ply)
+            for the depth map as evaluated, and error (PNG of |prediction - truth| / truth); with --save-dir alone
+            depth16,color,error.
+        save_dir: Folder for them; without it RESULT_maps beside the report. --predictions takes it.
+        range: NEAR,FAR in metres, for example 0,10: the depths that the first and the last color stand for in saved
+            color maps and in the sheet; without it each image has its own.
+        colormap: Name of a matplotlib color map for them; without it magma_r, near bright and far dark.
         system: Registry name (see "langdepth systems"), .safetensors file, hub id owner/name, or transformers:FOLDER
             for a depth model of that library.
         clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
@@ -134,14 +147,21 @@ def evaluate(
         max_depth=max_depth,
         min_pixels=min_pixels,
     )
+    colors = ColorScale.from_text(range, colormap)
     _check_writable(out, "--out", ".json")
     if html is not None:
         _check_writable(html, "--html", ".html")
 
     from langdepth.evaluate import evaluate as run_evaluation
+    from langdepth.evaluation.saved import FORMATS, SaveMaps
     from langdepth.foreign import Predictions
     from langdepth.matrix import load_system
 
+    maps = None
+    if save is not None or save_dir is not None:
+        formats = read_formats("depth16,color,error" if save is None else save, FORMATS)
+        folder = out.with_name(f"{out.stem}_maps") if save_dir is None else save_dir
+        maps = SaveMaps(folder=folder, formats=formats, colors=colors)
     dataset = open_dataset(
         data,
         root,
@@ -165,12 +185,14 @@ def evaluate(
         limit=limit,
         out=out,
         html=html,
+        save=maps,
+        colors=colors,
         batch_size=batch_size,
         device=device,
         dtype=dtype,
     )
     print(table(report))
-    print(f"written: {out}")
+    print(f"written: {out}" + (f", {maps.folder}" if maps else ""))
 
 
 def table(report: dict[str, Any]) -> str:

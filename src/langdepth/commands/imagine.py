@@ -12,9 +12,9 @@ from pathlib import Path
 from langdepth.camera import GUESSED_FOV_DEGREES, Camera
 from langdepth.commands._parse import run
 from langdepth.commands._parse import size as size_of
-from langdepth.commands.predict import read_camera, read_formats
+from langdepth.commands.predict import read_camera
 from langdepth.errors import UsageError
-from langdepth.prediction.options import ColorScale, writer_options
+from langdepth.prediction.options import ColorScale, read_formats, writer_options
 
 EXAMPLE = """
 langdepth imagine "a bedroom with a stand and a bed" --samples 4 --seed 0 --out imagined
@@ -66,7 +66,9 @@ def imagine(
         fov: Camera as the field of view across the width, in degrees.
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
     """
-    formats, camera = read_formats(save), read_camera(intrinsics, fov)
+    from langdepth.io import WRITERS, write_result
+
+    formats, camera = read_formats(save, WRITERS), read_camera(intrinsics, fov)
     colors = ColorScale.from_text(range, colormap)
     height_width = size_of("--size", size)
     if "" in (prompt.strip() for prompt in prompts):
@@ -76,7 +78,6 @@ def imagine(
 
     from langdepth import imagination, viz
     from langdepth.checkpoint import load
-    from langdepth.io import WRITERS, write_result
     from langdepth.utils.files import atomic_path
 
     loaded = load(system, clip_weights=clip_weights)

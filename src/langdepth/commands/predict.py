@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import glob
-import itertools
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -19,9 +17,10 @@ from tqdm import tqdm
 
 from langdepth.camera import Camera
 from langdepth.commands._parse import run, size
-from langdepth.errors import LangdepthError, UsageError, nearest
+from langdepth.errors import LangdepthError, UsageError
 from langdepth.prediction.background import Background
-from langdepth.prediction.options import ColorScale, writer_options
+from langdepth.prediction.names import unique_names
+from langdepth.prediction.options import ColorScale, read_formats, writer_options
 from langdepth.protocols import check_window
 from langdepth.text.prompts import read_changes
 
@@ -112,7 +111,9 @@ def predict(
         recursive: Look into the sub-folders of folders.
         resume: Skip pictures whose results are all there.
     """
-    formats, colors = read_formats(save), ColorScale.from_text(range, colormap)
+    from langdepth.io import WRITERS
+
+    formats, colors = read_formats(save, WRITERS), ColorScale.from_text(range, colormap)
     changes = read_changes(prompts, words, bins)
     camera = read_camera(intrinsics, fov)
     window_size, stride_size = size("--window", window), size("--stride", stride)
@@ -193,19 +194,6 @@ class Job:
 # Before the work: options, inputs, names of outputs.
 
 
-def read_formats(save: str) -> list[str]:
-    """The formats that ``--save`` names, each once. Raises UsageError."""
-    from langdepth.io import WRITERS
-
-    formats = list(dict.fromkeys(word.strip() for word in save.split(",") if word.strip()))
-    for name in formats:
-        if name not in WRITERS:
-            raise UsageError(f"--save: unknown format '{name}': {nearest(name, WRITERS)}")
-    if not formats:
-        raise UsageError(f"--save: nothing to write; known: {', '.join(WRITERS)}")
-    return formats
-
-
 def read_camera(intrinsics: str | None, fov: float | None) -> Callable[[int, int], Camera] | None:
     """What makes a camera of (width, height), or None. Raises UsageError."""
     if intrinsics is not None and fov is not None:
@@ -230,7 +218,7 @@ def _with_overlays(jobs: list[Job], overlay: Path) -> list[Job]:
 
 
 def find_jobs(
-    inputs: list[str], out: Path, formats: list[str], recursive: bool
+    inputs: list[str], out: Path, formats: Sequence[str], recursive: bool
 ) -> tuple[list[Job], list[LangdepthError]]:
     """The pictures to do, each with its own output names, and what is wrong with the inputs."""
     from langdepth.io import WRITERS
@@ -243,7 +231,7 @@ def find_jobs(
                 found.setdefault(os.path.realpath(source), (source, place))
         except LangdepthError as error:
             problems.append(error)
-    names = _unique_names([place for _, place in found.values()])
+    names = unique_names([place for _, place in found.values()])
     jobs = [
         Job(source, place, {name: out / base.with_name(base.name + WRITERS[name].suffix) for name in formats})
         for (source, place), base in zip(found.values(), names, strict=True)
@@ -283,21 +271,6 @@ def _pictures(word: str, out: Path, recursive: bool) -> Iterator[tuple[str, Path
         yield from ((str(f), f.relative_to(fixed)) for f in pictures)
     else:
         yield word, Path(path.name)  # whether it can be read is found out when it is its turn
-
-
-def _unique_names(places: list[Path]) -> list[Path]:
-    """Names without ending; where those would be the same, with it (a_jpg, a_png), then with a number (a_jpg_2)."""
-    count = Counter(str(place.with_suffix("")).casefold() for place in places)  # some file systems ignore case
-    names: list[Path] = []
-    taken: set[str] = set()
-    for place in places:
-        name = place.with_suffix("")
-        if count[str(name).casefold()] > 1:
-            name = place.with_name(place.name.replace(".", "_"))
-        candidates = chain([name], (name.with_name(f"{name.name}_{number}") for number in itertools.count(2)))
-        names.append(next(c for c in candidates if str(c).casefold() not in taken))
-        taken.add(str(names[-1]).casefold())
-    return names
 
 
 # The work: write in the background while the next pictures are predicted.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,3 +62,18 @@ AUTOMATIC = ColorScale()
 def writer_options(name: str, colors: ColorScale) -> dict[str, Any]:
     """What ``langdepth.io.write_result`` takes for the format ``name``."""
     return {"colors": colors} if name == "color" else {}
+
+
+def read_formats(text: str, known: Mapping[str, Any]) -> tuple[str, ...]:
+    """The formats that ``--save`` names with commas, each once.
+
+    Raises:
+        UsageError: For an unknown one, or none.
+    """
+    formats = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    for name in formats:
+        if name not in known:
+            raise UsageError(f"--save: unknown format '{name}': {nearest(name, known)}")
+    if not formats:
+        raise UsageError(f"--save: nothing to write; known: {', '.join(known)}")
+    return formats

@@ -1,0 +1,1 @@
+"""Scores of depth against ground truth, and what an evaluation keeps."""
