@@ -7,6 +7,7 @@ processes each takes every n-th batch, and all get the same report, to the last 
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections import deque
@@ -21,6 +22,8 @@ import torch
 from torch import Tensor, distributed
 from tqdm import tqdm
 
+from langdepth.data.overlays import with_overlays
+from langdepth.data.rows import RowDataset
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_few, first_line, nearest
 from langdepth.evaluation.saved import MapStore, SaveMaps
 from langdepth.foreign import Predictions
@@ -72,6 +75,7 @@ def evaluate(
     split: str | None = None,
     source: str | None = None,
     captions: str | Path | None = None,
+    overlay: str | Path | None = None,
     limit: int | None = None,
     out: str | Path | None = None,
     html: str | Path | None = None,
@@ -111,11 +115,16 @@ def evaluate(
     if count == 0:
         raise LangdepthError(f"'{dataset.name}' has no pictures")
     if isinstance(system, Predictions):
+        if overlay is not None:
+            raise UsageError(f"{overlay}: finished depth maps take no overlay; leave the folder out")
         protocol = system.obeyed(protocol)
         steps = system.steps(protocol)
     else:
         system = system.move(device).eval().inference_copy()
         steps = protocol
+        if isinstance(dataset, RowDataset):
+            dataset = copy.copy(dataset)
+            dataset.rows = with_overlays(dataset.rows[:count], system, overlay)
     require_comparable(system, steps)
     facts = {
         "system": _label(system),
@@ -287,7 +296,7 @@ def _predict(system: System, samples: list[Sample], image: Tensor, protocol: Pro
     if system.takes_overlay:
         without = [sample.path for sample in samples if sample.overlay is None]
         if without:
-            raise UsageError(f"{without[0]}: '{system.name}' needs an overlay; name it in the column path_overlay")
+            raise UsageError(f"{without[0]}: '{system.name}' needs an overlay, and this sample has none")
         overlays = torch.stack([sample.overlay for sample in samples if sample.overlay is not None])
         overlay = overlays[window][view].to(device)
     words = [sample.text_features for sample in samples if sample.text_features is not None]

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from langdepth import __version__
 from langdepth.camera import Camera
 from langdepth.data.sam import read_overlay
-from langdepth.errors import LangdepthError, UsageError, nearest
+from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.io import read_image
 from langdepth.protocols import Resize, check_window
 from langdepth.text.scenes import scene_index
@@ -427,7 +427,12 @@ class _Predictor:
         """Decode and shrink. Raises ImageError for an unusable picture, UsageError for a camera that does not fit."""
         picture = read_image(request.source)
         height, width = picture.pixels.shape[:2]
-        overlay = None if request.overlay is None else read_overlay(request.overlay, picture.pixels)
+        overlay = None
+        if request.overlay is not None:
+            try:
+                overlay = read_overlay(request.overlay, picture.pixels)
+            except ImageError as error:
+                raise ImageError(f"{picture.path or 'image in memory'}: its overlay {error}") from None
         return _Prepared(
             request=request,
             image=self._shrink(picture.pixels),

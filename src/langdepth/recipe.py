@@ -26,6 +26,7 @@ CIRCUMSTANCES = (
     "data.truth_root",
     "data.trust_unit",
     "data.captions",
+    "data.overlay",
     "data.cache",
     "data.workers",
     "train.out",
@@ -116,6 +117,8 @@ class DataSection:
     from captions start from these."""
     without_caption: WithoutCaption = "stop"
     """What a picture without one does: stop the run, or be learned from as if nothing were known about it."""
+    overlay: Path | None = None
+    """Folder of overlays for systems that take one (langdepth data sam); without it sam_out beside the data."""
     trust_unit: bool = False
     """Take depth as it is, even where its unit looks wrong."""
     weights: dict[str, float] = field(default_factory=dict)

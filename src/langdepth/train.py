@@ -36,6 +36,7 @@ from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.feature_cache import FeatureCache
 from langdepth.data.loader import TrainingLoader, TrainingSet, Transform
 from langdepth.data.nyu_adapters import NyuAdapterTransform
+from langdepth.data.overlays import with_overlays
 from langdepth.data.rows import RowDataset
 from langdepth.data.sampling import Draws, Sizes, source_weights, training_shapes
 from langdepth.data.transforms import TrainTransform
@@ -85,7 +86,8 @@ def _train(recipe: Recipe, resume: bool) -> Path:
     start = out / "start.safetensors"
     system = _start_system(recipe, start, train_set.captions)
     require_comparable(system, protocol)
-    _require_overlays(system, train_set, val_set)
+    for dataset in (train_set, val_set):
+        dataset.rows = with_overlays(dataset.rows, system, data.overlay)
     loader = _training_loader(recipe, system, train_set, weights, trainer)
     if trainer.is_global_zero and not start.is_file():  # from here on there is a run to continue
         save(system, start)
@@ -194,16 +196,6 @@ def _prepare(system: System, recipe: Recipe, captions: Captions | None) -> None:
     except TypeError as error:
         raise UsageError(f"system.prepare: {error}") from None
     system.prepare_training(**files)
-
-
-def _require_overlays(system: System, *datasets: RowDataset) -> None:
-    """Raise UsageError where a system that looks at overlays would not find one."""
-    for row in (row for dataset in datasets for row in dataset.rows if system.takes_overlay):
-        if row.path_overlay is None:
-            raise UsageError(
-                f"{row.path_rgb}: '{system.name}' needs an overlay beside every picture; name it in the column "
-                f"path_overlay of index.csv (line {row.line})"
-            )
 
 
 def _training_loader(

@@ -15,9 +15,9 @@ from torch import Tensor
 import langdepth.checkpoint
 from langdepth import cli, protocols
 from langdepth.data.base import open_dataset
-from langdepth.data.sam import find_overlay
+from langdepth.data.overlays import Overlays
 from langdepth.data.transforms import Augmentation, TrainTransform
-from langdepth.errors import ImageError, UsageError
+from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluate import judge
 from langdepth.inference import as_float, infer
 from langdepth.types import DepthOutput
@@ -112,7 +112,7 @@ def test_evaluation_shows_it(folder: Path) -> None:
     both = judge(Looker(), samples, protocols.get("full").override(flip=True))
     assert both.prediction.mean().item() == pytest.approx((10.0 + 2.8) / 2, abs=0.05)
     samples[0].overlay = None
-    with pytest.raises(UsageError, match=r"0\.png: 'looker' needs an overlay.*column path_overlay"):
+    with pytest.raises(UsageError, match=r"0\.png: 'looker' needs an overlay, and this sample has none"):
         judge(Looker(), samples, protocols.get("full"))
 
 
@@ -146,13 +146,12 @@ def test_what_does_not_fit_is_refused(folder: Path) -> None:
 
 def test_the_folder_of_overlays_may_hold_published_or_own_names(tmp_path: Path) -> None:
     photo = Path("kitchen/rgb_00045.jpg")
-    published = tmp_path / "kitchen" / "00045.jpg"
-    assert find_overlay(photo, tmp_path) == published
+    assert Overlays(tmp_path).find(photo) is None
     for name in ("rgb_00045.npz", "rgb_00045.jpg", "00045.npz", "00045.jpg"):  # later ones go before
         path = tmp_path / "kitchen" / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
-        assert find_overlay(photo, tmp_path) == path
+        assert Overlays(tmp_path).find(photo) == path
 
 
 @pytest.fixture
@@ -171,7 +170,7 @@ def test_the_command_finds_each_photos_own(photos: Path, capsys: pytest.CaptureF
     arguments = ["predict", "photos", "--recursive", "--save", "npy"]
     assert cli.main([*arguments, "--overlay", "sam_out"]) == 1
     captured = capsys.readouterr()
-    assert captured.err == "langdepth predict: sam_out/hall/3.jpg: no such file\n"
+    assert captured.err == "langdepth predict: photos/hall/rgb_3.png: its overlay sam_out/hall/3.jpg: no such file\n"
     found = {path.stem: float(np.load(path).mean()) for path in Path("depth").rglob("*.npy")}
     assert found == {"rgb_1": pytest.approx(10.0, abs=0.1), "rgb_2": pytest.approx(1.0, abs=0.1)}
     assert cli.main(["predict", "photos/hall/rgb_3.png", "--save", "npy", "--overlay", "sam_out/hall/1.jpg"]) == 0
@@ -191,7 +190,7 @@ def test_training_asks_for_every_one_before_it_starts(folder: Path) -> None:
     from langdepth.train import train
 
     with (folder / "index.csv").open("a", newline="") as file:
-        csv.writer(file).writerow(["0.png", "0_depth.png", "0.001", ""])
+        csv.writer(file).writerow(["3.png", "0_depth.png", "0.001", ""])
     small = {"architecture": "RN-small", "area": 64 * 96}
     recipe = {
         "system": {"name": "msa-sam", "options": small, "prepare": {"clip_weights": "random"}},
@@ -200,7 +199,7 @@ def test_training_asks_for_every_one_before_it_starts(folder: Path) -> None:
     }
     with (
         pytest.warns(UserWarning, match="RANDOM weights"),
-        pytest.raises(UsageError, match=r"0\.png.*path_overlay.*line 4"),
+        pytest.raises(LangdepthError, match=r"'msa-sam' needs .* 1 of 3 have none in .*sam_out: .*data/3\.png;"),
     ):
         train(read_recipe(recipe))
     assert not (folder / "run" / "start.safetensors").exists()

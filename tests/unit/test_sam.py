@@ -16,7 +16,7 @@ from langdepth.data.sam import (
     draw_masks,
     load_sam,
     masks_of,
-    overlay_path,
+    overlay_names,
     read_overlay,
     write_overlays,
 )
@@ -80,7 +80,7 @@ def test_damaged_masks_are_one_line(tmp_path: Path, content: bytes) -> None:
 
 def test_the_published_layout() -> None:
     photo = Path("train/kitchen/rgb_00045.jpg")
-    assert overlay_path(photo, Path("sam_out")) == Path("sam_out/train/kitchen/00045.jpg")
+    assert overlay_names([photo]) == {photo: Path("train/kitchen/00045.jpg")}
 
 
 def test_overlays_are_written_resumed_and_bad_photos_reported(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_overlays_are_written_resumed_and_bad_photos_reported(tmp_path: Path) ->
     assert "rgb_00002.jpg" in str(first[1])
     assert Image.open(first[0]).size == (64, 48)
     assert [type(outcome) for outcome in run(resume=True)] == [ImageError]
-    assert sorted(f.name for f in out.rglob("*.*")) == ["00001.jpg"]
+    assert sorted(f.name for f in out.rglob("*.*")) == ["00001.jpg", "overlays.csv"]
 
 
 def test_nothing_to_do_and_photos_in_the_way(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def evaluate(
     limit: int | None = None,
     captions: Path | None = None,
     without_caption: WithoutCaption = "stop",
+    overlay: Path | None = None,
     trust_unit: bool = False,
     protocol: str | None = None,
     flip: bool | None = None,
@@ -104,6 +105,8 @@ def evaluate(
             pack-captions), the folder above the published text/ and text_feat/, or another form that
             docs/systems/wordepth.md names.
         without_caption: What a picture without one does: stop, or be judged as if nothing were known about it.
+        overlay: Folder of overlays (langdepth data sam), for systems that take one (msa-sam); without it the nearest
+            sam_out beside or above the pictures.
         trust_unit: Take depth as it is, even where its unit looks wrong.
         protocol: nyu-eigen, kitti-eigen-garg, kitti-eigen, full, or a paper's own, such as depthclip-reference;
             docs/protocols.md gives each to the pixel. Without one, the data set's own.
@@ -182,6 +185,7 @@ def evaluate(
         split=split if list is None else list.name,
         source=source,
         captions=captions,
+        overlay=overlay,
         limit=limit,
         out=out,
         html=html,

@@ -208,10 +208,11 @@ def read_camera(intrinsics: str | None, fov: float | None) -> Callable[[int, int
 
 def _with_overlays(jobs: list[Job], overlay: Path) -> list[Job]:
     """Each picture with the file ``overlay``, or with its own in the folder ``overlay``."""
-    from langdepth.data.sam import find_overlay
-
     if overlay.is_dir():
-        return [replace(job, overlay=find_overlay(job.place, overlay)) for job in jobs]
+        from langdepth.data.overlays import Overlays
+
+        found = Overlays(overlay)
+        return [replace(job, overlay=found.find(job.place, job.source) or found.published(job.place)) for job in jobs]
     if len(jobs) > 1:
         raise UsageError(f"--overlay: {overlay} is no folder, but there are {len(jobs)} pictures; each needs its own")
     return [replace(job, overlay=overlay) for job in jobs]

@@ -6,9 +6,10 @@ The layout is that of the adapter paper's data: the photo ``train/kitchen/rgb_00
 
 from __future__ import annotations
 
+import csv
 import zlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,10 @@ from langdepth.utils.files import atomic_path
 if TYPE_CHECKING:
     import torch
 
+FOLDER = "sam_out"
+"""Where the published data has its overlays, beside the images."""
+INDEX = "overlays.csv"
+COLUMNS = ("image", "overlay")
 OPACITY = 0.35  # as in SAM's demonstration notebook
 ENCODER_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 
@@ -105,19 +110,52 @@ def masks_of(generator: Any) -> MaskGenerator:
     return masks
 
 
-def overlay_path(photo: Path, out: Path) -> Path:
-    """Where the overlay of ``photo`` (relative to the data's root) lies below ``out``."""
-    return out / photo.parent / f"{photo.stem.removeprefix('rgb_')}.jpg"
+def overlay_names(images: Sequence[Path]) -> dict[Path, Path]:
+    """Each image -> its overlay, both relative: the image's name as .jpg without ``rgb_``, as published.
 
-
-def find_overlay(photo: Path, folder: Path) -> Path:
-    """The overlay of ``photo`` (relative to its own folder) below ``folder``, as a picture or masks.
-
-    It has the published name (see ``overlay_path``) or the photo's own; if none exists, the published one comes back.
+    Images of one folder that would share an overlay have their ending in its name, too: ``1_png.jpg``.
     """
-    published = overlay_path(photo, folder)
-    names = (path.with_suffix(suffix) for path in (published, folder / photo) for suffix in (".jpg", ".png", ".npz"))
-    return next((name for name in (*names, folder / photo) if name.is_file()), published)
+    published = {image: image.parent / f"{image.stem.removeprefix('rgb_')}.jpg" for image in images}
+    taken: dict[Path, int] = {}
+    for overlay in published.values():
+        taken[overlay] = taken.get(overlay, 0) + 1
+    return {
+        image: overlay if taken[overlay] == 1 else image.parent / f"{image.name.replace('.', '_')}.jpg"
+        for image, overlay in published.items()
+    }
+
+
+def write_index(folder: Path, overlays: dict[Path, Path]) -> None:
+    """Write which image has which overlay, beside what the index in ``folder`` says of others."""
+    known = read_index(folder) | {image.as_posix(): overlay.as_posix() for image, overlay in overlays.items()}
+    with atomic_path(folder / INDEX) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(sorted(known.items()))
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """Image -> overlay, both relative, of the folder's index; empty without one.
+
+    Raises LangdepthError naming the line of a mistake, also of a path that leads out of the folder.
+    """
+    index, found = folder / INDEX, dict[str, str]()
+    if not index.is_file():
+        return found
+    try:
+        with index.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            if not set(COLUMNS) <= set(reader.fieldnames or ()):
+                raise LangdepthError(f"{index}: needs the columns {', '.join(COLUMNS)}")
+            for line in reader:
+                image, overlay = line["image"] or "", PurePosixPath(line["overlay"] or "")
+                if not image or not overlay.parts or overlay.is_absolute() or ".." in overlay.parts:
+                    where = f"{index} line {reader.line_num}"
+                    raise LangdepthError(f"{where}: overlay '{overlay}' of '{image}' does not lie inside the folder")
+                found[image] = overlay.as_posix()
+    except (csv.Error, OSError, UnicodeDecodeError) as error:
+        raise LangdepthError(f"{index}: not readable as CSV ({error})") from None
+    return found
 
 
 def write_overlays(
@@ -125,7 +163,8 @@ def write_overlays(
 ) -> Iterator[Path | LangdepthError]:
     """Draw the masks of every photo below ``root`` that fits ``pattern``; yields the file, or what was wrong.
 
-    ``resume`` leaves out photos whose overlay is there. Raises LangdepthError when there is no photo, UsageError when
+    ``overlays.csv`` beside them says which photo has which (data/overlays.py). ``resume`` leaves out photos whose
+    overlay is there. Raises LangdepthError when there is no photo, UsageError when
     ``out`` is ``root`` and photos would be overwritten.
     """
     from PIL import Image
@@ -137,8 +176,10 @@ def write_overlays(
     photos = [f.relative_to(root) for f in visible(root, pattern) if f.is_file() and own not in f.resolve().parents]
     if not photos:
         raise LangdepthError(f"{root}: no picture fits the pattern '{pattern}'")
-    for photo in photos:
-        target = overlay_path(photo, out)
+    names = overlay_names(photos)
+    write_index(out, names)
+    for photo, name in names.items():
+        target = out / name
         if resume and target.exists():
             continue
         try:

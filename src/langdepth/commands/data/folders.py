@@ -37,8 +37,9 @@ def sam(
 ) -> int:
     """Draw SAM's masks over photos, as the system msa-sam wants them. Needs the package segment-anything.
 
-    The photo train/kitchen/rgb_00045.jpg has its overlay in sam_out/train/kitchen/00045.jpg. A photo that cannot be
-    read is reported and skipped; the exit code is then 1.
+    The photo train/kitchen/rgb_00045.jpg has its overlay in sam_out/train/kitchen/00045.jpg, and overlays.csv beside
+    them says which photo has which. Training and evaluation find a folder sam_out beside or above the photos. A photo
+    that cannot be read is reported and skipped; the exit code is then 1.
 
     Args:
         directory: Folder of photos.

@@ -1,0 +1,142 @@
+"""Which overlay belongs to which image: the image with masks drawn over it lies in a folder of its own.
+
+The overlay of an image is looked up by the end of the image's path, the longest end first:
+``.../train/kitchen/rgb_00045.jpg`` has ``train/kitchen/00045.jpg`` below the folder, else ``kitchen/00045.jpg``, else
+``00045.jpg``. So one folder serves images in any layout, also those inside a file, which go by their key.
+``overlays.csv``, which ``langdepth data sam`` writes, names the overlay of each image where names alone do not tell.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from langdepth.data.rows import Listing, Row
+from langdepth.data.sam import FOLDER, overlay_names, read_index
+from langdepth.errors import LangdepthError, UsageError, first_few
+
+if TYPE_CHECKING:
+    from langdepth.systems.base import System
+
+_SUFFIXES = (".jpg", ".png", ".npz")
+
+
+class Overlays:
+    """The overlays in a folder.
+
+    Raises:
+        LangdepthError: There is no such folder, or its index is damaged.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise LangdepthError(f"{folder}: no such folder of overlays")
+        self._index = read_index(self.folder)
+        self._there = Listing()
+
+    def find(self, *images: str | Path) -> Path | None:
+        """The overlay of an image that is known by one or more paths, the first ones before the others."""
+        places = (place for image in images for end in _ends(Path(image)) for place in self._places(end))
+        return next((place for place in places if place in self._there), None)
+
+    def published(self, image: Path) -> Path:
+        """Where the overlay of an image would lie by the published name."""
+        return self.folder / overlay_names([image])[image]
+
+    def _places(self, image: Path) -> Iterator[Path]:
+        """Where the overlay of a relative path may lie: by the index, by the published name, by the image's own."""
+        if image.as_posix() in self._index:
+            yield self.folder / self._index[image.as_posix()]
+        for name in (self.published(image), self.folder / image):
+            yield from (name.with_suffix(suffix) for suffix in _SUFFIXES)
+        yield self.folder / image
+
+
+def with_overlays(rows: Sequence[Row], system: System, folder: str | Path | None) -> list[Row]:
+    """The rows, each with its overlay if the system takes one.
+
+    Args:
+        rows: Of a data set.
+        system: What will see them.
+        folder: Of the overlays; without it what the data set's index names, or else the nearest ``sam_out`` beside or
+            above each image.
+
+    Raises:
+        UsageError: A folder is given, but the system takes no overlay.
+        LangdepthError: Images have no overlay, or two have the same.
+    """
+    if not system.takes_overlay:
+        if folder is not None:
+            raise UsageError(f"{folder}: the system '{system.name}' takes no overlay; leave the folder out")
+        return list(rows)
+    folders, found, missing = _Folders(folder), list[Row](), list[Row]()
+    for row in rows:
+        overlay = row.path_overlay if folder is None else None
+        if overlay is None:
+            overlays = folders.of(row)
+            overlay = None if overlays is None else overlays.find(*_names(row))
+        if overlay is None:
+            missing.append(row)
+        found.append(replace(row, path_overlay=overlay))
+    if missing:
+        overlays = folders.of(missing[0])
+        where = f"since there is no folder {FOLDER} beside them" if overlays is None else f"in {overlays.folder}"
+        raise LangdepthError(
+            f"'{system.name}' needs an overlay for each image; {len(missing)} of {len(rows)} have none {where}: "
+            f"{first_few(list(map(_shown, missing)))}; draw them with 'langdepth data sam' and name their folder "
+            "(--overlay, data.overlay)"
+        )
+    _require_own(found)
+    return found
+
+
+def _require_own(rows: Sequence[Row]) -> None:
+    """Raise LangdepthError where two images would share an overlay: names that short do not tell whose it is."""
+    owners: dict[Path | None, Row] = {}
+    for row in rows:
+        first = owners.setdefault(row.path_overlay, row)
+        if (first.path_rgb, first.key) != (row.path_rgb, row.key):
+            raise LangdepthError(
+                f"{row.path_overlay}: by its name it is the overlay of both {_shown(first)} and {_shown(row)}; name a "
+                "folder in which each image has its own"
+            )
+
+
+class _Folders:
+    """The folder of overlays of each row: the one that was named, or the nearest ``sam_out`` above its image."""
+
+    def __init__(self, folder: str | Path | None) -> None:
+        self.named = None if folder is None else Overlays(folder)
+        self._above: dict[Path, Overlays | None] = {}
+
+    def of(self, row: Row) -> Overlays | None:
+        return self.named or self._nearest(Path(os.path.abspath(row.path_rgb.parent)))
+
+    def _nearest(self, folder: Path) -> Overlays | None:
+        if folder not in self._above:
+            here = folder / FOLDER
+            if here.is_dir():
+                self._above[folder] = Overlays(here)
+            else:
+                self._above[folder] = None if folder == folder.parent else self._nearest(folder.parent)
+        return self._above[folder]
+
+
+def _ends(path: Path) -> Iterator[Path]:
+    """The ends of a path, the longest first, none of which leads anywhere else."""
+    parts = [part for part in path.parts if part not in (path.anchor, "..")]
+    return (Path(*parts[start:]) for start in range(len(parts)))
+
+
+def _names(row: Row) -> list[Path]:
+    """The paths that an image goes by: its file, where it has one of its own, and its key."""
+    own = [] if row.item is not None else [row.path_rgb]
+    return [*own, Path(row.split, row.key)]
+
+
+def _shown(row: Row) -> str:
+    return str(row.path_rgb) if row.path_rgb.name == Path(row.key).name else f"{row.path_rgb}: {row.key}"
