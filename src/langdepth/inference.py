@@ -27,6 +27,7 @@ from langdepth.camera import Camera
 from langdepth.data.sam import read_overlay
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.io import read_image
+from langdepth.prediction.words import Words, batch_of, words_per_image
 from langdepth.protocols import Resize, check_window
 from langdepth.text.scenes import scene_index
 from langdepth.types import DepthOutput, DepthResult, Enlarge, Shrink
@@ -68,7 +69,7 @@ def predict_pictures(
     system: System,
     pictures: Any,
     *,
-    text: str | Sequence[str] | None = None,
+    text: str | Sequence[str] | Tensor | Sequence[Tensor] | None = None,
     scene: str | Sequence[str] | None = None,
     camera: CameraOption | Sequence[CameraOption] = None,
     overlay: Any = None,
@@ -85,15 +86,16 @@ def predict_pictures(
     """Depth of one picture (one result) or of several (a list in the same order).
 
     ``pictures``: anything ``langdepth.io.read_image`` takes (path, bytes, PIL picture, NumPy array, tensor (3, H, W)),
-    or a list of these, or a tensor (B, 3, H, W). ``text``: a sentence about the picture; ``scene``: a name of
-    ``system.scenes``; ``camera``: known intrinsics, which go before those that EXIF states; each one for all pictures
-    or one per picture. ``overlay``: for systems that take one, the picture with masks drawn over it or a file of masks
-    (see ``data.sam.read_overlay``), as many as pictures. ``flip`` averages with the mirrored picture. ``window``,
-    ``stride``: look through windows of (height, width) pixels, see ``infer``. ``samples``: for systems that imagine,
-    draw so many depths near the one that the picture shows; the result is their mean, with their standard deviation.
-    ``spread`` says how far they lie apart (see ``System.draw``), and every picture takes the noise of ``seed``.
-    ``device``: None leaves the system where it is, "auto" moves it to an accelerator if there is one. ``dtype``:
-    "float32" (None) or "bfloat16". The system is put in eval mode.
+    or a list of these, or a tensor (B, 3, H, W). ``text``: a sentence about the picture, or its CLIP feature: (D,) or
+    (N, D), see ``prediction.words.words_per_image``; ``scene``: a name of ``system.scenes``; ``camera``: known
+    intrinsics, which go before those that EXIF states; each one for all pictures or one per picture. ``overlay``: for
+    systems that take one, the picture with masks drawn over it or a file of masks (see ``data.sam.read_overlay``), as
+    many as pictures. ``flip`` averages with the mirrored picture. ``window``, ``stride``: look through windows of
+    (height, width) pixels, see ``infer``. ``samples``: for systems that imagine, draw so many depths near the one that
+    the picture shows; the result is their mean, with their standard deviation. ``spread`` says how far they lie apart
+    (see ``System.draw``), and every picture takes the noise of ``seed``. ``device``: None leaves the system where it
+    is, "auto" moves it to an accelerator if there is one. ``dtype``: "float32" (None) or "bfloat16". The system is put
+    in eval mode.
 
     Raises UsageError for options that do not fit, ImageError for an unusable picture, LangdepthError when the system
     gives depth that is not finite.
@@ -101,7 +103,7 @@ def predict_pictures(
     one = _is_one(pictures)
     sources = [pictures] if one else list(pictures)
     cameras = _per_picture("camera", camera, len(sources))
-    texts, scenes = _per_picture("text", text, len(sources)), _per_picture("scene", scene, len(sources))
+    texts, scenes = words_per_image(system, text, len(sources)), _per_picture("scene", scene, len(sources))
     overlays = [None] * len(sources) if overlay is None else [overlay] if _is_one(overlay) else list(overlay)
     if len(overlays) != len(sources):
         raise UsageError(f"overlay: {len(overlays)} given for {len(sources)} pictures; each needs its own")
@@ -134,7 +136,7 @@ def predict_stream(
     paths: Iterable[Key],
     *,
     read: Callable[[Key], Any] = lambda path: path,
-    text: str | None = None,
+    text: str | Tensor | Callable[[Key], Words | None] | None = None,
     scene: str | None = None,
     camera: CameraOption = None,
     overlay: Callable[[Key], Any] = lambda path: None,
@@ -156,8 +158,8 @@ def predict_stream(
     batches of one network size; so results come in nearly, not exactly, the order of ``paths``. A result equals that
     of ``predict_pictures``, but holds the ``image`` only with ``keep_image``. ``batch_size`` pictures are in the
     network at once, on a CPU in several threads. ``read`` turns an item of ``paths`` into what ``read_image`` takes,
-    ``overlay`` into what ``read_overlay`` takes, for systems that need one; the other options are those of
-    ``predict_pictures``, the same for all pictures.
+    ``overlay`` into what ``read_overlay`` takes, for systems that need one; ``text`` may be a function that gives the
+    words about each. The other options are those of ``predict_pictures``, the same for all pictures.
 
     Raises UsageError for options that do not fit.
     """
@@ -171,13 +173,21 @@ def predict_stream(
         device=device,
         dtype=dtype,
         keep_image=keep_image,
+        each_its_words=callable(text),
     )
     scene = _known_scene(system, scene)
+    if callable(text) and not system.text_per_picture:
+        raise UsageError(f"the system '{system.name}' takes no captions of images; leave them out")
+    shared = None if callable(text) else words_per_image(system, text, 1)[0]
     requests = (
         (
             path,
             _Request(
-                source=read(path), text=text, scene=scene, camera=camera, overlay=_needed_overlay(system, overlay(path))
+                source=read(path),
+                text=text(path) if callable(text) else shared,
+                scene=scene,
+                camera=camera,
+                overlay=_needed_overlay(system, overlay(path)),
             ),
         )
         for path in paths
@@ -346,7 +356,7 @@ class _Request:
     """One picture to predict and what was said about it."""
 
     source: Any
-    text: str | None
+    text: Words | None
     scene: str | None
     camera: CameraOption
     overlay: Any
@@ -380,17 +390,17 @@ class Sampling:
         if not 0 < self.spread <= 1:
             raise UsageError(f"spread must be above 0 and at most 1, got {self.spread:g}")
 
-    def __call__(self, system: System, image: Tensor, text: list[str] | None) -> DepthOutput:
+    def __call__(self, system: System, image: Tensor, text: list[str] | Tensor | None) -> DepthOutput:
         """Mean and standard deviation (B, 1, h, w); a picture's own do not depend on what else is in the batch."""
         generator = torch.Generator().manual_seed(self.seed)
         height, width = image.shape[-2:]
         noise = system.draw_noise(self.samples, height, width, generator)
         image = as_float(image)
         # One by one: each fills the network with its samples.
-        drawn = [
-            torch.std_mean(system.draw(image[i : i + 1], text and text[i : i + 1], noise, self.spread).depth.float(), 0)
-            for i in range(len(image))
-        ]
+        drawn = []
+        for i in range(len(image)):
+            words = None if text is None else text[i : i + 1]
+            drawn.append(torch.std_mean(system.draw(image[i : i + 1], words, noise, self.spread).depth.float(), 0))
         std, mean = (torch.stack(maps) for maps in zip(*drawn, strict=True))
         return DepthOutput(depth=mean, std=std)
 
@@ -409,6 +419,7 @@ class _Predictor:
         device: str | torch.device | None,
         dtype: str | None,
         keep_image: bool,
+        each_its_words: bool = False,
     ) -> None:
         check_window(window, stride)
         if sampling is not None and (flip or window is not None):
@@ -422,6 +433,7 @@ class _Predictor:
         if sampling is not None:
             self.system.draw_noise(1, *system.input_spec.network_size(480, 640))  # says so where there is none
         self.flip, self.dtype, self.keep_image = flip, dtype or "float32", keep_image
+        self.each_its_words = each_its_words
 
     def prepare(self, request: _Request) -> _Prepared:
         """Decode and shrink. Raises ImageError for an unusable picture, UsageError for a camera that does not fit."""
@@ -453,6 +465,11 @@ class _Predictor:
         """Pictures of one network size to their results."""
         return self.results(batch, self.infer(batch))
 
+    def own_sentences(self, batch: Sequence[tuple[Any, _Prepared]]) -> bool:
+        """Whether each image of the batch has a sentence of its own."""
+        words = [prepared.request.text for _, prepared in batch]
+        return self.each_its_words and all(one is not None and one.feature is None for one in words)
+
     def results(
         self, batch: list[tuple[Key, _Prepared]], output: DepthOutput
     ) -> Iterator[tuple[Key, DepthResult | LangdepthError]]:
@@ -465,16 +482,17 @@ class _Predictor:
     def infer(self, batch: Sequence[tuple[Any, _Prepared]]) -> DepthOutput:
         """Pictures of one network size through the system; depth, std and scene_probs at network size, on the CPU."""
         requests = [prepared.request for _, prepared in batch]
-        text = [request.text for request in requests if request.text is not None]  # all or none of a call have one
-        scene = [request.scene for request in requests if request.scene is not None]
+        text = batch_of(self.system, [request.text for request in requests])
+        text = text.to(self.device) if isinstance(text, Tensor) else text
+        scene = [request.scene for request in requests if request.scene is not None]  # all or none of a call have one
         image = torch.cat([prepared.image for _, prepared in batch]).to(self.device)
         overlays = [prepared.overlay for _, prepared in batch if prepared.overlay is not None]
         overlay = torch.cat(overlays).to(self.device) if overlays else None
         try:
             with torch.autocast(self.device.type, dtype=DTYPES[self.dtype], enabled=self.dtype != "float32"):
-                pictures = (self.network, image, text or None, scene or None, overlay, self.flip, None)
+                pictures = (self.network, image, text, scene or None, overlay, self.flip, None)
                 if self.sampling is not None:
-                    output = self.sampling(self.network, image, text or None)
+                    output = self.sampling(self.network, image, text)
                 elif self.window is None:
                     output = _forward(*pictures)
                 else:
@@ -508,7 +526,7 @@ class _Predictor:
                 "langdepth_version": __version__,
                 "weights": {key: system.provenance.get(key) for key in ("weights", "source", "licence", "sha256")},
                 "path": prepared.path,
-                "text": request.text,
+                "text": None if request.text is None else request.text.label,
                 "scene": request.scene,
                 "network_size": list(prepared.image.shape[-2:]),
                 "flip": self.flip,
@@ -556,7 +574,7 @@ def _run_ahead(
     decoders = ThreadPoolExecutor(workers, "langdepth-decode")
     networks = ThreadPoolExecutor(lanes, "langdepth-network", torch.set_num_threads, (threads // lanes,))
     ahead: deque[tuple[Key, Future[_Prepared]]] = deque()
-    waiting: dict[tuple[int, ...], list[tuple[Key, _Prepared]]] = {}
+    waiting: dict[Hashable, list[tuple[Key, _Prepared]]] = {}  # of one shape, and told in one way
     running: deque[tuple[list[tuple[Key, _Prepared]], Future[DepthOutput]]] = deque()
 
     def submit(batch: list[tuple[Key, _Prepared]]) -> None:
@@ -565,8 +583,15 @@ def _run_ahead(
     def finished(most: int) -> Iterator[tuple[Key, DepthResult | LangdepthError]]:
         """Results of the oldest batches until ``most`` are left running."""
         while len(running) > most:
-            batch, output = running.popleft()
-            yield from predictor.results(batch, output.result())
+            batch, future = running.popleft()
+            try:
+                output = future.result()
+            except UsageError:
+                if not predictor.own_sentences(batch):
+                    raise
+                yield from _one_by_one(predictor, batch)
+            else:
+                yield from predictor.results(batch, output)
 
     try:
         while True:
@@ -582,7 +607,9 @@ def _run_ahead(
             except LangdepthError as error:
                 yield key, error
                 continue
-            waiting.setdefault(tuple(prepared.image.shape), []).append((key, prepared))
+            words = prepared.request.text
+            told = "" if words is None else "sentence" if words.feature is None else "feature"
+            waiting.setdefault((*prepared.image.shape, told), []).append((key, prepared))
             largest = max(waiting, key=lambda shape: len(waiting[shape]))
             # Many shapes at once: the fullest batch goes before it is full, so that few pictures are held.
             if len(waiting[largest]) == share or sum(map(len, waiting.values())) == 4 * batch_size:
@@ -595,6 +622,17 @@ def _run_ahead(
         decoders.shutdown(wait=True, cancel_futures=True)
         networks.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(threads)  # setting it in a thread also set what later threads start with
+
+
+def _one_by_one(
+    predictor: _Predictor, batch: list[tuple[Key, _Prepared]]
+) -> Iterator[tuple[Key, DepthResult | LangdepthError]]:
+    """The results of a batch of which a sentence was refused: that costs its own image alone."""
+    for key, prepared in batch:
+        try:
+            yield from predictor.run([(key, prepared)])
+        except UsageError as error:
+            yield key, LangdepthError(f"{prepared.path or 'image in memory'}: {error}")
 
 
 # Options.

@@ -225,8 +225,8 @@ def test_words_for_each_picture(system: FakeSystem) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"text": ["one"]}, "text: 1 given for 2 pictures"),
-        ({"text": ["one", None]}, "for all pictures or for none"),
+        ({"text": ["one"]}, "text: 1 given for 2 images"),
+        ({"text": ["one", None]}, "for all images or for none"),
         ({"scene": "kitchn"}, "did you mean 'kitchen'"),
         ({"dtype": "float23"}, "did you mean 'float32'"),
         ({"device": "warp"}, "device 'warp' cannot be used"),

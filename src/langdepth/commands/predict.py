@@ -23,8 +23,10 @@ from langdepth.prediction.names import unique_names
 from langdepth.prediction.options import ColorScale, read_formats, writer_options
 from langdepth.protocols import check_window
 from langdepth.text.prompts import read_changes
+from langdepth.types import WithoutCaption
 
 if TYPE_CHECKING:
+    from langdepth.prediction.words import Words
     from langdepth.types import DepthResult
 
 EXAMPLE = """
@@ -47,6 +49,8 @@ def predict(
     *,
     system: str = "tiny",
     text: str | None = None,
+    captions: Path | None = None,
+    without_caption: WithoutCaption = "stop",
     scene: str | None = None,
     words: str | None = None,
     bins: str | None = None,
@@ -80,6 +84,10 @@ def predict(
         pictures: Picture files, folders, quoted globs, or - for one picture on stdin.
         system: Registry name (see "langdepth systems"), .safetensors file, or hub id owner/name.
         text: A sentence about the pictures, for example "a kitchen with a sink"; without it the picture alone speaks.
+        captions: The caption of each image: a folder of NAME.txt or a CSV with the columns image and caption; or
+            captions with CLIP features, as evaluate takes them.
+        without_caption: What an image without one does: stop (it is reported and skipped), or be predicted without
+            words.
         scene: The name of the scene the pictures show, for example kitchen.
         words: Distance words from near to far, with commas, for systems that compare with such words.
         bins: The distance each of them stands for, metres with commas, rising.
@@ -123,6 +131,8 @@ def predict(
         _complain(problem)
     if overlay is not None:
         jobs = _with_overlays(jobs, overlay)
+    if captions is not None:
+        jobs = _with_captions(jobs, captions, text, without_caption, problems)
     known = len(jobs)
     if resume:
         jobs = [job for job in jobs if not all(target.exists() for target in job.targets.values())]
@@ -142,7 +152,7 @@ def predict(
         load(system, clip_weights=clip_weights, prompts=changes),
         jobs,
         read=Job.open,
-        text=text,
+        text=text if captions is None else lambda job: job.caption,
         scene=scene,
         camera=camera,
         overlay=lambda job: job.overlay,
@@ -185,6 +195,7 @@ class Job:
     place: Path
     targets: dict[str, Path]
     overlay: Path | None = None
+    caption: Words | None = None
 
     def open(self) -> Any:
         """What ``read_image`` takes."""
@@ -216,6 +227,31 @@ def _with_overlays(jobs: list[Job], overlay: Path) -> list[Job]:
     if len(jobs) > 1:
         raise UsageError(f"--overlay: {overlay} is no folder, but there are {len(jobs)} pictures; each needs its own")
     return [replace(job, overlay=overlay) for job in jobs]
+
+
+def _with_captions(
+    jobs: list[Job], source: Path, text: str | None, without: WithoutCaption, problems: list[LangdepthError]
+) -> list[Job]:
+    """Each image with its own words; those that must have some and have none go to ``problems``."""
+    from langdepth.prediction.words import find_caption
+    from langdepth.text.caption_features import open_captions
+
+    if text is not None:
+        raise UsageError("--text and --captions both say what the images show; give one of them")
+    captions, kept = open_captions(source, sentences_alone=True), []
+    for job in jobs:
+        caption = find_caption(captions, str(job.place), job.source)
+        if caption is None and without == "stop":
+            problems.append(
+                LangdepthError(
+                    f"{job.source}: has no caption in {source}; add one, or predict such images without words: "
+                    "--without-caption neutral"
+                )
+            )
+            _complain(problems[-1])
+        else:
+            kept.append(replace(job, caption=caption))
+    return kept
 
 
 def find_jobs(

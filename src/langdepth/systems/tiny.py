@@ -35,7 +35,7 @@ from langdepth.errors import LangdepthError, UsageError
 from langdepth.parts.bins import RelativeBins
 from langdepth.parts.upsample import FeaturePyramid
 from langdepth.systems.base import System
-from langdepth.text.caption_features import NO_CAPTIONS, Captions, read_caption_features
+from langdepth.text.caption_features import NO_CAPTIONS, Captions, checked_features, read_caption_features
 from langdepth.text.encoders import CaptionBank, SentenceEncoder, caption_scene_of_label, distilled_encoder
 from langdepth.text.scenes import CAPTION_SCENES, scene_index
 from langdepth.types import Batch, DepthOutput, InputSpec
@@ -132,12 +132,7 @@ class Tiny(System):
         if scene is not None:
             return self.scene_table[[scene_index(name, self.scenes) for name in scene]]
         features = words if isinstance(words, Tensor) else self.encode_text(words)
-        if features.shape != (count, CLIP_FEATURES):
-            raise UsageError(
-                f"text features have shape {tuple(features.shape)}; `tiny` takes one row per picture, "
-                f"({count}, {CLIP_FEATURES})"
-            )
-        return self.project(features.to(self.scene_table))
+        return self.project(checked_features(features, (count, CLIP_FEATURES), self.name).to(self.scene_table))
 
     # -- depth -----------------------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ from langdepth.parts.refine import Refine, Up, enlarged
 from langdepth.parts.variational import ConditionalSampler, Gaussian, TextVae, kl_of_noise, kl_of_text
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import rename
-from langdepth.text.caption_features import NO_CAPTIONS, Captions, read_caption_features
+from langdepth.text.caption_features import NO_CAPTIONS, Captions, checked_features, read_caption_features
 from langdepth.text.captions import ClipSentences
 from langdepth.text.encoders import (
     CaptionBank,
@@ -171,18 +171,8 @@ class WorDepth(System):
             raise UsageError(f"{len(text)} texts for {count} pictures; give one for each")
         if not isinstance(text, Tensor):
             return self.encode(text).to(self.neutral_text)
-        if text.shape != (count, self.config.text_features):
-            raise UsageError(
-                f"text features have shape {tuple(text.shape)}; '{self.name}' takes one row per picture, "
-                f"({count}, {self.config.text_features})"
-            )
-        norms = text.float().norm(dim=1, keepdim=True)
-        unit = (norms - 1).abs() <= 0.02
-        if not torch.compiler.is_compiling() and not bool((unit | (norms == 0)).all()):
-            raise UsageError(
-                f"text features have norms from {norms.min():.3g} to {norms.max():.3g}, not 1; divide each by its norm"
-            )
-        return torch.where(norms > 0, text.to(self.neutral_text), self.neutral_text)
+        text = checked_features(text, (count, self.config.text_features), self.name).to(self.neutral_text)
+        return torch.where(text.norm(dim=1, keepdim=True) > 0, text, self.neutral_text)
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
         """Sentences to (B, 1024) features: by CLIP where it was given, else by the small encoder of these weights."""

@@ -210,6 +210,26 @@ def _joined(captions: Iterable[Caption], features: Mapping[str, Half], where: st
     return Captions(where, by_image, by_sentence, np.stack(list(features.values())))
 
 
+# --- what systems are given
+
+
+def checked_features(text: Tensor, shape: tuple[int, int], system: str) -> Tensor:
+    """Features (B, D) that somebody gives a system, as they are.
+
+    Raises:
+        UsageError: They have another ``shape``, or a row's norm is neither 1 nor, which says nothing, 0.
+    """
+    if text.shape != shape:
+        raise UsageError(f"text features have shape {tuple(text.shape)}; '{system}' takes one row per image, {shape}")
+    if not torch.compiler.is_compiling():
+        norms = text.float().norm(dim=1)
+        if not bool((((norms - 1).abs() <= 0.02) | (norms == 0)).all()):
+            raise UsageError(
+                f"text features have norms from {norms.min():.3g} to {norms.max():.3g}, not 1; divide each by its norm"
+            )
+    return text
+
+
 # --- what training starts from
 
 

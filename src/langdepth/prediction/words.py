@@ -1,0 +1,100 @@
+"""What is said about an image before its depth is predicted: a sentence, or a CLIP feature in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from langdepth.errors import UsageError
+
+if TYPE_CHECKING:
+    from langdepth.systems.base import System
+    from langdepth.text.caption_features import Captions
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Words:
+    """A sentence, its feature, or both; systems get the feature where there is one.
+
+    ``feature``: (D,); for systems whose text matrix holds for all images (``text_per_picture`` False), the matrix.
+    """
+
+    sentence: str | None = None
+    feature: Tensor | None = None
+
+    @property
+    def label(self) -> str:
+        """For the record of a result."""
+        if self.sentence is not None or self.feature is None:
+            return self.sentence or ""
+        return f"features of shape {tuple(self.feature.shape)}"
+
+
+def words_per_image(system: System, text: Any, count: int) -> list[Words | None]:
+    """What the option ``text`` of a prediction says about each of ``count`` images.
+
+    Args:
+        system: The system that is to read it.
+        text: None; a sentence; a feature (D,) or (1, D), which like the sentence holds for all images; features (N, D),
+            a row per image; or a list of sentences or features, one per image. Tensors and NumPy arrays both do.
+        count: How many images there are.
+
+    Raises:
+        UsageError: Their number or shape does not fit, or a feature is not finite.
+    """
+    if isinstance(text, list | tuple):
+        if len(text) != count:
+            raise UsageError(f"text: {len(text)} given for {count} images; give one for all, or one per image")
+        if any(one is None for one in text):
+            raise UsageError("text: give it for all images or for none")
+        words = [words_per_image(system, one, 1)[0] for one in text]
+        shapes = {tuple(one.feature.shape) for one in words if one is not None and one.feature is not None}
+        if len(shapes) > 1:
+            raise UsageError(f"text: features of different shapes, {' and '.join(map(str, sorted(shapes)))}")
+        return words
+    if text is None or isinstance(text, str | Words):
+        return [Words(sentence=text) if isinstance(text, str) else text] * count
+    features = _as_features(text)
+    if not system.text_per_picture:
+        return [Words(feature=features)] * count
+    rows = features[None] if features.ndim == 1 else features
+    if rows.ndim != 2 or len(rows) not in (1, count):
+        raise UsageError(
+            f"text: features of shape {tuple(features.shape)} for {count} image{'s' * (count != 1)}; "
+            f"give (D,) for all of them, or ({count}, D)"
+        )
+    return [Words(feature=rows[0 if len(rows) == 1 else i]) for i in range(count)]
+
+
+def _as_features(text: Any) -> Tensor:
+    if not isinstance(text, Tensor | np.ndarray):
+        raise UsageError(f"text: give a sentence or CLIP features, not {type(text).__name__}")
+    try:
+        features = torch.as_tensor(text).detach().to("cpu", torch.float32)
+    except (TypeError, RuntimeError):
+        raise UsageError(f"text: an array of {getattr(text, 'dtype', 'objects')} holds no features") from None
+    if not bool(features.isfinite().all()):
+        raise UsageError("text: some features are not finite")
+    return features
+
+
+def batch_of(system: System, words: Sequence[Words | None]) -> list[str] | Tensor | None:
+    """The words of a batch as a system takes them: all are sentences, all features, or all None."""
+    known = [one for one in words if one is not None]
+    features = [one.feature for one in known if one.feature is not None]
+    if features:
+        return torch.stack(features) if system.text_per_picture else features[0]
+    return [one.sentence or "" for one in known] or None
+
+
+def find_caption(captions: Captions, place: str, source: str) -> Words | None:
+    """The caption of an image: by its ``place`` below the folder that was named, else by its path ``source``."""
+    found = captions.find(place) or captions.find(source)
+    if found is None:
+        return None
+    return Words(sentence=found.sentence, feature=None if found.row is None else captions.feature(found.row))
