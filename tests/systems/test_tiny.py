@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from langdepth import checkpoint, registry
 from langdepth.errors import LangdepthError, UsageError
@@ -91,6 +92,80 @@ class TestTiny(SystemTester):
         assert parts(trainable=False) == {"encoder", "sentences"}
         assert "encoder" in parts(trainable=True)
         assert "sentences" not in parts(trainable=True)
+
+    # How it trains; the numbers are those of docs/systems/tiny.md
+
+    def test_the_encoder_learns_at_a_fifth_and_vectors_do_not_decay(self, tiny: Tiny) -> None:
+        names = {id(parameter): name for name, parameter in tiny.named_parameters()}
+        found = {
+            names[id(parameter)]: (group["lr"], group["weight_decay"], parameter.ndim)
+            for group in tiny.parameter_groups(lr=1.0, weight_decay=0.02)
+            for parameter in group["params"]
+        }
+        assert {lr for name, (lr, *_) in found.items() if name.startswith("encoder.")} == {0.2}
+        assert {lr for name, (lr, *_) in found.items() if not name.startswith("encoder.")} == {1.0}
+        assert all(decay == (0.02 if ndim > 1 else 0) for _, decay, ndim in found.values())
+
+    def test_the_batch_norms_of_the_encoder_keep_their_statistics(self, tiny: Tiny) -> None:
+        """In training, too; they belong to ImageNet."""
+        before = {name: buffer.clone() for name, buffer in tiny.encoder.named_buffers()}
+        tiny.train()
+        tiny.loss(self.batch(tiny))
+        assert len(before) > 50
+        assert all(torch.equal(before[name], buffer) for name, buffer in tiny.encoder.named_buffers())
+
+    def test_the_loss_is_the_stated_sum(self, tiny: Tiny) -> None:
+        """Every part worked out again from the depth and the scene probabilities, in float64."""
+        batch = self.batch(tiny, scenes=(scene_index("kitchen"), scene_index("outdoor_scene"), -1, -1))
+        tiny.eval()
+        with torch.no_grad():
+            parts, output = {name: float(value) for name, value in tiny.loss(batch).items()}, tiny(batch.image)
+        assert output.scene_probs is not None
+        size = batch.depth.shape[-2:]
+        depth = nn.functional.interpolate(output.depth, size, mode="bilinear", align_corners=False).double()
+        d = torch.where(batch.mask, depth.log() - batch.depth.double().clamp(min=1e-3).log(), 0)
+        each = [image[known] for image, known in zip(d, batch.mask, strict=True)]
+        assert parts["l1"] == pytest.approx(5 * float(torch.stack([e.abs().mean() for e in each]).mean()), rel=1e-4)
+        slopes = []
+        for step in (1, 2, 4):
+            coarse, known = d[..., ::step, ::step], batch.mask[..., ::step, ::step]
+            for a, b in ((np.s_[..., 1:], np.s_[..., :-1]), (np.s_[..., 1:, :], np.s_[..., :-1, :])):
+                both = known[a] & known[b]
+                slopes.append((coarse[a] - coarse[b])[both].abs().mean())
+        assert parts["gradient"] == pytest.approx(0.5 * float(sum(slopes)) / 3, rel=1e-4)  # both ways, three strides
+        scene = [list(CAPTION_SCENES).index(name) for name in ("kitchen", "street")]
+        log_probs = output.scene_probs.double().log()[:2]
+        smooth = -(0.9 * log_probs[[0, 1], scene] + 0.1 * log_probs.mean(1))  # a tenth goes to all scenes alike
+        assert parts["scene"] == pytest.approx(0.5 * float(smooth.mean()), rel=1e-4)
+        with torch.no_grad():
+            usual = tiny.usual(tiny.scene_table[scene]).squeeze(1)
+        medians = torch.stack([x[m].median() for x, m in zip(batch.depth[:2], batch.mask[:2], strict=True)])
+        assert parts["usual"] == pytest.approx(0.5 * float((usual - medians.log()).abs().mean()), rel=1e-3)
+        assert parts["silog"] > 0
+        assert parts["total"] == pytest.approx(sum(value for name, value in parts.items() if name != "total"))
+
+    def test_depth_does_not_teach_the_usual_depth_of_words(self, tiny: Tiny) -> None:
+        """Nor the scene that a picture is read as: their own losses do."""
+        losses = tiny.train().loss(self.batch(tiny))
+        usual, heads = list(tiny.usual.parameters()), [*tiny.reading.parameters(), tiny.sharpness]
+        depth = losses["silog"] + losses["l1"] + losses["gradient"]
+        gradients = torch.autograd.grad(depth, [*usual, *heads], allow_unused=True, retain_graph=True)
+        assert all(gradient is None for gradient in gradients)
+        for part, parameters in (("usual", usual), ("scene", heads)):
+            taught = torch.autograd.grad(losses[part], parameters, retain_graph=True)
+            assert all((gradient != 0).any() for gradient in taught)
+
+    @pytest.mark.parametrize(("given", "used"), [(-5.0, 1.0), (0.5, 1.0), (12.0, 12.0), (1e4, 30.0)])
+    def test_the_sharpness_stays_in_its_range(self, tiny: Tiny, given: float, used: float) -> None:
+        image = self.pictures(tiny)
+        with torch.no_grad():
+            found = []
+            for sharpness in (given, used):
+                tiny.sharpness.fill_(sharpness)
+                found.append(tiny(image).scene_probs)
+            tiny.sharpness.fill_(1.5 * used)
+            assert torch.equal(*found)
+            assert used == 30 or not torch.equal(found[0], tiny(image).scene_probs)
 
     # What training starts from
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from langdepth.camera import GUESSED_FOV_DEGREES, Camera
+from langdepth.camera import Camera
 from langdepth.errors import UsageError
 
 FOCAL_LENGTH, FOCAL_LENGTH_35MM, PIXEL_WIDTH, PLANE_RESOLUTION, PLANE_UNIT = 0x920A, 0xA405, 0xA002, 0xA20E, 0xA210
@@ -50,7 +50,7 @@ def test_guess_is_about_the_longer_side() -> None:
     wide, tall = Camera.guess(640, 480), Camera.guess(480, 640)
     assert wide.source == tall.source == "guess"
     assert wide.fx == tall.fx
-    assert 2 * math.degrees(math.atan(320 / wide.fx)) == pytest.approx(GUESSED_FOV_DEGREES)
+    assert wide.fx == pytest.approx(320 * math.sqrt(3))  # 60 degrees: half the width over tan 30 degrees
 
 
 @pytest.mark.parametrize(

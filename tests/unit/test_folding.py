@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import pytest
@@ -86,6 +87,47 @@ def test_gradients_autocast_and_export_take_the_plain_way(monkeypatch: pytest.Mo
         assert not fused
         conv_norm_relu(conv, norm, x)
     assert len(fused) == 1
+
+
+FUSES = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
+
+
+@pytest.mark.skipif(not FUSES, reason="oneDNN fuses on x86 CPUs only")
+def test_the_quick_way_is_taken_and_the_plain_way_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else "fused equals plain" would compare plain with plain."""
+    calls: list[str] = []
+    for name in ("_fused", "_fused_linear"):
+        operator = getattr(folding, name)
+        monkeypatch.setattr(
+            folding, name, lambda *rest, name=name, operator=operator: (calls.append(name), operator(*rest))[1]
+        )
+    assert folding._onednn_fuses(torch.float32)
+    calls.clear()
+    conv, norm, x, shortcut = fusable()
+    linear = folded(layers(nn.GELU()))
+    inputs = torch.randn(2, 6)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            quick = [conv_norm_relu(conv, norm, x), conv_norm_relu(conv, norm, x, shortcut.clone()), linear(inputs)]
+        assert calls == ["_fused", "_fused", "_fused_linear", "_fused_linear"]  # layers() has two linear ones
+        calls.clear()
+    with torch.enable_grad():
+        plain = [conv_norm_relu(conv, norm, x), conv_norm_relu(conv, norm, x, shortcut.clone()), linear(inputs)]
+    assert calls == []
+    torch.testing.assert_close(quick, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not FUSES, reason="oneDNN fuses on x86 CPUs only")
+def test_encoders_take_the_quick_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CLIP's blocks end in a sum and a ReLU, which become part of their convolutions."""
+    calls: list[bool] = []
+    operator = folding._fused
+    monkeypatch.setattr(folding, "_fused", lambda *rest: (calls.append(rest[2] is not None), operator(*rest))[1])
+    twin = folded(disturbed(ClipImageTower("RN-small", quick_gelu=True)))
+    with torch.inference_mode():
+        twin.pyramid(torch.randn(1, 3, 64, 96))
+    assert len(calls) > 5
+    assert any(calls)
 
 
 @pytest.mark.parametrize("operator", ["_fused", "_fused_linear"])

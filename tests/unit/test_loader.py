@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 
 import pytest
 import torch
 
 from langdepth.data.base import open_dataset
-from langdepth.data.loader import TrainingLoader, TrainingSet, collate
+from langdepth.data.loader import TrainingLoader, TrainingSet, _Places, collate
 from langdepth.data.sampling import Draw, Draws, Sizes, training_shapes
 from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.errors import ImageError, LangdepthError
@@ -134,6 +135,26 @@ def test_memory_is_used_again_once_nothing_looks_at_it(training_set: TrainingSet
     assert len(set(places)) < len(places) == 12
     assert places.count(places[0]) == 1
     assert torch.equal(*kept[0])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_trainer_that_holds_three_batches_gets_no_new_memory(
+    training_set: TrainingSet, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """The one at work, the one before (its losses are still logged) and the one that is moved to the device."""
+    take, places = _Places.take, []
+
+    def taken(self: _Places) -> int | None:
+        places.append(take(self))
+        return places[-1]
+
+    monkeypatch.setattr(_Places, "take", taken)
+    held: deque[Batch] = deque(maxlen=2)  # and the one in the loop's hand
+    for batch in loader(training_set, workers, batch_size=1):
+        held.append(batch)
+    assert len(places) == 12
+    assert None not in places
+    assert max(place or 0 for place in places) < workers * 2 + 3  # and it is not simply one for every batch
 
 
 def test_too_little_shared_memory_is_one_line(training_set: TrainingSet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from langdepth import inference
 from langdepth.camera import Camera
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.inference import infer, predict, predict_pictures, predict_stream
-from langdepth.types import DepthOutput, DepthResult
+from langdepth.types import DepthOutput, DepthResult, InputSpec
 from tests.helpers import FakeSystem, grey, ramp, save_picture
 
 
@@ -312,10 +312,12 @@ def test_pictures_of_one_shape_share_a_batch(system: FakeSystem, cpu_threads: Ca
     assert [shape[0] for shape in system.batches] == [4, 4, 4, 4]
 
 
-@pytest.mark.parametrize("shapes", [1, 12])
+@pytest.mark.parametrize("shapes", [1, 12, 60])
 def test_memory_does_not_grow_with_the_number_of_pictures(
-    system: FakeSystem, monkeypatch: pytest.MonkeyPatch, shapes: int
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch, cpu_threads: Callable[[int], None], shapes: int
 ) -> None:
+    cpu_threads(1)  # so that a batch of a shape is two pictures: each shape could hold one back
+    system.input_spec = InputSpec(multiple_of=16)  # every shape of a picture is one of the network
     alive, most = 0, 0
     lock = threading.Lock()
     read_image = inference.read_image

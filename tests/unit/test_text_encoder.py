@@ -131,3 +131,19 @@ def test_distillation_repeats_for_a_seed_and_leaves_the_callers_randomness_alone
 
 def test_every_20th_caption_is_held_back() -> None:
     assert torch.nonzero(held_back(45)).flatten().tolist() == [0, 20, 40]
+
+
+def test_distillation_hides_a_twentieth_of_the_words() -> None:
+    """Else an unknown word would mean whatever its random vector says."""
+    data, encoder = fake_captions(), fresh_encoder()
+    given: list[Tensor] = []
+    encoder.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].clone()))
+    distil(encoder, data, epochs=8, batch_size=16)
+    *trained, judged = given
+    assert not (judged == UNKNOWN).any()
+    words = torch.cat([tokens.flatten() for tokens in trained])
+    real = words[words != PADDING]
+    assert 0.02 < (real == UNKNOWN).double().mean() < 0.09
+    whole = encoder.tokenize(data.captions)
+    shares = (words == PADDING).double().mean(), (whole == PADDING).double().mean()
+    assert float(shares[0]) == pytest.approx(float(shares[1]), abs=0.1)  # padding is no word, and is never hidden
