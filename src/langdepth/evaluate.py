@@ -96,8 +96,9 @@ def evaluate(
     captions: then it gets the ``text_features``, too. Finished ``Predictions`` may stand in the place of a system; all
     of them must be there.
 
-    ``split``, ``source`` and ``captions``: what the data set was opened with, for the report. ``limit``: judge the
-    first pictures. ``out``: write the report there (JSON), and beside it ``<stem>_error_by_range.png`` and
+    ``split``, ``source`` and ``captions``: what the data set was opened with, for the report. ``overlay``: folder of
+    the overlays for systems that take one, see ``data.overlays.with_overlays``. ``limit``: judge the first pictures.
+    ``out``: write the report there (JSON), and beside it ``<stem>_error_by_range.png`` and
     ``<stem>_sheet.png``. ``html``: write it there as one page with pictures.
     ``save``: keep each image's depth map as evaluated, and what else it says. ``colors``: of the depth maps in sheet
     and page. ``batch_size``: neighbours of one size go through the network together. ``device``: None leaves the system

@@ -7,6 +7,7 @@ the system reads them, the hash of the protocol, and the version of the program 
 
 from __future__ import annotations
 
+import copy
 import csv
 import hashlib
 import json
@@ -20,6 +21,7 @@ from typing import Any
 from langdepth import __version__, checkpoint, metrics, paper_numbers, protocols, registry
 from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.base import layout, open_dataset
+from langdepth.data.overlays import with_overlays
 from langdepth.data.rows import RowDataset, made_of
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluate import evaluate
@@ -65,7 +67,7 @@ class MatrixData:
 
     ``list``: a list file whose pairs are read instead of a split. ``truth_root``: the folder of the ground truth, where
     it lies in a tree of its own. ``captions``: packed captions, for the systems that read words per picture; the others
-    see the pictures alone.
+    see the pictures alone. ``overlay``: folder of overlays, for the systems that take one.
     ``trust_unit``: take depth as it is, even where its unit looks wrong.
     """
 
@@ -79,6 +81,7 @@ class MatrixData:
     limit: int | None = None
     captions: Path | None = None
     without_caption: WithoutCaption = "stop"
+    overlay: Path | None = None
     trust_unit: bool = False
     protocols: tuple[str, ...] = ()
     alignment: Alignment = "none"
@@ -307,7 +310,7 @@ def _filled(cell: Cell, out: Path, *, device: str | None, dtype: str, batch_size
         raise cell.dataset
     if isinstance(cell.system, LangdepthError):
         raise cell.system
-    data = cell.data
+    data, dataset = cell.data, cell.dataset
     identity: dict[str, Any] = {
         "weights": cell.weights,
         "data": [data.data, data.kept, data.source, data.limit, cell.contents],
@@ -317,6 +320,10 @@ def _filled(cell: Cell, out: Path, *, device: str | None, dtype: str, batch_size
     }
     if cell.captions is not None and cell.dataset.captions is not None:
         identity["captions"] = [str(cell.captions), cell.dataset.captions.sha256[:16], data.without_caption]
+    if isinstance(cell.system, System) and cell.system.takes_overlay:
+        dataset = copy.copy(dataset)
+        dataset.rows = with_overlays(dataset.rows[: data.limit], cell.system, data.overlay)
+        identity["overlays"] = _contents(dataset)
     path = out / f"{cell.file}.json"
     known = _read_cell(path)
     if known.get("identity") == identity:
@@ -324,7 +331,7 @@ def _filled(cell: Cell, out: Path, *, device: str | None, dtype: str, batch_size
         return report, True
     report = evaluate(
         cell.system,
-        cell.dataset,
+        dataset,
         cell.protocol,
         split=data.kept,
         source=data.source,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from langdepth.data.sam import overlay_names, write_overlays
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluate import evaluate
 from langdepth.foreign import Predictions
+from langdepth.matrix import Matrix, MatrixData, run_matrix
 from tests import miniatures
 from tests.helpers import FakeSystem, grey, save_picture, write_folder
 from tests.stand_ins import clip_archive, small_networks
@@ -153,6 +155,23 @@ def test_evaluation_takes_a_folder_and_only_where_it_is_of_use(tmp_path: Path, m
     for other in (FakeSystem(), Predictions(tmp_path, root)):
         with pytest.raises(UsageError, match=r"bright: .*no overlay; leave the folder out"):
             evaluate(other, dataset, rules, overlay=tmp_path / "bright", progress=False)
+
+
+def test_a_matrix_runs_a_cell_again_when_its_overlays_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = miniatures.nyu_exported(tmp_path / "nyu", monkeypatch)
+    monkeypatch.setattr("langdepth.checkpoint.load", lambda *_, **__: Looker())
+    data = MatrixData(data="nyu", root=root, overlay=published(tmp_path / "masks"), protocols=("full",))
+
+    def lines() -> list[str]:
+        said: list[str] = []
+        run_matrix(Matrix(data=[data], systems=("tiny",)), tmp_path / "out", say=said.append)
+        return [line.rpartition(", full: ")[2] for line in said]
+
+    assert (lines(), lines()) == (["done"], ["as before"])
+    save_picture(tmp_path / "masks" / "test" / "kitchen" / "00001.jpg", grey(0.9))
+    assert (lines(), lines()) == (["done"], ["as before"])
+    shutil.rmtree(tmp_path / "masks" / "test")
+    assert "2 of 2 have none in" in lines()[0]
 
 
 def test_msa_sam_from_its_images_to_its_numbers(
