@@ -17,7 +17,8 @@ EXAMPLE = """
 langdepth data sample rooms
 langdepth evaluate --data folder --root rooms --protocol full --out result.json
 langdepth evaluate --root rooms --protocol full --out result.json --save npy,color,error --range 0,10
-langdepth evaluate --system tiny --root nyu --split val --protocol nyu-eigen --alignment median --out aligned.json
+langdepth evaluate --system tiny --root rooms --split val --protocol nyu-eigen --alignment median --out aligned.json
+langdepth evaluate --system tiny --data nyu --root nyu --out nyu.json
 """
 
 

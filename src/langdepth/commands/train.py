@@ -11,9 +11,9 @@ from langdepth.commands import _parse
 from langdepth.errors import UsageError
 
 EXAMPLE = """\
-langdepth train --config recipes/tiny.yaml --data.root rgbd --train.epochs 5
-langdepth train --config recipes/tiny.yaml --train.out runs/second --optim.lr 5e-4 --data.weights.kitti 2
-langdepth train --config runs/second/recipe.yaml --resume
+langdepth train --config recipes/tiny.yaml --data.root pictures --data.weights "{}" --data.val_source null \\
+  --system.weights tiny --system.prepare "{}" --train.out runs/mine
+langdepth train --config runs/mine/recipe.yaml --resume
 Any field of the recipe can be set on the command line by its dotted name; docs/train.md lists them."""
 
 

@@ -35,7 +35,11 @@ def usage() -> str:
 
 # Action -> (function, summary, example).
 VERBS: dict[str, tuple[Callable[..., int | None], str, str]] = {
-    "list": (sets.list_sets, "which data sets are known, and which are there", "langdepth data list --root data"),
+    "list": (
+        sets.list_sets,
+        "which data sets are known, and which are there",
+        "langdepth data list\n  langdepth data list nyu --root nyu",
+    ),
     "prepare": (
         sets.prepare,
         "unpack or convert what a data set is published as",
