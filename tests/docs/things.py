@@ -44,7 +44,7 @@ NYU = {
 
 
 def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small networks, short training runs, few synthetic rooms, and split lists of the pictures that are given here."""
+    """Small networks, short training runs, few synthetic rooms, and split lists of the images that are given here."""
     small_networks(monkeypatch, FEATURES)
     read = recipe.read_recipe
 
