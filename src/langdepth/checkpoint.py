@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,7 @@ def save(
 
 
 def load(
-    name: str | Path,
+    name: str | Path | Sequence[str | Path],
     *,
     device: str | torch.device | None = None,
     offline: bool | None = None,
@@ -64,7 +64,8 @@ def load(
 ) -> System:
     """A system with its weights, in eval mode.
 
-    ``name``: a registry name ("tiny"), a ``.safetensors`` file, or a hub id "owner/name" or "owner/name@revision".
+    ``name``: a registry name ("tiny"), a ``.safetensors`` file, or a hub id "owner/name" or "owner/name@revision". A
+    list of them gives the mean of all these systems, which may differ in network size but must all give metres.
     ``device``: where to put it (default: CPU). ``offline``: use only what the hub's cache holds; the default follows
     the environment variable HF_HUB_OFFLINE.
 
@@ -77,6 +78,11 @@ def load(
     where nobody states one to check) and "langdepth_version". Raises UsageError for a name that is none of the three,
     CheckpointError for a file that is missing, damaged or does not fit.
     """
+    if not isinstance(name, str | Path):
+        from langdepth.prediction.ensemble import combine
+
+        options: dict[str, Any] = {"offline": offline, "clip_weights": clip_weights, "prompts": prompts}
+        return combine([load(one, **options) for one in name]).eval().move(device)
     if _is_zero_shot(str(name)):
         return _load_zero_shot(str(name), clip_weights, prompts).eval().move(device)
     path, label, sha256 = _locate(str(name), offline)
@@ -138,7 +144,7 @@ def push_to_hub(
 
 
 def _facts_to_store(system: System, extra: dict[str, Any] | None) -> dict[str, Any]:
-    if not system.name:
+    if system.name not in registry.REGISTRY:
         raise LangdepthError(
             f"this {type(system).__name__} has no registry name and could not be loaded again; "
             "make it with langdepth.registry.build(name)"

@@ -88,8 +88,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score ``system`` on all pictures of ``dataset``; returns the report, a dictionary ready for JSON.
 
-    Its keys: system, dataset, split, images, skipped, protocol (name, hash and every switch), image_mean and pixel_mean
-    (each with ``langdepth.metrics.METRICS`` and the protocol's ``extra_metrics``), by_scene (image means), by_depth
+    Its keys: system (and the members of an ensemble), dataset, split, images, skipped, protocol (name, hash and every
+    switch), image_mean and pixel_mean (each with ``langdepth.metrics.METRICS`` and the protocol's ``extra_metrics``),
+    by_scene (image means), by_depth
     (pixel means in ``metrics.RANGES``), edges (``metrics.edge_scores``), boundaries (image means of ``boundary_errors``
     where true edges are stated), seconds. Pictures that cannot be read or have no pixel to judge are skipped with one
     line on stderr. The system gets the picture alone, neither text nor scene, unless the data set was opened with
@@ -127,11 +128,13 @@ def evaluate(
             dataset = copy.copy(dataset)
             dataset.rows = with_overlays(dataset.rows[:count], system, overlay)
     require_comparable(system, steps)
-    facts = {
+    facts: dict[str, Any] = {
         "system": _label(system),
         "dataset": _dataset_label(dataset.name, source, captions, limit),
         "split": split,
     }
+    if not isinstance(system, Predictions) and system.members:
+        facts["members"] = system.provenance["members"]
     grouped = distributed.is_available() and distributed.is_initialized()
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
     start = time.monotonic()

@@ -44,25 +44,28 @@ CameraOption = Camera | Callable[[int, int], Camera] | None
 Key = TypeVar("Key", bound=Hashable)
 
 
-def predict(pictures: Any, system: str | Path | System = "tiny", **options: Any) -> DepthResult | list[DepthResult]:
+def predict(
+    pictures: Any, system: str | Path | Sequence[str | Path] | System = "tiny", **options: Any
+) -> DepthResult | list[DepthResult]:
     """Depth of one picture or many.
 
-    ``system``: a registry name, weights file or hub id (see ``langdepth.load``; loaded once, then kept), or a loaded
-    system. ``options`` are those of ``predict_pictures``; ``device`` is "auto" unless given.
+    ``system``: a registry name, weights file or hub id, or a list of them, whose mean is taken (see ``langdepth.load``;
+    loaded once, then kept), or a loaded system. ``options`` are those of ``predict_pictures``; ``device`` is "auto"
+    unless given.
     """
-    if isinstance(system, str | Path):
+    if isinstance(system, str | Path | Sequence):
         options.setdefault("device", "auto")
-        name = str(system)
-        system = _loaded(name, os.stat(name).st_mtime_ns if os.path.isfile(name) else 0)
+        names = (str(system),) if isinstance(system, str | Path) else tuple(map(str, system))
+        system = _loaded(names, tuple(os.stat(name).st_mtime_ns if os.path.isfile(name) else 0 for name in names))
     return predict_pictures(system, pictures, **options)
 
 
 @lru_cache(maxsize=2)
-def _loaded(name: str, modified: int) -> System:
+def _loaded(names: tuple[str, ...], modified: tuple[int, ...]) -> System:
     """``modified`` makes a file that was written again a new entry."""
     from langdepth.checkpoint import load
 
-    return load(name)
+    return load(names[0] if len(names) == 1 else names)
 
 
 def predict_pictures(
@@ -225,6 +228,15 @@ def infer(
     the network at once as make up the pixels of the pictures. A system of any input size sees them as they are, not
     enlarged to the area of its InputSpec.
     """
+    if system.members:
+        options: dict[str, Any] = {"flip": flip, "resize": resize, "limit": limit, "window": window, "stride": stride}
+        return _mean(
+            [
+                infer(member, image, text, scene, overlay=overlay if member.takes_overlay else None, via=via, **options)
+                for member in system.members
+            ],
+            with_scenes=bool(system.scenes),
+        )
     if window is not None:
         return _through_windows(system, image, text, scene, overlay, flip, limit, resize, window, stride or window)
     overlay = None if overlay is None else to_network_size(system, overlay)
@@ -232,6 +244,16 @@ def infer(
     enlarge = _stated(system, resize)
     depth = output.depth if via is None else _to_picture_size(output.depth, via, enlarge)
     return replace(output, depth=_to_picture_size(depth, image.shape[-2:], enlarge))
+
+
+def _mean(outputs: Sequence[DepthOutput], with_scenes: bool) -> DepthOutput:
+    """Depth and, where all have the same scenes, scene probabilities averaged over systems."""
+    probs = [output.scene_probs for output in outputs if output.scene_probs is not None]
+    agree = with_scenes and len(probs) == len(outputs)
+    return DepthOutput(
+        depth=torch.stack([output.depth for output in outputs]).mean(0),
+        scene_probs=torch.stack(probs).mean(0) if agree else None,
+    )
 
 
 # The steps, each used by both the batch above and the stream below.
@@ -493,6 +515,9 @@ class _Predictor:
                 pictures = (self.network, image, text, scene or None, overlay, self.flip, None)
                 if self.sampling is not None:
                     output = self.sampling(self.network, image, text)
+                elif self.network.members:
+                    options: dict[str, Any] = {"flip": self.flip, "window": self.window, "stride": self.stride}
+                    output = infer(self.network, image, text, scene or None, overlay=overlay, **options)
                 elif self.window is None:
                     output = _forward(*pictures)
                 else:
@@ -525,10 +550,11 @@ class _Predictor:
             provenance={
                 "langdepth_version": __version__,
                 "weights": {key: system.provenance.get(key) for key in ("weights", "source", "licence", "sha256")},
+                **({"members": system.provenance["members"]} if system.members else {}),
                 "path": prepared.path,
                 "text": None if request.text is None else request.text.label,
                 "scene": request.scene,
-                "network_size": list(prepared.image.shape[-2:]),
+                "network_size": None if system.members else list(prepared.image.shape[-2:]),
                 "flip": self.flip,
                 "window": self.window,
                 "stride": self.stride,

@@ -27,6 +27,7 @@ from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluate import evaluate
 from langdepth.foreign import PREFIX, Predictions, ScaleKind, load_transformers
 from langdepth.metrics import EXTRA_METRICS, METRICS
+from langdepth.prediction.ensemble import combine
 from langdepth.protocols import Alignment, Protocol
 from langdepth.report import write_json
 from langdepth.systems.base import System
@@ -189,8 +190,15 @@ def read_matrix(path: Path) -> Matrix:
     return matrix
 
 
-def load_system(name: str, clip_weights: str | None = None, depth_kind: ScaleKind | None = None) -> System:
-    """A system of ours or, under ``transformers:FOLDER``, one of that library. Raises UsageError for wrong options."""
+def load_system(
+    name: str | Sequence[str], clip_weights: str | None = None, depth_kind: ScaleKind | None = None
+) -> System:
+    """A system of ours or, under ``transformers:FOLDER``, one of that library; of several names their mean.
+
+    Raises UsageError for wrong options.
+    """
+    if not isinstance(name, str):
+        return combine([load_system(one, clip_weights, depth_kind) for one in name])
     if name.startswith(PREFIX):
         if depth_kind is None:
             raise UsageError(f"'{name}': say what its numbers are: metric, relative or disparity (depth kind)")

@@ -9,6 +9,7 @@ import typing
 import warnings
 from argparse import SUPPRESS, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from langdepth.errors import UsageError, nearest
@@ -19,7 +20,8 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
 
     Parameters before ``*`` are words on the command line: one each, optional if they have a default, any number if
     typed ``list[str]``. Keyword-only parameters are options: ``batch_size: int = 4`` is ``--batch-size 8``,
-    ``flip: bool = False`` a switch ``--flip``, one without a default is required. Types are checked. The help comes
+    ``flip: bool = False`` a switch ``--flip``, one without a default is required, ``system: list[str] | None = None``
+    may be given several times. Types are checked. The help comes
     from the docstring (Google style, section "Args:") and ends with ``example``, one command per line.
 
     Warnings during the call cost one line on stderr, too. Raises UsageError (one line) for anything the command line
@@ -70,6 +72,8 @@ def build_parser(function: Callable[..., Any], prog: str, example: str) -> Any:
                 del settings["type"]
             elif not optional:
                 settings["required"] = True
+            if any(typing.get_origin(kind) is list for kind in (hint, *typing.get_args(hint))):
+                settings |= {"type": str, "action": "append"}
         else:
             flag = name
             if typing.get_origin(hint) is list:
@@ -78,6 +82,14 @@ def build_parser(function: Callable[..., Any], prog: str, example: str) -> Any:
                 settings["nargs"] = "?"
         parser.add_argument(flag, **settings)
     return parser
+
+
+def members(systems: list[str] | None) -> list[str]:
+    """What ``--system`` names, by default tiny. Raises UsageError for names run together."""
+    for name in systems or ():
+        if "," in name and not Path(name).exists():
+            raise UsageError(f"--system: '{name}' is no file; of several systems give each its own --system")
+    return systems or ["tiny"]
 
 
 def size(option: str, text: str | None) -> tuple[int, int] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from langdepth import protocols
-from langdepth.commands._parse import run, size
+from langdepth.commands._parse import members, run, size
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.prediction.options import ColorScale, read_formats
 from langdepth.types import WithoutCaption
@@ -36,7 +36,7 @@ def evaluate(
     save_dir: Path | None = None,
     range: str | None = None,
     colormap: str | None = None,
-    system: str = "tiny",
+    system: list[str] | None = None,
     clip_weights: str | None = None,
     depth_kind: Literal["metric", "relative", "disparity"] | None = None,
     predictions: Path | None = None,
@@ -87,7 +87,7 @@ def evaluate(
             color maps and in the sheet; without it each image has its own.
         colormap: Name of a matplotlib color map for them; without it magma_r, near bright and far dark.
         system: Registry name (see "langdepth systems"), .safetensors file, hub id owner/name, or transformers:FOLDER
-            for a depth model of that library.
+            for a depth model of that library; without it tiny. Given several times, the mean of all of them is scored.
         clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
             or the word random; without it open_clip downloads them.
         depth_kind: What the numbers of a transformers model or of predictions are: metres, depth up to a factor, or
@@ -178,7 +178,7 @@ def evaluate(
         pairs=list,
     )
     report = run_evaluation(
-        load_system(system, clip_weights, depth_kind)
+        load_system(members(system), clip_weights, depth_kind)
         if predictions is None
         else Predictions(predictions, root, depth_kind or "metric", prediction_scale),
         dataset,

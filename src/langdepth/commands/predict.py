@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from tqdm import tqdm
 
 from langdepth.camera import Camera
-from langdepth.commands._parse import run, size
+from langdepth.commands._parse import members, run, size
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.prediction.background import Background
 from langdepth.prediction.names import unique_names
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
 def predict(
     pictures: list[str],
     *,
-    system: str = "tiny",
+    system: list[str] | None = None,
     text: str | None = None,
     captions: Path | None = None,
     without_caption: WithoutCaption = "stop",
@@ -86,7 +86,8 @@ def predict(
 
     Args:
         pictures: Picture files, folders, quoted globs, or - for one picture on stdin.
-        system: Registry name (see "langdepth systems"), .safetensors file, or hub id owner/name.
+        system: Registry name (see "langdepth systems"), .safetensors file, or hub id owner/name; without it tiny. Given
+            several times, the mean of all of them is predicted.
         text: A sentence about the pictures, for example "a kitchen with a sink"; without it the picture alone speaks.
         captions: The caption of each image: a folder of NAME.txt or a CSV with the columns image and caption; or
             captions with CLIP features, as evaluate takes them.
@@ -153,7 +154,7 @@ def predict(
     from langdepth.inference import predict_stream
 
     results = predict_stream(
-        load(system, clip_weights=clip_weights, prompts=changes),
+        load(members(system), clip_weights=clip_weights, prompts=changes),
         jobs,
         read=Job.open,
         text=text if captions is None else lambda job: job.caption,

@@ -30,7 +30,7 @@ class System(nn.Module):
     name: str = ""
     scale_kind: str = "metric"
     scenes: tuple[str, ...] = ()
-    text_per_picture: ClassVar[bool] = True
+    text_per_picture: bool = True
     """Whether a feature matrix given as text has a row per picture; False: its rows are words, for all pictures."""
     unrecorded: ClassVar[dict[str, str]] = {}
     """Options that official checkpoints do not record -> what there is; ``convert`` says which it took."""
@@ -54,6 +54,11 @@ class System(nn.Module):
         self._inference_copy: tuple[Any, Self] | None = None  # in a tuple, or it would be a part of the module
         self.register_buffer("_mean", torch.tensor(input_spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(input_spec.std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def members(self) -> tuple[System, ...]:
+        """Of a system made of several, those: each predicts as if alone, and their depth is averaged at image size."""
+        return ()
 
     def normalise(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] to the trunk's own range."""
