@@ -33,6 +33,7 @@ CIRCUMSTANCES = (
     "train.accelerator",
     "train.strategy",
     "train.checkpoint_every",
+    "train.save_every_steps",
     "train.log_every",
     "train.previews",
     "train.non_finite",
@@ -262,7 +263,8 @@ class TrainSection:
     seed: int = 0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     ema: float = 0.0
-    """Decay per step of the moving average of the weights, which is what is judged and saved; 0 switches it off."""
+    """Highest decay per step of the moving average of the weights, which is what is judged and saved: after n steps it
+    is (1 + n) / (10 + n) if that is less. 0 switches the average off."""
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1
@@ -272,10 +274,15 @@ class TrainSection:
     """torch.compile for the system's parts: slower start, quicker steps."""
     protocol: str = "full"
     """Evaluation protocol of the validation pictures."""
-    monitor: str = "abs_rel"
-    """Metric (image mean) whose best value is kept as best.safetensors."""
+    monitor: str | tuple[str, ...] = "abs_rel"
+    """Metric (image mean) whose best value is kept as best.safetensors; of a list the first one, and the best of every
+    other one as best-METRIC.safetensors."""
     validate_every: int = 1
     """Epochs between validations; the end of the run is always judged."""
+    validate_every_steps: int | None = None
+    """Steps between validations, in place of ``validate_every``."""
+    save_every_steps: int | None = None
+    """Steps between weights files that are kept, steps/NUMBER.safetensors."""
     checkpoint_every: int = 100
     """Steps between the checkpoints that ``--resume`` continues from; the end of an epoch always makes one."""
     log_every: int = 20
@@ -295,20 +302,29 @@ class TrainSection:
         from langdepth.metrics import METRICS
 
         protocols.get(self.protocol)
-        if self.monitor not in METRICS:
-            raise UsageError(f"train.monitor: '{self.monitor}' is not a metric: {nearest(self.monitor, METRICS)}")
+        for monitor in self.monitors:
+            if monitor not in METRICS:
+                raise UsageError(f"train.monitor: '{monitor}' is not a metric: {nearest(monitor, METRICS)}")
         _require(
             epochs=(self.epochs >= 1, "at least 1"),
             seed=(self.seed >= 0, "at least 0"),
             ema=(0 <= self.ema < 1, "from 0 to below 1"),
             devices=(self.devices >= 1, "at least 1"),
             num_nodes=(self.num_nodes >= 1, "at least 1"),
+            monitor=(0 < len(self.monitors) == len(set(self.monitors)), "one metric or several different ones"),
             validate_every=(self.validate_every >= 1, "at least 1"),
+            validate_every_steps=(self.validate_every_steps is None or self.validate_every_steps >= 1, "at least 1"),
+            save_every_steps=(self.save_every_steps is None or self.save_every_steps >= 1, "at least 1"),
             checkpoint_every=(self.checkpoint_every >= 1, "at least 1"),
             log_every=(self.log_every >= 1, "at least 1"),
             previews=(self.previews >= 0, "at least 0"),
             max_steps=(self.max_steps >= 1 or self.max_steps == -1, "at least 1, or -1 for all"),
         )
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """The metrics of ``monitor``, the one of best.safetensors first."""
+        return (self.monitor,) if isinstance(self.monitor, str) else self.monitor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import math
 import pickle
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -43,14 +43,17 @@ from langdepth.data.transforms import TrainTransform
 from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
 from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_line
 from langdepth.evaluate import require_comparable
+from langdepth.io import file_sha256
 from langdepth.recipe import DataSection, Recipe, TrainSection, read_recipe
 from langdepth.systems.base import System
 from langdepth.text.caption_features import Captions
-from langdepth.training.callbacks import FillFeatures, ResumePoint, Validation
+from langdepth.training.callbacks import FillFeatures, ResumePoint
 from langdepth.training.checkpoint_io import PlainCheckpointIO
 from langdepth.training.logs import Bar, PlainProgress, loggers
 from langdepth.training.module import DepthTraining
 from langdepth.training.sets import open_sets
+from langdepth.training.stopping import Stopped, Stopping
+from langdepth.training.validation import KeepWeights, Validation
 from langdepth.utils.files import atomic_path, locked
 
 __all__ = ["Recipe", "read_recipe", "train"]
@@ -67,29 +70,39 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
     LangdepthError when data cannot be read, files cannot be written, memory is short, or after SIGTERM.
     """
     first = getattr(rank_zero_only, "rank", 0) == 0  # of one run's processes
-    alone = locked(recipe.train.out) if first else nullcontext()
-    with _quiet_lightning(), alone:
-        return _train(recipe, resume)
+    with _quiet_lightning(), Stopping(recipe.train.out) as stopping:
+        try:
+            with locked(recipe.train.out) if first else nullcontext():
+                return _train(recipe, resume, stopping)
+        except Stopped:
+            stopping.end_others()
+            raise (LangdepthError(stopping.message()) if stopping.leads else SystemExit(1)) from None
+        except Exception:
+            if stopping.asked and not stopping.leads:  # the first process has ended before this one
+                raise SystemExit(1) from None
+            raise
 
 
-def _train(recipe: Recipe, resume: bool) -> Path:
+def _train(recipe: Recipe, resume: bool, stopping: Stopping) -> Path:
     out = recipe.train.out
     data, protocol = recipe.data, protocols.get(recipe.train.protocol)
     train_set, val_set = open_sets(data)
     weights = source_weights([row.source for row in train_set.rows], data.weights)
-    resume_point = ResumePoint(recipe)
-    trainer = _trainer(recipe, [resume_point, Validation(recipe, val_set, pictures=len(train_set))])
+    resume_point, validation = ResumePoint(recipe, stopping), Validation(recipe, val_set, len(train_set), stopping)
+    trainer = _trainer(recipe, [KeepWeights(recipe, validation), resume_point, validation], resume)
+    stopping.guard(trainer)
     if trainer.is_global_zero:  # the other processes find the folder as this one leaves it
         _check_folder(recipe, resume)
         with atomic_path(out / "recipe.yaml") as path:
             path.write_text(yaml.safe_dump(to_mapping(recipe), sort_keys=False), encoding="utf-8")
     start = out / "start.safetensors"
-    system = _start_system(recipe, start, train_set.captions)
+    continued = start.is_file() and (resume or not trainer.is_global_zero)
+    system = _start_system(recipe, start if continued else None, train_set.captions)
     require_comparable(system, protocol)
     for dataset in (train_set, val_set):
         dataset.rows = with_overlays(dataset.rows, system, data.overlay)
     loader = _training_loader(recipe, system, train_set, weights, trainer)
-    if trainer.is_global_zero and not start.is_file():  # from here on there is a run to continue
+    if trainer.is_global_zero and not continued:  # from here on there is a run to continue
         save(system, start)
     if trainer.is_global_zero and recipe.optim.effective_batch is not None:
         print(
@@ -132,14 +145,16 @@ def _train(recipe: Recipe, resume: bool) -> Path:
 
 
 def _check_folder(recipe: Recipe, resume: bool) -> None:
-    """Refuse to mix two runs."""
+    """Refuse to mix two runs. One that ended before its first checkpoint leaves nothing that could be lost."""
     out = recipe.train.out
-    started = (out / "start.safetensors").exists()
+    start = out / "start.safetensors"
     if not resume:
-        if started:
+        if any((out / name).exists() for name in ("resume.ckpt", "last.safetensors")):
             raise UsageError(f"{out}: holds a run already; continue it with --resume or choose another --train.out")
+        if start.is_file():
+            start.unlink()
         return
-    if not started:
+    if not start.exists():
         raise UsageError(f"{out}: holds no run to continue; start one without --resume")
     stored, wanted = read_recipe(load_yaml(out / "recipe.yaml")).identity(), recipe.identity()
     for key in {**wanted, **stored}:
@@ -158,13 +173,13 @@ def _check_readable(checkpoint: Path) -> None:
         raise CheckpointError(f"{checkpoint}: is damaged; without it --resume starts from the beginning") from error
 
 
-def _start_system(recipe: Recipe, start: Path, captions: Captions | None = None) -> System:
+def _start_system(recipe: Recipe, start: Path | None, captions: Captions | None = None) -> System:
     """The system as training starts from it: from the file ``start`` of a run that is continued, else prepared.
 
     ``captions``: those of the data, which also prepare a system whose recipe names no others.
     """
     section = recipe.system
-    weights = str(start) if start.is_file() else section.weights
+    weights = section.weights if start is None else str(start)
     torch.manual_seed(recipe.train.seed)
     try:
         system = load(weights) if weights else registry.build(section.name, section.options)
@@ -179,8 +194,21 @@ def _start_system(recipe: Recipe, start: Path, captions: Captions | None = None)
             raise UsageError(f"system.options.{key}: {weights} was made with {made_with[key]}, the recipe says {value}")
     if type(system).loss is System.loss or not any(p.requires_grad for p in system.parameters()):
         raise UsageError(f"system.name: '{system.name}' has nothing to train")
+    if start is None and section.weights is not None:
+        system.provenance["continued_from"] = _origin(section.weights, system.provenance)
     _prepare(system, recipe, captions)
     return system.train()
+
+
+def _origin(weights: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What the record of trained weights says about those that training continued from: no path of this machine."""
+    path = Path(weights).expanduser()
+    is_file = path.suffix == ".safetensors" and path.is_file()
+    origin = {
+        "weights": path.name if is_file else weights,
+        "sha256": file_sha256(path) if is_file else provenance.get("sha256"),
+    }
+    return origin | {key: provenance[key] for key in ("licence", "source", "continued_from") if key in provenance}
 
 
 def _prepare(system: System, recipe: Recipe, captions: Captions | None) -> None:
@@ -236,7 +264,7 @@ def _transform(data: DataSection, system: System, sizes: list[tuple[int, int]]) 
     return NyuAdapterTransform(sizes, two_views=two_views, reference_exact=data.reference_exact)
 
 
-def _trainer(recipe: Recipe, callbacks: list[Callback]) -> pl.Trainer:
+def _trainer(recipe: Recipe, callbacks: list[Callback], resume: bool) -> pl.Trainer:
     settings, optim = recipe.train, recipe.optim
     progress = Bar() if sys.stdout.isatty() else PlainProgress(settings.log_every)
     try:
@@ -252,7 +280,7 @@ def _trainer(recipe: Recipe, callbacks: list[Callback]) -> pl.Trainer:
             accumulate_grad_batches=recipe.accumulate,
             log_every_n_steps=settings.log_every,
             use_distributed_sampler=False,
-            logger=loggers(settings.out),
+            logger=loggers(settings.out, resume),
             callbacks=[*callbacks, progress],
             plugins=PlainCheckpointIO(),
             enable_checkpointing=False,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from langdepth import cli, registry
-from langdepth.training.callbacks import Validation
+from langdepth.training.validation import Validation
 from tests.helpers import LEARNER
 
 

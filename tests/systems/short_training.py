@@ -39,7 +39,7 @@ def train_shortly(
         saved.append(system)
         return checkpoint.save(system, path)
 
-    monkeypatch.setattr("langdepth.training.callbacks.save", save)
+    monkeypatch.setattr("langdepth.training.validation.save", save)
     out = train(read_recipe(recipe))
     totals = logged(out, "train/total")
     assert len(totals) == 8

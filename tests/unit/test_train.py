@@ -27,10 +27,12 @@ from langdepth import checkpoint, registry
 from langdepth.data.base import open_dataset
 from langdepth.data.rows import RowDataset
 from langdepth.errors import LangdepthError, NonFiniteLossError, UsageError
+from langdepth.io import file_sha256
 from langdepth.recipe import OptimSection, read_recipe
 from langdepth.systems.base import System
 from langdepth.train import train
-from langdepth.training import callbacks
+from langdepth.training import validation
+from langdepth.training.average import MovingAverage
 from langdepth.training.module import DepthTraining, rate
 from tests.helpers import LEARNER, Learner
 from tests.systems.test_tiny import CAPTIONS
@@ -124,7 +126,7 @@ def terminate() -> None:
 
 def told(metric: str, values: list[float]) -> Callable[..., dict[str, Any]]:
     """``evaluate`` with given values of one metric, call by call."""
-    evaluate, left = callbacks.evaluate, iter(values)
+    evaluate, left = validation.evaluate, iter(values)
 
     def called(*arguments: Any, **options: Any) -> dict[str, Any]:
         report = evaluate(*arguments, **options)
@@ -189,15 +191,29 @@ class TestResume:
     ) -> None:
         whole = run("whole")
         end = interrupt if how == "killed" else terminate
-        monkeypatch.setattr(callbacks, "evaluate", at_call(dies_in, end, callbacks.evaluate))
+        monkeypatch.setattr(validation, "evaluate", at_call(dies_in, end, validation.evaluate))
         with pytest.raises(KeyboardInterrupt if how == "killed" else LangdepthError):
             run("ended")
         monkeypatch.undo()
         monkeypatch.setitem(registry.REGISTRY, LEARNER.name, LEARNER)
         assert_same_run(run("ended", resume=True), whole)
 
+    @pytest.mark.parametrize("dies_in", [1, 2, 5])
+    @pytest.mark.parametrize("how", ["killed", "terminated"])
+    def test_in_mid_epoch_too(self, run: Run, monkeypatch: pytest.MonkeyPatch, dies_in: int, how: str) -> None:
+        fields = {"train__validate_every_steps": 2, "train__save_every_steps": 4}
+        whole = run("whole", **fields)
+        end = interrupt if how == "killed" else terminate
+        monkeypatch.setattr(validation, "evaluate", at_call(dies_in, end, validation.evaluate))
+        with pytest.raises(KeyboardInterrupt if how == "killed" else LangdepthError):
+            run("ended", **fields)
+        ended = run("ended", **fields, resume=True)
+        assert_same_run(ended, whole)
+        for path in (whole / "steps").glob("*.safetensors"):
+            assert_same(load_file(ended / "steps" / path.name), load_file(path))
+
     def test_a_pause_does_not_change_what_is_best(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(callbacks, "evaluate", told("abs_rel", [0.5, 0.3, 0.1, 0.4]))  # steps 3, 6, 7, 9
+        monkeypatch.setattr(validation, "evaluate", told("abs_rel", [0.5, 0.3, 0.1, 0.4]))  # steps 3, 6, 7, 9
         run(train__max_steps=7)
         folder = run(resume=True)
         steps = [checkpoint.load(folder / f"{name}.safetensors").provenance["training"]["steps"] for name in NAMES]
@@ -411,16 +427,25 @@ class TestSteps:
 
         handle = register_optimizer_step_post_hook(note)
         try:
-            folder = run(train__ema=0.7)
+            folder = run(train__ema=0.3)
         finally:
             handle.remove()
         assert len(seen) == STEPS
         average = seen[0]
-        for weight in seen[1:]:
-            average = 0.7 * average + 0.3 * weight
+        decays = [2 / 11, 3 / 12, *[0.3] * 6]  # it rises: 4 / 13 would be more than 0.3
+        for weight, decay in zip(seen[1:], decays, strict=True):
+            average = decay * average + (1 - decay) * weight
         saved = load_file(folder / "last.safetensors")["body.0.weight"]
         assert torch.allclose(saved, average, atol=1e-6)
         assert not torch.allclose(saved, seen[-1], atol=1e-4)
+
+    def test_the_moving_average_counts_batches_as_the_system_does(self) -> None:
+        layer = torch.nn.BatchNorm2d(1)
+        average = MovingAverage(layer, 0.9)
+        for number in range(1, 4):
+            layer.num_batches_tracked.fill_(10 * number)
+            average.update_parameters(layer)
+            assert average.module.num_batches_tracked == 10 * number
 
     def test_without_average_the_weights_themselves_are_saved(self, run: Run) -> None:
         folder = run(train__ema=0)
@@ -534,10 +559,30 @@ class TestRunFolder:
     @pytest.mark.parametrize("monitor", ["abs_rel", "delta1"])
     def test_best_is_the_best_in_the_metric(self, run: Run, monkeypatch: pytest.MonkeyPatch, monitor: str) -> None:
         values = {"abs_rel": [0.5, 0.3, 0.4], "delta1": [0.5, 0.7, 0.6]}[monitor]
-        monkeypatch.setattr(callbacks, "evaluate", told(monitor, values))
+        monkeypatch.setattr(validation, "evaluate", told(monitor, values))
         folder = run(train__monitor=monitor)
         steps = [checkpoint.load(folder / f"{name}.safetensors").provenance["training"]["steps"] for name in NAMES]
         assert steps == [6, STEPS]
+
+    def test_the_best_of_every_monitored_metric_is_kept(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(validation, "evaluate", told("abs_rel", [0.5, 0.3, 0.1, 0.4]))
+        monkeypatch.setattr(validation, "evaluate", told("rmse", [2.0, 3.0, 1.0, 4.0]))
+        monkeypatch.setattr(validation, "evaluate", told("delta1", [0.1, 0.2, 0.9, 0.3]))
+        folder = run(train__monitor=["abs_rel", "rmse", "delta1"], train__max_steps=7)
+        folder = run(train__monitor=["abs_rel", "rmse", "delta1"], resume=True)
+        kept = {path.stem: checkpoint.load(path).provenance["training"]["steps"] for path in folder.glob("best*.s*")}
+        assert kept == {"best": 6, "best-rmse": 3, "best-delta1": 9}
+
+    def test_judged_every_so_many_steps(self, run: Run) -> None:
+        folder = run(train__validate_every_steps=2, train__save_every_steps=3, optim__accumulate=2, train__epochs=4)
+        rows = read_metrics(folder)  # 2 steps in each of 4 epochs: the second ends the epoch
+        assert [row["step"] for row in rows if row["val/abs_rel"]] == ["2", "4", "6", "8"]
+        assert {path.name for path in (folder / "steps").iterdir()} == {
+            f"{step:07d}{suffix}" for step in (3, 6) for suffix in (".safetensors", ".md")
+        }
+        kept = checkpoint.load(folder / "steps" / "0000006.safetensors").provenance
+        assert kept["training"]["steps"] == 6
+        assert "numbers" not in kept
 
     def test_judged_now_and_then_and_at_the_end(self, run: Run) -> None:
         rows = read_metrics(run(train__validate_every=2))
@@ -570,6 +615,42 @@ class TestRunFolder:
     def test_from_a_thread(self, run: Run) -> None:
         with ThreadPoolExecutor(1) as pool:
             assert (pool.submit(run, train__max_steps=1).result() / "last.safetensors").exists()
+
+    def test_the_start_is_judged_first_and_kept_if_it_stays_best(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        first = run("first", train__licence="mine", train__source="a test", train__max_steps=1) / "last.safetensors"
+        capsys.readouterr()
+        fields = {"system__weights": str(first), "train__epochs": 2}
+        with monkeypatch.context() as patch:
+            patch.setattr(validation, "evaluate", told("abs_rel", [0.2, 0.4, 0.3]))
+            folder = run("worse", **fields)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("step 0/6 judged on 2 pictures: abs_rel 0.2000")
+        assert lines[-1] == "no step improved abs_rel (0.2000): best.safetensors is the start, last.safetensors"
+        assert_same(load_file(folder / "best.safetensors"), load_file(first))
+        facts = checkpoint.load(folder / "best.safetensors").provenance
+        assert (facts["training"]["steps"], facts["numbers"]["abs_rel"]) == (0, 0.2)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(validation, "evaluate", told("abs_rel", [0.2, 0.4, 0.1]))
+            folder = run("better", **fields)
+        assert "no step" not in capsys.readouterr().out
+        facts = checkpoint.load(folder / "best.safetensors").provenance
+        assert facts["training"]["steps"] == 6
+        assert facts["continued_from"] == {
+            "weights": "last.safetensors",
+            "sha256": file_sha256(first),
+            "licence": "mine",
+            "source": "a test",
+        }
+        assert facts["source"] == "trained further from last.safetensors"
+        card = (folder / "best.md").read_text()
+        assert f"| continued_from.sha256 | {file_sha256(first)} |" in card
+
+        again = run("again", system__weights=str(folder / "best.safetensors"), train__max_steps=1)
+        origin = checkpoint.load(again / "last.safetensors").provenance["continued_from"]
+        assert origin["continued_from"] == facts["continued_from"]
 
     def test_start_weights_keep_their_licence(self, run: Run) -> None:
         first = run("first", train__licence="mine", train__max_steps=1)

@@ -20,16 +20,19 @@ from langdepth.utils.files import atomic_path
 
 
 class MetricsFile(Logger):
-    """``metrics.csv``: a row per logged step. A resumed run writes the rows of the steps that it repeats anew."""
+    """``metrics.csv``: a row per logged step.
+
+    ``resume``: keep the rows that are there; those of the steps that a run repeats are written anew.
+    """
 
     name = "metrics.csv"
     version = ""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, resume: bool) -> None:
         super().__init__()
         self.path = path
         self.rows: dict[int, dict[str, Any]] = {}
-        if path.is_file():
+        if resume and path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
                 self.rows = {int(row["step"]): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
 
@@ -55,8 +58,8 @@ class MetricsFile(Logger):
         self.save()
 
 
-def loggers(out: Path) -> list[Logger]:
-    chosen: list[Logger] = [MetricsFile(out / "metrics.csv")]
+def loggers(out: Path, resume: bool) -> list[Logger]:
+    chosen: list[Logger] = [MetricsFile(out / "metrics.csv", resume)]
     try:
         chosen.append(TensorBoardLogger(out, name="", version="tensorboard"))
     except ModuleNotFoundError:

@@ -11,11 +11,11 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor, distributed
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from langdepth.errors import NonFiniteLossError
 from langdepth.recipe import OptimSection, Recipe
 from langdepth.systems.base import System
+from langdepth.training.average import MovingAverage
 from langdepth.types import Batch
 
 NAMED = 8  # offending pictures named in a message
@@ -30,10 +30,7 @@ class DepthTraining(pl.LightningModule):
         self.system = system
         self.recipe = recipe
         self.steps = steps
-        self.average: AveragedModel | None = None
-        if recipe.train.ema > 0:
-            self.average = AveragedModel(system, multi_avg_fn=get_ema_multi_avg_fn(recipe.train.ema), use_buffers=True)
-            self.average.requires_grad_(False)
+        self.average = MovingAverage(system, recipe.train.ema) if recipe.train.ema > 0 else None
         self._drawn: dict[str, Any] = {}  # for the optimiser step in progress
         self._batches: list[Batch] = []  # of it
         self._buffers_before: list[Tensor] = []

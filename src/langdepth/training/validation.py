@@ -1,0 +1,208 @@
+"""Validation: the system evaluated now and then, and the weights that are kept of it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from PIL import Image
+from torch import distributed
+
+from langdepth import protocols, viz
+from langdepth.checkpoint import save
+from langdepth.data.rows import RowDataset
+from langdepth.errors import ImageError
+from langdepth.evaluate import evaluate, judge
+from langdepth.recipe import Recipe
+from langdepth.report import sheet_row
+from langdepth.training.module import OPTIMISERS, DepthTraining
+from langdepth.training.stopping import Stopping
+from langdepth.types import Batch
+from langdepth.utils.files import atomic_path
+
+SHOWN = ("abs_rel", "rmse", "log10", "delta1")
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best value of a metric so far, and the step it was reached at."""
+
+    value: float
+    step: int
+
+
+class Validation(Callback):
+    """Evaluates the system now and then and at the end; logs, draws previews, and keeps the weights.
+
+    ``last.safetensors`` is what was evaluated last, ``best.safetensors`` what did best in the first monitored metric,
+    ``best-METRIC.safetensors`` what did best in another one. A run that continues from weights evaluates them first, so
+    that they are what stays best if no step improves on them. ``images``: number of training images, for the record.
+
+    The checkpoint to continue from is always written before: a run that ends while it evaluates does so again when it
+    continues.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: RowDataset, images: int, stopping: Stopping) -> None:
+        self.recipe, self.dataset, self.images, self.stopping = recipe, dataset, images, stopping
+        self.protocol = protocols.get(recipe.train.protocol)
+        self.best: dict[str, Best] = {}
+        self.evaluated_step: int | None = None
+        self._seconds, self._since = 0.0, time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module, settings = cast(DepthTraining, pl_module), self.recipe.train
+        if trainer.global_step == 0:
+            due = "continued_from" in module.system.provenance
+        else:
+            due = settings.validate_every_steps is None and trainer.current_epoch % settings.validate_every == 0
+        if due:
+            self._evaluate(trainer, module)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        # Not at the end of the step before: what that step logs is written after it.
+        every = self.recipe.train.validate_every_steps
+        if every is not None and trainer.global_step > 0 and trainer.global_step % every == 0:
+            self._evaluate(trainer, cast(DepthTraining, pl_module))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module = cast(DepthTraining, pl_module)
+        paused = trainer.global_step < module.steps
+        self._evaluate(trainer, module, paused=paused)
+        metric = self.recipe.train.monitors[0]
+        best = self.best.get(metric)  # known to the first process
+        if not paused and best is not None and best.step == 0:
+            start = module.system.provenance["continued_from"]["weights"]
+            module.print(f"no step improved {metric} ({best.value:.4f}): best.safetensors is the start, {start}")
+
+    on_fit_end = on_train_end  # Lightning leaves out the end of training where no step was left to do
+
+    def _evaluate(self, trainer: pl.Trainer, module: DepthTraining, paused: bool = False) -> None:
+        if trainer.global_step == self.evaluated_step:
+            return
+        with self.stopping.between_steps():
+            if trainer.world_size > 1:  # running statistics are each process's own; those of the first are saved
+                for buffer in module.buffers():
+                    distributed.broadcast(buffer, src=0)
+            report = evaluate(
+                module.judged,
+                self.dataset,
+                self.protocol,
+                split=self.recipe.data.validation,
+                source=self.recipe.data.val_source,
+                progress=sys.stderr.isatty(),
+            )
+            step = trainer.global_step
+            means = report["image_mean"]
+            for logger in trainer.loggers:
+                logger.log_metrics({f"val/{name}": value for name, value in means.items()}, step=step)
+                logger.save()
+            shown = ", ".join(f"{name} {means[name]:.4f}" for name in SHOWN)
+            module.print(f"step {step}/{module.steps} judged on {report['images']} pictures: {shown}")
+            if trainer.is_global_zero:
+                self._keep(module, report, step, paused)
+                self._draw_previews(module, step)
+            module.system.train()
+        self.evaluated_step = step
+
+    def _keep(self, module: DepthTraining, report: Mapping[str, Any], step: int, paused: bool) -> None:
+        module.judged.provenance = self.record(module, step, report)
+        out = self.recipe.train.out
+        if step > 0:  # where it lies, a run has begun that a new one must not write over
+            save(module.judged, out / "last.safetensors")
+        for number, metric in enumerate(self.recipe.train.monitors):
+            value, before = report["image_mean"][metric], self.best.get(metric)
+            sign = 1 if metric.startswith("delta") else -1
+            # A pause must not change what the whole run calls best.
+            if before is None or (not paused and sign * value > sign * before.value):
+                save(module.judged, out / f"{f'best-{metric}' if number else 'best'}.safetensors")
+                self.best[metric] = Best(value, step)
+
+    def record(self, module: DepthTraining, step: int, report: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What the weights' record says of the system after ``step``; no paths, which would be of this machine."""
+        recipe = self.recipe
+        facts = {key: value for key, value in module.system.provenance.items() if key != "numbers"}
+        stated = {"licence": recipe.train.licence, "source": recipe.train.source}
+        if step > 0 and "continued_from" in facts:
+            facts["source"] = f"trained further from {facts['continued_from']['weights']}"
+        facts |= {key: text for key, text in stated.items() if text is not None}
+        facts["training"] = {
+            "epochs": round(recipe.train.epochs * step / module.steps, 2),
+            "steps": step,
+            "seed": recipe.train.seed,
+            "seconds": round(self._seconds_so_far()),
+            "pictures": self.images,
+            "batch_size": recipe.pictures_per_step,
+            "optimiser": f"{OPTIMISERS[recipe.optim.optimiser]}, lr {recipe.optim.lr:g}, {recipe.optim.schedule}",
+            "ema": recipe.train.ema,
+            "precision": recipe.train.precision,
+            "recipe_hash": recipe.hash,
+        }
+        if report is not None:
+            facts["numbers"] = {
+                "protocol": f"{self.protocol.name} ({self.protocol.hash})",
+                "data": f"{report['dataset']}, split {report['split']}",
+                "images": report["images"],
+                **report["image_mean"],
+            }
+        return facts
+
+    def _draw_previews(self, module: DepthTraining, step: int) -> None:
+        """A sheet of a few images, the same ones every time: ground truth, prediction, error."""
+        count = min(self.recipe.train.previews, len(self.dataset))
+        rows = []
+        for index in range(0, len(self.dataset), len(self.dataset) // max(1, count))[:count]:
+            with suppress(ImageError):  # evaluation has reported it
+                sample = self.dataset[index]
+                rows.append(
+                    sheet_row(judge(module.judged, [sample], self.protocol), "/".join(Path(sample.path).parts[-2:]))
+                )
+        if rows:
+            with atomic_path(self.recipe.train.out / "previews" / f"step_{step:07d}.jpg") as path:
+                Image.fromarray(viz.sheet(rows)).save(path, quality=85)
+
+    def _seconds_so_far(self) -> float:
+        return self._seconds + time.monotonic() - self._since
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "best": {metric: (best.value, best.step) for metric, best in self.best.items()},
+            "judged_step": self.evaluated_step,
+            "seconds": self._seconds_so_far(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        best = state_dict["best"]
+        if isinstance(
+            best, float
+        ):  # of a run that a version with a single monitor began; it does not say at which step
+            best = {self.recipe.train.monitors[0]: (best, -1)}
+        self.best = {metric: Best(*found) for metric, found in (best or {}).items()}
+        self.evaluated_step, self._seconds = state_dict["judged_step"], state_dict["seconds"]
+
+
+class KeepWeights(Callback):
+    """Saves what would be evaluated every so many steps, to stay: ``steps/NUMBER.safetensors``."""
+
+    def __init__(self, recipe: Recipe, validation: Validation) -> None:
+        self.folder, self.every = recipe.train.out / "steps", recipe.train.save_every_steps
+        self.accumulate, self.validation = recipe.accumulate, validation
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        within = not trainer.is_last_batch and (batch_idx + 1) % self.accumulate
+        if self.every is None or within or trainer.global_step % self.every or not trainer.is_global_zero:
+            return
+        module = cast(DepthTraining, pl_module)
+        module.judged.provenance = self.validation.record(module, trainer.global_step)
+        save(module.judged, self.folder / f"{trainer.global_step:07d}.safetensors")
