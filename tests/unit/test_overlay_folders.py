@@ -177,12 +177,15 @@ def test_a_matrix_runs_a_cell_again_when_its_overlays_change(tmp_path: Path, mon
 def test_msa_sam_from_its_images_to_its_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``data sam``, ``train`` with the recipe, ``evaluate``: nothing else is written by hand."""
+    """``data prepare``, ``data sam``, ``train`` with the recipe, ``evaluate``: nothing is written by hand."""
     small_networks(monkeypatch, embed=64)
     monkeypatch.chdir(tmp_path)
-    root = miniatures.nyu_exported(Path("nyu"), monkeypatch)
+    source, root = miniatures.nyu_labelled(Path("published"), monkeypatch), "nyu"
+    assert (
+        cli.main(["data", "prepare", "nyu", "--source", str(source / "nyu_depth_v2_labeled.mat"), "--out", root]) == 0
+    )
     clip = clip_archive(Path("RN50.pt"))
-    train = ["train", "--config", str(ROOT / "recipes" / "msa-sam-nyu.yaml"), "--data.root", str(root)]
+    train = ["train", "--config", str(ROOT / "recipes" / "msa-sam-nyu.yaml"), "--data.root", root]
     train += ["--data.name", "nyu", "--data.val_split", "test", "--data.pipeline", "standard", "--data.workers", "0"]
     train += ["--system.prepare.clip_weights", str(clip), "--system.options.area", str(64 * 96)]
     train += ["--train.epochs", "1", "--train.out", "run", "--train.accelerator", "cpu", "--data.batch_size", "3"]
