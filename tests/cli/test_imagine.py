@@ -15,6 +15,7 @@ from langdepth.commands.imagine import file_names
 from langdepth.errors import UsageError
 from langdepth.imagination import imagine
 from langdepth.io import read_depth16
+from langdepth.prediction.options import ColorScale
 from langdepth.systems.base import System
 from langdepth.systems.wordepth import WorDepth, WorDepthConfig
 from tests.helpers import FakeSystem, Run
@@ -125,6 +126,19 @@ def test_systems_that_cannot_name_those_that_can(monkeypatch: pytest.MonkeyPatch
 
 def test_names_are_short_and_differ() -> None:
     assert file_names(["A bed!", "a bed", "日本", "x" * 100]) == ["a-bed", "a-bed-2", "prompt", "x" * 60]
+
+
+def test_a_stated_range_and_color_map(run: Run) -> None:
+    """From 0 on, too, though the sheet's colors are logarithmic."""
+    command = ["a street", "--samples", 1, "--size", "64x96", "--save", "npy,color", "--out", "a"]
+    assert run(*command, "--range", "0,10", "--colormap", "viridis")[0] == 0
+    colors, depth = ColorScale(minimum=0, maximum=10, colormap="viridis"), np.load("a/a-street_1.npy")
+    with Image.open("a/a-street_1_color.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), viz.color_with_legend(depth, depth > 0, colors))
+    with Image.open("a/sheet.png") as image:
+        np.testing.assert_array_equal(
+            np.asarray(image), viz.maps_sheet([("a street  (seed 0)", [depth])], colors=colors)
+        )
 
 
 def test_sheet_of_maps_shares_one_range() -> None:

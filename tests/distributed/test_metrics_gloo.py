@@ -6,6 +6,7 @@ import json
 import sys
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor, distributed, multiprocessing
 from langdepth import protocols
 from langdepth.errors import LangdepthError
 from langdepth.evaluate import evaluate
+from langdepth.evaluation.saved import SaveMaps
 from langdepth.types import DepthOutput
 from tests.helpers import FakeSystem
 from tests.unit.test_evaluate import Broken, Pictures
@@ -47,6 +49,14 @@ def measure(seeds: list[int]) -> dict[str, Any]:
     return found
 
 
+class Listed(Pictures):
+    """Pictures with keys, by which their maps are named."""
+
+    @property
+    def rows(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(key=f"{index}.png") for index in range(len(self))]
+
+
 class Stopping(FakeSystem):
     """Fails in its own way in the second process."""
 
@@ -70,11 +80,12 @@ def work(rank: int, folder: Path) -> None:
         shares = ([1, 2, 3], [4])  # processes need not have the same number of batches
         report = evaluate(
             FakeSystem(),
-            Pictures(*FACTORS),
+            Listed(*FACTORS),
             protocols.get("full"),
             batch_size=2,
             progress=False,
             out=folder / "result.json",
+            save=SaveMaps(folder=folder / "maps", formats=("npy",)),
         )
         failures = []
         for system in (Broken(), Stopping(rank)):
@@ -116,6 +127,13 @@ def test_both_processes_report_what_one_would_to_the_last_bit(answers: tuple[Pat
 def test_one_process_writes_the_files(answers: tuple[Path, list[dict[str, Any]]]) -> None:
     written = sorted(path.name for path in answers[0].glob("result*"))
     assert written == ["result.json", "result_error_by_range.png", "result_sheet.png"]
+
+
+def test_both_processes_save_their_share_of_the_maps(answers: tuple[Path, list[dict[str, Any]]]) -> None:
+    """Of all images that can be read; the record beside them says that nothing is missing."""
+    readable = [f"{index}.npy" for index, factor in enumerate(FACTORS) if factor is not None]
+    assert sorted(path.name for path in (answers[0] / "maps").iterdir()) == [*readable, "maps.json"]
+    assert json.loads((answers[0] / "maps" / "maps.json").read_text())["complete"] is True
 
 
 def test_evaluation_imports_nothing_slow_that_it_does_not_use(answers: tuple[Path, list[dict[str, Any]]]) -> None:
