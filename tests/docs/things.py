@@ -145,6 +145,13 @@ def finished_maps(path: Path) -> None:
 # Captions
 
 
+def sentences(path: Path) -> None:
+    """A sentence for each of the photos, in a folder of its own."""
+    path.mkdir()
+    for name in "ab":
+        (path / f"{name}.txt").write_text("A kitchen with a table.")
+
+
 def trees(folder: Path) -> tuple[Path, Path]:
     """The published trees of captions and of their features."""
     images = {"nyu/train": NYU["sync"], "nyu/test": NYU["test"]}
@@ -211,6 +218,7 @@ THINGS: dict[str, Thing] = {
     "text": lambda path: trees(path.parent),
     "text_feat": lambda path: trees(path.parent),
     "packed": packed,
+    "sentences": sentences,
     "dpt": foreign,
     "captions.csv": lambda path: path.write_text("image,caption\nphotos/a,A kitchen.\nphotos/b,A street with cars.\n"),
     "Salesforce/blip-image-captioning-base": save_tiny_model,

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from langdepth import checkpoint, cli, registry
+from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.convert import convert
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.systems.base import System
+from langdepth.text.scene_table import encode_scenes, write_scene_table
 from langdepth.text.scenes import CAPTION_SCENES, SCENES
 from tests.systems.short_training import train_shortly
 from tests.systems.tester import SystemTester
@@ -283,6 +286,54 @@ def test_scenes_from_clip_and_from_a_file(tmp_path: Path, monkeypatch: pytest.Mo
     systems[1].prepare_training(scene_table=str(table), encoder_weights="random")
     assert systems[0].scene_table.shape == (27, 256)
     assert torch.equal(*(system.scene_table for system in systems))
+
+
+@pytest.mark.filterwarnings("ignore:.*RANDOM")
+def test_a_published_table_is_compared_with_the_clip_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The authors' file, a plain tensor, beside CLIP's weights: taken if this CLIP made it, else refused."""
+    monkeypatch.setenv("LANGDEPTH_CACHE", str(tmp_path / "cache"))
+    clip = find_clip_weights("random", "RN-small", quick_gelu=True)
+    save_file({name: tensor.contiguous() for name, tensor in clip.tensors.items()}, tmp_path / "clip.safetensors")
+    weights, table = str(tmp_path / "clip.safetensors"), tmp_path / "class_embeddings.pth"
+    options = SMALL | {"clip": "RN-small", "quick_gelu": True, "scale_queries": 8}
+    rows = encode_scenes(clip, templates=["a photo of the {}"])
+    torch.save(rows, table)
+
+    def prepared(**files: str) -> Any:
+        system: Any = registry.build("scaledepth-n", options)
+        system.prepare_training(scene_table=str(table), encoder_weights="random", **files)
+        return system
+
+    said = "its 28 rows are taken for printer_room, bathroom ... outdoor_scene"
+    with pytest.warns(UserWarning, match=f"{said}.*; they agree with those of CLIP RN-small"):
+        system = prepared(clip_weights=weights)
+    assert torch.equal(system.scene_table, rows[:27])
+    assert system.provenance["scene_table"] == "class_embeddings.pth; they agree with those of CLIP RN-small"
+    for files in ({}, {"clip_weights": "random"}):
+        with pytest.warns(UserWarning, match=f"{said}.*; whether this CLIP made them could not be checked"):
+            assert torch.equal(prepared(**files).scene_table, rows[:27])
+    trained = checkpoint.load(system.save(tmp_path / "w.safetensors"))
+    trained.prepare_training(scene_table=str(table))  # type: ignore[call-arg]
+    torch.save(torch.randn(27, 256, generator=torch.Generator().manual_seed(0)), table)
+    with pytest.raises(CheckpointError, match="is of another CLIP than CLIP RN-small, although as wide"):
+        prepared(clip_weights=weights)
+    with pytest.raises(CheckpointError, match="is of another CLIP than these weights"):
+        trained.prepare_training(scene_table=str(table))  # type: ignore[call-arg]
+    table.unlink()
+    trained.prepare_training(scene_table=str(table))  # type: ignore[call-arg]
+    assert torch.equal(trained.scene_table, rows[:27])  # type: ignore[operator]
+
+
+@pytest.mark.filterwarnings("ignore:.*RANDOM")
+def test_a_table_that_names_another_clip_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LANGDEPTH_CACHE", str(tmp_path / "cache"))
+    clip = find_clip_weights("random", "RN-small", quick_gelu=True)
+    write_scene_table(tmp_path / "t.safetensors", torch.rand(28, 256), clip, SCENES, ["{}"])
+    system: Any = registry.build("scaledepth-n", SMALL | {"scale_queries": 8})
+    with pytest.raises(CheckpointError, match="is of CLIP RN-small, 'scaledepth-n' takes that of convnext_large_d_320"):
+        system.prepare_training(scene_table=str(tmp_path / "t.safetensors"), encoder_weights="random")
 
 
 def test_no_weights_of_the_encoder_are_one_line(tmp_path: Path) -> None:

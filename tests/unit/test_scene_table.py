@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -14,7 +16,13 @@ from langdepth import cli
 from langdepth.backbones.clip_weights import ClipWeights, find_clip_weights
 from langdepth.errors import CheckpointError
 from langdepth.text.clip_text import text_features
-from langdepth.text.scene_table import encode_scenes, imagenet_templates, read_scene_table, write_scene_table
+from langdepth.text.scene_table import (
+    check_same_clip,
+    encode_scenes,
+    imagenet_templates,
+    read_scene_table,
+    write_scene_table,
+)
 from langdepth.text.scenes import SCENES
 
 
@@ -43,8 +51,10 @@ def test_imagenet_templates_are_averaged(weights: ClipWeights) -> None:
 def test_what_is_written_is_read_by_name(weights: ClipWeights, tmp_path: Path) -> None:
     table = torch.rand(28, 64)
     write_scene_table(tmp_path / "t.safetensors", table, weights, SCENES, ["a {}"])
-    assert torch.equal(read_scene_table(tmp_path / "t.safetensors", SCENES[:27], 64), table[:27])
-    assert torch.equal(read_scene_table(tmp_path / "t.safetensors", ("cafe", "study"), 64), table[[17, 3]])
+    found = read_scene_table(tmp_path / "t.safetensors", SCENES[:27], 64)
+    assert torch.equal(found.rows, table[:27])
+    assert (found.taken_for, found.architecture) == (None, "ViT-small")
+    assert torch.equal(read_scene_table(tmp_path / "t.safetensors", ("cafe", "study"), 64).rows, table[[17, 3]])
     with safe_open(tmp_path / "t.safetensors", framework="pt") as file:
         assert file.metadata()["architecture"] == "ViT-small"
 
@@ -70,11 +80,93 @@ def test_tables_that_do_not_fit(
 def test_files_that_are_no_tables(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         read_scene_table(tmp_path / "gone.safetensors", SCENES, 64)
-    save_file({"other": torch.rand(2)}, tmp_path / "other.safetensors")
+    save_file({"other": torch.rand(2), "more": torch.rand(2)}, tmp_path / "other.safetensors")
     (tmp_path / "text.safetensors").write_text("hello")
     for name in ("other", "text"):
         with pytest.raises(CheckpointError, match=rf"{name}\.safetensors: is no scene table"):
             read_scene_table(tmp_path / f"{name}.safetensors", SCENES, 64)
+
+
+# Published tables: a tensor without names
+
+
+def write_tensor(table: torch.Tensor, path: Path) -> Path:
+    """As ``path`` is named: .npy, .safetensors, or what torch.save writes."""
+    if path.suffix == ".npy":
+        np.save(path, table.numpy())
+    elif path.suffix == ".safetensors":
+        save_file({"class_embeddings": table}, path)
+    else:
+        torch.save({"embeddings": table} if path.suffix == ".pt" else table, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["class_embeddings.pth", "t.pt", "t.npy", "t.safetensors"])
+@pytest.mark.parametrize("rows", [28, 27])
+def test_a_tensor_without_names_is_taken_in_the_order_of_the_scenes(name: str, rows: int, tmp_path: Path) -> None:
+    table = torch.rand(rows, 768)
+    found = read_scene_table(write_tensor(table, tmp_path / name), SCENES[:27], 768)
+    assert torch.equal(found.rows, table[:27])
+    assert (found.taken_for, found.architecture) == (SCENES[:rows], None)
+    half = read_scene_table(write_tensor(table.half(), tmp_path / name), ("cafe",), 768).rows
+    assert half.dtype == torch.float32
+    if rows == 27:
+        with pytest.raises(CheckpointError, match="has 27 scenes, and 'outdoor_scene' is none of them"):
+            read_scene_table(tmp_path / name, SCENES, 768)
+
+
+@pytest.mark.parametrize("name", ["t.pth", "t.npy", "t.safetensors"])
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (torch.rand(26, 64), "has 26 rows and names no scenes; a table without names has 28 rows, .* or 27"),
+        (torch.rand(28, 63), "its features have 63 numbers, the system's scale queries 64"),
+        (torch.rand(28), r"is a matrix of features, one row per scene, not torch.float32 \(28,\)"),
+        (torch.ones(28, 64, dtype=torch.int64), "not torch.int64"),
+        (
+            torch.rand(28, 64).index_fill(0, torch.tensor(5), torch.nan),
+            "of the scene 'study_room' is not finite or zero",
+        ),
+        (torch.rand(28, 64).index_fill(0, torch.tensor(0), 0), "of the scene 'printer_room' is not finite or zero"),
+    ],
+)
+def test_tensors_that_are_no_tables(name: str, table: torch.Tensor, message: str, tmp_path: Path) -> None:
+    path = write_tensor(table, tmp_path / name)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_scene_table(path, SCENES, 64)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["object", "cut", "text", "two", "large"])
+@pytest.mark.parametrize("suffix", [".pth", ".npy"])
+def test_damaged_tensors_cost_one_line(damage: str, suffix: str, tmp_path: Path) -> None:
+    path = write_tensor(torch.rand(28, 64), tmp_path / f"t{suffix}")
+    if damage == "object":  # runs no code
+        pickled: Any = np.array([tmp_path], object)
+        np.save(path, pickled) if suffix == ".npy" else torch.save(tmp_path, path)
+    elif damage == "two":
+        torch.save({"a": torch.rand(28, 64), "b": torch.rand(28, 64)}, path)
+    elif damage == "large":
+        with path.open("ab") as file:
+            file.truncate(1 << 25)
+    else:
+        path.write_bytes(path.read_bytes()[:500] if damage == "cut" else b"hello")
+    with pytest.raises(
+        CheckpointError, match="too large for a scene" if damage == "large" else "is no scene"
+    ) as caught:
+        read_scene_table(path, SCENES, 64)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_clip_and_another_order_are_told_from_another_sentence() -> None:
+    torch.manual_seed(0)
+    own = torch.randn(28, 64) + 2 * torch.randn(64)  # all names have much in common
+    other_sentence = own + 0.3 * torch.randn(28, 64) + torch.randn(64)
+    check_same_clip(other_sentence, own, SCENES, "t.pth", "CLIP X")
+    with pytest.raises(CheckpointError, match=r"t\.pth: is of another CLIP than CLIP X, although as wide: .*ViT-L/14"):
+        check_same_clip(torch.randn(28, 64) + 2 * torch.randn(64), own, SCENES, "t.pth", "CLIP X")
+    with pytest.raises(CheckpointError, match=r"another order .*row 0, 'printer_room', is nearest .* 'outdoor_scene'"):
+        check_same_clip(own.flip(0), own, SCENES, "t.pth", "CLIP X")
 
 
 # The command
@@ -87,7 +179,7 @@ def test_list_and_encode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     arguments = ["--clip-weights", "random", "--architecture", "ViT-small", "--templates", "imagenet"]
     assert cli.main(["scenes", "encode", *arguments, "--out", str(path)]) == 0
     assert "28 scenes of 64 numbers, CLIP ViT-small (random)" in capsys.readouterr().out
-    assert read_scene_table(path, SCENES, 64).shape == (28, 64)
+    assert read_scene_table(path, SCENES, 64).rows.shape == (28, 64)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ names teach the scale in training. A scene that is named in prediction is our ad
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ from langdepth.systems.base import System
 from langdepth.systems.clip_system import rename, set_quirks
 from langdepth.text.caption_features import read_caption_features
 from langdepth.text.encoders import CaptionBank, caption_scene_of_label
-from langdepth.text.scene_table import encode_scenes, read_scene_table
+from langdepth.text.scene_table import check_same_clip, encode_scenes, read_scene_table
 from langdepth.text.scenes import CAPTION_SCENES, SCENES, scene_index
 from langdepth.types import Batch, DepthOutput, InputSpec
 
@@ -304,13 +305,22 @@ class ScaleDepth(System):
     ) -> None:
         """Start weights of encoder and scene table, unless the system has trained weights already.
 
-        ``clip_weights``: see ``load_foundation``. ``encoder_weights``: of an encoder that starts from ImageNet, see
-        ``backbones.encoders.start_encoder``. Instead of CLIP's text tower, for the scenes: ``scene_table``, a file of
-        ``langdepth scenes encode``, or ``text_features``, captions with their features in any form of
-        ``text.caption_features``; a scene's row is then their mean over captions of such scenes.
-        Raises UsageError and CheckpointError.
+        Args:
+            clip_weights: See ``load_foundation``. They also check a ``scene_table``.
+            encoder_weights: Of an encoder that starts from ImageNet, see ``backbones.encoders.start_encoder``.
+            scene_table: A file of ``langdepth scenes encode``, or a published table, see
+                ``text.scene_table.read_scene_table``; instead of CLIP's text tower.
+            text_features: Captions with their features, in any form of ``text.caption_features``; a scene's row is then
+                their mean over captions of such scenes. Instead of CLIP's text tower.
+
+        Raises:
+            UsageError: Options contradict each other or the system.
+            CheckpointError: A file is missing or damaged or does not fit; a scene table is of another CLIP.
         """
         if "weights" in self.provenance:
+            if scene_table is not None and self.scenes and Path(scene_table).exists():  # theirs goes first
+                found = read_scene_table(scene_table, self.scenes, self.scene_table.shape[1])
+                check_same_clip(found.rows, self.scene_table, self.scenes, scene_table, "these weights")
             return
         if scene_table is not None and text_features is not None:
             raise UsageError("system.prepare: give a scene_table or text_features, not both")
@@ -320,11 +330,42 @@ class ScaleDepth(System):
         if self.config.start == "clip" or (self.scenes and not from_file):
             self.load_foundation(clip_weights)
         if scene_table is not None:
-            self.scene_table.copy_(read_scene_table(scene_table, self.scenes, self.scene_table.shape[1]))
+            self.scene_table.copy_(self._read_table(scene_table, self._known_rows(clip_weights)))
         if text_features is not None:
             self._scenes_of_captions(text_features)
         if self.config.start == "imagenet":
             self.provenance["encoder"] = start_encoder(self.encoder, encoder_weights)
+
+    def _known_rows(self, clip_weights: str | None) -> Tensor | None:
+        """The scenes' features by CLIP's text tower, where its weights are at hand and not random."""
+        if clip_weights == "random" or (self.config.start != "clip" and clip_weights is None):
+            return None
+        if self.config.start != "clip":
+            from langdepth.backbones.clip_weights import find_clip_weights
+
+            return encode_scenes(find_clip_weights(clip_weights, self.config.clip, self.config.quick_gelu), self.scenes)
+        return self.scene_table  # load_foundation has filled it
+
+    def _read_table(self, path: str, known: Tensor | None) -> Tensor:
+        """The scene table of a file, compared with CLIP's own rows where those are ``known``; says what was found."""
+        config, found = self.config, read_scene_table(path, self.scenes, self.scene_table.shape[1])
+        if found.architecture not in (None, config.clip):
+            raise CheckpointError(
+                f"{path}: is of CLIP {found.architecture}, '{self.name}' takes that of {config.clip}; encode the "
+                "scenes with it, or set system.options.clip"
+            )
+        checked = "whether this CLIP made them could not be checked, for lack of system.prepare.clip_weights"
+        if known is not None:
+            check_same_clip(found.rows, known, self.scenes, path, f"CLIP {config.clip}")
+            checked = f"they agree with those of CLIP {config.clip}"
+        if found.taken_for is not None:
+            warnings.warn(
+                f"{path}: names no scenes; its {len(found.taken_for)} rows are taken for {found.taken_for[0]}, "
+                f"{found.taken_for[1]} ... {found.taken_for[-1]}, as 'langdepth scenes' lists them; {checked}",
+                stacklevel=2,
+            )
+        self.provenance["scene_table"] = f"{Path(path).name}; {checked}"
+        return found.rows
 
     def _scenes_of_captions(self, path: str) -> None:
         """Scene table from published features of captions: mean of those of the nearest scene that captions name."""

@@ -1,6 +1,8 @@
 """Scene tables: CLIP's feature of every scene name, which ScaleDepth's scale queries are compared with.
 
 names -> "a photo of a living room" -> CLIP's text tower -> unit vectors (K, D) -> one .safetensors
+
+Published tables are a tensor without names, (28, D) or, without outdoor_scene, (27, D): see ``read_scene_table``.
 """
 
 from __future__ import annotations
@@ -8,17 +10,24 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import functional as F
 
 from langdepth.backbones.clip_weights import ClipWeights
-from langdepth.errors import CheckpointError
+from langdepth.errors import CheckpointError, first_line
 from langdepth.text.clip_text import text_features
 from langdepth.text.scenes import SCENES
 from langdepth.utils.files import write_tensors
 
 PROMPT = "a photo of a {}"
+_MAX_BYTES = 1 << 24  # a published table has 86 kB
+_LEAST_COSINE = 0.5  # of one CLIP's features of a name in different sentences; those of two CLIPs are near 0
+_WRITE_ONE = "write one with 'langdepth scenes encode'"
 
 
 def imagenet_templates() -> tuple[str, ...]:
@@ -47,31 +56,135 @@ def write_scene_table(
     write_tensors({"scene_table": table.contiguous()}, path, metadata)
 
 
-def read_scene_table(path: str | Path, scenes: Sequence[str], width: int) -> Tensor:
-    """The rows (K, width) of ``scenes`` from a file of ``write_scene_table``; it may hold more scenes.
+class SceneTable(NamedTuple):
+    """Rows (K, D) float32 of the scenes that were asked for.
 
-    Raises CheckpointError for a file that is none, and for one of another width or without one of the scenes.
+    ``taken_for``: what the file's rows were taken for, in their order, where it names no scenes itself.
+    ``architecture``: of the CLIP that made them, where the file states it.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            table: Tensor = file.get_tensor("scene_table").float()
-            metadata = file.metadata()
-        names = list(json.loads(metadata["scenes"]))
-        architecture = metadata["architecture"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; write it with 'langdepth scenes encode'") from None
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+
+    rows: Tensor
+    taken_for: tuple[str, ...] | None
+    architecture: str | None
+
+
+def read_scene_table(path: str | Path, scenes: Sequence[str], width: int) -> SceneTable:
+    """The rows (K, width) of ``scenes`` from a scene table; it may hold more scenes.
+
+    Args:
+        path: A file of ``write_scene_table``; or a tensor without names, (28, D) for all of ``SCENES`` in their order
+            or (27, D) for those without outdoor_scene: ``.npy``, ``.safetensors``, or ``.pth``, of which only tensors
+            are read.
+        scenes: Names of ``SCENES``.
+        width: Numbers of the features.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or no table; its rows are too many or too few, of another width,
+            not finite, or zero; or one of the scenes is not among them.
+    """
+    path = Path(path)
+    _check_size(path)
+    table, names, architecture = _named(path) if path.suffix == ".safetensors" else (_tensor(path), None, None)
+    if table.ndim != 2 or not table.is_floating_point():
         raise CheckpointError(
-            f"{path}: is no scene table ({error}); write one with 'langdepth scenes encode'"
-        ) from None
-    if table.ndim != 2 or len(table) != len(names):
+            f"{path}: a scene table is a matrix of features, one row per scene, not {table.dtype} {tuple(table.shape)}"
+        )
+    taken_for = None
+    if names is None:
+        taken_for = next((SCENES[:count] for count in (len(SCENES), len(SCENES) - 1) if count == len(table)), None)
+        if taken_for is None:
+            raise CheckpointError(
+                f"{path}: has {len(table)} rows and names no scenes; a table without names has {len(SCENES)} rows, in "
+                f"the order of 'langdepth scenes', or {len(SCENES) - 1}, without {SCENES[-1]}"
+            )
+        names = list(taken_for)
+    if len(table) != len(names):
         raise CheckpointError(f"{path}: names {len(names)} scenes, but its table has shape {tuple(table.shape)}")
     if table.shape[1] != width:
+        of = f"the features of CLIP {architecture}" if architecture else "its features"
         raise CheckpointError(
-            f"{path}: the features of CLIP {architecture} have {table.shape[1]} numbers, the system's scale queries "
-            f"{width}; encode the scenes with another architecture"
+            f"{path}: {of} have {table.shape[1]} numbers, the system's scale queries {width}; encode the scenes with "
+            "another architecture"
         )
+    table = table.detach().float()
+    for name, row in zip(names, table, strict=True):
+        if not bool(row.isfinite().all()) or not bool(row.any()):
+            raise CheckpointError(f"{path}: the feature of the scene '{name}' is not finite or zero")
     missing = [name for name in scenes if name not in names]
     if missing:
         raise CheckpointError(f"{path}: has {len(names)} scenes, and '{missing[0]}' is none of them")
-    return table[[names.index(name) for name in scenes]]
+    return SceneTable(table[[names.index(name) for name in scenes]], taken_for, architecture)
+
+
+def _check_size(path: Path) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise CheckpointError(f"{path}: no such file; write it with 'langdepth scenes encode'") from None
+    if size > _MAX_BYTES:
+        raise CheckpointError(
+            f"{path}: with {size >> 20} MB too large for a scene table; a checkpoint's own table comes with it through "
+            "'langdepth convert'"
+        )
+
+
+def _named(path: Path) -> tuple[Tensor, list[str] | None, str | None]:
+    """Table, scenes and architecture of a ``.safetensors``; None for what it does not state."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys, metadata = list(file.keys()), file.metadata() or {}
+            if "scene_table" in keys:
+                return file.get_tensor("scene_table"), list(json.loads(metadata["scenes"])), metadata["architecture"]
+            if len(keys) == 1:
+                return file.get_tensor(keys[0]), None, None
+        raise CheckpointError(f"{path}: is no scene table (it holds {len(keys)} tensors); {_WRITE_ONE}")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: is no scene table ({first_line(error)}); {_WRITE_ONE}") from None
+
+
+def _tensor(path: Path) -> Tensor:
+    """The one tensor of a ``.npy`` or of what ``torch.save`` wrote; nothing else is unpickled."""
+    try:
+        if path.suffix == ".npy":
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpicklers raise almost anything for a damaged file
+        raise CheckpointError(f"{path}: is no scene table ({first_line(error)}); {_WRITE_ONE}") from None
+    if isinstance(content, dict) and len(content) == 1:
+        content = next(iter(content.values()))
+    if not isinstance(content, Tensor):
+        raise CheckpointError(f"{path}: is no scene table (it holds a {type(content).__name__}); {_WRITE_ONE}")
+    return content
+
+
+def check_same_clip(rows: Tensor, known: Tensor, scenes: Sequence[str], where: str, whose: str) -> None:
+    """Compare a table's rows (K, D) with ones of the same ``scenes`` that are known.
+
+    One CLIP gives a name in another sentence, or the mean over many sentences, a feature of nearly the same direction.
+    Those of two CLIPs have nothing in common but, perhaps, their width.
+
+    Args:
+        where: The file of the ``rows``, for the message.
+        whose: What made the ``known`` ones.
+
+    Raises:
+        CheckpointError: The rows are of another CLIP, or in another order.
+    """
+    rows, known = F.normalize(rows, dim=-1), F.normalize(known, dim=-1)
+    cosines = (rows * known).sum(-1)
+    if float(cosines.mean()) < _LEAST_COSINE:
+        raise CheckpointError(
+            f"{where}: is of another CLIP than {whose}, although as wide: their features of the scene '{scenes[0]}' "
+            f"have a cosine of {cosines[0]:.2f}, those of all scenes {cosines.mean():.2f} on average (VPD's table, for "
+            f"example, is of ViT-L/14); {_WRITE_ONE}"
+        )
+    if len(rows) > 2:
+        centred = F.normalize(rows - rows.mean(0), dim=-1) @ F.normalize(known - known.mean(0), dim=-1).T
+        nearest = centred.argmax(-1)
+        wrong = nearest != torch.arange(len(rows), device=nearest.device)
+        if int(wrong.sum()) * 2 > len(rows):
+            first = int(wrong.nonzero()[0])
+            raise CheckpointError(
+                f"{where}: its rows are in another order than 'langdepth scenes': row {first}, '{scenes[first]}', is "
+                f"nearest to what {whose} makes of '{scenes[int(nearest[first])]}'"
+            )
