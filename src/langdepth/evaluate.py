@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ from langdepth.report import (
 )
 from langdepth.tally import Tally
 from langdepth.types import Sample
+from langdepth.utils.threads import reading_threads
 
 if TYPE_CHECKING:
     from langdepth.data.base import DepthDataset
@@ -401,7 +402,7 @@ def _read_ahead(dataset: DepthDataset, indices: Iterable[int]) -> Iterator[tuple
             return index, error
 
     ahead: deque[Future[tuple[int, Sample | ImageError]]] = deque()
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="langdepth-read") as pool:
+    with reading_threads(_READERS) as pool:
         for index in indices:
             ahead.append(pool.submit(read, index))
             if len(ahead) > 2 * _READERS:

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,22 @@ def test_sigterm_to_the_first_process_saves_and_ends_both(start: Start, tmp_path
     out, err = again.communicate(timeout=240)
     assert (again.returncode, err) == (0, "")
     assert f" step {step + 1}/" in out
+
+
+def test_sigterm_while_one_process_waits_for_the_other(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No handler of Python runs in such a wait."""
+    monkeypatch.setenv("STUCK", "1")
+    process = start("--train.max_steps", 2)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line == "evaluating\n":
+            break
+    since = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=240)
+    assert time.monotonic() - since < 20
+    assert process.returncode == 1
+    assert re.fullmatch(r"langdepth train: stopped by SIGTERM after step 2; .*continue with --resume\n", err), err
+    assert torch.load(tmp_path / "run" / "resume.ckpt", weights_only=True)["global_step"] == 2

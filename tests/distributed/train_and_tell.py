@@ -1,16 +1,20 @@
-"""The command line with the system ``learner``; at the end every process writes to $RANKS_FOLDER what it ended with."""
+"""The command line with the system ``learner``; at the end every process writes to $RANKS_FOLDER what it ended with.
+
+With $STUCK validation never ends.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from langdepth import cli, registry
-from langdepth.training.validation import Validation
+from langdepth.training import stopping, validation
 from tests.helpers import LEARNER
 
 
@@ -19,7 +23,18 @@ def tell(trainer: Any, module: Any) -> None:
     torch.save(end, Path(os.environ["RANKS_FOLDER"], f"{trainer.global_rank}.pt"))
 
 
+def stuck(*_: Any, **__: Any) -> None:
+    """In the place of ``evaluate``: one process waits for the other, which does not come."""
+    print("evaluating", flush=True)
+    if "LOCAL_RANK" in os.environ and os.environ["LOCAL_RANK"] != "0":
+        time.sleep(600)
+    torch.distributed.all_gather_object([None, None], None)
+
+
 if __name__ == "__main__":
+    if "STUCK" in os.environ:
+        validation.evaluate = stuck  # type: ignore[assignment]
+        stopping.GRACE, stopping.UNWIND = 1.0, 2.0
     registry.REGISTRY[LEARNER.name] = LEARNER
-    Validation.teardown = lambda self, trainer, pl_module, stage: tell(trainer, pl_module)  # type: ignore[method-assign]
+    validation.Validation.teardown = lambda self, trainer, pl_module, stage: tell(trainer, pl_module)  # type: ignore[method-assign]
     sys.exit(cli.main())

@@ -18,6 +18,7 @@ from langdepth.data.loader import TrainingSet
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.training import stopping, validation
 from langdepth.training.stopping import Stopped, Stopping
+from langdepth.utils.threads import reading_threads
 from tests.helpers import Learner
 from tests.unit.test_train import Run, assert_same_run, at_call, run, terminate  # noqa: F401
 
@@ -52,6 +53,7 @@ def test_before_the_run_has_begun(run: Run, monkeypatch: pytest.MonkeyPatch, nam
 @pytest.mark.parametrize(
     ("owner", "name", "call", "step"),
     [
+        pytest.param(validation.KeepWeights, "on_fit_start", 1, None, id="features of a frozen trunk"),
         pytest.param(TrainingSet, "__getitem__", 1, None, id="the first image"),
         pytest.param(Learner, "loss", 4, 4, id="a step"),
         pytest.param(pl.Trainer, "save_checkpoint", 1, 2, id="a checkpoint"),
@@ -140,6 +142,27 @@ def test_a_data_worker_is_not_the_run(tmp_path: Path) -> None:
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
         assert not stop.asked
+
+
+def test_threads_drop_what_they_have_not_begun() -> None:
+    started, go_on, done = threading.Event(), threading.Event(), []
+
+    def read(number: int) -> None:
+        started.set()
+        go_on.wait(30)
+        done.append(number)
+
+    def interrupted() -> None:
+        with reading_threads(1) as pool:
+            for number in range(3):
+                pool.submit(read, number)
+            started.wait(30)
+            threading.Timer(0.2, go_on.set).start()  # what has begun is waited for
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        interrupted()
+    assert done == [0]
 
 
 class TestFailedStart:

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -22,6 +21,7 @@ from langdepth.data.sam import read_overlay
 from langdepth.errors import LangdepthError, UsageError, first_few, nearest
 from langdepth.io import file_sha256
 from langdepth.tables import columns
+from langdepth.utils.threads import reading_threads
 
 SPLITS = ("train", "val", "test")
 
@@ -90,7 +90,7 @@ def check_dataset(
     suspicion = wrong_unit(card, rows)
     problems += [f"{root}: {suspicion}"] if suspicion else []
     checked = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with reading_threads(os.cpu_count()) as pool:
         for pair in pool.map(_check_pair, rows):
             checked.append(pair)
             progress()

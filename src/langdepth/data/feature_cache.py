@@ -14,7 +14,6 @@ from __future__ import annotations
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -34,6 +33,7 @@ from langdepth.systems.base import System
 from langdepth.text.cache import add_tensors, cache_folder, content_key
 from langdepth.types import Batch
 from langdepth.utils.files import write_tensors
+from langdepth.utils.threads import reading_threads
 
 _READERS = 4
 
@@ -74,7 +74,7 @@ class FeatureCache:
         Raises ImageError naming an unusable picture, LangdepthError when the folder cannot be written or is too small.
         """
         missing: dict[tuple[int, int], dict[Path, _View]] = {}  # by size and path: a picture may be listed twice
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="langdepth-read") as pool:
+        with reading_threads(_READERS) as pool:
             seen = pool.map(self._seen, self.sizes)
             for number, (place, (name, picture)) in enumerate(zip(self.sizes, seen, strict=True)):
                 for mirrored in self.views:

@@ -19,7 +19,6 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -49,6 +48,7 @@ from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.io import MAX_PIXELS
 from langdepth.protocols import Protocol
 from langdepth.utils.files import atomic_path, locked
+from langdepth.utils.threads import reading_threads
 
 CARD = DatasetCard(
     name="cache",
@@ -343,7 +343,7 @@ def _opened_at(path: Path, end: int | None) -> BinaryIO:
 
 
 def _decoded(pairs: list[Row], origins: list[dict[str, Any]], frame: Frame) -> Iterator[tuple[Stored, list[bytes]]]:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with reading_threads(os.cpu_count()) as pool:
         for first in range(0, len(pairs), _AT_ONCE):  # no more than so many in memory
             chunk = slice(first, first + _AT_ONCE)
             yield from pool.map(partial(_encoded, frame), pairs[chunk], origins[chunk])
