@@ -32,12 +32,8 @@ if TYPE_CHECKING:
 EXAMPLE = """
 langdepth predict photo.jpg --text "a kitchen with a sink" --out depth
 langdepth predict photos --recursive --save depth16,npz --out depth --resume
-<<<<<<< HEAD
 langdepth predict photos --save color --range 0,10 --colormap viridis --out depth
-langdepth predict photo.jpg --system depthclip --clip-weights RN50.pt --words "near,far" --bins 1,3
-=======
 langdepth predict photo.jpg --system depthclip --clip-weights RN50.pt --words "near,far" --bins 1,3 --out words
->>>>>>> 4240068 (Docs: every command block of README, docs and --help is run by a test)
 """
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2"}
 STDIN = "-"
