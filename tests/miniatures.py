@@ -103,25 +103,28 @@ def _nyu(monkeypatch: pytest.MonkeyPatch, **splits: int) -> None:
     stand_in(monkeypatch, nyu, splits, {"nyu_test": NYU_TEST, "nyu_sync": NYU_SYNC})
 
 
-def _nyu_tree(folder: Path, keys: Sequence[str], first: int = 0) -> None:
+def nyu_tree(folder: Path, keys: Sequence[str], first: int = 0, size: tuple[int, int] = (HEIGHT, WIDTH)) -> None:
+    """SCENE/rgb_N.jpg and SCENE/sync_depth_N.png for each of ``keys``."""
+    height, width = size
     for i, key in enumerate(keys, first):
-        save_picture(folder / key, ramp(WIDTH, HEIGHT, seed=i))
-        save_depth((folder / key.replace("rgb_", "sync_depth_")).with_suffix(".png"), depth(i), 0.001)
+        save_picture(folder / key, ramp(width, height, seed=i))
+        metres = depth(i, height=height, width=width)
+        save_depth((folder / key.replace("rgb_", "sync_depth_")).with_suffix(".png"), metres, 0.001)
 
 
 def nyu_exported(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """official_splits, as exported from the labelled file."""
     _nyu(monkeypatch, train=3, test=2)
-    _nyu_tree(root / "official_splits" / "train", NYU_TRAIN, 2)
-    _nyu_tree(root / "official_splits" / "test", NYU_TEST)
+    nyu_tree(root / "official_splits" / "train", NYU_TRAIN, 2)
+    nyu_tree(root / "official_splits" / "test", NYU_TEST)
     return root
 
 
 def nyu_sync(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Frames of the raw sequences to learn from, official_splits to judge on."""
     _nyu(monkeypatch, sync=2, test=2)
-    _nyu_tree(root / "nyu_depth_v2" / "sync", NYU_SYNC, 7)
-    _nyu_tree(root / "nyu_depth_v2" / "official_splits" / "test", NYU_TEST)
+    nyu_tree(root / "nyu_depth_v2" / "sync", NYU_SYNC, 7)
+    nyu_tree(root / "nyu_depth_v2" / "official_splits" / "test", NYU_TEST)
     return root
 
 
@@ -151,20 +154,26 @@ def nyu_annotated_frames(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def write_labelled(file: Path, matlab: bool = True) -> Path:
-    """The labelled file with all five pictures, and splits.mat beside it (counted from 1, a column each)."""
-    keys = [*NYU_TEST, *NYU_TRAIN]
-    pictures = np.stack([ramp(WIDTH, HEIGHT, seed=i).transpose(2, 0, 1) for i in range(len(keys))])
-    sensed = np.stack([depth(i) for i in range(len(keys))])
+def write_labelled(
+    file: Path,
+    matlab: bool = True,
+    types: Sequence[str] = tuple(key.split("/")[0] for key in (*NYU_TEST, *NYU_TRAIN)),
+    test: Sequence[int] = (0, 1),
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+) -> Path:
+    """The labelled file with an image of each scene type, and splits.mat beside it (counted from 1, a column each)."""
+    height, width = size
+    pictures = np.stack([ramp(width, height, seed=i).transpose(2, 0, 1) for i in range(len(types))])
+    sensed = np.stack([depth(i, height=height, width=width) for i in range(len(types))])
     arrays = {"images": pictures, "rawDepths": sensed, "depths": np.where(sensed > 0, sensed, np.float32(9))}
     file.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(file, "w", userblock_size=512 if matlab else 0) as content:
         for name, array in arrays.items():
             content[name] = np.swapaxes(array, -1, -2) if matlab else array
         for name, number in (("sceneTypes", ""), ("scenes", "_{:04d}")):
-            cells = content.create_dataset(name, (1, len(keys)), dtype=h5py.ref_dtype)
-            for i, key in enumerate(keys):
-                text = key.split("/")[0] + number.format(i)
+            cells = content.create_dataset(name, (1, len(types)), dtype=h5py.ref_dtype)
+            for i, kind in enumerate(types):
+                text = kind + number.format(i)
                 letters = content.create_dataset(
                     f"#refs#/{name}{i}", data=np.array([[ord(c)] for c in text], np.uint16)
                 )
@@ -172,7 +181,8 @@ def write_labelled(file: Path, matlab: bool = True) -> Path:
     if matlab:
         with file.open("r+b") as block:
             block.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM")
-    columns = {"testNdxs": [[1.0], [2.0]], "trainNdxs": [[3.0], [4.0], [5.0]]}
+    places = {"testNdxs": test, "trainNdxs": [i for i in range(len(types)) if i not in test]}
+    columns = {name: [[1.0 + i] for i in chosen] for name, chosen in places.items()}
     scipy.io.savemat(file.with_name("splits.mat"), {name: np.array(column) for name, column in columns.items()})
     return file
 
@@ -213,25 +223,32 @@ KITTI_TEST = (
 KITTI_SIZE = (60, 200)
 
 
-def street(seed: int) -> Metres:
+def street(seed: int, size: tuple[int, int] = KITTI_SIZE) -> Metres:
     """Depth of a street as a laser knows it."""
-    known = np.random.default_rng(seed).random(KITTI_SIZE) < 0.2
-    return np.where(known, depth(seed, 5.0, 40.0, *KITTI_SIZE), 0).astype(np.float32)
+    known = np.random.default_rng(seed).random(size) < 0.2
+    return np.where(known, depth(seed, 5.0, 40.0, *size), 0).astype(np.float32)
 
 
-def _kitti_eigen(pictures: Path, truth: Callable[[str], Path], keys: Sequence[str], suffix: str = ".png") -> None:
+def kitti_eigen(
+    pictures: Path,
+    truth: Callable[[str], Path],
+    keys: Sequence[str],
+    suffix: str = ".png",
+    size: tuple[int, int] = KITTI_SIZE,
+) -> None:
+    """The images ``keys`` below ``pictures``, and the depth of each drive below ``truth(drive)``."""
     for i, key in enumerate(keys):
         _, drive, *_, name = key.split("/")
-        save_picture((pictures / key).with_suffix(suffix), ramp(*KITTI_SIZE[::-1], seed=len(drive) + i))
-        save_depth(truth(drive) / drive / "proj_depth/groundtruth/image_02" / name, street(i), 1 / 256)
+        save_picture((pictures / key).with_suffix(suffix), ramp(*size[::-1], seed=len(drive) + i))
+        save_depth(truth(drive) / drive / "proj_depth/groundtruth/image_02" / name, street(i, size), 1 / 256)
 
 
 def kitti_raw(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Raw data and the annotated depth, as the official archives unpack."""
     lists = {"kitti_eigen_train": KITTI_TRAIN, "kitti_eigen_test": KITTI_TEST}
     stand_in(monkeypatch, kitti, {"train": 2, "test": 2}, lists)
-    _kitti_eigen(root, lambda drive: root / ("val" if drive.endswith("0002_sync") else "train"), KITTI_TRAIN)
-    _kitti_eigen(root, lambda drive: root / ("val" if drive.endswith("0002_sync") else "train"), KITTI_TEST)
+    kitti_eigen(root, lambda drive: root / ("val" if drive.endswith("0002_sync") else "train"), KITTI_TRAIN)
+    kitti_eigen(root, lambda drive: root / ("val" if drive.endswith("0002_sync") else "train"), KITTI_TEST)
     return root
 
 
@@ -239,7 +256,7 @@ def kitti_wordepth(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """kitti_raw_data and kitti_ground_truth, as WorDepth's README has them."""
     lists = {"kitti_eigen_train": KITTI_TRAIN, "kitti_eigen_test": KITTI_TEST}
     stand_in(monkeypatch, kitti, {"train": 2, "test": 2}, lists)
-    _kitti_eigen(root / "kitti_raw_data", lambda _: root / "kitti_ground_truth", (*KITTI_TRAIN, *KITTI_TEST))
+    kitti_eigen(root / "kitti_raw_data", lambda _: root / "kitti_ground_truth", (*KITTI_TRAIN, *KITTI_TEST))
     return root
 
 
@@ -247,7 +264,7 @@ def kitti_input(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """input and gt_depth, pictures as JPEG."""
     lists = {"kitti_eigen_train": KITTI_TRAIN, "kitti_eigen_test": KITTI_TEST}
     stand_in(monkeypatch, kitti, {"train": 2, "test": 2}, lists)
-    _kitti_eigen(root / "input", lambda _: root / "gt_depth", (*KITTI_TRAIN, *KITTI_TEST), ".jpg")
+    kitti_eigen(root / "input", lambda _: root / "gt_depth", (*KITTI_TRAIN, *KITTI_TEST), ".jpg")
     return root
 
 

@@ -178,6 +178,13 @@ class TestTiny(SystemTester):
         with pytest.raises(LangdepthError, match=r"none\.npz: no such file or folder"):
             tiny.prepare_training(text_features=str(tmp_path / "none.npz"))
 
+    def test_a_few_captions_are_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "few.npz"
+        features = np.random.default_rng(0).normal(size=(3, CLIP_FEATURES)).astype(np.float16)
+        np.savez(path, caption=CAPTIONS[:3], feature=features, train_count=np.ones(3, int))
+        with pytest.raises(LangdepthError, match="3 distinct captions are too few"):
+            registry.build("tiny", {**self.options, "vocabulary": ()}).prepare_training(text_features=str(path))
+
     def test_features_of_another_length_are_refused(self, tiny: Tiny, tmp_path: Path) -> None:
         path = tmp_path / "short.npz"
         np.savez(path, caption=["a bed"], feature=np.ones((1, 16)), train_count=[1])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from langdepth.data.nyu_adapters import (
     NyuAdapterTransform,
@@ -175,3 +176,21 @@ def test_stored_pictures_lose_nothing(picture: NyuPicture) -> None:
 def test_a_network_of_another_size_is_refused() -> None:
     with pytest.raises(UsageError, match=r"are 544x416, but the network takes 640x480, 96x64; change"):
         NyuAdapterTransform([(480, 640), (416, 544), (64, 96)])
+
+
+def test_images_of_another_size_with_the_shape_are_enlarged_first() -> None:
+    small = np.random.default_rng(3).integers(0, 255, (240, 320, 3), dtype=np.uint8)
+    metres = np.linspace(1, 4, 240 * 320, dtype=np.float32).reshape(240, 320)
+    large = np.asarray(Image.fromarray(small).resize((640, 480), Image.Resampling.BILINEAR))
+    made = []
+    for pixels, depth in ((small, metres), (large, metres.repeat(2, 0).repeat(2, 1))):
+        torch.manual_seed(5)
+        stored = Sample(
+            image=torch.tensor(pixels).permute(2, 0, 1),
+            depth=torch.from_numpy(depth)[None],
+            mask=torch.from_numpy(depth)[None] > 0,
+        )
+        made.append(NyuAdapterTransform()(stored))
+    assert made[0].image.shape == (3, 416, 544)
+    assert torch.equal(made[0].image, made[1].image)
+    assert torch.equal(made[0].depth, made[1].depth)

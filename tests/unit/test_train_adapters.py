@@ -30,7 +30,7 @@ def recipe(name: str, root: Path, out: Path, *, options: dict[str, Any], **field
     content = load_yaml(RECIPES / name)
     content["system"]["options"] |= {"architecture": "RN-small", **options}
     content["system"]["prepare"] = {"clip_weights": "random"}
-    content["data"] |= {"root": str(root), "workers": 0}
+    content["data"] |= {"name": "folder", "root": str(root), "val_split": "val", "workers": 0}
     content["train"] |= {"out": str(out), "accelerator": "cpu", "log_every": 1, "previews": 0}
     for key, value in fields.items():
         section, field = key.split("__")
@@ -112,12 +112,13 @@ def test_two_views_learn_without_depth_and_resume_in_mid_epoch(frames: Path, tmp
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
-def test_what_the_pictures_do_not_allow_is_one_line(rooms: Path, frames: Path, tmp_path: Path) -> None:
+def test_what_the_pictures_do_not_allow_is_one_line(frames: Path, tmp_path: Path) -> None:
     name = "clip-adapter-ssl-nyu.yaml"
-    with pytest.raises(ImageError, match=r"0\.jpg: picture is 80x60, these crops need 640x480"):
-        train(recipe(name, rooms, tmp_path / "a", options=TWO_VIEWS, data__batch_size=1))
+    wide = write_sample(tmp_path / "wide", count=2, size=(48, 96))
+    with pytest.raises(ImageError, match=r"0\.jpg: picture is 96x48, these crops need 640x480 or its shape"):
+        train(recipe(name, wide, tmp_path / "a", options=TWO_VIEWS, data__batch_size=1))
     with pytest.raises(UsageError, match=r"data\.pipeline.*network takes 96x64"):
         train(recipe(name, frames, tmp_path / "b", options=TWO_VIEWS | {"area": 64 * 96}))
     small = TWO_VIEWS | {"area": 64 * 96}
     with pytest.raises(UsageError, match=r"losses\.photometric.*data\.pipeline: nyu-adapters-two-views"):
-        train(recipe(name, rooms, tmp_path / "c", options=small, data__pipeline="standard", data__batch_size=1))
+        train(recipe(name, frames, tmp_path / "c", options=small, data__pipeline="standard", data__batch_size=1))

@@ -22,6 +22,7 @@ from langdepth.errors import ImageError, UsageError
 from langdepth.parts.view_warp import in_plane_motion
 from langdepth.types import InputSpec, Sample
 
+STORED = (480, 640)  # height, width of the images of NYU
 SIZE = (416, 544)  # height, width of what comes out
 TEST_CORNER = (60, 56)  # x, y
 TRAIN_CORNER = (43, 45)  # of the 427 x 565 pixels that training pictures are cut from
@@ -46,9 +47,11 @@ class NyuPicture:
 
     def __post_init__(self) -> None:
         for name, array in (("picture", self.rgb), ("depth", self.depth_mm), ("filled depth", self.dense_mm)):
-            if array is not None and array.shape[:2] != (480, 640):
+            if array is not None and array.shape[:2] != STORED:
                 height, width = array.shape[:2]
-                raise ImageError(f"{self.path or 'NYU picture'}: {name} is {width}x{height}, these crops need 640x480")
+                raise ImageError(
+                    f"{self.path or 'NYU picture'}: {name} is {width}x{height}, these crops need 640x480 or its shape"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +168,17 @@ class NyuAdapterTransform:
     def __call__(self, sample: Sample, size: tuple[int, int] = SIZE) -> Sample:
         """``sample`` in [0, 1] or in bytes; depth counts in whole millimetres.
 
-        ``size`` is (416, 544) and changes nothing. Raises ImageError for another stored size.
+        Images of another size with the shape of 640x480 are brought to it first, depth by its nearest pixel. ``size``
+        is (416, 544) and changes nothing. Raises ImageError for another shape.
         """
         depth_mm = (sample.depth[0] * 1000).round().clamp(max=1000 * MAX_DEPTH).numpy().astype(np.uint16)
+        rgb = _bytes(sample.image)
+        height, width = depth_mm.shape
+        if (height, width) != STORED and height * STORED[1] == width * STORED[0]:
+            rgb = np.asarray(Image.fromarray(rgb).resize(STORED[::-1], Image.Resampling.BILINEAR))
+            depth_mm = np.asarray(Image.fromarray(depth_mm).resize(STORED[::-1], Image.Resampling.NEAREST))
         overlay = None if sample.overlay is None else _bytes(sample.overlay)
-        picture = NyuPicture(rgb=_bytes(sample.image), depth_mm=depth_mm, overlay=overlay, path=sample.path)
+        picture = NyuPicture(rgb=rgb, depth_mm=depth_mm, overlay=overlay, path=sample.path)
         random = np.random.default_rng(int(torch.randint(2**62, ())))
         if self.two_views:
             views = SelfSupervisedDraws.draw(random)

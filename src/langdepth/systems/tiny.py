@@ -204,6 +204,11 @@ class Tiny(System):
                 raise UsageError(NO_CAPTIONS.format(self.name))
             return
         data = read_caption_features(text_features, CLIP_FEATURES)
+        if fresh and len(data.captions) < self.config.text_features:
+            raise LangdepthError(
+                f"{len(data.captions)} distinct captions are too few to start {self.name} from; give at least "
+                f"{self.config.text_features}"
+            )
         if fresh:
             self.provenance["encoder"] = self.encoder.load_imagenet_weights()
             self.sentences, fit = distilled_encoder(data)
