@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from langdepth import cli, registry
+from langdepth import checkpoint, cli, registry
 from tests.helpers import LEARNER, Learner, Run, write_folder
 
 REPOSITORY = Path(__file__).parents[2]
@@ -221,8 +221,25 @@ def test_sigterm_saves_and_ends(tmp_path: Path, sample_folder: Path, whole_group
     assert again.stderr == ""
 
 
+def test_the_embedded_weights_learn_from_images_of_ones_own(command: Run, tmp_path: Path) -> None:
+    """With nothing but the recipe and a folder whose index has no split."""
+    root = write_folder(tmp_path / "data", [{"scene": f"room {number // 2}", "size": (96, 128)} for number in range(8)])
+    recipe, out = REPOSITORY / "recipes" / "tiny-finetune.yaml", tmp_path / "run"
+    quick = ("--train.max_steps", 1, "--data.workers", 0, "--train.accelerator", "cpu")
+    code, said, err = command("train", "--config", recipe, "--data.root", root, "--train.out", out, *quick)
+    assert (code, err) == (0, "")
+    assert re.match(r"step 0/\d+ judged on 2 pictures: ", said)
+    last = checkpoint.load(out / "last.safetensors").provenance
+    tiny = registry.entry("tiny").weights
+    assert tiny is not None
+    assert last["continued_from"]["weights"] == "tiny"
+    assert last["continued_from"]["sha256"] == tiny.sha256
+    assert last["licence"] == last["continued_from"]["licence"]
+    assert "| continued_from.weights | tiny |" in (out / "last.md").read_text()
+
+
 def test_help_shows_an_example_and_imports_no_torch() -> None:
     code = "from langdepth import cli; import sys; cli.main(['train', '--help']); sys.exit('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert answer.returncode == 0
-    assert "langdepth train --config recipes/tiny.yaml" in answer.stdout
+    assert "langdepth train --config recipes/tiny-finetune.yaml" in answer.stdout
