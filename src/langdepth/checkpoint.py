@@ -14,10 +14,18 @@ from torch import Tensor
 
 from langdepth import __version__, registry
 from langdepth.config import to_mapping
-from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_line, nearest
+from langdepth.errors import (
+    CheckpointError,
+    LangdepthError,
+    MissingCheckpointError,
+    UsageError,
+    first_line,
+    nearest,
+)
 from langdepth.io import file_sha256
 from langdepth.utils.files import atomic_path, temporary_folder, write_tensors
 from langdepth.utils.network import hub_or_cache
+from langdepth.utils.tensors import AllocationBudget, read_safetensors, require_finite
 
 if TYPE_CHECKING:
     from langdepth.systems.base import System
@@ -28,6 +36,7 @@ FORMAT = "langdepth/1"
 HUB_FILE = "model.safetensors"
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
+MEMORY_RATIO, SPARE_MEMORY = 16, 1 << 30  # what building a system may take, in bytes of its file and beside them
 # Facts about one file; they are found again whenever it is loaded and so are not stored in it.
 FILE_FACTS = ("weights", "sha256", "langdepth_version")
 
@@ -89,7 +98,7 @@ def load(
     if sha256:
         _check_sha256(path, label, sha256)
     metadata, tensors = _read(path, label)
-    system = _build(metadata, label)
+    system = _build(metadata, label, tensors)
     _fill(system, tensors, label)
     system.provenance = {
         **_json(metadata, "provenance", label),
@@ -173,6 +182,7 @@ def _write_tensors(system: System, path: Path, facts: Mapping[str, Any], dtype: 
         key: _as_dtype(key, value.detach(), dtype).to("cpu").clone(memory_format=torch.contiguous_format)
         for key, value in system.state_dict().items()
     }
+    require_finite(tensors, path, "nothing is written")
     write_tensors(tensors, path, metadata)
 
 
@@ -272,7 +282,7 @@ def _locate(name: str, offline: bool | None) -> tuple[Path, str, str]:
         raise CheckpointError(f"{path}: is a folder; give the .safetensors file inside it")
     if path.exists() or path.suffix == ".safetensors" or path.suffix in PICKLES:
         if not path.exists():
-            raise CheckpointError(f"{path}: no such file")
+            raise MissingCheckpointError(f"{path}: no such file")
         if path.suffix in PICKLES:
             raise CheckpointError(
                 f"{path}: pickled checkpoints are only read by `langdepth convert`, which writes a .safetensors to load"
@@ -336,16 +346,7 @@ def _check_sha256(path: Path, label: str, expected: str) -> None:
 
 
 def _read(path: Path, label: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{label}: damaged, truncated or not a .safetensors file ({first_line(error)}); fetch or save it again"
-        ) from None
+    metadata, tensors = read_safetensors(path, label)
     found = metadata.get("format", "")
     if not found.startswith("langdepth/"):
         raise CheckpointError(
@@ -359,14 +360,15 @@ def _read(path: Path, label: str) -> tuple[dict[str, str], dict[str, Tensor]]:
 def _json(metadata: dict[str, str], key: str, label: str) -> dict[str, Any]:
     try:
         value = json.loads(metadata.get(key, ""))
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise CheckpointError(f"{label}: its metadata '{key}' is missing or damaged; save it again")
     return value
 
 
-def _build(metadata: dict[str, str], label: str) -> System:
+def _build(metadata: dict[str, str], label: str, tensors: Mapping[str, Tensor]) -> System:
+    """The system that a file states, of the size of its ``tensors``."""
     name = metadata.get("system", "")
     if name not in registry.REGISTRY:
         raise CheckpointError(
@@ -374,8 +376,12 @@ def _build(metadata: dict[str, str], label: str) -> System:
             f"{nearest(name, registry.REGISTRY)}"
         )
     config = _json(metadata, "config", label)
+    stored = sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
     try:
-        return registry.build(name, config)
+        with AllocationBudget(SPARE_MEMORY + MEMORY_RATIO * stored, label):
+            return registry.build(name, config)
+    except CheckpointError:
+        raise
     except (UsageError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{label}: its configuration does not fit '{name}': {first_line(error)}") from error
 
@@ -394,6 +400,7 @@ def _fill(system: System, tensors: dict[str, Tensor], label: str) -> None:
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(f"{label}: does not fit the system '{system.name}': {'; '.join(problems[:3])}{more}")
+    require_finite(tensors, label)
     system.load_state_dict(tensors)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
-from langdepth.errors import LangdepthError, nearest
+from langdepth.errors import LangdepthError, first_line, is_memory_error, nearest, one_line
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("langdepth.commands.predict:main", "depth of pictures and folders"),
     "imagine": ("langdepth.commands.imagine:main", "depth of scenes from words alone, without a picture"),
@@ -55,24 +58,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     module, _, function = COMMANDS[argv[0]][0].partition(":")
     try:
-        return int(getattr(import_module(module), function)(argv[1:]) or 0)
-    except LangdepthError as error:
-        if debug:
-            raise
-        print(f"langdepth {argv[0]}: {error}", file=sys.stderr)
-        return error.exit_code
+        code = int(getattr(import_module(module), function)(argv[1:]) or 0)
+        sys.stdout.flush()  # a full disk is told here, not by the interpreter when it ends
+        return code
     except KeyboardInterrupt:
-        print(f"langdepth {argv[0]}: interrupted; what was already written is kept", file=sys.stderr)
+        _complain(argv[0], "interrupted; what was already written is kept")
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
-    except OSError as error:
+    except Exception as error:
         if debug:
             raise
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"langdepth {argv[0]}: {place}{error.strerror or error}", file=sys.stderr)
-        return 1
+        _complain(argv[0], _explained(error))
+        return error.exit_code if isinstance(error, LangdepthError) else 1
+
+
+def _explained(error: Exception) -> str:
+    """One line for whatever ended a command."""
+    if isinstance(error, LangdepthError):
+        return str(error)
+    if is_memory_error(error):
+        return "not enough memory for this; use smaller images, a smaller batch size or a machine with more"
+    if isinstance(error, OSError) and error.strerror:
+        if error.filename is None and error.errno in _NO_ROOM:  # all other files have names
+            _drop_output()
+            return f"standard output cannot be written ({error.strerror})"
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {first_line(error)}; this was not foreseen, --debug shows where it happened"
+
+
+def _complain(command: str, message: str) -> None:
+    with suppress(OSError):  # nobody may be listening
+        print(f"langdepth {command}: {one_line(message)}", file=sys.stderr)
+
+
+def _drop_output() -> None:
+    """Let what is still to be printed go nowhere, so that the interpreter ends in silence."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def entry_point() -> None:

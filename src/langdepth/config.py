@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from langdepth.errors import UsageError, nearest
+from langdepth.errors import MissingConfigError, UsageError, nearest
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ def load_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such file; give the path of a {what}") from None
+        raise MissingConfigError(f"{path}: no such file; give the path of a {what}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as text ({error})") from None
     try:
@@ -93,6 +93,8 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T
             raise UsageError(f"key '{where}{name}' is required")
     try:
         return cls(**values)
+    except UsageError:
+        raise
     except ValueError as error:
         raise UsageError(f"{where.rstrip('.') or 'recipe'}: {error}") from None
 

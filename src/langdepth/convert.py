@@ -6,22 +6,28 @@ Official checkpoints are pickles: they are read here (and CLIP's in ``backbones/
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from langdepth import registry
 from langdepth.checkpoint import save
-from langdepth.errors import CheckpointError, UsageError
+from langdepth.errors import CheckpointError, MissingCheckpointError, UsageError
+from langdepth.systems.base import System
+from langdepth.utils.tensors import (
+    read_pickle,
+    read_safetensors,
+    reading_tensors,
+    require_finite,
+    require_plain,
+    without_prefixes,
+)
 
-_NUMPY_CORES = ("numpy.core", "numpy._core")
 # Where training scripts put the tensors among other things.
 _NESTS = ("state_dict", "model_state_dict", "model")
 
@@ -63,9 +69,11 @@ def convert(
     if out.suffix != ".safetensors":
         raise UsageError(f"{out}: weights are written as .safetensors; give a name with this ending")
     if not source.is_file():
-        raise CheckpointError(f"{source}: no such file")
+        raise MissingCheckpointError(f"{source}: no such file")
     try:
         system = registry.build(name, dict(options or {}))
+    except UsageError:
+        raise
     except ValueError as error:
         raise UsageError(f"system.options: {error}") from None
     assumed = {option: getattr(system.config, option) for option in system.unrecorded if option not in (options or {})}
@@ -78,7 +86,7 @@ def convert(
     elif tensors is None:
         raise CheckpointError(f"{source}: is a TorchScript program, not a checkpoint of '{name}'")
     else:
-        ours, report = system.convert_official(tensors)
+        ours, report = _in_our_names(system, tensors)
         _fill(system, ours, report["missing"], source)
         system.provenance["source"] = f"converted from {source.name}"
     system.provenance["licence"] = licence or "not stated"
@@ -89,45 +97,48 @@ def _is_archive(source: Path) -> bool:
     """Whether the file is a TorchScript program, OpenAI's way to publish CLIP."""
     if not zipfile.is_zipfile(source):
         return False
-    with zipfile.ZipFile(source) as file:
+    with reading_tensors(source, "a checkpoint"), zipfile.ZipFile(source) as file:
         return any(name.endswith("/constants.pkl") for name in file.namelist())
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of an official checkpoint, without the prefix "module." of DataParallel. Raises CheckpointError."""
-    content: Any
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    """The tensors of an official checkpoint, without the prefixes of DataParallel and torch.compile.
 
-        try:
-            content = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: damaged or not a .safetensors file ({error})") from None
-    else:
-        try:
-            with torch.serialization.safe_globals(_numpy_arrays()):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            problem = " ".join(str(error).split())[:160]
-            raise CheckpointError(
-                f"{path}: cannot be read as a checkpoint of plain tensors ({problem}); it is damaged, or holds other "
-                "Python objects, which are not opened"
-            ) from None
+    Raises CheckpointError.
+    """
+    content = read_safetensors(path)[1] if path.suffix == ".safetensors" else read_pickle(path)
     for nest in _NESTS:
         if isinstance(content, dict) and isinstance(content.get(nest), dict):
             content = content[nest]
     tensors = content if isinstance(content, dict) else {}
     if not tensors or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()):
         raise CheckpointError(f"{path}: unknown layout; expected tensors by name, or these under {', '.join(_NESTS)}")
-    return {key.removeprefix("module."): value for key, value in tensors.items()}
+    require_plain(tensors, path)
+    return without_prefixes(tensors)
 
 
-def _numpy_arrays() -> list[Any]:
-    """What NumPy arrays and numbers are made of in a checkpoint, under the names of NumPy 1 and 2."""
-    parts: list[Any] = [np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
-    named = [(part, f"{package}.multiarray.{part.__name__}") for part in parts for package in _NUMPY_CORES]
-    return [*named, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd")]
+def _in_our_names(system: System, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """``System.convert_official``; where all names begin with one more word ("model."), also without it."""
+    prefix = next(iter(tensors)).partition(".")[0] + "."
+    wrapped = all(key.startswith(prefix) for key in tensors)
+    try:
+        found = system.convert_official(tensors)
+        if not (wrapped and found[1]["missing"]):
+            return found
+        failure = None
+    except CheckpointError as error:
+        if not wrapped:
+            raise
+        failure = error
+    try:
+        inside = system.convert_official(without_prefixes({k.removeprefix(prefix): v for k, v in tensors.items()}))
+        if not inside[1]["missing"]:
+            return inside
+    except CheckpointError:
+        pass
+    if failure is not None:
+        raise failure
+    return found
 
 
 def _fill(system: torch.nn.Module, tensors: dict[str, Tensor], missing: list[str], source: Path) -> None:
@@ -142,4 +153,5 @@ def _fill(system: torch.nn.Module, tensors: dict[str, Tensor], missing: list[str
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(f"{source}: does not fit the system: {'; '.join(problems[:3])}{more}")
+    require_finite(tensors, source)
     system.load_state_dict(tensors)

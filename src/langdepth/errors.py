@@ -7,27 +7,63 @@ from collections.abc import Iterable, Sequence
 
 
 class LangdepthError(Exception):
-    """Something failed while working (exit code 1 on the command line)."""
+    """Something failed while working (exit code 1 on the command line). Its text is one line, whatever it quotes."""
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
-class UsageError(LangdepthError):
+
+class UsageError(LangdepthError, ValueError):
     """The request itself was wrong: an unknown name, key or value (exit code 2)."""
 
     exit_code = 2
 
 
-class ImageError(LangdepthError):
-    """A picture or depth file cannot be read or is not usable."""
+class ImageError(LangdepthError, ValueError):
+    """An image or depth file cannot be read or is not usable."""
 
 
-class CheckpointError(LangdepthError):
+class CheckpointError(LangdepthError, ValueError):
     """A weights file cannot be read or does not fit the system."""
 
 
-class NonFiniteLossError(LangdepthError):
+class MissingFileError(LangdepthError, FileNotFoundError):
+    """A file that was named is not there."""
+
+
+class MissingImageError(ImageError, MissingFileError):
+    """An image or depth file is not there."""
+
+
+class MissingCheckpointError(CheckpointError, MissingFileError):
+    """A weights file is not there."""
+
+
+class MissingConfigError(UsageError, MissingFileError):
+    """A recipe or another file of settings is not there."""
+
+
+class NonFiniteLossError(LangdepthError, ArithmeticError):
     """The training loss became NaN or infinite."""
+
+
+def one_line(text: str) -> str:
+    """The text without what would break a line or steer a terminal: such characters are written as in Python."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or "\ud800" <= char <= "\udfff" else repr(char)[1:-1] for char in text)
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether an error says that memory is short: Python's, NumPy's, a device's, or torch's plain one for the CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError | OSError) and any(
+        words in text for words in ("not enough memory", "allocate memory", "bad_alloc", "out of memory")
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from langdepth.camera import Camera
-from langdepth.errors import ImageError, UsageError, nearest
+from langdepth.errors import ImageError, MissingImageError, UsageError, nearest
 from langdepth.utils.files import atomic_path
 
 if TYPE_CHECKING:
@@ -177,6 +177,8 @@ def decoding(name: str) -> Iterator[None]:
     """Turn whatever a decoder raises on a broken file into one line that names it."""
     try:
         yield
+    except MissingImageError:
+        raise
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the latter where warnings are errors
@@ -218,8 +220,10 @@ def _open_regular(path: Path) -> IO[bytes]:
         if status.st_size == 0:
             raise ImageError(f"{path}: empty (0 bytes)")
         return path.open("rb")
+    except ImageError:
+        raise
     except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
+        raise MissingImageError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         raise ImageError(f"{path}: cannot be opened ({getattr(error, 'strerror', None) or error})") from None
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-import pickle
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -41,7 +40,7 @@ from langdepth.data.rows import RowDataset
 from langdepth.data.sampling import Draws, Sizes, source_weights, training_shapes
 from langdepth.data.transforms import TrainTransform
 from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
-from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_line
+from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_line, is_memory_error
 from langdepth.evaluate import require_comparable
 from langdepth.io import file_sha256
 from langdepth.recipe import DataSection, Recipe, TrainSection, read_recipe
@@ -55,6 +54,7 @@ from langdepth.training.sets import open_sets
 from langdepth.training.stopping import Stopped, Stopping
 from langdepth.training.validation import KeepWeights, Validation
 from langdepth.utils.files import atomic_path, locked
+from langdepth.utils.tensors import nested_tensors, require_finite
 
 __all__ = ["Recipe", "read_recipe", "train"]
 
@@ -167,10 +167,18 @@ def _check_folder(recipe: Recipe, resume: bool) -> None:
 
 
 def _check_readable(checkpoint: Path) -> None:
+    """Raise CheckpointError where a run cannot continue from the file."""
+    advice = "without it --resume starts from the beginning"
     try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{checkpoint}: is damaged; without it --resume starts from the beginning") from error
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # unpicklers raise almost anything for a damaged file
+        if is_memory_error(error):
+            raise CheckpointError(f"{checkpoint}: not enough memory to read it") from error
+        raise CheckpointError(f"{checkpoint}: is damaged; {advice}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{checkpoint}: holds no training run; {advice}")
+    learned = {key: content.get(key) for key in ("state_dict", "optimizer_states")}
+    require_finite(dict(nested_tensors(learned)), checkpoint, advice)
 
 
 def _start_system(recipe: Recipe, start: Path | None, captions: Captions | None = None) -> System:
@@ -183,6 +191,8 @@ def _start_system(recipe: Recipe, start: Path | None, captions: Captions | None 
     torch.manual_seed(recipe.train.seed)
     try:
         system = load(weights) if weights else registry.build(section.name, section.options)
+    except LangdepthError:
+        raise
     except ValueError as error:
         raise UsageError(f"system.options: {error}") from None
     if system.name != section.name:
@@ -224,6 +234,7 @@ def _prepare(system: System, recipe: Recipe, captions: Captions | None) -> None:
     except TypeError as error:
         raise UsageError(f"system.prepare: {error}") from None
     system.prepare_training(**files)
+    require_finite(system.state_dict(), "system.prepare", "give other files to start from")
 
 
 def _training_loader(

@@ -43,6 +43,9 @@ Shrink = Literal["antialiased", "bilinear-aligned"]
 """How an image gets to network size: averaged over the pixels that one becomes, or sampled with corners on corners."""
 
 
+MAX_NETWORK_PIXELS = 4096 * 4096
+
+
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
     """How a system wants its pictures.
@@ -61,6 +64,11 @@ class InputSpec:
     max_aspect: float = 4.0
     shrink: Shrink = "antialiased"
     enlarge: Enlarge = "bilinear"
+
+    def __post_init__(self) -> None:
+        pixels = max(self.area or 0, math.prod(self.size or (0,)), self.multiple_of**2)
+        if pixels > MAX_NETWORK_PIXELS:  # a weights file may state it
+            raise ValueError(f"{pixels} pixels inside the network are more than the limit of {MAX_NETWORK_PIXELS}")
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) in pixels that a picture of the given size has inside the network."""

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from langdepth.errors import first_line
+import langdepth
+from langdepth import cli, errors
+from langdepth.errors import LangdepthError, UsageError, first_line, is_memory_error, one_line
 
 
 @pytest.mark.parametrize(
@@ -13,3 +22,94 @@ from langdepth.errors import first_line
 )
 def test_one_line_of_another_librarys_complaint(error: Exception, line: str) -> None:
     assert first_line(error) == line
+
+
+@pytest.mark.parametrize(
+    ("kind", "bases"),
+    [
+        (UsageError, (LangdepthError, ValueError)),
+        (errors.ImageError, (LangdepthError, ValueError)),
+        (errors.CheckpointError, (LangdepthError, ValueError)),
+        (errors.MissingImageError, (errors.ImageError, FileNotFoundError)),
+        (errors.MissingCheckpointError, (errors.CheckpointError, FileNotFoundError)),
+        (errors.MissingConfigError, (UsageError, FileNotFoundError)),
+        (errors.NonFiniteLossError, (LangdepthError, ArithmeticError)),
+    ],
+)
+def test_errors_are_also_what_python_users_expect(kind: type[LangdepthError], bases: tuple[type, ...]) -> None:
+    assert all(issubclass(kind, base) for base in bases)
+    assert str(kind("a.png: gone")) == "a.png: gone"
+
+
+def test_missing_files_are_file_not_found_errors(tmp_path: Path) -> None:
+    for call in (
+        lambda: langdepth.predict(tmp_path / "none.png"),
+        lambda: langdepth.load(tmp_path / "none.safetensors"),
+    ):
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            call()
+
+
+def test_one_message_is_one_line() -> None:
+    assert str(UsageError("'a\nb\r\x1b[31m\u2028c'")) == r"'a\nb\r\x1b[31m\u2028c'"
+    assert one_line("Küche \udce9 深度") == "Küche \udce9 深度"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (RuntimeError("shapes do not match"), False),
+        (ValueError("not enough memory"), False),
+    ],
+)
+def test_memory_errors(error: Exception, expected: bool) -> None:
+    assert is_memory_error(error) == expected
+
+
+class TestNet:
+    """Whatever ends a command is one line."""
+
+    @pytest.mark.parametrize(
+        ("error", "line"),
+        [
+            (
+                ZeroDivisionError("division\nby zero"),
+                "ZeroDivisionError: division; this was not foreseen, --debug shows",
+            ),
+            (RecursionError("too deep"), "RecursionError: too deep; this was not foreseen"),
+            (MemoryError(), "not enough memory for this"),
+            (RuntimeError("not enough memory: you tried to allocate"), "not enough memory for this"),
+            (OSError(errno.EACCES, "Permission denied", "a\nb"), r"a\nb: Permission denied"),
+            (UsageError("wrong\nword"), r"wrong\nword"),
+        ],
+    )
+    def test_one_line(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, line: str
+    ) -> None:
+        def fail(_: Any) -> int:
+            raise error
+
+        monkeypatch.setattr("langdepth.commands.systems.main", fail)
+        assert cli.main(["systems"]) == (2 if isinstance(error, UsageError) else 1)
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith(f"langdepth systems: {line}")
+        assert err.count("\n") == 1
+        with pytest.raises(type(error)):
+            cli.main(["systems", "--debug"])
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+    def test_output_that_cannot_be_written(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+        with io.TextIOWrapper(os.fdopen(descriptor, "wb"), write_through=False) as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            assert cli.main(["systems"]) == 1
+        assert capsys.readouterr().err == (
+            "langdepth systems: standard output cannot be written (No space left on device)\n"
+        )

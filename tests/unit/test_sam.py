@@ -111,7 +111,11 @@ def test_a_file_that_is_not_sam_is_one_line(tmp_path: Path, capsys: pytest.Captu
     pytest.importorskip("segment_anything")
     torch.save({"weight": torch.ones(3)}, tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("hello")
-    for name, message in (("other.pth", "not SAM's weights"), ("text.pth", "not SAM's"), ("none.pth", "no such file")):
+    for name, message in (
+        ("other.pth", "not SAM's weights"),
+        ("text.pth", "not a checkpoint"),
+        ("none.pth", "no such file"),
+    ):
         with pytest.raises(CheckpointError, match=message):
             load_sam(tmp_path / name)
         assert main(["data", "sam", str(tmp_path), "--weights", str(tmp_path / name)]) == 1

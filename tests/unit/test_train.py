@@ -26,7 +26,7 @@ import langdepth.train
 from langdepth import checkpoint, registry
 from langdepth.data.base import open_dataset
 from langdepth.data.rows import RowDataset
-from langdepth.errors import LangdepthError, NonFiniteLossError, UsageError
+from langdepth.errors import CheckpointError, LangdepthError, NonFiniteLossError, UsageError
 from langdepth.io import file_sha256
 from langdepth.recipe import OptimSection, read_recipe
 from langdepth.systems.base import System
@@ -141,6 +141,32 @@ def test_checkpoints_do_not_go_through_the_systems_folder_for_temporary_files(
 ) -> None:
     monkeypatch.setattr("tempfile.mkstemp", lambda *_, **__: pytest.fail("a temporary file elsewhere"))
     assert resume_state(run(train__epochs=1))["global_step"] == 3
+
+
+@pytest.mark.parametrize("part", ["state_dict", "optimizer_states"])
+def test_a_run_does_not_continue_from_numbers_that_are_not_finite(run: Run, part: str) -> None:
+    folder = run(train__max_steps=3)
+    state = resume_state(folder)
+    tensor = (
+        state["state_dict"]["system.body.0.weight"]
+        if part == "state_dict"
+        else state["optimizer_states"][0]["state"][0]["exp_avg"]
+    )
+    tensor.view(-1)[0] = math.nan
+    torch.save(state, folder / "resume.ckpt")
+    with pytest.raises(CheckpointError, match=rf"resume.ckpt: tensor '{part}\.\S+' holds values that are not finite"):
+        run(resume=True)
+
+
+def test_training_does_not_start_from_numbers_that_are_not_finite(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(self: Learner) -> None:
+        self.frozen.weight.data[0, 0] = math.inf
+
+    monkeypatch.setattr(Learner, "prepare_training", prepare)
+    with pytest.raises(
+        CheckpointError, match=r"system.prepare: tensor 'frozen.weight' holds values that are not finite"
+    ):
+        run()
 
 
 class TestResume:

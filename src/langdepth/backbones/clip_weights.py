@@ -30,7 +30,9 @@ from torch import Tensor
 from langdepth.backbones.clip import SMALL_ARCHITECTURES, model_config
 from langdepth.errors import CheckpointError, UsageError, first_line
 from langdepth.io import file_sha256
+from langdepth.utils.files import not_the_file_itself
 from langdepth.utils.network import hub_or_cache, unreachable
+from langdepth.utils.tensors import read_pickle, read_safetensors, reading_tensors, require_plain, without_prefixes
 
 ACTIVATIONS = {True: "QuickGELU", False: "GELU"}
 # Beside the weights in some files: OpenAI's three scalars, and tables that networks compute themselves.
@@ -183,43 +185,30 @@ def _check_file(path: Path, architecture: str, expected_bytes: int) -> int:
 
 def _read_tensors(path: Path, architecture: str, limit: int) -> dict[str, Tensor]:
     """The tensors of a file under its own names; the content says which kind it is."""
-    from safetensors.torch import load_file
-
     with path.open("rb") as file:
         head = file.read(9)
-    try:
+    with reading_tensors(path, "CLIP weights"):
         if head.startswith(b"PK"):
             with zipfile.ZipFile(path) as archive:
                 if sum(member.file_size for member in archive.infolist()) > limit:
                     raise CheckpointError(f"{path}: unpacks to far more than {architecture} needs; refused")
                 script = any(name.endswith("/constants.pkl") for name in archive.namelist())
-                content = _read_torchscript(archive) if script else _read_pickle(path)
+                content = _read_torchscript(archive) if script else read_pickle(path)
         elif head.startswith(b"\x80"):  # torch.save before version 1.6, or another pickle
-            content = _read_pickle(path)
+            content = read_pickle(path)
         elif head.endswith(b"{"):
-            content = load_file(path)
+            content = read_safetensors(path)[1]
         else:
-            raise CheckpointError(
-                f"{path}: is no weights file; known are OpenAI's archives, and state dicts as .safetensors, .pt or .bin"
+            other = not_the_file_itself(path) or (
+                "is no weights file; known are OpenAI's archives, and state dicts as .safetensors, .pt or .bin"
             )
-    except CheckpointError:
-        raise
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path}: is damaged or holds Python objects other than tensors, which could run code; refused"
-        ) from None
-    except Exception as error:  # zip, zlib, torch and safetensors errors of their own kinds
-        raise CheckpointError(f"{path}: is damaged or truncated ({first_line(error)}); fetch it again") from None
+            raise CheckpointError(f"{path}: {other}")
     content = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path}: holds no state dict (names with tensors)")
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
-
-
-def _read_pickle(path: Path) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # hints about pickle protocols; what matters is raised
-        return torch.load(path, "cpu", weights_only=True)
+    tensors = {str(name): value for name, value in content.items()}
+    require_plain(tensors, path)
+    return without_prefixes(tensors)
 
 
 class _Module:
@@ -247,7 +236,7 @@ class _TensorReader(pickle.Unpickler):
             return lambda values, *_: values
         if (module, name) == ("torch", "device"):
             return str
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
+        raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not allowed")
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, dtype, key, *_ = pid

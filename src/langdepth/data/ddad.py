@@ -147,6 +147,8 @@ def _understood(file: Path) -> Iterator[None]:
     """Whatever is wrong with a JSON file, as one line that names it."""
     try:
         yield
+    except LangdepthError:
+        raise
     except FileNotFoundError:
         raise LangdepthError(f"{file}: is missing") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

@@ -28,12 +28,13 @@ from tqdm import tqdm
 from langdepth import __version__
 from langdepth.data.loader import TrainingSet
 from langdepth.data.sampling import Draw
-from langdepth.errors import LangdepthError, UsageError
+from langdepth.errors import LangdepthError, UsageError, first_few
 from langdepth.systems.base import System
 from langdepth.text.cache import add_tensors, cache_folder, content_key
 from langdepth.types import Batch
 from langdepth.utils.files import write_tensors
 from langdepth.utils.threads import reading_threads
+from langdepth.utils.tensors import require_finite
 
 _READERS = 4
 
@@ -108,7 +109,9 @@ class FeatureCache:
         samples = [self.dataset[Draw(view.place, size, seed=0)] for view in views]
         turned = [sample.mirrored != view.mirrored for sample, view in zip(samples, views, strict=True)]
         images = [sample.image.flip(-1) if turn else sample.image for sample, turn in zip(samples, turned, strict=True)]
-        return system.frozen_features(torch.stack(images).to(system.get_buffer("_mean").device))
+        features = system.frozen_features(torch.stack(images).to(system.get_buffer("_mean").device))
+        require_finite(features, f"features of {first_few([sample.path for sample in samples])}", "check the weights")
+        return features
 
     def _require_space(self, features: dict[str, Tensor], batches: int) -> None:
         """``batches``: how many times so much will be written."""

@@ -112,6 +112,8 @@ def _readable(file: Path, what: str) -> Iterator[Iterator[dict[str, str]]]:
     try:
         with file.open(newline="", encoding="utf-8") as stream:
             yield _whole_lines(stream)
+    except LangdepthError:
+        raise
     except (csv.Error, KeyError, ValueError, OSError) as error:
         raise LangdepthError(f"{file}: not readable as {what} ({error})") from None
 

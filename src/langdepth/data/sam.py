@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError, first_line
+from langdepth.errors import (
+    CheckpointError,
+    ImageError,
+    LangdepthError,
+    MissingCheckpointError,
+    MissingImageError,
+    UsageError,
+    first_line,
+)
 from langdepth.io import read_image, visible
 from langdepth.utils.files import atomic_path
 
@@ -66,7 +74,7 @@ def read_overlay(source: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.ui
         with np.load(path, allow_pickle=False) as file:
             masks = file["masks"].astype(bool)
     except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
+        raise MissingImageError(f"{path}: no such file") from None
     except Exception as error:  # a damaged archive raises OSError, ValueError, KeyError, BadZipFile, zlib.error ...
         raise ImageError(f"{path}: not a file of masks ({error}); needed is the array masks (N, H, W)") from None
     try:
@@ -81,21 +89,23 @@ def load_sam(weights: str | Path, device: str | torch.device | None = None, **op
     The model's size follows from the weights. ``options``: those of ``SamAutomaticMaskGenerator``. Raises UsageError
     when the package is missing, CheckpointError for a file that is not SAM's.
     """
-    import torch
-
     from langdepth.devices import move
+    from langdepth.utils.tensors import read_pickle, require_finite
 
     try:
         from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
     except ImportError:
         raise UsageError("SAM needs the package segment-anything: pip install 'langdepth[sam]'") from None
     if not Path(weights).is_file():
-        raise CheckpointError(f"{weights}: no such file; SAM's weights are published as sam_vit_b, _l and _h")
+        raise MissingCheckpointError(f"{weights}: no such file; SAM's weights are published as sam_vit_b, _l and _h")
     try:
-        tensors = torch.load(weights, map_location="cpu", weights_only=True)
+        tensors = read_pickle(Path(weights))
+        require_finite(tensors, weights)
         model = sam_model_registry[ENCODER_WIDTHS[tensors["image_encoder.pos_embed"].shape[-1]]]()
         model.load_state_dict(tensors)
-    except Exception as error:  # unpicklers raise almost anything for a damaged file
+    except CheckpointError:
+        raise
+    except Exception as error:  # other content, other names or shapes
         raise CheckpointError(f"{weights}: not SAM's weights ({first_line(error)})") from None
     return masks_of(SamAutomaticMaskGenerator(move(model, device), **options))
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from langdepth.backbones.clip_weights import ClipWeights
-from langdepth.errors import CheckpointError, first_line
+from langdepth.errors import CheckpointError, MissingCheckpointError, first_line
 from langdepth.text.clip_text import text_features
 from langdepth.text.scenes import SCENES
 from langdepth.utils.files import write_tensors
@@ -120,7 +120,7 @@ def _check_size(path: Path) -> None:
     try:
         size = path.stat().st_size
     except OSError:
-        raise CheckpointError(f"{path}: no such file; write it with 'langdepth scenes encode'") from None
+        raise MissingCheckpointError(f"{path}: no such file; write it with 'langdepth scenes encode'") from None
     if size > _MAX_BYTES:
         raise CheckpointError(
             f"{path}: with {size >> 20} MB too large for a scene table; a checkpoint's own table comes with it through "
@@ -138,7 +138,9 @@ def _named(path: Path) -> tuple[Tensor, list[str] | None, str | None]:
             if len(keys) == 1:
                 return file.get_tensor(keys[0]), None, None
         raise CheckpointError(f"{path}: is no scene table (it holds {len(keys)} tensors); {_WRITE_ONE}")
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except CheckpointError:
+        raise
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: is no scene table ({first_line(error)}); {_WRITE_ONE}") from None
 
 

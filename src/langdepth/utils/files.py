@@ -77,6 +77,8 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         if durable:
             _flush(temporary)
         os.replace(temporary, path)
+    except LangdepthError:
+        raise
     except OSError as error:
         if error.filename is not None and Path(os.fsdecode(error.filename)) not in (path, temporary, *path.parents):
             raise  # something else went wrong inside, for example reading another file
@@ -298,3 +300,27 @@ def _holder(folder: Path) -> dict[str, Any]:
         return {"process": int(content["process"]), **{key: str(content[key]) for key in ("host", "machine", "since")}}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
+
+
+# What lies where another file should
+
+
+def not_the_file_itself(path: str | Path) -> str | None:
+    """What a file is that a failed download or checkout left in the place of another, or None."""
+    try:
+        with open(path, "rb") as file:
+            return other_content(file.read(512))
+    except OSError:
+        return None
+
+
+def other_content(head: bytes) -> str | None:
+    """The same for the first bytes of a file."""
+    if not head:
+        return "empty (0 bytes)"
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of git-lfs instead of the file; fetch the file with 'git lfs pull'"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "a web page instead of the file, as downloads give that need a login or a confirmation; fetch it again"
+    return None
