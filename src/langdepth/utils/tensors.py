@@ -59,6 +59,11 @@ def reading_tensors(path: Path, what: str, label: str | None = None) -> Iterator
                 f"{label}: holds Python objects other than tensors ({named[1]}), which could run code and are not "
                 "opened; save its tensors alone, as a state_dict"
             ) from None
+        if "Unsupported operand" in str(error):
+            raise CheckpointError(
+                f"{label}: is a pickle of a kind that torch.save does not write, which could run code; save its tensors "
+                "alone, as a state_dict"
+            ) from None
         raise CheckpointError(
             f"{label}: is damaged, truncated or not {what} ({type(error).__name__}); fetch or save it again"
         ) from None
