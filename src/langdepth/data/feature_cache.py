@@ -33,8 +33,8 @@ from langdepth.systems.base import System
 from langdepth.text.cache import add_tensors, cache_folder, content_key
 from langdepth.types import Batch
 from langdepth.utils.files import write_tensors
-from langdepth.utils.threads import reading_threads
 from langdepth.utils.tensors import require_finite
+from langdepth.utils.threads import reading_threads
 
 _READERS = 4
 

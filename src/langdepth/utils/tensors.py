@@ -61,8 +61,8 @@ def reading_tensors(path: Path, what: str, label: str | None = None) -> Iterator
             ) from None
         if "Unsupported operand" in str(error):
             raise CheckpointError(
-                f"{label}: is a pickle of a kind that torch.save does not write, which could run code; save its tensors "
-                "alone, as a state_dict"
+                f"{label}: is a pickle of a kind that torch.save does not write, which could run code; save its "
+                "tensors alone, as a state_dict"
             ) from None
         raise CheckpointError(
             f"{label}: is damaged, truncated or not {what} ({type(error).__name__}); fetch or save it again"
