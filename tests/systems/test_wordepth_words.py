@@ -17,7 +17,9 @@ from langdepth.errors import UsageError
 from langdepth.evaluate import judge
 from langdepth.inference import as_float, predict_pictures
 from langdepth.systems.wordepth import WorDepth
+from langdepth.text.caption_features import open_captions
 from langdepth.text.captions import Caption, pack
+from langdepth.train import _prepare, read_recipe
 from tests.helpers import FakeSystem, grey, write_folder
 from tests.miniatures import nyu_sync, published_captions
 
@@ -188,6 +190,31 @@ def test_the_authors_trees_train_with_and_without_packing(tmp_path: Path, monkey
     both = ["--data.captions", trees, "--system.prepare.text_features", tmp_path / "packed"]
     assert train_on_nyu(root, tmp_path / "both", *both, *neutral) == 0
     assert train_on_nyu(root, tmp_path / "more", "--system.weights", tmp_path / "both/last.safetensors") == 0
+
+
+def test_captions_of_the_data_go_to_systems_that_start_from_some_and_to_no_others(tmp_path: Path) -> None:
+    captions = open_captions(packed(tmp_path / "captions", np.eye(2, 8, dtype=np.float16)))
+    recipe = read_recipe({"data": {"root": "x", "captions": str(tmp_path / "captions")}})
+    seen: list[Any] = []
+
+    class Starts(FakeSystem):
+        def prepare_training(self, text_features: Any = None) -> None:
+            seen.append(text_features)
+
+    class Plain(FakeSystem):
+        def prepare_training(self) -> None:
+            seen.append("nothing")
+
+    class Wordless(FakeSystem):
+        text_per_picture = False
+
+    _prepare(Starts(), recipe, captions)
+    _prepare(Plain(), recipe, captions)
+    own = read_recipe({"system": {"prepare": {"text_features": "own.npz"}}, "data": {"root": "x"}})
+    _prepare(Starts(), own, captions)
+    assert seen == [captions, "nothing", "own.npz"]
+    with pytest.raises(UsageError, match=r"data\.captions: 'fake' takes no captions of images; leave them out"):
+        _prepare(Wordless(), recipe, captions)
 
 
 def test_without_any_captions_one_line_says_how_to_name_them(
