@@ -134,7 +134,9 @@ def test_a_table_alone_finds_images_by_their_own_sentence(tmp_path: Path) -> Non
         assert found is not None
         assert torch.equal(found, torch.from_numpy(features()[row].astype(np.float32)))
     bare = write_folder(tmp_path / "bare", [{}])
-    with pytest.raises(LangdepthError, match=r"has no caption in .*features\.npz \(1 of 1 images\)"):
+    with pytest.raises(
+        LangdepthError, match=r"features\.npz, which names no images \(name both: CAPTIONS,.*\) \(1 of 1"
+    ):
         open_dataset("folder", bare, captions=npz(tmp_path))
 
 

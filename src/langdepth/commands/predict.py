@@ -245,7 +245,7 @@ def _with_captions(
         if caption is None and without == "stop":
             problems.append(
                 LangdepthError(
-                    f"{job.source}: has no caption in {source}; add one, or predict such images without words: "
+                    f"{job.source}: has no caption in {captions.reach}; add one, or predict such images without words: "
                     "--without-caption neutral"
                 )
             )

@@ -288,7 +288,7 @@ class RowDataset:
             missing = [row for row in rows if self._caption(row) is None]
             if missing and without_caption == "stop":
                 raise LangdepthError(
-                    f"{missing[0].path_rgb}: has no caption in {self.captions.where} ({len(missing)} of {len(rows)} "
+                    f"{missing[0].path_rgb}: has no caption in {self.captions.reach} ({len(missing)} of {len(rows)} "
                     "images); add its caption and feature, or use such images without words: without_caption neutral"
                 )
 

@@ -103,6 +103,11 @@ class Captions:
         found = next((self._by_image[end] for end in ends if end in self._by_image), None)
         return None if found is None else Found(found, self._by_sentence[found])
 
+    @property
+    def reach(self) -> str:
+        """``where``, and, for the message about an image without caption, that no image could have one."""
+        return self.where if self else f"{self.where}, which names no images (name both: CAPTIONS,{self.where})"
+
     def feature(self, row: int) -> Tensor:
         """(D,) float32. Raises LangdepthError where only sentences are known."""
         if self.features is None:
