@@ -48,6 +48,7 @@ LATER: dict[str, Any] = {
     "data.hold_out": None,
     "data.train_list": None,
     "data.val_list": None,
+    "train.validate_every_steps": None,
 }
 
 

@@ -60,9 +60,12 @@ def test_what_may_change_is_documented() -> None:
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_the_recipes_of_the_repository_are_right(path: Path) -> None:
-    recipe = read_recipe(load_yaml(path))
-    assert recipe.train.licence
-    assert recipe.train.source == f"trained with recipes/{path.name}"
+    content = load_yaml(path)
+    content["data"].setdefault("root", "asked for")
+    recipe = read_recipe(content)
+    if recipe.system.weights is None:  # else what was continued from states them
+        assert recipe.train.licence
+        assert recipe.train.source == f"trained with recipes/{path.name}"
     assert read_recipe(yaml.safe_load(yaml.safe_dump(to_mapping(recipe)))) == recipe
 
 

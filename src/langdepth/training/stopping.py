@@ -43,31 +43,37 @@ class Stopping:
         self._saving = threading.Lock()
         self._left = threading.Event()
         self._installed = False
+        self._watcher: threading.Thread | None = None
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
             self._process = os.getpid()
-            self._pipe, self._wakes = os.pipe()
-            os.set_blocking(self._wakes, False)
             self._handler_before = signal.getsignal(signal.SIGTERM)
             signal.signal(signal.SIGTERM, self._handle)
-            self._wakes_before = signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
-            self._watcher = threading.Thread(target=self._watch, name="langdepth-stop", daemon=True)
-            self._watcher.start()
             self._installed = True
+            if os.name == "posix":  # elsewhere a signal wakes no pipe
+                self._start_watcher()
         return self
+
+    def _start_watcher(self) -> None:
+        self._pipe, self._wakes = os.pipe()
+        os.set_blocking(self._wakes, False)
+        self._wakes_before = signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
+        self._watcher = threading.Thread(target=self._watch, name="langdepth-stop", daemon=True)
+        self._watcher.start()
 
     def __exit__(self, *_: object) -> None:
         if not self._installed:
             return
         self._leaving = True
         signal.signal(signal.SIGTERM, self._handler_before)
-        signal.set_wakeup_fd(self._wakes_before)
         self._left.set()
-        os.write(self._wakes, b"\0")
-        self._watcher.join()
-        os.close(self._pipe)
-        os.close(self._wakes)
+        if self._watcher is not None:
+            signal.set_wakeup_fd(self._wakes_before)
+            os.write(self._wakes, b"\0")
+            self._watcher.join()
+            os.close(self._pipe)
+            os.close(self._wakes)
 
     def guard(self, trainer: pl.Trainer) -> None:
         """Take care of the processes that the trainer starts, and keep this handler in place of Lightning's.
@@ -151,4 +157,5 @@ def _in_forked_child() -> None:
     signal.set_wakeup_fd(-1)  # or a signal to a data worker would wake the trainer's thread
 
 
-os.register_at_fork(after_in_child=_in_forked_child)
+if os.name == "posix":
+    os.register_at_fork(after_in_child=_in_forked_child)

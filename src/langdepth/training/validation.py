@@ -54,6 +54,7 @@ class Validation(Callback):
         self.protocol = protocols.get(recipe.train.protocol)
         self.best: dict[str, Best] = {}
         self.evaluated_step: int | None = None
+        self._ended = False
         self._seconds, self._since = 0.0, time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -76,6 +77,7 @@ class Validation(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module = cast(DepthTraining, pl_module)
+        self._ended = True
         paused = trainer.global_step < module.steps
         self._evaluate(trainer, module, paused=paused)
         metric = self.recipe.train.monitors[0]
@@ -84,7 +86,9 @@ class Validation(Callback):
             start = module.system.provenance["continued_from"]["weights"]
             module.print(f"no step improved {metric} ({best.value:.4f}): best.safetensors is the start, {start}")
 
-    on_fit_end = on_train_end  # Lightning leaves out the end of training where no step was left to do
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._ended:  # Lightning leaves out the end of training where no step was left to do
+            self.on_train_end(trainer, pl_module)
 
     def _evaluate(self, trainer: pl.Trainer, module: DepthTraining, paused: bool = False) -> None:
         if trainer.global_step == self.evaluated_step:
