@@ -180,6 +180,24 @@ def test_lists_in_the_form_of_bts(kind: str, run: Run, tmp_path: Path, monkeypat
     ]
 
 
+def test_a_list_with_separate_roots_is_checked_shown_and_cached(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = miniatures.kitti_wordepth(tmp_path / "set", monkeypatch)
+    rows = find_rows("kitti", root, "test")
+    truth = "{}/proj_depth/groundtruth/image_02/{}"
+    file = tmp_path / "list.txt"
+    file.write_text("\n".join(f"{row.key} {truth.format(row.scene_run, row.path_depth.name)} 721.5" for row in rows))
+    place = ("--root", root / "kitti_raw_data", "--truth-root", root / "kitti_ground_truth", "--list", file)
+    code, out, err = run("data", "check", "kitti", *place)
+    assert (code, err) == (0, ""), out
+    assert "2 pairs checked, 0 problems" in out
+    assert run("data", "show", "kitti", *place, "--out", tmp_path / "sheet.png")[0] == 0
+    code, _, err = run("data", "cache", "kitti", *place, "--out", tmp_path / "cache")
+    assert code == 0, err
+    assert keys(find_rows("cache", tmp_path / "cache", "list.txt")) == keys(rows)
+
+
 @pytest.mark.filterwarnings("ignore:.*have no ground truth")
 def test_lists_of_kitti_have_two_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = miniatures.kitti_wordepth(tmp_path / "set", monkeypatch)

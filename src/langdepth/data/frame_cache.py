@@ -248,10 +248,13 @@ def write_cache(
     split: str | None = None,
     frame: Frame = "stored",
     trust_unit: bool = False,
+    truth_root: str | Path | None = None,
+    listed: str | Path | None = None,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> Written:
     """Cache the pairs of the data set ``name`` below ``root``, or of one ``split``, in the folder ``out``.
 
+    ``truth_root``, ``listed``: where the ground truth lies and which pairs are read, see ``data.base.find_rows``.
     ``frame``: "stored" or "kb", the KITTI benchmark's bottom 352 rows and middle 1216 columns. What an earlier run has
     cached of the same pairs is kept, unless it is damaged or its files have changed; ``progress(done, total)`` is
     called after each pair. Raises UsageError for a folder that holds another cache and pictures with overlays,
@@ -259,12 +262,14 @@ def write_cache(
     """
     if frame not in get_args(Frame):
         raise UsageError(f"unknown frame '{frame}': {nearest(frame, get_args(Frame))}")
-    pairs = open_dataset(name, root, split, trust_unit=trust_unit).rows
+    pairs = open_dataset(name, root, split, trust_unit=trust_unit, truth_root=truth_root, pairs=listed).rows
     overlaid = next((row for row in pairs if row.path_overlay is not None), None)
     if overlaid is not None:
         raise UsageError(f"{overlaid.path_rgb}: has an overlay; pictures with masks drawn over them are not cached")
     out = Path(out)
     head = {"format": FORMAT, "dataset": name, "root": str(Path(root).resolve()), "split": split, "frame": frame}
+    if listed is not None:
+        head["split"] = Path(listed).name
     try:
         with locked(out):
             return _write(out, {**head, "rows": len(pairs)}, pairs, frame, progress)

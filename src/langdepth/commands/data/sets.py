@@ -149,6 +149,8 @@ def cache(
     root: Path,
     out: Path,
     split: str | None = None,
+    list: Path | None = None,
+    truth_root: Path | None = None,
     frame: Literal["stored", "kb"] = "stored",
     trust_unit: bool = False,
 ) -> int:
@@ -163,13 +165,25 @@ def cache(
         root: Folder of the data set.
         out: Folder to fill; a picture of 640x480 takes 1.5 MB.
         split: Only this split.
+        list: The pairs of this list file instead.
+        truth_root: Folder of the ground truth, where it lies in a tree of its own.
         frame: What is kept of a picture; "kb" is the KITTI benchmark's bottom 352 rows and middle 1216 columns.
         trust_unit: Take depth as it is, even where its unit looks wrong.
     """
     from langdepth.data.frame_cache import write_cache
 
     with progress_bar("pair") as progress:
-        written = write_cache(name, root, out, split=split, frame=frame, trust_unit=trust_unit, progress=progress)
+        written = write_cache(
+            name,
+            root,
+            out,
+            split=split,
+            frame=frame,
+            trust_unit=trust_unit,
+            truth_root=truth_root,
+            listed=list,
+            progress=progress,
+        )
     for error in written.errors:
         print(f"left out: {error}")
     print(f"{written.frames} frames in {out}, {written.added} of them new; use it as the data set cache")
