@@ -6,6 +6,7 @@ An unknown key is an error that names the nearest known one.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import types
 import typing
 from collections.abc import Mapping
@@ -145,5 +146,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is Path and isinstance(value, str):
         return Path(value)
     if (hint is int and isinstance(value, bool)) or not isinstance(value, hint):
-        raise UsageError(f"{where}: expected {hint.__name__}, got {value!r}")
+        advice = "; put it in quotes" if hint in (str, Path) and isinstance(value, int | float | datetime.date) else ""
+        raise UsageError(f"{where}: expected {hint.__name__}, got {value!r}{advice}")
     return value

@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import types
 import typing
 import warnings
 from argparse import SUPPRESS, ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from langdepth.errors import UsageError, nearest
+from langdepth.errors import UsageError, first_line, nearest
 
 
 def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str, example: str) -> int:
@@ -31,7 +32,12 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
     try:
         values = parser.parse_args(list(arguments))
     except ArgumentError as error:
-        raise UsageError(_explain(str(error), function, parser, prog)) from None
+        raise UsageError(_explain(str(error), function, parser, prog, arguments)) from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # YAML's readers, of "!!int"
+        raise UsageError(f"a value is not understood ({first_line(error)}); see '{prog} --help'") from None
+    for flag, value in _typed(arguments):
+        if not value and values.get(flag.removeprefix("--").replace("-", "_")) == Path():
+            raise UsageError(f"{flag}: expected a path, got ''")  # an empty variable of a shell, not this folder
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         print(f"{prog}: warning: {' '.join(str(message).split())}", file=sys.stderr)
@@ -62,7 +68,7 @@ def build_parser(function: Callable[..., Any], prog: str, example: str) -> Any:
     hints = typing.get_type_hints(function)
     for name, parameter in inspect.signature(function).parameters.items():
         hint, optional = hints[name], parameter.default is not parameter.empty
-        settings: dict[str, Any] = {"help": meaning.get(name), "type": hint}
+        settings: dict[str, Any] = {"help": meaning.get(name), "type": _given(hint)}
         if optional:
             settings["default"] = parameter.default
         if parameter.kind is parameter.KEYWORD_ONLY:
@@ -82,6 +88,14 @@ def build_parser(function: Callable[..., Any], prog: str, example: str) -> Any:
                 settings["nargs"] = "?"
         parser.add_argument(flag, **settings)
     return parser
+
+
+def _given(hint: Any) -> Any:
+    """The type of an option that is given: without None, as which YAML reads "#kitchen", "~" and "null"."""
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType) and len(kinds) == 1:
+        return kinds[0]
+    return hint
 
 
 def members(systems: list[str] | None) -> list[str]:
@@ -120,10 +134,18 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
                 raise UsageError(f"{name} needs a value")
             value = rest.pop(0)
         try:
-            overrides[name[2:]] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            parsed = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: an impossible date
             raise UsageError(f"{name}: the value '{value}' is not valid YAML") from None
+        overrides[name[2:]] = value if _lost(value, parsed) else parsed
     return plain, overrides
+
+
+def _lost(text: str, parsed: Any) -> bool:
+    """Whether YAML has dropped a part of a text, which it takes for a comment or the name of a node."""
+    if parsed is None:
+        return text.strip().lower() not in ("null", "~", "")
+    return isinstance(parsed, str) and text[:1] not in ("'", '"') and parsed != text.strip()
 
 
 def list_or_show(
@@ -141,7 +163,7 @@ def list_or_show(
         print(table())
 
 
-def _explain(message: str, function: Callable[..., Any], parser: Any, prog: str) -> str:
+def _explain(message: str, function: Callable[..., Any], parser: Any, prog: str, arguments: Sequence[str]) -> str:
     """The parser's complaint in one line, in the words the user typed."""
     message = " ".join(message.split())
     unknown = re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
@@ -156,10 +178,19 @@ def _explain(message: str, function: Callable[..., Any], parser: Any, prog: str)
         name, value = wrong.groups()
         option = inspect.signature(function).parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
         place = "--" + name.replace("_", "-") if option else name
+        if value == "None":  # what YAML makes of it
+            value = next((typed for flag, typed in _typed(arguments) if flag == place), value)
         return f"{place}: expected {_kind(typing.get_type_hints(function)[name])}, got '{value}'"
     if message.startswith("the following arguments are required"):
         return f"{message}; see '{prog} --help'"
     return message
+
+
+def _typed(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Options and the values that follow them."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        flag, equals, value = word.partition("=")
+        yield flag, value if equals else following
 
 
 def _kind(hint: Any) -> str:
@@ -168,4 +199,5 @@ def _kind(hint: Any) -> str:
         return "one of " + ", ".join(map(str, arguments))
     if arguments:
         return " or ".join(_kind(a) for a in arguments if a is not type(None))
-    return {int: "a whole number", float: "a number", str: "a text"}.get(hint, getattr(hint, "__name__", str(hint)))
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))

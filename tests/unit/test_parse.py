@@ -1,0 +1,95 @@
+"""Command lines from typed functions: what is typed is used as it is, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from langdepth.commands import _parse
+from langdepth.config import from_mapping
+from langdepth.errors import UsageError
+from langdepth.recipe import DataSection
+
+ODD = ["#kitchen", "~", "null", "1e3", "yes", "[a]", "a: b", "007", "1.0", "&x", "*x", "a #b", "2020-01-01", "é"]
+
+
+def _called(*arguments: str) -> dict[str, Any]:
+    """What a command with options of all kinds gets from a command line."""
+    got: dict[str, Any] = {}
+
+    def command(
+        word: Path | None = None,
+        *,
+        text: str | None = None,
+        name: str = "plain",
+        file: Path | None = None,
+        out: Path = Path("here"),
+        many: list[str] | None = None,
+        number: float | None = None,
+        count: int | None = None,
+        flag: bool | None = None,
+        choice: Literal["a", "b"] | None = None,
+    ) -> None:
+        """Keeps what it is given."""
+        got.update(locals())
+
+    _parse.run(command, arguments, "command", "command")
+    return got
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_texts_and_paths_are_what_was_typed(value: str) -> None:
+    assert _called("--text", value)["text"] == value
+    assert _called(f"--name={value}")["name"] == value
+    assert _called("--file", value)["file"] == Path(value)
+    assert _called("--out", value)["out"] == Path(value)
+    assert _called("--many", value, "--many", value)["many"] == [value, value]
+    assert _called(value)["word"] == Path(value)
+
+
+@pytest.mark.parametrize("option", ["--number", "--count", "--flag", "--choice"])
+@pytest.mark.parametrize("value", ["null", "~", "#5", "&x"])
+def test_an_option_that_is_given_is_not_taken_as_left_out(option: str, value: str) -> None:
+    with pytest.raises(UsageError, match=f"^{option}: expected .*, got '{value}'$"):
+        _called(option, value)
+
+
+def test_what_yaml_stumbles_over_is_one_line() -> None:
+    with pytest.raises(UsageError, match=r"^a value is not understood"):
+        _called("--number", "!!int")
+
+
+@pytest.mark.parametrize("option", ["--file", "--out"])
+def test_an_empty_path_is_not_the_current_folder(option: str) -> None:
+    with pytest.raises(UsageError, match=f"^{option}: expected a path, got ''$"):
+        _called(option, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("#kitchen", "#kitchen"),
+        ("a #b", "a #b"),
+        ("&x", "&x"),
+        ("null", None),
+        ("~", None),
+        ("1e-4", "1e-4"),
+        ("[1, 2]", [1, 2]),
+        ("{a: 1}", {"a": 1}),
+        ("'quoted'", "quoted"),
+        ("007", 7),
+        ("plain", "plain"),
+    ],
+)
+def test_fields_of_a_recipe_lose_nothing(text: str, value: Any) -> None:
+    assert _parse.split_overrides(["--data.root", text]) == ([], {"data.root": value})
+    assert _parse.split_overrides([f"--data.root={text}"]) == ([], {"data.root": value})
+
+
+def test_a_name_that_reads_as_a_number_is_refused_with_advice() -> None:
+    _, overrides = _parse.split_overrides(["--data.root", "007"])
+    with pytest.raises(UsageError, match="root: expected Path, got 7; put it in quotes"):
+        from_mapping(DataSection, {"root": overrides["data.root"]})
+    assert _parse.split_overrides(["--data.root", "'007'"])[1] == {"data.root": "007"}
