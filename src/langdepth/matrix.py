@@ -271,7 +271,7 @@ def _run_matrix(
                     facts |= {"ours": report, "why": None}
                     say(f"{row.label} on {data.label}, {protocol.name}: {'as before' if again else 'done'}")
                 except Exception as error:  # whatever it is, the other cells go on
-                    facts |= {"ours": None, "why": " ".join(str(_told(error)).split())}
+                    facts |= {"ours": None, "why": str(_told(error))}
                     say(f"{row.label} on {data.label}, {protocol.name}: not run: {facts['why']}")
         _write_tables(cells, out)
     return cells

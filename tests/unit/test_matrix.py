@@ -59,7 +59,7 @@ def test_cells_are_filled_and_those_without_weights_say_why(tmp_path: Path, load
     )
     cells = run_matrix(matrix, out, say=said.append)
     assert [bool(cell["ours"]) for cell in cells] == [True, True, False, False, False, False]
-    assert [cell["why"] for cell in cells[3:5]] == ["no trained weights"] * 2
+    assert [cell["why"] for cell in cells[3:5]] == ["no trained\\nweights"] * 2
     assert "nowhere: no such folder" in cells[2]["why"]
     assert len(said) == 6
     assert cells[0]["paper"] is None
@@ -67,7 +67,7 @@ def test_cells_are_filled_and_those_without_weights_say_why(tmp_path: Path, load
     table = (out / "matrix.md").read_text()
     assert "| depthclip | paper |  | 0.394 | 0.683 | 0.851 | 0.388 | 1.167 | 0.156 |" in table
     assert PROTOCOLS["full"].hash in table
-    assert "| wordepth-nyu | ours | - | - | - | - | - | - | - | no trained weights |" in table
+    assert "| wordepth-nyu | ours | - | - | - | - | - | - | - | no trained\\\\nweights |" in table
     with (out / "matrix.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["system"], row["who"]) for row in rows].count(("depthclip", "paper")) == 1
@@ -152,7 +152,7 @@ def test_an_error_of_any_kind_is_told_in_its_cell(tmp_path: Path, loaded: FakeSy
         for width in (64, 80)
     ]
     cells = run_matrix(Matrix(data=[*sets, replace(sets[0], name="again")], systems=("tiny",)), tmp_path, say=quiet)
-    assert [cell["why"] for cell in cells] == [None, "ZeroDivisionError: of its own", None]
+    assert [cell["why"] for cell in cells] == [None, "ZeroDivisionError: of its\\nown", None]
 
 
 def test_an_unusual_unit_is_refused_unless_told(tmp_path: Path, loaded: FakeSystem) -> None:
