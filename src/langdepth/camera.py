@@ -77,23 +77,42 @@ class Camera:
         return cls.from_focal(width / 2 / math.tan(math.radians(fov_degrees) / 2), width, height, source)
 
     @classmethod
+    def from_intrinsics(
+        cls, fx: float, fy: float, cx: float, cy: float, width: int, height: int, source: str = "user"
+    ) -> Camera:
+        """Intrinsics that somebody states, in pixels of a (height, width) image.
+
+        Raises UsageError, beyond what ``Camera`` refuses, for a principal point outside the image (the sign of
+        intrinsics that belong to another size) and for a field of view that no pinhole camera has (of a focal length
+        in millimetres, or of numbers in another order).
+        """
+        camera = cls(fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height, source=source)
+        stated = f"intrinsics {fx:g},{fy:g},{cx:g},{cy:g}"
+        if not (-0.5 <= cx <= width - 0.5 and -0.5 <= cy <= height - 0.5):
+            raise UsageError(
+                f"{stated}: the principal point lies outside the {width}x{height} picture; "
+                "give intrinsics in pixels of this picture"
+            )
+        for side, focal, name in ((width, fx, "fx"), (height, fy, "fy")):
+            fov = math.degrees(2 * math.atan(side / 2 / focal))
+            if not _CREDIBLE_FOV_DEGREES[0] <= fov <= _CREDIBLE_FOV_DEGREES[1]:
+                raise UsageError(
+                    f"{stated}: {name} is a field of view of {fov:.3g} degrees across the {width}x{height} image; "
+                    "give fx,fy,cx,cy in pixels of this image"
+                )
+        return camera
+
+    @classmethod
     def from_intrinsics_text(cls, text: str, width: int, height: int) -> Camera:
         """Intrinsics as a user types them, "fx,fy,cx,cy" in pixels of a (height, width) picture.
 
-        Raises UsageError for anything but four numbers, and for a principal point outside the picture (the sign of
-        intrinsics that belong to another size).
+        Raises UsageError for anything but four numbers, and for intrinsics that cannot be, see ``from_intrinsics``.
         """
         try:
             fx, fy, cx, cy = (float(part) for part in text.split(","))
         except ValueError:
             raise UsageError(f"intrinsics '{text}': expected fx,fy,cx,cy, for example 525,525,319.5,239.5") from None
-        camera = cls(fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height, source="user")
-        if not (-0.5 <= cx <= width - 0.5 and -0.5 <= cy <= height - 0.5):
-            raise UsageError(
-                f"intrinsics '{text}': the principal point lies outside the {width}x{height} picture; "
-                "give intrinsics in pixels of this picture"
-            )
-        return camera
+        return cls.from_intrinsics(fx, fy, cx, cy, width, height)
 
     @classmethod
     def from_exif(cls, exif: Mapping[int, Any], width: int, height: int) -> Camera | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from langdepth.data.overlays import with_overlays
 from langdepth.data.rows import RowDataset
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_few, first_line, nearest
+from langdepth.evaluation.plausibility import Plausibility
 from langdepth.evaluation.saved import MapStore, SaveMaps
 from langdepth.foreign import Predictions
 from langdepth.inference import DTYPES, infer
@@ -58,13 +60,15 @@ class Judged:
 
     image (B, 3, H, W) in bytes or in [0, 1], as in the samples; prediction (B, 1, H, W) metres after flip, alignment
     and clamp; target (B, 1, H, W) metres; valid (B, 1, H, W) bool, True where the protocol compares the two; edges
-    (B, 1, H, W) bool, the true ones, where the data set states them.
+    (B, 1, H, W) bool, the true ones, where the data set states them; given (B, 1, H, W), the prediction as the system
+    gave it, before alignment and clamp.
     """
 
     image: Tensor
     prediction: Tensor
     target: Tensor
     valid: Tensor
+    given: Tensor
     edges: Tensor | None = None
 
 
@@ -139,6 +143,7 @@ def evaluate(
     grouped = distributed.is_available() and distributed.is_initialized()
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
     start = time.monotonic()
+    plausibility = Plausibility(system.scale_kind, protocol.alignment)
     tally, missing = Tally(), list[tuple[str, str]]()
     indices = [index for index in range(count) if index // batch_size % processes == rank]
 
@@ -162,6 +167,8 @@ def evaluate(
             for batch in _batches(usable(bar), batch_size):
                 samples = [sample for _, sample in batch]
                 judged, numbers_of = judge(system, samples, steps, dtype), [index for index, _ in batch]
+                for one in zip(judged.given, judged.target, judged.valid, strict=True):
+                    plausibility.add(*(depth[one[2]].numpy() for depth in one[:2]))
                 judged_pixels = tally.add(numbers_of, samples, judged)
                 if store is not None:
                     store.add(numbers_of, samples, judged)
@@ -180,6 +187,8 @@ def evaluate(
     tally.gather(count)
     if not tally.scores():
         raise LangdepthError(f"none of the {count} pictures of '{dataset.name}' is usable, see the lines above")
+    for doubt in plausibility.doubts() if progress and rank == 0 else ():
+        warnings.warn(f"{system.name}: {doubt}", stacklevel=2)
     numbers = tally.report(protocol.extra_metrics)
     report = {
         **facts,
@@ -264,6 +273,7 @@ def judge(system: System | Predictions, samples: list[Sample], protocol: Protoco
             _require(prediction.isfinite(), samples, f"'{system.name}' gave depth that is not finite; {hint}")
     if protocol.training_focal is not None:
         prediction = prediction * (_focal_lengths(samples) / protocol.training_focal)
+    given = prediction
     prediction = align(prediction, target, valid, protocol.alignment, disparity=system.scale_kind == "disparity")
     if protocol.alignment == "median":
         reason = "no alignment by median, since the median of the predicted depth is not above 0"
@@ -275,7 +285,7 @@ def judge(system: System | Predictions, samples: list[Sample], protocol: Protoco
     else:
         reason = "depth is not above 0 everywhere; use a protocol with clamp_prediction"
         _require((prediction > 0) | ~valid, samples, reason)
-    return Judged(image=image, prediction=prediction, target=target, valid=valid, edges=edges)
+    return Judged(image=image, prediction=prediction, target=target, valid=valid, given=given, edges=edges)
 
 
 def _enough(valid: Tensor, protocol: Protocol) -> Tensor:

@@ -24,6 +24,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -174,7 +176,7 @@ class Predictions:
         path = self.find(sample)
         assert path is not None, sample.path
         if path.suffix == ".png" and self.png_scale is None:
-            values, _ = read_depth16(path)
+            values = _own_png(path)
         else:
             values = read_depth(path, self.png_scale or 1.0, keep_invalid=True)
         shifted = self.scale_kind == "disparity" or (
@@ -237,6 +239,19 @@ class Predictions:
             status = path.stat()
             digest.update(f"{path.relative_to(self.folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
+
+
+def _own_png(path: Path) -> npt.NDArray[np.float32]:
+    """The depth of a PNG that states its scale. Raises ImageError for others."""
+    try:
+        return read_depth16(path)[0]
+    except ImageError as error:
+        if "carries no depth scale" not in str(error):
+            raise
+        raise ImageError(
+            f"{path}: does not state its depth scale; say how many metres a stored unit is: --prediction-scale 0.001 "
+            "for millimetres, 0.00390625 for 1/256 m (prediction_scale in a matrix)"
+        ) from None
 
 
 def part_of(size: Size, picture: Size, protocol: EvaluationProtocol) -> Size:

@@ -249,14 +249,18 @@ def read_depth(path: str | Path, scale: float, *, keep_invalid: bool = False) ->
     single array, holds metres in floating point; ``scale`` is not applied to it. NaN, infinite and negative values
     become 0, no value; ``keep_invalid`` leaves them in, for checks that count them.
 
-    Raises ImageError, naming the file, for anything missing, broken, 8-bit, of another shape or above ``MAX_PIXELS``.
+    Raises ImageError, naming the file, for anything missing, broken, 8-bit, of another shape or above ``MAX_PIXELS``,
+    and for a PNG of this library that states another scale.
     """
     if Path(path).suffix.lower() in (".npy", ".npz"):
         with _stream(path) as (stream, name), decoding(name):
             depth = _load_numpy(stream)
     else:
         with _opened(path) as (image, _):
-            depth = _decode_grey_16_bit(image).astype(np.float32) * np.float32(scale)
+            values, stated = _decode_grey_16_bit(image), _stated_scale(image)
+            if stated is not None and not np.isclose(stated, scale, rtol=1e-4, atol=0):
+                raise ImageError(f"states a depth scale of {stated:g} inside, but is to be read with {scale:g}")
+            depth = values.astype(np.float32) * np.float32(scale)
     if not keep_invalid:
         depth[~(np.isfinite(depth) & (depth > 0))] = 0
     return depth
@@ -268,21 +272,40 @@ def read_depth16(path: str | Path) -> tuple[npt.NDArray[np.float32], float]:
     Raises ImageError, naming the file, when it is broken or carries no scale.
     """
     with _opened(path) as (image, _):
-        values = _decode_grey_16_bit(image)
-        try:
-            scale = float(json.loads(image.info[_PNG_TAG])["scale"])
-        except (KeyError, TypeError, ValueError):
-            raise ImageError("carries no depth scale; read it with read_depth(path, scale)") from None
+        values, scale = _decode_grey_16_bit(image), _stated_scale(image)
+        if scale is None:
+            raise ImageError("carries no depth scale; read it with read_depth(path, scale)")
         if not (np.isfinite(scale) and scale > 0):
             raise ImageError(f"states a depth scale of {scale}, which is not a positive number")
     return values.astype(np.float32) * np.float32(scale), scale
+
+
+def _stated_scale(image: Image.Image) -> float | None:
+    """The depth scale that a PNG of this library states, None in other files."""
+    try:
+        return float(json.loads(image.info[_PNG_TAG])["scale"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
 
 
 def _decode_grey_16_bit(image: Image.Image) -> npt.NDArray[np.uint16]:
     _check_pixels(*image.size, MAX_PIXELS)
     if image.mode not in _GREY_16_BIT:
         raise ImageError(f"a depth map is a 16-bit grey PNG, this one is a {image.format} of mode {image.mode}")
-    return _integers_as_uint16(np.asarray(image))
+    largest = _pgm_maximum(image)  # forgotten once it is decoded
+    values = _integers_as_uint16(np.asarray(image))
+    if largest is None:
+        return values
+    return np.rint(values * (largest / 65535)).astype(np.uint16)
+
+
+def _pgm_maximum(image: Image.Image) -> int | None:
+    """The largest value that a PGM states, where Pillow stretches that to 65535; depth is the stored number."""
+    tiles = getattr(image, "tile", None)
+    if image.format != "PPM" or not tiles:
+        return None
+    codec, _, _, arguments = tiles[0]
+    return int(arguments[1]) if codec != "raw" and isinstance(arguments, tuple) else None
 
 
 def _load_numpy(stream: IO[bytes]) -> npt.NDArray[np.float32]:
@@ -474,15 +497,16 @@ def _write_ply(result: DepthResult, file: IO[bytes], *, max_points: int | None =
     if max_points is not None and max_points < 1:
         raise UsageError(f"ply: max_points must be at least 1, got {max_points}")
     depth = _clean_depth(result)
-    kept = np.flatnonzero(depth)
+    with np.errstate(over="ignore"):
+        points = result.camera.unproject(depth).reshape(-1, 3)
+    kept = np.flatnonzero((depth.ravel() > 0) & np.isfinite(points).all(1))  # a huge depth may have no place in float32
     if max_points is not None and len(kept) > max_points:
         kept = kept[np.linspace(0, len(kept) - 1, max_points).astype(np.int64)]
     fields = [("x", "<f4"), ("y", "<f4"), ("z", "<f4")]
     if result.image is not None:
         fields += [("red", "u1"), ("green", "u1"), ("blue", "u1")]
     vertices = np.empty(len(kept), dtype=fields)
-    points = result.camera.unproject(depth).reshape(-1, 3)[kept]
-    vertices["x"], vertices["y"], vertices["z"] = points.T
+    vertices["x"], vertices["y"], vertices["z"] = points[kept].T
     if result.image is not None:
         if result.image.shape != (*depth.shape, 3):
             raise UsageError(f"ply: picture {result.image.shape} and depth {depth.shape} differ in size")

@@ -120,6 +120,18 @@ def test_features_are_found_again(weights: ClipWeights, encodings: list[list[str
     assert len(list(empty_cache.rglob("*.safetensors"))) == 1
 
 
+def test_a_cut_sentence_is_told_every_time(weights: ClipWeights) -> None:
+    """Also when its features are known already, in memory or on disk."""
+    long = " ".join(["very long text"] * 40)
+    for forget in (lambda: None, lambda: None, cache._memory.clear):
+        forget()
+        with pytest.warns(UserWarning, match="120 tokens, of which CLIP reads the first 75"):
+            text_features(["short", long], weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text_features(["short"], weights)
+
+
 def test_other_content_is_another_entry(weights: ClipWeights, encodings: list[list[str]]) -> None:
     text_features(["close", "far"], weights)
     text_features(["far", "close"], weights)

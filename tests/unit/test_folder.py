@@ -187,7 +187,7 @@ def test_all_mistakes_can_be_collected(tmp_path: Path) -> None:
 
 def test_size_mismatch_names_both_files(tmp_path: Path) -> None:
     root = write_folder(tmp_path, [{}])
-    Image.fromarray(np.ones((48, 63), np.uint16)).save(root / "0_depth.png")
+    Image.fromarray(np.full((48, 63), 1000, np.uint16)).save(root / "0_depth.png")
     with pytest.raises(ImageError) as caught:
         open_dataset("folder", root)[0]
     assert str(caught.value) == (

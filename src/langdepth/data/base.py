@@ -9,15 +9,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-import numpy as np
-
 from langdepth.data.pairs import ListRules, listed_rows, with_truth_below
-from langdepth.data.rows import Row, RowDataset, first_process, known_depth, present
-from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
+from langdepth.data.rows import TRUST, Row, RowDataset, first_process, present
+from langdepth.data.truth import impossible_depth, unused_scale, wrong_unit
+from langdepth.errors import LangdepthError, UsageError, nearest
 from langdepth.types import Sample, WithoutCaption
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ DATASETS = {
     "vkitti2": "langdepth.data.vkitti2",
 }
 INCOMPLETE = ".langdepth-incomplete"  # lies in a folder that is still being prepared
-_MAPS_MEASURED = 5  # depth maps that a suspected unit is judged by
 
 
 class DepthDataset(Protocol):
@@ -217,9 +216,9 @@ def open_dataset(
     """The data set ``name`` below ``root``; ``split`` and ``source`` keep the matching pictures only.
 
     ``captions``, ``without_caption``: see ``RowDataset``. ``trust_unit``: take depth as it is, even where its unit
-    looks wrong. ``truth_root``, ``pairs``: see ``find_rows``. Warns of splits that have fewer pairs than the official
-    ones. Raises LangdepthError for data that is missing, still being prepared or of a wrong unit, UsageError for a
-    choice that keeps nothing.
+    looks wrong or it cannot be, see ``data.truth``. ``truth_root``, ``pairs``: see ``find_rows``. Warns of splits that
+    have fewer pairs than the official ones. Raises LangdepthError for data that is missing, still being prepared or of
+    a wrong unit, UsageError for a choice that keeps nothing.
     """
     stopped = unfinished(Path(root))
     if stopped is not None:
@@ -233,11 +232,15 @@ def open_dataset(
             warnings.warn(f"{root}: {line}; {advice}", stacklevel=2)
     if source is not None:
         rows = keep(rows, "source", source, root)
+    card = card_of(name, root)
+    unused = next((line for line in map(unused_scale, rows) if line is not None), None)
+    if unused is not None and first_process():
+        warnings.warn(unused, stacklevel=2)
     if not trust_unit:
-        suspicion = wrong_unit(layout(name).CARD, rows)
+        suspicion = wrong_unit(card, rows)
         if suspicion:
-            raise LangdepthError(f"{root}: {suspicion}; if it is right, say so: --trust-unit, data.trust_unit")
-    return RowDataset(name, rows, captions, without_caption)
+            raise LangdepthError(f"{root}: {suspicion}; {TRUST}")
+    return RowDataset(name, rows, captions, without_caption, None if trust_unit else partial(impossible_depth, card))
 
 
 def split_counts(card: DatasetCard, rows: list[Row], split: str | None = None) -> list[str]:
@@ -268,24 +271,3 @@ def keep(rows: list[Row], column: str, wanted: str, root: str | Path) -> list[Ro
     if wanted not in known:
         raise UsageError(f"{root}: no row has {column} '{wanted}': {nearest(wanted, known)}")
     return [row for row in rows if getattr(row, column) == wanted]
-
-
-def wrong_unit(card: DatasetCard, rows: list[Row]) -> str | None:
-    """What makes the unit of depth doubtful: the median of a few maps lies outside ``card.median_range``."""
-    values = []
-    for row in rows[:: max(1, len(rows) // _MAPS_MEASURED)][:_MAPS_MEASURED]:
-        try:
-            depth = known_depth(row)
-        except ImageError:
-            continue  # whoever reads it tells
-        values.append(depth[depth > 0])
-    known = np.concatenate(values) if values else np.empty(0)
-    if not known.size:
-        return None
-    median, (low, high) = float(np.median(known)), card.median_range
-    if low <= median <= high:
-        return None
-    return (
-        f"the median depth of {len(values)} maps is {median:.4g} m, for {card.name} it should lie between {low:g} and "
-        f"{high:g} m; the unit looks wrong ({card.unit})"
-    )

@@ -7,17 +7,18 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from langdepth.camera import Camera
-from langdepth.data.base import DatasetCard, card_of, find_rows, folder_with, split_counts, unfinished, wrong_unit
+from langdepth.data.base import DatasetCard, card_of, find_rows, folder_with, split_counts, unfinished
 from langdepth.data.prepare import MANIFEST, read_manifest
-from langdepth.data.rows import Row, known_intrinsics, true_edges
+from langdepth.data.rows import Row, known_camera, true_edges
 from langdepth.data.sam import read_overlay
+from langdepth.data.truth import impossible_depth, impossible_median, unused_scale, wrong_unit
 from langdepth.errors import LangdepthError, UsageError, first_few, nearest
 from langdepth.io import file_sha256
 from langdepth.tables import columns
@@ -91,7 +92,7 @@ def check_dataset(
     problems += [f"{root}: {suspicion}"] if suspicion else []
     checked = []
     with reading_threads(os.cpu_count()) as pool:
-        for pair in pool.map(_check_pair, rows):
+        for pair in pool.map(partial(_check_pair, card), rows):
             checked.append(pair)
             progress()
     for pair in checked:
@@ -195,7 +196,7 @@ def _repeated(rows: list[Row]) -> dict[int, list[str]]:
     return complaints
 
 
-def _check_pair(row: Row) -> Pair:
+def _check_pair(card: DatasetCard, row: Row) -> Pair:
     problems = []
     split = row.stated.get("split")
     if split is not None and split not in SPLITS:
@@ -212,10 +213,7 @@ def _check_pair(row: Row) -> Pair:
         digest = hashlib.blake2b(pixels.data, digest_size=16).digest()
         problems += _differences(row, {"width": (width, 0), "height": (height, 0)})
         try:
-            intrinsics = known_intrinsics(row)
-            if intrinsics is not None:
-                fx, fy, cx, cy = intrinsics
-                Camera(fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height)
+            known_camera(row, width, height)
         except LangdepthError as error:
             problems.append(str(error))
         if row.path_overlay is not None:
@@ -240,6 +238,12 @@ def _check_pair(row: Row) -> Pair:
     if values.size == 0:
         problems.append(f"{row.path_depth}: no pixel has depth")
         return Pair(row=row, size=size, digest=digest, valid_fraction=0.0, problems=tuple(problems))
+    doubts = [
+        unused_scale(row),
+        impossible_depth(card, row, values),
+        impossible_median(card, row, float(np.median(values))),
+    ]
+    problems += [doubt for doubt in doubts if doubt is not None]
     low, high, valid = float(values.min()), float(values.max()), values.size / depth.size
     step = max(row.depth_scale, 0.002)  # the index may be rounded to millimetres
     problems += _differences(row, {"min_m": (low, step), "max_m": (high, step), "valid_fraction": (valid, 0.001)})

@@ -17,6 +17,7 @@ from langdepth.data.rows import Row
 from langdepth.errors import LangdepthError, nearest
 from langdepth.text.scenes import SCENES
 
+_PIXELS = 1e6  # beyond any focal length and image; whether a camera fits its image is known with the image (rows.py)
 REQUIRED = ("path_rgb", "path_depth", "depth_scale")
 CARD = DatasetCard(
     name="folder",
@@ -26,7 +27,7 @@ CARD = DatasetCard(
     invalid="0, NaN, infinite, negative",
     intrinsics="columns fx, fy, cx, cy",
     depth_range=(0.001, 1000.0),
-    median_range=(0.0005, 300.0),
+    median_range=(0.3, 300.0),
     scenes="column scene_type",
     licence="that of the pictures",
     where="langdepth data sample writes an example",
@@ -112,8 +113,12 @@ def _row(root: Path, truth_root: Path, line: int, values: dict[str, str]) -> Row
     intrinsics = None
     if any(values.get(column) for column in ("fx", "fy", "cx", "cy")):
         intrinsics = (number("fx"), number("fy"), number("cx"), number("cy"))
-        if min(intrinsics[:2]) <= 0:
-            raise LangdepthError(f"{where}: focal lengths fx {intrinsics[0]:g}, fy {intrinsics[1]:g} must be positive")
+        if not 0 < min(intrinsics[:2]) <= max(intrinsics[:2]) < _PIXELS:
+            raise LangdepthError(
+                f"{where}: focal lengths fx {intrinsics[0]:g}, fy {intrinsics[1]:g} must be positive numbers of pixels"
+            )
+        if not max(map(abs, intrinsics[2:])) < _PIXELS:
+            raise LangdepthError(f"{where}: the principal point {intrinsics[2]:g}, {intrinsics[3]:g} is in no image")
     size = [int(text) for text in (values.get("height"), values.get("width")) if text and text.isdecimal()]
     return Row(
         key=values["path_rgb"],

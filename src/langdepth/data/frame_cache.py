@@ -39,7 +39,7 @@ from langdepth.data.rows import (
     Pixels,
     Row,
     file_state,
-    known_intrinsics,
+    known_camera,
     made_of,
     read_pair,
     true_edges,
@@ -58,7 +58,7 @@ CARD = DatasetCard(
     invalid="0",
     intrinsics="those of the data set",
     depth_range=(0.001, 1000.0),
-    median_range=(0.0005, 700.0),
+    median_range=(0.3, 300.0),
     scenes="those of the data set",
     licence="that of the data set",
     where="langdepth data cache writes it",
@@ -358,14 +358,14 @@ def _encoded(frame: Frame, row: Row, origin: dict[str, Any]) -> tuple[Stored, li
     """A frame's line, and its content for each of PARTS."""
     try:
         pixels, metres = read_pair(row)
-        intrinsics, edges = known_intrinsics(row), true_edges(row, metres.shape)
+        camera, edges = known_camera(row, metres.shape[1], metres.shape[0]), true_edges(row, metres.shape)
     except ImageError as error:
         return Stored(origin, (0, 0), error=str(error)), [b""] * len(PARTS)
     window = Protocol(name=frame, frame=frame).frame_window(*metres.shape)
     pixels, metres = pixels[window], metres[window]
-    if intrinsics is not None:
-        fx, fy, cx, cy = intrinsics
-        intrinsics = fx, fy, cx - window[1].start, cy - window[0].start
+    intrinsics = None
+    if camera is not None:
+        intrinsics = camera.fx, camera.fy, camera.cx - window[1].start, camera.cy - window[0].start
     numbers, scale = as_numbers(metres, row.depth_scale)
     contents = [pixels.tobytes(), numbers.tobytes(), b"" if edges is None else edges[window].tobytes()]
     checksums = tuple(map(zlib.crc32, contents))

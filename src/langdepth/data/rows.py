@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from langdepth.camera import Camera
 from langdepth.data.sam import read_overlay
-from langdepth.errors import ImageError, LangdepthError, first_few
+from langdepth.errors import ImageError, LangdepthError, UsageError, first_few
 from langdepth.io import MAX_PIXELS, decoding, read_depth, read_image
 from langdepth.types import Sample, WithoutCaption
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from langdepth.text.caption_features import Captions, Found
+
+TRUST = "if it is right, say so: --trust-unit, data.trust_unit"
 
 Pixels = npt.NDArray[np.uint8]
 Metres = npt.NDArray[np.float32]
@@ -177,9 +179,22 @@ def true_edges(row: Row, size: Sequence[int]) -> Mask | None:
     return edges
 
 
-def known_intrinsics(row: Row) -> Intrinsics | None:
-    """The row's intrinsics, from its file where only that has them. Raises ImageError."""
-    return row.intrinsics if row.decoder.intrinsics is None else row.decoder.intrinsics(row)
+def known_camera(row: Row, width: int, height: int) -> Camera | None:
+    """The camera of a row whose image has this size, from its file where only that states one.
+
+    Raises ImageError naming the file of the image, also for stated intrinsics that cannot be. The cameras of published
+    sets are taken as they are, for copies in another size, too.
+    """
+    stated = row.intrinsics if row.decoder.intrinsics is None else row.decoder.intrinsics(row)
+    if stated is None:
+        return None
+    fx, fy, cx, cy = stated
+    try:
+        if row.stated:
+            return Camera.from_intrinsics(fx, fy, cx, cy, width, height, "data set")
+        return Camera(fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height, source="data set")
+    except UsageError as error:
+        raise ImageError(f"{row.path_rgb}: {error}") from None
 
 
 # Files of rows
@@ -268,7 +283,8 @@ class RowDataset:
 
     ``captions``: in any form of text/caption_features.py; every sample then has ``text_features``, those of its
     ``text`` or, without one, of its image's caption. Where there is no caption, "stop" raises LangdepthError and
-    "neutral" gives zeros. ``dataset[i]`` raises ImageError naming an unusable file.
+    "neutral" gives zeros. ``doubt``: why the depth of a row cannot be right, see ``data.truth.impossible_depth``.
+    ``dataset[i]`` raises ImageError naming an unusable file.
     """
 
     def __init__(
@@ -277,9 +293,11 @@ class RowDataset:
         rows: list[Row],
         captions: str | Path | Captions | None = None,
         without_caption: WithoutCaption = "stop",
+        doubt: Callable[[Row, Metres], str | None] | None = None,
     ) -> None:
         self.name = name
         self.rows = rows
+        self.doubt = doubt
         self.captions: Captions | None = None
         if captions is not None:
             from langdepth.text.caption_features import open_captions
@@ -311,6 +329,9 @@ class RowDataset:
 
         row = self.rows[index]
         pixels, metres = read_pair(row)
+        doubt = None if self.doubt is None else self.doubt(row, metres)
+        if doubt is not None:
+            raise ImageError(f"{doubt}; {TRUST}")
         height, width = metres.shape
         text, text_features = row.text, None
         if self.captions is not None:
@@ -321,10 +342,7 @@ class RowDataset:
         overlay: Tensor | None = None
         if row.path_overlay is not None:
             overlay = torch.tensor(read_overlay(row.path_overlay, pixels)).permute(2, 0, 1).float() / 255
-        camera, intrinsics = None, known_intrinsics(row)
-        if intrinsics is not None:
-            fx, fy, cx, cy = intrinsics
-            camera = Camera(fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height, source="data set")
+        camera = known_camera(row, width, height)
         depth = torch.from_numpy(metres).unsqueeze(0)
         return Sample(
             image=torch.tensor(pixels).permute(2, 0, 1),

@@ -106,8 +106,11 @@ def text_features(sentences: Sequence[str], weights: ClipWeights, *, templates: 
         if template.count("{}") != 1:
             raise UsageError(f"template {template!r} must have the place '{{}}' once, as in 'a photo of {{}}'")
     final = [template.replace("{}", sentence) for template in templates for sentence in sentences]
+    computed = False
 
     def compute() -> Tensor:
+        nonlocal computed
+        computed = True
         return _encode(final, weights)
 
     if weights.sha256:
@@ -115,6 +118,8 @@ def text_features(sentences: Sequence[str], weights: ClipWeights, *, templates: 
         raw = remembered(key, compute)
     else:
         raw = compute()
+    if not computed:  # sentences that are cut are warned of every time; a token is a byte or more
+        tokenize([sentence for sentence in final if len(sentence.encode()) > CONTEXT_LENGTH - 2])
     features = F.normalize(raw.unflatten(0, (len(templates), len(sentences))), dim=-1)
     return F.normalize(features.mean(0), dim=-1)
 
