@@ -11,6 +11,7 @@ from langdepth.data.rows import Metres, Row, known_depth
 from langdepth.errors import ImageError
 
 IN_METRES = (".npy", ".npz")
+IN_16_BITS = (".png", ".pgm", ".tif", ".tiff")
 MAPS_MEASURED = 5  # of a data set, before it is used
 _LARGEST = 65535  # of 16 bits
 _SATURATED = 0.01  # share of the known pixels at that number, from which it is no depth
@@ -44,8 +45,8 @@ def impossible_depth(card: Expected, row: Row, metres: Metres) -> str | None:
     """
     farthest = float(metres.max(initial=0))
     largest = row.depth_scale * _LARGEST * (1 - 1e-6)
-    in_integers = row.path_depth.suffix.lower() not in IN_METRES
-    if in_integers and farthest >= largest and not 0.99 < card.depth_range[1] / largest < 1.01:
+    in_16_bits = row.path_depth.suffix.lower() in IN_16_BITS
+    if in_16_bits and farthest >= largest and not 0.99 < card.depth_range[1] / largest < 1.01:
         share = np.count_nonzero(metres >= largest) / np.count_nonzero(metres)
         if share >= _SATURATED:
             return (
