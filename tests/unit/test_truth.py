@@ -43,7 +43,7 @@ MILLIMETRES = (SLOPE * 1000).astype(np.uint16)
 CANNOT_BE = {
     "no value as 65535": (lambda root: folder(root, saturated()), "20.3% of the known pixels are 65535"),
     "1000 times too small": (lambda root: folder(root, MILLIMETRES, scale=1e-6), "maps is 0.002499 m"),
-    "centimetres as millimetres": (lambda root: folder(root, MILLIMETRES // 10), "maps is 0.249 m"),
+    "centimetres as millimetres": (lambda root: folder(root, MILLIMETRES // 10), "maps is 0.2495 m"),
     "millimetres as metres": (lambda root: folder(root, SLOPE * 1000), "is 2500 m"),
     "1e30 m": (lambda root: folder(root, np.where(SLOPE > 3.9, 1e30, SLOPE).astype(np.float32)), "depth of 1e+30 m"),
 }
