@@ -23,7 +23,7 @@ from langdepth.errors import (
     nearest,
 )
 from langdepth.io import file_sha256
-from langdepth.utils.files import atomic_path, temporary_folder, write_tensors
+from langdepth.utils.files import atomic_path, real_path, temporary_folder, write_tensors
 from langdepth.utils.network import hub_or_cache
 from langdepth.utils.tensors import AllocationBudget, read_safetensors, require_finite
 
@@ -296,7 +296,7 @@ def _locate(name: str, offline: bool | None) -> tuple[Path, str, str]:
         )
     path = _from_hub(hub_id["repo"], hub_id["revision"], offline)
     # The hub's cache names each large file by the sha256 the hub states for it.
-    stored = path.resolve().name
+    stored = real_path(path).name
     return path, name, stored if re.fullmatch(r"[0-9a-f]{64}", stored) else ""
 
 

@@ -18,10 +18,37 @@ from langdepth.errors import MissingConfigError, UsageError, nearest
 T = TypeVar("T")
 
 
+MAX_YAML_BYTES = 4_000_000
+MAX_YAML_VALUES = 200_000  # with every alias written out
+
+
 def load_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
     """Read a YAML mapping (plain data: no tags, no key twice). Raises UsageError naming file and line of a mistake.
 
     ``what``: what the file should hold, for the messages.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise UsageError(f"{path}: has more than {MAX_YAML_BYTES // 10**6} MB, far more than a {what}")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MissingConfigError(f"{path}: no such file; give the path of a {what}") from None
+    except UsageError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or error})") from None
+    content = parse_yaml(text, str(path))
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: a {what} is a mapping of keys to values, found {type(content).__name__}")
+    return content
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Plain data from YAML text: mappings, lists, texts, numbers, true, false, null. Dates stay texts.
+
+    Raises UsageError naming ``where`` and the line for anything else, a key that stands twice, and aliases that stand
+    for far more than the text.
     """
     import yaml
 
@@ -38,23 +65,50 @@ def load_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
                 seen.add(name)
             return super().construct_mapping(node, deep)
 
-    path = Path(path)
+        def construct_document(self, node: yaml.Node) -> Any:
+            _require_few_values(node)
+            return super().construct_document(node)
+
+    plain = ("null", "bool", "int", "float", "str", "seq", "map")
+    Loader.yaml_constructors = {
+        tag: function
+        for tag, function in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in plain
+    }
+    Loader.yaml_constructors["tag:yaml.org,2002:timestamp"] = yaml.SafeLoader.construct_yaml_str
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise MissingConfigError(f"{path}: no such file; give the path of a {what}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as text ({error})") from None
-    try:
-        content = yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date, for example
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError, TypeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise UsageError(f"{path}: not valid YAML{line}: {problem}") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: a {what} is a mapping of keys to values, found {type(content).__name__}")
-    return content
+        problem = (
+            "is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "problem", None) or error
+        )
+        raise UsageError(f"{where}: not valid YAML{line}: {' '.join(str(problem).split())}") from None
+
+
+def _require_few_values(root: Any) -> None:
+    """Raise YAMLError where a document has too many values, each alias counted as what it stands for."""
+    import yaml
+
+    counted: dict[int, int] = {}
+
+    def count(node: Any) -> int:
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if id(node) in counted:
+            if not counted[id(node)]:
+                raise yaml.MarkedYAMLError(problem="an alias stands for itself", problem_mark=node.start_mark)
+            return counted[id(node)]
+        counted[id(node)] = 0  # until it is known
+        parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        total = 1 + sum(map(count, parts))
+        if total > MAX_YAML_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_YAML_VALUES} values", problem_mark=node.start_mark)
+        counted[id(node)] = total
+        return total
+
+    count(root)
 
 
 def to_mapping(config: Any) -> dict[str, Any]:

@@ -45,6 +45,10 @@ class MissingConfigError(UsageError, MissingFileError):
     """A recipe or another file of settings is not there."""
 
 
+class ShortMemoryError(LangdepthError, MemoryError):
+    """There is not enough memory for what was asked for."""
+
+
 class NonFiniteLossError(LangdepthError, ArithmeticError):
     """The training loss became NaN or infinite."""
 

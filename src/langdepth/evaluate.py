@@ -25,7 +25,16 @@ from tqdm import tqdm
 
 from langdepth.data.overlays import with_overlays
 from langdepth.data.rows import RowDataset
-from langdepth.errors import ImageError, LangdepthError, UsageError, first_few, first_line, nearest
+from langdepth.errors import (
+    ImageError,
+    LangdepthError,
+    ShortMemoryError,
+    UsageError,
+    first_few,
+    first_line,
+    is_memory_error,
+    nearest,
+)
 from langdepth.evaluation.plausibility import Plausibility
 from langdepth.evaluation.saved import MapStore, SaveMaps
 from langdepth.foreign import Predictions
@@ -335,8 +344,10 @@ def _predict(system: System, samples: list[Sample], image: Tensor, protocol: Pro
             )
             depth[view] = output.depth.cpu()
             return depth
-    except torch.OutOfMemoryError:
-        raise LangdepthError(
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory_error(error):
+            raise
+        raise ShortMemoryError(
             f"{device}: not enough memory for {len(samples)} pictures of {image.shape[-1]}x{image.shape[-2]}; "
             "use a smaller batch size or another device"
         ) from None

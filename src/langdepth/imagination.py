@@ -12,6 +12,7 @@ import torch
 
 from langdepth import __version__
 from langdepth.errors import LangdepthError, UsageError
+from langdepth.inference import require_seed
 from langdepth.types import DepthResult
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def imagine(
         raise UsageError("the prompt is empty; describe a scene, for example 'a bedroom with a desk'")
     network = system.move(device).eval().inference_copy()
     height, width = size or system.input_spec.network_size(480, 640)
+    require_seed(seed)
     noise = network.draw_noise(samples, height, width, torch.Generator().manual_seed(seed))
     depth = network.imagine([prompt] * samples, noise).depth.float().cpu()
     if not bool(depth.isfinite().all()):

@@ -25,7 +25,15 @@ from torch.nn import functional as F
 from langdepth import __version__
 from langdepth.camera import Camera
 from langdepth.data.sam import read_overlay
-from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
+from langdepth.errors import (
+    ImageError,
+    LangdepthError,
+    ShortMemoryError,
+    UsageError,
+    first_few,
+    is_memory_error,
+    nearest,
+)
 from langdepth.io import read_image
 from langdepth.prediction.words import Words, batch_of, words_per_image
 from langdepth.protocols import Resize, check_window
@@ -398,6 +406,12 @@ class _Prepared:
     pixels: npt.NDArray[np.uint8] | None
 
 
+def require_seed(seed: int) -> None:
+    """Raise UsageError for a seed that torch does not take."""
+    if not 0 <= seed < 2**63:
+        raise UsageError("seed must be from 0 to below 2^63, which this one is not")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How depths near the one that a picture shows are drawn. Raises UsageError for values that make no sense."""
@@ -409,6 +423,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.samples < 2:
             raise UsageError(f"samples must be at least 2, got {self.samples}: one has no spread")
+        require_seed(self.seed)
         if not 0 < self.spread <= 1:
             raise UsageError(f"spread must be above 0 and at most 1, got {self.spread:g}")
 
@@ -522,10 +537,13 @@ class _Predictor:
                     output = _forward(*pictures)
                 else:
                     output = _through_windows(*pictures, "system", self.window, self.stride or self.window)
-        except torch.OutOfMemoryError:
-            raise LangdepthError(
-                f"{self.device}: not enough memory for {len(batch)} pictures of {image.shape[-1]}x{image.shape[-2]}; "
-                "use a smaller batch size or another device"
+        except (RuntimeError, MemoryError) as error:
+            if not is_memory_error(error):
+                raise
+            named = first_few([prepared.path or "image in memory" for _, prepared in batch])
+            raise ShortMemoryError(
+                f"{named}: not enough memory on {self.device} for {image.shape[-1]}x{image.shape[-2]} pixels; use a "
+                "smaller batch size, smaller windows or another device"
             ) from None
         scene_probs = None if output.scene_probs is None else output.scene_probs.float().cpu()
         std = None if output.std is None else output.std.float().cpu()
@@ -616,6 +634,8 @@ def _run_ahead(
                 if not predictor.own_sentences(batch):
                     raise
                 yield from _one_by_one(predictor, batch)
+            except ShortMemoryError:
+                yield from _one_by_one(predictor, batch)
             else:
                 yield from predictor.results(batch, output)
 
@@ -653,12 +673,14 @@ def _run_ahead(
 def _one_by_one(
     predictor: _Predictor, batch: list[tuple[Key, _Prepared]]
 ) -> Iterator[tuple[Key, DepthResult | LangdepthError]]:
-    """The results of a batch of which a sentence was refused: that costs its own image alone."""
+    """The results of a batch that failed by a sentence or for lack of memory: that costs its own image alone."""
     for key, prepared in batch:
         try:
             yield from predictor.run([(key, prepared)])
         except UsageError as error:
             yield key, LangdepthError(f"{prepared.path or 'image in memory'}: {error}")
+        except ShortMemoryError as error:
+            yield key, error
 
 
 # Options.

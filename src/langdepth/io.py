@@ -6,11 +6,12 @@ import hashlib
 import io
 import json
 import os
+import re
 import stat
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,15 +23,17 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from langdepth.camera import Camera
-from langdepth.errors import ImageError, MissingImageError, UsageError, nearest
-from langdepth.utils.files import atomic_path
+from langdepth.errors import ImageError, MissingImageError, UsageError, is_memory_error, nearest
+from langdepth.utils.arrays import read_npy, read_npz
+from langdepth.utils.files import atomic_path, not_the_file_itself
 
 if TYPE_CHECKING:
     from langdepth.types import DepthResult
 
 MIN_SIDE = 32
-MAX_PIXELS = 50_000_000
-_MAX_NPZ_BYTES = MAX_PIXELS * 16
+MAX_PIXELS = 80_000_000  # phones take 50 and 64 megapixels; Pillow warns above 89
+_MAX_SCANS = 100  # of a progressive JPEG, each of which decodes the whole image again; encoders write about ten
+_MAX_PLAIN_BYTES = 1 << 28  # of a PPM in decimal digits
 
 # Formats that Pillow decodes by itself; the others it knows start programs (EPS) or are no photographs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
@@ -164,7 +167,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
-            f"{width}x{height} = {width * height / 1e6:.0f} megapixels is more than the limit of {max_pixels / 1e6:g}; "
+            f"{width}x{height} = {width * height / 1e6:.1f} megapixels is more than the limit of {max_pixels / 1e6:g}; "
             "make it smaller"
         )
 
@@ -184,8 +187,13 @@ def decoding(name: str) -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the latter where warnings are errors
         raise ImageError(f"{name}: larger than any picture Pillow opens; make it smaller") from None
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{name}: not a picture (known: {', '.join(_FORMATS)})") from None
+        other = not_the_file_itself(name)
+        raise ImageError(f"{name}: {other or 'not a picture (known: ' + ', '.join(_FORMATS) + ')'}") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
+        if is_memory_error(error):
+            raise ImageError(f"{name}: not enough memory to decode it; make it smaller") from None
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the decoder's
+            raise ImageError(f"{name}: cannot be read ({error.strerror})") from None
         raise ImageError(f"{name}: damaged or truncated ({str(error) or type(error).__name__})") from None
 
 
@@ -234,9 +242,39 @@ def _opened(source: Any) -> Iterator[tuple[Image.Image, str]]:
     with (
         _stream(source) as (stream, path),
         decoding(path or "picture in memory"),
-        Image.open(stream, formats=_FORMATS) as image,
+        Image.open(_without_comments(stream), formats=_FORMATS) as image,
     ):
+        _require_few_scans(image, stream)
         yield image, path
+
+
+def _without_comments(stream: IO[bytes]) -> IO[bytes]:
+    """A PPM in decimal digits without its comments, each of which costs Pillow a copy of the rest; others as they are.
+
+    Raises ImageError for one that is too large.
+    """
+    start = stream.tell()
+    head = stream.read(2)
+    stream.seek(start)
+    if head not in (b"P1", b"P2", b"P3"):
+        return stream
+    content = stream.read(_MAX_PLAIN_BYTES + 1)
+    if len(content) > _MAX_PLAIN_BYTES:
+        raise ImageError(f"a PPM in decimal digits of more than {_MAX_PLAIN_BYTES >> 20} MB; write it in binary (P6)")
+    return io.BytesIO(re.sub(rb"(?:#[^\r\n]*\s*)+", b"\n", content))
+
+
+def _require_few_scans(image: Image.Image, stream: IO[bytes]) -> None:
+    if image.format != "JPEG" or not image.info.get("progressive"):
+        return
+    place, scans, before = stream.tell(), 0, b""
+    stream.seek(0)
+    while block := stream.read(1 << 20):
+        scans += (before + block).count(b"\xff\xda")  # which is no part of compressed data
+        before = block[-1:]
+    stream.seek(place)
+    if scans > _MAX_SCANS:
+        raise ImageError(f"a progressive JPEG of {scans} scans is refused, {_MAX_SCANS} at most; save it again")
 
 
 # --- depth maps
@@ -309,23 +347,23 @@ def _pgm_maximum(image: Image.Image) -> int | None:
 
 
 def _load_numpy(stream: IO[bytes]) -> npt.NDArray[np.float32]:
-    if zipfile.is_zipfile(stream):
-        unpacked = sum(member.file_size for member in zipfile.ZipFile(stream).infolist())
-        if unpacked > _MAX_NPZ_BYTES:  # known before anything is unpacked
-            raise ImageError(f"unpacks to {unpacked / 1e6:.0f} MB, more than a depth map needs")
-    stream.seek(0)
-    content = np.load(stream, allow_pickle=False)
-    if isinstance(content, np.lib.npyio.NpzFile):
-        keys = content.files
+    def choose(keys: Sequence[str]) -> str:
         if "depth" not in keys and len(keys) != 1:
             raise ImageError(f"expected the key 'depth' or a single array, found {', '.join(keys) or 'nothing'}")
-        content = content["depth" if "depth" in keys else keys[0]]
-    if content.ndim != 2 or content.size == 0:
-        raise ImageError(f"a depth map is (H, W), found shape {content.shape}")
-    if not np.issubdtype(content.dtype, np.floating):
-        raise ImageError(f"a depth map in NumPy format holds metres in floating point, found {content.dtype}")
-    _check_pixels(content.shape[1], content.shape[0], MAX_PIXELS)
-    return content.astype(np.float32)
+        return "depth" if "depth" in keys else keys[0]
+
+    def check(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        if len(shape) != 2 or 0 in shape:
+            raise ImageError(f"a depth map is (H, W), found shape {shape}")
+        if not np.issubdtype(dtype, np.floating):
+            raise ImageError(f"a depth map in NumPy format holds metres in floating point, found {dtype}")
+        _check_pixels(shape[1], shape[0], MAX_PIXELS)
+
+    if zipfile.is_zipfile(stream):
+        return read_npz(stream, choose, check).astype(np.float32)
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    return read_npy(stream, check, size).astype(np.float32)
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:

@@ -308,7 +308,7 @@ class TrainSection:
                 raise UsageError(f"train.monitor: '{monitor}' is not a metric: {nearest(monitor, METRICS)}")
         _require(
             epochs=(self.epochs >= 1, "at least 1"),
-            seed=(self.seed >= 0, "at least 0"),
+            seed=(0 <= self.seed < 2**63, "from 0 to below 2^63"),
             ema=(0 <= self.ema < 1, "from 0 to below 1"),
             devices=(self.devices >= 1, "at least 1"),
             num_nodes=(self.num_nodes >= 1, "at least 1"),

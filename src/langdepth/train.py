@@ -40,7 +40,7 @@ from langdepth.data.rows import RowDataset
 from langdepth.data.sampling import Draws, Sizes, source_weights, training_shapes
 from langdepth.data.transforms import TrainTransform
 from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
-from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_line, is_memory_error
+from langdepth.errors import CheckpointError, LangdepthError, ShortMemoryError, UsageError, first_line, is_memory_error
 from langdepth.evaluate import require_comparable
 from langdepth.io import file_sha256
 from langdepth.recipe import DataSection, Recipe, TrainSection, read_recipe
@@ -125,12 +125,14 @@ def _train(recipe: Recipe, resume: bool, stopping: Stopping) -> Path:
         if resume_point.interrupted:  # Lightning turns Ctrl-C into an exit
             raise KeyboardInterrupt from None
         raise
-    except torch.OutOfMemoryError as error:
-        raise LangdepthError(
-            f"{module.device}: not enough memory for batches of {data.batch_size}; lower data.batch_size (and raise "
-            "optim.accumulate) or the system's input area"
-        ) from error
-    except RuntimeError as error:
+    except LangdepthError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if is_memory_error(error):
+            raise ShortMemoryError(
+                f"{module.device}: not enough memory for batches of {data.batch_size}; lower data.batch_size (and "
+                "raise optim.accumulate) or the system's input area"
+            ) from error
         if trainer.world_size == 1 and "DataLoader worker" not in str(error):
             raise  # ours; the others tell of processes that died
         raise LangdepthError(f"process {trainer.global_rank}: {first_line(error)}") from error

@@ -141,7 +141,7 @@ def test_nothing_usable_fails_and_writes_nothing(run: Run) -> None:
         (["--protocol", "nyu-egen"], 2, "unknown protocol 'nyu-egen': did you mean 'nyu-eigen'?"),
         (["--alignment", "mean"], 2, "--alignment: expected one of none, median, least_squares, disparity, got 'mean'"),
         (["--flip", "maybe"], 2, "--flip"),
-        (["--min-depth", "90", "--protocol", "nyu-eigen"], 2, "90.0 to 10.0 m is not usable"),
+        (["--min-depth", "90", "--protocol", "nyu-eigen"], 2, "90 to 10 m is not usable"),
         (["--split", "vall"], 2, "no row has split 'vall': did you mean 'val'?"),
         (["--data", "foldr"], 2, "unknown data set 'foldr': did you mean 'folder'?"),
         (["--limit", "0"], 2, "limit must be at least 1, got 0"),

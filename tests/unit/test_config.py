@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from langdepth.config import from_mapping, load_yaml, to_mapping
+from langdepth.config import from_mapping, load_yaml, parse_yaml, to_mapping
 from langdepth.errors import UsageError
 
 
@@ -167,7 +167,18 @@ def yaml_error(path: Path, content: str | bytes) -> str:
         ("a: 1\nb: [1, 2\nc: 3\n", "not valid YAML in line 3: "),
         ("a: 1\n\tb: 2\n", "not valid YAML in line 2: "),
         ("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n", "not valid YAML in line 5: key 'c' stands twice"),
-        ("a: 1\nday: 2024-13-45\n", "not valid YAML: month must be in 1..12"),
+        ("a: !!binary aGk=\n", "not valid YAML in line 1: could not determine a constructor for the tag"),
+        ("a: !!set {b}\n", "not valid YAML in line 1: could not determine a constructor for the tag"),
+        ("a: &a [*a]\n", "not valid YAML in line 1: an alias stands for itself"),
+        (
+            "a: &a [x, x]\n"
+            + "".join(
+                f"{n}: &{n} [*{p}, *{p}, *{p}, *{p}, *{p}, *{p}, *{p}, *{p}, *{p}]\n"
+                for p, n in zip("abcdefgh", "bcdefghi", strict=True)
+            ),
+            "not valid YAML in line 7: more than 200000 values",
+        ),
+        ("a: 1" + "0" * 5000 + "\n", "not valid YAML: "),
         ("[" * 5000, "not valid YAML"),
         ("a: \x01\n", "not valid YAML: "),
         (b"a: \xff\xfe\n", "cannot be read as text"),
@@ -209,3 +220,8 @@ def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("base: &b {lr: 1, wd: 2}\nrun:\n  <<: *b\n  lr: 3\n")
     assert load_yaml(path)["run"] == {"lr": 3, "wd": 2}
+
+
+def test_dates_stay_texts_and_aliases_are_read() -> None:
+    text = "a: 2024-01-31\nb: !!timestamp 2001-12-14t21:59:43Z\nc: &c [1, 2]\nd: *c\n"
+    assert parse_yaml(text, "x") == {"a": "2024-01-31", "b": "2001-12-14t21:59:43Z", "c": [1, 2], "d": [1, 2]}

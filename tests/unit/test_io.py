@@ -187,11 +187,11 @@ class TestReadImage:
 
     def test_huge_picture_is_refused_from_its_header(self, tmp_path: Path) -> None:
         path = tmp_path / "bomb.png"
-        path.write_bytes(png_header(8000, 8000))
-        with pytest.raises(ImageError, match=r"bomb.png: 8000x8000 = 64 megapixels is more than the limit of 50"):
+        path.write_bytes(png_header(9000, 9000))
+        with pytest.raises(ImageError, match=r"bomb.png: 9000x9000 = 81.0 megapixels is more than the limit of 80"):
             read_image(path)
         with pytest.raises(ImageError, match="damaged or truncated"):  # allowed, so it comes to decoding
-            read_image(path, max_pixels=64_000_000)
+            read_image(path, max_pixels=81_000_000)
         path.write_bytes(png_header(60000, 60000))
         with pytest.raises(ImageError, match=r"bomb.png: larger than any picture"):
             read_image(path)
@@ -301,13 +301,13 @@ class TestReadDepth:
             saved("grey8.png", encoded(Image.fromarray(rgb[..., 0]))): "16-bit grey PNG.*mode L",
             saved("colour.png", encoded(Image.fromarray(rgb))): "16-bit grey PNG.*mode RGB",
             saved("truncated.png", grey16[:500]): "damaged or truncated",
-            saved("bomb.png", png_header(9000, 9000)): "81 megapixels",
+            saved("bomb.png", png_header(9000, 9000)): "81.0 megapixels",
             saved("truncated.npy", whole[:-100]): "damaged or truncated",
-            saved("claims.npy", npy_header((10**6, 10**6))): "damaged or truncated",
+            saved("claims.npy", npy_header((1000, 1000))): "damaged or truncated",
             saved("text.npy", b"no array at all"): "damaged or truncated",
             saved("text.npz", b"PK no archive"): "damaged or truncated",
             saved("empty.npy", b""): "empty",
-            saved("objects.npy", np.array([[{}]], dtype=object)): "allow_pickle",
+            saved("objects.npy", np.array([[{}]], dtype=object)): "Python objects",
             saved("millimetres.npy", np.ones((40, 40), np.uint16)): "uint16",
             saved("batch.npy", np.ones((1, 40, 40))): "shape",
             saved("nothing.npy", np.ones((0, 40))): "shape",
@@ -319,10 +319,10 @@ class TestReadDepth:
                 read_depth(path, 0.001)
 
     def test_archive_that_unpacks_to_too_much(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("langdepth.io._MAX_NPZ_BYTES", 3_000_000)
+        monkeypatch.setattr("langdepth.io.MAX_PIXELS", 500_000)
         np.savez_compressed(tmp_path / "bomb.npz", depth=np.zeros((1000, 1000), np.float32))
         assert (tmp_path / "bomb.npz").stat().st_size < 100_000
-        with pytest.raises(ImageError, match=r"bomb.npz: unpacks to 4 MB"):
+        with pytest.raises(ImageError, match=r"bomb.npz: 1000x1000 = 1.0 megapixels is more than the limit"):
             read_depth(tmp_path / "bomb.npz", 1)
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from langdepth.backbones.clip import SMALL_ARCHITECTURES, model_config
 from langdepth.errors import CheckpointError, UsageError, first_line
 from langdepth.io import file_sha256
-from langdepth.utils.files import not_the_file_itself
+from langdepth.utils.files import not_the_file_itself, real_path
 from langdepth.utils.network import hub_or_cache, unreachable
 from langdepth.utils.tensors import read_pickle, read_safetensors, reading_tensors, require_plain, without_prefixes
 
@@ -299,7 +299,7 @@ def _stated_activation(path: Path, stored: Mapping[str, Tensor]) -> bool | None:
             activation = config["vision_config"].get("hidden_act", "quick_gelu")
             return {"quick_gelu": True, "gelu": False}.get(activation)
         return bool(config["model_cfg"].get("quick_gelu", False))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or of another kind
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # not there, or of another kind
         return None
 
 
@@ -500,7 +500,7 @@ def _cached(record: Mapping[str, Any]) -> Path | None:
 
 def _published_sha256(path: Path, record: Mapping[str, Any]) -> str:
     """The hub's cache names files by their sha256; addresses carry it whole (OpenAI) or its start (open_clip)."""
-    stored = path.resolve().name
+    stored = real_path(path).name
     if re.fullmatch(r"[0-9a-f]{64}", stored):
         return stored
     url = str(record.get("url", ""))

@@ -111,14 +111,14 @@ def size(option: str, text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdecimal() for side in sides):
+    if len(sides) != 2 or not all(side.isdecimal() and len(side) < 10 for side in sides):
         raise UsageError(f"{option}: expected HEIGHTxWIDTH in pixels, for example 352x512, got '{text}'")
     return int(sides[0]), int(sides[1])
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """The plain options, and the dotted ones (``--optim.lr 1e-4``, ``--optim.lr=1e-4``), whose values are YAML."""
-    import yaml
+    from langdepth.config import parse_yaml
 
     plain: list[str] = []
     overrides: dict[str, Any] = {}
@@ -133,10 +133,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
             if not rest:
                 raise UsageError(f"{name} needs a value")
             value = rest.pop(0)
-        try:
-            parsed = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: an impossible date
-            raise UsageError(f"{name}: the value '{value}' is not valid YAML") from None
+        parsed = parse_yaml(value, f"{name} '{value}'")
         overrides[name[2:]] = value if _lost(value, parsed) else parsed
     return plain, overrides
 
@@ -181,6 +178,9 @@ def _explain(message: str, function: Callable[..., Any], parser: Any, prog: str,
         if value == "None":  # what YAML makes of it
             value = next((typed for flag, typed in _typed(arguments) if flag == place), value)
         return f"{place}: expected {_kind(typing.get_type_hints(function)[name])}, got '{value}'"
+    lacking = re.match(r"Option '([\w.-]+)' is required", message)  # as jsonargparse says it in some versions
+    if lacking:
+        message = f"the following arguments are required: {lacking[1]}"
     if message.startswith("the following arguments are required"):
         return f"{message}; see '{prog} --help'"
     return message

@@ -24,6 +24,7 @@ from langdepth.prediction.options import ColorScale, read_formats, writer_option
 from langdepth.protocols import check_window
 from langdepth.text.prompts import read_changes
 from langdepth.types import WithoutCaption
+from langdepth.utils.files import real_path
 
 if TYPE_CHECKING:
     from langdepth.prediction.words import Words
@@ -289,12 +290,13 @@ def _pictures(word: str, out: Path, recursive: bool) -> Iterator[tuple[str, Path
             raise UsageError("- reads one picture from stdin; send one in: langdepth predict - < photo.jpg")
         yield STDIN, Path("stdin")
     elif path.is_dir():
-        own_results = out.resolve()
+        own_results = real_path(out)
         files = (f for f in (path.rglob("*") if recursive else path.iterdir()) if f.suffix.lower() in SUFFIXES)
         pictures = sorted(
             f
             for f in files
-            if not f.name.startswith(".") and (own_results == path.resolve() or own_results not in f.resolve().parents)
+            if not f.name.startswith(".")
+            and (own_results == real_path(path) or own_results not in real_path(f).parents)
         )
         if not pictures:
             hint = "" if recursive else "; --recursive looks into sub-folders"

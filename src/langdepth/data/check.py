@@ -22,6 +22,7 @@ from langdepth.data.truth import impossible_depth, impossible_median, unused_sca
 from langdepth.errors import LangdepthError, UsageError, first_few, nearest
 from langdepth.io import file_sha256
 from langdepth.tables import columns
+from langdepth.utils.files import real_path
 from langdepth.utils.threads import reading_threads
 
 SPLITS = ("train", "val", "test")
@@ -189,7 +190,7 @@ def _repeated(rows: list[Row]) -> dict[int, list[str]]:
     complaints: dict[int, list[str]] = defaultdict(list)
     for row in rows:
         for path in dict.fromkeys((row.path_rgb, row.path_depth)):
-            earlier = first.setdefault((path.resolve(), row.item), row)
+            earlier = first.setdefault((real_path(path), row.item), row)
             if earlier is not row:
                 where = f"in line {earlier.line}" if earlier.line else f"for {earlier.split} {earlier.key}"
                 complaints[id(row)].append(f"{path}: already named {where}")

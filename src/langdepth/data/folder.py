@@ -16,6 +16,7 @@ from langdepth.data.base import DatasetCard, keep
 from langdepth.data.rows import Row
 from langdepth.errors import LangdepthError, nearest
 from langdepth.text.scenes import SCENES
+from langdepth.utils.files import real_path
 
 _PIXELS = 1e6  # beyond any focal length and image; whether a camera fits its image is known with the image (rows.py)
 REQUIRED = ("path_rgb", "path_depth", "depth_scale")
@@ -84,13 +85,17 @@ def read_index(
     return rows
 
 
+def _is_width(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10
+
+
 def _row(root: Path, truth_root: Path, line: int, values: dict[str, str]) -> Row:
     where = f"{root / 'index.csv'} line {line}"
 
     def inside(column: str, folder: Path = root) -> Path:
         text = values[column] or ""
         path = folder / text
-        if not text or "\0" in text or not path.resolve().is_relative_to(folder.resolve()):
+        if not text or "\0" in text or not real_path(path).is_relative_to(real_path(folder)):
             raise LangdepthError(f"{where}: {column} '{text}' does not lie inside the folder")
         return path
 
@@ -119,7 +124,7 @@ def _row(root: Path, truth_root: Path, line: int, values: dict[str, str]) -> Row
             )
         if not max(map(abs, intrinsics[2:])) < _PIXELS:
             raise LangdepthError(f"{where}: the principal point {intrinsics[2]:g}, {intrinsics[3]:g} is in no image")
-    size = [int(text) for text in (values.get("height"), values.get("width")) if text and text.isdecimal()]
+    size = [int(text) for text in (values.get("height"), values.get("width")) if text and _is_width(text)]
     return Row(
         key=values["path_rgb"],
         line=line,

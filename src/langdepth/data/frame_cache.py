@@ -47,7 +47,7 @@ from langdepth.data.rows import (
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.io import MAX_PIXELS
 from langdepth.protocols import Protocol
-from langdepth.utils.files import atomic_path, locked
+from langdepth.utils.files import atomic_path, locked, real_path
 from langdepth.utils.threads import reading_threads
 
 CARD = DatasetCard(
@@ -267,7 +267,7 @@ def write_cache(
     if overlaid is not None:
         raise UsageError(f"{overlaid.path_rgb}: has an overlay; pictures with masks drawn over them are not cached")
     out = Path(out)
-    head = {"format": FORMAT, "dataset": name, "root": str(Path(root).resolve()), "split": split, "frame": frame}
+    head = {"format": FORMAT, "dataset": name, "root": str(real_path(Path(root))), "split": split, "frame": frame}
     if listed is not None:
         head["split"] = Path(listed).name
     try:

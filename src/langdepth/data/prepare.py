@@ -24,7 +24,7 @@ from typing import IO, Any, NamedTuple
 from langdepth.data.base import INCOMPLETE, find_rows, layout
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.io import file_sha256, visible
-from langdepth.utils.files import atomic_path, locked
+from langdepth.utils.files import atomic_path, locked, real_path
 
 MANIFEST = "langdepth-manifest.csv"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -33,6 +33,10 @@ LITTER = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")  # what computers
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _BLOCK = 1 << 20
 _LONGEST_NAME, _LONGEST_PATH = 255, 3000  # bytes; systems take 255 and, with the folder, 4096
+_DEEPEST = 100  # folders above a file
+_MAX_HEADER = 1 << 20  # bytes of a header that tells the name or the facts of a member of a tape
+_MAX_RATIO = 100  # how much larger than an archive its content may be
+_SMALL = 1_000_000_000  # bytes that it may have in any case
 _SPARE = 64_000_000  # bytes that stay free on the disk
 # How the manifest is opened: any name that a file can have is kept.
 _TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
@@ -112,7 +116,7 @@ class Extraction:
 
     def _target(self, name: str) -> Path:
         target = self.out / name
-        if not target.resolve().is_relative_to(self.out.resolve()):
+        if not real_path(target).is_relative_to(real_path(self.out)):
             raise LangdepthError(f"{name}: lies outside {self.out} through a link")
         return target
 
@@ -151,7 +155,7 @@ def read_manifest(root: Path) -> dict[str, Written]:
             rows = list(csv.reader(line for line in file if "\0" not in line))  # zeros: what a power failure leaves
     except FileNotFoundError:
         return {}
-    whole = (row for row in rows if len(row) == 4 and row[1].isdecimal() and len(row[2]) == 64)
+    whole = (row for row in rows if len(row) == 4 and row[1].isdecimal() and len(row[1]) < 20 and len(row[2]) == 64)
     return {path: Written(int(size), digest, source) for path, size, digest, source in whole}
 
 
@@ -324,6 +328,7 @@ def _opened(path: Path) -> Iterator[Reader]:
 def _checked_members(path: Path) -> list[Member]:
     """All files of an archive; nothing is written before all are found harmless. Raises LangdepthError."""
     members: dict[str, Member] = {}
+    unpacked = 0
     with _damage(path):
         for name, size, kind, info in _zip_members(path) if _is_zip(path) else _tar_members(path):
             target = _inside(path, name)
@@ -339,6 +344,9 @@ def _checked_members(path: Path) -> list[Member]:
             members[target] = Member(target, size, info)
             if len(members) > MAX_MEMBERS:
                 raise LangdepthError(f"{path}: has more than {MAX_MEMBERS} members")
+            unpacked += size
+            if unpacked > max(_SMALL, _MAX_RATIO * path.stat().st_size):
+                raise LangdepthError(f"{path}: unpacks to more than {_MAX_RATIO} times its size; refused")
     return list(members.values())
 
 
@@ -361,8 +369,10 @@ def _flaw_of_name(path: str) -> str | None:
         lengths = [len(part.encode()) for part in parts]
     except UnicodeEncodeError:
         return "has a name that is not UTF-8"
-    if max(lengths) > _LONGEST_NAME or sum(lengths) > _LONGEST_PATH:
+    if max(lengths) > _LONGEST_NAME or len(path.encode()) > _LONGEST_PATH:
         return "has a name that is too long"
+    if len(parts) > _DEEPEST:
+        return f"lies {len(parts) - 1} folders deep"
     return None
 
 
@@ -382,13 +392,25 @@ def _zip_members(path: Path) -> Iterator[tuple[str, int, str, Any]]:
             yield info.filename, info.file_size, kind, info
 
 
+_LONG_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
 class _Header(tarfile.TarInfo):
     """The header of a member. tarfile takes whatever is none for the end of the archive; here that is all zeros."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
         try:
-            return super().frombuf(buf, encoding, errors)
+            header = super().frombuf(buf, encoding, errors)
+            if header.type in _LONG_HEADERS and header.size > _MAX_HEADER:  # which tarfile reads whole
+                raise tarfile.ReadError(f"a member's header of {header.size / 1e6:,.0f} MB")
+            return header
         except tarfile.HeaderError:
             if len(buf) < tarfile.BLOCKSIZE or any(buf):
                 raise tarfile.ReadError("neither a member nor the archive's end is where one should be") from None

@@ -34,6 +34,8 @@ Intrinsics = tuple[float, float, float, float]
 
 # Decoding
 
+MAX_CHUNK_BYTES = 256_000_000  # of an HDF5 array
+
 
 class Decoder(NamedTuple):
     """image(row): (H, W, 3) uint8. depth(row): (H, W) float32 metres; 0, NaN or negative where there is no value.
@@ -92,11 +94,29 @@ def read_hdf5(path: Path, names: Sequence[str], item: int | None = None) -> npt.
         name = next((name for name in names if name in file), None)
         if name is None:
             raise ImageError(f"has none of the arrays {', '.join(names)}; found {', '.join(sorted(file)[:8])}")
-        array, place = file[name], () if item is None else (item,)
+        array, place = own_dataset(file, name), () if item is None else (item,)
         if np.prod(array.shape[len(place) :], dtype=np.int64) > 3 * MAX_PIXELS:  # known before anything is read
             raise ImageError(f"'{name}' of shape {array.shape} is larger than a picture may be")
         content: npt.NDArray[Any] = array[place]
         return content
+
+
+def own_dataset(file: Any, name: str) -> Any:
+    """An array of an HDF5 file that lies in that file alone, in pieces that fit into memory. Raises ImageError."""
+    import h5py
+
+    link = file.get(name, getlink=True)
+    array = None if isinstance(link, h5py.ExternalLink) else file[name]
+    if not isinstance(array, h5py.Dataset):
+        raise ImageError(f"'{name}' is no array of this file")
+    if array.file.filename != file.filename or array.external or array.is_virtual:
+        raise ImageError(f"'{name}' lies in another file, which is not opened")
+    if array.dtype.hasobject:
+        raise ImageError(f"'{name}' holds no numbers")
+    chunk = int(np.prod(array.chunks or (1,), dtype=np.float64)) * array.dtype.itemsize
+    if chunk > MAX_CHUNK_BYTES:  # a reader unpacks whole chunks
+        raise ImageError(f"'{name}' is stored in pieces of {chunk / 1e6:,.0f} MB, more than {MAX_CHUNK_BYTES // 10**6}")
+    return array
 
 
 @lru_cache(maxsize=4)

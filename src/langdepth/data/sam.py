@@ -7,8 +7,10 @@ The layout is that of the adapter paper's data: the photo ``train/kitchen/rgb_00
 from __future__ import annotations
 
 import csv
+import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,8 @@ from langdepth.errors import (
     first_line,
 )
 from langdepth.io import read_image, visible
-from langdepth.utils.files import atomic_path
+from langdepth.utils.arrays import read_npz
+from langdepth.utils.files import atomic_path, real_path
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +37,7 @@ FOLDER = "sam_out"
 """Where the published data has its overlays, beside the images."""
 INDEX = "overlays.csv"
 COLUMNS = ("image", "overlay")
+MAX_MASK_BYTES = 1_000_000_000
 OPACITY = 0.35  # as in SAM's demonstration notebook
 ENCODER_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 
@@ -71,8 +75,11 @@ def read_overlay(source: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.ui
         return np.asarray(overlay.resize((image.shape[1], image.shape[0])))  # Pillow's default, as published
     path = Path(source)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            masks = file["masks"].astype(bool)
+        with path.open("rb") as stream:
+            check = partial(_require_fit, image.shape[:2])
+            masks = read_npz(stream, lambda names: "masks", check).astype(bool, copy=False)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise MissingImageError(f"{path}: no such file") from None
     except Exception as error:  # a damaged archive raises OSError, ValueError, KeyError, BadZipFile, zlib.error ...
@@ -81,6 +88,14 @@ def read_overlay(source: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.ui
         return draw_masks(image, masks, _seed(path.stem))
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
+
+
+def _require_fit(size: tuple[int, ...], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Raise ImageError, before they are unpacked, for masks of another size than the photo and for too many."""
+    if len(shape) != 3 or shape[1:] != size:
+        raise ImageError(f"masks of shape {shape} do not fit a picture of {size[1]}x{size[0]}")
+    if math.prod(shape) * dtype.itemsize > MAX_MASK_BYTES:
+        raise ImageError(f"{shape[0]} masks of {size[1]}x{size[0]} are more than {MAX_MASK_BYTES // 10**6} MB")
 
 
 def load_sam(weights: str | Path, device: str | torch.device | None = None, **options: Any) -> MaskGenerator:
@@ -180,10 +195,10 @@ def write_overlays(
     from PIL import Image
 
     root, out = Path(root), Path(out)
-    own = out.resolve()
-    if own == root.resolve():
+    own = real_path(out)
+    if own == real_path(root):
         raise UsageError(f"{out}: the overlays would lie among the photos; give another folder")
-    photos = [f.relative_to(root) for f in visible(root, pattern) if f.is_file() and own not in f.resolve().parents]
+    photos = [f.relative_to(root) for f in visible(root, pattern) if f.is_file() and own not in real_path(f).parents]
     if not photos:
         raise LangdepthError(f"{root}: no picture fits the pattern '{pattern}'")
     names = overlay_names(photos)

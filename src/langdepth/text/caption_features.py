@@ -190,7 +190,7 @@ def _packed(folder: Path) -> Captions:
     by_sentence: dict[str, int | None] = {}
     for line, values in csv_rows(index, ("image", "caption", "row")):
         row = values["row"]
-        if not row.isdecimal() or int(row) >= len(features):
+        if not row.isdecimal() or len(row) > 12 or int(row) >= len(features):
             raise LangdepthError(f"{index} line {line}: row '{row}' is not one of the {len(features)} features")
         by_image[values["image"]] = values["caption"]
         if by_sentence.setdefault(values["caption"], int(row)) != int(row):

@@ -38,6 +38,11 @@ _OWNED = re.compile(r"\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-\d+-[0-9a-
 _swept: set[str] = set()  # folders that this process has rid of leftovers
 
 
+def real_path(path: str | Path) -> Path:
+    """The path without links. One that points at itself stays as it is; ``Path.resolve`` raises RuntimeError there."""
+    return Path(os.path.realpath(path))
+
+
 # One file
 
 

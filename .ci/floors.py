@@ -1,0 +1,13 @@
+"""The oldest versions that pyproject.toml allows of everything it needs, one "name==version" a line."""
+
+import re
+import sys
+from pathlib import Path
+
+import tomllib
+
+project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+floors = [re.fullmatch(r"([\w.-]+)>=([\w.]+)", requirement) for requirement in project["dependencies"]]
+if None in floors:
+    sys.exit("pyproject.toml: every dependency needs a floor and nothing else: name>=version")
+print("\n".join(f"{found[1]}=={found[2]}" for found in floors if found))

@@ -1,0 +1,45 @@
+"""Arrays from ``.npy`` and ``.npz`` files that somebody else wrote: shape and size are known before memory is taken."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Callable, Sequence
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib import format as npy
+
+Check = Callable[[tuple[int, ...], np.dtype[Any]], None]
+
+
+def read_npy(stream: IO[bytes], check: Check, stored_bytes: int) -> npt.NDArray[Any]:
+    """The array of an ``.npy`` stream. ``check(shape, dtype)`` raises for one that is not wanted, before it is read.
+
+    Raises ValueError for a damaged header, objects, and content that is shorter than the header says.
+    """
+    start = stream.tell()
+    try:
+        version = npy.read_magic(stream)
+        header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = header(stream)
+    except Exception as error:  # whatever the parser of a Python literal raises
+        raise ValueError("its .npy header is damaged") from error
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are not opened")
+    check(shape, dtype)
+    if math.prod(shape) * dtype.itemsize > stored_bytes:
+        raise ValueError("it ends before its last number")
+    stream.seek(start)
+    content: npt.NDArray[Any] = npy.read_array(stream, allow_pickle=False)
+    return content
+
+
+def read_npz(stream: IO[bytes], choose: Callable[[Sequence[str]], str], check: Check) -> npt.NDArray[Any]:
+    """One array of an ``.npz``: the one that ``choose(names)`` names; nothing else is unpacked. See ``read_npy``."""
+    with zipfile.ZipFile(stream) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        info = members[choose(list(members))]
+        with archive.open(info) as member:
+            return read_npy(member, check, info.file_size)
