@@ -154,6 +154,16 @@ class TestRefineClip(PyramidTester):
             depth = system(self.pictures(system)).depth
         assert 1 <= depth.min() <= depth.max() <= 3
 
+    @torch.no_grad()
+    def test_the_loss_is_that_of_eigen_without_a_root(self, system: Any) -> None:
+        """mean d^2 - 0.5 (mean d)^2 over all known pixels of the batch (specification, RefineDepthCLIP)."""
+        batch = self.batch(system)
+        depth = self.enlarged(system(batch.image).depth, batch.depth.shape[-2:]).double()
+        d = (depth.log() - batch.depth.double().clamp(min=1e-3).log())[batch.mask]
+        assert float(system.loss(batch)["total"]) == pytest.approx(
+            float(d.square().mean() - d.mean() ** 2 / 2), rel=1e-3
+        )
+
     def test_another_number_of_words_is_refused(self, system: Any) -> None:
         with pytest.raises(UsageError, match="made for 7 words"):
             system.use_prompts({"words": ["near", "far"], "bin_centers": [1, 3]})

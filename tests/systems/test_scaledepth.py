@@ -73,6 +73,32 @@ class TestScaleDepth(ScaleDepthTester):
     name = "scaledepth-nk"
     options = SMALL
 
+    # Losses; the numbers are those of the specification, section 8
+
+    @torch.no_grad()
+    def test_earlier_layers_count_less_for_depth_and_as_much_for_scenes(self, system: Any) -> None:
+        batch = self.batch(system)
+        reading = system.read(system.maps(batch.image), range(3))[-1]
+        found = {name: float(value) for name, value in system.losses_of([reading] * 3, batch).items()}
+        assert found["depth_0"] == pytest.approx(found["depth"] / 4)
+        assert found["depth_1"] == pytest.approx(found["depth"] / 2)
+        assert found["depth"] > 0
+        twice = reading.similarity.softmax(-1).log_softmax(-1)  # the published loss takes the softmax twice
+        scene = -0.01 * float(twice[torch.arange(4), batch.scene].mean())
+        assert [found[name] for name in ("scene_0", "scene_1", "scene")] == pytest.approx([scene] * 3, rel=1e-4)
+        assert found["total"] == pytest.approx(sum(value for name, value in found.items() if name != "total"))
+
+    @torch.no_grad()
+    def test_a_scene_that_the_table_lacks_is_an_unknown_one(self) -> None:
+        torch.manual_seed(0)
+        system: Any = as_trained(registry.build("scaledepth-n", SMALL)).eval()
+        assert len(system.scenes) == 27  # without outdoor_scene
+        batch = self.batch(system, scenes=(0, 6, 27, 27))
+        unknown = replace(batch, scene=torch.tensor([0, 6, -1, -1]))
+        found, wanted = (system.loss(one) for one in (batch, unknown))
+        assert {n: v.item() for n, v in found.items()} == {n: v.item() for n, v in wanted.items()}
+        assert found["scene"] > 0
+
     # Words
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +168,23 @@ class TestTiny(SystemTester):
             assert torch.equal(*found)
             assert used == 30 or not torch.equal(found[0], tiny(image).scene_probs)
 
+    @pytest.mark.parametrize(("bias", "scale"), [(-100.0, math.exp(-3)), (100.0, math.exp(6))])
+    def test_the_scale_stays_in_its_range(self, tiny: Tiny, bias: float, scale: float) -> None:
+        """5 cm to 400 m, whatever the heads say."""
+        last = tiny.correction[-1]
+        assert isinstance(last, nn.Linear)
+        with torch.no_grad():
+            last.bias.fill_(bias)
+            torch.testing.assert_close(tiny(self.pictures(tiny)).scale, torch.full((2,), scale))
+
+    def test_a_fifth_of_the_pooled_features_is_dropped_in_training(self, tiny: Tiny) -> None:
+        torch.manual_seed(0)
+        pooled = torch.randn(64, tiny.reading.in_features)
+        tiny.train()
+        assert float((tiny.pooled(pooled) == 0).double().mean()) == pytest.approx(0.2, abs=0.02)
+        tiny.eval()
+        assert not (tiny.pooled(pooled) == 0).any()
+
     # What training starts from
 
     def test_a_fresh_system_asks_for_the_caption_file(self) -> None:
@@ -234,7 +252,7 @@ class TestTiny(SystemTester):
             one, other = (tiny(image, scene=[name]).depth for name in ("kitchen", "street"))
             rows = tiny.scene_table[[scene_index(name, tiny.scenes) for name in ("kitchen", "street")]]
             usual = tiny.usual(rows).exp()
-        ratio = (usual[1] / usual[0]) ** tiny.config.word_weight
+        ratio = (usual[1] / usual[0]).sqrt()  # half of the way, in log scale
         torch.testing.assert_close(other / one, ratio.expand_as(one))
 
     def test_a_fresh_system_is_prepared_saved_and_loaded(self, caption_file: Path, tmp_path: Path) -> None:

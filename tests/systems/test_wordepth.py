@@ -188,6 +188,17 @@ def test_silog_may_be_a_mean(small: WorDepth, image: Tensor) -> None:
     torch.testing.assert_close(small.loss(batch)["silog"], summed / 2)
 
 
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_the_divergence_counts_a_thousandth(small: WorDepth, image: Tensor, kind: Any) -> None:
+    depth = 1 + 3 * torch.rand(2, 1, 64, 96)
+    labels: dict[str, Any] = {"scene": torch.tensor([-1, -1]), "text": [None] * 2, "path": ["", ""]}
+    with torch.no_grad():
+        found = small.loss(Batch(image=image, depth=depth, mask=depth > 0, **labels), kind)
+    parts = {name: float(value) for name, value in found.items()}
+    assert parts["kl"] > 0
+    assert parts["total"] - parts["silog"] == pytest.approx(1e-3 * parts["kl"], rel=1e-2)
+
+
 def test_one_cell_has_no_spread_to_judge() -> None:
     noise = torch.randn(1, 4, 1, 1, requires_grad=True)
     value = kl_of_noise(noise)
