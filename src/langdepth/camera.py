@@ -17,9 +17,12 @@ GUESSED_FOV_DEGREES = 60.0  # across the longer side: between an RGB-D sensor (5
 
 _FILM_DIAGONAL_MM = math.hypot(36.0, 24.0)
 _EXIF_FOCAL_LENGTH, _EXIF_FOCAL_LENGTH_35MM = 0x920A, 0xA405
-_EXIF_PIXEL_WIDTH, _EXIF_FOCAL_PLANE_X_RESOLUTION, _EXIF_FOCAL_PLANE_UNIT = 0xA002, 0xA20E, 0xA210
+_EXIF_PIXEL_WIDTH, _EXIF_PIXEL_HEIGHT = 0xA002, 0xA003
+_EXIF_FOCAL_PLANE_X_RESOLUTION, _EXIF_FOCAL_PLANE_UNIT = 0xA20E, 0xA210
 _MILLIMETRES_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}
 _CREDIBLE_FOV_DEGREES = (2.0, 160.0)
+_SAME_RATIO = 1.02  # up to which two ratios of sides are one, rounded: 3:2 and 4:3 differ by 1.125
+_SAME_FOCAL = 1.25  # the 35 mm equivalent is rounded to whole millimetres
 
 # EXIF orientation: (swap x and y, then mirror x, then mirror y) turns the stored picture upright.
 _ORIENTATIONS = {
@@ -108,10 +111,7 @@ class Camera:
 
         Raises UsageError for anything but four numbers, and for intrinsics that cannot be, see ``from_intrinsics``.
         """
-        try:
-            fx, fy, cx, cy = (float(part) for part in text.split(","))
-        except ValueError:
-            raise UsageError(f"intrinsics '{text}': expected fx,fy,cx,cy, for example 525,525,319.5,239.5") from None
+        fx, fy, cx, cy = parse_intrinsics(text)
         return cls.from_intrinsics(fx, fy, cx, cy, width, height)
 
     @classmethod
@@ -119,24 +119,12 @@ class Camera:
         """What the photo's own EXIF tags say, or None when they say nothing credible.
 
         ``exif``: the tags of the Exif block (``image.getexif().get_ifd(0x8769)`` in Pillow); ``width`` and ``height``
-        as stored, before any rotation. The 35 mm equivalent is taken over the diagonal, as CIPA defines it; else the
-        focal length in millimetres times the sensor's pixels per millimetre.
+        of the image as it is, stored or turned upright. The 35 mm equivalent is taken over the diagonal, as CIPA
+        defines it; else the focal length in millimetres times the sensor's pixels per millimetre. Both hold for the
+        whole photo: of a part of one (``is_cut``) they say nothing.
         """
-
-        def number(tag: int) -> float:
-            try:
-                value = float(exif.get(tag, 0))
-            except (TypeError, ValueError, ZeroDivisionError):  # a broken or 0/0 rational
-                return 0.0
-            return value if math.isfinite(value) and value > 0 else 0.0
-
-        focal = number(_EXIF_FOCAL_LENGTH_35MM) / _FILM_DIAGONAL_MM * math.hypot(width, height)
-        if not focal:
-            millimetres = _MILLIMETRES_PER_UNIT.get(int(number(_EXIF_FOCAL_PLANE_UNIT) or 2), 25.4)
-            pixels_per_millimetre = number(_EXIF_FOCAL_PLANE_X_RESOLUTION) / millimetres
-            shrinking = width / (number(_EXIF_PIXEL_WIDTH) or width)  # the tag counts pixels of the original photo
-            focal = number(_EXIF_FOCAL_LENGTH) * pixels_per_millimetre * shrinking
-        if not focal:
+        focal = _focal_35mm(exif, width, height) or _focal_plane(exif, width, height)
+        if not focal or is_cut(exif, width, height):
             return None
         fov = math.degrees(2 * math.atan(max(width, height) / 2 / focal))
         low, high = _CREDIBLE_FOV_DEGREES
@@ -196,3 +184,58 @@ class Camera:
         x, y, z = np.moveaxis(np.asarray(points, dtype=np.float64), -1, 0)
         z = np.where(z > 0, z, np.nan)
         return np.stack((self.fx * x / z + self.cx, self.fy * y / z + self.cy), axis=-1)
+
+
+def parse_intrinsics(text: str) -> tuple[float, float, float, float]:
+    """The four numbers of "fx,fy,cx,cy". Raises UsageError for anything else."""
+    try:
+        fx, fy, cx, cy = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"intrinsics '{text}': expected fx,fy,cx,cy, for example 525,525,319.5,239.5") from None
+    return fx, fy, cx, cy
+
+
+# EXIF
+
+
+def is_cut(exif: Mapping[int, Any], width: int, height: int) -> bool:
+    """Whether EXIF tags state the focal length of a larger image, of which one of this size is a part.
+
+    It is when its sides have another ratio than those that the tags state, or when the two ways in which the tags state
+    the focal length contradict each other: one follows the size of the image, the other that of the sensor. A part with
+    the ratio of the whole cannot be told from the whole made smaller.
+    """
+    equivalent, plane = _focal_35mm(exif, width, height), _focal_plane(exif, width, height)
+    sides = _number(exif, _EXIF_PIXEL_WIDTH), _number(exif, _EXIF_PIXEL_HEIGHT)
+    if (equivalent or plane) and all(sides):
+        cut = not _alike(max(sides) / min(sides), max(width, height) / min(width, height), _SAME_RATIO)
+    else:
+        cut = False
+    return cut or (bool(equivalent and plane) and not _alike(equivalent, plane, _SAME_FOCAL))
+
+
+def _alike(one: float, other: float, factor: float) -> bool:
+    return 1 / factor <= one / other <= factor
+
+
+def _number(exif: Mapping[int, Any], tag: int) -> float:
+    """A positive finite number, else 0."""
+    try:
+        value = float(exif.get(tag, 0))
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):  # a broken or 0/0 rational
+        return 0.0
+    return value if math.isfinite(value) and value > 0 else 0.0
+
+
+def _focal_35mm(exif: Mapping[int, Any], width: int, height: int) -> float:
+    """Pixels, from the 35 mm equivalent; 0 where it is not stated."""
+    return _number(exif, _EXIF_FOCAL_LENGTH_35MM) / _FILM_DIAGONAL_MM * math.hypot(width, height)
+
+
+def _focal_plane(exif: Mapping[int, Any], width: int, height: int) -> float:
+    """Pixels, from the focal length and the sensor's resolution, which counts pixels of the original photo; or 0."""
+    millimetres = _MILLIMETRES_PER_UNIT.get(int(_number(exif, _EXIF_FOCAL_PLANE_UNIT) or 2), 25.4)
+    pixels_per_millimetre = _number(exif, _EXIF_FOCAL_PLANE_X_RESOLUTION) / millimetres
+    original = max(_number(exif, _EXIF_PIXEL_WIDTH), _number(exif, _EXIF_PIXEL_HEIGHT))
+    shrinking = max(width, height) / original if original else 1.0
+    return _number(exif, _EXIF_FOCAL_LENGTH) * pixels_per_millimetre * shrinking

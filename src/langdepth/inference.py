@@ -7,9 +7,11 @@ Data flow: sources -> ``read_image`` -> uint8 at the system's network size (in t
 from __future__ import annotations
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -34,7 +36,7 @@ from langdepth.errors import (
     is_memory_error,
     nearest,
 )
-from langdepth.io import read_image
+from langdepth.io import Picture, read_image
 from langdepth.prediction.words import Words, batch_of, words_per_image
 from langdepth.protocols import Resize, check_window
 from langdepth.text.scenes import scene_index
@@ -476,21 +478,29 @@ class _Predictor:
         """Decode and shrink. Raises ImageError for an unusable picture, UsageError for a camera that does not fit."""
         picture = read_image(request.source)
         height, width = picture.pixels.shape[:2]
-        overlay = None
-        if request.overlay is not None:
-            try:
-                overlay = read_overlay(request.overlay, picture.pixels)
-            except ImageError as error:
-                raise ImageError(f"{picture.path or 'image in memory'}: its overlay {error}") from None
-        return _Prepared(
-            request=request,
-            image=self._shrink(picture.pixels),
-            overlay=None if overlay is None else self._shrink(overlay),
-            size=(height, width),
-            camera=_camera_of(request.camera, width, height, picture.path) or picture.camera,
-            path=picture.path,
-            pixels=picture.pixels if self.keep_image else None,
-        )
+        if picture.cut and request.camera is None:  # no file name in the text: Python shows it once
+            warnings.warn(
+                "EXIF describes a larger image, of which this is a part: its focal length is not used", stacklevel=2
+            )
+        with _enough_memory(picture.path):
+            overlay = self._overlay(request, picture)
+            return _Prepared(
+                request=request,
+                image=self._shrink(picture.pixels),
+                overlay=None if overlay is None else self._shrink(overlay),
+                size=(height, width),
+                camera=_camera_of(request.camera, width, height, picture.path) or picture.camera,
+                path=picture.path,
+                pixels=picture.pixels if self.keep_image else None,
+            )
+
+    def _overlay(self, request: _Request, picture: Picture) -> npt.NDArray[np.uint8] | None:
+        if request.overlay is None:
+            return None
+        try:
+            return read_overlay(request.overlay, picture.pixels)
+        except ImageError as error:
+            raise ImageError(f"{picture.path or 'image in memory'}: its overlay {error}") from None
 
     def _shrink(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
         """(H, W, 3) to (1, 3, h, w) at network size; for windows at its own."""
@@ -513,7 +523,12 @@ class _Predictor:
         """Depth at network size to results at picture size, made one by one as the caller takes them."""
         finite = output.depth.isfinite().flatten(1).all(1).tolist()
         for index, (key, prepared) in enumerate(batch):
-            yield key, self._result(prepared, output, index) if finite[index] else self._not_finite(prepared)
+            try:
+                with _enough_memory(prepared.path):
+                    result = self._result(prepared, output, index) if finite[index] else self._not_finite(prepared)
+            except LangdepthError as error:
+                result = error
+            yield key, result
 
     @torch.inference_mode()
     def infer(self, batch: Sequence[tuple[Any, _Prepared]]) -> DepthOutput:
@@ -648,9 +663,7 @@ def _run_ahead(
             key, decoded = ahead.popleft()
             try:
                 prepared = decoded.result()
-            except UsageError:
-                raise
-            except LangdepthError as error:
+            except LangdepthError as error:  # also a camera that does not fit this image
                 yield key, error
                 continue
             words = prepared.request.text
@@ -681,6 +694,17 @@ def _one_by_one(
             yield key, LangdepthError(f"{prepared.path or 'image in memory'}: {error}")
         except ShortMemoryError as error:
             yield key, error
+
+
+@contextmanager
+def _enough_memory(path: str) -> Iterator[None]:
+    """Raises LangdepthError, naming the image, where memory is short."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory_error(error):
+            raise
+        raise LangdepthError(f"{path or 'image in memory'}: not enough memory for its size; make it smaller") from None
 
 
 # Options.

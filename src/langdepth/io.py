@@ -22,10 +22,11 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from langdepth.camera import Camera
+from langdepth.camera import Camera, is_cut
 from langdepth.errors import ImageError, MissingImageError, UsageError, is_memory_error, nearest
 from langdepth.utils.arrays import read_npy, read_npz
 from langdepth.utils.files import atomic_path, not_the_file_itself
+from langdepth.utils.images import HEAD, PNG_TAG, RAW_REFUSAL, formats, image_kind, refusal
 
 if TYPE_CHECKING:
     from langdepth.types import DepthResult
@@ -35,12 +36,10 @@ MAX_PIXELS = 80_000_000  # phones take 50 and 64 megapixels; Pillow warns above 
 _MAX_SCANS = 100  # of a progressive JPEG, each of which decodes the whole image again; encoders write about ten
 _MAX_PLAIN_BYTES = 1 << 28  # of a PPM in decimal digits
 
-# Formats that Pillow decodes by itself; the others it knows start programs (EPS) or are no photographs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 _GREY_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # "I": how older Pillows and PPM open 16-bit grey
 _EXIF_ORIENTATION, _EXIF_BLOCK = 0x0112, 0x8769
+_NEW_SUBFILE_TYPE, _DNG_VERSION = 254, 50706  # TIFF tags
 _PNG_COMPRESSION = 1  # 8 ms for a 640x480 depth map; level 6 takes 37 ms and saves a fifth of the bytes
-_PNG_TAG = "langdepth"
 _KITTI_SCALE = 1 / 256  # metres per unit of the KITTI benchmark's depth PNGs
 
 
@@ -51,12 +50,15 @@ _KITTI_SCALE = 1 / 256  # metres per unit of the KITTI benchmark's depth PNGs
 class Picture:
     """A decoded picture.
 
-    pixels: (H, W, 3) uint8 RGB, upright. camera: what EXIF says, in these pixels, or None. path: "" for one from
-    memory.
+    pixels: (H, W, 3) uint8 RGB, upright. camera: what EXIF says, in these pixels, or None. cut: EXIF describes a larger
+    image, of which this is a part. orientation: the EXIF number by which the stored pixels were turned. path: "" for
+    one from memory.
     """
 
     pixels: npt.NDArray[np.uint8]
     camera: Camera | None = None
+    cut: bool = False
+    orientation: int = 1
     path: str = ""
 
 
@@ -87,18 +89,21 @@ def read_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Picture:
 def _from_pil(image: Image.Image, path: str, max_pixels: int) -> Picture:
     _check_size(*image.size, max_pixels)
     exif = image.getexif()
-    camera = Camera.from_exif(exif.get_ifd(_EXIF_BLOCK), *image.size)
-    orientation = exif.get(_EXIF_ORIENTATION, 1)
-    if camera is not None:
-        camera = camera.oriented(orientation)
-    if orientation != 1:  # Pillow copies what needs no turn, too
+    tags, orientation = exif.get_ifd(_EXIF_BLOCK), exif.get(_EXIF_ORIENTATION, 1)
+    orientation = orientation if orientation in range(2, 9) else 1
+    if orientation != 1:  # Pillow copies what needs no turn, too; TIFF files it turns by itself
         image = ImageOps.exif_transpose(image)
+    facts: dict[str, Any] = {
+        "camera": Camera.from_exif(tags, *image.size),
+        "cut": is_cut(tags, *image.size),
+        "orientation": orientation,
+        "path": path,
+    }
     if image.mode in _GREY_16_BIT or image.mode == "F":
-        return Picture(pixels=_array_to_rgb(_integers_as_uint16(np.asarray(image))), camera=camera, path=path)
+        return Picture(pixels=_array_to_rgb(_integers_as_uint16(np.asarray(image))), **facts)
     if image.has_transparency_data:
         image = _over_white(image)
-    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    return Picture(pixels=pixels, camera=camera, path=path)
+    return Picture(pixels=np.asarray(image if image.mode == "RGB" else image.convert("RGB")), **facts)
 
 
 def _over_white(image: Image.Image) -> Image.Image:
@@ -188,7 +193,7 @@ def decoding(name: str) -> Iterator[None]:
         raise ImageError(f"{name}: larger than any picture Pillow opens; make it smaller") from None
     except Image.UnidentifiedImageError:
         other = not_the_file_itself(name)
-        raise ImageError(f"{name}: {other or 'not a picture (known: ' + ', '.join(_FORMATS) + ')'}") from None
+        raise ImageError(f"{name}: {other or 'not a picture (known: ' + ', '.join(formats()) + ')'}") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
         if is_memory_error(error):
             raise ImageError(f"{name}: not enough memory to decode it; make it smaller") from None
@@ -242,10 +247,35 @@ def _opened(source: Any) -> Iterator[tuple[Image.Image, str]]:
     with (
         _stream(source) as (stream, path),
         decoding(path or "picture in memory"),
-        Image.open(_without_comments(stream), formats=_FORMATS) as image,
+        _open_image(stream) as image,
     ):
+        if _is_camera_raw(image):
+            raise ImageError(RAW_REFUSAL)
         _require_few_scans(image, stream)
         yield image, path
+
+
+def _open_image(stream: IO[bytes]) -> Image.Image:
+    """Raises ImageError, saying what to do, where the stream holds an image of a kind that is not read."""
+    start = stream.tell()
+    head = stream.read(HEAD)
+    stream.seek(start)
+    reason = refusal(head)
+    if reason is not None:
+        raise ImageError(reason)
+    try:
+        return Image.open(_without_comments(stream), formats=formats())
+    except Image.UnidentifiedImageError:
+        kind = image_kind(head)
+        if kind is None:
+            raise
+        raise ImageError(f"damaged or truncated (begins like a {kind} file)") from None
+
+
+def _is_camera_raw(image: Image.Image) -> bool:
+    """Whether a TIFF is a camera's raw file, whose first image is a small preview of the photo."""
+    tags = getattr(image, "tag_v2", {})
+    return _DNG_VERSION in tags or tags.get(_NEW_SUBFILE_TYPE) == 1
 
 
 def _without_comments(stream: IO[bytes]) -> IO[bytes]:
@@ -321,7 +351,7 @@ def read_depth16(path: str | Path) -> tuple[npt.NDArray[np.float32], float]:
 def _stated_scale(image: Image.Image) -> float | None:
     """The depth scale that a PNG of this library states, None in other files."""
     try:
-        return float(json.loads(image.info[_PNG_TAG])["scale"])
+        return float(json.loads(image.info[PNG_TAG])["scale"])
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
 
@@ -494,10 +524,15 @@ def _write_kitti16(result: DepthResult, file: IO[bytes]) -> None:
 def _write_grey_16_bit(depth: npt.NDArray[np.float32], scale: float, result: DepthResult, file: IO[bytes]) -> None:
     """Depth as units of ``scale``, from 1 to 65535 where there is a value, 0 where there is none."""
     tag = {"unit": result.unit, "scale": scale, "scale_kind": result.scale_kind, "system": result.system, "no_value": 0}
-    text = PngInfo()
-    text.add_text(_PNG_TAG, json.dumps(tag))
     values = np.where(depth > 0, np.rint(depth / np.float32(scale)).clip(1, 65535), 0).astype(np.uint16)
-    Image.fromarray(values).save(file, "PNG", pnginfo=text, compress_level=_PNG_COMPRESSION)
+    Image.fromarray(values).save(file, "PNG", pnginfo=own_png(**tag), compress_level=_PNG_COMPRESSION)
+
+
+def own_png(**facts: Any) -> PngInfo:
+    """The text that marks a PNG file of this library, so that it is not taken for a photo; for ``Image.save``."""
+    text = PngInfo()
+    text.add_text(PNG_TAG, json.dumps(facts))
+    return text
 
 
 def _write_npy(result: DepthResult, file: IO[bytes]) -> None:
@@ -526,7 +561,8 @@ def _write_color(result: DepthResult, file: IO[bytes], **options: Any) -> None:
     unit = "m" if result.scale_kind == "metric" else ""
     depth = _clean_depth(result)
     pixels = color_with_legend(depth, depth > 0, **{"unit": unit, **options})
-    Image.fromarray(pixels).save(file, "PNG", compress_level=_PNG_COMPRESSION)
+    tag = own_png(kind="color", system=result.system)
+    Image.fromarray(pixels).save(file, "PNG", pnginfo=tag, compress_level=_PNG_COMPRESSION)
 
 
 def _write_ply(result: DepthResult, file: IO[bytes], *, max_points: int | None = None) -> None:

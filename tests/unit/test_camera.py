@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from langdepth.camera import Camera
+from langdepth.camera import Camera, is_cut
 from langdepth.errors import UsageError
 
-FOCAL_LENGTH, FOCAL_LENGTH_35MM, PIXEL_WIDTH, PLANE_RESOLUTION, PLANE_UNIT = 0x920A, 0xA405, 0xA002, 0xA20E, 0xA210
+FOCAL_LENGTH, FOCAL_LENGTH_35MM, PLANE_RESOLUTION, PLANE_UNIT = 0x920A, 0xA405, 0xA20E, 0xA210
+PIXEL_WIDTH, PIXEL_HEIGHT = 0xA002, 0xA003
 
 
 def test_matrix_projects() -> None:
@@ -160,6 +161,31 @@ class TestExif:
     )
     def test_nothing_credible(self, tags: dict[int, Any]) -> None:
         assert Camera.from_exif(tags, 640, 480) is None
+
+    @pytest.mark.parametrize(("width", "height"), [(4032, 3024), (3024, 4032), (1008, 756), (100, 75)])
+    def test_the_whole_photo_at_any_size_and_either_way_up(self, width: int, height: int) -> None:
+        tags = {FOCAL_LENGTH_35MM: 26, PIXEL_WIDTH: 4032, PIXEL_HEIGHT: 3024}
+        camera = Camera.from_exif(tags, width, height)
+        assert camera is not None
+        assert not is_cut(tags, width, height)
+        assert camera.fx == pytest.approx(26 / math.hypot(36, 24) * math.hypot(width, height))
+
+    @pytest.mark.parametrize(("width", "height"), [(1000, 1000), (4032, 2268), (2268, 4032), (2000, 3024)])
+    def test_a_part_of_the_photo_has_not_the_focal_length_of_the_whole(self, width: int, height: int) -> None:
+        for focal in ({FOCAL_LENGTH_35MM: 26}, {FOCAL_LENGTH: 4.25, PLANE_RESOLUTION: 18000.0}):
+            tags = {**focal, PIXEL_WIDTH: 4032, PIXEL_HEIGHT: 3024}
+            assert Camera.from_exif(tags, 4032, 3024) is not None
+            assert is_cut(tags, width, height)
+            assert Camera.from_exif(tags, width, height) is None
+
+    def test_two_statements_that_contradict_each_other(self) -> None:
+        """An editor that cut the photo and wrote its new size left the sensor's resolution."""
+        tags = {FOCAL_LENGTH_35MM: 36, FOCAL_LENGTH: 36.0, PLANE_RESOLUTION: 2540.0, PIXEL_WIDTH: 3600}
+        assert Camera.from_exif(tags, 3600, 2400) is not None
+        assert Camera.from_exif({**tags, PIXEL_WIDTH: 1200}, 1200, 800) is None
+
+    def test_no_focal_length_is_no_part(self) -> None:
+        assert not is_cut({PIXEL_WIDTH: 4032, PIXEL_HEIGHT: 3024}, 1000, 1000)
 
 
 def test_depth_of_another_size() -> None:

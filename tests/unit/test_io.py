@@ -170,6 +170,30 @@ class TestReadImage:
         marked = Camera(fx=1, fy=1, cx=7.5, cy=3.5, width=80, height=60).oriented(orientation)
         assert (x.mean(), y.mean()) == (marked.cx, marked.cy)
 
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_a_tiff_is_turned_once(self, rgb: npt.NDArray[np.uint8], orientation: int) -> None:
+        """Pillow turns TIFF files by itself; the result is that of any other file."""
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        exif[0x8769] = exif._ifds[0x8769] = {0xA405: 26}  # as a TIFF file and as the others take it
+        picture = Image.fromarray(rgb)
+        tiff, png = (read_image(encoded(picture, kind, exif=exif)) for kind in ("TIFF", "PNG"))
+        np.testing.assert_array_equal(tiff.pixels, png.pixels)
+        assert tiff.camera is not None
+        assert tiff.camera == png.camera
+        assert (tiff.camera.height, tiff.camera.width) == tiff.pixels.shape[:2]
+        assert tiff.orientation == png.orientation == orientation
+
+    def test_a_cut_photo_says_so(self, rgb: npt.NDArray[np.uint8]) -> None:
+        exif = Image.Exif()
+        exif.get_ifd(0x8769).update({0xA405: 26, 0xA002: WIDTH, 0xA003: HEIGHT})
+        photo = Image.open(io.BytesIO(encoded(Image.fromarray(rgb), "JPEG", exif=exif)))
+        whole, part = read_image(photo), read_image(photo.crop((0, 0, HEIGHT, HEIGHT)))
+        assert whole.camera is not None
+        assert not whole.cut
+        assert part.camera is None
+        assert part.cut
+
     def test_broken_exif_does_not_cost_the_picture(self, rgb: npt.NDArray[np.uint8]) -> None:
         data = encoded(Image.fromarray(rgb), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\xff\xff")
         with pytest.warns(UserWarning, match="Corrupt EXIF"):

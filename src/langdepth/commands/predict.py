@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
-import glob
+import errno
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from langdepth.camera import Camera
+from langdepth.camera import Camera, parse_intrinsics
 from langdepth.commands._parse import members, run, size
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.prediction.background import Background
+from langdepth.prediction.inputs import STDIN, find_images
 from langdepth.prediction.names import unique_names
 from langdepth.prediction.options import ColorScale, read_formats, writer_options
 from langdepth.protocols import check_window
 from langdepth.text.prompts import read_changes
 from langdepth.types import WithoutCaption
-from langdepth.utils.files import real_path
+from langdepth.utils.files import LONGEST_NAME, real_path
 
 if TYPE_CHECKING:
     from langdepth.prediction.words import Words
     from langdepth.types import DepthResult
 
+# What the system says about a name that cannot be, and not about the disk.
+_OF_THE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL, errno.ELOOP)
 EXAMPLE = """
 langdepth predict photo.jpg --text "a kitchen with a sink" --out depth
 langdepth predict photos --recursive --save depth16,npz --out depth --resume
 langdepth predict photos --save color --range 0,10 --colormap viridis --out depth
 langdepth predict photo.jpg --system depthclip --clip-weights RN50.pt --words "near,far" --bins 1,3 --out words
 """
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2"}
-STDIN = "-"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -212,6 +212,8 @@ def read_camera(intrinsics: str | None, fov: float | None) -> Callable[[int, int
     if intrinsics is not None and fov is not None:
         raise UsageError("--intrinsics and --fov both describe the camera; give one of them")
     if intrinsics is not None:
+        fx, fy, cx, cy = parse_intrinsics(intrinsics)
+        Camera(fx=fx, fy=fy, cx=cx, cy=cy, width=1, height=1)  # the rest depends on the image
         return partial(Camera.from_intrinsics_text, intrinsics)
     if fov is not None:
         Camera.from_fov(fov, 640, 480)  # a wrong angle is reported before any work
@@ -262,55 +264,28 @@ def find_jobs(
     """The pictures to do, each with its own output names, and what is wrong with the inputs."""
     from langdepth.io import WRITERS
 
-    found: dict[str, tuple[str, Path]] = {}  # the file itself -> (as the user wrote it, its place below ``out``)
-    problems: list[LangdepthError] = []
-    for word in inputs:
-        try:
-            for source, place in _pictures(word, out, recursive):
-                found.setdefault(os.path.realpath(source), (source, place))
-        except LangdepthError as error:
-            problems.append(error)
-    names = unique_names([place for _, place in found.values()])
-    jobs = [
-        Job(source, place, {name: out / base.with_name(base.name + WRITERS[name].suffix) for name in formats})
-        for (source, place), base in zip(found.values(), names, strict=True)
-    ]
+    if STDIN in inputs and sys.stdin.isatty():
+        raise UsageError("- reads one picture from stdin; send one in: langdepth predict - < photo.jpg")
+    found = find_images(inputs, out, recursive)
+    problems = found.problems
+    if found.note and found.files:
+        _complain(found.note)
+    jobs, names = [], unique_names([place for _, place in found.files])
+    for (source, place), base in zip(found.files, names, strict=True):
+        targets = {name: out / base.with_name(base.name + WRITERS[name].suffix) for name in formats}
+        longest = max((target.name for target in targets.values()), key=lambda name: len(os.fsencode(name)))
+        if len(os.fsencode(longest)) > LONGEST_NAME:
+            problems.append(
+                LangdepthError(f"{source}: the name of its result, {longest}, is too long; shorten its own")
+            )
+        else:
+            jobs.append(Job(source, place, targets))
+    kept = {real_path(source) for source, _ in found.files} | {real_path(path) for path in found.depth_maps}
     for job in jobs:
         for target in job.targets.values():
-            if os.path.realpath(target) in found:
+            if real_path(target) in kept:
                 raise UsageError(f"{target}: is one of the pictures and would be overwritten; give another --out")
     return jobs, problems
-
-
-def _pictures(word: str, out: Path, recursive: bool) -> Iterator[tuple[str, Path]]:
-    """(path, place below the output folder) of each picture that one word of the command line stands for."""
-    path = Path(word)
-    if word == STDIN:
-        if sys.stdin.isatty():
-            raise UsageError("- reads one picture from stdin; send one in: langdepth predict - < photo.jpg")
-        yield STDIN, Path("stdin")
-    elif path.is_dir():
-        own_results = real_path(out)
-        files = (f for f in (path.rglob("*") if recursive else path.iterdir()) if f.suffix.lower() in SUFFIXES)
-        pictures = sorted(
-            f
-            for f in files
-            if not f.name.startswith(".")
-            and (own_results == real_path(path) or own_results not in real_path(f).parents)
-        )
-        if not pictures:
-            hint = "" if recursive else "; --recursive looks into sub-folders"
-            raise LangdepthError(f"{path}: no pictures in this folder{hint}")
-        yield from ((str(f), f.relative_to(path)) for f in pictures)
-    elif glob.has_magic(word) and not path.exists():
-        fixed = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
-        matches = sorted(Path(f) for f in glob.glob(word, recursive=True))
-        pictures = [f for f in matches if f.suffix.lower() in SUFFIXES and f.is_file()]
-        if not pictures:
-            raise LangdepthError(f"{word}: no pictures match")
-        yield from ((str(f), f.relative_to(fixed)) for f in pictures)
-    else:
-        yield word, Path(path.name)  # whether it can be read is found out when it is its turn
 
 
 # The work: write in the background while the next pictures are predicted.
@@ -326,7 +301,7 @@ class Written(NamedTuple):
 def written(
     results: Generator[tuple[Job, DepthResult | LangdepthError]], colors: ColorScale
 ) -> Iterator[Written | LangdepthError]:
-    """A line per picture once its files are there, or the error. A file that cannot be written ends the run."""
+    """A line per image once its files are there, or the error. A place that cannot be written ends the run."""
     with Background("langdepth-write") as pool, closing(results):  # no more results before the threads are left
         for job, result in results:
             if isinstance(result, LangdepthError):
@@ -336,15 +311,26 @@ def written(
         yield from pool.finish()
 
 
-def _write(job: Job, result: DepthResult, colors: ColorScale) -> Written:
+def _write(job: Job, result: DepthResult, colors: ColorScale) -> Written | LangdepthError:
+    """Write the files of one image; the error, where it is only this image that has no file.
+
+    Raises LangdepthError where others would fail as well.
+    """
     from langdepth.io import write_result
 
     guessed = "ply" in job.targets and result.camera is None
     if guessed:
         height, width = result.depth.shape
         result = replace(result, camera=Camera.guess(width, height))
-    for name, target in job.targets.items():
-        write_result(result, target, format=name, **writer_options(name, colors))
+    try:
+        for name, target in job.targets.items():
+            write_result(result, target, format=name, **writer_options(name, colors))
+    except MemoryError:
+        return LangdepthError(f"{job.source}: not enough memory to write its results")
+    except LangdepthError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_NAME:
+            return LangdepthError(f"{job.source}: {error}")
+        raise
     return Written(_line(job, result), guessed)
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOCK = ".langdepth-lock"
-_LONGEST_NAME = 255  # bytes; what file systems take
+LONGEST_NAME = 255  # bytes; what file systems take
 _LONGEST_SUFFIX = 16
 _ABANDONED_AFTER = 2 * 24 * 3600  # seconds without a change; no writer is idle for so long
 _GRACE = 10.0  # seconds that workers of a killed run may take to notice it
@@ -54,7 +54,7 @@ def temporary_path(path: Path) -> Path:
     suffix = path.suffix if len(path.suffix) <= _LONGEST_SUFFIX else ""
     unique = f"{_machine()}-{os.getpid()}-{threading.get_ident()}-{secrets.token_hex(8)}"
     end = f".{unique}.partial{suffix}"
-    stem = os.fsdecode(os.fsencode(path.name)[: _LONGEST_NAME - 1 - len(os.fsencode(end))])
+    stem = os.fsdecode(os.fsencode(path.name)[: LONGEST_NAME - 1 - len(os.fsencode(end))])
     return path.with_name(f".{stem}{end}")
 
 

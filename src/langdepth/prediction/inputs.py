@@ -1,0 +1,189 @@
+"""Which images the words of a command line stand for: files, folders, globs. Imports neither torch nor NumPy.
+
+Every file of a folder is an image to predict, one that is reported as unreadable, one that is left out and counted (a
+result of this library, a depth map), or none at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import os
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+
+from langdepth.errors import ImageError, LangdepthError, first_few
+from langdepth.utils.files import real_path
+from langdepth.utils.images import RAW_REFUSAL, RAW_SUFFIXES, grey_bits, image_kind, is_own_png, read_head
+
+SUFFIXES = {
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".avif", ".heic", ".heif", ".hif", ".tif", ".tiff", ".bmp"),
+    *(".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".jxl"),
+}
+STDIN = "-"
+_DEPTH_END, _COLOR_END = "_depth.png", "_color.png"
+_INDEX, _OVERLAYS = "index.csv", "overlays.csv"
+
+
+@dataclass
+class Images:
+    """What was found.
+
+    files: (path as the user wrote it, its place below the folder of results) of each image. problems: what cannot be
+    used. results, depth_maps: what was left out.
+    """
+
+    files: list[tuple[str, Path]] = field(default_factory=list)
+    problems: list[LangdepthError] = field(default_factory=list)
+    results: list[Path] = field(default_factory=list)
+    depth_maps: list[Path] = field(default_factory=list)
+
+    @property
+    def note(self) -> str | None:
+        """One line about what was left out."""
+        kinds = {"results of langdepth": self.results, "depth maps": self.depth_maps}
+        parts = [f"{len(files)} {kind} ({first_few(files)})" for kind, files in kinds.items() if files]
+        return f"left out as no photos: {' and '.join(parts)}" if parts else None
+
+
+def find_images(words: list[str], out: Path, recursive: bool) -> Images:
+    """The images that ``words`` stand for, each path once; ``out`` and what lies below it are not searched.
+
+    Args:
+        words: Files, folders, globs, or ``STDIN``.
+        out: The folder of results.
+        recursive: Search the sub-folders of folders.
+    """
+    found, known = Images(), set[str]()
+    for word in words:
+        problems = len(found.problems)
+        used = [_sort_in(candidate, found, known) for candidate in _candidates(word, out, recursive, found.problems)]
+        if not any(used) and len(found.problems) == problems:
+            folder = Path(word).is_dir()
+            hint = "; --recursive looks into sub-folders" if folder and not recursive else ""
+            found.problems.append(
+                LangdepthError(f"{word}: no pictures {'in this folder' if folder else 'match'}{hint}")
+            )
+    if found.note and not found.files and not found.problems:
+        found.problems.append(LangdepthError(f"nothing to predict; {found.note}"))
+    return found
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A file that may be an image.
+
+    named: whether the user named it, and not a folder or a pattern. result, depth_map: what its folder says it is.
+    """
+
+    source: str
+    place: Path
+    named: bool = False
+    result: bool = False
+    depth_map: bool = False
+
+
+def _sort_in(candidate: _Candidate, found: Images, known: set[str]) -> bool:
+    """Put one file where it belongs; whether it has to do with images at all."""
+    path, suffix = Path(candidate.source), Path(candidate.source).suffix.lower()
+    if candidate.source == STDIN:
+        found.files.append((candidate.source, candidate.place))
+        return True
+    name = os.path.abspath(path)  # not what links lead to: each of two links to one file is an image
+    if name in known:
+        return True
+    head = read_head(path)
+    kind = image_kind(head)
+    raw = bool(head) and suffix in RAW_SUFFIXES and kind in (None, "TIFF", "camera raw")
+    if not (candidate.named or raw or kind is not None or suffix in SUFFIXES):
+        return False
+    known.add(name)
+    if candidate.result or (kind == "PNG" and _is_result(path)):
+        found.results.append(path)
+    elif candidate.depth_map or (kind == "PNG" and not candidate.named and _is_depth_map(candidate.place, head)):
+        found.depth_maps.append(path)
+    elif raw:
+        found.problems.append(ImageError(f"{path}: {RAW_REFUSAL}"))
+    else:
+        found.files.append((candidate.source, candidate.place))  # whether it can be read is found out in its turn
+    return True
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a PNG says that this library wrote it, or that of the depth map beside it does (older versions)."""
+    beside = path.with_name(path.name.removesuffix(_COLOR_END) + _DEPTH_END)
+    return is_own_png(path) or (path.name.endswith(_COLOR_END) and is_own_png(beside))
+
+
+def _is_depth_map(place: Path, head: bytes) -> bool:
+    """Whether a PNG of a folder is depth by its one channel and its name."""
+    bits = grey_bits(head)
+    if bits == 16:
+        return "depth" in str(place).lower()
+    return bits is not None and place.name.lower().endswith(_DEPTH_END)
+
+
+def _candidates(word: str, out: Path, recursive: bool, problems: list[LangdepthError]) -> Iterator[_Candidate]:
+    """The files that one word of the command line stands for, in order; what cannot be searched goes to problems."""
+    path = Path(word)
+    if word == STDIN:
+        yield _Candidate(STDIN, Path("stdin"), named=True)
+    elif path.is_dir():
+        excluded = None if real_path(out) == real_path(path) else real_path(out)
+        yield from sorted(_files(path, path, recursive, excluded, problems), key=lambda file: file.place)
+    elif glob.has_magic(word) and not os.path.lexists(path):
+        fixed = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+        for file in sorted(Path(f) for f in glob.glob(word, recursive=True)):
+            if not file.is_dir():
+                yield _Candidate(str(file), file.relative_to(fixed))
+    else:
+        yield _Candidate(word, Path(path.name), named=True)
+
+
+def _files(
+    root: Path,
+    folder: Path,
+    recursive: bool,
+    excluded: Path | None,
+    problems: list[LangdepthError],
+    above: tuple[Path, ...] = (),
+    depth_maps: Set[str] = frozenset(),
+) -> Iterator[_Candidate]:
+    """The files of a folder and, ``recursive``, of those below it, also where links lead there; none that is hidden."""
+    real = real_path(folder)
+    if real == excluded or real in above:  # the results; a link that leads up again
+        return
+    try:
+        with os.scandir(folder) as entries:
+            names = {entry.name: _is_folder(entry) for entry in entries if not entry.name.startswith(".")}
+    except OSError as error:
+        problems.append(LangdepthError(f"{folder}: cannot be read ({error.strerror})"))
+        return
+    result = bool(above) and _OVERLAYS in names  # images with masks drawn over them
+    depth_maps |= _listed_depth(folder) if _INDEX in names else frozenset()
+    for name, is_folder in names.items():
+        file = folder / name
+        if not is_folder:
+            listed = os.path.normpath(file) in depth_maps
+            yield _Candidate(str(file), file.relative_to(root), result=result, depth_map=listed)
+        elif recursive:
+            yield from _files(root, file, recursive, excluded, problems, (*above, real), depth_maps)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that points at itself
+        return False
+
+
+def _listed_depth(folder: Path) -> frozenset[str]:
+    """The depth maps that the index of a folder names."""
+    try:
+        with (folder / _INDEX).open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            return frozenset(os.path.normpath(folder / (row.get("path_depth") or "")) for row in rows)
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError):
+        return frozenset()

@@ -1,0 +1,140 @@
+"""Images in = images found, reported or counted, over all files of a folder."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from langdepth.io import write_result
+from langdepth.prediction.inputs import Images, find_images
+from langdepth.types import DepthResult
+from tests.helpers import ramp, save_picture
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def find(*words: str, out: str = "depth", recursive: bool = False) -> Images:
+    return find_images(list(words), Path(out), recursive)
+
+
+def names(images: Images) -> list[str]:
+    return [source for source, _ in images.files]
+
+
+def write_depth(path: str, brand: bool = True) -> None:
+    depth = np.full((48, 64), 2, np.float32)
+    Path(path).parent.mkdir(exist_ok=True)
+    if brand:
+        write_result(DepthResult(depth=depth, valid=depth > 0, system="fake"), path, format="depth16")
+    else:
+        Image.fromarray((1000 * depth).astype(np.uint16)).save(path)
+
+
+def test_content_counts_not_the_ending() -> None:
+    for name in ("a.jpg", "b.JPEG", "c.jpg_original", "d", "e.dat", "f.jfif"):
+        Path(save_picture(Path("p/x.jpg"), ramp())).rename(Path("p", name))
+    Path("p/notes.txt").write_text("no image")
+    Path("p/data.npz").write_bytes(b"PK\x03\x04" + bytes(90))
+    Path("p/.hidden.jpg").write_bytes(Path("p/a.jpg").read_bytes())
+    assert names(find("p")) == [f"p/{name}" for name in ("a.jpg", "b.JPEG", "c.jpg_original", "d", "e.dat", "f.jfif")]
+    assert find("p").note is None
+
+
+def test_kinds_that_are_not_read_are_not_passed_over() -> None:
+    heic = struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(200)
+    for name, content in {"a.HEIC": heic, "b.bin": heic, "c.jxl": b"\xff\x0a" + bytes(99)}.items():
+        Path("p").mkdir(exist_ok=True)
+        Path("p", name).write_bytes(content)
+    Path("p/d.NEF").write_bytes(b"MM\0*" + bytes(99))
+    found = find("p")
+    assert names(found) == ["p/a.HEIC", "p/b.bin", "p/c.jxl"]  # reported when they are read
+    (problem,) = found.problems
+    assert "p/d.NEF: is a camera raw file" in str(problem)
+
+
+def test_each_of_two_links_is_an_image() -> None:
+    save_picture(Path("store/abc.jpg"), ramp())
+    Path("p").mkdir()
+    for name in ("kitchen.jpg", "living.jpg"):
+        Path("p", name).symlink_to("../store/abc.jpg")
+    assert names(find("p")) == ["p/kitchen.jpg", "p/living.jpg"]
+    assert names(find("p/kitchen.jpg", "p/living.jpg", "./p/kitchen.jpg")) == ["p/kitchen.jpg", "p/living.jpg"]
+
+
+def test_links_that_lead_nowhere_or_in_circles() -> None:
+    save_picture(Path("p/a.jpg"), ramp())
+    Path("p/loop.jpg").symlink_to("loop.jpg")
+    Path("p/loop").symlink_to("loop")
+    Path("p/gone.jpg").symlink_to("nowhere.jpg")
+    Path("p/up").symlink_to("..")
+    save_picture(Path("elsewhere/b.jpg"), ramp())
+    Path("p/there").symlink_to("../elsewhere")
+    assert names(find("p")) == ["p/a.jpg", "p/gone.jpg", "p/loop.jpg"]
+    found = names(find("p", recursive=True))
+    assert "p/there/b.jpg" in found
+    assert len(found) == 4 + 1  # by "up" elsewhere/b.jpg is there once more
+    assert names(find("p/loop.jpg", out="p/loop.jpg")) == ["p/loop.jpg"]
+
+
+def test_results_of_an_earlier_run_are_left_out() -> None:
+    save_picture(Path("p/a.jpg"), ramp())
+    write_depth("p/a_depth.png")
+    save_picture(Path("p/a_color.png"), ramp())  # of a version that did not mark them
+    for words, out in ((["p"], "p"), (["p"], "other"), (["p/*"], "p"), (sorted(map(str, Path("p").iterdir())), "p")):
+        found = find(*words, out=out)
+        assert names(found) == ["p/a.jpg"]
+        assert found.note == "left out as no photos: 2 results of langdepth (p/a_color.png, p/a_depth.png)"
+        assert not found.problems
+
+
+def test_only_results_are_nothing_to_predict() -> None:
+    write_depth("p/a_depth.png")
+    for word in ("p", "p/a_depth.png"):
+        (problem,) = find(word).problems
+        assert "nothing to predict; left out as no photos: 1 results" in str(problem)
+
+
+def test_depth_maps_of_sensors_are_left_out() -> None:
+    for name in ("p/0001_color.png", "p/thermal.png", "p/x_depth.png"):
+        save_picture(Path(name), ramp())
+    write_depth("p/0001_depth.png", brand=False)
+    write_depth("p/sync_depth_00045.png", brand=False)
+    write_depth("p/thermal.png", brand=False)  # 16 bits alone are no depth
+    write_depth("p/map.png", brand=False)
+    Path("p/index.csv").write_text("path_rgb,path_depth,depth_scale\nthermal.png,map.png,0.001\n")
+    found = find("p")
+    assert names(found) == ["p/0001_color.png", "p/thermal.png", "p/x_depth.png"]
+    assert sorted(map(str, found.depth_maps)) == ["p/0001_depth.png", "p/map.png", "p/sync_depth_00045.png"]
+    assert names(find("p/0001_depth.png")) == ["p/0001_depth.png"]  # whoever names it means it
+
+
+def test_overlays_are_left_out() -> None:
+    save_picture(Path("p/a.jpg"), ramp())
+    save_picture(Path("p/sam_out/a.jpg"), ramp())
+    Path("p/sam_out/overlays.csv").write_text("image,overlay\na.jpg,a.jpg\n")
+    assert names(find("p", recursive=True)) == ["p/a.jpg"]
+    assert names(find("p/sam_out")) == ["p/sam_out/a.jpg"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="everything may be read")
+def test_a_folder_that_cannot_be_read_does_not_cost_the_others() -> None:
+    save_picture(Path("p/a.jpg"), ramp())
+    Path("p/closed").mkdir(mode=0)
+    found = find("p", recursive=True)
+    assert names(found) == ["p/a.jpg"]
+    assert "p/closed: cannot be read" in str(found.problems[0])
+
+
+def test_a_pipe_is_not_waited_for() -> None:
+    save_picture(Path("p/a.jpg"), ramp())
+    os.mkfifo("p/pipe")
+    os.mkfifo("p/pipe.jpg")
+    assert names(find("p")) == ["p/a.jpg", "p/pipe.jpg"]
