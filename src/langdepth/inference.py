@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, S
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,6 +46,10 @@ if TYPE_CHECKING:
     from langdepth.systems.base import System
 
 __all__ = ["infer", "predict", "predict_pictures", "predict_stream"]
+
+# Whoever forks after torch has used its threads has a child without them, which would wait for them for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 BATCH_SIZE = 4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -408,6 +412,22 @@ class _Prepared:
     pixels: npt.NDArray[np.uint8] | None
 
 
+@contextmanager
+def _enough_memory(name: str) -> Iterator[None]:
+    """Whatever says inside that memory is short, as ShortMemoryError naming the image."""
+    try:
+        yield
+    except LangdepthError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory_error(error):
+            raise
+        raise ShortMemoryError(
+            f"{name or 'image in memory'}: not enough memory for its pixels; make it smaller, or use a smaller batch "
+            "size, smaller windows or another device"
+        ) from None
+
+
 def require_seed(seed: int) -> None:
     """Raise UsageError for a seed that torch does not take."""
     if not 0 <= seed < 2**63:
@@ -533,6 +553,11 @@ class _Predictor:
     @torch.inference_mode()
     def infer(self, batch: Sequence[tuple[Any, _Prepared]]) -> DepthOutput:
         """Pictures of one network size through the system; depth, std and scene_probs at network size, on the CPU."""
+        named = first_few([prepared.path or "image in memory" for _, prepared in batch])
+        with _enough_memory(named):
+            return self._infer(batch)
+
+    def _infer(self, batch: Sequence[tuple[Any, _Prepared]]) -> DepthOutput:
         requests = [prepared.request for _, prepared in batch]
         text = batch_of(self.system, [request.text for request in requests])
         text = text.to(self.device) if isinstance(text, Tensor) else text
@@ -540,26 +565,17 @@ class _Predictor:
         image = torch.cat([prepared.image for _, prepared in batch]).to(self.device)
         overlays = [prepared.overlay for _, prepared in batch if prepared.overlay is not None]
         overlay = torch.cat(overlays).to(self.device) if overlays else None
-        try:
-            with torch.autocast(self.device.type, dtype=DTYPES[self.dtype], enabled=self.dtype != "float32"):
-                pictures = (self.network, image, text, scene or None, overlay, self.flip, None)
-                if self.sampling is not None:
-                    output = self.sampling(self.network, image, text)
-                elif self.network.members:
-                    options: dict[str, Any] = {"flip": self.flip, "window": self.window, "stride": self.stride}
-                    output = infer(self.network, image, text, scene or None, overlay=overlay, **options)
-                elif self.window is None:
-                    output = _forward(*pictures)
-                else:
-                    output = _through_windows(*pictures, "system", self.window, self.stride or self.window)
-        except (RuntimeError, MemoryError) as error:
-            if not is_memory_error(error):
-                raise
-            named = first_few([prepared.path or "image in memory" for _, prepared in batch])
-            raise ShortMemoryError(
-                f"{named}: not enough memory on {self.device} for {image.shape[-1]}x{image.shape[-2]} pixels; use a "
-                "smaller batch size, smaller windows or another device"
-            ) from None
+        with torch.autocast(self.device.type, dtype=DTYPES[self.dtype], enabled=self.dtype != "float32"):
+            pictures = (self.network, image, text, scene or None, overlay, self.flip, None)
+            if self.sampling is not None:
+                output = self.sampling(self.network, image, text)
+            elif self.network.members:
+                options: dict[str, Any] = {"flip": self.flip, "window": self.window, "stride": self.stride}
+                output = infer(self.network, image, text, scene or None, overlay=overlay, **options)
+            elif self.window is None:
+                output = _forward(*pictures)
+            else:
+                output = _through_windows(*pictures, "system", self.window, self.stride or self.window)
         scene_probs = None if output.scene_probs is None else output.scene_probs.float().cpu()
         std = None if output.std is None else output.std.float().cpu()
         return DepthOutput(depth=output.depth.cpu(), scene_probs=scene_probs, std=std)
@@ -694,17 +710,6 @@ def _one_by_one(
             yield key, LangdepthError(f"{prepared.path or 'image in memory'}: {error}")
         except ShortMemoryError as error:
             yield key, error
-
-
-@contextmanager
-def _enough_memory(path: str) -> Iterator[None]:
-    """Raises LangdepthError, naming the image, where memory is short."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_memory_error(error):
-            raise
-        raise LangdepthError(f"{path or 'image in memory'}: not enough memory for its size; make it smaller") from None
 
 
 # Options.

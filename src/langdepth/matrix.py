@@ -388,7 +388,7 @@ def _file_name(*labels: str) -> str:
 def _write_tables(cells: Sequence[dict[str, Any]], out: Path) -> None:
     write_json(list(cells), out / "matrix.json")
     with atomic_path(out / "matrix.md") as temporary:
-        temporary.write_text(markdown(cells), encoding="utf-8")
+        temporary.write_text(markdown(cells), encoding="utf-8", errors="backslashreplace")
     with atomic_path(out / "matrix.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(_csv_rows(cells))
 

@@ -203,7 +203,7 @@ def write_html(
         "<body>\n" + "\n".join(sections) + "\n</body>\n</html>\n"
     )
     with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

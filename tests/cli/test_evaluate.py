@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -258,3 +259,19 @@ def test_what_cannot_be_saved(run: Run, options: tuple[str, ...], message: str) 
     assert message in err
     assert len(err.splitlines()) == 1
     assert sorted(Path("data").iterdir()) == before
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path: Path, sample_folder: Path, command: Run) -> None:
+    root = os.fsdecode(os.fsencode(tmp_path) + b"/donn\xe9es")
+    try:
+        shutil.copytree(sample_folder, root)
+    except OSError:
+        pytest.skip("a file system of UTF-8 names")
+    report = Path(f"{root}.json")
+    for stream in (sys.stdout, sys.stderr):  # as with the console script
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    code, _, err = command("evaluate", "--root", root, "--split", "val", "--out", report, "--html", f"{root}.html")
+    assert (code, "codec" in err) == (0, False)
+    assert report.is_file()
+    code, _, err = command("evaluate", "--root", f"{root}x", "--out", report)
+    assert (code, err.count("\n")) == (1, 1)

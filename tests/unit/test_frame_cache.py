@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -195,3 +197,24 @@ def test_depth_as_numbers_loses_nothing_that_16_bits_hold() -> None:
     assert numbers.tolist()[0][:2] == [0, 1]  # what is known stays known
     assert scale == pytest.approx(7 / 65535)
     assert as_numbers(np.zeros((1, 2), np.float32), 0.001)[0].tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": ["a", 1]}, {"size": [1.5, 2]}, {"size": [4]}, {"edges": "yes"}, {"scale": "x"}, {"scale": None},
+        {"origin": []}, {"origin": {"files": []}}, {"checksums": [1]}, {"checksums": ["1", "2", "3"]},
+        {"intrinsics": [1, 2]}, {"intrinsics": ["a"] * 4}, {"error": 3}, {"more": 1},
+    ],
+)  # fmt: skip
+def test_an_index_of_other_types_is_damaged(tmp_path: Path, sample_folder: Path, change: dict[str, Any]) -> None:
+    out = tmp_path / "frames"
+    write_cache("folder", sample_folder, out)
+    head, first, *rest = (out / INDEX).read_text().splitlines()
+    (out / INDEX).write_text("\n".join([head, json.dumps({**json.loads(first), **change}), *rest]) + "\n")
+    with pytest.raises(LangdepthError, match=r"index.jsonl: is damaged"):
+        find_rows("cache", out)
+    for content in ("[" * 90_000, "[1]", '{"dataset": ["a"]}'):
+        (out / INDEX).write_text(content)
+        with pytest.raises(LangdepthError, match=r"index.jsonl: is damaged"):
+            find_rows("cache", out)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import io
+import multiprocessing
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,7 +18,8 @@ from PIL import Image
 
 from langdepth import inference
 from langdepth.camera import Camera
-from langdepth.errors import ImageError, LangdepthError, UsageError
+from langdepth.checkpoint import load
+from langdepth.errors import ImageError, LangdepthError, ShortMemoryError, UsageError
 from langdepth.inference import infer, predict, predict_pictures, predict_stream
 from langdepth.types import DepthOutput, DepthResult, InputSpec
 from tests.helpers import FakeSystem, grey, ramp, save_picture
@@ -378,3 +381,55 @@ def test_stream_refuses_wrong_options_before_any_work(system: FakeSystem) -> Non
         predict_stream(system, [], scene="castle in the air")
     with pytest.raises(UsageError):
         predict_stream(system, [], batch_size=-1)
+
+
+class Hungry(FakeSystem):
+    """Lacks memory for more than ``most`` pixels at once."""
+
+    def __init__(self, most: int, error: type[Exception] = RuntimeError) -> None:
+        super().__init__()
+        self.most, self.error = most, error
+
+    def forward(self, image, text=None, scene=None):  # type: ignore[no-untyped-def]
+        if image[:, 0].numel() > self.most:
+            raise self.error("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes")
+        return super().forward(image, text, scene)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, torch.OutOfMemoryError])
+def test_memory_that_is_short_costs_its_own_image(tmp_path: Path, error: type[Exception]) -> None:
+    paths = [save_picture(tmp_path / f"{n}.png", ramp(64, 64 if n else 200)) for n in range(4)]
+    options = {"window": (64, 200), "batch_size": 4}
+    found = dict(predict_stream(Hungry(64 * 64, error), paths, **options))  # type: ignore[arg-type]
+    assert isinstance(found[paths[0]], ShortMemoryError)
+    assert str(found[paths[0]]).startswith(f"{paths[0]}: not enough memory")
+    assert all(isinstance(found[path], DepthResult) for path in paths[1:])  # of which a batch of three was too much
+    with pytest.raises(MemoryError, match="not enough memory"):
+        predict_pictures(Hungry(10, error), paths[1])
+
+
+def test_memory_that_is_short_while_decoding_is_no_damage(
+    system: FakeSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    path = save_picture(tmp_path / "a.png", ramp(64, 64))
+    monkeypatch.setattr("PIL.Image.Image.load", short)
+    with pytest.raises(ImageError, match=r"a.png: not enough memory to decode it"):
+        predict_pictures(system, path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+def test_a_child_of_a_process_that_has_predicted_can_predict(cpu_threads: Callable[[int], None]) -> None:
+    """torch's threads are not inherited, and whoever counts on them waits for ever."""
+    system = load("tiny")
+    cpu_threads(2)
+    predict_pictures(system, ramp(240, 320))
+    child = multiprocessing.get_context("fork").Process(target=predict_pictures, args=(system, ramp(240, 320)))
+    child.start()
+    child.join(60)
+    ended = child.exitcode
+    child.kill()
+    assert ended == 0

@@ -30,9 +30,9 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
     """
     parser = build_parser(function, prog, example)
     try:
-        values = parser.parse_args(list(arguments))
+        values = parser.parse_args([word.translate(_AWAY) for word in arguments])
     except ArgumentError as error:
-        raise UsageError(_explain(str(error), function, parser, prog, arguments)) from None
+        raise UsageError(_explain(str(error), function, parser, prog, arguments).translate(_BACK)) from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # YAML's readers, of "!!int"
         raise UsageError(f"a value is not understood ({first_line(error)}); see '{prog} --help'") from None
     for flag, value in _typed(arguments):
@@ -44,7 +44,21 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
 
     with warnings.catch_warnings():
         warnings.showwarning = show
-        return int(function(**{name: values[name] for name in inspect.signature(function).parameters}) or 0)
+        return int(function(**{name: _back(values[name]) for name in inspect.signature(function).parameters}) or 0)
+
+
+# Bytes of names that are not UTF-8, which the parser cannot read, and characters in their place that nobody types.
+_AWAY = {0xDC00 + byte: chr(0x10FE00 + byte) for byte in range(128, 256)}
+_BACK = {ord(kept): chr(byte) for byte, kept in _AWAY.items()}
+
+
+def _back(value: Any) -> Any:
+    """A parsed value with the bytes of its names."""
+    if isinstance(value, str):
+        return value.translate(_BACK)
+    if isinstance(value, Path):
+        return Path(str(value).translate(_BACK))
+    return [_back(part) for part in value] if isinstance(value, list) else value
 
 
 def build_parser(function: Callable[..., Any], prog: str, example: str) -> Any:

@@ -103,7 +103,8 @@ class Stored:
 def card(root: Path) -> DatasetCard:
     """``CARD`` with the training splits of what was cached below ``root``."""
     head = _read_index(root / INDEX)[0] if (root / INDEX).is_file() else {}
-    return replace(CARD, training=layout(head["dataset"]).CARD.training) if head.get("dataset") in DATASETS else CARD
+    name = str(head.get("dataset"))
+    return replace(CARD, training=layout(name).CARD.training) if name in DATASETS else CARD
 
 
 def rows(
@@ -208,12 +209,12 @@ def _read_index(path: Path) -> tuple[dict[str, Any], list[Stored], bool]:
     try:
         first, *texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
         head = dict(json.loads(first))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return {}, lines, False
     for text in texts:
         try:
             lines.append(_stored(json.loads(text)))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return head, lines, False
     return head, lines, head.get("format") == FORMAT and len(lines) == head.get("rows")
 
@@ -222,6 +223,16 @@ def _stored(values: dict[str, Any]) -> Stored:
     """A line of the index. Raises ValueError, TypeError or KeyError where it is not what was written."""
     plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     line = Stored(**plain)
+    whole = (*line.size, *line.checksums)
+    if len(line.size) != 2 or len(line.checksums) != len(PARTS) or not all(type(number) is int for number in whole):
+        raise TypeError
+    lens = line.intrinsics
+    if lens is not None and not (len(lens) == 4 and all(isinstance(number, int | float) for number in lens)):
+        raise TypeError
+    if not (isinstance(line.edges, bool) and isinstance(line.error, str) and isinstance(line.origin, dict)):
+        raise TypeError
+    if not isinstance(line.origin.get("files"), dict):
+        raise TypeError
     if not 0 <= math.prod(line.size) <= MAX_PIXELS or min(line.size) < 0 or not 0 < line.scale < np.inf:
         raise ValueError
     if not {*FACTS, "files"} <= line.origin.keys():
