@@ -67,7 +67,7 @@ def test_sample_command_writes_the_same_folder_twice(tmp_path: Path, capsys: pyt
     options = ["--count", "2", "--height", "32", "--width", "40", "--seed", "5"]
     for name in ("a", "b"):
         assert main(["data", "sample", str(tmp_path / name), *options]) == 0
-    assert "2 pictures" in capsys.readouterr().out
+    assert "2 synthetic images with exact depth" in capsys.readouterr().out
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
     assert len(files) == 5
     for file in files:
