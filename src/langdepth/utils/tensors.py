@@ -78,7 +78,7 @@ def read_safetensors(path: Path, label: str | None = None) -> tuple[dict[str, st
 
 
 def read_pickle(path: Path) -> Any:
-    """What ``torch.save`` wrote, of tensors, NumPy arrays, plain data, ``argparse.Namespace`` and paths.
+    """What ``torch.save`` wrote, of tensors, NumPy arrays, plain data, ``argparse.Namespace``, paths, mmengine's log.
 
     Raises CheckpointError, naming the class where the file holds others.
     """
@@ -110,8 +110,13 @@ def _harmless() -> list[Any]:
         for module in ("pathlib", "pathlib._local")
         for kind in ("", "Pure")
     ]
-    plain = [argparse.Namespace, (_dictionary, "collections.defaultdict"), list, dict, set, int, float, str]
+    log = (_Logged, "mmengine.logging.history_buffer.HistoryBuffer")
+    plain = [argparse.Namespace, (_dictionary, "collections.defaultdict"), log, list, dict, set, int, float, str]
     return [*named, *paths, *plain, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd")]
+
+
+class _Logged:
+    """What stands for the record of a logged number that mmengine keeps in its checkpoints."""
 
 
 def _dictionary(*_: Any) -> dict[Any, Any]:
