@@ -35,12 +35,17 @@ class WeightRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One registry name. ``target`` is "module:class"; ``preset`` holds config values that differ from its defaults."""
+    """One registry name. ``target`` is "module:class"; ``preset`` holds config values that differ from its defaults.
+
+    ``paper_url`` and ``repository`` are addresses of the paper and of its authors' program, None where there is none.
+    """
 
     name: str
     target: str
     summary: str
     paper: str
+    paper_url: str | None = None
+    repository: str | None = None
     preset: dict[str, Any] = field(default_factory=dict)
     weights: WeightRecord | None = None
 
@@ -51,8 +56,20 @@ class Entry:
         return cls
 
 
-_ADAPTERS = "Unveiling the Efficacy of Foundation Models for Depth Estimation (pinying567, course project, June 2023)"
-_CROSS_ATTENTION = "Harnessing Cross-Attention for Visual Perception with CLIP (MDE-CLIP, DME-CLIP, May 2024)"
+_ARXIV, _GITHUB = "https://arxiv.org/abs/", "https://github.com/"
+_DEPTHCLIP: dict[str, Any] = {
+    "paper": "Can Language Understand Depth? (DepthCLIP, arXiv 2207.01077, 2022)",
+    "paper_url": f"{_ARXIV}2207.01077",
+    "repository": f"{_GITHUB}Adonis-galaxy/DepthCLIP",
+}
+_ADAPTERS: dict[str, Any] = {
+    "paper": "Unveiling the Efficacy of Foundation Models for Depth Estimation (pinying567, course project, June 2023)",
+    "repository": f"{_GITHUB}pinying567/Unveiling-the-Efficacy-of-Foundation-Models-for-Depth-Estimation",
+}
+_CROSS_ATTENTION: dict[str, Any] = {
+    "paper": "Harnessing Cross-Attention for Visual Perception with CLIP (MDE-CLIP, DME-CLIP, May 2024)",
+    "repository": f"{_GITHUB}TranMinhThang123/DME_CLIP",
+}
 
 # What each variant of `prompt-clip` has; options left out are those of the published row, which comes first. "Object"
 # and "context" are learned tokens, too.
@@ -144,6 +161,7 @@ _ENTRIES = (
         target="langdepth.systems.tiny:Tiny",
         summary="embedded default: relative depth from bins, times a scale tied to scene text; runs offline on a CPU",
         paper="this project; scale-times-relative idea of ScaleDepth (arXiv 2407.08187)",
+        paper_url=f"{_ARXIV}2407.08187",
         weights=WeightRecord(
             file="tiny.safetensors",
             sha256="22129291ac1a239b6a3d2521f335f5089a15f825c15cd7fe90212046a31f029a",
@@ -155,13 +173,13 @@ _ENTRIES = (
         name="depthclip",
         target="langdepth.systems.depthclip:DepthClip",
         summary="zero-shot: CLIP's cells (RN50) against seven distance words; needs CLIP weights, no training",
-        paper="Can Language Understand Depth? (DepthCLIP, arXiv 2207.01077, 2022)",
+        **_DEPTHCLIP,
     ),
     Entry(
         name="depthclip-vit",
         target="langdepth.systems.depthclip:DepthClip",
         summary="depthclip with ViT-B/16: four times as many cells",
-        paper="Can Language Understand Depth? (DepthCLIP, arXiv 2207.01077, 2022)",
+        **_DEPTHCLIP,
         preset={"architecture": "ViT-B-16"},
     ),
     *(
@@ -170,6 +188,7 @@ _ENTRIES = (
             target=f"langdepth.systems.prompt_clip:{'PromptClipWords' if variant in _FIXED else 'PromptClip'}",
             summary=f"depthclip with {summary}",
             paper="Learning to Prompt CLIP for Monocular Depth Estimation (Auty & Mikolajczyk, OpenSUN3D at ICCV 2023)",
+            repository=f"{_GITHUB}DylanAuty/PromptLearningCLIP-MDE",
             preset=preset,
         )
         for variant, (summary, preset) in _PROMPT_CLIP.items()
@@ -179,55 +198,57 @@ _ENTRIES = (
         target="langdepth.systems.few_shot_clip:FewShotClip",
         summary="depthclip with a codebook of bins per scene and learned context, from one picture per scene",
         paper="after the abstract of Learning to Adapt CLIP for Few-Shot Monocular Depth Estimation (arXiv 2311.01034)",
+        paper_url=f"{_ARXIV}2311.01034",
     ),
     Entry(
         name="clip-adapter",
         target="langdepth.systems.clip_adapters:ClipAdapter",
         summary="depthclip with a small trained bottleneck on cells and on words",
-        paper=_ADAPTERS,
+        **_ADAPTERS,
     ),
     Entry(
         name="clip-coarse-refined",
         target="langdepth.systems.clip_adapters:CoarseRefined",
         summary="depthclip's depth through linear layers, refined with edges of the photo",
-        paper=_ADAPTERS,
+        **_ADAPTERS,
     ),
     Entry(
         name="eigen",
         target="langdepth.systems.clip_adapters:Eigen",
         summary="baseline without language: coarse and fine network of Eigen et al. (2014)",
-        paper=_ADAPTERS,
+        **_ADAPTERS,
     ),
     Entry(
         name="msa",
         target="langdepth.systems.msa:MultiScaleAdapter",
         summary="U-Net decoder over CLIP's frozen feature pyramid",
-        paper=_ADAPTERS,
+        **_ADAPTERS,
     ),
     Entry(
         name="msa-sam",
         target="langdepth.systems.msa:MultiScaleAdapter",
         summary="msa with a second input: the picture with SAM's masks drawn over it",
-        paper=_ADAPTERS,
+        **_ADAPTERS,
         preset={"overlay": True},
     ),
     Entry(
         name="mde-clip",
         target="langdepth.systems.mde_clip:MdeClip",
         summary="CLIP's pixels attend to distance words on four levels; a decoder, then bins that follow the picture",
-        paper=_CROSS_ATTENTION,
+        **_CROSS_ATTENTION,
     ),
     Entry(
         name="mde-clip-unet",
         target="langdepth.systems.mde_clip:MdeClipUnet",
         summary="mde-clip with a regression head instead of bins",
-        paper=_CROSS_ATTENTION,
+        **_CROSS_ATTENTION,
     ),
     Entry(
         name="refine-clip",
         target="langdepth.systems.mde_clip:RefineClip",
         summary="similarity to distance words on four levels, refined by small convolutions; depth from 1 to 3 m",
         paper="RefineDepthCLIP (March 2024), the predecessor of MDE-CLIP",
+        repository=f"{_GITHUB}TranMinhThang123/RefineDepthCLIP",
     ),
     *(
         Entry(
@@ -235,6 +256,8 @@ _ENTRIES = (
             target="langdepth.systems.scaledepth:ScaleDepth",
             summary=f"relative depth from bin queries, times a scale that scene names taught; {summary}",
             paper="ScaleDepth: Decomposing Metric Depth Estimation (arXiv 2407.08187, 2024)",
+            paper_url=f"{_ARXIV}2407.08187",
+            repository=f"{_GITHUB}RuijieZhu94/mmdepth",
             preset=preset,
         )
         for variant, (summary, preset) in _SCALEDEPTH.items()
@@ -245,6 +268,7 @@ _ENTRIES = (
             target="langdepth.systems.wordepth:WorDepth",
             summary=f"a caption gives a distribution of scenes, the picture picks one; {summary}",
             paper="WorDepth: Variational Language Prior for Monocular Depth Estimation (CVPR 2024, arXiv 2404.03635)",
+            paper_url=f"{_ARXIV}2404.03635",
             preset=preset,
         )
         for variant, (summary, preset) in _WORDEPTH.items()
@@ -254,6 +278,7 @@ _ENTRIES = (
         target="langdepth.systems.wordepth_tiny:WorDepthTiny",
         summary="small WorDepth on the encoder of tiny: depth from words alone, on any CPU",
         paper="this project; after WorDepth (CVPR 2024, arXiv 2404.03635)",
+        paper_url=f"{_ARXIV}2404.03635",
         preset={"encoder": "efficientnet-lite2", "frozen": 7, "resolution": (240, 320), "widths": (48, 40, 32)}
         | {"latent": 48, "max_depth": 80.0, "alter_prob": 0.3, "variance_focus": 0.5},
         weights=WeightRecord(

@@ -53,6 +53,7 @@ def describe(name: str) -> str:
         "name": name,
         "summary": entry.summary,
         "paper": entry.paper,
+        **{key: address for key in ("paper_url", "repository") if (address := getattr(entry, key))},
         "class": entry.target,
         "depth": system.scale_kind,
         "parameters": f"{parameters / 1e6:.2f} million",
