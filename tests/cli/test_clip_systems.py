@@ -178,7 +178,7 @@ def test_convert_refuses_what_it_does_not_know(run: Run, clip: dict[str, Tensor]
     torch.save({"weight": torch.ones(2)}, "other.pth")
     write_state_dict(clip, Path("clip.pt"))
     to = ("--out", "x.safetensors", "--system")
-    refused(run("convert", "code.pth", *to, "clip-adapter"), 1, "code.pth: cannot be read")
+    refused(run("convert", "code.pth", *to, "clip-adapter"), 1, "code.pth: holds Python objects other than tensors")
     refused(run("convert", "list.pth", *to, "clip-adapter"), 1, "list.pth: unknown layout")
     refused(run("convert", "other.pth", *to, "clip-adapter"), 1, "has no CLIP model in it")
     refused(run("convert", "other.pth", *to, "depthclip"), 1, "holds no CLIP model")

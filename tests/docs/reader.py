@@ -1,8 +1,9 @@
 """Command blocks of Markdown pages and of ``--help`` texts, in the order in which a reader meets them.
 
-Three HTML comments steer how a page is tested; a reader of the page does not see them:
+Four HTML comments steer how a page is tested; a reader of the page does not see them:
 
 ``<!-- given: photo.jpg, RN50.pt -->``  From here on the reader has these things (``tests/docs/things.py``).
+``<!-- fresh folder -->``               What follows starts in a folder of its own.
 ``<!-- not run: REASON -->``            The next block cannot run in a test.
 ``<!-- command: NAME -->``              The next block is what ``.ci/run`` runs under this name.
 """
@@ -15,7 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_COMMENT = re.compile(r"<!-- (given|not run|command): (.+?) -->", re.DOTALL)
+_COMMENT = re.compile(r"<!-- (given|not run|command): (.+?) -->")
+_FRESH = "<!-- fresh folder -->"
 _FILE = re.compile(r"# (\S+\.ya?ml)\b")
 
 
@@ -58,32 +60,37 @@ class Command:
     words: tuple[str, ...]
 
 
-def read_page(page: Path) -> list[Given | Block]:
-    """The steps of a Markdown page. Raises ValueError for an unclosed fence or a command outside of one."""
-    steps: list[Given | Block] = []
+def read_page(page: Path) -> list[list[Given | Block]]:
+    """The steps of a Markdown page, a list for each folder that it starts in.
+
+    Raises ValueError for an unclosed fence or a command outside of one.
+    """
+    parts: list[list[Given | Block]] = [[]]
     fence, start, collected, not_run = None, 0, [], None
     lines = page.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):
         if fence is not None:
             if line.strip() == "```":
                 text = "\n".join(collected)
-                steps.append(Block(start, _kind(fence, text), text, not_run))
+                parts[-1].append(Block(start, _kind(fence, text), text, not_run))
                 fence, not_run = None, None
             else:
                 collected.append(line)
         elif line.lstrip().startswith("```"):
             fence, start, collected = line.strip().removeprefix("```"), number + 1, []
+        elif line == _FRESH:
+            parts.append([])
         elif re.match(r"(\t| {4,})langdepth ", line):
             raise ValueError(f"{page}:{number}: a command outside of a fenced block is not tested")
         else:
             for word, value in _COMMENT.findall(line):
                 if word == "given":
-                    steps.append(Given(number, tuple(thing.strip() for thing in value.split(","))))
+                    parts[-1].append(Given(number, tuple(thing.strip() for thing in value.split(","))))
                 elif word == "not run":
                     not_run = value
     if fence is not None:
         raise ValueError(f"{page}:{start}: the block is not closed")
-    return steps
+    return [part for part in parts if part]
 
 
 def read_help(text: str) -> Block:

@@ -53,6 +53,7 @@ def run_page(
             later = " ".join(after.text for after in steps[number:] if isinstance(after, Block))
             outcome.unused += [f"{name}:{step.line}: {thing}" for thing in step.things if thing not in later]
             for thing in step.things:
+                (folder / thing).parent.mkdir(parents=True, exist_ok=True)
                 things[thing](folder / thing)
         elif step.not_run is not None:
             outcome.not_run.append((step.line, step.not_run))

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import copy
 import shutil
+import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,29 +26,51 @@ from langdepth import recipe, registry
 from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.data import kitti, nyu
 from langdepth.data.sample import write_sample
+from langdepth.systems import wordepth
+from langdepth.text.scene_table import encode_scenes
+from langdepth.text.scenes import SCENES
 from tests import miniatures
 from tests.cli.test_caption import save_tiny_model
+from tests.cli.test_recipes import (
+    KITTI_SIZE,
+    KITTI_TEST,
+    KITTI_TRAIN,
+    NYU_SIZE,
+    NYU_SYNC,
+    NYU_TEST,
+    TEST_PLACES,
+    TYPES,
+)
 from tests.helpers import ramp, save_picture
-from tests.miniatures import depth, save_depth, stand_in
-from tests.stand_ins import CONVNEXT, caption_trees, clip_archive, small_networks
+from tests.miniatures import depth, kitti_eigen, nyu_tree, save_depth, stand_in
+from tests.stand_ins import (
+    CONVNEXT,
+    caption_trees,
+    clip_archive,
+    open_clip_file,
+    small_networks,
+    swin_classifier,
+)
 from tests.systems.test_mde_clip import official as mde_clip_tensors
+from tests.systems.test_prompt_clip import official as prompt_clip_tensors
+from tests.systems.test_scaledepth import as_trained
+from tests.systems.test_scaledepth import official as scaledepth_tensors
 from tests.unit.test_sam import halves
 
 ROOT = Path(__file__).parents[2]
 Thing = Callable[[Path], object]
 
+NYU_TRAIN = tuple(f"{kind}/rgb_{place:05d}.jpg" for place, kind in enumerate(TYPES) if place not in TEST_PLACES)
 FEATURES = 256  # of the small RN50's text tower, 1024 in the published one
-
-NYU = {
-    "train": miniatures.NYU_TRAIN,
-    "test": miniatures.NYU_TEST,
-    "sync": ("kitchen_0028b/rgb_00045.jpg", "living_room_0019/rgb_00111.jpg", "bathroom_0041/rgb_00007.jpg"),
-}
 
 
 def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small networks, short training runs, few synthetic rooms, and split lists of the images that are given here."""
     small_networks(monkeypatch, FEATURES)
+    for name, entry in registry.REGISTRY.items():
+        width = {"text_features": FEATURES} if name.startswith("wordepth-") and "tiny" not in name else {}
+        width |= {"scale_queries": FEATURES // 32} if name == "scaledepth-s" else {}
+        monkeypatch.setitem(registry.REGISTRY, name, replace(entry, preset={**entry.preset, **width}))
     read = recipe.read_recipe
 
     def read_short(content: Mapping[str, Any]) -> recipe.Recipe:
@@ -58,10 +83,10 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("langdepth.train.read_recipe", read_short)
     monkeypatch.setattr("langdepth.data.sample.write_sample", small_sample)
     monkeypatch.setattr("langdepth.data.sam.load_sam", lambda weights, device=None: halves)
-    counts = {split: len(keys) for split, keys in NYU.items()}
-    stand_in(monkeypatch, nyu, counts, {"nyu_test": NYU["test"], "nyu_sync": NYU["sync"]})
-    lists = {"kitti_eigen_train": miniatures.KITTI_TRAIN, "kitti_eigen_test": miniatures.KITTI_TEST}
-    stand_in(monkeypatch, kitti, {"train": 2, "test": 2, "val": 2}, lists)
+    counts = {"train": len(NYU_TRAIN), "sync": len(NYU_SYNC), "test": len(NYU_TEST)}
+    stand_in(monkeypatch, nyu, counts, {"nyu_test": NYU_TEST, "nyu_sync": NYU_SYNC})
+    lists = {"kitti_eigen_train": KITTI_TRAIN, "kitti_eigen_test": KITTI_TEST}
+    stand_in(monkeypatch, kitti, {"train": len(KITTI_TRAIN), "test": len(KITTI_TEST)}, lists)
 
 
 def clone(folder: Path) -> None:
@@ -99,23 +124,71 @@ def open_clip(path: Path) -> None:
 # Data sets
 
 
-def _tree(folder: Path, keys: Sequence[str], first: int, size: tuple[int, int] = (480, 640)) -> None:
-    for number, key in enumerate(keys, first):
-        save_picture(folder / key, ramp(size[1], size[0], seed=number))
-        metres = depth(number, height=size[0], width=size[1])
-        save_depth((folder / key.replace("rgb_", "sync_depth_")).with_suffix(".png"), metres, 0.001)
+def nyu_splits(path: Path) -> None:
+    """official_splits with the in-painted depth beside the sensor's, as DepthCLIP and its successors have them."""
+    for split, keys in (("train", NYU_TRAIN), ("test", NYU_TEST)):
+        nyu_tree(path / "official_splits" / split, keys, size=NYU_SIZE)
+        for key in keys:
+            scene, name = key.split("/")
+            truth = path / "official_splits" / split / scene / name.replace("rgb_", "sync_depth_")
+            dense = truth.parent / "dense" / truth.name.replace("depth_", "depth_dense_")
+            dense.parent.mkdir(exist_ok=True)
+            shutil.copy(truth.with_suffix(".png"), dense.with_suffix(".png"))
+
+
+def nyu_with_overlays(path: Path) -> None:
+    """The same with the published overlays."""
+    nyu_splits(path)
+    for split, keys in (("train", NYU_TRAIN), ("test", NYU_TEST)):
+        for number, key in enumerate(keys):
+            save_picture(path / "sam_out" / split / key.replace("rgb_", ""), ramp(*NYU_SIZE[::-1], seed=number))
+
+
+def nyu_frames(path: Path) -> None:
+    """The frames of the raw sequences and the test images, as BTS and its successors have them."""
+    nyu_tree(path / "sync", NYU_SYNC, size=NYU_SIZE)
+    nyu_tree(path / "official_splits" / "test", NYU_TEST, size=NYU_SIZE)
 
 
 def nyu_root(path: Path) -> None:
-    """NYU Depth v2: official_splits and the frames of the raw sequences."""
-    for number, (split, keys) in enumerate(NYU.items()):
-        folder = path / "sync" if split == "sync" else path / "official_splits" / split
-        _tree(folder, keys, 10 * number)
+    """Both."""
+    nyu_splits(path)
+    nyu_tree(path / "sync", NYU_SYNC, size=NYU_SIZE)
+
+
+def nyu_annotated(path: Path) -> None:
+    """images and annotations, as mmdepth has them."""
+    for split, keys in (("train", NYU_SYNC), ("test", NYU_TEST)):
+        for number, key in enumerate(keys):
+            name = key.replace("/rgb", "")
+            save_picture(path / "images" / split / name, ramp(*NYU_SIZE[::-1], seed=number))
+            truth = (path / "annotations" / split / name).with_suffix(".png")
+            save_depth(truth, depth(number, height=NYU_SIZE[0], width=NYU_SIZE[1]), 0.001)
 
 
 def nyu_labelled(path: Path) -> None:
     """The labelled file, and the official splits.mat beside it."""
-    miniatures.write_labelled(path)
+    miniatures.write_labelled(path, types=TYPES, test=TEST_PLACES, size=NYU_SIZE)
+
+
+def kitti_trees(raw: Path, truth: Path) -> None:
+    """The raw data and, in a tree of its own, the annotated depth."""
+    kitti_eigen(raw, lambda _: truth, (*KITTI_TRAIN, *KITTI_TEST), size=KITTI_SIZE)
+
+
+def nyu_list(path: Path, keys: Sequence[str], start: str = "", end: str = "") -> None:
+    """A list of images and depth maps, a line each."""
+    pairs = [(key, key.replace("rgb_", "sync_depth_").replace(".jpg", ".png")) for key in keys]
+    path.write_text("\n".join(f"{start}{picture} {start}{truth}{end}" for picture, truth in pairs))
+
+
+def kitti_list(path: Path) -> None:
+    """The list of the test images as BTS has it."""
+    lines = []
+    for key in KITTI_TEST:
+        _, drive, *_, name = key.split("/")
+        lines.append(f"{key} {drive}/proj_depth/groundtruth/image_02/{name} 721.5377")
+    path.write_text("\n".join(lines))
 
 
 def small_sample(directory: str | Path, count: int = 24, seed: int = 0, *arguments: Any, **options: Any) -> Path:
@@ -154,8 +227,7 @@ def sentences(path: Path) -> None:
 
 def trees(folder: Path) -> tuple[Path, Path]:
     """The published trees of captions and of their features."""
-    images = {"nyu/train": NYU["sync"], "nyu/test": NYU["test"]}
-    images |= {"kitti/train": miniatures.KITTI_TRAIN, "kitti/test": miniatures.KITTI_TEST}
+    images = {"nyu/train": NYU_SYNC, "nyu/test": NYU_TEST, "kitti/train": KITTI_TRAIN, "kitti/test": KITTI_TEST}
     return caption_trees(folder, images, FEATURES)
 
 
@@ -202,28 +274,102 @@ def mde_clip_checkpoint(path: Path) -> None:
     torch.save({f"module.{k}": v for k, v in mde_clip_tensors(registry.build("mde-clip")).items()}, path)
 
 
+def prompt_clip_checkpoint(path: Path) -> None:
+    """Lightning's last.ckpt of Auty and Mikolajczyk."""
+    torch.save({"state_dict": prompt_clip_tensors(registry.build("prompt-clip-256"))}, path)
+
+
+def wordepth_checkpoint(path: Path) -> None:
+    """WorDepth's file: names from DataParallel, and steps in a NumPy array."""
+    tensors = {
+        f"module.{theirs}{key.removeprefix(prefix)}": value
+        for key, value in registry.build("wordepth-nyu-legacy").state_dict().items()
+        for theirs, prefix in wordepth.OFFICIAL.items()
+        if key.startswith(prefix)
+    }
+    best = {
+        "best_eval_measures_lower_better": torch.zeros(6) + 1e3,
+        "best_eval_measures_higher_better": torch.zeros(3),
+        "best_eval_steps": np.zeros(9, dtype=np.int32),
+    }
+    torch.save({"global_step": 50000, "model": tensors, **best}, path)
+
+
+def scene_embeddings(path: Path, count: int) -> None:
+    """A plain tensor (count, D) of the scenes' features by ScaleDepth's CLIP."""
+    torch.save(encode_scenes(find_clip_weights("random", CONVNEXT, False), SCENES[:count]), path)
+
+
+def mmengine_checkpoint(path: Path) -> None:
+    """mmengine's file, with objects of its own beside the tensors."""
+    tensors = scaledepth_tensors(as_trained(registry.build("scaledepth-nk")))
+    home = "mmengine.logging.history_buffer"
+    buffer = type("HistoryBuffer", (), {"__module__": home})
+    module = types.ModuleType(home)
+    setattr(module, "HistoryBuffer", buffer)  # noqa: B010
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("mmengine", "mmengine.logging"):
+            patch.setitem(sys.modules, name, types.ModuleType(name))
+        patch.setitem(sys.modules, home, module)
+        logged = buffer()
+        vars(logged).update(_log_history=np.arange(3.0), _count_history=np.ones(3))
+        hub = {"log_scalars": {"train/loss": logged}, "runtime_info": {"iter": 40000}, "resumed_keys": {}}
+        content = {"meta": {"iter": 40000}, "state_dict": tensors, "message_hub": hub}
+        torch.save({**content, "optimizer": {"state": {}}, "param_schedulers": []}, path)
+
+
 THINGS: dict[str, Thing] = {
+    # photos
     "photo.jpg": photo,
     "a.jpg": photo,
     "b.jpg": photo,
+    "overlay.jpg": photo,
     "photos": photos,
+    # weights of others
     "RN50.pt": clip_archive,
+    "ViT-B-16.pt": partial(clip_archive, architecture="ViT-B-16"),
     "open_clip_model.safetensors": open_clip,
+    "open_clip_pytorch_model.bin": open_clip_file,
+    "swin_large_patch4_window12_384_22k.pth": swin_classifier,
+    "Salesforce/blip-image-captioning-base": save_tiny_model,
+    "sam_vit_h_4b8939.pth": Path.touch,
+    "dpt": foreign,
+    # data sets
     "nyu": nyu_root,
     "nyu_depth_v2_labeled.mat": nyu_labelled,
+    "nyu_depth_v2": nyu_frames,
+    "datasets/nyu_depth_v2": nyu_splits,
+    "datasets/nyudepthv2_train_files_with_gt_dense.txt": partial(nyu_list, keys=NYU_TRAIN),
+    "datasets/nyudepthv2_test_files_with_gt_dense.txt": partial(nyu_list, keys=NYU_TEST),
+    "nyudepthv2_train_files_with_gt.txt": partial(nyu_list, keys=NYU_SYNC, start="/", end=" 518.8579"),
+    "loader/data/NYU": nyu_with_overlays,
+    "data/nyu": nyu_annotated,
+    "data/kitti": lambda path: kitti_trees(path / "input", path / "gt_depth"),
+    "kitti_raw_data": lambda path: kitti_trees(path, path.with_name("kitti_ground_truth")),
+    "kitti_ground_truth": lambda path: None,  # comes with the raw data
+    "eigen_test_files_with_gt.txt": kitti_list,
     "rooms": rooms,
     "pictures": rooms,
     "matrix.yaml": matrix,
     "maps": finished_maps,
+    # captions
     "text": lambda path: trees(path.parent),
-    "text_feat": lambda path: trees(path.parent),
+    "text_feat": lambda path: None,  # comes with the text
     "packed": packed,
     "sentences": sentences,
-    "dpt": foreign,
     "captions.csv": lambda path: path.write_text("image,caption\nphotos/a,A kitchen.\nphotos/b,A street with cars.\n"),
-    "Salesforce/blip-image-captioning-base": save_tiny_model,
-    "sam_vit_h_4b8939.pth": Path.touch,
+    # checkpoints
     "best.pth": adapter_checkpoint,
     "coarse.pth": partial(adapter_checkpoint, name="clip-coarse-refined", stage="coarse"),
+    "runs/NYU/depth_adapter/best.pth": adapter_checkpoint,
+    "runs/NYU/depth_coarse/RN50/temp0.1/dl1/best.pth": partial(
+        adapter_checkpoint, name="clip-coarse-refined", stage="coarse"
+    ),
     "model.pt": mde_clip_checkpoint,
+    "save_dir/best_model/model.pt": mde_clip_checkpoint,
+    "last.ckpt": prompt_clip_checkpoint,
+    "model-50000-best_rms_0.31700": wordepth_checkpoint,
+    "nyu_class_embeddings_convnext_large_d_320.pth": partial(scene_embeddings, count=27),
+    "nyu_kitti_class_embeddings_convnext_large_d_320.pth": partial(scene_embeddings, count=28),
+    "iter_40000.pth": mmengine_checkpoint,
 }
