@@ -119,6 +119,7 @@ class CrossAttentionTester(PyramidTester):
         expected = found["silog"] + 0.5 * found["l1"] + found["ssim"] + 0.1 * found.get("chamfer", torch.zeros(()))
         torch.testing.assert_close(found["total"], expected)
         assert ("chamfer" in found) == (self.name == "mde-clip")
+        assert found.get("chamfer", torch.ones(())) > 0
 
     def test_own_bins_are_refused(self, system: Any) -> None:
         with pytest.raises(UsageError, match="stand for no fixed distances"):
