@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -200,3 +201,24 @@ def test_gradient_ignores_the_scale_and_sees_edges(case: tuple[Tensor, Tensor, T
         losses.gradient(prediction, target, mask).item(), rel=1e-9
     )
     assert losses.gradient(target * 7, target, mask).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_the_usual_silog_is_that_of_bts() -> None:
+    """10 sqrt(mean d^2 - 0.85 (mean d)^2), the default of the systems that train with it."""
+    target = torch.full((1, 1, 2, 2), 2.0)
+    prediction = target * torch.tensor([1.0, 1.5, 2.0, 1.0]).view(1, 1, 2, 2)
+    d = [0, math.log(1.5), math.log(2), 0]
+    mean, squares = sum(d) / 4, sum(x * x for x in d) / 4
+    found = losses.silog(prediction, target, target > 0)
+    assert float(found) == pytest.approx(10 * math.sqrt(squares - 0.85 * mean**2), rel=1e-5)
+
+
+def test_silog_by_picture_overlooks_a_thousandth() -> None:
+    """Differences of logarithms up to 0.001 count as none; the loss is times the share of valid pixels."""
+    target = torch.ones(2, 1, 1, 4)
+    prediction = torch.tensor([0.0009, 0.0009, 0.5, 0.0, 0.0009, -0.0009, 0.0, 0.0]).exp().view(2, 1, 1, 4)
+    found = losses.silog_by_picture(prediction, target, target > 0)
+    assert found.tolist() == pytest.approx([0.25 / 4 - 0.85 * (0.5 / 4) ** 2, 0.0], rel=1e-4, abs=1e-9)
+    half = torch.tensor([True, False, True, False]).view(1, 1, 1, 4).expand(2, -1, -1, -1)
+    found = losses.silog_by_picture(prediction, target, half)
+    assert float(found[0]) == pytest.approx(0.5 * (0.25 / 2 - 0.85 * (0.5 / 2) ** 2), rel=1e-4)

@@ -152,3 +152,11 @@ def test_shapes_come_from_the_index_or_else_from_the_upright_picture(tmp_path: P
     (root / "1.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"1\.png: cannot be opened"):
         training_shapes(folder, sizes)
+
+
+def test_what_is_drawn_more_often_than_its_turns_follows_the_weights() -> None:
+    """A batch that two pictures cannot fill takes them again, each as often as its weight says."""
+    draws = Draws(shapes=[0, 0], sizes=[(32, 32)], weights=[0.9, 0.1], batch_size=16, seed=0)
+    drawn = [draw.index for epoch in range(40) for batch in draws.epoch(epoch) for draw in batch]
+    assert len(drawn) == 40 * 16
+    assert drawn.count(1) / len(drawn) == pytest.approx(0.1, abs=0.03)

@@ -14,6 +14,7 @@ from langdepth.camera import Camera
 from langdepth.cli import main
 from langdepth.data.base import layout, open_dataset
 from langdepth.data.check import check_dataset
+from langdepth.data.frame_cache import write_cache
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluation.plausibility import Plausibility
 from langdepth.io import read_depth, write_result
@@ -74,6 +75,8 @@ def test_a_map_that_was_not_measured_before_is_refused_when_it_is_read(tmp_path:
         with pytest.raises(ImageError, match=r"d1\.\w+: .*--trust-unit"):
             read(1)
     assert dataset[0].mask.all()
+    written = write_cache("folder", tmp_path / "d", tmp_path / "frames")
+    assert [error.split(": ")[0].rsplit("/")[-1].split(".")[0] for error in written.errors] == ["d1"]
     problems = check_dataset("folder", tmp_path / "d").problems
     assert len([problem for problem in problems if "index.csv line 3: " in problem]) >= 1
 

@@ -33,6 +33,7 @@ from langdepth.data.base import DATASETS, DatasetCard, keep, layout, open_datase
 from langdepth.data.rows import (
     FACTS,
     Decoder,
+    Doubt,
     Intrinsics,
     Mask,
     Metres,
@@ -251,6 +252,10 @@ class Written(NamedTuple):
     added: int
 
 
+Encoded = Callable[[Row, dict[str, Any]], tuple["Stored", list[bytes]]]
+"""From a row, and what it was made of, to a frame's line and its content for each of PARTS."""
+
+
 def write_cache(
     name: str,
     root: str | Path,
@@ -273,7 +278,8 @@ def write_cache(
     """
     if frame not in get_args(Frame):
         raise UsageError(f"unknown frame '{frame}': {nearest(frame, get_args(Frame))}")
-    pairs = open_dataset(name, root, split, trust_unit=trust_unit, truth_root=truth_root, pairs=listed).rows
+    opened = open_dataset(name, root, split, trust_unit=trust_unit, truth_root=truth_root, pairs=listed)
+    pairs, encoded = opened.rows, partial(_encoded, frame, opened.doubt)
     overlaid = next((row for row in pairs if row.path_overlay is not None), None)
     if overlaid is not None:
         raise UsageError(f"{overlaid.path_rgb}: has an overlay; pictures with masks drawn over them are not cached")
@@ -283,7 +289,7 @@ def write_cache(
         head["split"] = Path(listed).name
     try:
         with locked(out):
-            return _write(out, {**head, "rows": len(pairs)}, pairs, frame, progress)
+            return _write(out, {**head, "rows": len(pairs)}, pairs, encoded, progress)
     except OSError as error:
         raise LangdepthError(
             f"{out}: cannot be written ({error.strerror or error}); a second run goes on where this one stopped"
@@ -291,7 +297,7 @@ def write_cache(
 
 
 def _write(
-    out: Path, head: dict[str, Any], pairs: list[Row], frame: Frame, progress: Callable[[int, int], Any]
+    out: Path, head: dict[str, Any], pairs: list[Row], encoded: Encoded, progress: Callable[[int, int], Any]
 ) -> Written:
     out.mkdir(parents=True, exist_ok=True)
     index, unfinished = out / INDEX, out / PARTIAL
@@ -324,7 +330,7 @@ def _write(
                 stack.enter_context(_opened_at(out / name, sum(line.lengths[part] for line in lines)))
                 for part, name in enumerate(PARTS)
             ]
-            for line, contents in _decoded(pairs[kept:], origins[kept:], frame):
+            for line, contents in _decoded(pairs[kept:], origins[kept:], encoded):
                 for file, content in zip(files, contents, strict=True):
                     file.write(content)
                     file.flush()
@@ -358,17 +364,17 @@ def _opened_at(path: Path, end: int | None) -> BinaryIO:
     return file
 
 
-def _decoded(pairs: list[Row], origins: list[dict[str, Any]], frame: Frame) -> Iterator[tuple[Stored, list[bytes]]]:
+def _decoded(pairs: list[Row], origins: list[dict[str, Any]], encoded: Encoded) -> Iterator[tuple[Stored, list[bytes]]]:
     with reading_threads(os.cpu_count()) as pool:
         for first in range(0, len(pairs), _AT_ONCE):  # no more than so many in memory
             chunk = slice(first, first + _AT_ONCE)
-            yield from pool.map(partial(_encoded, frame), pairs[chunk], origins[chunk])
+            yield from pool.map(encoded, pairs[chunk], origins[chunk])
 
 
-def _encoded(frame: Frame, row: Row, origin: dict[str, Any]) -> tuple[Stored, list[bytes]]:
+def _encoded(frame: Frame, doubt: Doubt | None, row: Row, origin: dict[str, Any]) -> tuple[Stored, list[bytes]]:
     """A frame's line, and its content for each of PARTS."""
     try:
-        pixels, metres = read_pair(row)
+        pixels, metres = read_pair(row, doubt)
         camera, edges = known_camera(row, metres.shape[1], metres.shape[0]), true_edges(row, metres.shape)
     except ImageError as error:
         return Stored(origin, (0, 0), error=str(error)), [b""] * len(PARTS)

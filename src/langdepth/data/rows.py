@@ -167,14 +167,24 @@ class Row:
         return tuple(dict.fromkeys((self.path_rgb, self.path_depth, *self.needs, *overlay)))
 
 
-def read_pair(row: Row) -> tuple[Pixels, Metres]:
-    """Picture (H, W, 3) uint8 and depth (H, W) float32 metres, 0 where unknown. Raises ImageError naming a file."""
+Doubt = Callable[[Row, Metres], str | None]
+"""Why the depth of a row cannot be right, see ``data.truth.impossible_depth``."""
+
+
+def read_pair(row: Row, doubt: Doubt | None = None) -> tuple[Pixels, Metres]:
+    """Picture (H, W, 3) uint8 and depth (H, W) float32 metres, 0 where unknown.
+
+    Raises ImageError naming a file, also where there is a ``doubt``.
+    """
     pixels, metres = row.decoder.image(row), known_depth(row)
     if metres.shape != pixels.shape[:2]:
         raise ImageError(
             f"{row.path_depth}: depth is {metres.shape[1]}x{metres.shape[0]}, but its picture {row.path_rgb.name} "
             f"is {pixels.shape[1]}x{pixels.shape[0]}; both must have one size"
         )
+    told = None if doubt is None else doubt(row, metres)
+    if told is not None:
+        raise ImageError(f"{told}; {TRUST}")
     return pixels, metres
 
 
@@ -303,7 +313,7 @@ class RowDataset:
 
     ``captions``: in any form of text/caption_features.py; every sample then has ``text_features``, those of its
     ``text`` or, without one, of its image's caption. Where there is no caption, "stop" raises LangdepthError and
-    "neutral" gives zeros. ``doubt``: why the depth of a row cannot be right, see ``data.truth.impossible_depth``.
+    "neutral" gives zeros. ``doubt``: see ``read_pair``.
     ``dataset[i]`` raises ImageError naming an unusable file.
     """
 
@@ -313,7 +323,7 @@ class RowDataset:
         rows: list[Row],
         captions: str | Path | Captions | None = None,
         without_caption: WithoutCaption = "stop",
-        doubt: Callable[[Row, Metres], str | None] | None = None,
+        doubt: Doubt | None = None,
     ) -> None:
         self.name = name
         self.rows = rows
@@ -348,10 +358,7 @@ class RowDataset:
         import torch
 
         row = self.rows[index]
-        pixels, metres = read_pair(row)
-        doubt = None if self.doubt is None else self.doubt(row, metres)
-        if doubt is not None:
-            raise ImageError(f"{doubt}; {TRUST}")
+        pixels, metres = read_pair(row, self.doubt)
         height, width = metres.shape
         text, text_features = row.text, None
         if self.captions is not None:
