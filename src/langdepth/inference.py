@@ -10,7 +10,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -666,6 +666,7 @@ def _run_ahead(
                     raise
                 yield from _one_by_one(predictor, batch)
             except ShortMemoryError:
+                wait([other for _, other in running])  # what they hold may be all that lacks
                 yield from _one_by_one(predictor, batch)
             else:
                 yield from predictor.results(batch, output)
