@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from langdepth.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    _Value = TypeVar("_Value", bound=np.generic)
 
 GUESSED_FOV_DEGREES = 60.0  # across the longer side: between an RGB-D sensor (58) and a phone's main camera (66)
 
@@ -20,7 +22,7 @@ _EXIF_FOCAL_LENGTH, _EXIF_FOCAL_LENGTH_35MM = 0x920A, 0xA405
 _EXIF_PIXEL_WIDTH, _EXIF_PIXEL_HEIGHT = 0xA002, 0xA003
 _EXIF_FOCAL_PLANE_X_RESOLUTION, _EXIF_FOCAL_PLANE_UNIT = 0xA20E, 0xA210
 _MILLIMETRES_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}
-_CREDIBLE_FOV_DEGREES = (2.0, 160.0)
+_CREDIBLE_FOV_DEGREES = (2.0, 150.0)
 _SAME_RATIO = 1.02  # up to which two ratios of sides are one, rounded: 3:2 and 4:3 differ by 1.125
 _SAME_FOCAL = 1.25  # the 35 mm equivalent is rounded to whole millimetres
 
@@ -73,10 +75,11 @@ class Camera:
     def from_fov(cls, fov_degrees: float, width: int, height: int, source: str = "user") -> Camera:
         """Square pixels and ``fov_degrees`` across the width, from the left edge to the right edge of the picture.
 
-        Raises UsageError unless 0 < ``fov_degrees`` < 180.
+        Raises UsageError for an angle that no pinhole camera has, see ``require_credible``.
         """
-        if not 0 < fov_degrees < 180:
-            raise UsageError(f"field of view must lie between 0 and 180 degrees, got {fov_degrees}")
+        low, high = _CREDIBLE_FOV_DEGREES
+        if not low <= fov_degrees <= high:
+            raise UsageError(f"field of view must lie between {low:g} and {high:g} degrees, got {fov_degrees:g}")
         return cls.from_focal(width / 2 / math.tan(math.radians(fov_degrees) / 2), width, height, source)
 
     @classmethod
@@ -85,11 +88,19 @@ class Camera:
     ) -> Camera:
         """Intrinsics that somebody states, in pixels of a (height, width) image.
 
-        Raises UsageError, beyond what ``Camera`` refuses, for a principal point outside the image (the sign of
-        intrinsics that belong to another size) and for a field of view that no pinhole camera has (of a focal length
-        in millimetres, or of numbers in another order).
+        Raises UsageError for intrinsics that cannot be, see ``require_credible``.
         """
         camera = cls(fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height, source=source)
+        camera.require_credible()
+        return camera
+
+    def require_credible(self) -> None:
+        """Raise UsageError for what ``Camera`` can hold, but no camera of this image has.
+
+        That is a principal point outside the image (the sign of intrinsics that belong to another size) and a field of
+        view that no pinhole camera has (of a focal length in millimetres, or of numbers in another order).
+        """
+        fx, fy, cx, cy, width, height = self.fx, self.fy, self.cx, self.cy, self.width, self.height
         stated = f"intrinsics {fx:g},{fy:g},{cx:g},{cy:g}"
         if not (-0.5 <= cx <= width - 0.5 and -0.5 <= cy <= height - 0.5):
             raise UsageError(
@@ -103,7 +114,6 @@ class Camera:
                     f"{stated}: {name} is a field of view of {fov:.3g} degrees across the {width}x{height} image; "
                     "give fx,fy,cx,cy in pixels of this image"
                 )
-        return camera
 
     @classmethod
     def from_intrinsics_text(cls, text: str, width: int, height: int) -> Camera:
@@ -193,6 +203,17 @@ def parse_intrinsics(text: str) -> tuple[float, float, float, float]:
     except ValueError:
         raise UsageError(f"intrinsics '{text}': expected fx,fy,cx,cy, for example 525,525,319.5,239.5") from None
     return fx, fy, cx, cy
+
+
+def turned_upright(pixels: npt.NDArray[_Value], orientation: int) -> npt.NDArray[_Value]:
+    """What was stored, (H, W, ...), turned as EXIF ``orientation`` says, as ``Camera.oriented`` does to a camera."""
+    swap, mirror_x, mirror_y = _ORIENTATIONS.get(orientation, _ORIENTATIONS[1])
+    if orientation == 1:
+        return pixels
+    import numpy as np
+
+    turned = pixels.swapaxes(0, 1) if swap else pixels
+    return np.ascontiguousarray(turned[:: -1 if mirror_y else 1, :: -1 if mirror_x else 1])
 
 
 # EXIF

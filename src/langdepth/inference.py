@@ -756,6 +756,7 @@ def _camera_of(option: CameraOption, width: int, height: int, path: str) -> Came
         return None
     try:
         camera = option if isinstance(option, Camera) else option(width, height)
+        camera.require_credible()
         if abs(camera.height * width / camera.width - height) > 1:
             raise UsageError(
                 f"the camera is for {camera.width}x{camera.height} pixels, the picture is {width}x{height}"

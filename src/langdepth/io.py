@@ -106,6 +106,15 @@ def _from_pil(image: Image.Image, path: str, max_pixels: int) -> Picture:
     return Picture(pixels=np.asarray(image if image.mode == "RGB" else image.convert("RGB")), **facts)
 
 
+def read_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of an image as ``read_image`` turns it, known from its header. Raises ImageError."""
+    with _opened(path) as (image, _):
+        width, height = image.size
+        # Pillow reports the upright size of TIFF files, whose pixels it turns by itself.
+        lying = image.format != "TIFF" and image.getexif().get(_EXIF_ORIENTATION, 1) in range(5, 9)
+        return (width, height) if lying else (height, width)
+
+
 def _over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
 

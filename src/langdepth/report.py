@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from langdepth import viz
+from langdepth.io import own_png
 from langdepth.prediction.options import AUTOMATIC, ColorScale
 from langdepth.utils.files import atomic_path
 
@@ -120,7 +121,7 @@ def sheet_row(judged: Judged, title: str) -> viz.SheetRow:
 def write_sheet(rows: Sequence[viz.SheetRow], path: Path, colors: ColorScale = AUTOMATIC) -> None:
     """Rows as one PNG."""
     with atomic_path(path) as temporary:
-        Image.fromarray(viz.sheet(rows, colors=colors)).save(temporary, "PNG")
+        Image.fromarray(viz.sheet(rows, colors=colors)).save(temporary, "PNG", pnginfo=own_png(kind="sheet"))
 
 
 def extremes(ordered: list[tuple[float, int]]) -> list[tuple[str, int]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from langdepth import viz
 from langdepth.errors import UsageError, nearest
 from langdepth.inference import to_network_size
-from langdepth.io import read_image
+from langdepth.io import own_png, read_image
 from langdepth.prediction.options import COLORMAP, ColorScale
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import ClipSystem
@@ -152,7 +152,7 @@ def write_workbench(maps: WordMaps, swaps: Mapping[str, WordMaps], folder: str |
     """``<stem>_words.png`` (the sheet) and ``<stem>_words.npz`` (the arrays of ``WordMaps``); returns both paths."""
     sheet, arrays = Path(folder, f"{stem}_words.png"), Path(folder, f"{stem}_words.npz")
     with atomic_path(sheet) as temporary:
-        Image.fromarray(similarity_sheet(maps, swaps)).save(temporary, format="PNG")
+        Image.fromarray(similarity_sheet(maps, swaps)).save(temporary, format="PNG", pnginfo=own_png(kind="sheet"))
     with atomic_path(arrays) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,

@@ -150,7 +150,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "text named .jpg": (lambda f: picture(f).write_text("no picture at all\n" * 9), "0.jpg: not a picture"),
     "sizes differ": (
         lambda f: Image.open(picture(f)).resize((80, 60)).save(picture(f)),
-        "depth is 64x48, its picture 80x60",
+        "depth is 64x48, but its picture 0.jpg is 80x60",
     ),
     "8-bit depth": (lambda f: Image.open(picture(f)).convert("L").save(depth(f)), "16-bit"),
     "NaN": (lambda f: as_numpy(f, np.nan), "3 NaN depth values"),

@@ -41,9 +41,9 @@ def test_field_of_view_spans_the_picture_edge_to_edge() -> None:
     assert camera.cy == 239.5
 
 
-@pytest.mark.parametrize("fov", [0, -10, 180, 400, math.nan])
+@pytest.mark.parametrize("fov", [0, -10, 1, 160, 171, 180, 400, math.nan])
 def test_bad_field_of_view(fov: float) -> None:
-    with pytest.raises(UsageError, match="between 0 and 180"):
+    with pytest.raises(UsageError, match="between 2 and 150 degrees"):
         Camera.from_fov(fov, 640, 480)
 
 
@@ -88,6 +88,10 @@ def test_intrinsics_text() -> None:
         ("-525,525,319.5,239.5", "positive"),
         ("nan,525,319.5,239.5", "positive"),
         ("525,525,1919.5,1079.5", "outside the 640x480 picture"),
+        ("26,26,319.5,239.5", "fx is a field of view of 171 degrees"),  # millimetres
+        ("525,4.2,319.5,239.5", "fy is a field of view of 178 degrees"),
+        ("319.5,239.5,525,525", "outside the 640x480 picture"),  # another order
+        ("1e9,1e9,319.5,239.5", "fx is a field of view of"),
     ],
 )
 def test_bad_intrinsics_text(text: str, message: str) -> None:

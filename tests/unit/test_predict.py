@@ -433,3 +433,9 @@ def test_a_child_of_a_process_that_has_predicted_can_predict(cpu_threads: Callab
     ended = child.exitcode
     child.kill()
     assert ended == 0
+
+
+def test_a_camera_that_cannot_be_is_refused_in_python_too(system: FakeSystem) -> None:
+    camera = Camera.from_focal(4.2, 64, 48)  # millimetres
+    with pytest.raises(UsageError, match="field of view of 165 degrees"):
+        predict_pictures(system, grey(0.5), camera=camera)

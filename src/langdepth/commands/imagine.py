@@ -66,7 +66,7 @@ def imagine(
         fov: Camera as the field of view across the width, in degrees.
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
     """
-    from langdepth.io import WRITERS, write_result
+    from langdepth.io import WRITERS, own_png, write_result
 
     formats, camera = read_formats(save, WRITERS), read_camera(intrinsics, fov)
     colors = ColorScale.from_text(range, colormap)
@@ -102,7 +102,7 @@ def imagine(
             file=sys.stderr,
         )
     with atomic_path(Path(out, "sheet.png")) as path:
-        Image.fromarray(viz.maps_sheet(rows, colors=colors)).save(path)
+        Image.fromarray(viz.maps_sheet(rows, colors=colors)).save(path, pnginfo=own_png(kind="sheet"))
     print(f"all of them: {Path(out, 'sheet.png')}")
 
 

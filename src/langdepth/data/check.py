@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
@@ -16,11 +16,11 @@ import numpy as np
 
 from langdepth.data.base import DatasetCard, card_of, find_rows, folder_with, split_counts, unfinished
 from langdepth.data.prepare import MANIFEST, read_manifest
-from langdepth.data.rows import Row, known_camera, true_edges
+from langdepth.data.rows import Row, known_camera, true_edges, turn_of
 from langdepth.data.sam import read_overlay
 from langdepth.data.truth import impossible_depth, impossible_median, unused_scale, wrong_unit
 from langdepth.errors import LangdepthError, UsageError, first_few, nearest
-from langdepth.io import file_sha256
+from langdepth.io import Picture, file_sha256
 from langdepth.tables import columns
 from langdepth.utils.files import real_path
 from langdepth.utils.threads import reading_threads
@@ -32,7 +32,7 @@ SPLITS = ("train", "val", "test")
 class Pair:
     """What one row's files hold; None where unreadable. size: (width, height), depth_range: metres.
 
-    digest: of the picture's pixels.
+    digest: of the picture's pixels. turned: whether EXIF turns it, and depth and camera with it.
     """
 
     row: Row
@@ -41,11 +41,12 @@ class Pair:
     depth_range: tuple[float, float] | None = None
     valid_fraction: float | None = None
     digest: bytes = b""
+    turned: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """pairs: one per row that can be used; problems: one line each, in the order of the rows.
+    """pairs: one per row that can be used; problems, notes: one line each, in the order of the rows.
 
     overlaps: what splits that must not share anything share, one line each.
     """
@@ -54,6 +55,7 @@ class Report:
     pairs: list[Pair]
     problems: list[str]
     overlaps: list[str]
+    notes: list[str] = field(default_factory=list)
 
     def splits(self) -> dict[str, tuple[int, int | None]]:
         """Split -> pairs without problems, and how many there should be (None: any number)."""
@@ -100,7 +102,9 @@ def check_dataset(
         row = pair.row
         where = f"{root / 'index.csv'} line {row.line}" if row.stated else f"{row.split} {row.key}"
         problems += [f"{where}: {text}" for text in (*repeated.get(id(row), ()), *pair.problems)]
-    return Report(card=card, pairs=checked, problems=problems, overlaps=_overlaps(card, checked))
+    turned = sum(pair.turned for pair in checked)
+    notes = [f"{turned} images are turned upright as their EXIF says, and with them depth and camera"] if turned else []
+    return Report(card=card, pairs=checked, problems=problems, overlaps=_overlaps(card, checked), notes=notes)
 
 
 def summary(report: Report) -> list[str]:
@@ -139,6 +143,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "splits": {s: {"good": good, "expected": wanted} for s, (good, wanted) in report.splits().items()},
         "problems": report.problems,
         "overlaps": report.overlaps,
+        "notes": report.notes,
     }
 
 
@@ -202,35 +207,36 @@ def _check_pair(card: DatasetCard, row: Row) -> Pair:
     split = row.stated.get("split")
     if split is not None and split not in SPLITS:
         problems.append(f"unknown split '{split}': {nearest(split, SPLITS)}")
-    size: tuple[int, int] | None = None
-    digest = b""
+    picture: Picture | None = None
+    known: dict[str, Any] = {}
     try:
-        pixels = row.decoder.image(row)
+        picture = row.decoder.image(row)
     except LangdepthError as error:
         problems.append(str(error))
     else:
-        height, width = pixels.shape[:2]
-        size = (width, height)
-        digest = hashlib.blake2b(pixels.data, digest_size=16).digest()
-        problems += _differences(row, {"width": (width, 0), "height": (height, 0)})
-        try:
-            known_camera(row, width, height)
-        except LangdepthError as error:
-            problems.append(str(error))
+        height, width = picture.pixels.shape[:2]
+        known = {
+            "size": (width, height),
+            "digest": hashlib.blake2b(picture.pixels.data, digest_size=16).digest(),
+            "turned": picture.orientation != 1,
+        }
+        problems += _stated_size(row, picture)
         if row.path_overlay is not None:
             try:
-                read_overlay(row.path_overlay, pixels)
+                read_overlay(row.path_overlay, picture.pixels)
             except LangdepthError as error:
                 problems.append(str(error))
     try:
         depth = row.decoder.depth(row)
         true_edges(row, depth.shape)
     except LangdepthError as error:
-        return Pair(row=row, size=size, digest=digest, problems=(*problems, str(error)))
-    if size is not None and depth.shape != size[::-1]:
-        problems.append(
-            f"{row.path_depth}: depth is {depth.shape[1]}x{depth.shape[0]}, its picture {size[0]}x{size[1]}"
-        )
+        return Pair(row=row, problems=(*problems, str(error)), **known)
+    try:
+        known_camera(row, depth.shape[1], depth.shape[0])
+        if picture is not None:
+            turn_of(row, picture, depth.shape)
+    except LangdepthError as error:
+        problems.append(str(error))
     bad = {"NaN": np.isnan(depth), "infinite": np.isinf(depth), "negative": depth < 0}
     found = [f"{count} {name}" for name, mask in bad.items() if (count := int(mask.sum()))]
     if found and row.stated:  # an index states its own rule; published sets may mark "no value" so
@@ -238,7 +244,7 @@ def _check_pair(card: DatasetCard, row: Row) -> Pair:
     values = depth[np.isfinite(depth) & (depth > 0)]
     if values.size == 0:
         problems.append(f"{row.path_depth}: no pixel has depth")
-        return Pair(row=row, size=size, digest=digest, valid_fraction=0.0, problems=tuple(problems))
+        return Pair(row=row, valid_fraction=0.0, problems=tuple(problems), **known)
     doubts = [
         unused_scale(row),
         impossible_depth(card, row, values),
@@ -248,9 +254,17 @@ def _check_pair(card: DatasetCard, row: Row) -> Pair:
     low, high, valid = float(values.min()), float(values.max()), values.size / depth.size
     step = max(row.depth_scale, 0.002)  # the index may be rounded to millimetres
     problems += _differences(row, {"min_m": (low, step), "max_m": (high, step), "valid_fraction": (valid, 0.001)})
-    return Pair(
-        row=row, size=size, digest=digest, depth_range=(low, high), valid_fraction=valid, problems=tuple(problems)
-    )
+    return Pair(row=row, depth_range=(low, high), valid_fraction=valid, problems=tuple(problems), **known)
+
+
+def _stated_size(row: Row, picture: Picture) -> list[str]:
+    """What is wrong with the width and height that an index states, which count the pixels as they are stored."""
+    height, width = picture.pixels.shape[:2]
+    if picture.orientation < 5:
+        return _differences(row, {"width": (width, 0), "height": (height, 0)})
+    if "width" not in row.stated and "height" not in row.stated:
+        return []
+    return ["EXIF turns this image on its side: leave width and height out of the index, training goes by them"]
 
 
 def _differences(row: Row, measured: dict[str, tuple[float, float]]) -> list[str]:

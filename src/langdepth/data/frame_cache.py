@@ -37,16 +37,14 @@ from langdepth.data.rows import (
     Intrinsics,
     Mask,
     Metres,
-    Pixels,
     Row,
     file_state,
-    known_camera,
     made_of,
     read_pair,
     true_edges,
 )
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
-from langdepth.io import MAX_PIXELS
+from langdepth.io import MAX_PIXELS, Picture
 from langdepth.protocols import Protocol
 from langdepth.utils.files import atomic_path, locked, real_path
 from langdepth.utils.threads import reading_threads
@@ -175,8 +173,8 @@ class _Frames:
         self.ends = np.cumsum([frame.lengths for frame in frames], axis=0)
         self.decoder = Decoder(self._picture, self._depth, self._edges)
 
-    def _picture(self, row: Row) -> Pixels:
-        return self._read(row, IMAGES).reshape(*self.frames[row.item or 0].size, 3)
+    def _picture(self, row: Row) -> Picture:
+        return Picture(pixels=self._read(row, IMAGES).reshape(*self.frames[row.item or 0].size, 3))
 
     def _depth(self, row: Row) -> Metres:
         numbers = self._read(row, DEPTHS).view("<u2").reshape(self.frames[row.item or 0].size)
@@ -374,8 +372,8 @@ def _decoded(pairs: list[Row], origins: list[dict[str, Any]], encoded: Encoded) 
 def _encoded(frame: Frame, doubt: Doubt | None, row: Row, origin: dict[str, Any]) -> tuple[Stored, list[bytes]]:
     """A frame's line, and its content for each of PARTS."""
     try:
-        pixels, metres = read_pair(row, doubt)
-        camera, edges = known_camera(row, metres.shape[1], metres.shape[0]), true_edges(row, metres.shape)
+        pixels, metres, camera = read_pair(row, doubt)
+        edges = true_edges(row, metres.shape)
     except ImageError as error:
         return Stored(origin, (0, 0), error=str(error)), [b""] * len(PARTS)
     window = Protocol(name=frame, frame=frame).frame_window(*metres.shape)

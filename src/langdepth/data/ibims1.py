@@ -21,9 +21,9 @@ import numpy as np
 
 from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import read_list
-from langdepth.data.rows import FILES, Decoder, Intrinsics, Mask, Metres, Pixels, Row
+from langdepth.data.rows import FILES, Decoder, Intrinsics, Mask, Metres, Row
 from langdepth.errors import ImageError, LangdepthError
-from langdepth.io import decoding, read_image, visible
+from langdepth.io import Picture, decoding, read_image, visible
 
 CARD = DatasetCard(
     name="ibims1",
@@ -123,9 +123,9 @@ def _loaded(path: Path, changed: int) -> Any:
     return loadmat(path, variable_names=["data"], squeeze_me=True, struct_as_record=False)["data"]
 
 
-def _picture(row: Row) -> Pixels:
+def _picture(row: Row) -> Picture:
     with decoding(str(row.path_rgb)):
-        return read_image(np.asarray(_content(row.path_rgb).rgb)).pixels
+        return read_image(np.asarray(_content(row.path_rgb).rgb))
 
 
 def _depth(row: Row) -> Metres:

@@ -22,6 +22,7 @@ import io
 import re
 from bisect import bisect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,9 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import shipped
 from langdepth.data.pairs import ListRules
 from langdepth.data.prepare import Member
-from langdepth.data.rows import HDF5, MATLAB, Listing, Pixels, Row, known_depth, read_pair
+from langdepth.data.rows import HDF5, MATLAB, Listing, Row, known_depth, read_pair
 from langdepth.errors import ImageError, LangdepthError
-from langdepth.io import decoding, visible
+from langdepth.io import Picture, decoding, visible
 from langdepth.text.scenes import SCENES
 
 CARD = DatasetCard(
@@ -209,13 +210,13 @@ def _hdf5(base: Path, split: str) -> list[Row]:
     return []
 
 
-def _without_rim(read: Callable[[Row], Pixels], row: Row) -> Pixels:
-    pixels = read(row)
-    if pixels.shape[:2] != SIZE:
-        return pixels
-    painted = np.zeros_like(pixels)
-    painted[INSIDE] = pixels[INSIDE]
-    return painted
+def _without_rim(read: Callable[[Row], Picture], row: Row) -> Picture:
+    picture = read(row)
+    if picture.pixels.shape[:2] != SIZE:
+        return picture
+    painted = np.zeros_like(picture.pixels)
+    painted[INSIDE] = picture.pixels[INSIDE]
+    return replace(picture, pixels=painted)
 
 
 # Of the labelled file, as MATLAB or as Python writes HDF5.
@@ -343,7 +344,7 @@ def export(source: Path) -> list[Member]:
 
 def _jpeg(row: Row) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(read_pair(row)[0]).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    Image.fromarray(read_pair(row).pixels).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
 
 

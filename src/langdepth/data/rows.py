@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from langdepth.camera import Camera
+from langdepth.camera import Camera, turned_upright
 from langdepth.data.sam import read_overlay
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_few
-from langdepth.io import MAX_PIXELS, decoding, read_depth, read_image
+from langdepth.io import MAX_PIXELS, Picture, decoding, read_depth, read_image
 from langdepth.types import Sample, WithoutCaption
 
 if TYPE_CHECKING:
@@ -38,31 +38,32 @@ MAX_CHUNK_BYTES = 256_000_000  # of an HDF5 array
 
 
 class Decoder(NamedTuple):
-    """image(row): (H, W, 3) uint8. depth(row): (H, W) float32 metres; 0, NaN or negative where there is no value.
+    """image(row): upright, with how it was turned. depth(row): (H, W) float32 metres as stored; 0, NaN or negative for
+    no value.
 
     edges(row): (H, W), the true depth edges, for sets that state them. intrinsics(row): as ``Row.intrinsics``, for sets
     that have them inside the picture's file. All raise ImageError naming the file.
     """
 
-    image: Callable[[Row], Pixels]
+    image: Callable[[Row], Picture]
     depth: Callable[[Row], Metres]
     edges: Callable[[Row], Mask] | None = None
     intrinsics: Callable[[Row], Intrinsics | None] | None = None
 
 
-def _picture(row: Row) -> Pixels:
-    return read_image(row.path_rgb).pixels
+def _picture(row: Row) -> Picture:
+    return read_image(row.path_rgb)
 
 
 def _depth_map(row: Row) -> Metres:
     return read_depth(row.path_depth, row.depth_scale, keep_invalid=True)
 
 
-def _hdf5_picture(row: Row) -> Pixels:
+def _hdf5_picture(row: Row) -> Picture:
     array = read_hdf5(row.path_rgb, ("images", "rgb", "image"), row.item)
     if array.dtype != np.uint8 or array.ndim != 3 or 3 not in (array.shape[0], array.shape[-1]):
         raise ImageError(f"{row.path_rgb}: a picture of shape {array.shape} and {array.dtype} is not understood")
-    return np.ascontiguousarray(array if array.shape[-1] == 3 else array.transpose(1, 2, 0))
+    return Picture(pixels=np.ascontiguousarray(array if array.shape[-1] == 3 else array.transpose(1, 2, 0)))
 
 
 def _hdf5_depth(row: Row) -> Metres:
@@ -72,8 +73,8 @@ def _hdf5_depth(row: Row) -> Metres:
     return array.astype(np.float32) * np.float32(row.depth_scale)
 
 
-def _mat_picture(row: Row) -> Pixels:
-    return np.ascontiguousarray(_hdf5_picture(row).transpose(1, 0, 2))
+def _mat_picture(row: Row) -> Picture:
+    return Picture(pixels=np.ascontiguousarray(_hdf5_picture(row).pixels.transpose(1, 0, 2)))
 
 
 def _mat_depth(row: Row) -> Metres:
@@ -138,8 +139,8 @@ class Row:
     needs: further files that depth, edges or camera come from: masks, the description of a scene, a table of lenses.
     depth_scale: metres per stored unit. item: number of the picture inside a file that holds many (then ``path_rgb`` is
     that file). source, scene_run: which part of the data, and which drive or place, it comes from. scene: index into
-    SCENES or -1. size: (height, width), intrinsics: fx, fy, cx, cy in pixels of the stored picture; both where known
-    without opening the file. line: of the list that names it. stated: what an index says about it.
+    SCENES or -1. size: (height, width), intrinsics: fx, fy, cx, cy in pixels of the stored picture and depth;
+    both where known without opening the file. line: of the list that names it. stated: what an index says about it.
     """
 
     key: str
@@ -171,21 +172,50 @@ Doubt = Callable[[Row, Metres], str | None]
 """Why the depth of a row cannot be right, see ``data.truth.impossible_depth``."""
 
 
-def read_pair(row: Row, doubt: Doubt | None = None) -> tuple[Pixels, Metres]:
-    """Picture (H, W, 3) uint8 and depth (H, W) float32 metres, 0 where unknown.
+class Upright(NamedTuple):
+    """What the files of a row hold, turned upright together: image (H, W, 3), depth (H, W) in metres, 0 = unknown."""
 
-    Raises ImageError naming a file, also where there is a ``doubt``.
+    pixels: Pixels
+    depth: Metres
+    camera: Camera | None
+
+
+def read_pair(row: Row, doubt: Doubt | None = None) -> Upright:
+    """A row's image, depth and camera.
+
+    Raises ImageError naming a file that is unusable or does not fit the other, also where there is a ``doubt``.
     """
-    pixels, metres = row.decoder.image(row), known_depth(row)
-    if metres.shape != pixels.shape[:2]:
-        raise ImageError(
-            f"{row.path_depth}: depth is {metres.shape[1]}x{metres.shape[0]}, but its picture {row.path_rgb.name} "
-            f"is {pixels.shape[1]}x{pixels.shape[0]}; both must have one size"
-        )
-    told = None if doubt is None else doubt(row, metres)
+    picture, depth = row.decoder.image(row), known_depth(row)
+    turn = turn_of(row, picture, depth.shape)
+    told = None if doubt is None else doubt(row, depth)
     if told is not None:
         raise ImageError(f"{told}; {TRUST}")
-    return pixels, metres
+    camera = known_camera(row, depth.shape[1], depth.shape[0])
+    return Upright(picture.pixels, turned_upright(depth, turn), None if camera is None else camera.oriented(turn))
+
+
+def turn_of(row: Row, picture: Picture, size: tuple[int, ...]) -> int:
+    """The EXIF orientation by which depth of this ``size`` (H, W), and a camera for it, are to be turned.
+
+    Depth belongs to the pixels of the image as they are stored, and is turned with them; if only the upright image
+    has its size, it is upright itself.
+
+    Raises:
+        ImageError: It has neither size.
+    """
+    upright = picture.pixels.shape[:2]
+    stored = upright[::-1] if picture.orientation >= 5 else upright
+    if size == stored:
+        return picture.orientation
+    if size == upright:
+        return 1
+    exif = (
+        "" if picture.orientation == 1 else f", turned from its stored size by EXIF orientation {picture.orientation}"
+    )
+    raise ImageError(
+        f"{row.path_depth}: depth is {size[1]}x{size[0]}, but its picture {row.path_rgb.name} "
+        f"is {upright[1]}x{upright[0]}{exif}; both must have one size"
+    )
 
 
 def known_depth(row: Row) -> Metres:
@@ -210,7 +240,7 @@ def true_edges(row: Row, size: Sequence[int]) -> Mask | None:
 
 
 def known_camera(row: Row, width: int, height: int) -> Camera | None:
-    """The camera of a row whose image has this size, from its file where only that states one.
+    """The camera of a row whose depth, as stored, has this size, from its file where only that states one.
 
     Raises ImageError naming the file of the image, also for stated intrinsics that cannot be. The cameras of published
     sets are taken as they are, for copies in another size, too.
@@ -358,8 +388,7 @@ class RowDataset:
         import torch
 
         row = self.rows[index]
-        pixels, metres = read_pair(row, self.doubt)
-        height, width = metres.shape
+        pixels, metres, camera = read_pair(row, self.doubt)
         text, text_features = row.text, None
         if self.captions is not None:
             caption = self._caption(row)
@@ -369,7 +398,6 @@ class RowDataset:
         overlay: Tensor | None = None
         if row.path_overlay is not None:
             overlay = torch.tensor(read_overlay(row.path_overlay, pixels)).permute(2, 0, 1).float() / 255
-        camera = known_camera(row, width, height)
         depth = torch.from_numpy(metres).unsqueeze(0)
         return Sample(
             image=torch.tensor(pixels).permute(2, 0, 1),

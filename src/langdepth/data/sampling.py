@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from langdepth.data.rows import Row, RowDataset
-from langdepth.errors import ImageError, UsageError, nearest
+from langdepth.errors import UsageError, nearest
+from langdepth.io import read_size
 from langdepth.types import InputSpec
 
 
@@ -128,16 +129,10 @@ def few_shots(scenes: Sequence[int], shots: int, seed: int | None = None) -> lis
 
 def training_shapes(dataset: RowDataset, sizes: Sizes) -> list[int]:
     """Index of the network size of every row: from the row's stated size, else from the picture's header."""
-    from PIL import ExifTags, Image
 
     def shape(row: Row) -> int:
         if row.size is not None:
             return sizes.of(*row.size)
-        try:
-            with Image.open(row.path_rgb) as picture:
-                lying = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # stored on its side
-                return sizes.of(*(picture.size if lying else picture.size[::-1]))
-        except (OSError, Image.DecompressionBombError) as error:
-            raise ImageError(f"{row.path_rgb}: cannot be opened ({error})") from None
+        return sizes.of(*read_size(row.path_rgb))
 
     return [shape(row) for row in dataset.rows]

@@ -9,6 +9,7 @@ from PIL import Image
 from langdepth import viz
 from langdepth.data.rows import Row, read_pair
 from langdepth.errors import ImageError, LangdepthError, UsageError
+from langdepth.io import own_png
 from langdepth.utils.files import atomic_path
 
 
@@ -23,7 +24,7 @@ def write_sheet(rows: list[Row], out: Path, count: int) -> int:
     shown, problem = [], None
     for row in rows[:: max(1, len(rows) // count)][:count]:
         try:
-            pixels, metres = read_pair(row)
+            pixels, metres, _ = read_pair(row)
         except ImageError as error:
             problem = error
             continue
@@ -32,5 +33,5 @@ def write_sheet(rows: list[Row], out: Path, count: int) -> int:
     if not shown:
         raise problem or LangdepthError("there is no picture to show")
     with atomic_path(out) as temporary:
-        Image.fromarray(viz.sheet(shown)).save(temporary)
+        Image.fromarray(viz.sheet(shown)).save(temporary, pnginfo=own_png(kind="sheet"))
     return len(shown)

@@ -20,7 +20,7 @@ from PIL import Image
 from langdepth import __version__, viz
 from langdepth.camera import Camera
 from langdepth.errors import LangdepthError, UsageError, nearest
-from langdepth.io import WRITERS, Writer, write_result
+from langdepth.io import WRITERS, Writer, own_png, write_result
 from langdepth.prediction.background import Background
 from langdepth.prediction.names import names_of, place_of_key, unique_names
 from langdepth.prediction.options import AUTOMATIC, ColorScale, writer_options
@@ -218,7 +218,8 @@ def _names(keys: Sequence[str], dataset: str) -> list[Path]:
 def _write_error(
     depth: npt.NDArray[np.float32], target: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], file: IO[bytes]
 ) -> None:
-    Image.fromarray(viz.error_map(depth, target, valid)).save(file, "PNG", compress_level=1)
+    tag = own_png(kind="error")
+    Image.fromarray(viz.error_map(depth, target, valid)).save(file, "PNG", pnginfo=tag, compress_level=1)
 
 
 FORMATS: dict[str, Writer] = {**WRITERS, "error": Writer("_error.png", _write_error)}

@@ -137,7 +137,7 @@ def check(
     if json:
         print(jsonlib.dumps(as_json(report), indent=2))
         return 1 if count else 0
-    for line in (*report.problems, *report.overlaps, *summary(report)):
+    for line in (*report.problems, *report.notes, *report.overlaps, *summary(report)):
         print(line)
     print(f"{len(report.pairs)} pairs checked, {f'{count} problems' if count != 1 else '1 problem'}")
     return 1 if count else 0
