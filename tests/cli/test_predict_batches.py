@@ -156,7 +156,7 @@ def test_memory_for_one_image_before_and_after_the_network(
     code, out, err = run("p", "--save", "npy")
     assert code == 1
     assert files() == ["0.npy", "1.npy"]
-    assert "p/large.png: not enough memory for its size; make it smaller" in err
+    assert "p/large.png: not enough memory for its pixels; make it smaller" in err
     assert "2 done, 1 failed" in out
 
 
