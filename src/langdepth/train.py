@@ -137,6 +137,7 @@ def _train(recipe: Recipe, resume: bool, stopping: Stopping) -> Path:
             raise  # ours; the others tell of processes that died
         raise LangdepthError(f"process {trainer.global_rank}: {first_line(error)}") from error
     finally:
+        loader.close()
         # Lightning leaves the group it made to the interpreter's end, where its threads may abort the process.
         if trainer.world_size > 1 and not grouped and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -87,6 +88,11 @@ def test_the_validation_of_a_pause(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     message = stopped_at(monkeypatch, validation, "evaluate", 1, lambda: run(train__max_steps=2))
     assert message.startswith("stopped by SIGTERM after step 2; ")
     run(train__max_steps=2, resume=True)
+
+
+def test_data_workers_end_with_the_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    stopped_at(monkeypatch, validation, "evaluate", 1, lambda: run(data__workers=1, train__validate_every_steps=2))
+    assert not multiprocessing.active_children()
 
 
 def test_a_step_that_takes_long_is_given_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

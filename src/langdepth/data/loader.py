@@ -193,6 +193,7 @@ class TrainingLoader(DataLoader[Any]):
         self.finish = finish
         self._orders = _Orders(dataset)
         self._done = 0
+        self._batches: Any = None  # torch's iterator, which has the workers
         super().__init__(
             self._orders,
             batch_size=None,  # the workers' items are batches
@@ -212,7 +213,8 @@ class TrainingLoader(DataLoader[Any]):
             pixels = draws.batch_size * max(height * width for height, width in draws.sizes)
             places = _Places(self.num_workers * PREFETCHED + HELD, pixels)
         self.plan.places = self._orders.places = places
-        for batch in super().__iter__():
+        self._batches = super().__iter__()
+        for batch in self._batches:
             if isinstance(batch, LangdepthError):
                 raise batch
             if places and isinstance(batch, _Placed):
@@ -223,6 +225,11 @@ class TrainingLoader(DataLoader[Any]):
             if self._done == len(self.plan):  # before the last one goes out: a checkpoint then points at the next epoch
                 self.plan.epoch, self.plan.start, self._done = self.plan.epoch + 1, 0, 0
             yield batch
+
+    def close(self) -> None:
+        """End the workers of an epoch that was broken off; else they are waited for when Python ends."""
+        if self.num_workers and self._batches is not None:
+            self._batches._shutdown_workers()
 
     def state_dict(self) -> dict[str, int]:
         """Where training stands."""
