@@ -13,8 +13,9 @@ from PIL import Image
 from langdepth.data.base import open_dataset
 from langdepth.data.folder import read_index
 from langdepth.errors import ImageError, LangdepthError, UsageError
+from langdepth.io import file_sha256
 from langdepth.text.scenes import SCENES
-from tests.helpers import ramp, write_folder
+from tests.helpers import Run, ramp, save_picture, write_folder
 
 
 def write_index(root: Path, text: str, encoding: str = "utf-8") -> None:
@@ -145,7 +146,57 @@ def test_a_link_out_of_the_folder_is_outside(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", [{"path_rgb": "link/a.png"}])
     (tmp_path / "other").mkdir()
     (root / "link").symlink_to(tmp_path / "other")
-    assert "path_rgb 'link/a.png' does not lie inside the folder" in complaint(root)
+    message = complaint(root)
+    assert f"path_rgb 'link/a.png' is, or lies behind, a link that leads out of the folder, to {tmp_path}" in message
+    assert "copy the files into the folder" in message
+    write_index(root, "path_rgb,path_depth,depth_scale\n../other/a.png,0_depth.png,0.001\n")
+    assert "path_rgb '../other/a.png' does not lie inside the folder" in complaint(root)
+
+
+def in_hub_cache(root: Path, repository: Path) -> Path:
+    """The folder ``root`` as the hub's cache keeps it: a snapshot of links to files named by their content."""
+    snapshot = repository / "snapshots" / "0123abcd"
+    (repository / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for file in root.iterdir():
+        blob = repository / "blobs" / file_sha256(file)
+        blob.write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", blob.name))
+    return snapshot
+
+
+def test_a_snapshot_of_the_hub_is_a_data_set(tmp_path: Path, command: Run) -> None:
+    root = write_folder(tmp_path / "data", [{}, {}])
+    for name in ("0_depth.png", "1_depth.png"):  # the same content, which is one file of the cache
+        Image.fromarray(np.full((48, 64), 2000, np.uint16)).save(root / name)
+    snapshot = in_hub_cache(root, tmp_path / "datasets--a--b")
+    assert len(list((tmp_path / "datasets--a--b" / "blobs").iterdir())) == 4
+    np.testing.assert_allclose(open_dataset("folder", snapshot)[1].depth, 2)
+    code, out, _ = command("data", "check", snapshot)
+    assert (code, "2 pairs checked, 0 problems" in out) == (0, True)
+
+
+def test_a_snapshot_reaches_no_further_than_its_repository(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "data", [{}])
+    snapshot = in_hub_cache(root, tmp_path / "cache" / "datasets--a--b")
+    secret = save_picture(tmp_path / "cache" / "secret.png", ramp())
+    (snapshot / "0.png").unlink()
+    (snapshot / "0.png").symlink_to(secret)
+    assert "a link that leads out of the folder" in complaint(snapshot)
+    blobs = snapshot.parent.parent / "blobs"
+    blobs.rename(tmp_path / "elsewhere")
+    blobs.symlink_to(tmp_path / "elsewhere")  # whoever made the folder made this link
+    assert "a link that leads out of the folder" in complaint(snapshot)
+
+
+def test_a_link_in_a_circle_is_one_wrong_row(tmp_path: Path, command: Run) -> None:
+    root = write_folder(tmp_path / "data", [{}, {"path_rgb": "loop.png"}])
+    (root / "loop.png").symlink_to("loop.png")
+    code, out, err = command("data", "check", root)
+    assert code == 1
+    assert "loop.png: " in out
+    assert "2 pairs checked, 1 problem" in out
+    assert err == ""
 
 
 @pytest.mark.parametrize(

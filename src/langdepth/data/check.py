@@ -22,7 +22,6 @@ from langdepth.data.truth import impossible_depth, impossible_median, unused_sca
 from langdepth.errors import LangdepthError, UsageError, first_few, nearest
 from langdepth.io import Picture, file_sha256
 from langdepth.tables import columns
-from langdepth.utils.files import real_path
 from langdepth.utils.threads import reading_threads
 
 SPLITS = ("train", "val", "test")
@@ -191,11 +190,12 @@ def _overlaps(card: DatasetCard, pairs: list[Pair]) -> list[str]:
 
 def _repeated(rows: list[Row]) -> dict[int, list[str]]:
     """Row's id -> complaints about files that an earlier row named already."""
-    first: dict[tuple[Path, int | None], Row] = {}
+    first: dict[tuple[str, int | None], Row] = {}
     complaints: dict[int, list[str]] = defaultdict(list)
     for row in rows:
         for path in dict.fromkeys((row.path_rgb, row.path_depth)):
-            earlier = first.setdefault((real_path(path), row.item), row)
+            # Not where links lead: files of the same content are links to one in the cache of the hub.
+            earlier = first.setdefault((os.path.abspath(path), row.item), row)
             if earlier is not row:
                 where = f"in line {earlier.line}" if earlier.line else f"for {earlier.split} {earlier.key}"
                 complaints[id(row)].append(f"{path}: already named {where}")

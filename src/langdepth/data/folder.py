@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from pathlib import Path
 
 from langdepth.data.base import DatasetCard, keep
@@ -85,6 +86,26 @@ def read_index(
     return rows
 
 
+def _outside(folder: Path, path: Path) -> str | None:
+    """Why a path of an index may not be read: it, or what links in it lead to, lies outside the folder.
+
+    The hub's cache keeps what a snapshot holds in the folder "blobs" of the same repository; that counts as inside.
+    """
+    real, home = real_path(path), real_path(folder)
+    if real.is_relative_to(home):
+        return None
+    for place in (home, *home.parents):
+        blobs = place.parent.parent / "blobs"
+        if place.parent.name == "snapshots" and real.is_relative_to(blobs) and real_path(blobs) == blobs:
+            return None
+    if Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder)):
+        return (
+            f"is, or lies behind, a link that leads out of the folder, to {real}; nothing outside is read: copy the "
+            "files into the folder (cp -rL follows links), or put the index.csv into a folder above both"
+        )
+    return "does not lie inside the folder"
+
+
 def _is_width(text: str) -> bool:
     return text.isdecimal() and len(text) < 10
 
@@ -94,10 +115,12 @@ def _row(root: Path, truth_root: Path, line: int, values: dict[str, str]) -> Row
 
     def inside(column: str, folder: Path = root) -> Path:
         text = values[column] or ""
-        path = folder / text
-        if not text or "\0" in text or not real_path(path).is_relative_to(real_path(folder)):
+        if not text or "\0" in text:
             raise LangdepthError(f"{where}: {column} '{text}' does not lie inside the folder")
-        return path
+        outside = _outside(folder, folder / text)
+        if outside is not None:
+            raise LangdepthError(f"{where}: {column} '{text}' {outside}")
+        return folder / text
 
     def number(column: str) -> float:
         text = values.get(column) or ""
