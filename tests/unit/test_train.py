@@ -443,6 +443,22 @@ def read_metrics(folder: Path) -> list[dict[str, str]]:
 
 
 class TestSteps:
+    @pytest.mark.parametrize(
+        ("optim", "kind", "facts"),
+        [
+            ({"betas": [0.8, 0.95]}, torch.optim.AdamW, {"betas": (0.8, 0.95)}),
+            ({"optimiser": "sgd", "momentum": 0.7}, torch.optim.SGD, {"momentum": 0.7}),
+        ],
+    )
+    def test_the_optimiser_is_the_recipes(self, optim: dict[str, Any], kind: type, facts: dict[str, Any]) -> None:
+        recipe = read_recipe({"data": {"root": "rooms"}, "optim": {"lr": 0.25, "weight_decay": 0.5, **optim}})
+        optimiser = DepthTraining(Learner(), recipe, steps=10).configure_optimizers()["optimizer"]
+        assert type(optimiser) is kind
+        for group in optimiser.param_groups:
+            assert {name: group[name] for name in facts} == facts
+            assert group["initial_lr"] == 0.25
+            assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.5}
+
     def test_the_moving_average_by_hand(self, run: Run) -> None:
         seen: list[Tensor] = []
 
