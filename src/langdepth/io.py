@@ -11,15 +11,15 @@ import stat
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from langdepth.camera import Camera, is_cut
@@ -27,6 +27,7 @@ from langdepth.errors import ImageError, MissingImageError, UsageError, is_memor
 from langdepth.utils.arrays import read_npy, read_npz
 from langdepth.utils.files import atomic_path, not_the_file_itself
 from langdepth.utils.images import HEAD, PNG_TAG, RAW_REFUSAL, formats, image_kind, refusal
+from langdepth.utils.png import without_broken_metadata
 
 if TYPE_CHECKING:
     from langdepth.types import DepthResult
@@ -38,6 +39,16 @@ _MAX_PLAIN_BYTES = 1 << 28  # of a PPM in decimal digits
 
 _GREY_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # "I": how older Pillows and PPM open 16-bit grey
 _EXIF_ORIENTATION, _EXIF_BLOCK = 0x0112, 0x8769
+# What turns stored pixels upright; as ``camera.turned_upright`` does.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _NEW_SUBFILE_TYPE, _DNG_VERSION = 254, 50706  # TIFF tags
 _PNG_COMPRESSION = 1  # 8 ms for a 640x480 depth map; level 6 takes 37 ms and saves a fifth of the bytes
 _KITTI_SCALE = 1 / 256  # metres per unit of the KITTI benchmark's depth PNGs
@@ -88,11 +99,11 @@ def read_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Picture:
 
 def _from_pil(image: Image.Image, path: str, max_pixels: int) -> Picture:
     _check_size(*image.size, max_pixels)
-    exif = image.getexif()
-    tags, orientation = exif.get_ifd(_EXIF_BLOCK), exif.get(_EXIF_ORIENTATION, 1)
-    orientation = orientation if orientation in range(2, 9) else 1
-    if orientation != 1:  # Pillow copies what needs no turn, too; TIFF files it turns by itself
-        image = ImageOps.exif_transpose(image)
+    tags, orientation = _exif(image)
+    if image.format == "TIFF":
+        image.load()  # Pillow turns these by itself
+    elif orientation != 1:
+        image = image.transpose(_UPRIGHT[orientation])
     facts: dict[str, Any] = {
         "camera": Camera.from_exif(tags, *image.size),
         "cut": is_cut(tags, *image.size),
@@ -106,12 +117,23 @@ def _from_pil(image: Image.Image, path: str, max_pixels: int) -> Picture:
     return Picture(pixels=np.asarray(image if image.mode == "RGB" else image.convert("RGB")), **facts)
 
 
+def _exif(image: Image.Image) -> tuple[Mapping[int, Any], int]:
+    """The Exif block, and the orientation that it states, 1 to 8; broken ones state nothing."""
+    tags: Mapping[int, Any] = {}
+    orientation: Any = 1
+    with suppress(Exception):  # Pillow's reader raises almost anything
+        exif = image.getexif()
+        orientation = exif.get(_EXIF_ORIENTATION, 1)
+        tags = exif.get_ifd(_EXIF_BLOCK)
+    return tags, orientation if orientation in _UPRIGHT else 1
+
+
 def read_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of an image as ``read_image`` turns it, known from its header. Raises ImageError."""
     with _opened(path) as (image, _):
         width, height = image.size
         # Pillow reports the upright size of TIFF files, whose pixels it turns by itself.
-        lying = image.format != "TIFF" and image.getexif().get(_EXIF_ORIENTATION, 1) in range(5, 9)
+        lying = image.format != "TIFF" and _exif(image)[1] >= 5
         return (width, height) if lying else (height, width)
 
 
@@ -272,6 +294,8 @@ def _open_image(stream: IO[bytes]) -> Image.Image:
     reason = refusal(head)
     if reason is not None:
         raise ImageError(reason)
+    if image_kind(head) == "PNG":
+        stream = without_broken_metadata(stream)
     try:
         return Image.open(_without_comments(stream), formats=formats())
     except Image.UnidentifiedImageError:

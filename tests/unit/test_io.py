@@ -194,6 +194,23 @@ class TestReadImage:
         assert part.camera is None
         assert part.cut
 
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+    @pytest.mark.filterwarnings("ignore::UserWarning")
+    def test_no_damage_of_exif_costs_the_image(self, rgb: npt.NDArray[np.uint8], kind: str) -> None:
+        exif = Image.Exif()
+        exif[0x010F], exif[0x0112] = "Maker", 6
+        exif.get_ifd(0x8769).update({0xA405: 26, 0xA002: WIDTH, 0xA003: HEIGHT, 0x920A: (4, 1)})
+        whole, random = exif.tobytes(), np.random.default_rng(0)
+        for _ in range(120):
+            damaged = bytearray(whole)
+            for place in random.integers(6, len(whole), random.integers(1, 6)):
+                damaged[place] = random.integers(256)
+            try:
+                content = encoded(Image.fromarray(rgb), kind, exif=bytes(damaged[: random.integers(8, 2 * len(whole))]))
+            except Exception:  # what Pillow does not write
+                continue
+            assert sorted(read_image(content).pixels.shape[:2]) == sorted(rgb.shape[:2])
+
     def test_broken_exif_does_not_cost_the_picture(self, rgb: npt.NDArray[np.uint8]) -> None:
         data = encoded(Image.fromarray(rgb), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\xff\xff")
         with pytest.warns(UserWarning, match="Corrupt EXIF"):

@@ -1,0 +1,76 @@
+"""PNG files whose metadata is large or broken, which must not cost the image."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from typing import IO
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_METADATA = 1_000_000  # bytes of one chunk once it is unpacked, above which Pillow refuses the whole file
+_MAX_IN_ALL = 32_000_000
+_NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS")
+
+
+def without_broken_metadata(stream: IO[bytes]) -> IO[bytes]:
+    """A PNG without the ancillary chunks that a decoder would stumble over; the stream itself where there are none.
+
+    Those are chunks that are larger than ``MAX_METADATA`` once unpacked, whose checksum is wrong, or that cannot be
+    unpacked. What the pixels need is never left out.
+    """
+    start = stream.tell()
+    chunks, total = list[tuple[int, int, bool]](), 0  # place, length of all of it, whether it is kept
+    place = start + len(SIGNATURE)
+    while True:
+        stream.seek(place)
+        head = stream.read(8)
+        length, name = int.from_bytes(head[:4], "big"), head[4:]
+        if len(head) < 8:
+            break
+        keep = True
+        if name not in _NEEDED:
+            size = _unpacked(stream, length, name)
+            keep = size is not None and total + size <= _MAX_IN_ALL
+            total += (size or 0) if keep else 0
+        chunks.append((place, 12 + length, keep))
+        place += 12 + length
+        if name == b"IEND":
+            break
+    stream.seek(start)
+    if all(keep for *_, keep in chunks):
+        return stream
+    content = io.BytesIO()
+    content.write(SIGNATURE)
+    for place, length, keep in chunks:
+        if keep:
+            stream.seek(place)
+            content.write(stream.read(length))
+    content.seek(0)
+    return content
+
+
+def _unpacked(stream: IO[bytes], length: int, name: bytes) -> int | None:
+    """Bytes that a chunk takes once unpacked; None where it is broken or takes more than ``MAX_METADATA``."""
+    if length > MAX_METADATA:
+        return None
+    data, checksum = stream.read(length), stream.read(4)
+    if len(data) < length or zlib.crc32(name + data) != int.from_bytes(checksum, "big"):
+        return None
+    packed = _packed_part(name, data)
+    if packed is None:
+        return length
+    try:
+        unpacked = zlib.decompressobj().decompress(packed, MAX_METADATA + 1)
+    except zlib.error:
+        return None
+    return len(unpacked) if len(unpacked) <= MAX_METADATA else None
+
+
+def _packed_part(name: bytes, data: bytes) -> bytes | None:
+    """What is compressed in a chunk of text or of a color profile; None for all others."""
+    if name in (b"zTXt", b"iCCP"):  # keyword, 0, method
+        return data[data.find(b"\0") + 2 :]
+    if name == b"iTXt":  # keyword, 0, flag, method, language, 0, translated keyword, 0
+        _, _, rest = data.partition(b"\0")
+        return rest[2:].split(b"\0", 2)[-1] if rest[:1] == b"\1" else None
+    return None
