@@ -148,7 +148,9 @@ def test_a_split_with_too_few_pairs_is_told_and_kept(run: Run, tmp_path: Path, m
         path.unlink()
     out = tmp_path / "out"
     code, text, _ = run("prepare", "diode-indoor", "--source", zip_of(tree, tmp_path / "a.zip"), "--out", out)
-    line = f"diode-indoor: {len(rows) - 1} of {len(rows)} pairs of split val are there"
+    line = (
+        f"diode-indoor: {len(rows) - 1} of {len(rows)} pairs of split val are there ({(len(rows) - 1) / len(rows):.2%})"
+    )
     assert (code, text.splitlines()[0]) == (1, line)
     assert set(read_manifest(out)) == set(files(tree))
     code, text, _ = run("check", "diode-indoor", "--root", out)

@@ -322,6 +322,8 @@ def export(source: Path) -> list[Member]:
     index = csv.DictWriter(table, INDEX)
     index.writeheader()
     for row in pairs:
+        height, width = row.size or SIZE
+        camera = [value * width / SIZE[1] for value in INTRINSICS]  # of a file whose images were made smaller
         picture = Path("official_splits", row.split, row.key)
         members.append(Member(picture.as_posix(), photo, partial(_jpeg, row), exact=False))
         members.append(Member(_beside(picture).as_posix(), sensed, partial(_png, row), exact=False))
@@ -332,9 +334,10 @@ def export(source: Path) -> list[Member]:
                 "source": "nyu",
                 "scene": row.scene_run,
                 "split": row.split,
-                **dict(zip(("height", "width"), row.size or SIZE, strict=True)),
+                "height": height,
+                "width": width,
                 "depth_scale": 0.001,
-                **dict(zip(("fx", "fy", "cx", "cy"), INTRINSICS, strict=True)),
+                **dict(zip(("fx", "fy", "cx", "cy"), camera, strict=True)),
                 "scene_type": SCENES[row.scene] if row.scene >= 0 else "",
             }
         )
