@@ -323,6 +323,11 @@ def mmengine_checkpoint(path: Path) -> None:
         patch.setitem(sys.modules, home, module)
         logged = buffer()
         vars(logged).update(_log_history=np.arange(3.0), _count_history=np.ones(3))
+        for name in ("min", "mean"):  # since 0.7.3 the class's functions are saved with the numbers
+            function = types.FunctionType((lambda self: None).__code__, {}, name)
+            function.__module__, function.__qualname__ = home, f"HistoryBuffer.{name}"
+            setattr(buffer, name, function)
+            vars(logged).setdefault("statistics_methods", {})[name] = function
         hub = {"log_scalars": {"train/loss": logged}, "runtime_info": {"iter": 40000}, "resumed_keys": {}}
         content = {"meta": {"iter": 40000}, "state_dict": tensors, "message_hub": hub}
         torch.save({**content, "optimizer": {"state": {}}, "param_schedulers": []}, path)

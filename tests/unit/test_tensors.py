@@ -35,6 +35,13 @@ class Unknown:
     """A class that no reader knows."""
 
 
+class FunctionOf:
+    """Saved as a function of a class is: as getattr(class, name)."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (str, "lower")
+
+
 @pytest.mark.parametrize(
     "beside",
     [
@@ -45,6 +52,7 @@ class Unknown:
         np.float64(0.9),
         np.zeros(9, np.int32),
         {1, 2},
+        FunctionOf(),  # mmengine's log since 0.7.3
     ],
 )
 @pytest.mark.parametrize("zipped", [True, False])
@@ -62,6 +70,11 @@ def test_another_class_is_named(tmp_path: Path, zipped: bool) -> None:
         read_pickle(tmp_path / "a.pth")
     assert f"{tmp_path}/a.pth: holds Python objects other than tensors ({__name__}.Unknown)" in str(caught.value)
     assert "weights_only" not in str(caught.value)
+
+
+def test_no_attribute_is_looked_up(tmp_path: Path) -> None:
+    torch.save({"model": WEIGHTS, "x": FunctionOf()}, tmp_path / "a.pth")
+    assert read_pickle(tmp_path / "a.pth")["x"] is None
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])

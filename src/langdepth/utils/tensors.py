@@ -110,13 +110,18 @@ def _harmless() -> list[Any]:
         for module in ("pathlib", "pathlib._local")
         for kind in ("", "Pure")
     ]
-    log = (_Logged, "mmengine.logging.history_buffer.HistoryBuffer")
-    plain = [argparse.Namespace, (_dictionary, "collections.defaultdict"), log, list, dict, set, int, float, str]
+    log = [(_Logged, "mmengine.logging.history_buffer.HistoryBuffer")]
+    log += [(_function_of, f"{module}.getattr") for module in ("__builtin__", "builtins")]
+    plain = [argparse.Namespace, (_dictionary, "collections.defaultdict"), *log, list, dict, set, int, float, str]
     return [*named, *paths, *plain, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd")]
 
 
 class _Logged:
     """What stands for the record of a logged number that mmengine keeps in its checkpoints."""
+
+
+def _function_of(*_: Any) -> None:
+    """What stands for a function of such a record, which mmengine names since 0.7.3; nothing is looked up."""
 
 
 def _dictionary(*_: Any) -> dict[Any, Any]:
