@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from itertools import pairwise
@@ -269,6 +270,18 @@ def test_a_part_of_what_a_list_names_is_read_with_a_warning(tmp_path: Path, monk
     file.write_text("\n".join(bts_lines(rows)))
     rows[1].path_depth.unlink()
     with pytest.warns(UserWarning, match=r"1 of 2 pairs are missing: .*00111\.png; 50\.00% are there, and figures"):
+        assert len(find_rows("nyu", root, pairs=file)) == 1
+
+
+def test_a_missing_file_is_named_where_the_others_of_its_list_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = miniatures.nyu_exported(tmp_path / "set", monkeypatch)
+    rows = find_rows("nyu", root, "test")
+    file = tmp_path / "list.txt"
+    file.write_text("\n".join(f"{row.key} {row.key.replace('rgb_', 'sync_depth_')[:-4]}.png" for row in reversed(rows)))
+    rows[-1].path_rgb.unlink()
+    with pytest.warns(UserWarning, match=rf"are missing: {re.escape(str(rows[-1].path_rgb))}"):
         assert len(find_rows("nyu", root, pairs=file)) == 1
 
 

@@ -46,16 +46,18 @@ def listed_rows(file: Path, rules: ListRules, root: Path, truth_root: Path | Non
         if truth_root is None and rules.truths == rules.images
         else [(truth_root or root) / folder for folder in rules.truths]
     )
-    found, without = [], 0
-    for number, (image, depth) in _lines(file):
+    found, without, lines = [], 0, list(_lines(file))
+    pairs = [pair for _, pair in lines if pair[1] != "None"]
+    homes = _home((image for image, _ in pairs), images, there), _home((depth for _, depth in pairs), truths, there)
+    for number, (image, depth) in lines:
         if depth == "None":
             without += 1
             continue
-        files = _place(image, images, there, _SUFFIXES), _place(depth, truths, there)
+        files = _place(image, images, homes[0], there, _SUFFIXES), _place(depth, truths, homes[1], there)
         found.append(replace(rules.row(rules.key(image), *files, file.name), line=number))
     if without and first_process():
-        lines = f"{without} of {without + len(found)} lines have no ground truth (None)"
-        warnings.warn(f"{file}: {lines} and are left out", stacklevel=2)
+        share = f"{without} of {len(lines)} lines have no ground truth (None)"
+        warnings.warn(f"{file}: {share} and are left out", stacklevel=2)
     if not found:
         raise LangdepthError(f"{file}: names no pair of an image and its ground truth")
     return found
@@ -77,8 +79,14 @@ def _lines(file: Path) -> Iterator[tuple[int, tuple[str, str]]]:
             yield number, (columns[0], columns[1])
 
 
-def _place(text: str, folders: Iterable[Path], there: Listing, suffixes: Sequence[str] = ()) -> Path:
-    """Where a line's path lies: below the first of ``folders`` that has it, else where its text alone says.
+def _home(texts: Iterable[str], folders: Sequence[Path], there: Listing) -> Path:
+    """The folder in which the first file lies that is there, else the first folder; files that lack are named in it."""
+    places = (folder for text in texts for folder in folders if folder / text.lstrip("/") in there)
+    return next(places, folders[0])
+
+
+def _place(text: str, folders: Iterable[Path], home: Path, there: Listing, suffixes: Sequence[str] = ()) -> Path:
+    """Where a line's path lies: below the first of ``folders`` that has it, where its text alone says, or in ``home``.
 
     ``suffixes``: a file with another one of them is as good.
     """
@@ -86,7 +94,7 @@ def _place(text: str, folders: Iterable[Path], there: Listing, suffixes: Sequenc
     absolute = [Path(text)] if text.startswith("/") else []
     candidates = [*inside, *absolute]
     others = [path.with_suffix(suffix) for path in candidates for suffix in suffixes if path.suffix in suffixes]
-    return next((path for path in (*candidates, *others) if path in there), candidates[0])
+    return next((path for path in (*candidates, *others) if path in there), home / text.lstrip("/"))
 
 
 def with_truth_below(rows: list[Row], root: Path, truth_root: Path) -> list[Row]:
