@@ -23,7 +23,7 @@ from langdepth.errors import (
     nearest,
 )
 from langdepth.io import file_sha256
-from langdepth.utils.files import atomic_path, real_path, temporary_folder, write_tensors
+from langdepth.utils.files import atomic_path, real_path, second_name, temporary_folder, write_tensors
 from langdepth.utils.network import hub_or_cache
 from langdepth.utils.tensors import AllocationBudget, read_safetensors, require_finite
 
@@ -42,13 +42,19 @@ FILE_FACTS = ("weights", "sha256", "langdepth_version")
 
 
 def save(
-    system: System, path: str | Path, *, extra: dict[str, Any] | None = None, dtype: torch.dtype | None = None
+    system: System,
+    path: str | Path,
+    *,
+    extra: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    also: Sequence[Path] = (),
 ) -> Path:
     """Write ``path`` (``.safetensors``) and the model card ``path`` with ``.md``; returns the path of the weights.
 
     ``system.provenance`` with ``extra`` over it goes into the file and the card and must be plain JSON data. Keys with
     a meaning here: "licence" and "source" (strings), "training" and "numbers" (mappings, tables in the card).
-    ``dtype`` (for example ``torch.float16``) converts floating point tensors.
+    ``dtype`` (for example ``torch.float16``) converts floating point tensors. ``also``: further names for the same
+    weights, each with a card; they take no space of their own where the file system has hard links.
 
     Raises UsageError for another file ending, LangdepthError for a system without a registry name, CheckpointError when
     a value does not fit ``dtype``.
@@ -58,8 +64,11 @@ def save(
         raise UsageError(f"{path}: weights are written as .safetensors; give a name with this ending")
     facts = _facts_to_store(system, extra)
     _write_tensors(system, path, facts, dtype)
-    with atomic_path(path.with_suffix(".md")) as temporary:
-        temporary.write_text(_model_card(system, facts, load_from=path.name), encoding="utf-8")
+    for name in also:
+        second_name(path, name)
+    for name in (path, *also):
+        with atomic_path(name.with_suffix(".md")) as temporary:
+            temporary.write_text(_model_card(system, facts, load_from=name.name), encoding="utf-8")
     return path
 
 

@@ -111,6 +111,12 @@ def _train(recipe: Recipe, resume: bool, stopping: Stopping) -> Path:
             flush=True,
         )
     steps = recipe.train.epochs * math.ceil(len(loader) / recipe.accumulate)
+    if trainer.is_global_zero:
+        print(
+            f"{recipe.system.name}: {steps} steps, learning from {len(train_set)} images, validating on {len(val_set)} "
+            f"({data.validation}); {trainer.strategy.root_device}",
+            flush=True,
+        )
     module = DepthTraining(system, recipe, steps)
     if recipe.train.compile:
         for child in system.children():

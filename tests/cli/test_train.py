@@ -94,7 +94,7 @@ def test_the_trained_weights_predict(run: Run, sample_folder: Path, capsys: pyte
         (["--data.train_split", "trian"], "no row has split 'trian': did you mean 'train'"),
         (["--data.val_source", "nyu"], "no row has source 'nyu'"),
         (["--train.epochs"], "--train.epochs needs a value"),
-        (["--train.epochs", "[3"], r"--train.epochs: the value '\[3' is not valid YAML"),
+        (["--train.epochs", "[3"], r"--train.epochs '\[3': not valid YAML in line 1"),
         (["--train.epochs.more", 3], "--train.epochs.more: 'epochs' is a value, not a section"),
         (["--resumed"], "unknown option '--resumed': did you mean '--resume'"),
         (["--resume"], "run: holds no run to continue; start one without --resume"),
@@ -228,7 +228,10 @@ def test_the_embedded_weights_learn_from_images_of_ones_own(command: Run, tmp_pa
     quick = ("--train.max_steps", 1, "--data.workers", 0, "--train.accelerator", "cpu")
     code, said, err = command("train", "--config", recipe, "--data.root", root, "--train.out", out, *quick)
     assert (code, err) == (0, "")
-    assert re.match(r"step 0/\d+ judged on 2 pictures: ", said)
+    assert re.match(
+        r"tiny: \d+ steps, learning from 6 images, validating on 2 \(0.25 of train held back\); cpu\n", said
+    )
+    assert re.search(r"^step 0/\d+ judged on 2 pictures: ", said, re.MULTILINE)
     last = checkpoint.load(out / "last.safetensors").provenance
     tiny = registry.entry("tiny").weights
     assert tiny is not None

@@ -178,6 +178,18 @@ def test_unwritable_place(toy: System, monkeypatch: pytest.MonkeyPatch, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_further_names_share_the_weights_until_one_is_written_anew(toy: System, tmp_path: Path) -> None:
+    first, second = tmp_path / "last.safetensors", tmp_path / "best.safetensors"
+    checkpoint.save(toy, first, also=[second])
+    assert first.samefile(second)
+    assert '"best.safetensors"' in second.with_suffix(".md").read_text()
+    before = second.read_bytes()
+    with torch.no_grad():
+        next(toy.parameters()).add_(1)
+    checkpoint.save(toy, first)
+    assert second.read_bytes() == before != first.read_bytes()
+
+
 def test_save_wants_the_right_ending_and_a_name(toy: System, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="safetensors"):
         checkpoint.save(toy, tmp_path / "toy.pt")

@@ -37,12 +37,9 @@ def main(arguments: Sequence[str]) -> int:
         from langdepth.recipe import read_recipe
 
         recipe = read_recipe(content)  # mistakes show before the slow import
-        from lightning.pytorch.utilities import rank_zero_only
-
         from langdepth.train import train as run_recipe
 
-        folder = run_recipe(recipe, resume=resume)
-        rank_zero_only(print)(f"done: {folder / 'best.safetensors'}")
+        run_recipe(recipe, resume=resume)
         return 0
 
     return _parse.run(train, plain, "langdepth train", EXAMPLE)

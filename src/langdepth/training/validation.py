@@ -80,9 +80,15 @@ class Validation(Callback):
         self._ended = True
         paused = trainer.global_step < module.steps
         self._evaluate(trainer, module, paused=paused)
+        weights = self.recipe.train.out / "best.safetensors"
+        if paused:
+            place = f"paused after step {trainer.global_step} of {module.steps}, continue with --resume"
+            module.print(f"{place}; best so far: {weights}")
+        else:
+            module.print(f"done: {weights}")
         metric = self.recipe.train.monitors[0]
         best = self.best.get(metric)  # known to the first process
-        if not paused and best is not None and best.step == 0:
+        if best is not None and best.step == 0:
             start = module.system.provenance["continued_from"]["weights"]
             module.print(f"no step improved {metric} ({best.value:.4f}): best.safetensors is the start, {start}")
 
@@ -120,37 +126,25 @@ class Validation(Callback):
 
     def _keep(self, module: DepthTraining, report: Mapping[str, Any], step: int, paused: bool) -> None:
         module.judged.provenance = self.record(module, step, report)
-        out = self.recipe.train.out
-        if step > 0:  # where it lies, a run has begun that a new one must not write over
-            save(module.judged, out / "last.safetensors")
+        kept = ["last"] if step > 0 else []  # where it lies, a run has begun that a new one must not write over
         for number, metric in enumerate(self.recipe.train.monitors):
             value, before = report["image_mean"][metric], self.best.get(metric)
             sign = 1 if metric.startswith("delta") else -1
             # A pause must not change what the whole run calls best.
             if before is None or (not paused and sign * value > sign * before.value):
-                save(module.judged, out / f"{f'best-{metric}' if number else 'best'}.safetensors")
+                kept.append(f"best-{metric}" if number else "best")
                 self.best[metric] = Best(value, step)
+        if kept:
+            first, *others = (self.recipe.train.out / f"{name}.safetensors" for name in kept)
+            save(module.judged, first, also=others)
 
     def record(self, module: DepthTraining, step: int, report: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What the weights' record says of the system after ``step``; no paths, which would be of this machine."""
-        recipe = self.recipe
         facts = {key: value for key, value in module.system.provenance.items() if key != "numbers"}
-        stated = {"licence": recipe.train.licence, "source": recipe.train.source}
-        if step > 0 and "continued_from" in facts:
-            facts["source"] = f"trained further from {facts['continued_from']['weights']}"
-        facts |= {key: text for key, text in stated.items() if text is not None}
-        facts["training"] = {
-            "epochs": round(recipe.train.epochs * step / module.steps, 2),
-            "steps": step,
-            "seed": recipe.train.seed,
-            "seconds": round(self._seconds_so_far()),
-            "pictures": self.images,
-            "batch_size": recipe.pictures_per_step,
-            "optimiser": f"{OPTIMISERS[recipe.optim.optimiser]}, lr {recipe.optim.lr:g}, {recipe.optim.schedule}",
-            "ema": recipe.train.ema,
-            "precision": recipe.train.precision,
-            "recipe_hash": recipe.hash,
-        }
+        if step == 0 and "continued_from" in facts:  # what a recipe states of its weights is not true of these
+            facts["training"] = {"steps": 0, "note": "the start of a run, unchanged"}
+        else:
+            facts |= self._trained(module, step)
         if report is not None:
             facts["numbers"] = {
                 "protocol": f"{self.protocol.name} ({self.protocol.hash})",
@@ -158,6 +152,29 @@ class Validation(Callback):
                 "images": report["images"],
                 **report["image_mean"],
             }
+        return facts
+
+    def _trained(self, module: DepthTraining, step: int) -> dict[str, Any]:
+        """Where the weights come from, their terms, and how they were trained."""
+        recipe, optim = self.recipe, self.recipe.optim
+        facts: dict[str, Any] = {}
+        if "continued_from" in module.system.provenance:
+            facts["source"] = f"trained further from {module.system.provenance['continued_from']['weights']}"
+        stated = {"licence": recipe.train.licence, "source": recipe.train.source}
+        facts |= {key: text for key, text in stated.items() if text is not None}
+        adam = optim.optimiser == "adamw" and optim.weight_decay == 0
+        facts["training"] = {
+            "epochs": round(recipe.train.epochs * step / module.steps, 2),
+            "steps": step,
+            "seed": recipe.train.seed,
+            "seconds": round(self._seconds_so_far()),
+            "pictures": self.images,
+            "batch_size": recipe.pictures_per_step,
+            "optimiser": f"{'Adam' if adam else OPTIMISERS[optim.optimiser]}, lr {optim.lr:g}, {optim.schedule}",
+            "ema": recipe.train.ema,
+            "precision": recipe.train.precision,
+            "recipe_hash": recipe.hash,
+        }
         return facts
 
     def _draw_previews(self, module: DepthTraining, step: int) -> None:

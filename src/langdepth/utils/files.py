@@ -93,6 +93,21 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def second_name(path: Path, name: Path) -> None:
+    """Let the complete file ``path`` be found as ``name``, too: a hard link, or a copy where there are none.
+
+    Files are replaced as a whole and never changed, so that the two go their own ways from the next write on.
+
+    Raises:
+        LangdepthError: Naming ``name``, when the place cannot be written.
+    """
+    with atomic_path(name, durable=False) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+
+
 def write_tensors(
     tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str], *, durable: bool = True
 ) -> None:
