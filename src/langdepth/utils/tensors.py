@@ -110,7 +110,7 @@ def _harmless() -> list[Any]:
         for module in ("pathlib", "pathlib._local")
         for kind in ("", "Pure")
     ]
-    log = [(_Logged, "mmengine.logging.history_buffer.HistoryBuffer")]
+    log: list[Any] = [(_Logged, "mmengine.logging.history_buffer.HistoryBuffer")]
     log += [(_function_of, f"{module}.getattr") for module in ("__builtin__", "builtins")]
     plain = [argparse.Namespace, (_dictionary, "collections.defaultdict"), *log, list, dict, set, int, float, str]
     return [*named, *paths, *plain, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd")]
