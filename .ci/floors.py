@@ -4,7 +4,10 @@ import re
 import sys
 from pathlib import Path
 
-import tomllib
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    from pip._vendor import tomli as tomllib
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 floors = [re.fullmatch(r"([\w.-]+)>=([\w.]+)", requirement) for requirement in project["dependencies"]]
