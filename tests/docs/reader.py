@@ -83,11 +83,11 @@ def read_page(page: Path) -> list[list[Given | Block]]:
         elif re.match(r"(\t| {4,})langdepth ", line):
             raise ValueError(f"{page}:{number}: a command outside of a fenced block is not tested")
         else:
-            for word, value in _COMMENT.findall(line):
-                if word == "given":
-                    parts[-1].append(Given(number, tuple(thing.strip() for thing in value.split(","))))
-                elif word == "not run":
-                    not_run = value
+            comment = _COMMENT.fullmatch(line)  # a line of its own, not one that is quoted in a sentence
+            if comment and comment[1] == "given":
+                parts[-1].append(Given(number, tuple(thing.strip() for thing in comment[2].split(","))))
+            elif comment and comment[1] == "not run":
+                not_run = comment[2]
     if fence is not None:
         raise ValueError(f"{page}:{start}: the block is not closed")
     return [part for part in parts if part]
