@@ -257,3 +257,14 @@ def test_two_images_of_one_key_are_refused(root: Path, tmp_path: Path) -> None:
     save = SaveMaps(folder=tmp_path / "maps", formats=("npy",))
     with pytest.raises(LangdepthError, match=r"names 0\.png more than once"):
         evaluate(Foreign(Tilted(), "t"), dataset, protocols.get("full"), save=save, progress=False)
+
+
+def test_a_name_that_no_map_can_have_is_known_before_the_work(tmp_path: Path) -> None:
+    long = "n" * 247 + ".png"
+    root = write_folder(tmp_path / "data", [{}, {"path_rgb": long}])
+    (root / "1.png").rename(root / long)
+    with pytest.raises(LangdepthError, match=r"n_depth.png, is too long; shorten it"):
+        kept(root, tmp_path / "maps", protocols.get("full"), formats=("depth16",))
+    assert not (tmp_path / "maps").exists()
+    kept(root, tmp_path / "maps", protocols.get("full"), formats=("npy",))
+    assert (tmp_path / "maps" / f"{'n' * 247}.npy").is_file()

@@ -7,6 +7,7 @@ knows which steps the maps have behind them, so that evaluating them again gives
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from langdepth.prediction.background import Background
 from langdepth.prediction.names import names_of, place_of_key, unique_names
 from langdepth.prediction.options import AUTOMATIC, ColorScale, writer_options
 from langdepth.types import DepthResult
-from langdepth.utils.files import atomic_path
+from langdepth.utils.files import LONGEST_NAME, atomic_path
 
 if TYPE_CHECKING:
     from langdepth.data.base import DepthDataset
@@ -112,6 +113,10 @@ class MapStore:
             raise UsageError(f"'{dataset.name}' has no list of images, by which saved maps could be named")
         self._save, self._protocol, self._system = save, protocol, str(facts.get("system", ""))
         self._names = _names([str(row.key) for row in rows], dataset.name)
+        suffix = max((FORMATS[form].suffix for form in save.formats), key=len)
+        longest = max((name.name for name in self._names), key=lambda name: len(os.fsencode(name)), default="")
+        if len(os.fsencode(longest + suffix)) > LONGEST_NAME:
+            raise LangdepthError(f"'{dataset.name}': the name of a map, {longest}{suffix}, is too long; shorten it")
         self._record = {
             "kind": _KIND,
             **facts,
