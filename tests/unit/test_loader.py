@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import deque
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -114,6 +117,25 @@ def test_a_bad_file_is_one_line_through_a_worker_too(training_set: TrainingSet, 
         list(loader(training_set, workers))
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+    assert not active_children()  # its workers have ended
+
+
+def test_python_ends_although_an_epoch_was_broken_off(tmp_path: Path) -> None:
+    """Its workers heed no SIGTERM, which is what Python sends to such processes before it waits for them."""
+    write_folder(tmp_path / "data", [{"size": (32, 32)}] * 12)
+    program = """if True:
+        import sys
+        from langdepth.data.base import open_dataset
+        from langdepth.data.loader import TrainingSet
+        from langdepth.data.transforms import Augmentation, TrainTransform
+        from tests.unit.test_loader import loader
+
+        batches = iter(loader(TrainingSet(open_dataset("folder", sys.argv[1]), TrainTransform(Augmentation(), 64)), 1))
+        next(batches)
+    """
+    subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "data")], cwd=Path(__file__).parents[2], check=True, timeout=60
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -6,6 +6,7 @@ there -> in the trainer: a Batch that looks at it. Once nothing looks at a batch
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import weakref
@@ -214,8 +215,11 @@ class TrainingLoader(DataLoader[Any]):
             places = _Places(self.num_workers * PREFETCHED + HELD, pixels)
         self.plan.places = self._orders.places = places
         self._batches = super().__iter__()
+        if self.num_workers:
+            _at_work.add(self._batches)
         for batch in self._batches:
             if isinstance(batch, LangdepthError):
+                self.close()
                 raise batch
             if places and isinstance(batch, _Placed):
                 batch = places.get(batch)
@@ -227,7 +231,7 @@ class TrainingLoader(DataLoader[Any]):
             yield batch
 
     def close(self) -> None:
-        """End the workers of an epoch that was broken off; else they are waited for when Python ends."""
+        """End the workers of an epoch that was broken off."""
         if self.num_workers and self._batches is not None:
             self._batches._shutdown_workers()
 
@@ -243,6 +247,16 @@ class TrainingLoader(DataLoader[Any]):
 
 def _as_it_is(made: Any) -> Any:
     return made
+
+
+_at_work: weakref.WeakSet[Any] = weakref.WeakSet()  # torch's iterators, which have the workers
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End the workers of epochs that nobody closed: Python waits for them at its end, and they heed no signal."""
+    for batches in list(_at_work):
+        batches._shutdown_workers()
 
 
 def _quiet_worker(_: int) -> None:
