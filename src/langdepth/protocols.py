@@ -42,7 +42,7 @@ _RESIZE_IN_HASH = {"system": "bilinear", "bilinear": "bilinear-centres"}
 _FITTED_PIXELS = 10  # judged pixels that an alignment needs unless told; a line goes through any two
 
 
-_FARTHEST = 1e6  # metres; beyond, squares leave the range of float32
+FARTHEST = 1e6  # metres; beyond, squares leave the range of float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +92,10 @@ class Protocol:
             value = getattr(self, key)
             if get_origin(hint) is Literal and value not in get_args(hint):
                 raise UsageError(f"protocol: unknown {key} '{value}': {nearest(str(value), get_args(hint))}")
-        if not 0 < self.min_depth < self.max_depth <= _FARTHEST:
+        if not 0 < self.min_depth < self.max_depth <= FARTHEST:
             raise UsageError(
                 f"protocol: the depth range {self.min_depth:g} to {self.max_depth:g} m is not usable; "
-                f"give 0 < min_depth < max_depth <= {_FARTHEST:g}"
+                f"give 0 < min_depth < max_depth <= {FARTHEST:g}"
             )
         if self.training_focal is not None and not 0 < self.training_focal < math.inf:
             raise UsageError(f"protocol: training_focal {self.training_focal:g} must be above 0, in pixels")

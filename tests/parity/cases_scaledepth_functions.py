@@ -129,14 +129,14 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
 
 
 def rules_of(options: dict[str, Any]) -> Protocol:
-    """What the published evaluation does with these options. A limit that is not given is none at all."""
+    """What the published evaluation does with these options. A limit that is not given is our largest one."""
     known = {"min_depth_eval", "max_depth_eval", "depth_clamp", "gt_depth_clamp", "focal_length_rescale", "crop_type"}
     assert set(options) <= known, options  # gt_depth_clamp has no effect: what it moves lies outside the mask
     return Protocol(
         name="published",
         crop=CROPS[options.get("crop_type")],
         min_depth=options.get("min_depth_eval", 0.001),
-        max_depth=min(options.get("max_depth_eval", math.inf), float(torch.finfo(torch.float32).max)),
+        max_depth=min(options.get("max_depth_eval", math.inf), protocols.FARTHEST),
         clamp_prediction=options.get("depth_clamp", False),
         training_focal=FOCAL if options.get("focal_length_rescale", False) else None,
     )
