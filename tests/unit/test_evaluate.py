@@ -403,8 +403,9 @@ class Watched(Pictures):
     def __getitem__(self, index: int) -> Sample:
         if index in self.held:
             gc.collect()
-            tensors = sum(thing.nbytes for thing in gc.get_objects() if issubclass(type(thing), Tensor))
-            self.held[index] = tensors + tracemalloc.get_traced_memory()[0]
+            tensors = (thing for thing in gc.get_objects() if issubclass(type(thing), Tensor))
+            bytes_held = sum(thing.nbytes for thing in tensors if thing.layout == torch.strided)
+            self.held[index] = bytes_held + tracemalloc.get_traced_memory()[0]
         return super().__getitem__(index)
 
 
