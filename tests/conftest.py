@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: processes side by side get a thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from langdepth import cli
 from langdepth.data.sample import write_sample

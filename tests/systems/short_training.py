@@ -35,9 +35,9 @@ def train_shortly(
     }  # fmt: skip
     saved: list[System] = []
 
-    def save(system: System, path: Path) -> Path:
+    def save(system: System, path: Path, **options: Any) -> Path:
         saved.append(system)
-        return checkpoint.save(system, path)
+        return checkpoint.save(system, path, **options)
 
     monkeypatch.setattr("langdepth.training.validation.save", save)
     out = train(read_recipe(recipe))
