@@ -60,7 +60,7 @@ def test_before_the_run_has_begun(run: Run, monkeypatch: pytest.MonkeyPatch, nam
         pytest.param(pl.Trainer, "save_checkpoint", 1, 2, id="a checkpoint"),
         pytest.param(validation, "evaluate", 1, 2, id="validation"),
         pytest.param(validation, "evaluate", 5, 9, id="the last validation"),
-        pytest.param(validation, "save", 3, 4, id="weights"),
+        pytest.param(validation, "save", 2, 4, id="weights"),
         pytest.param(validation.viz, "sheet", 2, 4, id="previews"),
     ],
 )

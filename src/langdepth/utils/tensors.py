@@ -54,9 +54,10 @@ def reading_tensors(path: Path, what: str, label: str | None = None) -> Iterator
         if other is not None:
             raise CheckpointError(f"{label}: {other}") from None
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if named is not None:
+        if named is not None or "call reduce for unrecognized" in str(error):
+            kind = "functions" if named is None else named[1]
             raise CheckpointError(
-                f"{label}: holds Python objects other than tensors ({named[1]}), which could run code and are not "
+                f"{label}: holds Python objects other than tensors ({kind}), which could run code and are not "
                 "opened; save its tensors alone, as a state_dict"
             ) from None
         if "Unsupported operand" in str(error):
