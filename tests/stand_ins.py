@@ -207,3 +207,18 @@ def feature_table(path: Path, count: int = 80, width: int = FEATURES, **arrays: 
     known = sentences(count)
     np.savez(path, caption=known, feature=np.stack([feature(one, width) for one in known]), **arrays)
     return path
+
+
+def depth_anything(path: Path) -> None:
+    """A depth model of another library, saved by ``transformers``."""
+    transformers = pytest.importorskip("transformers")
+    backbone = transformers.Dinov2Config(
+        hidden_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=28, out_indices=[1, 2],
+        reshape_hidden_states=False, apply_layernorm=True,
+    )  # fmt: skip
+    config = transformers.DepthAnythingConfig(
+        backbone_config=backbone, reassemble_hidden_size=12, patch_size=14, reassemble_factors=[2, 1],
+        neck_hidden_sizes=[8, 8], fusion_hidden_size=8, head_in_channels=8, head_hidden_size=4,
+    )  # fmt: skip
+    transformers.DepthAnythingForDepthEstimation(config).save_pretrained(path)
+    transformers.DPTImageProcessor(size={"height": 42, "width": 56}).save_pretrained(path)

@@ -49,6 +49,7 @@ from tests.stand_ins import (
     CONVNEXT,
     caption_trees,
     clip_archive,
+    depth_anything,
     open_clip_file,
     small_networks,
     swin_classifier,
@@ -250,21 +251,6 @@ def packed(path: Path) -> None:
     pack(found, tree_features(found, features, lambda: None), path)
 
 
-def foreign(path: Path) -> None:
-    """A depth model of another library, saved by ``transformers``."""
-    transformers = pytest.importorskip("transformers")
-    backbone = transformers.Dinov2Config(
-        hidden_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=28, out_indices=[1, 2],
-        reshape_hidden_states=False, apply_layernorm=True,
-    )  # fmt: skip
-    config = transformers.DepthAnythingConfig(
-        backbone_config=backbone, reassemble_hidden_size=12, patch_size=14, reassemble_factors=[2, 1],
-        neck_hidden_sizes=[8, 8], fusion_hidden_size=8, head_in_channels=8, head_hidden_size=4,
-    )  # fmt: skip
-    transformers.DepthAnythingForDepthEstimation(config).save_pretrained(path)
-    transformers.DPTImageProcessor(size={"height": 42, "width": 56}).save_pretrained(path)
-
-
 # Checkpoints as the authors' programs write them
 
 
@@ -348,7 +334,7 @@ THINGS: dict[str, Thing] = {
     "swin_large_patch4_window12_384_22k.pth": swin_classifier,
     "Salesforce/blip-image-captioning-base": save_tiny_model,
     "sam_vit_h_4b8939.pth": Path.touch,
-    "dpt": foreign,
+    "dpt": depth_anything,
     # data sets
     "nyu": nyu_root,
     "nyu_depth_v2_labeled.mat": nyu_labelled,

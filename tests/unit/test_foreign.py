@@ -21,6 +21,7 @@ from langdepth.matrix import fingerprint, load_system
 from langdepth.types import Sample
 from tests import miniatures
 from tests.helpers import write_folder
+from tests.stand_ins import depth_anything
 
 FULL = protocols.get("full")
 
@@ -269,19 +270,8 @@ def test_options_of_foreign_models() -> None:
 
 
 def test_a_model_of_transformers_from_a_folder(root: Path, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    backbone = transformers.Dinov2Config(
-        hidden_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=28, out_indices=[1, 2],
-        reshape_hidden_states=False, apply_layernorm=True,
-    )  # fmt: skip
-    config = transformers.DepthAnythingConfig(
-        backbone_config=backbone, reassemble_hidden_size=12, patch_size=14, reassemble_factors=[2, 1],
-        neck_hidden_sizes=[8, 8], fusion_hidden_size=8, head_in_channels=8, head_hidden_size=4,
-    )  # fmt: skip
     torch.manual_seed(0)
-    transformers.DepthAnythingForDepthEstimation(config).save_pretrained(tmp_path / "model")
-    processor = transformers.DPTImageProcessor(size={"height": 42, "width": 56}, do_resize=True)
-    processor.save_pretrained(tmp_path / "model")
+    depth_anything(tmp_path / "model")
     system = load_transformers(str(tmp_path / "model"), "disparity")
     rules = FULL.override(alignment="disparity")
     report = evaluate(system, open_dataset("folder", root), rules, batch_size=2, progress=False)
