@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import lzma
 import tarfile
 import time
 import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,7 +127,47 @@ def test_ratio_of_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         archive.writestr("a.txt", bytes(20_000_000))
     with refused(LangdepthError, r"a.zip: unpacks to more than 100 times its size"):
         prepare("folder", tmp_path / "a.zip", tmp_path / "out")
+    for kind in ("gz", "xz"):  # after the archive's end, too
+        with tarfile.open(tmp_path / f"a.tar.{kind}", f"w:{kind}") as archive:
+            archive.fileobj.write(bytes(20_000_000))  # type: ignore[union-attr]
+        with refused(LangdepthError, f"a.tar.{kind}: unpacks to more than 100 times its size"):
+            prepare("folder", tmp_path / f"a.tar.{kind}", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def with_large_dictionary(packed: bytes, header: int, place: int, size: bytes) -> bytes:
+    """An .xz whose first block wants another dictionary; the header's checksum fits."""
+    changed = bytearray(packed)
+    changed[place : place + len(size)] = size
+    end = header + 4 * (changed[header] + 1) - 4
+    changed[end : end + 4] = zlib.crc32(changed[header:end]).to_bytes(4, "little")
+    return bytes(changed)
+
+
+def test_dictionaries_of_lzma(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a.txt"))
+    whole = content.getvalue()
+    small, rest = lzma.compress(whole[:512]), lzma.compress(whole[512:])
+    large = with_large_dictionary(rest, 12, 16, b"\x25")  # 768 MiB
+    alone = lzma.compress(whole, lzma.FORMAT_ALONE)
+    message = "wants a dictionary of more than 256 MB to be unpacked; refused"
+    (tmp_path / "good.tar.xz").write_bytes(small + rest)
+    (tmp_path / "a.tar.xz").write_bytes(small + large)
+    (tmp_path / "b.tar.xz").write_bytes(alone[:1] + (1 << 30).to_bytes(4, "little") + alone[5:])
+    with zipfile.ZipFile(tmp_path / "c.zip", "w", zipfile.ZIP_LZMA) as pack:
+        pack.writestr("a.txt", b"x" * 100)
+    prepare("folder", tmp_path / "c.zip", tmp_path / "c")
+    packed = bytearray((tmp_path / "c.zip").read_bytes())
+    start = packed.index(b"a.txt") + 5 + 5
+    packed[start : start + 4] = (1 << 30).to_bytes(4, "little")
+    (tmp_path / "c.zip").write_bytes(packed)
+    for name in ("a.tar.xz", "b.tar.xz", "c.zip"):
+        with refused(LangdepthError, f"{name}: {message}"):
+            prepare("folder", tmp_path / name, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    assert prepare("folder", tmp_path / "good.tar.xz", tmp_path / "good").total == 1
 
 
 def test_depth_of_folders_in_an_archive(tmp_path: Path) -> None:

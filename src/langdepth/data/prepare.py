@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import lzma
 import math
+import os
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 from collections import defaultdict
@@ -31,12 +34,14 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 5_000_000
 LITTER = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")  # what computers add to folders, and "._NAME"
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
-_BLOCK = 1 << 20
+_BLOCK, _SMALL_BLOCK = 1 << 20, 1 << 14
 _LONGEST_NAME, _LONGEST_PATH = 255, 3000  # bytes; systems take 255 and, with the folder, 4096
 _DEEPEST = 100  # folders above a file
 _MAX_HEADER = 1 << 20  # bytes of a header that tells the name or the facts of a member of a tape
 _MAX_RATIO = 100  # how much larger than an archive its content may be
 _SMALL = 1_000_000_000  # bytes that it may have in any case
+_MAX_DICTIONARY = 256_000_000  # bytes that unpacking LZMA may keep in memory; "xz -9" wants 64 MiB
+_TOO_LARGE_DICTIONARY = f"wants a dictionary of more than {_MAX_DICTIONARY // 10**6} MB to be unpacked; refused"
 _SPARE = 64_000_000  # bytes that stay free on the disk
 # How the manifest is opened: any name that a file can have is kept.
 _TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
@@ -325,6 +330,31 @@ def _opened(path: Path) -> Iterator[Reader]:
             yield partial(_content, path, tape.extractfile)  # type: ignore[arg-type]  # None for what is no file
 
 
+def _require_modest_memory(path: Path) -> None:
+    """Raise LangdepthError where any part of an archive compressed by LZMA wants more than ``_MAX_DICTIONARY``."""
+    decoder, unpacked = lzma.LZMADecompressor(memlimit=_MAX_DICTIONARY), 0
+    with path.open("rb") as file:
+        block = file.read(_SMALL_BLOCK)
+        while block or not decoder.needs_input:
+            try:
+                unpacked += len(decoder.decompress(block, _BLOCK))
+            except lzma.LZMAError as error:
+                if "Memory usage" in str(error):
+                    raise LangdepthError(f"{path}: {_TOO_LARGE_DICTIONARY}") from None
+                return  # not LZMA, or damaged, which is found where it is unpacked
+            _require_modest_size(path, unpacked)
+            if decoder.eof:  # another part may follow
+                block = decoder.unused_data or file.read(_SMALL_BLOCK)
+                decoder = lzma.LZMADecompressor(memlimit=_MAX_DICTIONARY)
+            else:
+                block = file.read(_SMALL_BLOCK) if decoder.needs_input else b""
+
+
+def _require_modest_size(path: Path, unpacked: int) -> None:
+    if unpacked > max(_SMALL, _MAX_RATIO * path.stat().st_size):
+        raise LangdepthError(f"{path}: unpacks to more than {_MAX_RATIO} times its size; refused")
+
+
 def _checked_members(path: Path) -> list[Member]:
     """All files of an archive; nothing is written before all are found harmless. Raises LangdepthError."""
     members: dict[str, Member] = {}
@@ -345,8 +375,7 @@ def _checked_members(path: Path) -> list[Member]:
             if len(members) > MAX_MEMBERS:
                 raise LangdepthError(f"{path}: has more than {MAX_MEMBERS} members")
             unpacked += size
-            if unpacked > max(_SMALL, _MAX_RATIO * path.stat().st_size):
-                raise LangdepthError(f"{path}: unpacks to more than {_MAX_RATIO} times its size; refused")
+            _require_modest_size(path, unpacked)
     return list(members.values())
 
 
@@ -389,7 +418,18 @@ def _zip_members(path: Path) -> Iterator[tuple[str, int, str, Any]]:
                 kind = "file with a password"
             elif info.compress_type not in _ZIP_METHODS:
                 kind = f"file compressed by method {info.compress_type}, which Python cannot read"
+            elif info.compress_type == zipfile.ZIP_LZMA and _dictionary(path, info) > _MAX_DICTIONARY:
+                raise LangdepthError(f"{path}: {_TOO_LARGE_DICTIONARY}")
             yield info.filename, info.file_size, kind, info
+
+
+def _dictionary(path: Path, info: zipfile.ZipInfo) -> int:
+    """Bytes of the dictionary that a member compressed by LZMA wants, from the header before its content."""
+    with path.open("rb") as file:
+        file.seek(info.header_offset + 26)
+        lengths = struct.unpack("<HH", file.read(4))  # of name and further facts
+        file.seek(sum(lengths) + 5, os.SEEK_CUR)  # version, length and first byte of the coder's settings
+        return int.from_bytes(file.read(4), "little")
 
 
 _LONG_HEADERS = (
@@ -418,9 +458,10 @@ class _Header(tarfile.TarInfo):
 
 
 def _tar_members(path: Path) -> Iterator[tuple[str, int, str, Any]]:
+    _require_modest_memory(path)
     with tarfile.open(path, tarinfo=_Header) as archive:
         for info in archive:
             kind = "link" if info.issym() or info.islnk() else "device"
             yield info.name, info.size, "folder" if info.isdir() else "file" if info.isfile() else kind, info
-        while archive.fileobj is not None and archive.fileobj.read(_BLOCK):
-            pass  # to its end, where a compressed file's checksum is
+        while archive.fileobj is not None and archive.fileobj.read(_BLOCK):  # to its end, where the checksum is
+            _require_modest_size(path, archive.fileobj.tell())
