@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +146,7 @@ def test_damaged_packed_files(tmp_path: Path) -> None:
     with pytest.raises(LangdepthError, match="column row is missing"):
         open_captions(tmp_path)
     (tmp_path / "features.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(LangdepthError, match="not readable as an array"):
+    with pytest.raises(LangdepthError, match="is damaged, truncated or not an array of features"):
         open_captions(tmp_path)
 
 
@@ -155,7 +156,9 @@ def test_damaged_packed_files(tmp_path: Path) -> None:
         (torch.ones(1, 8), "norm"),
         (torch.ones(2, 8), r"expected one tensor \(1, D\)"),
         ([1.0], r"expected one tensor"),
-        (Path("x"), "not a stored tensor"),  # no plain data: refused by the unpickler
+        (Path("x"), r"expected one tensor \(1, D\), found a Pure"),
+        (Fraction(1), r"holds Python objects other than tensors \(fractions.Fraction\)"),
+        (torch.eye(8)[:1].to_sparse(), "tensor 'feature' is sparse"),
     ],
 )
 def test_wrong_published_features(tmp_path: Path, value: object, message: str) -> None:

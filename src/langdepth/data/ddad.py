@@ -14,7 +14,7 @@ picture. The pixel whose centre is nearest gets a point's depth, of several poin
 from __future__ import annotations
 
 import json
-import zipfile
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -29,6 +29,7 @@ from langdepth.data.lists import inside, read_list
 from langdepth.data.rows import FILES, Decoder, Intrinsics, Metres, Row
 from langdepth.errors import ImageError, LangdepthError, first_line
 from langdepth.io import MAX_PIXELS, decoding, visible
+from langdepth.utils.arrays import read_npz
 
 CARD = DatasetCard(
     name="ddad",
@@ -197,12 +198,13 @@ def _projected(row: Row, columns: list[int], motion: Matrix, intrinsics: Intrins
 
 def _points(path: Path) -> Matrix:
     """(N, columns)"""
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(member.file_size for member in archive.infolist())
-        if unpacked > _MAX_CLOUD_BYTES:  # known before anything is unpacked
-            raise ImageError(f"unpacks to {unpacked / 1e6:.0f} MB, more than a cloud of points needs")
-    with np.load(path, allow_pickle=False) as content:
-        points = content["data"]
-    if points.ndim != 2:
-        raise ImageError(f"a cloud is (points, columns), found shape {points.shape}")
-    return np.asarray(points, dtype=np.float64)
+    with path.open("rb") as stream:
+        return read_npz(stream, lambda _: "data", _require_cloud).astype(np.float64)
+
+
+def _require_cloud(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    unpacked = math.prod(shape) * dtype.itemsize
+    if unpacked > _MAX_CLOUD_BYTES:
+        raise ImageError(f"unpacks to {unpacked / 1e6:.0f} MB, more than a cloud of points needs")
+    if len(shape) != 2:
+        raise ImageError(f"a cloud is (points, columns), found shape {shape}")

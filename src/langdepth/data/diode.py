@@ -10,9 +10,11 @@ The list has the first word where both are there. Where the mask is 0, the scann
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from langdepth.data.lists import listed
 from langdepth.data.rows import FILES, Decoder, Metres, Row
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.io import MAX_PIXELS, decoding, visible
+from langdepth.utils.arrays import load_npy
 
 INTRINSICS = (886.81, 927.06, 512.0, 384.0)
 SIZE = (768, 1024)
@@ -88,12 +91,13 @@ def _depth(row: Row) -> Metres:
 def _array(path: Path) -> Metres:
     """(H, W) from a file of (H, W) or (H, W, 1)."""
     with decoding(str(path)):
-        content = np.load(path, mmap_mode="r", allow_pickle=False)
-        if content.ndim == 3 and content.shape[2] == 1:
-            content = content[..., 0]
-        if content.ndim != 2 or content.size > MAX_PIXELS:
-            raise ImageError(f"a depth map is (H, W) or (H, W, 1), found shape {content.shape}")
-        return np.asarray(content, dtype=np.float32)
+        content = load_npy(path, _require_one_channel)
+        return content.reshape(content.shape[:2]).astype(np.float32)
+
+
+def _require_one_channel(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if len(shape) not in (2, 3) or shape[2:] not in ((), (1,)) or math.prod(shape) > MAX_PIXELS:
+        raise ImageError(f"a depth map is (H, W) or (H, W, 1), found shape {shape}")
 
 
 MASKED = Decoder(FILES.image, _depth)

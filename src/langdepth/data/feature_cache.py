@@ -21,19 +21,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 from langdepth import __version__
 from langdepth.data.loader import TrainingSet
 from langdepth.data.sampling import Draw
-from langdepth.errors import LangdepthError, UsageError, first_few
+from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_few
 from langdepth.systems.base import System
 from langdepth.text.cache import add_tensors, cache_folder, content_key
 from langdepth.types import Batch
 from langdepth.utils.files import write_tensors
-from langdepth.utils.tensors import require_finite
+from langdepth.utils.tensors import read_safetensors, require_finite
 from langdepth.utils.threads import reading_threads
 
 _READERS = 4
@@ -159,17 +158,17 @@ def _write(path: Path, features: dict[str, Tensor]) -> None:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dictionary
-    except (OSError, SafetensorError) as error:
+        return read_safetensors(path)[1]
+    except CheckpointError:
         raise LangdepthError(
-            f"{path}: features cannot be read ({error}); continue with --resume, which makes them anew"
+            f"{path}: features cannot be read; continue with --resume, which makes them anew"
         ) from None
 
 
 def _is_whole(path: Path) -> bool:
-    with suppress(OSError, SafetensorError, LangdepthError), safe_open(path, framework="pt") as file:
-        return bool((file.metadata() or {}).get("checksum") == _checksum(_read(path)))
+    with suppress(CheckpointError):
+        metadata, features = read_safetensors(path)
+        return metadata.get("checksum") == _checksum(features)
     return False
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from langdepth.errors import LangdepthError
 from langdepth.utils.files import write_tensors
+from langdepth.utils.tensors import read_safetensors
 
 _IN_MEMORY = 64  # prompt sets; a published one has 7 rows
 _memory: OrderedDict[str, Tensor] = OrderedDict()
@@ -65,10 +65,10 @@ def remembered(key: str, compute: Callable[[], Tensor]) -> Tensor:
 
 
 def _read(path: Path) -> Tensor | None:
-    with suppress(OSError, SafetensorError, KeyError), safe_open(path, framework="pt") as file:
-        features: Tensor = file.get_tensor("features")
-        if (file.metadata() or {}).get("sha256") == _sha256(features):
-            return features
+    with suppress(LangdepthError, KeyError, TypeError):
+        metadata, tensors = read_safetensors(path)
+        if metadata["sha256"] == _sha256(tensors["features"]):
+            return tensors["features"]
     return None
 
 

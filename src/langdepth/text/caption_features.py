@@ -37,6 +37,7 @@ from langdepth.text.captions import (
     table_features,
     tree_features,
 )
+from langdepth.utils.tensors import reading_tensors
 
 FORMS = (
     "known forms: the folder of 'langdepth data pack-captions', a folder with text/ and text_feat/, an .npz with "
@@ -179,10 +180,8 @@ def _trees(path: Path) -> tuple[Path, Path] | None:
 
 def _packed(folder: Path) -> Captions:
     path, index = folder / FEATURES, folder / INDEX
-    try:
+    with reading_tensors(path, "an array of features"):
         features = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise LangdepthError(f"{path}: not readable as an array of features ({error})") from None
     if features.ndim != 2 or features.dtype != np.float16 or not features.size:
         raise LangdepthError(f"{path}: expected (N, D) float16, found {features.shape} {features.dtype}")
     check_norms(features, str(path))

@@ -15,7 +15,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -25,9 +24,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from langdepth.errors import LangdepthError, UsageError, first_line
+from langdepth.errors import LangdepthError, UsageError
 from langdepth.io import visible
+from langdepth.utils.arrays import read_npz
 from langdepth.utils.files import atomic_path, locked
+from langdepth.utils.tensors import read_pickle, reading_tensors, require_plain, require_ratio
 
 FEATURES, INDEX = "features.npy", "captions.csv"
 TEXT_TREE, FEATURE_TREE = "text", "text_feat"  # names of the published trees, side by side
@@ -35,7 +36,6 @@ NORM_TOLERANCE = 2e-3  # float16 rounding leaves 5e-4
 _MAX_CSV_BYTES = 1 << 28
 _MAX_PT_BYTES = 1 << 20
 _MAX_TXT_BYTES = 1 << 12
-_MAX_NPZ_BYTES = 1 << 31
 Half = npt.NDArray[np.float16]
 
 
@@ -134,19 +134,18 @@ def _without_set(path: Path) -> str:
 
 
 def published_feature(path: Path) -> Half:
-    """One published ``.pt``: (D,) float16. Only tensors are unpickled. Raises LangdepthError naming the file."""
+    """One published ``.pt``: (D,) float16. Raises LangdepthError naming the file."""
     try:
-        if path.stat().st_size > _MAX_PT_BYTES:
-            raise LangdepthError(f"{path}: too large for one feature")
-        tensor = torch.load(path, map_location="cpu", weights_only=True)
-    except LangdepthError:
-        raise
-    except FileNotFoundError:
+        size = path.stat().st_size
+    except OSError:
         raise LangdepthError(f"{path}: no such file; every caption needs its feature") from None
-    except Exception as error:  # unpicklers raise almost anything for a damaged file
-        raise LangdepthError(f"{path}: not a stored tensor ({first_line(error)})") from None
+    if size > _MAX_PT_BYTES:
+        raise LangdepthError(f"{path}: too large for one feature")
+    tensor = read_pickle(path)
     if not isinstance(tensor, Tensor) or tensor.ndim != 2 or len(tensor) != 1:
-        raise LangdepthError(f"{path}: expected one tensor (1, D), found {getattr(tensor, 'shape', type(tensor))}")
+        found = tuple(tensor.shape) if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+        raise LangdepthError(f"{path}: expected one tensor (1, D), found {found}")
+    require_plain({"feature": tensor}, path)
     feature: Half = tensor[0].half().numpy()
     check_norms(feature[None], str(path))
     return feature
@@ -188,20 +187,11 @@ def table_features(path: Path) -> dict[str, Half]:
         LangdepthError: The file is missing, damaged, too large or of another kind; a feature is not finite or zero;
             a caption is empty or has two features.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-        if unpacked > _MAX_NPZ_BYTES:
-            raise LangdepthError(f"{path}: unpacks to {unpacked >> 20} MB, more than {_MAX_NPZ_BYTES >> 20} MB")
-        with np.load(path, allow_pickle=False) as file:
-            sentences, features = [str(sentence) for sentence in file["caption"]], file["feature"].astype(np.float32)
-    except LangdepthError:
-        raise
-    except Exception as error:  # a damaged archive raises OSError, ValueError, EOFError, BadZipFile, zlib.error ...
-        raise LangdepthError(
-            f"{path}: not a file of caption features ({first_line(error)}); needed are the arrays caption (N,) and "
-            "feature (N, D)"
-        ) from None
+    what = "a file of caption features, the arrays caption (N,) and feature (N, D)"
+    with reading_tensors(path, what), path.open("rb") as stream:
+        require_ratio(path)
+        captions, stored = read_npz(stream, lambda _: "caption"), read_npz(stream, lambda _: "feature")
+        sentences, features = [str(sentence) for sentence in captions], stored.astype(np.float32)
     if features.ndim != 2 or not len(sentences) == len(features) > 0:
         raise LangdepthError(f"{path}: {len(sentences)} captions and features {features.shape} do not belong together")
     if not all(sentence.strip() for sentence in sentences):

@@ -10,23 +10,24 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
 from langdepth.backbones.clip_weights import ClipWeights
-from langdepth.errors import CheckpointError, MissingCheckpointError, first_line
+from langdepth.errors import CheckpointError, MissingCheckpointError
 from langdepth.text.clip_text import text_features
 from langdepth.text.scenes import SCENES
+from langdepth.utils.arrays import load_npy
 from langdepth.utils.files import write_tensors
+from langdepth.utils.tensors import read_pickle, read_safetensors, reading_tensors, require_plain
 
 PROMPT = "a photo of a {}"
 _MAX_BYTES = 1 << 24  # a published table has 86 kB
 _LEAST_COSINE = 0.5  # of one CLIP's features of a name in different sentences; those of two CLIPs are near 0
+_WHAT = "a scene table"
 _WRITE_ONE = "write one with 'langdepth scenes encode'"
 
 
@@ -130,32 +131,27 @@ def _check_size(path: Path) -> None:
 
 def _named(path: Path) -> tuple[Tensor, list[str] | None, str | None]:
     """Table, scenes and architecture of a ``.safetensors``; None for what it does not state."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys, metadata = list(file.keys()), file.metadata() or {}
-            if "scene_table" in keys:
-                return file.get_tensor("scene_table"), list(json.loads(metadata["scenes"])), metadata["architecture"]
-            if len(keys) == 1:
-                return file.get_tensor(keys[0]), None, None
-        raise CheckpointError(f"{path}: is no scene table (it holds {len(keys)} tensors); {_WRITE_ONE}")
-    except CheckpointError:
-        raise
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is no scene table ({first_line(error)}); {_WRITE_ONE}") from None
+    with reading_tensors(path, _WHAT):
+        metadata, tensors = read_safetensors(path)
+        if "scene_table" in tensors:
+            return tensors["scene_table"], list(json.loads(metadata["scenes"])), metadata["architecture"]
+    return _only_tensor(path, tensors), None, None
 
 
 def _tensor(path: Path) -> Tensor:
-    """The one tensor of a ``.npy`` or of what ``torch.save`` wrote; nothing else is unpickled."""
-    try:
-        if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpicklers raise almost anything for a damaged file
-        raise CheckpointError(f"{path}: is no scene table ({first_line(error)}); {_WRITE_ONE}") from None
+    """The one tensor of a ``.npy`` or of what ``torch.save`` wrote."""
+    with reading_tensors(path, _WHAT):
+        content = torch.from_numpy(load_npy(path)) if path.suffix == ".npy" else read_pickle(path)
+    return _only_tensor(path, content)
+
+
+def _only_tensor(path: Path, content: Any) -> Tensor:
     if isinstance(content, dict) and len(content) == 1:
         content = next(iter(content.values()))
     if not isinstance(content, Tensor):
-        raise CheckpointError(f"{path}: is no scene table (it holds a {type(content).__name__}); {_WRITE_ONE}")
+        found = f"{len(content)} tensors" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise CheckpointError(f"{path}: is no scene table (it holds {found}); {_WRITE_ONE}")
+    require_plain({"scene_table": content}, path)
     return content
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
+
+
+class ArrayError(ValueError):
+    """What is wrong with a file of arrays, without its name."""
+
 
 Check = Callable[[tuple[int, ...], np.dtype[Any]], None]
 
@@ -17,7 +23,7 @@ Check = Callable[[tuple[int, ...], np.dtype[Any]], None]
 def read_npy(stream: IO[bytes], check: Check, stored_bytes: int) -> npt.NDArray[Any]:
     """The array of an ``.npy`` stream. ``check(shape, dtype)`` raises for one that is not wanted, before it is read.
 
-    Raises ValueError for a damaged header, objects, and content that is shorter than the header says.
+    Raises ArrayError for a damaged header, objects, and content that is shorter than the header says.
     """
     start = stream.tell()
     try:
@@ -25,21 +31,32 @@ def read_npy(stream: IO[bytes], check: Check, stored_bytes: int) -> npt.NDArray[
         header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = header(stream)
     except Exception as error:  # whatever the parser of a Python literal raises
-        raise ValueError("its .npy header is damaged") from error
+        raise ArrayError("its .npy header is damaged") from error
     if dtype.hasobject:
-        raise ValueError("it holds Python objects, which are not opened")
+        raise ArrayError("it holds Python objects, which are not opened")
     check(shape, dtype)
     if math.prod(shape) * dtype.itemsize > stored_bytes:
-        raise ValueError("it ends before its last number")
+        raise ArrayError("it ends before its last number")
     stream.seek(start)
     content: npt.NDArray[Any] = npy.read_array(stream, allow_pickle=False)
     return content
 
 
-def read_npz(stream: IO[bytes], choose: Callable[[Sequence[str]], str], check: Check) -> npt.NDArray[Any]:
+def load_npy(path: Path, check: Check = lambda shape, dtype: None) -> npt.NDArray[Any]:
+    """The array of an ``.npy`` file; see ``read_npy``."""
+    with path.open("rb") as stream:
+        return read_npy(stream, check, path.stat().st_size)
+
+
+def read_npz(
+    stream: IO[bytes], choose: Callable[[Sequence[str]], str], check: Check = lambda shape, dtype: None
+) -> npt.NDArray[Any]:
     """One array of an ``.npz``: the one that ``choose(names)`` names; nothing else is unpacked. See ``read_npy``."""
     with zipfile.ZipFile(stream) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        info = members[choose(list(members))]
+        name = choose(list(members))
+        if name not in members:
+            raise ArrayError(f"it has no array '{name}'")
+        info = members[name]
         with archive.open(info) as member:
             return read_npy(member, check, info.file_size)

@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from langdepth.errors import CheckpointError, LangdepthError, MissingCheckpointError, is_memory_error
+from langdepth.utils.arrays import ArrayError
 from langdepth.utils.files import not_the_file_itself
 
 MAX_RATIO = 8  # how much larger than its file the content of an archive of tensors may be
@@ -53,6 +55,8 @@ def reading_tensors(path: Path, what: str, label: str | None = None) -> Iterator
         other = not_the_file_itself(path)
         if other is not None:
             raise CheckpointError(f"{label}: {other}") from None
+        if isinstance(error, ArrayError):
+            raise CheckpointError(f"{label}: is not {what}: {error}") from None
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named is not None or "call reduce for unrecognized" in str(error):
             kind = "functions" if named is None else named[1]
@@ -86,21 +90,22 @@ def read_pickle(path: Path) -> Any:
     with reading_tensors(path, "a checkpoint of torch.save"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # hints about pickle protocols; what matters is raised
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                require_ratio(archive, path)
+            require_ratio(path)
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def require_ratio(archive: zipfile.ZipFile, path: Path) -> None:
+def require_ratio(path: Path) -> None:
     """Raise CheckpointError where an archive of tensors unpacks to far more than it is; known before it is unpacked."""
-    unpacked, size = sum(member.file_size for member in archive.infolist()), path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        unpacked, size = sum(member.file_size for member in archive.infolist()), path.stat().st_size
     if unpacked > MAX_RATIO * size + SPARE_BYTES:
         raise CheckpointError(
             f"{path}: unpacks to {unpacked / 1e6:,.0f} MB from {size / 1e6:,.1f}, more than weights do; refused"
         )
 
 
+@lru_cache(maxsize=1)
 def _harmless() -> list[Any]:
     """Classes that checkpoints hold beside tensors and that run no code; NumPy's under the names of NumPy 1 and 2."""
     parts: list[Any] = [np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
