@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+_LONGEST, _END = 1200, 400  # characters of a message, and of its end where it is longer
+
 
 class LangdepthError(Exception):
     """Something failed while working (exit code 1 on the command line). Its text is one line, whatever it quotes."""
@@ -54,7 +56,12 @@ class NonFiniteLossError(LangdepthError, ArithmeticError):
 
 
 def one_line(text: str) -> str:
-    """The text without what would break a line or steer a terminal: such characters are written as in Python."""
+    """The text without what would break a line or steer a terminal: such characters are written as in Python.
+
+    Of a text that quotes thousands of characters, the beginning and the end.
+    """
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - _END]} ... {text[-_END:]}"
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() or "\ud800" <= char <= "\udfff" else repr(char)[1:-1] for char in text)

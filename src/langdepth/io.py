@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
 import json
@@ -14,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +26,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from langdepth.camera import Camera, is_cut
 from langdepth.errors import ImageError, MissingImageError, UsageError, is_memory_error, nearest
-from langdepth.utils.arrays import read_npy, read_npz
+from langdepth.utils.arrays import ArrayError, read_npy, read_npz
 from langdepth.utils.files import atomic_path, not_the_file_itself
 from langdepth.utils.images import HEAD, PNG_TAG, RAW_REFUSAL, formats, image_kind, refusal
 from langdepth.utils.png import without_broken_metadata
@@ -230,7 +232,8 @@ def decoding(name: str) -> Iterator[None]:
             raise ImageError(f"{name}: not enough memory to decode it; make it smaller") from None
         if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the decoder's
             raise ImageError(f"{name}: cannot be read ({error.strerror})") from None
-        raise ImageError(f"{name}: damaged or truncated ({str(error) or type(error).__name__})") from None
+        reason = f" ({error})" if isinstance(error, ArrayError) else ""  # others have the words of their library
+        raise ImageError(f"{name}: damaged or truncated{reason}") from None
 
 
 @contextmanager
@@ -296,6 +299,8 @@ def _open_image(stream: IO[bytes]) -> Image.Image:
         raise ImageError(reason)
     if image_kind(head) == "PNG":
         stream = without_broken_metadata(stream)
+    elif image_kind(head) == "TIFF":
+        _silence_libtiff()
     try:
         return Image.open(_without_comments(stream), formats=formats())
     except Image.UnidentifiedImageError:
@@ -303,6 +308,16 @@ def _open_image(stream: IO[bytes]) -> Image.Image:
         if kind is None:
             raise
         raise ImageError(f"damaged or truncated (begins like a {kind} file)") from None
+
+
+@lru_cache(maxsize=1)
+def _silence_libtiff() -> None:
+    """Without this, libtiff prints a line of its own for every flaw of a file, beside the error that Pillow raises."""
+    with suppress(Exception):  # a Pillow that was built in another way
+        library = ctypes.CDLL(Image.core.__file__)
+        for handler in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+            handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            handler(None)
 
 
 def _is_camera_raw(image: Image.Image) -> bool:

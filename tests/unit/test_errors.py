@@ -113,3 +113,10 @@ class TestNet:
         assert capsys.readouterr().err == (
             "langdepth systems: standard output cannot be written (No space left on device)\n"
         )
+
+
+def test_messages_of_thousands_of_characters() -> None:
+    text = str(LangdepthError("key: expected a number, got '" + "x" * 5000 + "'"))
+    assert len(text) < 1500
+    assert text.startswith("key: expected a number, got 'xxx")
+    assert text.endswith("xxx'")

@@ -112,3 +112,18 @@ def test_bits_of_grey() -> None:
     assert grey_bits(encoded("PNG", np.zeros((40, 40), np.uint8))[:HEAD]) == 8
     assert grey_bits(encoded("PNG")[:HEAD]) is None
     assert grey_bits(encoded("JPEG", np.zeros((40, 40), np.uint8))[:HEAD]) is None
+
+
+@pytest.mark.parametrize("kind", ["strips", "content"])
+def test_a_damaged_tiff_is_told_in_one_line_of_ours(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(ramp()).save(buffer, "TIFF", compression="tiff_lzw")
+    content = bytearray(buffer.getvalue())
+    if kind == "strips":
+        entry = content.index(struct.pack("<HHI", 279, 4, 1))  # StripByteCounts
+        content[entry + 8 : entry + 12] = struct.pack("<I", 5)
+    else:
+        content[20:400] = bytes(380)
+    with pytest.raises(ImageError, match=r"^picture in memory: damaged or truncated$"):
+        read_image(bytes(content))
+    assert capfd.readouterr() == ("", "")

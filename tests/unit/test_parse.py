@@ -67,6 +67,15 @@ def test_an_empty_path_is_not_the_current_folder(option: str) -> None:
         _called(option, "")
 
 
+@pytest.mark.parametrize("value", ["", " ", "\t"])
+def test_blanks_are_no_number(value: str) -> None:
+    def command(*, count: int = 1) -> None:
+        """Nothing."""
+
+    with pytest.raises(UsageError, match=r"^--count: expected a whole number, got '"):
+        _parse.run(command, ["--count", value], "langdepth x", "")
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

@@ -184,7 +184,7 @@ def _explain(message: str, function: Callable[..., Any], parser: Any, prog: str,
             return f"'{word}' is not understood there; write all names together, before the options"
         flags = [f for a in parser._actions for f in a.option_strings if f.startswith("--") and a.help != SUPPRESS]
         return f"unknown option '{word}': {nearest(word, flags)}"
-    wrong = re.match(r'Parser key "(\w+)":.*value: (.*)', message)
+    wrong = re.match(r'Parser key "(\w+)":.*value: ?(.*)', message)
     if wrong:
         name, value = wrong.groups()
         option = inspect.signature(function).parameters[name].kind is inspect.Parameter.KEYWORD_ONLY

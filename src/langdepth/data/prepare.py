@@ -12,6 +12,7 @@ import hashlib
 import lzma
 import math
 import os
+import re
 import shutil
 import stat
 import struct
@@ -305,9 +306,9 @@ def _damage(archive: Path, what: str = "the archive") -> Iterator[None]:
     except LangdepthError:
         raise
     except Exception as error:  # BadZipFile, ReadError, zlib.error, LZMAError, EOFError, NotImplementedError ...
-        raise LangdepthError(
-            f"{archive}: {what} is damaged ({' '.join(str(error).split()) or type(error).__name__})"
-        ) from None
+        flaw = re.search(_OWN_WORDS, str(error))  # tarfile quotes them among its own
+        reason = f"is damaged ({flaw[0]})" if flaw else "is damaged, truncated or of another kind; fetch it again"
+        raise LangdepthError(f"{archive}: {what} {reason}") from None
 
 
 def _content(archive: Path, opened: Callable[[Any], IO[bytes]], member: Member) -> Iterator[bytes]:
@@ -439,6 +440,9 @@ _LONG_HEADERS = (
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
+
+
+_OWN_WORDS = r"neither a member nor the archive's end is where one should be|a member's header of [\d,]+ MB"
 
 
 class _Header(tarfile.TarInfo):
