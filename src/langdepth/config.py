@@ -9,7 +9,7 @@ import dataclasses
 import datetime
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +37,9 @@ def load_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
     except UsageError:
         raise
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or error})") from None
+        raise UsageError(
+            f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or 'it is not UTF-8'})"
+        ) from None
     content = parse_yaml(text, str(path))
     if not isinstance(content, dict):
         raise UsageError(f"{path}: a {what} is a mapping of keys to values, found {type(content).__name__}")
@@ -47,10 +49,14 @@ def load_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
 def parse_yaml(text: str, where: str) -> Any:
     """Plain data from YAML text: mappings, lists, texts, numbers, true, false, null. Dates stay texts.
 
-    Raises UsageError naming ``where`` and the line for anything else, a key that stands twice, and aliases that stand
-    for far more than the text.
+    Raises UsageError naming ``where``, line and column for anything else, a key that stands twice, and aliases that
+    stand for far more than the text.
     """
     import yaml
+
+    def refused(mark: Any, problem: str) -> UsageError:
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        return UsageError(f"{where}: not valid YAML{place}: {problem}")
 
     class Loader(yaml.SafeLoader):
         """Refuses a key that stands twice in one mapping, of which YAML would silently keep the last."""
@@ -60,13 +66,20 @@ def parse_yaml(text: str, where: str) -> Any:
             for key, _ in node.value:
                 name = key.value if isinstance(key, yaml.ScalarNode) else id(key)
                 if name in seen:
-                    problem = f"key '{name}' stands twice in one mapping"
-                    raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+                    raise refused(key.start_mark, f"key '{name}' stands twice in one mapping")
                 seen.add(name)
             return super().construct_mapping(node, deep)
 
+        def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep)
+            except UsageError:
+                raise
+            except (ValueError, OverflowError, TypeError, LookupError, AttributeError):
+                raise refused(node.start_mark, "the value cannot be read as a number or as what its tag says") from None
+
         def construct_document(self, node: yaml.Node) -> Any:
-            _require_few_values(node)
+            _require_few_values(node, refused)
             return super().construct_document(node)
 
     plain = ("null", "bool", "int", "float", "str", "seq", "map")
@@ -76,19 +89,29 @@ def parse_yaml(text: str, where: str) -> Any:
         if tag is None or tag.rpartition(":")[2] in plain
     }
     Loader.yaml_constructors["tag:yaml.org,2002:timestamp"] = yaml.SafeLoader.construct_yaml_str
+    problems = {
+        yaml.reader.ReaderError: "holds a character that YAML does not allow",
+        yaml.composer.ComposerError: "an alias without its anchor, or a second document",
+        yaml.constructor.ConstructorError: "only texts, numbers, true, false, null, lists and mappings are read, "
+        "and of these only single values as keys",
+        yaml.MarkedYAMLError: "cannot be understood from there on; check indentation, brackets and quotes, which a "
+        "text with ': ' or ' #' in it needs",
+    }
     try:
         return yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError, TypeError) as error:
+    except yaml.YAMLError as error:
+        problem = next(problem for kind, problem in problems.items() if isinstance(error, kind))
         mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        problem = (
-            "is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "problem", None) or error
-        )
-        raise UsageError(f"{where}: not valid YAML{line}: {' '.join(str(problem).split())}") from None
+        if isinstance(error, yaml.reader.ReaderError):
+            before = text[: error.position].split("\n")
+            mark = yaml.Mark("", error.position, len(before) - 1, len(before[-1]), None, 0)
+        raise refused(mark, problem) from None
+    except RecursionError:
+        raise refused(None, "is nested too deeply") from None
 
 
-def _require_few_values(root: Any) -> None:
-    """Raise YAMLError where a document has too many values, each alias counted as what it stands for."""
+def _require_few_values(root: Any, refused: Callable[[Any, str], UsageError]) -> None:
+    """Raise UsageError where a document has too many values, each alias counted as what it stands for."""
     import yaml
 
     counted: dict[int, int] = {}
@@ -98,13 +121,13 @@ def _require_few_values(root: Any) -> None:
             return 1
         if id(node) in counted:
             if not counted[id(node)]:
-                raise yaml.MarkedYAMLError(problem="an alias stands for itself", problem_mark=node.start_mark)
+                raise refused(node.start_mark, "an alias stands for itself")
             return counted[id(node)]
         counted[id(node)] = 0  # until it is known
         parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
         total = 1 + sum(map(count, parts))
         if total > MAX_YAML_VALUES:
-            raise yaml.MarkedYAMLError(problem=f"more than {MAX_YAML_VALUES} values", problem_mark=node.start_mark)
+            raise refused(node.start_mark, f"more than {MAX_YAML_VALUES} values")
         counted[id(node)] = total
         return total
 

@@ -94,7 +94,7 @@ def test_the_trained_weights_predict(run: Run, sample_folder: Path, capsys: pyte
         (["--data.train_split", "trian"], "no row has split 'trian': did you mean 'train'"),
         (["--data.val_source", "nyu"], "no row has source 'nyu'"),
         (["--train.epochs"], "--train.epochs needs a value"),
-        (["--train.epochs", "[3"], r"--train.epochs '\[3': not valid YAML in line 1"),
+        (["--train.epochs", "[3"], r"--train.epochs '\[3': not valid YAML in line 1, column 3: cannot be understood"),
         (["--train.epochs.more", 3], "--train.epochs.more: 'epochs' is a value, not a section"),
         (["--resumed"], "unknown option '--resumed': did you mean '--resume'"),
         (["--resume"], "run: holds no run to continue; start one without --resume"),

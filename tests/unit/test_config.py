@@ -164,27 +164,32 @@ def yaml_error(path: Path, content: str | bytes) -> str:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("a: 1\nb: [1, 2\nc: 3\n", "not valid YAML in line 3: "),
-        ("a: 1\n\tb: 2\n", "not valid YAML in line 2: "),
-        ("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n", "not valid YAML in line 5: key 'c' stands twice"),
-        ("a: !!binary aGk=\n", "not valid YAML in line 1: could not determine a constructor for the tag"),
-        ("a: !!set {b}\n", "not valid YAML in line 1: could not determine a constructor for the tag"),
-        ("a: &a [*a]\n", "not valid YAML in line 1: an alias stands for itself"),
+        (
+            "a: 1\nb: [1, 2\nc: 3\n",
+            "not valid YAML in line 3, column 2: cannot be understood from there on",
+        ),
+        ("a: 1\n\tb: 2\n", "not valid YAML in line 2, column 1: cannot be understood"),
+        ("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n", "not valid YAML in line 5, column 3: key 'c' stands twice"),
+        ("a: !!binary aGk=\n", "not valid YAML in line 1, column 4: only texts, numbers"),
+        ("a: !!set {b}\n", "not valid YAML in line 1, column 4: only texts, numbers"),
+        ("a: &a [*a]\n", "not valid YAML in line 1, column 4: an alias stands for itself"),
         (
             "a: &a [x, x]\n"
             + "".join(
                 f"{n}: &{n} [*{p}, *{p}, *{p}, *{p}, *{p}, *{p}, *{p}, *{p}, *{p}]\n"
                 for p, n in zip("abcdefgh", "bcdefghi", strict=True)
             ),
-            "not valid YAML in line 7: more than 200000 values",
+            "not valid YAML in line 7, column 4: more than 200000 values",
         ),
-        ("a: 1" + "0" * 5000 + "\n", "not valid YAML: "),
-        ("[" * 5000, "not valid YAML"),
-        ("a: \x01\n", "not valid YAML: "),
+        ("a: 1" + "0" * 5000 + "\n", "not valid YAML in line 1, column 4: the value cannot be read as a number"),
+        ("[" * 5000, "not valid YAML: is nested too deeply"),
+        ("a: 1\nb: !!bool yep\n", "not valid YAML in line 2, column 4: the value cannot be read"),
+        ("a: *b\n", "not valid YAML in line 1, column 4: an alias without its anchor"),
+        ("a: \x01\n", "not valid YAML in line 1, column 4: holds a character that YAML does not allow"),
         (b"a: \xff\xfe\n", "cannot be read as text"),
         ("", "a recipe is a mapping of keys to values, found NoneType"),
         ("- a\n- b\n", "a recipe is a mapping of keys to values, found list"),
-        ("a: 1\n? [1]\n: 2\n", "not valid YAML in line 2: found unhashable key"),
+        ("a: 1\n? [1]\n: 2\n", "not valid YAML in line 2, column 3: only texts"),
     ],
 )
 def test_broken_files_are_one_line(tmp_path: Path, content: str | bytes, expected: str) -> None:
@@ -203,7 +208,7 @@ def test_broken_files_are_one_line(tmp_path: Path, content: str | bytes, expecte
 def test_python_tags_are_refused_and_not_executed(tmp_path: Path, value: str) -> None:
     trace = tmp_path / "trace"
     text = yaml_error(tmp_path / "r.yaml", f"a: 1\nb: {value.format(trace)}\n")
-    assert text.startswith("not valid YAML in line 2: could not determine a constructor")
+    assert text.startswith("not valid YAML in line 2, column 4: only texts")
     assert not trace.exists()
 
 
