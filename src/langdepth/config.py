@@ -10,6 +10,7 @@ import datetime
 import types
 import typing
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,6 +135,14 @@ def _require_few_values(root: Any, refused: Callable[[Any, str], UsageError]) ->
     count(root)
 
 
+@dataclasses.dataclass(frozen=True)
+class Typed:
+    """A value of the command line as YAML reads it; fields that take only a text get it as it was typed."""
+
+    value: Any
+    text: str
+
+
 def to_mapping(config: Any) -> dict[str, Any]:
     """A dataclass as plain nested dictionaries and lists, ready for YAML or JSON."""
 
@@ -179,6 +188,13 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, Typed):
+        try:
+            return _convert(hint, value.value, where)
+        except UsageError:
+            with suppress(UsageError):
+                return _convert(hint, value.text, where)
+            raise
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None

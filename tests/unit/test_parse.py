@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from langdepth.commands import _parse
-from langdepth.config import from_mapping
+from langdepth.config import Typed, from_mapping
 from langdepth.errors import UsageError
 from langdepth.recipe import DataSection
 
@@ -88,7 +88,7 @@ def test_blanks_are_no_number(value: str) -> None:
         ("[1, 2]", [1, 2]),
         ("{a: 1}", {"a": 1}),
         ("'quoted'", "quoted"),
-        ("007", 7),
+        ("007", Typed(7, "007")),
         ("plain", "plain"),
     ],
 )
@@ -97,8 +97,14 @@ def test_fields_of_a_recipe_lose_nothing(text: str, value: Any) -> None:
     assert _parse.split_overrides([f"--data.root={text}"]) == ([], {"data.root": value})
 
 
-def test_a_name_that_reads_as_a_number_is_refused_with_advice() -> None:
-    _, overrides = _parse.split_overrides(["--data.root", "007"])
-    with pytest.raises(UsageError, match="root: expected Path, got 7; put it in quotes"):
-        from_mapping(DataSection, {"root": overrides["data.root"]})
-    assert _parse.split_overrides(["--data.root", "'007'"])[1] == {"data.root": "007"}
+@pytest.mark.parametrize("text", ["007", "1_000", "1:30", "1.50", "yes", ".inf", "'007'"])
+def test_a_name_that_reads_as_another_value_is_used_as_it_was_typed(text: str) -> None:
+    words = [word for field in ("root", "val_source", "train_split") for word in (f"--data.{field}", text)]
+    values = _parse.split_overrides([*words, "--data.shots", "010"])[1]
+    section = from_mapping(DataSection, {key.removeprefix("data."): value for key, value in values.items()})
+    plain = text.strip("'")
+    assert (section.root, section.val_source, section.train_split, section.shots) == (Path(plain), plain, plain, 8)
+    with pytest.raises(UsageError, match="shots: expected int, got True"):
+        from_mapping(DataSection, {"shots": Typed(True, "yes")})
+    with pytest.raises(UsageError, match="root: expected Path, got 7; put it in quotes"):  # a file's value has no text
+        from_mapping(DataSection, {"root": 7})

@@ -132,7 +132,7 @@ def size(option: str, text: str | None) -> tuple[int, int] | None:
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """The plain options, and the dotted ones (``--optim.lr 1e-4``, ``--optim.lr=1e-4``), whose values are YAML."""
-    from langdepth.config import parse_yaml
+    from langdepth.config import Typed, parse_yaml
 
     plain: list[str] = []
     overrides: dict[str, Any] = {}
@@ -148,6 +148,8 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
                 raise UsageError(f"{name} needs a value")
             value = rest.pop(0)
         parsed = parse_yaml(value, f"{name} '{value}'")
+        if isinstance(parsed, int | float):  # also true and false
+            parsed = Typed(parsed, value)
         overrides[name[2:]] = value if _lost(value, parsed) else parsed
     return plain, overrides
 
