@@ -55,6 +55,14 @@ class NonFiniteLossError(LangdepthError, ArithmeticError):
     """The training loss became NaN or infinite."""
 
 
+class FileWarning(UserWarning):
+    """Something to know about a file. Of many files with the same ``text``, commands name the first."""
+
+    def __init__(self, path: object, text: str) -> None:
+        super().__init__(f"{path}: {text}")
+        self.text = text
+
+
 def one_line(text: str) -> str:
     """The text without what would break a line or steer a terminal: such characters are written as in Python.
 

@@ -28,6 +28,7 @@ from langdepth import __version__
 from langdepth.camera import Camera
 from langdepth.data.sam import read_overlay
 from langdepth.errors import (
+    FileWarning,
     ImageError,
     LangdepthError,
     ShortMemoryError,
@@ -498,10 +499,9 @@ class _Predictor:
         """Decode and shrink. Raises ImageError for an unusable picture, UsageError for a camera that does not fit."""
         picture = read_image(request.source)
         height, width = picture.pixels.shape[:2]
-        if picture.cut and request.camera is None:  # no file name in the text: Python shows it once
-            warnings.warn(
-                "EXIF describes a larger image, of which this is a part: its focal length is not used", stacklevel=2
-            )
+        if picture.cut and request.camera is None:
+            note = "EXIF describes a larger image, of which this is a part: its focal length is not used"
+            warnings.warn(FileWarning(picture.path or "image", note), stacklevel=2)
         with _enough_memory(picture.path):
             overlay = self._overlay(request, picture)
             return _Prepared(

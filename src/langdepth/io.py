@@ -25,7 +25,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from langdepth.camera import Camera, is_cut
-from langdepth.errors import ImageError, MissingImageError, UsageError, is_memory_error, nearest
+from langdepth.errors import FileWarning, ImageError, MissingImageError, UsageError, is_memory_error, nearest
 from langdepth.utils.arrays import ArrayError, read_npy, read_npz
 from langdepth.utils.files import atomic_path, not_the_file_itself
 from langdepth.utils.images import HEAD, PNG_TAG, RAW_REFUSAL, formats, image_kind, refusal
@@ -468,11 +468,13 @@ def file_sha256(path: str | Path) -> str:
 class Writer(NamedTuple):
     """How one format is written: the end of its file names, and the function that fills an open file.
 
+    ``write`` returns what there is to warn of, or None.
+
     ``by_name``: whether a file name alone may choose it.
     """
 
     suffix: str
-    write: Callable[..., None]
+    write: Callable[..., str | None]
     by_name: bool = True
 
 
@@ -508,7 +510,9 @@ def write_result(result: DepthResult, path: str | Path, *, format: str | None = 
     if result.depth.ndim != 2 or result.valid.shape != result.depth.shape:
         raise UsageError(f"{path}: depth {result.depth.shape} and valid {result.valid.shape} must both be (H, W)")
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        writer.write(result, file, **options)
+        note = writer.write(result, file, **options)
+    if note:
+        warnings.warn(FileWarning(path, note), stacklevel=2)
     return path
 
 
@@ -534,39 +538,38 @@ def _clean_depth(result: DepthResult) -> npt.NDArray[np.float32]:
     return np.where(result.valid & (depth > 0), depth, np.float32(0))
 
 
-def _write_depth16(result: DepthResult, file: IO[bytes], *, scale: float | None = None) -> None:
+def _write_depth16(result: DepthResult, file: IO[bytes], *, scale: float | None = None) -> str | None:
     depth = _clean_depth(result)
     farthest = float(depth.max(initial=0))
     if scale is None:
         scale = 0.001 if result.scale_kind == "metric" or farthest == 0 else farthest / 65535
     if not (np.isfinite(scale) and scale > 0):
         raise UsageError(f"depth16: the scale must be a positive number of {result.unit}s per unit, got {scale}")
+    note = None
     coarser = max(1, int(np.ceil(farthest / scale / 65535 - 1e-6)))
     if coarser > 1:
-        # No file name in the text: Python then shows it once, not for each picture of a folder.
-        warnings.warn(
+        note = (
             f"depth beyond {65535 * scale:g} {result.unit}s does not fit 16 bits at scale {scale:g}; "
-            "such files use a coarser scale, stated inside them (read_depth16)",
-            stacklevel=3,
+            "such files use a coarser scale, stated inside them (read_depth16)"
         )
-        scale *= coarser
-    _write_grey_16_bit(depth, scale, result, file)
+    _write_grey_16_bit(depth, coarser * scale, result, file)
+    return note
 
 
-def _write_kitti16(result: DepthResult, file: IO[bytes]) -> None:
+def _write_kitti16(result: DepthResult, file: IO[bytes]) -> str | None:
     if result.scale_kind != "metric":
         raise UsageError(
             f"kitti16 holds metres, and '{result.system}' gives {result.scale_kind} depth; save it as depth16 or npy"
         )
     depth = _clean_depth(result)
+    note = None
     if depth.max(initial=0) > 65535.5 * _KITTI_SCALE:
-        # No file name in the text: Python then shows it once, not for each picture of a folder.
-        warnings.warn(
+        note = (
             "depth beyond 255.996 m does not fit KITTI's 16-bit PNGs and is stored as 255.996 m; depth16, npy and npz "
-            "keep it",
-            stacklevel=3,
+            "keep it"
         )
     _write_grey_16_bit(depth, _KITTI_SCALE, result, file)
+    return note
 
 
 def _write_grey_16_bit(depth: npt.NDArray[np.float32], scale: float, result: DepthResult, file: IO[bytes]) -> None:

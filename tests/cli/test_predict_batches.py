@@ -167,5 +167,5 @@ def test_a_cut_photo_is_said_once(run: Run) -> None:
         save_picture(Path(f"p/{i}.jpg"), grey(0.5, 48, 48), exif=exif)
     code, _, err = run("p", "--save", "ply")
     assert code == 0
-    assert sum("EXIF describes a larger image, of which this is a part" in line for line in err.splitlines()) == 1
+    assert sum(".jpg: EXIF describes a larger image, of which this is a part" in line for line in err.splitlines()) == 1
     assert "camera unknown for 3 of 3 images" in err

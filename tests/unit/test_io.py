@@ -391,7 +391,7 @@ class TestWriteResult:
 
     def test_depth16_far_depth_gets_a_coarser_scale(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
         far = depth * 20
-        with pytest.warns(UserWarning, match="does not fit 16 bits"):
+        with pytest.warns(UserWarning, match=r"far.png: depth beyond 65.535 metres does not fit 16 bits"):
             path = write_result(make_result(far), tmp_path / "far.png")
         back, scale = read_depth16(path)
         assert scale == pytest.approx(0.003)  # farthest pixel just under 190 m
@@ -421,7 +421,7 @@ class TestWriteResult:
 
     def test_kitti16_says_what_it_cannot_hold(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
         depth[0, 0] = 300
-        with pytest.warns(UserWarning, match=r"beyond 255.996 m .* is stored as 255.996 m"):
+        with pytest.warns(UserWarning, match=r"far.png: depth beyond 255.996 m .* is stored as 255.996 m"):
             path = write_result(make_result(depth), tmp_path / "far.png", format="kitti16")
         back = read_depth(path, 1 / 256)
         assert back[0, 0] == pytest.approx(255.996, abs=0.001)

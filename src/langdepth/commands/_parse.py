@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from langdepth.errors import UsageError, first_line, nearest
+from langdepth.errors import FileWarning, UsageError, first_line, nearest
 
 
 def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str, example: str) -> int:
@@ -39,7 +39,13 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
         if not value and values.get(flag.removeprefix("--").replace("-", "_")) == Path():
             raise UsageError(f"{flag}: expected a path, got ''")  # an empty variable of a shell, not this folder
 
+    shown: set[str] = set()
+
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if isinstance(message, FileWarning):
+            if message.text in shown:
+                return
+            shown.add(message.text)
         print(f"{prog}: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
     with warnings.catch_warnings():
