@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from langdepth.io import write_result
-from langdepth.prediction.inputs import Images, find_images
+from langdepth.prediction.inputs import Images, find_images, images_below
 from langdepth.types import DepthResult
 from tests.helpers import ramp, save_picture
 
@@ -138,3 +138,16 @@ def test_a_pipe_is_not_waited_for() -> None:
     os.mkfifo("p/pipe")
     os.mkfifo("p/pipe.jpg")
     assert names(find("p")) == ["p/a.jpg", "p/pipe.jpg"]
+
+
+def test_images_below_a_folder_are_those_of_predict() -> None:
+    for name in ("a.JPEG", "more/rgb_1.png", "[x]/c", "masks/d.jpg"):
+        save_picture(Path("p", f"{name}.png"), ramp()).rename(Path("p", name))
+    write_depth("p/more/depth_1.png", brand=False)
+    write_depth("p/more/e_depth.png")
+    Path("p/f.NEF").write_bytes(b"MM\0*" + bytes(99))
+    images, problems = images_below("p", "p/masks")
+    assert images == [Path("[x]/c"), Path("a.JPEG"), Path("more/rgb_1.png")]
+    assert ["f.NEF" in str(problem) for problem in problems] == [True]
+    assert images_below("p", "p/masks", "**/*.*g") == ([Path("more/rgb_1.png")], [])
+    assert images_below("p/[x]", "p/masks", "*") == ([Path("c")], [])

@@ -20,6 +20,7 @@ from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluate import evaluate
 from langdepth.foreign import Predictions
 from langdepth.matrix import Matrix, MatrixData, run_matrix
+from langdepth.prediction.inputs import images_below
 from tests import miniatures
 from tests.helpers import FakeSystem, grey, save_picture, write_folder
 from tests.stand_ins import clip_archive, small_networks
@@ -33,6 +34,10 @@ def left_half(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     mask = np.zeros((1, *image.shape[:2]), bool)
     mask[:, :, : image.shape[1] // 2] = True
     return mask
+
+
+def draw(root: Path, out: Path, pattern: str | None = None) -> list[Path | LangdepthError]:
+    return list(write_overlays(root, out, left_half, images_below(root, out, pattern)[0]))
 
 
 def found(root: Path, name: str = "nyu", split: str | None = None, folder: Path | None = None) -> dict[str, str]:
@@ -79,7 +84,7 @@ def test_wherever_the_masks_were_drawn_from_the_folder_fits(
     below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, out = miniatures.nyu_exported(tmp_path / "nyu", monkeypatch), tmp_path / "masks"
-    assert all(isinstance(outcome, Path) for outcome in write_overlays(root / below, out, left_half))
+    assert all(isinstance(outcome, Path) for outcome in draw(root / below, out))
     start = len(Path(below).parts)
     for key, path in found(root, split="train", folder=out).items():
         parts = ("official_splits", "train", *Path(key.replace("rgb_", "")).parts)
@@ -92,11 +97,11 @@ def test_an_index_names_what_names_do_not_tell(tmp_path: Path) -> None:
     (root / "0.png").rename(root / "rgb_1.png")
     (root / "index.csv").write_text((root / "index.csv").read_text().replace("\n0.png", "\nrgb_1.png"))
     out = tmp_path / "masks"
-    list(write_overlays(root, out, left_half, pattern="*.png"))
+    draw(root, out, "*.png")
     names = {"rgb_1.png": str(out / "rgb_1_png.jpg"), "1.png": str(out / "1_png.jpg")}
     assert found(root, "folder", folder=out) == names
     save_picture(tmp_path / "more" / "hall" / "rgb_7.jpg", grey(0.1))
-    list(write_overlays(tmp_path / "more", out, left_half))
+    draw(tmp_path / "more", out)
     assert found(root, "folder", folder=out) == names
     assert Overlays(out).find("x/hall/rgb_7.jpg") == out / "hall" / "7.jpg"
     (out / "overlays.csv").unlink()

@@ -21,6 +21,7 @@ from langdepth.data.sam import (
     write_overlays,
 )
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError
+from langdepth.prediction.inputs import images_below
 
 
 def picture(height: int = 48, width: int = 64) -> np.ndarray:
@@ -89,8 +90,10 @@ def test_overlays_are_written_resumed_and_bad_photos_reported(tmp_path: Path) ->
     Image.fromarray(picture()).save(photos / "rgb_00001.jpg")
     (photos / "rgb_00002.jpg").write_text("no picture")
 
+    root = tmp_path / "photos"
+
     def run(resume: bool) -> list[object]:
-        return list(write_overlays(tmp_path / "photos", out, halves, resume=resume))
+        return list(write_overlays(root, out, halves, images_below(root, out)[0], resume=resume))
 
     first = run(resume=False)
     assert first[0] == out / "kitchen" / "00001.jpg"
@@ -101,10 +104,14 @@ def test_overlays_are_written_resumed_and_bad_photos_reported(tmp_path: Path) ->
 
 
 def test_nothing_to_do_and_photos_in_the_way(tmp_path: Path) -> None:
-    with pytest.raises(LangdepthError, match=r"no picture fits the pattern '\*\*/\*\.jpg'"):
-        list(write_overlays(tmp_path, tmp_path / "out", halves))
+    with pytest.raises(LangdepthError, match="no pictures in this folder"):
+        images_below(tmp_path, tmp_path / "out")
+    with pytest.raises(LangdepthError, match=r"\*\.jpg: no pictures match"):
+        images_below(tmp_path, tmp_path / "out", "**/*.jpg")
+    with pytest.raises(LangdepthError, match="none: no such folder"):
+        images_below(tmp_path / "none", tmp_path / "out")
     with pytest.raises(UsageError, match="among the photos"):
-        list(write_overlays(tmp_path, tmp_path, halves))
+        list(write_overlays(tmp_path, tmp_path, halves, []))
 
 
 def test_a_file_that_is_not_sam_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

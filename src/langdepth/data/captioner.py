@@ -20,7 +20,7 @@ import torch
 
 from langdepth.devices import move
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError, first_line
-from langdepth.io import read_image, visible
+from langdepth.io import read_image
 from langdepth.text.captions import read_captions
 from langdepth.utils.files import atomic_path
 from langdepth.utils.network import hub_or_cache
@@ -74,16 +74,16 @@ def write_captions(
     root: str | Path,
     out: str | Path,
     describe: Describe,
+    pictures: Sequence[Path],
     *,
-    pattern: str = "**/*.jpg",
     batch_size: int = 8,
     resume: bool = False,
 ) -> Iterator[tuple[str, str] | LangdepthError]:
-    """Describe every picture below ``root`` that fits ``pattern``; yields (picture, sentence), or what was wrong.
+    """Describe ``pictures``, paths below ``root``; yields (picture, sentence), or what was wrong.
 
     ``out``: a CSV with the columns image (relative to ``root``) and caption, written again every ``SAVE_EVERY``
-    pictures. ``resume`` keeps what it holds. Raises LangdepthError when there is no picture, UsageError when ``out``
-    exists and is not to be continued.
+    pictures. ``resume`` keeps what it holds. Raises UsageError when ``out`` exists and is not to be
+    continued.
     """
     root, out = Path(root), Path(out)
     if out.exists() and not resume:
@@ -91,10 +91,7 @@ def write_captions(
     if batch_size < 1:
         raise UsageError(f"batch size must be at least 1, got {batch_size}")
     done = _known(out) if resume and out.exists() else {}
-    pictures = [file.relative_to(root).as_posix() for file in visible(root, pattern) if file.is_file()]
-    if not pictures:
-        raise LangdepthError(f"{root}: no picture fits the pattern '{pattern}'")
-    rest = iter([picture for picture in pictures if picture not in done])
+    rest = iter([picture.as_posix() for picture in pictures if picture.as_posix() not in done])
     saved = len(done)
     try:
         while batch := list(islice(rest, batch_size)):

@@ -26,7 +26,7 @@ from langdepth.errors import (
     UsageError,
     first_line,
 )
-from langdepth.io import read_image, visible
+from langdepth.io import read_image
 from langdepth.utils.arrays import read_npz
 from langdepth.utils.files import atomic_path, real_path
 
@@ -184,23 +184,18 @@ def read_index(folder: Path) -> dict[str, str]:
 
 
 def write_overlays(
-    root: str | Path, out: str | Path, generate: MaskGenerator, *, pattern: str = "**/*.jpg", resume: bool = False
+    root: str | Path, out: str | Path, generate: MaskGenerator, photos: Sequence[Path], *, resume: bool = False
 ) -> Iterator[Path | LangdepthError]:
-    """Draw the masks of every photo below ``root`` that fits ``pattern``; yields the file, or what was wrong.
+    """Draw the masks of ``photos``, paths below ``root``; yields the file, or what was wrong.
 
     ``overlays.csv`` beside them says which photo has which (data/overlays.py). ``resume`` leaves out photos whose
-    overlay is there. Raises LangdepthError when there is no photo, UsageError when
-    ``out`` is ``root`` and photos would be overwritten.
+    overlay is there. Raises UsageError when ``out`` is ``root`` and photos would be overwritten.
     """
     from PIL import Image
 
     root, out = Path(root), Path(out)
-    own = real_path(out)
-    if own == real_path(root):
+    if real_path(out) == real_path(root):
         raise UsageError(f"{out}: the overlays would lie among the photos; give another folder")
-    photos = [f.relative_to(root) for f in visible(root, pattern) if f.is_file() and own not in real_path(f).parents]
-    if not photos:
-        raise LangdepthError(f"{root}: no picture fits the pattern '{pattern}'")
     names = overlay_names(photos)
     write_index(out, names)
     for photo, name in names.items():

@@ -71,6 +71,30 @@ def find_images(words: list[str], out: Path, recursive: bool) -> Images:
     return found
 
 
+def images_below(
+    folder: str | Path, out: str | Path, pattern: str | None = None
+) -> tuple[list[Path], list[LangdepthError]]:
+    """The images below a folder as paths from there, and what cannot be used.
+
+    Args:
+        folder: It and its sub-folders are searched, without those of results.
+        out: The file or folder of results.
+        pattern: Of the names, for example "**/rgb_*"; by default those of all images.
+
+    Raises:
+        LangdepthError: There is no such folder, or no image in it.
+    """
+    if not Path(folder).is_dir():
+        raise LangdepthError(f"{folder}: no such folder")
+    word = str(folder) if pattern is None else str(Path(glob.escape(str(folder)), pattern))
+    found = find_images([word], Path(out), recursive=True)
+    own = real_path(out)
+    images = [Path(source) for source, _ in found.files if own not in real_path(source).parents]
+    if not images:
+        raise next(iter(found.problems), LangdepthError(f"{word}: no pictures match"))
+    return [image.relative_to(folder) for image in images], found.problems
+
+
 @dataclass(frozen=True)
 class _Candidate:
     """A file that may be an image.

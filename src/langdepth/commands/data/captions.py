@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from pathlib import Path
 
 from langdepth.commands.data._progress import count_outcomes
@@ -14,7 +15,7 @@ def caption(
     *,
     model: str,
     out: Path = Path("captions.csv"),
-    pattern: str = "**/*.jpg",
+    pattern: str | None = None,
     batch_size: int = 8,
     device: str = "auto",
     resume: bool = False,
@@ -28,17 +29,19 @@ def caption(
         directory: Folder of pictures.
         model: The model's folder, or its name on the hub, for example Salesforce/blip-image-captioning-base.
         out: The CSV to write.
-        pattern: Which files below the folder are pictures.
+        pattern: Only pictures whose path below the folder fits, for example "**/rgb_*"; by default all images, whatever
+            their names, but depth maps and results.
         batch_size: How many pictures go through the model at once.
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1.
         resume: Keep what the CSV holds and describe the other pictures.
     """
     from langdepth.data.captioner import Captioner, write_captions
+    from langdepth.prediction.inputs import images_below
 
-    outcomes = write_captions(
-        directory, out, Captioner(model, device), pattern=pattern, batch_size=batch_size, resume=resume
-    )
-    done, failed = count_outcomes(outcomes, "langdepth data caption", "picture")
+    describe = Captioner(model, device)
+    pictures, problems = images_below(directory, out, pattern)
+    outcomes = write_captions(directory, out, describe, pictures, batch_size=batch_size, resume=resume)
+    done, failed = count_outcomes(chain(problems, outcomes), "langdepth data caption", "picture")
     print(f"{done} captions written, {failed} pictures failed, results in {out}")
     return 1 if failed else 0
 

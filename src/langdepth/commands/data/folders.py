@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import chain
 
 from langdepth.commands.data._progress import count_outcomes
 
@@ -32,7 +33,7 @@ def sam(
     *,
     weights: str,
     out: str = "sam_out",
-    pattern: str = "**/*.jpg",
+    pattern: str | None = None,
     device: str = "auto",
     resume: bool = False,
 ) -> int:
@@ -46,13 +47,17 @@ def sam(
         directory: Folder of photos.
         weights: SAM's published weights, for example sam_vit_h_4b8939.pth.
         out: Folder for the overlays.
-        pattern: Which files below the folder are photos.
+        pattern: Only photos whose path below the folder fits, for example "**/rgb_*"; by default all images, whatever
+            their names, but depth maps and results.
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1.
         resume: Skip photos whose overlay is there.
     """
     from langdepth.data.sam import load_sam, write_overlays
+    from langdepth.prediction.inputs import images_below
 
-    outcomes = write_overlays(directory, out, load_sam(weights, device), pattern=pattern, resume=resume)
-    done, failed = count_outcomes(outcomes, "langdepth data sam", "photo")
+    generate = load_sam(weights, device)
+    photos, problems = images_below(directory, out, pattern)
+    outcomes = write_overlays(directory, out, generate, photos, resume=resume)
+    done, failed = count_outcomes(chain(problems, outcomes), "langdepth data sam", "photo")
     print(f"{done} overlays written, {failed} photos failed, results in {out}")
     return 1 if failed else 0
