@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from langdepth.data import frame_cache
 from langdepth.data.base import find_rows, open_dataset
 from langdepth.data.frame_cache import DEPTHS, EDGES, IMAGES, INDEX, PARTIAL, as_numbers, write_cache
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from tests import miniatures
 from tests.helpers import Run, write_folder
 from tests.miniatures import MINIATURES, Builder, depth, each
+from tests.unit.test_orientation import INTRINSICS, write_pair
 
 
 @pytest.fixture
@@ -96,6 +99,30 @@ def test_true_edges_are_cached_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (out / EDGES).write_bytes(content)
     with pytest.raises(ImageError, match=r"frame 0 .* is damaged"):
         open_dataset("cache", out)[0]
+
+
+def test_caches_of_another_version_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, out = write_pair(tmp_path / "data", 6, name="0.png"), tmp_path / "cache"
+    monkeypatch.setattr(frame_cache, "FORMAT", frame_cache.FORMAT - 1)
+    assert write_cache("folder", root, out).added == 1
+    monkeypatch.undo()
+    with pytest.raises(LangdepthError, match="cache: the cache was written by another version of langdepth; run"):
+        open_dataset("cache", out)
+    assert write_cache("folder", root, out).added == 1
+    assert len(open_dataset("cache", out)) == 1
+
+
+def test_frames_that_come_out_otherwise_have_another_format(tmp_path: Path) -> None:
+    """Where this fails because decoding has changed, raise FORMAT and state the new checksum."""
+    checksum = 0
+    for orientation in range(1, 9):
+        out = tmp_path / f"cache{orientation}"
+        write_cache("folder", write_pair(tmp_path / f"{orientation}", orientation, name="0.png", **INTRINSICS), out)
+        for name in frame_cache.PARTS:
+            checksum = zlib.crc32((out / name).read_bytes(), checksum)
+        line = json.loads((out / "index.jsonl").read_text().splitlines()[1])
+        checksum = zlib.crc32(json.dumps([line[key] for key in ("size", "scale", "intrinsics")]).encode(), checksum)
+    assert (frame_cache.FORMAT, f"{checksum:08x}") == (3, "40da9f10")
 
 
 @pytest.mark.parametrize("name", [IMAGES, DEPTHS])

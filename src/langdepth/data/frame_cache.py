@@ -67,7 +67,7 @@ CARD = DatasetCard(
     protocol="full",
 )
 Frame = Literal["stored", "kb"]
-FORMAT = 2
+FORMAT = 3  # to be raised where the files change, or the same originals give other frames
 PARTS = IMAGES, DEPTHS, EDGES = "images.u8", "depths.u16", "edges.u8"
 INDEX, PARTIAL = "index.jsonl", "index.partial"
 _AGAIN = "run 'langdepth data cache' again"
@@ -130,7 +130,9 @@ def _rows(root: Path) -> list[Row]:
         begun = (root / PARTIAL).is_file()
         why = f"the cache is not complete; {_AGAIN}" if begun else f"holds no cache; known layouts: {CARD.layouts[0]}"
         raise LangdepthError(f"{root}: {why}")
-    _, lines, whole = _read_index(root / INDEX)
+    head, lines, whole = _read_index(root / INDEX)
+    if head.get("format", FORMAT) != FORMAT:
+        raise LangdepthError(f"{root}: the cache was written by another version of langdepth; {_AGAIN}")
     if not whole:
         raise LangdepthError(f"{root / INDEX}: is damaged; {_AGAIN}")
     for part, name in enumerate(PARTS):
@@ -305,12 +307,15 @@ def _write(
         if path.is_file():
             known, lines, whole = _read_index(path)
             complete = whole and path == index and len(lines) == len(pairs)
-            other = [key for key in head if key != "rows" and key in known and known[key] != head[key]]
+            stated = head.keys() & known.keys() - {"rows", "format"}
+            other = [key for key in sorted(stated) if known[key] != head[key]]
             if other:
                 raise UsageError(
                     f"{out}: holds a cache with {other[0]} {known[other[0]]}, not {head[other[0]]}; "
                     "choose another folder"
                 )
+            if known.get("format") != FORMAT:
+                lines, complete = [], False
             break
     origins = made_of(pairs)
     lines = [line for line, _ in takewhile(lambda two: two[0].origin == two[1], zip(lines, origins, strict=False))]
