@@ -18,7 +18,9 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
+from langdepth.data import nyu
 from langdepth.data.folder import rows
 from langdepth.data.prepare import prepare
 from langdepth.data.rows import read_hdf5
@@ -26,6 +28,7 @@ from langdepth.data.sam import read_overlay
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.io import read_depth, read_image
 from langdepth.types import InputSpec
+from langdepth.utils.arrays import ArrayError, load_matlab
 from tests.helpers import Run
 
 CEILING = 20_000_000  # bytes
@@ -215,6 +218,33 @@ class TestHdf5:
             self.check(tmp_path / name, "'depth' lies in another file, which is not opened")
         self.check(tmp_path / "link.h5", "'depth' is no array of this file")
         self.check(tmp_path / "folder.h5", "'depth' is no array of this file")
+
+
+class TestMatlab:
+    @pytest.mark.parametrize("compressed", [True, False])
+    def test_before_version_7(self, compressed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "a.mat"
+        savemat(path, {"small": np.ones(3), "large": np.zeros(2_000_000)}, do_compression=compressed)
+        assert load_matlab(path, "small").tolist() == [[1, 1, 1]]
+        assert load_matlab(path, "other") is None
+        monkeypatch.setattr("langdepth.utils.arrays.MAX_MATLAB_BYTES", 10_000_000)
+        with refused(ArrayError, "^a variable has more than 10 MB$"):
+            load_matlab(path, "small")
+
+    def test_split_list_of_nyu(self, tmp_path: Path) -> None:
+        with h5py.File(tmp_path / "splits.mat", "w") as file:
+            file.create_dataset("testNdxs", (2_000_000_000,), "<f8")  # of which nothing is stored
+        with refused(ImageError, r"splits.mat: 'testNdxs' of shape \(2000000000,\) is larger"):
+            nyu.labelled_rows(tmp_path / "nyu_depth_v2_labeled.mat", "test")
+
+    def test_texts_of_nyu(self, tmp_path: Path) -> None:
+        with h5py.File(tmp_path / "a.mat", "w") as file:
+            file["images"] = np.zeros((1, 3, 40, 30), np.uint8)
+            file.create_dataset("long", (2_000_000_000,), "<u2")
+            file["sceneTypes"] = np.array([[file["long"].ref]], h5py.ref_dtype)
+        savemat(tmp_path / "splits.mat", {"testNdxs": [[1]]})
+        with refused(ImageError, "a.mat: 'sceneTypes' has texts of more than 1000 characters"):
+            nyu.labelled_rows(tmp_path / "a.mat", "test")
 
 
 def test_network_sizes() -> None:

@@ -24,6 +24,7 @@ from langdepth.data.lists import read_list
 from langdepth.data.rows import FILES, Decoder, Intrinsics, Mask, Metres, Row
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.io import Picture, decoding, read_image, visible
+from langdepth.utils.arrays import load_matlab
 
 CARD = DatasetCard(
     name="ibims1",
@@ -118,9 +119,10 @@ def _content(path: Path) -> Any:
 
 @lru_cache(maxsize=4)  # picture, depth, edges and camera are asked for one after the other
 def _loaded(path: Path, changed: int) -> Any:
-    from scipy.io import loadmat
-
-    return loadmat(path, variable_names=["data"], squeeze_me=True, struct_as_record=False)["data"]
+    content = load_matlab(path, "data", squeeze_me=True, struct_as_record=False)
+    if content is None:
+        raise ImageError("has no structure data")
+    return content
 
 
 def _picture(row: Row) -> Picture:

@@ -35,10 +35,11 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import shipped
 from langdepth.data.pairs import ListRules
 from langdepth.data.prepare import Member
-from langdepth.data.rows import HDF5, MATLAB, Listing, Row, known_depth, read_pair
+from langdepth.data.rows import HDF5, MATLAB, Listing, Row, known_depth, own_dataset, read_hdf5, read_pair
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.io import Picture, decoding, visible
 from langdepth.text.scenes import SCENES
+from langdepth.utils.arrays import load_matlab
 
 CARD = DatasetCard(
     name="nyu",
@@ -266,25 +267,29 @@ def labelled_rows(file: Path, split: str) -> list[Row]:
 def _places(path: Path, split: str) -> npt.NDArray[np.intp]:
     """Places in the labelled file, counted from 0."""
     import h5py
-    from scipy.io import loadmat
 
     if not path.is_file():
         raise LangdepthError(f"{path}: the official split list is missing; put it beside the labelled file")
     name = f"{split}Ndxs"
     with decoding(str(path)):
-        if h5py.is_hdf5(path):
-            with h5py.File(path, "r") as file:
-                numbers = file[name][()] if name in file else None
-        else:
-            numbers = loadmat(path, variable_names=[name]).get(name)
+        numbers = read_hdf5(path, (name,)) if h5py.is_hdf5(path) else load_matlab(path, name)
         if numbers is None:
             raise ImageError(f"has no array {name}")
         return np.sort(np.asarray(numbers).ravel().astype(np.intp)) - 1
 
 
+_MOST_TEXTS, _LONGEST_TEXT = 100_000, 1000
+
+
 def _texts(file: Any, name: str) -> list[str]:
     """A MATLAB cell array of texts."""
-    return ["".join(map(chr, file[reference][()].ravel())) for reference in file[name][()].ravel()]
+    cells = own_dataset(file, name, references=True)
+    if cells.size > _MOST_TEXTS:
+        raise ImageError(f"'{name}' has {cells.size} texts, {_MOST_TEXTS} at most")
+    arrays = [file[reference] for reference in cells[()].ravel()]
+    if any(array.size > _LONGEST_TEXT for array in arrays):
+        raise ImageError(f"'{name}' has texts of more than {_LONGEST_TEXT} characters")
+    return ["".join(map(chr, array[()].ravel())) for array in arrays]
 
 
 # List files

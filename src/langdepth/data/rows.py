@@ -102,8 +102,11 @@ def read_hdf5(path: Path, names: Sequence[str], item: int | None = None) -> npt.
         return content
 
 
-def own_dataset(file: Any, name: str) -> Any:
-    """An array of an HDF5 file that lies in that file alone, in pieces that fit into memory. Raises ImageError."""
+def own_dataset(file: Any, name: str, *, references: bool = False) -> Any:
+    """An array of an HDF5 file that lies in that file alone, in pieces that fit into memory. Raises ImageError.
+
+    references: it holds references to others, not numbers.
+    """
     import h5py
 
     link = file.get(name, getlink=True)
@@ -112,8 +115,8 @@ def own_dataset(file: Any, name: str) -> Any:
         raise ImageError(f"'{name}' is no array of this file")
     if array.file.filename != file.filename or array.external or array.is_virtual:
         raise ImageError(f"'{name}' lies in another file, which is not opened")
-    if array.dtype.hasobject:
-        raise ImageError(f"'{name}' holds no numbers")
+    if array.dtype.hasobject != references:
+        raise ImageError(f"'{name}' holds {'no references' if references else 'no numbers'}")
     chunk = int(np.prod(array.chunks or (1,), dtype=np.float64)) * array.dtype.itemsize
     if chunk > MAX_CHUNK_BYTES:  # a reader unpacks whole chunks
         raise ImageError(f"'{name}' is stored in pieces of {chunk / 1e6:,.0f} MB, more than {MAX_CHUNK_BYTES // 10**6}")

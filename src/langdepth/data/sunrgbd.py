@@ -20,9 +20,10 @@ from PIL import Image
 from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import listed, read_intrinsics
 from langdepth.data.rows import FILES, Decoder, Metres, Row
-from langdepth.errors import LangdepthError
+from langdepth.errors import ImageError, LangdepthError
 from langdepth.io import decoding, read_depth, visible
 from langdepth.text.scenes import SCENES
+from langdepth.utils.arrays import load_matlab
 
 CARD = DatasetCard(
     name="sunrgbd",
@@ -89,12 +90,16 @@ def _official(root: Path, split: str) -> list[Row]:
 
 def _scene_folders(file: Path, split: str) -> list[str]:
     """Folders of the scenes of ``split``, below the root; the file has the paths of the authors' computer."""
-    from scipy.io import loadmat
-
     name = f"all{split}"
     with decoding(str(file)):
-        paths = [str(path) for path in loadmat(file, variable_names=[name], squeeze_me=True)[name]]
-    return [path[path.index("SUNRGBD/") :].rstrip("/") for path in paths if "SUNRGBD/" in path and ".." not in path]
+        paths = load_matlab(file, name, squeeze_me=True)
+        if paths is None:
+            raise ImageError(f"has no array {name}")
+    return [
+        path[path.index("SUNRGBD/") :].rstrip("/")
+        for path in map(str, np.ravel(paths))
+        if "SUNRGBD/" in path and ".." not in path
+    ]
 
 
 def _row(root: Path, picture: Path, depth: Path, split: str, focal: float | None = None) -> Row:

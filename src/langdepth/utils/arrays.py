@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
+
+MAX_MATLAB_BYTES = 500_000_000  # of a variable, before MATLAB 7.3
+_MATLAB_HEADER, _COMPRESSED, _BLOCK = 128, 15, 1 << 20
 
 
 class ArrayError(ValueError):
@@ -60,3 +64,31 @@ def read_npz(
         info = members[name]
         with archive.open(info) as member:
             return read_npy(member, check, info.file_size)
+
+
+def load_matlab(path: Path, name: str, **options: Any) -> Any:
+    """A variable of a MATLAB file before 7.3, None where it has none; ``options`` are those of ``scipy.io.loadmat``.
+
+    Raises ArrayError where the file unpacks to more than ``MAX_MATLAB_BYTES`` per variable.
+    """
+    from scipy.io import loadmat
+
+    with path.open("rb") as stream:
+        order: Literal["big", "little"] = "big" if stream.read(_MATLAB_HEADER)[-2:] == b"MI" else "little"
+        while len(head := stream.read(8)) == 8:
+            kind, size = (int.from_bytes(number, order) for number in (head[:4], head[4:]))
+            content = stream.read(min(size, MAX_MATLAB_BYTES))
+            if max(size, _unpacked_bytes(content) if kind == _COMPRESSED else 0) > MAX_MATLAB_BYTES:
+                raise ArrayError(f"a variable has more than {MAX_MATLAB_BYTES // 10**6} MB")
+    return loadmat(path, variable_names=[name], **options).get(name)
+
+
+def _unpacked_bytes(content: bytes) -> int:
+    """How much zlib makes of it; of what is too much, not all is counted."""
+    unpacker, total = zlib.decompressobj(), 0
+    for start in range(0, len(content), _BLOCK):
+        block = content[start : start + _BLOCK]
+        while block and total <= MAX_MATLAB_BYTES:
+            total += len(unpacker.decompress(block, _BLOCK))
+            block = unpacker.unconsumed_tail
+    return total
