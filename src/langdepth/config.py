@@ -43,7 +43,8 @@ def load_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
         ) from None
     content = parse_yaml(text, str(path))
     if not isinstance(content, dict):
-        raise UsageError(f"{path}: a {what} is a mapping of keys to values, found {type(content).__name__}")
+        found = "nothing" if content is None else f"{type(content).__name__}"
+        raise UsageError(f"{path}: a {what} is a mapping of keys to values, found {found}")
     return content
 
 
@@ -237,6 +238,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         except (ValueError, OverflowError):
             pass
     if hint is Path and isinstance(value, str):
+        if "\0" in value:
+            raise UsageError(f"{where}: {value!r} is no path, it holds a zero byte")
         return Path(value)
     if (hint is int and isinstance(value, bool)) or not isinstance(value, hint):
         advice = "; put it in quotes" if hint in (str, Path) and isinstance(value, int | float | datetime.date) else ""

@@ -91,7 +91,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean '{close[0]}'?"
-    return "known: " + ", ".join(known)
+    return "known: " + (", ".join(known) or "none")
 
 
 def first_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from langdepth.cli import main
 from langdepth.data import sample
 from langdepth.data.base import open_dataset
 from langdepth.data.synthetic import room
-from tests.helpers import Run
+from tests.helpers import Run, write_folder
 
 Row = dict[str, str]
 
@@ -256,3 +256,11 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data"]) == 2
     assert main(["data", "chek", "somewhere"]) == 2
     assert "'check'" in capsys.readouterr().err
+
+
+def test_what_is_found_has_a_line_of_modest_length(tmp_path: Path, command: Run) -> None:
+    write_folder(tmp_path / "a", [{"split": "x" * 5000 + "\n"}, {"split": "val"}])
+    code, out, _ = command("data", "check", tmp_path / "a")
+    assert code == 1
+    assert "unknown split 'xxx" in out
+    assert max(map(len, out.splitlines())) < 1500

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import re
+import struct
 import sys
 import time
 import warnings
@@ -329,3 +330,13 @@ def test_help_explains_every_option_and_ends_with_an_example(capsys: pytest.Capt
         assert re.search(rf"^  {option}\b.*\n?.*[a-z]{{3}}", text, re.MULTILINE), option
     example = text[text.index("example:") :].splitlines()[1].split()
     assert example[:2] == ["langdepth", "predict"]
+
+
+def test_metadata_that_nobody_uses_is_not_warned_of(command: Run, tmp_path: Path) -> None:
+    Image.fromarray(ramp()).save(tmp_path / "a.tiff")
+    content = bytearray((tmp_path / "a.tiff").read_bytes())
+    entry = content.index(struct.pack("<HHI", 284, 3, 1))  # PlanarConfiguration
+    content[entry + 4 : entry + 8] = struct.pack("<I", 254)
+    (tmp_path / "a.tiff").write_bytes(content)
+    _, _, err = command("predict", tmp_path / "a.tiff", "--out", tmp_path / "out", "--save", "npy")
+    assert "warning" not in err

@@ -11,6 +11,7 @@ import yaml
 
 from langdepth.config import from_mapping, load_yaml, parse_yaml, to_mapping
 from langdepth.errors import UsageError
+from langdepth.recipe import DataSection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +188,7 @@ def yaml_error(path: Path, content: str | bytes) -> str:
         ("a: *b\n", "not valid YAML in line 1, column 4: an alias without its anchor"),
         ("a: \x01\n", "not valid YAML in line 1, column 4: holds a character that YAML does not allow"),
         (b"a: \xff\xfe\n", "cannot be read as text"),
-        ("", "a recipe is a mapping of keys to values, found NoneType"),
+        ("", "a recipe is a mapping of keys to values, found nothing"),
         ("- a\n- b\n", "a recipe is a mapping of keys to values, found list"),
         ("a: 1\n? [1]\n: 2\n", "not valid YAML in line 2, column 3: only texts"),
     ],
@@ -230,3 +231,8 @@ def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
 def test_dates_stay_texts_and_aliases_are_read() -> None:
     text = "a: 2024-01-31\nb: !!timestamp 2001-12-14t21:59:43Z\nc: &c [1, 2]\nd: *c\n"
     assert parse_yaml(text, "x") == {"a": "2024-01-31", "b": "2001-12-14t21:59:43Z", "c": [1, 2], "d": [1, 2]}
+
+
+def test_a_path_with_a_zero_byte() -> None:
+    with pytest.raises(UsageError, match=r"^root: 'a\\x00b' is no path, it holds a zero byte$"):
+        from_mapping(DataSection, {"root": "a\0b"})

@@ -67,8 +67,8 @@ def test_an_empty_path_is_not_the_current_folder(option: str) -> None:
         _called(option, "")
 
 
-@pytest.mark.parametrize("value", ["", " ", "\t"])
-def test_blanks_are_no_number(value: str) -> None:
+@pytest.mark.parametrize("value", ["", " ", "\t", "?", "[1", "{", "!!int x"])
+def test_what_is_no_number(value: str) -> None:
     def command(*, count: int = 1) -> None:
         """Nothing."""
 

@@ -49,6 +49,7 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
         print(f"{prog}: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata that nobody uses
         warnings.showwarning = show
         return int(function(**{name: _back(values[name]) for name in inspect.signature(function).parameters}) or 0)
 
@@ -192,12 +193,12 @@ def _explain(message: str, function: Callable[..., Any], parser: Any, prog: str,
             return f"'{word}' is not understood there; write all names together, before the options"
         flags = [f for a in parser._actions for f in a.option_strings if f.startswith("--") and a.help != SUPPRESS]
         return f"unknown option '{word}': {nearest(word, flags)}"
-    wrong = re.match(r'Parser key "(\w+)":.*value: ?(.*)', message)
+    wrong = re.match(r'Parser key "(\w+)":(?:.*value: ?(.*)|.*)', message)
     if wrong:
         name, value = wrong.groups()
         option = inspect.signature(function).parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
         place = "--" + name.replace("_", "-") if option else name
-        if value == "None":  # what YAML makes of it
+        if value in ("None", None):  # what YAML makes of it, or the parser says something else
             value = next((typed for flag, typed in _typed(arguments) if flag == place), value)
         return f"{place}: expected {_kind(typing.get_type_hints(function)[name])}, got '{value}'"
     lacking = re.match(r"Option '([\w.-]+)' is required", message)  # as jsonargparse says it in some versions

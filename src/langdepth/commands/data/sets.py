@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from langdepth.commands.data._progress import progress_bar
-from langdepth.errors import LangdepthError, UsageError, nearest
+from langdepth.errors import LangdepthError, UsageError, nearest, one_line
 from langdepth.tables import columns
 
 
@@ -27,7 +27,7 @@ def list_sets(name: str | None = None, *, root: Path | None = None) -> None:
         raise LangdepthError(f"{root}: no such folder")
     if name is not None:
         for line in _card(name):
-            print(line)
+            print(one_line(line))
         return
     table = [("name", "title", "splits", "protocol", *(("found",) if root else ()))]
     for known in DATASETS:
@@ -97,7 +97,7 @@ def prepare(name: str, *, source: Path, out: Path) -> int:
     rows = find_rows(name, root, problems=errors)
     problems = [*map(str, errors), *split_counts(layout(name).CARD, rows)]
     for problem in problems:
-        print(problem)
+        print(one_line(problem))
     counts = Counter(row.split or "no split" for row in rows)
     print(f"{work.done} files in {out}: " + ", ".join(f"{split} {count} pairs" for split, count in counts.items()))
     print(f"look through them with: langdepth data check {name} --root {root}")
@@ -138,7 +138,7 @@ def check(
         print(jsonlib.dumps(as_json(report), indent=2))
         return 1 if count else 0
     for line in (*report.problems, *report.notes, *report.overlaps, *summary(report)):
-        print(line)
+        print(one_line(line))
     print(f"{len(report.pairs)} pairs checked, {f'{count} problems' if count != 1 else '1 problem'}")
     return 1 if count else 0
 
