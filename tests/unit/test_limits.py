@@ -177,7 +177,7 @@ def test_depth_of_folders_in_an_archive(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("first.txt", b"x")
         archive.writestr("a/" * 2000 + "b.txt", b"x")
-    with refused(LangdepthError, r"a.zip: member '(a/)+ \.\.\. [a/]+b.txt' (lies 2000 folders deep|has a name)"):
+    with refused(LangdepthError, r"a.zip: member '[a/]+ \.\.\. [a/]+b.txt' (lies 2000 folders deep|has a name)"):
         prepare("folder", tmp_path / "a.zip", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
