@@ -29,6 +29,7 @@ from langdepth.recipe import OptimSection
 from langdepth.systems.base import System
 from langdepth.training.module import rate
 from langdepth.types import DepthOutput, InputSpec, Sample
+from tests.parity import unused_losses
 from tests.parity.runner import Compared, Tolerance, subsampled
 
 CLOSE = Tolerance(rtol=1e-5)
@@ -99,11 +100,11 @@ def losses_depthclip(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] |
     vertical, horizontal = losses.sobel(image)
     yield "imgrad_y", vertical, Tolerance(rtol=1e-4, atol=1e-6)
     yield "imgrad_x", horizontal, Tolerance(rtol=1e-4, atol=1e-6)
-    yield "imgrad_loss", losses.sobel_gradient(prediction, target), Tolerance(rtol=1e-4)
-    masked = losses.sobel_gradient(prediction, target, mask, outside_weight=0.1)
+    yield "imgrad_loss", unused_losses.sobel_gradient(prediction, target), Tolerance(rtol=1e-4)
+    masked = unused_losses.sobel_gradient(prediction, target, mask, outside_weight=0.1)
     yield "imgrad_loss_masked", masked, Tolerance(rtol=1e-4)
     for suffix, chosen in (("", mask), ("_all", None)):
-        yield f"berhu_loss{suffix}", losses.berhu(prediction, target, chosen), CLOSE
+        yield f"berhu_loss{suffix}", unused_losses.berhu(prediction, target, chosen), CLOSE
         yield f"scale_invariant_loss{suffix}", losses.silog(prediction, target, chosen), CLOSE
     depth = torch.where(mask, target, 0)
     region = torch.zeros_like(mask)

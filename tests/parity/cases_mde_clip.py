@@ -16,6 +16,7 @@ from langdepth.systems.clip_system import enlarge
 from langdepth.systems.mde_clip import MdeLosses, image_losses
 from langdepth.text.clip_text import ClipTextTower, tokenize
 from langdepth.text.prompts import PromptSet
+from tests.parity import unused_losses
 from tests.parity.cases_depthclip import official
 from tests.parity.cases_functions import StandIn, image_means
 from tests.parity.keyed_weights import state_dict
@@ -131,10 +132,10 @@ def mde_clip_losses(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | 
     scalars = {
         "silog_refine": losses.silog(upsampled, target, target > 0, 0.5, 1.0, root=False),
         "silog_adabins": losses.silog(upsampled, target, known),
-        "berhu": losses.berhu(upsampled, target, known),
+        "berhu": unused_losses.berhu(upsampled, target, known),
         "scale_invariant": losses.silog(upsampled, target, known),
-        "imgrad_loss": losses.sobel_gradient(upsampled, target),
-        "imgrad_loss_masked": losses.sobel_gradient(upsampled, target, known, outside_weight=0.1),
+        "imgrad_loss": unused_losses.sobel_gradient(upsampled, target),
+        "imgrad_loss_masked": unused_losses.sobel_gradient(upsampled, target, known, outside_weight=0.1),
     }
     for name, value in scalars.items():
         yield name, value[None], RELATIVE

@@ -97,7 +97,7 @@ def test_the_row_of_the_nearest_scene_is_chosen() -> None:
     system = build()
     image = torch.rand(3, 3, 64, 96)
     with torch.no_grad():
-        system.scene_keys.copy_(system.tower.embed(system.normalise(image))[[2, 0, 1]])
+        system.scene_keys.copy_(system.tower.dense_and_embedding(system.normalise(image))[1][[2, 0, 1]])
         output = system(image)
         assert output.scene_probs.argmax(1).tolist() == [1, 2, 0]
         assert torch.equal(output.bin_centers, system.codebook()[[1, 2, 0]])

@@ -36,7 +36,9 @@ def test_names_and_whole_picture_embedding_are_those_of_open_clip(architecture: 
     theirs = _build_vision_tower(config["embed_dim"], config["vision_cfg"], quick_gelu=True).eval()
     theirs.load_state_dict(ours.state_dict())
     size = 64 if architecture == "convnext_tiny" else 224
-    torch.testing.assert_close(ours.embed(picture(size, size)), theirs(picture(size, size)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        ours.dense_and_embedding(picture(size, size))[1], theirs(picture(size, size)), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_shapes_at_any_size(
     for stride, one in zip(strides, maps, strict=True):
         # ModifiedResNet's first convolution rounds up.
         assert one.shape[2:] in (tuple(s // stride for s in size), tuple(-(-s // stride) for s in size))
-    assert made.embed(picture(*size, batch=2)).shape == (2, made.embed_dim)
+    assert made.dense_and_embedding(picture(*size, batch=2))[1].shape == (2, made.embed_dim)
 
 
 @pytest.mark.parametrize("architecture", ["RN-small", "ViT-small", "convnext_tiny"])
@@ -72,7 +74,7 @@ def test_one_pass_gives_cells_and_embedding(architecture: str) -> None:
     for mode in made.modes:
         cells, embedding = made.dense_and_embedding(image, mode)
         assert torch.equal(cells, made(image, mode))
-        assert torch.equal(embedding, made.embed(image))
+        assert torch.equal(embedding, made.dense_and_embedding(image)[1])
 
 
 @torch.no_grad()
@@ -103,7 +105,7 @@ def test_resnet_value_is_attention_to_the_own_cell() -> None:
     pool.positional_embedding.zero_()
     one = picture(32, 32)
     torch.testing.assert_close(made(one, "attnpool"), made(one, "value"), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(made(one, "attnpool")[..., 0, 0], made.embed(one), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made(one, "attnpool")[..., 0, 0], made.dense_and_embedding(one)[1], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

@@ -155,7 +155,7 @@ def test_a_model_of_transformers_gives_the_same_features(tmp_path: Path) -> None
     image = torch.randn(1, 3, 224, 224)
     tokens = torch.tensor([[49406, 589, 14115, 49407, *[0] * 73]])
     expected = theirs(pixel_values=image, input_ids=tokens)
-    embedding = nn.functional.normalize(ours.embed(image), dim=-1)
+    embedding = nn.functional.normalize(ours.dense_and_embedding(image)[1], dim=-1)
     features = nn.functional.normalize(ClipTextTower.from_weights(weights)(tokens), dim=-1)
     torch.testing.assert_close(embedding, expected.image_embeds, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(features, expected.text_embeds, rtol=1e-4, atol=1e-5)

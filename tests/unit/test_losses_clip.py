@@ -15,6 +15,7 @@ from torch import Tensor
 
 from langdepth import losses
 from langdepth.parts.adapter_losses import AdapterLosses, SourceView, adapter_losses, merge_views
+from tests.parity import unused_losses
 
 CENTERS = torch.tensor([1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0])
 
@@ -35,9 +36,9 @@ MASKED: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "silog": losses.silog,
     "l1": losses.l1,
     "l2": losses.l2,
-    "berhu": losses.berhu,
-    "sobel_gradient": losses.sobel_gradient,
-    "sobel_gradient, outside one tenth": lambda p, t, m: losses.sobel_gradient(p, t, m, outside_weight=0.1),
+    "berhu": unused_losses.berhu,
+    "sobel_gradient": unused_losses.sobel_gradient,
+    "sobel_gradient, outside one tenth": lambda p, t, m: unused_losses.sobel_gradient(p, t, m, outside_weight=0.1),
     "smoothness": losses.smoothness,
     "symmetry": losses.symmetry,
     "ssim_dissimilarity": losses.ssim_dissimilarity,
@@ -68,7 +69,7 @@ def test_what_is_masked_never_counts(name: str) -> None:
 
 def test_berhu_by_hand() -> None:
     prediction = torch.tensor([0.5, 1.0, 2.0, 10.0])[None, None, None].requires_grad_()
-    found = losses.berhu(prediction, torch.zeros(1, 1, 1, 4))  # c = 2
+    found = unused_losses.berhu(prediction, torch.zeros(1, 1, 1, 4))  # c = 2
     assert found.item() == pytest.approx((0.5 + 1 + 2 + (100 + 4) / 4) / 4)
     found.backward()
     assert prediction.grad is not None
@@ -86,9 +87,9 @@ def test_sobel_by_scipy() -> None:
 
 def test_outside_of_the_mask_counts_one_tenth() -> None:
     prediction, target, mask = random(2, 1, 9, 11), random(2, 1, 9, 11, seed=1), some(2, 1, 9, 11)
-    inside = losses.sobel_gradient(prediction, target, mask, outside_weight=0.0)
-    outside = losses.sobel_gradient(prediction, target, ~mask, outside_weight=0.0)
-    found = losses.sobel_gradient(prediction, target, mask, outside_weight=0.1)
+    inside = unused_losses.sobel_gradient(prediction, target, mask, outside_weight=0.0)
+    outside = unused_losses.sobel_gradient(prediction, target, ~mask, outside_weight=0.0)
+    found = unused_losses.sobel_gradient(prediction, target, mask, outside_weight=0.1)
     torch.testing.assert_close(found, inside + 0.1 * outside)
 
 

@@ -144,13 +144,11 @@ class ClipImageTower(nn.Module):
         self._check_image(image)
         return list(self._family.maps(self, image))
 
-    def embed(self, image: Tensor) -> Tensor:
-        """The embedding (B, embed_dim) of whole pictures, not normalised; at the pre-training size it is CLIP's own."""
-        self._check_image(image)
-        return self._family.embedding(self, self._family.trunk(self, image))
-
     def dense_and_embedding(self, image: Tensor, mode: DenseMode = "stage") -> tuple[Tensor, Tensor]:
-        """What ``forward`` and ``embed`` give, from one pass."""
+        """What ``forward`` gives, and the embedding (B, embed_dim) of whole images, not normalised, from one pass.
+
+        At the pre-training size the embedding is CLIP's own.
+        """
         self._check_mode(mode)
         self._check_image(image)
         seen = self._family.trunk(self, image)
