@@ -26,8 +26,8 @@ from langdepth import protocols
 from langdepth.data.base import open_dataset
 from langdepth.data.sample import write_sample
 from langdepth.evaluate import evaluate
+from langdepth.records import DepthOutput, InputSpec
 from langdepth.systems.base import System
-from langdepth.types import DepthOutput, InputSpec
 
 
 class Constant(System):

@@ -18,8 +18,8 @@ from langdepth.checkpoint import load, save
 from langdepth.data.base import open_dataset
 from langdepth.data.rows import RowDataset
 from langdepth.inference import as_float
+from langdepth.records import Batch
 from langdepth.systems.wordepth_tiny import WorDepthTiny
-from langdepth.types import Batch
 
 
 def main() -> None:

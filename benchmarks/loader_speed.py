@@ -45,7 +45,7 @@ from langdepth.data.sampling import Draw, Draws
 from langdepth.data.synthetic import room
 from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
-from langdepth.types import Sample
+from langdepth.records import Sample
 
 HEIGHT, WIDTH = 480, 640
 ROOMS = 6

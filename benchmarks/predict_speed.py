@@ -165,7 +165,7 @@ def whole_folder(system: str, photos: list[Path], save: str, folder: Path) -> di
     from langdepth.commands.predict import Job, find_jobs, written
     from langdepth.inference import predict_pictures, predict_stream
     from langdepth.io import write_result
-    from langdepth.types import DepthResult
+    from langdepth.records import DepthResult
 
     ready = load(system)
     jobs, _ = find_jobs([str(photo) for photo in photos], folder / "results", save.split(","), recursive=False)

@@ -268,7 +268,7 @@ def training_step(checkpointing: bool) -> tuple[float, float]:
     import torch
 
     from langdepth import registry
-    from langdepth.types import Batch
+    from langdepth.records import Batch
 
     torch.manual_seed(0)
     system = registry.build("scaledepth-nk", {"gradient_checkpointing": checkpointing}).train()

@@ -25,7 +25,7 @@ from common import parser, use_threads, write
 
 if TYPE_CHECKING:
     from langdepth.data.loader import TrainingLoader
-    from langdepth.types import Batch
+    from langdepth.records import Batch
 
 PLAIN: dict[str, Any] = {"random_crop": False} | dict.fromkeys(
     ("zoom_probability", "rotate_probability", "colour_probability", "grey", "blur"), 0.0

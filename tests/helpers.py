@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.registry import Entry
 from langdepth.systems.base import System
 from langdepth.text.scenes import scene_index
-from langdepth.types import Batch, DepthOutput, InputSpec
 
 Run = Callable[..., tuple[int, str, str]]  # arguments to exit code, stdout, stderr
 

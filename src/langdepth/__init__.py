@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from langdepth.camera import Camera
     from langdepth.checkpoint import load
     from langdepth.inference import predict
+    from langdepth.records import DepthResult
     from langdepth.registry import list_systems
-    from langdepth.types import DepthResult
 
 _LAZY = {
     "Camera": "langdepth.camera",
-    "DepthResult": "langdepth.types",
+    "DepthResult": "langdepth.records",
     "list_systems": "langdepth.registry",
     "load": "langdepth.checkpoint",
     "predict": "langdepth.inference",

@@ -41,6 +41,7 @@ from langdepth.foreign import Predictions
 from langdepth.inference import DTYPES, infer
 from langdepth.metrics import align, depth_metrics
 from langdepth.prediction.options import AUTOMATIC, ColorScale
+from langdepth.records import Sample
 from langdepth.report import (
     extremes,
     plot_error_by_range,
@@ -51,7 +52,6 @@ from langdepth.report import (
     write_sheet,
 )
 from langdepth.tally import Tally
-from langdepth.types import Sample
 from langdepth.utils.threads import reading_threads
 
 if TYPE_CHECKING:

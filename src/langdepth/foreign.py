@@ -35,8 +35,8 @@ from langdepth.evaluation.saved import DEPTH_ENDS, read_record
 from langdepth.io import read_depth, read_depth16
 from langdepth.prediction.names import names_of, place_of_key
 from langdepth.protocols import Frame
+from langdepth.records import DepthOutput, InputSpec, Sample
 from langdepth.systems.base import System
-from langdepth.types import DepthOutput, InputSpec, Sample
 from langdepth.utils.network import hub_or_cache
 
 if TYPE_CHECKING:

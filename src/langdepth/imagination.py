@@ -13,7 +13,7 @@ import torch
 from langdepth import __version__
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.inference import require_seed
-from langdepth.types import DepthResult
+from langdepth.records import DepthResult
 
 if TYPE_CHECKING:
     from langdepth.systems.base import System

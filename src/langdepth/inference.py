@@ -40,8 +40,8 @@ from langdepth.errors import (
 from langdepth.io import Picture, read_image
 from langdepth.prediction.words import Words, batch_of, words_per_image
 from langdepth.protocols import Resize, check_window
+from langdepth.records import DepthOutput, DepthResult, Enlarge, Shrink
 from langdepth.text.scenes import scene_index
-from langdepth.types import DepthOutput, DepthResult, Enlarge, Shrink
 
 if TYPE_CHECKING:
     from langdepth.systems.base import System

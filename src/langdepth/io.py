@@ -32,7 +32,7 @@ from langdepth.utils.images import HEAD, PNG_TAG, RAW_REFUSAL, formats, image_ki
 from langdepth.utils.png import without_broken_metadata
 
 if TYPE_CHECKING:
-    from langdepth.types import DepthResult
+    from langdepth.records import DepthResult
 
 MIN_SIDE = 32
 MAX_PIXELS = 80_000_000  # phones take 50 and 64 megapixels; Pillow warns above 89

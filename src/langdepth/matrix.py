@@ -29,10 +29,10 @@ from langdepth.foreign import PREFIX, Predictions, ScaleKind, load_transformers
 from langdepth.metrics import EXTRA_METRICS, METRICS
 from langdepth.prediction.ensemble import combine
 from langdepth.protocols import Alignment, Protocol
+from langdepth.records import WithoutCaption
 from langdepth.report import write_json
 from langdepth.systems.base import System
 from langdepth.text.cache import add_tensors
-from langdepth.types import WithoutCaption
 from langdepth.utils.files import atomic_path, locked
 
 SHOWN = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")  # of the Markdown table; the others hold all

@@ -16,7 +16,7 @@ from langdepth.config import from_mapping, to_mapping
 from langdepth.data.base import layout
 from langdepth.data.transforms import Augmentation
 from langdepth.errors import UsageError, nearest
-from langdepth.types import WithoutCaption
+from langdepth.records import WithoutCaption
 
 # Where things lie and how the run is carried out: these may change when a run continues, all other fields may not.
 CIRCUMSTANCES = (

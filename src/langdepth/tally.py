@@ -36,7 +36,7 @@ from langdepth.text.scenes import SCENES
 
 if TYPE_CHECKING:
     from langdepth.evaluate import Judged
-    from langdepth.types import Sample
+    from langdepth.records import Sample
 
 _MEDIAN_OF = 1 << 12  # evenly spaced pixels of a picture, enough for a point in a plot
 _NO_PIXELS = np.zeros(0, np.float32)

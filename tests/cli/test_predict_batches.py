@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from langdepth import inference, io
-from langdepth.types import DepthResult
+from langdepth.records import DepthResult
 from tests.helpers import FakeSystem, Run, grey, ramp, save_picture
 
 

@@ -17,7 +17,7 @@ from langdepth import protocols
 from langdepth.errors import LangdepthError
 from langdepth.evaluate import evaluate
 from langdepth.evaluation.saved import SaveMaps
-from langdepth.types import DepthOutput
+from langdepth.records import DepthOutput
 from tests.helpers import FakeSystem
 from tests.unit.test_evaluate import Broken, Pictures
 

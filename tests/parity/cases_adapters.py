@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from langdepth.types import Batch
+from langdepth.records import Batch
 from tests.parity.cases_depthclip import TEXT, official, pictures, words_depth
 from tests.parity.runner import Compared, Tolerance, outputs_of, subsampled
 

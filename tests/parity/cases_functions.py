@@ -26,9 +26,9 @@ from langdepth.parts.adapter_losses import AdapterLosses, SourceView, adapter_lo
 from langdepth.parts.view_warp import warp_view
 from langdepth.protocols import Protocol
 from langdepth.recipe import OptimSection
+from langdepth.records import DepthOutput, InputSpec, Sample
 from langdepth.systems.base import System
 from langdepth.training.module import rate
-from langdepth.types import DepthOutput, InputSpec, Sample
 from tests.parity import unused_losses
 from tests.parity.runner import Compared, Tolerance, subsampled
 

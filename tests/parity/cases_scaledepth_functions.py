@@ -20,10 +20,10 @@ from langdepth.data.transforms import Augmentation, TrainTransform, depth_stripe
 from langdepth.evaluate import judge
 from langdepth.metrics import depth_metrics
 from langdepth.protocols import Protocol
+from langdepth.records import Sample
 from langdepth.text.clip_text import ClipTextTower, text_features, tokenize
 from langdepth.text.scene_table import PROMPT, encode_scenes
 from langdepth.text.scenes import SCENES
-from langdepth.types import Sample
 from tests.parity.cases_functions import StandIn, samples_of
 from tests.parity.cases_scaledepth_data import decoded, listings
 from tests.parity.runner import Compared, Tolerance

@@ -15,7 +15,7 @@ from PIL import Image
 
 from langdepth.errors import ImageError
 from langdepth.io import read_depth, read_depth16, read_image, write_result
-from langdepth.types import DepthResult
+from langdepth.records import DepthResult
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langdepth.data.transforms import Augmentation, TrainTransform, resize_depth
-from langdepth.types import Sample
+from langdepth.records import Sample
 
 SIDE = st.integers(1, 120)
 SMALL = st.integers(1, 40)

@@ -11,8 +11,8 @@ import torch
 
 from langdepth import checkpoint, registry
 from langdepth.errors import CheckpointError, UsageError
+from langdepth.records import Batch
 from langdepth.systems.base import System
-from langdepth.types import Batch
 from tests.systems.test_depthclip import SMALL, WordsTester, with_words
 from tests.systems.tester import SystemTester
 

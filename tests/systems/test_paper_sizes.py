@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from langdepth import registry
-from langdepth.types import DepthResult, Enlarge
+from langdepth.records import DepthResult, Enlarge
 from tests.systems.test_depthclip import with_words
 
 CROPPED, NYU, KITTI = (416, 544), (480, 640), (352, 1216)

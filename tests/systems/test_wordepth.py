@@ -20,11 +20,11 @@ from langdepth.config import to_mapping
 from langdepth.convert import convert
 from langdepth.errors import CheckpointError, LangdepthError, UsageError
 from langdepth.parts.variational import Gaussian, kl_of_noise
+from langdepth.records import Batch
 from langdepth.systems.base import System
 from langdepth.systems.wordepth import OFFICIAL, Seen, WorDepth
 from langdepth.text.encoders import words_of
 from langdepth.text.scenes import SCENES
-from langdepth.types import Batch
 from tests.systems.tester import SystemTester, totals_of_steps
 
 FEATURES = 32

@@ -24,9 +24,9 @@ from langdepth.config import from_mapping, to_mapping
 from langdepth.errors import UsageError
 from langdepth.evaluate import judge
 from langdepth.inference import infer, to_network_size
+from langdepth.records import Batch, DepthOutput, DepthResult, Enlarge, Sample
 from langdepth.systems.base import System
 from langdepth.text.scenes import SCENES
-from langdepth.types import Batch, DepthOutput, DepthResult, Enlarge, Sample
 
 Words = dict[str, Any]
 TRAINING = {

@@ -21,8 +21,8 @@ from torch import nn
 
 from langdepth import checkpoint, registry
 from langdepth.errors import CheckpointError, LangdepthError, MissingCheckpointError, UsageError
+from langdepth.records import DepthOutput, InputSpec
 from langdepth.systems.base import System
-from langdepth.types import DepthOutput, InputSpec
 
 
 @dataclass(frozen=True, kw_only=True)

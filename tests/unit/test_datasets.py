@@ -23,9 +23,9 @@ from langdepth.data.base import DATASETS, INCOMPLETE, find_rows, layout, open_da
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.protocols import PROTOCOLS
 from langdepth.recipe import read_recipe
+from langdepth.records import Sample
 from langdepth.text.scenes import SCENES
 from langdepth.train import train
-from langdepth.types import Sample
 from tests import miniatures
 from tests.helpers import LEARNER, FakeSystem, Run, ramp, save_picture
 from tests.miniatures import MINIATURES, Builder, depth, each, save_depth

@@ -20,8 +20,8 @@ from langdepth.evaluation.saved import SaveMaps
 from langdepth.foreign import Predictions
 from langdepth.io import read_image
 from langdepth.prediction.ensemble import Ensemble, combine
+from langdepth.records import DepthOutput, DepthResult, InputSpec
 from langdepth.systems.base import System
-from langdepth.types import DepthOutput, DepthResult, InputSpec
 from tests.helpers import LEARNER, FakeConfig, FakeSystem, Learner, Run, ramp, save_picture, write_folder
 
 

@@ -25,10 +25,10 @@ from langdepth.evaluate import evaluate, judge
 from langdepth.inference import predict_pictures
 from langdepth.metrics import METRICS
 from langdepth.protocols import Protocol
+from langdepth.records import DepthOutput, Sample
 from langdepth.report import extremes, plot_medians, sheet_row, write_sheet
 from langdepth.tally import Tally
 from langdepth.text.scenes import SCENES
-from langdepth.types import DepthOutput, Sample
 from tests.helpers import FakeConfig, FakeSystem
 
 FULL = protocols.get("full")

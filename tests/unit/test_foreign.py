@@ -18,7 +18,7 @@ from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluate import evaluate
 from langdepth.foreign import Foreign, Predictions, ScaleKind, Size, load_transformers, part_of
 from langdepth.matrix import fingerprint, load_system
-from langdepth.types import Sample
+from langdepth.records import Sample
 from tests import miniatures
 from tests.helpers import write_folder
 from tests.stand_ins import depth_anything

@@ -14,7 +14,7 @@ from PIL import Image
 
 from langdepth.errors import ImageError
 from langdepth.io import read_image, write_result
-from langdepth.types import DepthResult
+from langdepth.records import DepthResult
 from langdepth.utils.images import HEAD, formats, grey_bits, image_kind, is_own_png, reads_heif
 from tests.helpers import ramp
 

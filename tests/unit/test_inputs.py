@@ -12,7 +12,7 @@ from PIL import Image
 
 from langdepth.io import write_result
 from langdepth.prediction.inputs import Images, find_images, images_below
-from langdepth.types import DepthResult
+from langdepth.records import DepthResult
 from tests.helpers import ramp, save_picture
 
 

@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from langdepth.camera import Camera
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.io import WRITERS, read_depth, read_depth16, read_image, write_result
-from langdepth.types import DepthResult
+from langdepth.records import DepthResult
 from langdepth.utils.files import atomic_path
 
 HEIGHT, WIDTH = 36, 48

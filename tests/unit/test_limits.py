@@ -27,7 +27,7 @@ from langdepth.data.rows import read_hdf5
 from langdepth.data.sam import read_overlay
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.io import read_depth, read_image
-from langdepth.types import InputSpec
+from langdepth.records import InputSpec
 from langdepth.utils.arrays import ArrayError, load_matlab
 from tests.helpers import Run
 

@@ -16,7 +16,7 @@ from langdepth.data.loader import TrainingLoader, TrainingSet, _Places, collate
 from langdepth.data.sampling import Draw, Draws, Sizes, training_shapes
 from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.errors import ImageError, LangdepthError
-from langdepth.types import Batch, InputSpec, Sample
+from langdepth.records import Batch, InputSpec, Sample
 from tests.helpers import write_folder
 
 SPEC = InputSpec(area=32 * 32, multiple_of=16)

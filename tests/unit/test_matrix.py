@@ -19,8 +19,8 @@ from langdepth.errors import CheckpointError, UsageError
 from langdepth.matrix import Matrix, MatrixData, MatrixSystem, fingerprint, read_matrix, run_matrix
 from langdepth.metrics import EXTRA_METRICS, METRICS
 from langdepth.protocols import PROTOCOLS
+from langdepth.records import DepthOutput, InputSpec
 from langdepth.text.captions import Caption, pack
-from langdepth.types import DepthOutput, InputSpec
 from tests.helpers import FakeSystem, write_folder
 
 

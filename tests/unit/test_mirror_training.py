@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from langdepth.parts.adapter_losses import AdapterLosses
+from langdepth.records import Batch, InputSpec
 from langdepth.systems.mirror_training import MirrorTraining, MirrorTrainingConfig, Told
-from langdepth.types import Batch, InputSpec
 
 
 @dataclass(frozen=True, kw_only=True)

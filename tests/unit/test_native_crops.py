@@ -16,8 +16,8 @@ from langdepth.data.sampling import Sizes
 from langdepth.data.transforms import Augmentation, TrainTransform, depth_stripe
 from langdepth.errors import UsageError
 from langdepth.recipe import Recipe, read_recipe
+from langdepth.records import InputSpec, Sample
 from langdepth.train import train
-from langdepth.types import InputSpec, Sample
 from tests.helpers import LEARNER
 
 OFF: dict[str, Any] = {field.name: 0.0 for field in fields(Augmentation)} | {"zoom": 1.0, "random_crop": True}

@@ -21,7 +21,7 @@ from langdepth.data.nyu_adapters import (
 )
 from langdepth.errors import ImageError, UsageError
 from langdepth.parts.view_warp import warp_view
-from langdepth.types import Sample
+from langdepth.records import Sample
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from langdepth.data.rows import read_pair
 from langdepth.data.sampling import Sizes, training_shapes
 from langdepth.errors import ImageError
 from langdepth.io import read_image, read_size
-from langdepth.types import InputSpec
+from langdepth.records import InputSpec
 from tests.helpers import Run, ramp, save_picture
 
 WIDTH, HEIGHT = 128, 96

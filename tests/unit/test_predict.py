@@ -21,7 +21,7 @@ from langdepth.camera import Camera
 from langdepth.checkpoint import load
 from langdepth.errors import ImageError, LangdepthError, ShortMemoryError, UsageError
 from langdepth.inference import infer, predict, predict_pictures, predict_stream
-from langdepth.types import DepthOutput, DepthResult, InputSpec
+from langdepth.records import DepthOutput, DepthResult, InputSpec
 from tests.helpers import FakeSystem, grey, ramp, save_picture
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from langdepth.commands import predict as command
 from langdepth.errors import UsageError
 from langdepth.io import write_result
-from langdepth.types import DepthOutput
+from langdepth.records import DepthOutput
 from tests.helpers import FakeSystem, grey
 
 

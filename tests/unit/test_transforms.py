@@ -17,7 +17,7 @@ from langdepth.config import from_mapping
 from langdepth.data import transforms
 from langdepth.data.transforms import Augmentation, TrainTransform, crop_window, resize_depth, turned
 from langdepth.errors import UsageError
-from langdepth.types import Sample
+from langdepth.records import Sample
 
 OFF: dict[str, Any] = {field.name: 0.0 for field in fields(Augmentation)} | {"zoom": 1.0}
 HEIGHT, WIDTH = 60, 80

@@ -18,7 +18,7 @@ from langdepth.data.frame_cache import write_cache
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluation.plausibility import Plausibility
 from langdepth.io import read_depth, write_result
-from langdepth.types import DepthResult
+from langdepth.records import DepthResult
 from tests.helpers import write_folder
 
 SLOPE = np.linspace(1, 4, 48 * 64, dtype=np.float32).reshape(48, 64)

@@ -18,8 +18,8 @@ from langdepth.errors import UsageError
 from langdepth.evaluate import evaluate, judge
 from langdepth.foreign import Predictions
 from langdepth.inference import infer, predict_pictures
+from langdepth.records import DepthOutput, DepthResult, InputSpec, Sample
 from langdepth.systems.base import System
-from langdepth.types import DepthOutput, DepthResult, InputSpec, Sample
 from tests.helpers import ramp
 
 

@@ -15,8 +15,8 @@ from langdepth import registry
 from langdepth.errors import UsageError
 from langdepth.inference import predict_pictures, predict_stream
 from langdepth.prediction.words import Words
+from langdepth.records import DepthResult
 from langdepth.systems.base import System
-from langdepth.types import DepthResult
 from tests.helpers import FakeSystem, grey, ramp
 
 WIDTH = 1024

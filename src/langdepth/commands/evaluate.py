@@ -11,7 +11,7 @@ from langdepth import protocols
 from langdepth.commands._parse import members, run, size
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.prediction.options import ColorScale, read_formats
-from langdepth.types import WithoutCaption
+from langdepth.records import WithoutCaption
 
 EXAMPLE = """
 langdepth data sample rooms

@@ -22,13 +22,13 @@ from langdepth.prediction.inputs import STDIN, find_images
 from langdepth.prediction.names import unique_names
 from langdepth.prediction.options import ColorScale, read_formats, writer_options
 from langdepth.protocols import check_window
+from langdepth.records import WithoutCaption
 from langdepth.text.prompts import read_changes
-from langdepth.types import WithoutCaption
 from langdepth.utils.files import LONGEST_NAME, real_path
 
 if TYPE_CHECKING:
     from langdepth.prediction.words import Words
-    from langdepth.types import DepthResult
+    from langdepth.records import DepthResult
 
 # What the system says about a name that cannot be, and not about the disk.
 _OF_THE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL, errno.ELOOP)

@@ -18,7 +18,7 @@ from langdepth.data.pairs import ListRules, listed_rows, with_truth_below
 from langdepth.data.rows import TRUST, Row, RowDataset, first_process, present
 from langdepth.data.truth import impossible_depth, unused_scale, wrong_unit
 from langdepth.errors import LangdepthError, UsageError, nearest
-from langdepth.types import Sample, WithoutCaption
+from langdepth.records import Sample, WithoutCaption
 
 if TYPE_CHECKING:
     from langdepth.text.caption_features import Captions

@@ -28,9 +28,9 @@ from langdepth import __version__
 from langdepth.data.loader import TrainingSet
 from langdepth.data.sampling import Draw
 from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_few
+from langdepth.records import Batch
 from langdepth.systems.base import System
 from langdepth.text.cache import add_tensors, cache_folder, content_key
-from langdepth.types import Batch
 from langdepth.utils.files import write_tensors
 from langdepth.utils.tensors import read_safetensors, require_finite
 from langdepth.utils.threads import reading_threads

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from langdepth.errors import ImageError, UsageError
 from langdepth.parts.view_warp import in_plane_motion
-from langdepth.types import InputSpec, Sample
+from langdepth.records import InputSpec, Sample
 
 STORED = (480, 640)  # height, width of the images of NYU
 SIZE = (416, 544)  # height, width of what comes out

@@ -17,7 +17,7 @@ from langdepth.camera import Camera, turned_upright
 from langdepth.data.sam import read_overlay
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_few
 from langdepth.io import MAX_PIXELS, Picture, decoding, read_depth, read_image
-from langdepth.types import Sample, WithoutCaption
+from langdepth.records import Sample, WithoutCaption
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ import numpy as np
 from langdepth.data.rows import Row, RowDataset
 from langdepth.errors import UsageError, nearest
 from langdepth.io import read_size
-from langdepth.types import InputSpec
+from langdepth.records import InputSpec
 
 
 @dataclass(frozen=True, slots=True)

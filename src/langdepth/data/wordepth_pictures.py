@@ -16,7 +16,7 @@ from torch import Tensor
 from langdepth.data.transforms import turned
 from langdepth.errors import ImageError
 from langdepth.protocols import Protocol
-from langdepth.types import Sample
+from langdepth.records import Sample
 
 INNER = slice(45, 472), slice(43, 608)  # of a 480 x 640 NYU picture; around it depth is not to be trusted
 GAMMA = COLOURS = (0.9, 1.1)

@@ -25,14 +25,14 @@ from langdepth.io import WRITERS, Writer, own_png, write_result
 from langdepth.prediction.background import Background
 from langdepth.prediction.names import names_of, place_of_key, unique_names
 from langdepth.prediction.options import AUTOMATIC, ColorScale, writer_options
-from langdepth.types import DepthResult
+from langdepth.records import DepthResult
 from langdepth.utils.files import LONGEST_NAME, atomic_path
 
 if TYPE_CHECKING:
     from langdepth.data.base import DepthDataset
     from langdepth.evaluate import Judged
     from langdepth.protocols import Protocol
-    from langdepth.types import Sample
+    from langdepth.records import Sample
 
 RECORD = "maps.json"
 DEPTH_ENDS = (".npy", ".npz", "_depth.png", ".png")

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from langdepth.config import to_mapping
 from langdepth.errors import UsageError
 from langdepth.inference import infer
+from langdepth.records import DepthOutput, InputSpec
 from langdepth.systems.base import System
-from langdepth.types import DepthOutput, InputSpec
 
 FACTS = ("weights", "sha256", "licence", "source")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from langdepth.devices import move
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.parts.folding import fingerprint, folded
-from langdepth.types import Batch, DepthOutput, DepthResult, InputSpec
+from langdepth.records import Batch, DepthOutput, DepthResult, InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.parts.adapter_losses import AdapterLosses
 from langdepth.parts.adapters import BottleneckAdapter, CoarseMap, Refiner
+from langdepth.records import InputSpec
 from langdepth.systems.clip_system import ClipConfig, ClipSystem, rename, set_quirks
 from langdepth.systems.mirror_training import MirrorTraining, MirrorTrainingConfig, Told
-from langdepth.types import InputSpec
 
 
 @dataclass(frozen=True, kw_only=True)

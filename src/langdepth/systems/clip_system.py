@@ -24,10 +24,10 @@ from torch.nn import functional as F
 from langdepth.backbones.clip import ClipImageTower, DenseMode
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.parts.word_bins import WordBins, WordDepth
+from langdepth.records import DepthOutput, InputSpec
 from langdepth.systems.base import System
 from langdepth.text.prompts import PromptSet, find_prompts
 from langdepth.text.scenes import scene_index
-from langdepth.types import DepthOutput, InputSpec
 
 if TYPE_CHECKING:
     from langdepth.backbones.clip_weights import ClipWeights

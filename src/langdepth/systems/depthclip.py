@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from langdepth.records import DepthOutput
 from langdepth.systems.clip_system import ClipSystem, words_output
-from langdepth.types import DepthOutput
 
 
 class DepthClip(ClipSystem):

@@ -25,12 +25,12 @@ from torch.nn import functional as F
 
 from langdepth import losses
 from langdepth.errors import UsageError
+from langdepth.records import Batch, DepthOutput
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import ClipConfig, enlarge, words_output
 from langdepth.systems.learned_words import LearnedWords
 from langdepth.text.prompts import PromptSet
 from langdepth.text.scenes import SCENES, scene_index
-from langdepth.types import Batch, DepthOutput
 
 if TYPE_CHECKING:
     from langdepth.backbones.clip_weights import ClipWeights

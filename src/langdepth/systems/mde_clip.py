@@ -37,8 +37,8 @@ from langdepth import losses
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.parts.adaptive_bins import AdaptiveBins, WidthNorm
 from langdepth.parts.cross_attention import CrossAttention, split_multihead
+from langdepth.records import Batch, DepthOutput
 from langdepth.systems.clip_system import ClipConfig, ClipSystem, enlarge, rename, words_output
-from langdepth.types import Batch, DepthOutput
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from langdepth.errors import UsageError
 from langdepth.parts.adapter_losses import AdapterLosses, SourceView, adapter_losses
+from langdepth.records import Batch, DepthOutput
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import enlarge
-from langdepth.types import Batch, DepthOutput
 
 
 @dataclass(frozen=True, kw_only=True)

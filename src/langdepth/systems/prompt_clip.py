@@ -27,11 +27,11 @@ from langdepth import losses
 from langdepth.errors import CheckpointError
 from langdepth.parts.upsample import NearestDecoder
 from langdepth.parts.word_bins import WordDepth, thin_channels
+from langdepth.records import Batch, DepthOutput
 from langdepth.systems.clip_system import ClipConfig, enlarge
 from langdepth.systems.learned_words import LearnedWords, describe
 from langdepth.text.learned_prompts import GROUPS
 from langdepth.text.prompts import PromptSet, compose_prompts
-from langdepth.types import Batch, DepthOutput
 
 StageKind = Literal["none", "half", "full", "upsample-2", "upsample-4", "decoder-4", "decoder-5"]
 

@@ -41,13 +41,13 @@ from langdepth.backbones.swin import Swin
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.parts.pixel_decoder import PixelDecoder, PixelFeatures
 from langdepth.parts.query_decoder import QueryDecoder
+from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import rename, set_quirks
 from langdepth.text.caption_features import read_caption_features
 from langdepth.text.encoders import CaptionBank, caption_scene_of_label
 from langdepth.text.scene_table import check_same_clip, encode_scenes, read_scene_table
 from langdepth.text.scenes import CAPTION_SCENES, SCENES, scene_index
-from langdepth.types import Batch, DepthOutput, InputSpec
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SMALLEST = 32  # pixels: one cell of the coarsest map

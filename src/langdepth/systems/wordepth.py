@@ -37,6 +37,7 @@ from langdepth.backbones.swin import PATCH, SIZES, Swin
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.parts.refine import Refine, Up, enlarged
 from langdepth.parts.variational import ConditionalSampler, Gaussian, TextVae, kl_of_noise, kl_of_text
+from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import rename
 from langdepth.text.caption_features import NO_CAPTIONS, Captions, checked_features, read_caption_features
@@ -48,7 +49,6 @@ from langdepth.text.encoders import (
     distilled_encoder,
     packaged_encoder,
 )
-from langdepth.types import Batch, DepthOutput, InputSpec
 
 MULTIPLE = 32
 LEAST_DEPTH = 0.1  # metres; nearer truth is not learned from

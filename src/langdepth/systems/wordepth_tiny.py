@@ -22,11 +22,11 @@ from torch.nn import functional as F
 
 from langdepth.errors import UsageError
 from langdepth.parts.variational import Gaussian
+from langdepth.records import Batch
 from langdepth.systems.clip_system import enlarge
 from langdepth.systems.wordepth import Seen, WorDepth, WorDepthConfig
 from langdepth.text.caption_features import Captions, read_caption_features
 from langdepth.text.encoders import CaptionBank
-from langdepth.types import Batch
 
 CONTRAST = 32.0  # brings the captions' differences to a variance of about 1
 

@@ -11,9 +11,9 @@ from lightning.pytorch.callbacks import Callback
 
 from langdepth.data.feature_cache import FeatureCache
 from langdepth.recipe import Recipe
+from langdepth.records import Batch
 from langdepth.training.module import DepthTraining
 from langdepth.training.stopping import Stopped, Stopping
-from langdepth.types import Batch
 from langdepth.utils.files import atomic_path
 
 

@@ -21,10 +21,10 @@ from langdepth.data.rows import RowDataset
 from langdepth.errors import ImageError
 from langdepth.evaluate import evaluate, judge
 from langdepth.recipe import Recipe
+from langdepth.records import Batch
 from langdepth.report import sheet_row
 from langdepth.training.module import OPTIMISERS, DepthTraining
 from langdepth.training.stopping import Stopping
-from langdepth.types import Batch
 from langdepth.utils.files import atomic_path
 
 SHOWN = ("abs_rel", "rmse", "log10", "delta1")
