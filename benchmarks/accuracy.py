@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from common import parser, write
-from langdepth import protocols
 from langdepth.checkpoint import load
 from langdepth.data.base import open_dataset
 from langdepth.data.rows import RowDataset
-from langdepth.evaluate import evaluate
+from langdepth.evaluation import protocols
+from langdepth.evaluation.evaluate import evaluate
 from langdepth.inference import as_float, infer
 from langdepth.systems.base import System
 

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from common import parser, write
-from langdepth import protocols
 from langdepth.data.base import open_dataset
 from langdepth.data.sample import write_sample
-from langdepth.evaluate import evaluate
+from langdepth.evaluation import protocols
+from langdepth.evaluation.evaluate import evaluate
 from langdepth.records import DepthOutput, InputSpec
 from langdepth.systems.base import System
 

@@ -1472,8 +1472,8 @@ def prepare(folder: Path) -> None:
     import langdepth.cli
     import langdepth.convert
     import langdepth.data.check
-    import langdepth.evaluate
-    import langdepth.matrix
+    import langdepth.evaluation.evaluate
+    import langdepth.evaluation.matrix
     import langdepth.train  # noqa: F401
     from langdepth import registry
 
@@ -1632,7 +1632,7 @@ def child(kind: str, number: int, seed: int, folder: Path) -> dict[str, Any]:
     case = KINDS[kind][0](rng, work)
     if rng.random() < 0.9:  # drawing takes most of an evaluation's time, and of what a case changes it sees nothing
         for name in ("plot_error_by_range", "write_figure"):
-            setattr(sys.modules["langdepth.evaluate"], name, lambda *_, **__: None)
+            setattr(sys.modules["langdepth.evaluation.evaluate"], name, lambda *_, **__: None)
     for stream in (1, 2):
         os.ftruncate(stream, 0)  # what the making of the case said
     (work / "out").mkdir(exist_ok=True)

@@ -37,9 +37,9 @@ from langdepth.errors import (
     is_memory_error,
     nearest,
 )
+from langdepth.evaluation.protocols import Resize, check_window
 from langdepth.io import Picture, read_image
 from langdepth.prediction.words import Words, batch_of, words_per_image
-from langdepth.protocols import Resize, check_window
 from langdepth.records import DepthOutput, DepthResult, Enlarge, Shrink
 from langdepth.text.scenes import scene_index
 

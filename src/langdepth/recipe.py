@@ -11,11 +11,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from langdepth import protocols, registry
+from langdepth import registry
 from langdepth.config import from_mapping, to_mapping
 from langdepth.data.base import layout
 from langdepth.data.transforms import Augmentation
 from langdepth.errors import UsageError, nearest
+from langdepth.evaluation import protocols
 from langdepth.records import WithoutCaption
 
 # Where things lie and how the run is carried out: these may change when a run continues, all other fields may not.
@@ -300,7 +301,7 @@ class TrainSection:
     """Where the trained weights come from, written into them."""
 
     def __post_init__(self) -> None:
-        from langdepth.metrics import METRICS
+        from langdepth.evaluation.metrics import METRICS
 
         protocols.get(self.protocol)
         for monitor in self.monitors:

@@ -2,7 +2,7 @@
 
 Data flow: recipe -> the system as it starts (kept in start.safetensors) -> batches that follow from the seed
 (data/sampling.py) -> losses, AdamW, moving average -> every so many steps resume.ckpt, every so many epochs
-``langdepth.evaluate`` on the validation pictures -> last and best .safetensors.
+``langdepth.evaluation.evaluate`` on the validation pictures -> last and best .safetensors.
 
 What is random in a step follows from (seed, epoch, batch, rank) alone and what a batch holds from (seed, epoch, place):
 a run that was interrupted anywhere and resumed ends with the same weights, bit for bit on a CPU.
@@ -29,7 +29,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from langdepth import protocols, registry
+from langdepth import registry
 from langdepth.checkpoint import load, save
 from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.feature_cache import FeatureCache
@@ -41,7 +41,8 @@ from langdepth.data.sampling import Draws, Sizes, source_weights, training_shape
 from langdepth.data.transforms import TrainTransform
 from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
 from langdepth.errors import CheckpointError, LangdepthError, ShortMemoryError, UsageError, first_line, is_memory_error
-from langdepth.evaluate import require_comparable
+from langdepth.evaluation import protocols
+from langdepth.evaluation.evaluate import require_comparable
 from langdepth.io import file_sha256
 from langdepth.recipe import DataSection, Recipe, TrainSection, read_recipe
 from langdepth.systems.base import System

@@ -9,7 +9,7 @@ import pytest
 
 from langdepth import cli
 from langdepth.commands.protocols import explain
-from langdepth.protocols import PROTOCOLS
+from langdepth.evaluation.protocols import PROTOCOLS
 
 
 def test_list_has_every_protocol_with_its_hash(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from langdepth import protocols
 from langdepth.errors import LangdepthError
-from langdepth.evaluate import evaluate
+from langdepth.evaluation import protocols
+from langdepth.evaluation.evaluate import evaluate
 from langdepth.evaluation.saved import SaveMaps
 from langdepth.records import DepthOutput
 from tests.helpers import FakeSystem
@@ -40,7 +40,7 @@ def plain(value: Any) -> Any:
 
 
 def measure(seeds: list[int]) -> dict[str, Any]:
-    from langdepth.accumulator import DepthMetrics
+    from langdepth.evaluation.accumulator import DepthMetrics
 
     metrics = DepthMetrics()
     for seed in seeds:

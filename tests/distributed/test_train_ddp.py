@@ -16,9 +16,10 @@ import pytest
 import torch
 import yaml
 
-from langdepth import checkpoint, protocols, registry
+from langdepth import checkpoint, registry
 from langdepth.data.base import open_dataset
-from langdepth.evaluate import evaluate
+from langdepth.evaluation import protocols
+from langdepth.evaluation.evaluate import evaluate
 from langdepth.train import read_recipe, train
 from tests.helpers import LEARNER
 

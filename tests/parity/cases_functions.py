@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from langdepth import losses, protocols
-from langdepth.accumulator import DepthMetrics
+from langdepth import losses
 from langdepth.data.nyu_adapters import (
     NyuPicture,
     SelfSupervisedDraws,
@@ -21,10 +20,12 @@ from langdepth.data.nyu_adapters import (
     self_supervised_sample,
     supervised_sample,
 )
-from langdepth.evaluate import judge
+from langdepth.evaluation import protocols
+from langdepth.evaluation.accumulator import DepthMetrics
+from langdepth.evaluation.evaluate import judge
+from langdepth.evaluation.protocols import Protocol
 from langdepth.parts.adapter_losses import AdapterLosses, SourceView, adapter_losses, resize
 from langdepth.parts.view_warp import warp_view
-from langdepth.protocols import Protocol
 from langdepth.recipe import OptimSection
 from langdepth.records import DepthOutput, InputSpec, Sample
 from langdepth.systems.base import System

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from langdepth import losses, protocols
+from langdepth import losses
 from langdepth.backbones.clip_weights import ClipWeights
+from langdepth.evaluation import protocols
 from langdepth.systems.clip_system import enlarge
 from langdepth.systems.mde_clip import MdeLosses, image_losses
 from langdepth.text.clip_text import ClipTextTower, tokenize

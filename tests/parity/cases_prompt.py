@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from langdepth import losses, protocols
-from langdepth.accumulator import DepthMetrics
-from langdepth.evaluate import judge
+from langdepth import losses
+from langdepth.evaluation import protocols
+from langdepth.evaluation.accumulator import DepthMetrics
+from langdepth.evaluation.evaluate import judge
 from langdepth.systems.clip_system import enlarge
 from langdepth.text.learned_prompts import PromptTokenizer, count_added
 from tests.parity.cases_depthclip import official, pictures

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from langdepth import losses, protocols
+from langdepth import losses
 from langdepth.backbones.clip_weights import ClipWeights
 from langdepth.camera import Camera
 from langdepth.data.nyu import scene_label
 from langdepth.data.transforms import Augmentation, TrainTransform, depth_stripe
-from langdepth.evaluate import judge
-from langdepth.metrics import depth_metrics
-from langdepth.protocols import Protocol
+from langdepth.evaluation import protocols
+from langdepth.evaluation.evaluate import judge
+from langdepth.evaluation.metrics import depth_metrics
+from langdepth.evaluation.protocols import Protocol
 from langdepth.records import Sample
 from langdepth.text.clip_text import ClipTextTower, text_features, tokenize
 from langdepth.text.scene_table import PROMPT, encode_scenes

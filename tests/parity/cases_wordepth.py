@@ -12,7 +12,7 @@ from torch import Tensor
 
 from langdepth import losses, registry
 from langdepth.backbones.swin import SIZES, Swin
-from langdepth.metrics import error_sums, metrics_from_sums
+from langdepth.evaluation.metrics import error_sums, metrics_from_sums
 from langdepth.parts.refine import Refiner, enlarged
 from langdepth.parts.variational import Gaussian, kl_of_noise, kl_of_text
 from langdepth.recipe import OptimSection

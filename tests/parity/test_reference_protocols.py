@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from langdepth import protocols
-from langdepth.protocols import PROTOCOLS
+from langdepth.evaluation import protocols
+from langdepth.evaluation.protocols import PROTOCOLS
 from tests.parity.runner import DATA, run_case
 
 CASES = {

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from langdepth.accumulator import DepthMetrics
-from langdepth.metrics import METRICS, align, depth_metrics
+from langdepth.evaluation.accumulator import DepthMetrics
+from langdepth.evaluation.metrics import METRICS, align, depth_metrics
 
 DEPTH = st.floats(min_value=0.001953125, max_value=1000, width=32)
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from langdepth import checkpoint, protocols, registry
+from langdepth import checkpoint, registry
 from langdepth.cli import main
 from langdepth.data.base import open_dataset
 from langdepth.errors import UsageError
-from langdepth.evaluate import judge
+from langdepth.evaluation import protocols
+from langdepth.evaluation.evaluate import judge
 from langdepth.inference import as_float, predict_pictures
 from langdepth.systems.wordepth import WorDepth
 from langdepth.text.caption_features import open_captions

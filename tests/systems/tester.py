@@ -19,10 +19,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from langdepth import checkpoint, protocols, registry
+from langdepth import checkpoint, registry
 from langdepth.config import from_mapping, to_mapping
 from langdepth.errors import UsageError
-from langdepth.evaluate import judge
+from langdepth.evaluation import protocols
+from langdepth.evaluation.evaluate import judge
 from langdepth.inference import infer, to_network_size
 from langdepth.records import Batch, DepthOutput, DepthResult, Enlarge, Sample
 from langdepth.systems.base import System

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from langdepth.boundaries import FARTHEST, boundary_errors, canny
+from langdepth.evaluation.boundaries import FARTHEST, boundary_errors, canny
 
 Depth = npt.NDArray[np.float32]
 SIZE = (40, 60)

@@ -21,7 +21,7 @@ from langdepth import registry
 from langdepth.data import kitti, lists, nyu
 from langdepth.data.base import DATASETS, INCOMPLETE, find_rows, layout, open_dataset
 from langdepth.errors import ImageError, LangdepthError, UsageError
-from langdepth.protocols import PROTOCOLS
+from langdepth.evaluation.protocols import PROTOCOLS
 from langdepth.recipe import read_recipe
 from langdepth.records import Sample
 from langdepth.text.scenes import SCENES

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 import langdepth
-from langdepth import checkpoint, protocols, registry
+from langdepth import checkpoint, registry
 from langdepth.data.base import open_dataset
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.evaluate import evaluate
+from langdepth.evaluation import protocols
+from langdepth.evaluation.evaluate import evaluate
+from langdepth.evaluation.foreign import Predictions
 from langdepth.evaluation.saved import SaveMaps
-from langdepth.foreign import Predictions
 from langdepth.io import read_image
 from langdepth.prediction.ensemble import Ensemble, combine
 from langdepth.records import DepthOutput, DepthResult, InputSpec

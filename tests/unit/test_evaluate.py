@@ -19,15 +19,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from langdepth import protocols
 from langdepth.errors import ImageError, LangdepthError, UsageError
-from langdepth.evaluate import evaluate, judge
+from langdepth.evaluation import protocols
+from langdepth.evaluation.evaluate import evaluate, judge
+from langdepth.evaluation.metrics import METRICS
+from langdepth.evaluation.protocols import Protocol
+from langdepth.evaluation.report import extremes, plot_medians, sheet_row, write_sheet
+from langdepth.evaluation.tally import Tally
 from langdepth.inference import predict_pictures
-from langdepth.metrics import METRICS
-from langdepth.protocols import Protocol
 from langdepth.records import DepthOutput, Sample
-from langdepth.report import extremes, plot_medians, sheet_row, write_sheet
-from langdepth.tally import Tally
 from langdepth.text.scenes import SCENES
 from tests.helpers import FakeConfig, FakeSystem
 

@@ -236,7 +236,7 @@ def train(folder: Path, sample: Path) -> Any:
 
 
 def matrix(folder: Path, sample: Path) -> Any:
-    from langdepth.matrix import Matrix, MatrixData, run_matrix
+    from langdepth.evaluation.matrix import Matrix, MatrixData, run_matrix
 
     return run_matrix(Matrix(data=[MatrixData(root=sample)], systems=("tiny",)), folder)
 

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from langdepth import protocols
 from langdepth.data.base import open_dataset
 from langdepth.data.frame_cache import write_cache
 from langdepth.errors import ImageError, LangdepthError, UsageError
-from langdepth.evaluate import evaluate
-from langdepth.foreign import Foreign, Predictions, ScaleKind, Size, load_transformers, part_of
-from langdepth.matrix import fingerprint, load_system
+from langdepth.evaluation import protocols
+from langdepth.evaluation.evaluate import evaluate
+from langdepth.evaluation.foreign import Foreign, Predictions, ScaleKind, Size, load_transformers, part_of
+from langdepth.evaluation.matrix import fingerprint, load_system
 from langdepth.records import Sample
 from tests import miniatures
 from tests.helpers import write_folder

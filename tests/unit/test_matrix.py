@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from langdepth import paper_numbers, registry
+from langdepth import registry
 from langdepth.errors import CheckpointError, UsageError
-from langdepth.matrix import Matrix, MatrixData, MatrixSystem, fingerprint, read_matrix, run_matrix
-from langdepth.metrics import EXTRA_METRICS, METRICS
-from langdepth.protocols import PROTOCOLS
+from langdepth.evaluation import paper_numbers
+from langdepth.evaluation.matrix import Matrix, MatrixData, MatrixSystem, fingerprint, read_matrix, run_matrix
+from langdepth.evaluation.metrics import EXTRA_METRICS, METRICS
+from langdepth.evaluation.protocols import PROTOCOLS
 from langdepth.records import DepthOutput, InputSpec
 from langdepth.text.captions import Caption, pack
 from tests.helpers import FakeSystem, write_folder
@@ -101,9 +102,9 @@ def test_a_finished_cell_is_not_run_again_unless_something_changed(
     index = root / "index.csv"
     index.write_text(index.read_text().replace("0.001", "0.002"))
     assert runs() > 0
-    monkeypatch.setattr("langdepth.metrics.DEFINITIONS", 1000)
+    monkeypatch.setattr("langdepth.evaluation.metrics.DEFINITIONS", 1000)
     assert runs() > 0
-    monkeypatch.setattr("langdepth.matrix.__version__", "another")
+    monkeypatch.setattr("langdepth.evaluation.matrix.__version__", "another")
     assert runs() > 0
     next((out / "cells").glob("*full-*.json")).write_text("{cut")
     assert runs() > 0

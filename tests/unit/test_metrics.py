@@ -10,9 +10,9 @@ import pytest
 import torch
 from torchmetrics import MetricCollection
 
-from langdepth.accumulator import DepthMetrics
 from langdepth.errors import UsageError
-from langdepth.metrics import (
+from langdepth.evaluation.accumulator import DepthMetrics
+from langdepth.evaluation.metrics import (
     EDGE_RATIOS,
     EXTRA_METRICS,
     METRICS,
@@ -26,7 +26,7 @@ from langdepth.metrics import (
     error_sums,
     range_sums,
 )
-from langdepth.protocols import Alignment
+from langdepth.evaluation.protocols import Alignment
 
 
 def maps(*rows: list[float]) -> torch.Tensor:

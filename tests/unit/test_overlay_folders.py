@@ -11,15 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from langdepth import cli, protocols
+from langdepth import cli
 from langdepth.data import sam
 from langdepth.data.base import open_dataset
 from langdepth.data.overlays import Overlays, with_overlays
 from langdepth.data.sam import overlay_names, write_overlays
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.evaluate import evaluate
-from langdepth.foreign import Predictions
-from langdepth.matrix import Matrix, MatrixData, run_matrix
+from langdepth.evaluation import protocols
+from langdepth.evaluation.evaluate import evaluate
+from langdepth.evaluation.foreign import Predictions
+from langdepth.evaluation.matrix import Matrix, MatrixData, run_matrix
 from langdepth.prediction.inputs import images_below
 from tests import miniatures
 from tests.helpers import FakeSystem, grey, save_picture, write_folder

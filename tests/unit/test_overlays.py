@@ -13,12 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 import langdepth.checkpoint
-from langdepth import cli, protocols
+from langdepth import cli
 from langdepth.data.base import open_dataset
 from langdepth.data.overlays import Overlays
 from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.errors import ImageError, LangdepthError, UsageError
-from langdepth.evaluate import judge
+from langdepth.evaluation import protocols
+from langdepth.evaluation.evaluate import judge
 from langdepth.inference import as_float, infer
 from langdepth.records import DepthOutput
 from tests.helpers import FakeSystem, grey, ramp, save_picture, write_folder

@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langdepth import protocols
 from langdepth.errors import UsageError
-from langdepth.protocols import PROTOCOLS, Protocol
+from langdepth.evaluation import protocols
+from langdepth.evaluation.protocols import PROTOCOLS, Protocol
 
 
 def bounds(window: tuple[slice, slice]) -> tuple[int, int, int, int]:
@@ -226,5 +226,5 @@ def test_unknown_protocol_names_the_nearest() -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, langdepth.protocols; sys.exit('torch' in sys.modules)"
+    code = "import sys, langdepth.evaluation.protocols; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,16 +14,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from langdepth import protocols, viz
+from langdepth import viz
 from langdepth.data.base import open_dataset
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.evaluate import evaluate
+from langdepth.evaluation import protocols
+from langdepth.evaluation.evaluate import evaluate
+from langdepth.evaluation.foreign import Foreign, Predictions, ScaleKind
+from langdepth.evaluation.protocols import Protocol
 from langdepth.evaluation.saved import FORMATS, RECORD, MapStore, SaveMaps
-from langdepth.foreign import Foreign, Predictions, ScaleKind
 from langdepth.io import read_depth
 from langdepth.prediction.names import place_of_key, unique_names
 from langdepth.prediction.options import ColorScale
-from langdepth.protocols import Protocol
 from tests import miniatures
 from tests.helpers import FakeSystem, grey, save_picture, write_folder
 

@@ -588,8 +588,8 @@ class TestRunFolder:
         assert float(last["val/abs_rel"]) == pytest.approx(numbers["abs_rel"], rel=1e-6)
 
     def test_the_numbers_are_those_of_evaluate(self, run: Run, sample_folder: Path) -> None:
-        from langdepth import protocols
-        from langdepth.evaluate import evaluate
+        from langdepth.evaluation import protocols
+        from langdepth.evaluation.evaluate import evaluate
 
         system = checkpoint.load(run(train__protocol="nyu-eigen") / "last.safetensors")
         again = evaluate(

@@ -216,9 +216,9 @@ def test_disparity_and_other_units_show_in_predictions() -> None:
     ("change", "words"), [(lambda d: 1 / d, "disparity"), (lambda d: d * 1000, "times the median")]
 )
 def test_evaluation_warns_of_predictions_of_another_kind(tmp_path: Path, change: Any, words: str) -> None:
-    from langdepth import protocols
-    from langdepth.evaluate import evaluate
-    from langdepth.foreign import Predictions
+    from langdepth.evaluation import protocols
+    from langdepth.evaluation.evaluate import evaluate
+    from langdepth.evaluation.foreign import Predictions
 
     root = folder(tmp_path / "d", *[(SLOPE * 1000).astype(np.uint16)] * 2)
     for i in range(2):

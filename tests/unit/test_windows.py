@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from langdepth import protocols
 from langdepth.camera import Camera
 from langdepth.errors import UsageError
-from langdepth.evaluate import evaluate, judge
-from langdepth.foreign import Predictions
+from langdepth.evaluation import protocols
+from langdepth.evaluation.evaluate import evaluate, judge
+from langdepth.evaluation.foreign import Predictions
 from langdepth.inference import infer, predict_pictures
 from langdepth.records import DepthOutput, DepthResult, InputSpec, Sample
 from langdepth.systems.base import System

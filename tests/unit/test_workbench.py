@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from langdepth import registry, workbench
+from langdepth import registry
 from langdepth.cli import main
 from langdepth.errors import UsageError
+from langdepth.evaluation import workbench
 from langdepth.systems.clip_system import ClipSystem
 
 WORDS = "near,middling,far"

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import scipy.io
 
-from langdepth import protocols
 from langdepth.data import ddad, hypersim
 from langdepth.data.base import find_rows, open_dataset
 from langdepth.data.check import check_dataset
 from langdepth.data.rows import Row
 from langdepth.errors import ImageError, LangdepthError
-from langdepth.evaluate import evaluate
+from langdepth.evaluation import protocols
+from langdepth.evaluation.evaluate import evaluate
 from langdepth.text.scenes import SCENES
 from tests import miniatures
 from tests.helpers import FakeSystem, save_picture

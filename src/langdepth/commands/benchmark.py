@@ -37,7 +37,7 @@ def benchmark(
         dtype: Precision of the networks.
         batch_size: How many pictures of one size go through a network at once.
     """
-    from langdepth.matrix import markdown, read_matrix, run_matrix
+    from langdepth.evaluation.matrix import markdown, read_matrix, run_matrix
 
     content = read_matrix(matrix)
     cells = run_matrix(content, out, device=device, dtype=dtype, batch_size=batch_size)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from langdepth import protocols
 from langdepth.commands._parse import members, run, size
 from langdepth.errors import LangdepthError, UsageError
+from langdepth.evaluation import protocols
 from langdepth.prediction.options import ColorScale, read_formats
 from langdepth.records import WithoutCaption
 
@@ -156,10 +156,10 @@ def evaluate(
     if html is not None:
         _check_writable(html, "--html", ".html")
 
-    from langdepth.evaluate import evaluate as run_evaluation
+    from langdepth.evaluation.evaluate import evaluate as run_evaluation
+    from langdepth.evaluation.foreign import Predictions
+    from langdepth.evaluation.matrix import load_system
     from langdepth.evaluation.saved import FORMATS, SaveMaps
-    from langdepth.foreign import Predictions
-    from langdepth.matrix import load_system
 
     maps = None
     if save is not None or save_dir is not None:

@@ -17,11 +17,11 @@ from tqdm import tqdm
 from langdepth.camera import Camera, parse_intrinsics
 from langdepth.commands._parse import members, run, size
 from langdepth.errors import LangdepthError, UsageError
+from langdepth.evaluation.protocols import check_window
 from langdepth.prediction.background import Background
 from langdepth.prediction.inputs import STDIN, find_images
 from langdepth.prediction.names import unique_names
 from langdepth.prediction.options import ColorScale, read_formats, writer_options
-from langdepth.protocols import check_window
 from langdepth.records import WithoutCaption
 from langdepth.text.prompts import read_changes
 from langdepth.utils.files import LONGEST_NAME, real_path

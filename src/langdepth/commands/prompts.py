@@ -50,8 +50,8 @@ def prompts(
     """
     changes = read_changes(prompts, words, bins)
 
-    from langdepth import workbench
     from langdepth.checkpoint import load
+    from langdepth.evaluation import workbench
     from langdepth.registry import list_systems
 
     # A file holds what it needs for its own words; CLIP weights then only encode others.

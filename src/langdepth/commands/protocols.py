@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from langdepth import protocols
 from langdepth.commands._parse import list_or_show, run
-from langdepth.protocols import PROTOCOLS, Protocol
+from langdepth.evaluation import protocols
+from langdepth.evaluation.protocols import PROTOCOLS, Protocol
 from langdepth.tables import columns
 
 EXAMPLE = "langdepth protocols\nlangdepth protocols show nyu-eigen"

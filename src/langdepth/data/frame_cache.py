@@ -44,8 +44,8 @@ from langdepth.data.rows import (
     true_edges,
 )
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
+from langdepth.evaluation.protocols import Protocol
 from langdepth.io import MAX_PIXELS, Picture
-from langdepth.protocols import Protocol
 from langdepth.utils.files import atomic_path, locked, real_path
 from langdepth.utils.threads import reading_threads
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from langdepth.protocols import Protocol
+from langdepth.evaluation.protocols import Protocol
 from langdepth.records import Sample
 
 SPARSE = 0.3  # below this share of known pixels a depth map counts as sparse (LiDAR)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from langdepth.data.transforms import turned
 from langdepth.errors import ImageError
-from langdepth.protocols import Protocol
+from langdepth.evaluation.protocols import Protocol
 from langdepth.records import Sample
 
 INNER = slice(45, 472), slice(43, 608)  # of a 480 x 640 NYU picture; around it depth is not to be trusted

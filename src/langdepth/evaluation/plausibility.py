@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from langdepth.metrics import Values
-from langdepth.protocols import Alignment
+from langdepth.evaluation.metrics import Values
+from langdepth.evaluation.protocols import Alignment
 
 IMAGES = 20  # the first ones, which show it as well as all
 _PIXELS = 2000  # of each, evenly spaced

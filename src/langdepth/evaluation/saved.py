@@ -1,7 +1,8 @@
 """What an evaluation keeps of each image: its depth map as evaluated, in any format of predictions, and an error map.
 
-Beside the maps lies ``maps.json``, which states system, data and protocol. By it ``langdepth.foreign.Predictions``
-knows which steps the maps have behind them, so that evaluating them again gives the same numbers.
+Beside the maps lies ``maps.json``, which states system, data and protocol. By it
+``langdepth.evaluation.foreign.Predictions`` knows which steps the maps have behind them, so that evaluating them again
+gives the same numbers.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from langdepth.utils.files import LONGEST_NAME, atomic_path
 
 if TYPE_CHECKING:
     from langdepth.data.base import DepthDataset
-    from langdepth.evaluate import Judged
-    from langdepth.protocols import Protocol
+    from langdepth.evaluation.evaluate import Judged
+    from langdepth.evaluation.protocols import Protocol
     from langdepth.records import Sample
 
 RECORD = "maps.json"

@@ -15,14 +15,15 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from torch import distributed
 
-from langdepth import protocols, viz
+from langdepth import viz
 from langdepth.checkpoint import save
 from langdepth.data.rows import RowDataset
 from langdepth.errors import ImageError
-from langdepth.evaluate import evaluate, judge
+from langdepth.evaluation import protocols
+from langdepth.evaluation.evaluate import evaluate, judge
+from langdepth.evaluation.report import sheet_row
 from langdepth.recipe import Recipe
 from langdepth.records import Batch
-from langdepth.report import sheet_row
 from langdepth.training.module import OPTIMISERS, DepthTraining
 from langdepth.training.stopping import Stopping
 from langdepth.utils.files import atomic_path

@@ -58,11 +58,11 @@ class Protocol:
     "system", as the system states it (``InputSpec.enlarge``); "bilinear" puts pixel centres on pixel centres,
     "bilinear-aligned" corners on corners, "bilinear-twice" goes by the size of the stored picture before the frame was
     cut. training_focal: multiply the depth by the camera's focal length over this one, pixels. alignment:
-    fit to the truth, see ``langdepth.metrics.align``. mask_prediction: judge only where the prediction, too, is above
-    min_depth. clamp_prediction: limit the depth to [min_depth, max_depth]. crop: the window that is judged, in pixels
-    of the frame. min_depth, max_depth: metres; a pixel is judged where the truth is known and strictly between the two.
-    min_pixels: skip images with fewer pixels than this to evaluate; None: 10 with an alignment, since a fit to very few
-    pixels is perfect, and 1 without.
+    fit to the truth, see ``langdepth.evaluation.metrics.align``. mask_prediction: judge only where the prediction,
+    too, is above min_depth. clamp_prediction: limit the depth to [min_depth, max_depth]. crop: the window that is
+    judged, in pixels of the frame. min_depth, max_depth: metres; a pixel is judged where the truth is known and
+    strictly between the two. min_pixels: skip images with fewer pixels than this to evaluate; None: 10 with an
+    alignment, since a fit to very few pixels is perfect, and 1 without.
 
     Raises UsageError for values that make no sense.
     """

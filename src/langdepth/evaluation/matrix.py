@@ -18,19 +18,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from langdepth import __version__, checkpoint, metrics, paper_numbers, protocols, registry
+from langdepth import __version__, checkpoint, registry
 from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.base import layout, open_dataset
 from langdepth.data.overlays import with_overlays
 from langdepth.data.rows import RowDataset, made_of
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.evaluate import evaluate
-from langdepth.foreign import PREFIX, Predictions, ScaleKind, load_transformers
-from langdepth.metrics import EXTRA_METRICS, METRICS
+from langdepth.evaluation import metrics, paper_numbers, protocols
+from langdepth.evaluation.evaluate import evaluate
+from langdepth.evaluation.foreign import PREFIX, Predictions, ScaleKind, load_transformers
+from langdepth.evaluation.metrics import EXTRA_METRICS, METRICS
+from langdepth.evaluation.protocols import Alignment, Protocol
+from langdepth.evaluation.report import write_json
 from langdepth.prediction.ensemble import combine
-from langdepth.protocols import Alignment, Protocol
 from langdepth.records import WithoutCaption
-from langdepth.report import write_json
 from langdepth.systems.base import System
 from langdepth.text.cache import add_tensors
 from langdepth.utils.files import atomic_path, locked

@@ -31,16 +31,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_few, first_line
+from langdepth.evaluation.protocols import Frame
 from langdepth.evaluation.saved import DEPTH_ENDS, read_record
 from langdepth.io import read_depth, read_depth16
 from langdepth.prediction.names import names_of, place_of_key
-from langdepth.protocols import Frame
 from langdepth.records import DepthOutput, InputSpec, Sample
 from langdepth.systems.base import System
 from langdepth.utils.network import hub_or_cache
 
 if TYPE_CHECKING:
-    from langdepth.protocols import Protocol as EvaluationProtocol
+    from langdepth.evaluation.protocols import Protocol as EvaluationProtocol
 
 ScaleKind = Literal["metric", "relative", "disparity"]
 Size = tuple[int, int]  # height, width

@@ -23,7 +23,7 @@ from langdepth.utils.files import atomic_path
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from langdepth.evaluate import Judged
+    from langdepth.evaluation.evaluate import Judged
 
 SHEET_ROWS = 2  # pictures each of the best, the median and the worst
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from langdepth.errors import UsageError
-from langdepth.protocols import Alignment
+from langdepth.evaluation.protocols import Alignment
 
 METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
 EXTRA_METRICS = ("abs_diff", "delta0.5", "msle")  # of some papers; reports hold them where their protocol asks for them

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, distributed
 
 from langdepth.errors import LangdepthError
-from langdepth.metrics import (
+from langdepth.evaluation.metrics import (
     EDGE_RATIOS,
     METRICS,
     RANGES,
@@ -35,7 +35,7 @@ from langdepth.metrics import (
 from langdepth.text.scenes import SCENES
 
 if TYPE_CHECKING:
-    from langdepth.evaluate import Judged
+    from langdepth.evaluation.evaluate import Judged
     from langdepth.records import Sample
 
 _MEDIAN_OF = 1 << 12  # evenly spaced pixels of a picture, enough for a point in a plot
@@ -68,7 +68,7 @@ class Tally:
             self._errors += error_histogram(p, t)
             boundaries = _NO_EDGES
             if judged.edges is not None:
-                from langdepth.boundaries import boundary_errors  # SciPy, for the few sets that state edges
+                from langdepth.evaluation.boundaries import boundary_errors  # SciPy, for the few sets that state edges
 
                 boundaries = boundary_errors(prediction[place, 0], judged.edges[place, 0].numpy())
             self._record(index, sample.scene, p, t, boundaries)

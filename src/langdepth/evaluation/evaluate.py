@@ -35,14 +35,10 @@ from langdepth.errors import (
     is_memory_error,
     nearest,
 )
+from langdepth.evaluation.foreign import Predictions
+from langdepth.evaluation.metrics import align, depth_metrics
 from langdepth.evaluation.plausibility import Plausibility
-from langdepth.evaluation.saved import MapStore, SaveMaps
-from langdepth.foreign import Predictions
-from langdepth.inference import DTYPES, infer
-from langdepth.metrics import align, depth_metrics
-from langdepth.prediction.options import AUTOMATIC, ColorScale
-from langdepth.records import Sample
-from langdepth.report import (
+from langdepth.evaluation.report import (
     extremes,
     plot_error_by_range,
     sheet_row,
@@ -51,12 +47,16 @@ from langdepth.report import (
     write_json,
     write_sheet,
 )
-from langdepth.tally import Tally
+from langdepth.evaluation.saved import MapStore, SaveMaps
+from langdepth.evaluation.tally import Tally
+from langdepth.inference import DTYPES, infer
+from langdepth.prediction.options import AUTOMATIC, ColorScale
+from langdepth.records import Sample
 from langdepth.utils.threads import reading_threads
 
 if TYPE_CHECKING:
     from langdepth.data.base import DepthDataset
-    from langdepth.protocols import Protocol
+    from langdepth.evaluation.protocols import Protocol
     from langdepth.systems.base import System
     from langdepth.viz import SheetRow
 
@@ -103,8 +103,8 @@ def evaluate(
     """Score ``system`` on all pictures of ``dataset``; returns the report, a dictionary ready for JSON.
 
     Its keys: system (and the members of an ensemble), dataset, split, images, skipped, protocol (name, hash and every
-    switch), image_mean and pixel_mean (each with ``langdepth.metrics.METRICS`` and the protocol's ``extra_metrics``),
-    by_scene (image means), by_depth
+    switch), image_mean and pixel_mean (each with ``langdepth.evaluation.metrics.METRICS`` and the protocol's
+    ``extra_metrics``), by_scene (image means), by_depth
     (pixel means in ``metrics.RANGES``), edges (``metrics.edge_scores``), boundaries (image means of ``boundary_errors``
     where true edges are stated), seconds. Pictures that cannot be read or have no pixel to judge are skipped with one
     line on stderr. The system gets the picture alone, neither text nor scene, unless the data set was opened with

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from langdepth.metrics import ALL_METRICS, HIGHER_IS_BETTER, SUMS, error_sums, metrics_from_sums
+from langdepth.evaluation.metrics import ALL_METRICS, HIGHER_IS_BETTER, SUMS, error_sums, metrics_from_sums
 
 _PIXEL = "pixel_"
 
