@@ -54,7 +54,7 @@ def fine_tune(options: argparse.Namespace, source: str, folder: Path) -> dict[st
 
     from langdepth.checkpoint import load
     from langdepth.config import load_yaml
-    from langdepth.train import read_recipe, train
+    from langdepth.training.run import read_recipe, train
 
     has_val = write_index(options.root, source, folder / "data")
     recipe = load_yaml(ROOT / "recipes" / "tiny-finetune.yaml")

@@ -39,13 +39,13 @@ from torch.utils.data import DataLoader, Dataset
 from common import parser, write
 from langdepth.data.base import open_dataset
 from langdepth.data.frame_cache import write_cache
-from langdepth.data.loader import TrainingLoader, TrainingSet
 from langdepth.data.rows import Row, RowDataset
-from langdepth.data.sampling import Draw, Draws
 from langdepth.data.synthetic import room
 from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
 from langdepth.records import Sample
+from langdepth.training.loaders import TrainingLoader, TrainingSet
+from langdepth.training.sampling import Draw, Draws
 
 HEIGHT, WIDTH = 480, 640
 ROOMS = 6

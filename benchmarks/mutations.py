@@ -1474,7 +1474,7 @@ def prepare(folder: Path) -> None:
     import langdepth.data.check
     import langdepth.evaluation.evaluate
     import langdepth.evaluation.matrix
-    import langdepth.train  # noqa: F401
+    import langdepth.training.run  # noqa: F401
     from langdepth import registry
 
     class Small(Learner):

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from common import parser, use_threads, write
 
 if TYPE_CHECKING:
-    from langdepth.data.loader import TrainingLoader
     from langdepth.records import Batch
+    from langdepth.training.loaders import TrainingLoader
 
 PLAIN: dict[str, Any] = {"random_crop": False} | dict.fromkeys(
     ("zoom_probability", "rotate_probability", "colour_probability", "grey", "blur"), 0.0
@@ -80,10 +80,10 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
 
     from langdepth import registry
     from langdepth.data.base import open_dataset
-    from langdepth.data.feature_cache import FeatureCache
-    from langdepth.data.loader import TrainingLoader, TrainingSet
-    from langdepth.data.sampling import Draws
     from langdepth.data.transforms import Augmentation, TrainTransform
+    from langdepth.training.features import FeatureCache
+    from langdepth.training.loaders import TrainingLoader, TrainingSet
+    from langdepth.training.sampling import Draws
 
     torch.manual_seed(0)
     system = registry.build(name, SYSTEMS[name])

@@ -20,7 +20,7 @@ from langdepth import checkpoint, registry
 from langdepth.data.base import open_dataset
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate
-from langdepth.train import read_recipe, train
+from langdepth.training.run import read_recipe, train
 from tests.helpers import LEARNER
 
 REPOSITORY = Path(__file__).parents[2]

@@ -10,10 +10,11 @@ import re
 
 import pytest
 
-from langdepth import cli, recipe, registry
+from langdepth import cli, registry
 from langdepth.commands.data import VERBS
 from langdepth.data.base import DATASETS
 from langdepth.evaluation import protocols
+from langdepth.training import recipe
 from tests.docs.things import ROOT
 
 TEXT = (ROOT / "docs" / "coming-from-the-papers.md").read_text(encoding="utf-8")

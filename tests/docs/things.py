@@ -24,13 +24,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from langdepth import recipe, registry
+from langdepth import registry
 from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.data import kitti, nyu
 from langdepth.data.sample import write_sample
 from langdepth.systems import wordepth
 from langdepth.text.scene_table import encode_scenes
 from langdepth.text.scenes import SCENES
+from langdepth.training import recipe
 from tests import miniatures
 from tests.cli.test_caption import save_tiny_model
 from tests.cli.test_recipes import (
@@ -83,7 +84,7 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
         return read(short)
 
     monkeypatch.setattr(recipe, "read_recipe", read_short)
-    monkeypatch.setattr("langdepth.train.read_recipe", read_short)
+    monkeypatch.setattr("langdepth.training.run.read_recipe", read_short)
     monkeypatch.setattr("langdepth.data.sample.write_sample", small_sample)
     monkeypatch.setattr("langdepth.data.sam.load_sam", lambda weights, device=None: halves)
     counts = {"train": len(NYU_TRAIN), "sync": len(NYU_SYNC), "test": len(NYU_TEST)}

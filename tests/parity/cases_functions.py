@@ -26,10 +26,10 @@ from langdepth.evaluation.evaluate import judge
 from langdepth.evaluation.protocols import Protocol
 from langdepth.parts.adapter_losses import AdapterLosses, SourceView, adapter_losses, resize
 from langdepth.parts.view_warp import warp_view
-from langdepth.recipe import OptimSection
 from langdepth.records import DepthOutput, InputSpec, Sample
 from langdepth.systems.base import System
 from langdepth.training.module import rate
+from langdepth.training.recipe import OptimSection
 from tests.parity import unused_losses
 from tests.parity.runner import Compared, Tolerance, subsampled
 

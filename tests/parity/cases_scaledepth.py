@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from langdepth import registry
 from langdepth.backbones.encoders import make_encoder
 from langdepth.inference import infer
-from langdepth.recipe import OptimSection
 from langdepth.records import Batch
 from langdepth.systems.clip_system import rename
 from langdepth.systems.scaledepth import CLIP_MEAN, CLIP_STD, Reading, ScaleDepth
 from langdepth.training.module import rate
+from langdepth.training.recipe import OptimSection
 from tests.parity.runner import Compared, Tolerance
 
 TRUNK = "backbone.clip_model.visual.trunk."

@@ -15,10 +15,10 @@ from langdepth.backbones.swin import SIZES, Swin
 from langdepth.evaluation.metrics import error_sums, metrics_from_sums
 from langdepth.parts.refine import Refiner, enlarged
 from langdepth.parts.variational import Gaussian, kl_of_noise, kl_of_text
-from langdepth.recipe import OptimSection
 from langdepth.records import Batch
 from langdepth.systems.wordepth import Step
 from langdepth.training.module import rate
+from langdepth.training.recipe import OptimSection
 from tests.parity.runner import Compared, Tolerance
 
 FEATURE, DEPTH = Tolerance(atol=1e-4), Tolerance(rtol=1e-4)

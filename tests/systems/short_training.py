@@ -11,9 +11,9 @@ import torch
 
 from langdepth import checkpoint
 from langdepth.data.sample import write_sample
-from langdepth.recipe import read_recipe
 from langdepth.systems.base import System
-from langdepth.train import train
+from langdepth.training.recipe import read_recipe
+from langdepth.training.run import train
 from tests.helpers import logged
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from langdepth import checkpoint, registry
-from langdepth.data.sampling import few_shots
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.systems.base import System
 from langdepth.text.scenes import SCENES
+from langdepth.training.sampling import few_shots
 from tests.systems.test_depthclip import SMALL, WordsTester, with_words
 from tests.systems.tester import totals_of_steps
 

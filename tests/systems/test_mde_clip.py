@@ -15,9 +15,9 @@ from langdepth import checkpoint, cli, registry
 from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.convert import convert
 from langdepth.errors import CheckpointError, UsageError
-from langdepth.recipe import read_recipe
 from langdepth.systems.base import System
 from langdepth.systems.mde_clip import MdeClip
+from langdepth.training.recipe import read_recipe
 from tests.systems.short_training import train_shortly
 from tests.systems.test_depthclip import WordsTester, with_words
 

@@ -20,7 +20,7 @@ from langdepth.inference import as_float, predict_pictures
 from langdepth.systems.wordepth import WorDepth
 from langdepth.text.caption_features import open_captions
 from langdepth.text.captions import Caption, pack
-from langdepth.train import _prepare, read_recipe
+from langdepth.training.run import _prepare, read_recipe
 from tests.helpers import FakeSystem, grey, write_folder
 from tests.miniatures import nyu_sync, published_captions
 

@@ -13,11 +13,11 @@ import torch
 
 from langdepth.cli import main
 from langdepth.data.base import open_dataset
-from langdepth.data.loader import collate
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.text.caption_features import open_captions
 from langdepth.text.captions import Caption, ClipSentences, pack, published_feature, read_captions
 from langdepth.text.clip_text import text_features
+from langdepth.training.loaders import collate
 from tests.helpers import write_folder
 from tests.miniatures import published_captions
 

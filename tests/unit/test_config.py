@@ -11,7 +11,7 @@ import yaml
 
 from langdepth.config import from_mapping, load_yaml, parse_yaml, to_mapping
 from langdepth.errors import UsageError
-from langdepth.recipe import DataSection
+from langdepth.training.recipe import DataSection
 
 
 @dataclass(frozen=True, kw_only=True)

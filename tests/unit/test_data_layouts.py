@@ -19,9 +19,9 @@ from langdepth.data.hold_out import group_name, held_back
 from langdepth.data.lists import shipped
 from langdepth.data.rows import Row
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.recipe import read_recipe
 from langdepth.text.scenes import SCENES
-from langdepth.train import train
+from langdepth.training.recipe import read_recipe
+from langdepth.training.run import train
 from langdepth.training.sets import open_sets
 from tests import miniatures
 from tests.helpers import LEARNER, FakeSystem, Run, write_folder

@@ -22,10 +22,10 @@ from langdepth.data import kitti, lists, nyu
 from langdepth.data.base import DATASETS, INCOMPLETE, find_rows, layout, open_dataset
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluation.protocols import PROTOCOLS
-from langdepth.recipe import read_recipe
 from langdepth.records import Sample
 from langdepth.text.scenes import SCENES
-from langdepth.train import train
+from langdepth.training.recipe import read_recipe
+from langdepth.training.run import train
 from tests import miniatures
 from tests.helpers import LEARNER, FakeSystem, Run, ramp, save_picture
 from tests.miniatures import MINIATURES, Builder, depth, each, save_depth

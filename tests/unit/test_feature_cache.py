@@ -18,14 +18,14 @@ from torch import Tensor
 
 from langdepth import registry
 from langdepth.data.base import open_dataset
-from langdepth.data.feature_cache import FeatureCache
-from langdepth.data.loader import TrainingSet, collate
-from langdepth.data.sampling import Draw
 from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.errors import ImageError, LangdepthError, UsageError
-from langdepth.recipe import read_recipe
 from langdepth.systems.base import System
-from langdepth.train import train
+from langdepth.training.features import FeatureCache
+from langdepth.training.loaders import TrainingSet, collate
+from langdepth.training.recipe import read_recipe
+from langdepth.training.run import train
+from langdepth.training.sampling import Draw
 from tests.helpers import LEARNER
 from tests.systems.test_depthclip import with_words
 

@@ -228,8 +228,8 @@ class TestLocked:
 
 
 def train(folder: Path, sample: Path) -> Any:
-    from langdepth.recipe import read_recipe
-    from langdepth.train import train
+    from langdepth.training.recipe import read_recipe
+    from langdepth.training.run import train
 
     content = {"system": {"name": "tiny"}, "data": {"root": str(sample)}, "train": {"out": str(folder)}}
     return train(read_recipe(content))

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from langdepth.data.base import open_dataset
-from langdepth.data.loader import TrainingLoader, TrainingSet, _Places, collate
-from langdepth.data.sampling import Draw, Draws, Sizes, training_shapes
 from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.records import Batch, InputSpec, Sample
+from langdepth.training.loaders import TrainingLoader, TrainingSet, _Places, collate
+from langdepth.training.sampling import Draw, Draws, Sizes, training_shapes
 from tests.helpers import write_folder
 
 SPEC = InputSpec(area=32 * 32, multiple_of=16)
@@ -126,7 +126,7 @@ def test_python_ends_although_an_epoch_was_broken_off(tmp_path: Path) -> None:
     program = """if True:
         import sys
         from langdepth.data.base import open_dataset
-        from langdepth.data.loader import TrainingSet
+        from langdepth.training.loaders import TrainingSet
         from langdepth.data.transforms import Augmentation, TrainTransform
         from tests.unit.test_loader import loader
 

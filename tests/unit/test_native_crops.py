@@ -12,12 +12,12 @@ from torch import Tensor
 
 from langdepth import checkpoint, registry
 from langdepth.data.base import open_dataset
-from langdepth.data.sampling import Sizes
 from langdepth.data.transforms import Augmentation, TrainTransform, depth_stripe
 from langdepth.errors import UsageError
-from langdepth.recipe import Recipe, read_recipe
 from langdepth.records import InputSpec, Sample
-from langdepth.train import train
+from langdepth.training.recipe import Recipe, read_recipe
+from langdepth.training.run import train
+from langdepth.training.sampling import Sizes
 from tests.helpers import LEARNER
 
 OFF: dict[str, Any] = {field.name: 0.0 for field in fields(Augmentation)} | {"zoom": 1.0, "random_crop": True}

@@ -12,10 +12,10 @@ from PIL import Image, ImageOps
 from langdepth.camera import turned_upright
 from langdepth.data.base import open_dataset
 from langdepth.data.rows import read_pair
-from langdepth.data.sampling import Sizes, training_shapes
 from langdepth.errors import ImageError
 from langdepth.io import read_image, read_size
 from langdepth.records import InputSpec
+from langdepth.training.sampling import Sizes, training_shapes
 from tests.helpers import Run, ramp, save_picture
 
 WIDTH, HEIGHT = 128, 96

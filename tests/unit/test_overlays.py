@@ -187,8 +187,8 @@ def test_the_command_says_what_is_missing(photos: Path, capsys: pytest.CaptureFi
 
 
 def test_training_asks_for_every_one_before_it_starts(folder: Path) -> None:
-    from langdepth.recipe import read_recipe
-    from langdepth.train import train
+    from langdepth.training.recipe import read_recipe
+    from langdepth.training.run import train
 
     with (folder / "index.csv").open("a", newline="") as file:
         csv.writer(file).writerow(["3.png", "0_depth.png", "0.001", ""])

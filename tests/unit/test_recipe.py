@@ -12,7 +12,7 @@ import yaml
 
 from langdepth.config import load_yaml, to_mapping
 from langdepth.errors import UsageError
-from langdepth.recipe import CIRCUMSTANCES, DataSection, Recipe, read_recipe
+from langdepth.training.recipe import CIRCUMSTANCES, DataSection, Recipe, read_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from langdepth.data.base import open_dataset
-from langdepth.data.sampling import Draw, Draws, Sizes, source_weights, training_shapes
 from langdepth.errors import ImageError, UsageError
 from langdepth.records import InputSpec
+from langdepth.training.sampling import Draw, Draws, Sizes, source_weights, training_shapes
 from tests.helpers import write_folder
 
 SPEC = InputSpec(area=32 * 32, multiple_of=16)

@@ -14,10 +14,10 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 
-from langdepth import train as training
-from langdepth.data.loader import TrainingSet
 from langdepth.errors import ImageError, LangdepthError
+from langdepth.training import run as training
 from langdepth.training import stopping, validation
+from langdepth.training.loaders import TrainingSet
 from langdepth.training.stopping import Stopped, Stopping
 from langdepth.utils.threads import reading_threads
 from tests.helpers import Learner

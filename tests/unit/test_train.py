@@ -22,18 +22,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-import langdepth.train
+import langdepth.training.run
 from langdepth import checkpoint, registry
 from langdepth.data.base import open_dataset
 from langdepth.data.rows import RowDataset
 from langdepth.errors import CheckpointError, LangdepthError, NonFiniteLossError, UsageError
 from langdepth.io import file_sha256
-from langdepth.recipe import OptimSection, read_recipe
 from langdepth.systems.base import System
-from langdepth.train import train
 from langdepth.training import validation
 from langdepth.training.average import MovingAverage
 from langdepth.training.module import DepthTraining, rate
+from langdepth.training.recipe import OptimSection, read_recipe
+from langdepth.training.run import train
 from tests.helpers import LEARNER, Learner
 from tests.systems.test_tiny import CAPTIONS
 from tests.systems.test_tiny import CLIP_FEATURES as TEXT_COLUMNS
@@ -260,7 +260,7 @@ class TestResume:
             loaded.append(name)
             return checkpoint.load(name)
 
-        monkeypatch.setattr(langdepth.train, "load", load)
+        monkeypatch.setattr(langdepth.training.run, "load", load)
         monkeypatch.setattr(checkpoint.registry, "build", lambda *_: Learner())
         folder = run(resume=True)
         assert loaded == [str(folder / "start.safetensors")]

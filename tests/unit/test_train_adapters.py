@@ -16,8 +16,8 @@ from langdepth import checkpoint
 from langdepth.config import load_yaml
 from langdepth.data.sample import write_sample
 from langdepth.errors import ImageError, UsageError
-from langdepth.recipe import read_recipe
-from langdepth.train import train
+from langdepth.training.recipe import read_recipe
+from langdepth.training.run import train
 from tests.helpers import logged
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -8,9 +8,9 @@ import torch
 
 from langdepth.data.wordepth_pictures import INNER, RULES, Draws, WorDepthTransform, training_sample
 from langdepth.errors import ImageError
-from langdepth.recipe import DataSection
 from langdepth.records import Sample
-from langdepth.train import _transform
+from langdepth.training.recipe import DataSection
+from langdepth.training.run import _transform
 from tests.helpers import FakeSystem
 
 NYU, KITTI = RULES["wordepth-nyu"], RULES["wordepth-kitti"]

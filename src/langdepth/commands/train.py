@@ -34,10 +34,10 @@ def main(arguments: Sequence[str]) -> int:
         content = load_yaml(config)
         for key, value in overrides.items():
             _set(content, key, value)
-        from langdepth.recipe import read_recipe
+        from langdepth.training.recipe import read_recipe
 
         recipe = read_recipe(content)  # mistakes show before the slow import
-        from langdepth.train import train as run_recipe
+        from langdepth.training.run import train as run_recipe
 
         run_recipe(recipe, resume=resume)
         return 0

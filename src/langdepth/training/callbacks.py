@@ -9,10 +9,10 @@ from typing import Any, cast
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from langdepth.data.feature_cache import FeatureCache
-from langdepth.recipe import Recipe
 from langdepth.records import Batch
+from langdepth.training.features import FeatureCache
 from langdepth.training.module import DepthTraining
+from langdepth.training.recipe import Recipe
 from langdepth.training.stopping import Stopped, Stopping
 from langdepth.utils.files import atomic_path
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, distributed
 
 from langdepth.errors import NonFiniteLossError
-from langdepth.recipe import OptimSection, Recipe
 from langdepth.records import Batch
 from langdepth.systems.base import System
 from langdepth.training.average import MovingAverage
+from langdepth.training.recipe import OptimSection, Recipe
 
 NAMED = 8  # offending pictures named in a message
 OPTIMISERS = {"adamw": "AdamW", "sgd": "SGD"}

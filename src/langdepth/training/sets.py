@@ -8,9 +8,9 @@ from functools import partial
 from langdepth.data.base import find_rows, keep, layout, open_dataset
 from langdepth.data.hold_out import held_back
 from langdepth.data.rows import Row, RowDataset
-from langdepth.data.sampling import few_shots
-from langdepth.recipe import DataSection
 from langdepth.text.caption_features import open_captions
+from langdepth.training.recipe import DataSection
+from langdepth.training.sampling import few_shots
 
 
 def open_sets(data: DataSection) -> tuple[RowDataset, RowDataset]:

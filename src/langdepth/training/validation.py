@@ -22,9 +22,9 @@ from langdepth.errors import ImageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate, judge
 from langdepth.evaluation.report import sheet_row
-from langdepth.recipe import Recipe
 from langdepth.records import Batch
 from langdepth.training.module import OPTIMISERS, DepthTraining
+from langdepth.training.recipe import Recipe
 from langdepth.training.stopping import Stopping
 from langdepth.utils.files import atomic_path
 

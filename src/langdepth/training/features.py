@@ -25,12 +25,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from langdepth import __version__
-from langdepth.data.loader import TrainingSet
-from langdepth.data.sampling import Draw
 from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_few
 from langdepth.records import Batch
 from langdepth.systems.base import System
 from langdepth.text.cache import add_tensors, cache_folder, content_key
+from langdepth.training.loaders import TrainingSet
+from langdepth.training.sampling import Draw
 from langdepth.utils.files import write_tensors
 from langdepth.utils.tensors import read_safetensors, require_finite
 from langdepth.utils.threads import reading_threads

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from langdepth.data.rows import RowDataset
-from langdepth.data.sampling import Draw, Draws
 from langdepth.errors import ImageError, LangdepthError, first_line
 from langdepth.records import Batch, Sample
+from langdepth.training.sampling import Draw, Draws
 
 PREFETCHED = 2  # batches that each worker makes ahead
 HELD = 3  # batches that the trainer looks at: the one at work, the one before and the one after

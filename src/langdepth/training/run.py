@@ -32,25 +32,25 @@ from lightning.pytorch.utilities import rank_zero_only
 from langdepth import registry
 from langdepth.checkpoint import load, save
 from langdepth.config import from_mapping, load_yaml, to_mapping
-from langdepth.data.feature_cache import FeatureCache
-from langdepth.data.loader import TrainingLoader, TrainingSet, Transform
 from langdepth.data.nyu_adapters import NyuAdapterTransform
 from langdepth.data.overlays import with_overlays
 from langdepth.data.rows import RowDataset
-from langdepth.data.sampling import Draws, Sizes, source_weights, training_shapes
 from langdepth.data.transforms import TrainTransform
 from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
 from langdepth.errors import CheckpointError, LangdepthError, ShortMemoryError, UsageError, first_line, is_memory_error
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import require_comparable
 from langdepth.io import file_sha256
-from langdepth.recipe import DataSection, Recipe, TrainSection, read_recipe
 from langdepth.systems.base import System
 from langdepth.text.caption_features import Captions
 from langdepth.training.callbacks import FillFeatures, ResumePoint
 from langdepth.training.checkpoint_io import PlainCheckpointIO
+from langdepth.training.features import FeatureCache
+from langdepth.training.loaders import TrainingLoader, TrainingSet, Transform
 from langdepth.training.logs import Bar, PlainProgress, loggers
 from langdepth.training.module import DepthTraining
+from langdepth.training.recipe import DataSection, Recipe, TrainSection, read_recipe
+from langdepth.training.sampling import Draws, Sizes, source_weights, training_shapes
 from langdepth.training.sets import open_sets
 from langdepth.training.stopping import Stopped, Stopping
 from langdepth.training.validation import KeepWeights, Validation
