@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 from common import parser, write
-from langdepth.checkpoint import load
 from langdepth.data.base import open_dataset
 from langdepth.data.rows import RowDataset
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate
 from langdepth.inference import as_float, infer
 from langdepth.systems.base import System
+from langdepth.weights.checkpoint import load
 
 LIDAR_SCALE = 1 / 256
 SHOWN = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10", "silog")

@@ -34,7 +34,7 @@ def main() -> None:
 
     import torch
 
-    from langdepth.checkpoint import load
+    from langdepth.weights.checkpoint import load
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the weights are random on purpose

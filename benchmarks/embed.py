@@ -2,7 +2,7 @@
 
     python benchmarks/embed.py runs/tiny/best.safetensors accuracy.json
 
-Writes src/langdepth/weights/NAME.safetensors and its model card; prints the sha256 for the registry.
+Writes src/langdepth/models/NAME.safetensors and its model card; prints the sha256 for the registry.
 ``accuracy.json`` is what benchmarks/accuracy.py wrote for these weights.
 """
 
@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from langdepth import registry
-from langdepth.checkpoint import load, save
 from langdepth.io import file_sha256
+from langdepth.weights.checkpoint import load, save
 
 LARGEST = {"tiny": 25_000_000, "wordepth-tiny": 15_000_000}  # bytes
 WEAKNESSES = {

@@ -52,9 +52,9 @@ def fine_tune(options: argparse.Namespace, source: str, folder: Path) -> dict[st
     """Train on one source; abs_rel before, at its best and at the end."""
     import yaml
 
-    from langdepth.checkpoint import load
     from langdepth.config import load_yaml
     from langdepth.training.run import read_recipe, train
+    from langdepth.weights.checkpoint import load
 
     has_val = write_index(options.root, source, folder / "data")
     recipe = load_yaml(ROOT / "recipes" / "tiny-finetune.yaml")

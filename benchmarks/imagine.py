@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from langdepth.checkpoint import load
 from langdepth.data.base import open_dataset
 from langdepth.imagination import imagine
+from langdepth.weights.checkpoint import load
 
 
 def main() -> None:

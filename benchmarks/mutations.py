@@ -1468,13 +1468,6 @@ def prepare(folder: Path) -> None:
     from PIL import Image
     from tests.helpers import Learner
 
-    import langdepth.checkpoint
-    import langdepth.cli
-    import langdepth.convert
-    import langdepth.data.check
-    import langdepth.evaluation.evaluate
-    import langdepth.evaluation.matrix
-    import langdepth.training.run  # noqa: F401
     from langdepth import registry
 
     class Small(Learner):

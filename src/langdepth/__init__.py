@@ -16,16 +16,16 @@ __all__ = ["Camera", "DepthResult", "__version__", "list_systems", "load", "pred
 
 if TYPE_CHECKING:
     from langdepth.camera import Camera
-    from langdepth.checkpoint import load
     from langdepth.inference import predict
     from langdepth.records import DepthResult
     from langdepth.registry import list_systems
+    from langdepth.weights.checkpoint import load
 
 _LAZY = {
     "Camera": "langdepth.camera",
     "DepthResult": "langdepth.records",
     "list_systems": "langdepth.registry",
-    "load": "langdepth.checkpoint",
+    "load": "langdepth.weights.checkpoint",
     "predict": "langdepth.inference",
 }
 

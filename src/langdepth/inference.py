@@ -78,7 +78,7 @@ def predict(
 @lru_cache(maxsize=2)
 def _loaded(names: tuple[str, ...], modified: tuple[int, ...]) -> System:
     """``modified`` makes a file that was written again a new entry."""
-    from langdepth.checkpoint import load
+    from langdepth.weights.checkpoint import load
 
     return load(names[0] if len(names) == 1 else names)
 

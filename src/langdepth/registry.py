@@ -12,14 +12,14 @@ from langdepth.errors import UsageError, nearest
 if TYPE_CHECKING:
     from langdepth.systems.base import System
 
-WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+MODELS_FOLDER = Path(__file__).parent / "models"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightRecord:
     """Where weights come from and what may be done with them.
 
-    ``file`` is relative to the package's ``weights`` folder; an empty ``sha256`` means not yet published.
+    ``file`` is relative to the package's ``models`` folder; an empty ``sha256`` means not yet published.
     """
 
     file: str
@@ -30,7 +30,7 @@ class WeightRecord:
     @property
     def path(self) -> Path:
         """Where the file lies in the installed package."""
-        return WEIGHTS_FOLDER / self.file
+        return MODELS_FOLDER / self.file
 
 
 @dataclass(frozen=True, kw_only=True)

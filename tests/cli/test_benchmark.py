@@ -49,7 +49,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         system.scale.data.fill_(1 if name == "tiny" else 2)
         return system
 
-    monkeypatch.setattr("langdepth.checkpoint.load", load)
+    monkeypatch.setattr("langdepth.weights.checkpoint.load", load)
     MINIATURES["ibims1"]["published"](tmp_path / "ibims", monkeypatch)
     MINIATURES["kitti"]["raw"](tmp_path / "kitti", monkeypatch)
     write_folder(tmp_path / "rooms", [{}, {}])
@@ -124,7 +124,7 @@ def test_without_a_single_number_the_exit_code_is_1(place: Path, command: Run) -
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     place: Path, monkeypatch: pytest.MonkeyPatch, command: Run
 ) -> None:
-    monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: pytest.fail("began to work"))
+    monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: pytest.fail("began to work"))
     code, _, err = command("benchmark", "matrix.yaml", "--out", "matrix.yaml")
     assert (code, len(err.splitlines())) == (1, 1)
     assert "matrix.yaml" in err

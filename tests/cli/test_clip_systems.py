@@ -14,10 +14,11 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from langdepth import checkpoint, registry
+from langdepth import registry
 from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.data.sample import write_sample
 from langdepth.systems.base import System
+from langdepth.weights import checkpoint
 from tests.helpers import Run, logged, ramp, save_picture
 from tests.unit.test_clip_weights import LAYOUTS, write_openai, write_state_dict
 

@@ -37,7 +37,7 @@ def write_index(*rows: str) -> None:
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> Run:
     """Run the command in an empty folder with the fake system and four pictures; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: FakeSystem())
+    monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: FakeSystem())
     write_index(
         write_pair("a"), write_pair("b", 1.1), write_pair("c", 2.0, source="car"), write_pair("d", 3.0, split="train")
     )
@@ -179,7 +179,7 @@ def test_unwritable_places_are_refused_before_the_work(
     Path("closed").mkdir(mode=0o500)
     if os.access("closed", os.W_OK):  # root may write anywhere
         monkeypatch.setattr(os, "access", lambda path, mode: str(path) != "closed")
-    monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: pytest.fail("began to work"))
+    monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: pytest.fail("began to work"))
     if "/" in place:
         place += ".json" if option == "out" else ".html"
     code, _, err = run(out=place) if option == "out" else run("--html", place)

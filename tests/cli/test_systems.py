@@ -32,14 +32,14 @@ def test_list_tells_embedded_from_missing_weights(
     bare = registry.Entry(name="bare", target=entry.target, summary="without weights", paper="none")
     packed = registry.Entry(name="packed", target=entry.target, summary="packed", paper="none", weights=record)
     monkeypatch.setattr(registry, "REGISTRY", {"bare": bare, "packed": packed})
-    monkeypatch.setattr(registry, "WEIGHTS_FOLDER", tmp_path)
+    monkeypatch.setattr(registry, "MODELS_FOLDER", tmp_path)
 
     def status() -> list[str]:
         assert main(["systems"]) == 0
         return [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]]
 
     assert status() == ["none", "missing"]
-    (registry.WEIGHTS_FOLDER / "there.safetensors").touch()
+    (registry.MODELS_FOLDER / "there.safetensors").touch()
     assert status() == ["none", "embedded"]
 
 

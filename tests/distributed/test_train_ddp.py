@@ -16,11 +16,12 @@ import pytest
 import torch
 import yaml
 
-from langdepth import checkpoint, registry
+from langdepth import registry
 from langdepth.data.base import open_dataset
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate
 from langdepth.training.run import read_recipe, train
+from langdepth.weights import checkpoint
 from tests.helpers import LEARNER
 
 REPOSITORY = Path(__file__).parents[2]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from langdepth import checkpoint
 from langdepth.data.sample import write_sample
 from langdepth.systems.base import System
 from langdepth.training.recipe import read_recipe
 from langdepth.training.run import train
+from langdepth.weights import checkpoint
 from tests.helpers import logged
 
 

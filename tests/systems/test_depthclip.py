@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from langdepth import checkpoint, registry
+from langdepth import registry
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.systems.base import System
 from langdepth.systems.depthclip import DepthClip
 from langdepth.text.prompts import PROMPT_SETS, PromptSet, find_prompts, read_changes
+from langdepth.weights import checkpoint
 from tests.helpers import LEARNER
 from tests.systems.tester import SystemTester
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from langdepth import checkpoint, registry
+from langdepth import registry
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.systems.base import System
 from langdepth.text.scenes import SCENES
 from langdepth.training.sampling import few_shots
+from langdepth.weights import checkpoint
 from tests.systems.test_depthclip import SMALL, WordsTester, with_words
 from tests.systems.tester import totals_of_steps
 

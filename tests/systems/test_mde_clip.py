@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from langdepth import checkpoint, cli, registry
+from langdepth import cli, registry
 from langdepth.backbones.clip_weights import find_clip_weights
-from langdepth.convert import convert
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.systems.base import System
 from langdepth.systems.mde_clip import MdeClip
 from langdepth.training.recipe import read_recipe
+from langdepth.weights import checkpoint
+from langdepth.weights.convert import convert
 from tests.systems.short_training import train_shortly
 from tests.systems.test_depthclip import WordsTester, with_words
 

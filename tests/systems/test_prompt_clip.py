@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from langdepth import checkpoint, registry
-from langdepth.convert import convert
+from langdepth import registry
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.systems.base import System
 from langdepth.text.clip_text import ClipTextTower, tokenize
 from langdepth.text.learned_prompts import LearnedPrompts, PromptTokenizer, count_added
 from langdepth.text.prompts import PromptSet, compose_prompts
+from langdepth.weights import checkpoint
+from langdepth.weights.convert import convert
 from tests.systems.test_depthclip import SMALL, WordsTester
 from tests.systems.tester import totals_of_steps
 

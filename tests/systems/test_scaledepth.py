@@ -13,13 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from langdepth import checkpoint, cli, registry
+from langdepth import cli, registry
 from langdepth.backbones.clip_weights import find_clip_weights
-from langdepth.convert import convert
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.systems.base import System
 from langdepth.text.scene_table import encode_scenes, write_scene_table
 from langdepth.text.scenes import CAPTION_SCENES, SCENES
+from langdepth.weights import checkpoint
+from langdepth.weights.convert import convert
 from tests.systems.short_training import train_shortly
 from tests.systems.tester import SystemTester
 

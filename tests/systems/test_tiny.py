@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from langdepth import checkpoint, registry
+from langdepth import registry
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.systems.base import System
 from langdepth.systems.tiny import CLIP_FEATURES, Tiny
 from langdepth.text.encoders import words_of
 from langdepth.text.scenes import CAPTION_SCENES, scene_index
+from langdepth.weights import checkpoint
 from tests.systems.tester import SystemTester
 
 CAPTIONS = [

@@ -14,10 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from langdepth import checkpoint, cli, registry
+from langdepth import cli, registry
 from langdepth.backbones.swin import SIZES, Swin
 from langdepth.config import to_mapping
-from langdepth.convert import convert
 from langdepth.errors import CheckpointError, LangdepthError, UsageError
 from langdepth.parts.variational import Gaussian, kl_of_noise
 from langdepth.records import Batch
@@ -25,6 +24,8 @@ from langdepth.systems.base import System
 from langdepth.systems.wordepth import OFFICIAL, Seen, WorDepth
 from langdepth.text.encoders import words_of
 from langdepth.text.scenes import SCENES
+from langdepth.weights import checkpoint
+from langdepth.weights.convert import convert
 from tests.systems.tester import SystemTester, totals_of_steps
 
 FEATURES = 32

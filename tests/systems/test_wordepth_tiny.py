@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from langdepth import registry
-from langdepth.checkpoint import load
 from langdepth.errors import UsageError
 from langdepth.imagination import imagine
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import enlarge
 from langdepth.systems.wordepth_tiny import WorDepthTiny
+from langdepth.weights.checkpoint import load
 from tests.systems.test_wordepth import SMALL, WorDepthTester
 
 TINY: dict[str, Any] = {**SMALL, "encoder": "efficientnet-lite0", "frozen": 7, "directions": 3}

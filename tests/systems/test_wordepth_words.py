@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from langdepth import checkpoint, registry
+from langdepth import registry
 from langdepth.cli import main
 from langdepth.data.base import open_dataset
 from langdepth.errors import UsageError
@@ -21,6 +21,7 @@ from langdepth.systems.wordepth import WorDepth
 from langdepth.text.caption_features import open_captions
 from langdepth.text.captions import Caption, pack
 from langdepth.training.run import _prepare, read_recipe
+from langdepth.weights import checkpoint
 from tests.helpers import FakeSystem, grey, write_folder
 from tests.miniatures import nyu_sync, published_captions
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from langdepth import checkpoint, registry
+from langdepth import registry
 from langdepth.config import from_mapping, to_mapping
 from langdepth.errors import UsageError
 from langdepth.evaluation import protocols
@@ -28,6 +28,7 @@ from langdepth.inference import infer, to_network_size
 from langdepth.records import Batch, DepthOutput, DepthResult, Enlarge, Sample
 from langdepth.systems.base import System
 from langdepth.text.scenes import SCENES
+from langdepth.weights import checkpoint
 
 Words = dict[str, Any]
 TRAINING = {

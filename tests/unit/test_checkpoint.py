@@ -19,10 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from langdepth import checkpoint, registry
+from langdepth import registry
 from langdepth.errors import CheckpointError, LangdepthError, MissingCheckpointError, UsageError
 from langdepth.records import DepthOutput, InputSpec
 from langdepth.systems.base import System
+from langdepth.weights import checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ def _toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     record = registry.WeightRecord(file="packed.safetensors", sha256="", licence="test licence", source="a test")
     entries = (toy_entry("toy"), toy_entry("packed-toy", weights=record))
     monkeypatch.setattr(registry, "REGISTRY", {entry.name: entry for entry in entries})
-    monkeypatch.setattr(registry, "WEIGHTS_FOLDER", tmp_path / "weights")
+    monkeypatch.setattr(registry, "MODELS_FOLDER", tmp_path / "weights")
     monkeypatch.setattr(registry.Entry, "system_class", lambda self: Toy)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
 

@@ -34,7 +34,7 @@ from tests.miniatures import MINIATURES, Builder, depth, each, save_depth
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, command: Run) -> Run:
     """Run a command line; returns exit code, stdout, stderr."""
-    monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: FakeSystem())
+    monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: FakeSystem())
     return command
 
 

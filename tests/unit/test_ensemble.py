@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import langdepth
-from langdepth import checkpoint, registry
+from langdepth import registry
 from langdepth.data.base import open_dataset
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluation import protocols
@@ -23,6 +23,7 @@ from langdepth.io import read_image
 from langdepth.prediction.ensemble import Ensemble, combine
 from langdepth.records import DepthOutput, DepthResult, InputSpec
 from langdepth.systems.base import System
+from langdepth.weights import checkpoint
 from tests.helpers import LEARNER, FakeConfig, FakeSystem, Learner, Run, ramp, save_picture, write_folder
 
 
@@ -162,7 +163,7 @@ def test_commands_take_several_systems(
     def load(name: Any, **options: Any) -> System:
         return systems[name] if isinstance(name, str) else combine([systems[one] for one in name])
 
-    monkeypatch.setattr("langdepth.checkpoint.load", load)
+    monkeypatch.setattr("langdepth.weights.checkpoint.load", load)
     code, _, err = command("predict", "a.png", "--system", "one", "--system", "two", "--save", "npz")
     assert (code, err) == (0, "")
     with np.load("depth/a.npz") as content:

@@ -35,7 +35,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> FakeSystem:
             raise CheckpointError("no trained\nweights")
         return system
 
-    monkeypatch.setattr("langdepth.checkpoint.load", load)
+    monkeypatch.setattr("langdepth.weights.checkpoint.load", load)
     return system
 
 
@@ -235,7 +235,7 @@ def test_without_systems_all_are_meant(tmp_path: Path) -> None:
 
 
 def test_nothing_is_loaded_for_data_sets_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("langdepth.checkpoint.load", lambda name, **options: pytest.fail("was loaded"))
+    monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: pytest.fail("was loaded"))
     cells = run_matrix(matrix_of(tmp_path / "nowhere", "tiny", "depthclip"), tmp_path / "out", say=quiet)
     assert [cell["why"] for cell in cells] == [f"{tmp_path / 'nowhere'}: no such folder"] * 2
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from langdepth import checkpoint, registry
+from langdepth import registry
 from langdepth.data.base import open_dataset
 from langdepth.data.transforms import Augmentation, TrainTransform, depth_stripe
 from langdepth.errors import UsageError
@@ -18,6 +18,7 @@ from langdepth.records import InputSpec, Sample
 from langdepth.training.recipe import Recipe, read_recipe
 from langdepth.training.run import train
 from langdepth.training.sampling import Sizes
+from langdepth.weights import checkpoint
 from tests.helpers import LEARNER
 
 OFF: dict[str, Any] = {field.name: 0.0 for field in fields(Augmentation)} | {"zoom": 1.0, "random_crop": True}

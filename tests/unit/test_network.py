@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from huggingface_hub import constants
 
-from langdepth import checkpoint
 from langdepth.errors import CheckpointError
 from langdepth.utils.network import hub_or_cache, unreachable
+from langdepth.weights import checkpoint
 
 
 class Answers(BaseHTTPRequestHandler):

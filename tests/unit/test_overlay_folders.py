@@ -165,7 +165,7 @@ def test_evaluation_takes_a_folder_and_only_where_it_is_of_use(tmp_path: Path, m
 
 def test_a_matrix_runs_a_cell_again_when_its_overlays_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = miniatures.nyu_exported(tmp_path / "nyu", monkeypatch)
-    monkeypatch.setattr("langdepth.checkpoint.load", lambda *_, **__: Looker())
+    monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda *_, **__: Looker())
     data = MatrixData(data="nyu", root=root, overlay=published(tmp_path / "masks"), protocols=("full",))
 
     def lines() -> list[str]:

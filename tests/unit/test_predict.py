@@ -18,10 +18,10 @@ from PIL import Image
 
 from langdepth import inference
 from langdepth.camera import Camera
-from langdepth.checkpoint import load
 from langdepth.errors import ImageError, LangdepthError, ShortMemoryError, UsageError
 from langdepth.inference import infer, predict, predict_pictures, predict_stream
 from langdepth.records import DepthOutput, DepthResult, InputSpec
+from langdepth.weights.checkpoint import load
 from tests.helpers import FakeSystem, grey, ramp, save_picture
 
 
@@ -270,7 +270,7 @@ def test_module_level_predict_loads_once(monkeypatch: pytest.MonkeyPatch) -> Non
         loaded.append(name)
         return FakeSystem()
 
-    monkeypatch.setattr("langdepth.checkpoint.load", load)
+    monkeypatch.setattr("langdepth.weights.checkpoint.load", load)
     inference._loaded.cache_clear()
     for _ in range(2):
         assert isinstance(predict(grey(0.5), "anything"), DepthResult)

@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from langdepth.convert import read_checkpoint
 from langdepth.errors import CheckpointError
 from langdepth.utils.tensors import (
     AllocationBudget,
@@ -27,6 +26,7 @@ from langdepth.utils.tensors import (
     require_plain,
     without_prefixes,
 )
+from langdepth.weights.convert import read_checkpoint
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.float16)}
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import langdepth.training.run
-from langdepth import checkpoint, registry
+from langdepth import registry
 from langdepth.data.base import open_dataset
 from langdepth.data.rows import RowDataset
 from langdepth.errors import CheckpointError, LangdepthError, NonFiniteLossError, UsageError
@@ -34,6 +34,7 @@ from langdepth.training.average import MovingAverage
 from langdepth.training.module import DepthTraining, rate
 from langdepth.training.recipe import OptimSection, read_recipe
 from langdepth.training.run import train
+from langdepth.weights import checkpoint
 from tests.helpers import LEARNER, Learner
 from tests.systems.test_tiny import CAPTIONS
 from tests.systems.test_tiny import CLIP_FEATURES as TEXT_COLUMNS

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from langdepth import checkpoint
 from langdepth.config import load_yaml
 from langdepth.data.sample import write_sample
 from langdepth.errors import ImageError, UsageError
 from langdepth.training.recipe import read_recipe
 from langdepth.training.run import train
+from langdepth.weights import checkpoint
 from tests.helpers import logged
 
 RECIPES = Path(__file__).parents[2] / "recipes"

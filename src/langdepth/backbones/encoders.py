@@ -51,7 +51,7 @@ def start_encoder(encoder: Encoder, weights: str | None) -> str:
         return "random"
     if isinstance(encoder, ConvNeXt):
         return encoder.load_pretrained(weights)
-    from langdepth.convert import read_checkpoint
+    from langdepth.weights.convert import read_checkpoint
 
     encoder.load_release(read_checkpoint(Path(weights or "")))
     require_finite(encoder.state_dict(), Path(weights or ""))

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         for key in overrides:
             if not key.startswith("options."):
                 raise UsageError(f"unknown option '--{key}': options of the system are given as --options.field VALUE")
-        from langdepth.convert import convert as run
+        from langdepth.weights.convert import convert as run
 
         options = {key.removeprefix("options."): value for key, value in overrides.items()}
         done = run(checkpoint, system, out, options, licence=licence, clip_weights=clip_weights)

@@ -77,8 +77,8 @@ def imagine(
     from PIL import Image
 
     from langdepth import imagination, viz
-    from langdepth.checkpoint import load
     from langdepth.utils.files import atomic_path
+    from langdepth.weights.checkpoint import load
 
     loaded = load(system, clip_weights=clip_weights)
     rows = []

@@ -147,8 +147,8 @@ def predict(
     except OSError as error:
         raise LangdepthError(f"{out}: cannot be written ({error.strerror}); give another folder with --out") from None
 
-    from langdepth.checkpoint import load
     from langdepth.inference import predict_stream
+    from langdepth.weights.checkpoint import load
 
     results = predict_stream(
         load(members(system), clip_weights=clip_weights, prompts=changes),

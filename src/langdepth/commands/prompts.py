@@ -50,9 +50,9 @@ def prompts(
     """
     changes = read_changes(prompts, words, bins)
 
-    from langdepth.checkpoint import load
     from langdepth.evaluation import workbench
     from langdepth.registry import list_systems
+    from langdepth.weights.checkpoint import load
 
     # A file holds what it needs for its own words; CLIP weights then only encode others.
     needed = clip_weights if changes or system in list_systems() else None

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from langdepth import __version__, checkpoint, registry
+from langdepth import __version__, registry
 from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.base import layout, open_dataset
 from langdepth.data.overlays import with_overlays
@@ -35,6 +35,7 @@ from langdepth.records import WithoutCaption
 from langdepth.systems.base import System
 from langdepth.text.cache import add_tensors
 from langdepth.utils.files import atomic_path, locked
+from langdepth.weights import checkpoint
 
 SHOWN = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")  # of the Markdown table; the others hold all
 _ERRORS = ("accuracy", "completeness")  # pixels, of data sets that state true edges, as reports call them

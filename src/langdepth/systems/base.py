@@ -190,12 +190,12 @@ class System(nn.Module):
 
     def save(self, path: str | Path) -> Path:
         """Write a self-describing ``.safetensors`` and, beside it, a model card."""
-        from langdepth.checkpoint import save
+        from langdepth.weights.checkpoint import save
 
         return save(self, path)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload weights and model card to the Hugging Face hub; returns the address."""
-        from langdepth.checkpoint import push_to_hub
+        from langdepth.weights.checkpoint import push_to_hub
 
         return push_to_hub(self, repo_id, **options)

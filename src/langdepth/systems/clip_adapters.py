@@ -163,7 +163,7 @@ class CoarseToFine(MirrorTraining):
                 f"'{self.name}' refines a trained coarse stage; name its weights in system.prepare.coarse, or set "
                 "system.options.stage to coarse"
             )
-        from langdepth.checkpoint import load
+        from langdepth.weights.checkpoint import load
 
         first = load(coarse)
         own = {key for key in self.state_dict() if not key.startswith("refiner.")}

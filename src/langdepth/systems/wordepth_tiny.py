@@ -154,8 +154,8 @@ class WorDepthTiny(WorDepth):
         any form of ``text.caption_features``; without them images have their own words alone. Raises LangdepthError.
         """
         if not self.provenance:
-            from langdepth.checkpoint import load
             from langdepth.systems.tiny import Tiny
+            from langdepth.weights.checkpoint import load
 
             known = load(start)
             if not isinstance(known, Tiny):

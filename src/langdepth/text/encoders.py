@@ -191,6 +191,6 @@ def distilled_encoder(data: CaptionFeatures) -> tuple[SentenceEncoder, Distillat
 
 def packaged_encoder() -> SentenceEncoder:
     """The encoder in the weights that come with the package, for systems whose weights hold none."""
-    from langdepth.checkpoint import load
+    from langdepth.weights.checkpoint import load
 
     return cast(SentenceEncoder, load(PACKAGED).get_submodule("sentences"))

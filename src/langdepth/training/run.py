@@ -30,7 +30,6 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from langdepth import registry
-from langdepth.checkpoint import load, save
 from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.nyu_adapters import NyuAdapterTransform
 from langdepth.data.overlays import with_overlays
@@ -56,6 +55,7 @@ from langdepth.training.stopping import Stopped, Stopping
 from langdepth.training.validation import KeepWeights, Validation
 from langdepth.utils.files import atomic_path, locked
 from langdepth.utils.tensors import nested_tensors, require_finite
+from langdepth.weights.checkpoint import load, save
 
 __all__ = ["Recipe", "read_recipe", "train"]
 

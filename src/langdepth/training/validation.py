@@ -16,7 +16,6 @@ from PIL import Image
 from torch import distributed
 
 from langdepth import viz
-from langdepth.checkpoint import save
 from langdepth.data.rows import RowDataset
 from langdepth.errors import ImageError
 from langdepth.evaluation import protocols
@@ -27,6 +26,7 @@ from langdepth.training.module import OPTIMISERS, DepthTraining
 from langdepth.training.recipe import Recipe
 from langdepth.training.stopping import Stopping
 from langdepth.utils.files import atomic_path
+from langdepth.weights.checkpoint import save
 
 SHOWN = ("abs_rel", "rmse", "log10", "delta1")
 

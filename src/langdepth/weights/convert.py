@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from langdepth import registry
-from langdepth.checkpoint import save
 from langdepth.errors import CheckpointError, MissingCheckpointError, UsageError
 from langdepth.systems.base import System
 from langdepth.utils.tensors import (
@@ -27,6 +26,7 @@ from langdepth.utils.tensors import (
     require_plain,
     without_prefixes,
 )
+from langdepth.weights.checkpoint import save
 
 # Where training scripts put the tensors among other things.
 _NESTS = ("state_dict", "model_state_dict", "model")

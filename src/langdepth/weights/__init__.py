@@ -1,0 +1,1 @@
+"""Weights files: written, read, fetched, converted."""
