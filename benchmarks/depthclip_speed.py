@@ -59,7 +59,7 @@ def ours(system: System, image: Tensor, dtype: str) -> Callable[[], Tensor]:
     """What prediction does with a batch: inference copy, one pass for picture and mirror."""
     import torch
 
-    from langdepth.inference import DTYPES, infer
+    from langdepth.prediction.predictor import DTYPES, infer
 
     def run() -> Tensor:
         with torch.autocast("cpu", DTYPES[dtype], enabled=dtype != "float32"):

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from langdepth.data.base import open_dataset
-from langdepth.imagination import imagine
+from langdepth.prediction.imagination import imagine
 from langdepth.weights.checkpoint import load
 
 

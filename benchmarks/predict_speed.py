@@ -73,7 +73,7 @@ def main() -> None:
 def warm(system: str, photo: Path, runs: int) -> dict[str, Any]:
     """Median seconds from file to depth array, ours and the reference in turns."""
     from langdepth import load
-    from langdepth.inference import predict_pictures
+    from langdepth.prediction.predictor import predict_pictures
 
     ours = load(system)
     reference = depth_anything_v2_small()
@@ -163,8 +163,8 @@ def whole_folder(system: str, photos: list[Path], save: str, folder: Path) -> di
     """Pictures per second, decoding and writing included: the pipeline of the command, and a plain loop."""
     from langdepth import load
     from langdepth.commands.predict import Job, find_jobs, written
-    from langdepth.inference import predict_pictures, predict_stream
     from langdepth.io import write_result
+    from langdepth.prediction.predictor import predict_pictures, predict_stream
     from langdepth.records import DepthResult
 
     ready = load(system)
@@ -193,7 +193,7 @@ def whole_folder(system: str, photos: list[Path], save: str, folder: Path) -> di
 def usable_system(name: str, folder: Path) -> tuple[str, str]:
     """(what to load, where its weights come from)."""
     from langdepth.errors import CheckpointError
-    from langdepth.inference import predict_pictures  # noqa: F401  (so that its import is not measured with the loading)
+    from langdepth.prediction.predictor import predict_pictures  # noqa: F401  (so that its import is not measured with the loading)
     from langdepth.registry import build
 
     try:

@@ -103,7 +103,7 @@ def ours(system: System, dtype: str) -> Callable[[Tensor], Tensor]:
     """What prediction does."""
     import torch
 
-    from langdepth.inference import DTYPES, infer
+    from langdepth.prediction.predictor import DTYPES, infer
 
     def run(image: Tensor) -> Tensor:
         with torch.autocast("cpu", DTYPES[dtype], enabled=dtype != "float32"):

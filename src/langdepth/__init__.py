@@ -16,7 +16,7 @@ __all__ = ["Camera", "DepthResult", "__version__", "list_systems", "load", "pred
 
 if TYPE_CHECKING:
     from langdepth.camera import Camera
-    from langdepth.inference import predict
+    from langdepth.prediction.predictor import predict
     from langdepth.records import DepthResult
     from langdepth.registry import list_systems
     from langdepth.weights.checkpoint import load
@@ -26,7 +26,7 @@ _LAZY = {
     "DepthResult": "langdepth.records",
     "list_systems": "langdepth.registry",
     "load": "langdepth.weights.checkpoint",
-    "predict": "langdepth.inference",
+    "predict": "langdepth.prediction.predictor",
 }
 
 

@@ -607,7 +607,7 @@ def _write_npz(result: DepthResult, file: IO[bytes]) -> None:
 
 
 def _write_color(result: DepthResult, file: IO[bytes], **options: Any) -> None:
-    from langdepth.viz import color_with_legend
+    from langdepth.prediction.viz import color_with_legend
 
     unit = "m" if result.scale_kind == "metric" else ""
     depth = _clean_depth(result)

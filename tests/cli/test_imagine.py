@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from langdepth import registry, viz
+from langdepth import registry
 from langdepth.commands.imagine import file_names
 from langdepth.errors import UsageError
-from langdepth.imagination import imagine
 from langdepth.io import read_depth16
+from langdepth.prediction import viz
+from langdepth.prediction.imagination import imagine
 from langdepth.prediction.options import ColorScale
 from langdepth.systems.base import System
 from langdepth.systems.wordepth import WorDepth, WorDepthConfig

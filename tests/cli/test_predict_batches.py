@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from langdepth import inference, io
+from langdepth import io
+from langdepth.prediction import predictor as inference
 from langdepth.records import DepthResult
 from tests.helpers import FakeSystem, Run, grey, ramp, save_picture
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from langdepth import registry
 from langdepth.backbones.encoders import make_encoder
-from langdepth.inference import infer
+from langdepth.prediction.predictor import infer
 from langdepth.records import Batch
 from langdepth.systems.clip_system import rename
 from langdepth.systems.scaledepth import CLIP_MEAN, CLIP_STD, Reading, ScaleDepth

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from langdepth import registry
 from langdepth.errors import UsageError
-from langdepth.imagination import imagine
+from langdepth.prediction.imagination import imagine
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import enlarge
 from langdepth.systems.wordepth_tiny import WorDepthTiny

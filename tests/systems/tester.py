@@ -24,7 +24,7 @@ from langdepth.config import from_mapping, to_mapping
 from langdepth.errors import UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import judge
-from langdepth.inference import infer, to_network_size
+from langdepth.prediction.predictor import infer, to_network_size
 from langdepth.records import Batch, DepthOutput, DepthResult, Enlarge, Sample
 from langdepth.systems.base import System
 from langdepth.text.scenes import SCENES

@@ -26,7 +26,7 @@ from langdepth.evaluation.metrics import METRICS
 from langdepth.evaluation.protocols import Protocol
 from langdepth.evaluation.report import extremes, plot_medians, sheet_row, write_sheet
 from langdepth.evaluation.tally import Tally
-from langdepth.inference import predict_pictures
+from langdepth.prediction.predictor import predict_pictures
 from langdepth.records import DepthOutput, Sample
 from langdepth.text.scenes import SCENES
 from tests.helpers import FakeConfig, FakeSystem

@@ -492,7 +492,7 @@ class TestWriteResult:
         assert not (tmp_path / "none.ply").exists()
 
     def test_color_is_the_colour_map_with_a_legend(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
-        from langdepth.viz import color_with_legend
+        from langdepth.prediction.viz import color_with_legend
 
         with Image.open(write_result(make_result(depth), tmp_path / "a_color.png")) as image:
             np.testing.assert_array_equal(np.asarray(image), color_with_legend(depth, depth > 0))

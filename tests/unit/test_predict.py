@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from langdepth import inference
 from langdepth.camera import Camera
 from langdepth.errors import ImageError, LangdepthError, ShortMemoryError, UsageError
-from langdepth.inference import infer, predict, predict_pictures, predict_stream
+from langdepth.prediction import predictor as inference
+from langdepth.prediction.predictor import infer, predict, predict_pictures, predict_stream
 from langdepth.records import DepthOutput, DepthResult, InputSpec
 from langdepth.weights.checkpoint import load
 from tests.helpers import FakeSystem, grey, ramp, save_picture

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from langdepth import viz
 from langdepth.data.base import open_dataset
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluation import protocols
@@ -23,6 +22,7 @@ from langdepth.evaluation.foreign import Foreign, Predictions, ScaleKind
 from langdepth.evaluation.protocols import Protocol
 from langdepth.evaluation.saved import FORMATS, RECORD, MapStore, SaveMaps
 from langdepth.io import read_depth
+from langdepth.prediction import viz
 from langdepth.prediction.names import place_of_key, unique_names
 from langdepth.prediction.options import ColorScale
 from tests import miniatures

@@ -12,7 +12,7 @@ from PIL import ImageDraw
 
 from langdepth.errors import UsageError
 from langdepth.prediction.options import COLORMAP, ColorScale
-from langdepth.viz import INVALID_GREY, SheetRow, color_with_legend, colorize, robust_range, sheet
+from langdepth.prediction.viz import INVALID_GREY, SheetRow, color_with_legend, colorize, robust_range, sheet
 
 
 def ramp(height: int = 40, width: int = 60, near: float = 1.0, far: float = 5.0) -> npt.NDArray[np.float32]:

@@ -17,7 +17,7 @@ from langdepth.errors import UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate, judge
 from langdepth.evaluation.foreign import Predictions
-from langdepth.inference import infer, predict_pictures
+from langdepth.prediction.predictor import infer, predict_pictures
 from langdepth.records import DepthOutput, DepthResult, InputSpec, Sample
 from langdepth.systems.base import System
 from tests.helpers import ramp

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import langdepth
 from langdepth import registry
 from langdepth.errors import UsageError
-from langdepth.inference import predict_pictures, predict_stream
+from langdepth.prediction.predictor import predict_pictures, predict_stream
 from langdepth.prediction.words import Words
 from langdepth.records import DepthResult
 from langdepth.systems.base import System

@@ -76,7 +76,7 @@ def imagine(
 
     from PIL import Image
 
-    from langdepth import imagination, viz
+    from langdepth.prediction import imagination, viz
     from langdepth.utils.files import atomic_path
     from langdepth.weights.checkpoint import load
 

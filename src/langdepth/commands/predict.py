@@ -147,7 +147,7 @@ def predict(
     except OSError as error:
         raise LangdepthError(f"{out}: cannot be written ({error.strerror}); give another folder with --out") from None
 
-    from langdepth.inference import predict_stream
+    from langdepth.prediction.predictor import predict_stream
     from langdepth.weights.checkpoint import load
 
     results = predict_stream(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from langdepth import viz
 from langdepth.data.rows import Row, read_pair
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.io import own_png
+from langdepth.prediction import viz
 from langdepth.utils.files import atomic_path
 
 

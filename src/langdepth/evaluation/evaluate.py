@@ -49,16 +49,16 @@ from langdepth.evaluation.report import (
 )
 from langdepth.evaluation.saved import MapStore, SaveMaps
 from langdepth.evaluation.tally import Tally
-from langdepth.inference import DTYPES, infer
 from langdepth.prediction.options import AUTOMATIC, ColorScale
+from langdepth.prediction.predictor import DTYPES, infer
 from langdepth.records import Sample
 from langdepth.utils.threads import reading_threads
 
 if TYPE_CHECKING:
     from langdepth.data.base import DepthDataset
     from langdepth.evaluation.protocols import Protocol
+    from langdepth.prediction.viz import SheetRow
     from langdepth.systems.base import System
-    from langdepth.viz import SheetRow
 
 _READERS = 2
 

@@ -53,9 +53,9 @@ class Protocol:
     352 rows and centred 1216 columns; "kb-pasted", all of it, of which the network sees the "kb" part, and its depth is
     pasted into zeros; "nyu-inner", the middle 416x544 of a 480x640 NYU picture. window, stride: look at
     the frame through windows of (height, width) pixels, every stride (None: side by side), and average; see
-    ``langdepth.inference.infer``. clamp_views: limit the depth of the picture and of its mirror image to [0, max_depth]
-    before they are averaged. flip: average the two. resize: how depth gets from network size to picture size:
-    "system", as the system states it (``InputSpec.enlarge``); "bilinear" puts pixel centres on pixel centres,
+    ``langdepth.prediction.predictor.infer``. clamp_views: limit the depth of the picture and of its mirror image to
+    [0, max_depth] before they are averaged. flip: average the two. resize: how depth gets from network size to picture
+    size: "system", as the system states it (``InputSpec.enlarge``); "bilinear" puts pixel centres on pixel centres,
     "bilinear-aligned" corners on corners, "bilinear-twice" goes by the size of the stored picture before the frame was
     cut. training_focal: multiply the depth by the camera's focal length over this one, pixels. alignment:
     fit to the truth, see ``langdepth.evaluation.metrics.align``. mask_prediction: judge only where the prediction,

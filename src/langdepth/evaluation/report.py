@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from langdepth import viz
 from langdepth.io import own_png
+from langdepth.prediction import viz
 from langdepth.prediction.options import AUTOMATIC, ColorScale
 from langdepth.utils.files import atomic_path
 

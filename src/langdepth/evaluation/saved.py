@@ -19,10 +19,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from langdepth import __version__, viz
+from langdepth import __version__
 from langdepth.camera import Camera
 from langdepth.errors import LangdepthError, UsageError, nearest
 from langdepth.io import WRITERS, Writer, own_png, write_result
+from langdepth.prediction import viz
 from langdepth.prediction.background import Background
 from langdepth.prediction.names import names_of, place_of_key, unique_names
 from langdepth.prediction.options import AUTOMATIC, ColorScale, writer_options

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from langdepth import viz
 from langdepth.errors import UsageError, nearest
-from langdepth.inference import to_network_size
 from langdepth.io import own_png, read_image
+from langdepth.prediction import viz
 from langdepth.prediction.options import COLORMAP, ColorScale
+from langdepth.prediction.predictor import to_network_size
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import ClipSystem
 from langdepth.text.scenes import scene_index

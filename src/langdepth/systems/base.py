@@ -183,8 +183,8 @@ class System(nn.Module):
         return move(self, device)
 
     def predict(self, pictures: Any, **options: Any) -> DepthResult | list[DepthResult]:
-        """Depth of one picture or many; see ``langdepth.inference.predict_pictures`` for the options."""
-        from langdepth.inference import predict_pictures
+        """Depth of one picture or many; see ``langdepth.prediction.predictor.predict_pictures`` for the options."""
+        from langdepth.prediction.predictor import predict_pictures
 
         return predict_pictures(self, pictures, **options)
 

@@ -15,12 +15,12 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from torch import distributed
 
-from langdepth import viz
 from langdepth.data.rows import RowDataset
 from langdepth.errors import ImageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate, judge
 from langdepth.evaluation.report import sheet_row
+from langdepth.prediction import viz
 from langdepth.records import Batch
 from langdepth.training.module import OPTIMISERS, DepthTraining
 from langdepth.training.recipe import Recipe

@@ -12,7 +12,7 @@ import torch
 
 from langdepth import __version__
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.inference import require_seed
+from langdepth.prediction.predictor import require_seed
 from langdepth.records import DepthResult
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def imagine(
 
     ``size``: (height, width) in pixels, which the system may want to be multiples of something; None is the system's
     own for a 4:3 picture. The same ``seed`` gives the same maps, whatever the prompts before it; two prompts with one
-    seed share their random numbers. ``device``: as in ``langdepth.inference.predict_pictures``. The results have no
-    camera and no picture.
+    seed share their random numbers. ``device``: as in ``langdepth.prediction.predictor.predict_pictures``. The results
+    have no camera and no picture.
 
     Raises UsageError for a system that cannot (naming those that can), an empty prompt and a size that is not possible,
     LangdepthError when depth is not finite.
