@@ -32,7 +32,7 @@ def main() -> None:
     options = arguments.parse_args()
     use_threads(options.threads)
 
-    from langdepth.tables import columns
+    from langdepth.utils.tables import columns
 
     found = {}
     for source in options.sources:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from langdepth.commands._parse import list_or_show, run
 from langdepth.evaluation import protocols
 from langdepth.evaluation.protocols import PROTOCOLS, Protocol
-from langdepth.tables import columns
+from langdepth.utils.tables import columns
 
 EXAMPLE = "langdepth protocols\nlangdepth protocols show nyu-eigen"
 

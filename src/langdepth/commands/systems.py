@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from langdepth import registry
 from langdepth.commands._parse import list_or_show, run
-from langdepth.tables import columns
+from langdepth.utils.tables import columns
 
 EXAMPLE = "langdepth systems\nlangdepth systems show tiny"
 LONGEST = 32  # lists with more entries are not printed in full

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from langdepth.devices import move
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError, first_line
 from langdepth.io import read_image
 from langdepth.text.captions import read_captions
+from langdepth.utils.devices import move
 from langdepth.utils.files import atomic_path
 from langdepth.utils.network import hub_or_cache
 

@@ -21,7 +21,7 @@ from langdepth.data.sam import read_overlay
 from langdepth.data.truth import impossible_depth, impossible_median, unused_scale, wrong_unit
 from langdepth.errors import LangdepthError, UsageError, first_few, nearest
 from langdepth.io import Picture, file_sha256
-from langdepth.tables import columns
+from langdepth.utils.tables import columns
 from langdepth.utils.threads import reading_threads
 
 SPLITS = ("train", "val", "test")

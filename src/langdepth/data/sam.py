@@ -104,7 +104,7 @@ def load_sam(weights: str | Path, device: str | torch.device | None = None, **op
     The model's size follows from the weights. ``options``: those of ``SamAutomaticMaskGenerator``. Raises UsageError
     when the package is missing, CheckpointError for a file that is not SAM's.
     """
-    from langdepth.devices import move
+    from langdepth.utils.devices import move
     from langdepth.utils.tensors import read_pickle, require_finite
 
     try:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from langdepth.devices import move
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.parts.folding import fingerprint, folded
 from langdepth.records import Batch, DepthOutput, DepthResult, InputSpec
+from langdepth.utils.devices import move
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -179,7 +179,7 @@ class System(nn.Module):
         return self._inference_copy[1]
 
     def move(self, device: str | torch.device | None) -> Self:
-        """The system on ``device``, see ``langdepth.devices.move``."""
+        """The system on ``device``, see ``langdepth.utils.devices.move``."""
         return move(self, device)
 
     def predict(self, pictures: Any, **options: Any) -> DepthResult | list[DepthResult]:

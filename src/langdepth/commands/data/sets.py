@@ -10,7 +10,7 @@ from typing import Literal
 
 from langdepth.commands.data._progress import progress_bar
 from langdepth.errors import LangdepthError, UsageError, nearest, one_line
-from langdepth.tables import columns
+from langdepth.utils.tables import columns
 
 
 def list_sets(name: str | None = None, *, root: Path | None = None) -> None:
