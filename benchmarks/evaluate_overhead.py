@@ -23,7 +23,7 @@ from torch import Tensor
 
 from common import parser, write
 from langdepth.data.base import open_dataset
-from langdepth.data.sample import write_sample
+from langdepth.data.tools.sample import write_sample
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate
 from langdepth.records import DepthOutput, InputSpec

@@ -38,9 +38,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from common import parser, write
 from langdepth.data.base import open_dataset
-from langdepth.data.frame_cache import write_cache
 from langdepth.data.rows import Row, RowDataset
-from langdepth.data.synthetic import room
+from langdepth.data.sets.frame_cache import write_cache
+from langdepth.data.tools.synthetic import room
 from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
 from langdepth.records import Sample

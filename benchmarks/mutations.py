@@ -1337,7 +1337,7 @@ def archives(rng: Random, folder: Path) -> Case:
     argv = ["data", "prepare", rng.choice(("folder", "folder", "nyu", "diode-indoor")), "--source", source]
 
     def right(outcome: Outcome) -> str | None:
-        from langdepth.data.prepare import read_manifest
+        from langdepth.data.tools.prepare import read_manifest
 
         root = folder / "out/target"
         known = read_manifest(root)

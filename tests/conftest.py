@@ -12,7 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: processes side by side 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from langdepth import cli
-from langdepth.data.sample import write_sample
+from langdepth.data.tools.sample import write_sample
 from tests.helpers import Run
 
 # The same examples in every run, and no failures because a machine was busy.

@@ -24,8 +24,8 @@ import scipy.io
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from langdepth.data import ddad, diode, hypersim, ibims1, kitti, nyu, sunrgbd
-from langdepth.data.frame_cache import write_cache
+from langdepth.data.sets import ddad, diode, hypersim, ibims1, kitti, nyu, sunrgbd
+from langdepth.data.sets.frame_cache import write_cache
 from tests.helpers import ramp, save_picture, write_folder
 
 Builder = Callable[[Path, pytest.MonkeyPatch], Path]

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from langdepth.cli import main
-from langdepth.data import captioner
-from langdepth.data.captioner import as_sentence, write_captions
+from langdepth.data.tools import captioner
+from langdepth.data.tools.captioner import as_sentence, write_captions
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.text.captions import read_captions
 from tests.helpers import ramp, save_picture

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from langdepth import registry
 from langdepth.backbones.clip_weights import find_clip_weights
-from langdepth.data.sample import write_sample
+from langdepth.data.tools.sample import write_sample
 from langdepth.systems.base import System
 from langdepth.weights import checkpoint
 from tests.helpers import Run, logged, ramp, save_picture

@@ -15,7 +15,7 @@ import pytest
 
 from langdepth import cli
 from langdepth.config import load_yaml
-from langdepth.data import kitti, nyu
+from langdepth.data.sets import kitti, nyu
 from tests import stand_ins
 from tests.helpers import Run, ramp, write_folder
 from tests.miniatures import depth as metres

@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 
 from langdepth import registry
 from langdepth.backbones.clip_weights import find_clip_weights
-from langdepth.data import kitti, nyu
-from langdepth.data.sample import write_sample
+from langdepth.data.sets import kitti, nyu
+from langdepth.data.tools.sample import write_sample
 from langdepth.systems import wordepth
 from langdepth.text.scene_table import encode_scenes
 from langdepth.text.scenes import SCENES
@@ -85,8 +85,8 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(recipe, "read_recipe", read_short)
     monkeypatch.setattr("langdepth.training.run.read_recipe", read_short)
-    monkeypatch.setattr("langdepth.data.sample.write_sample", small_sample)
-    monkeypatch.setattr("langdepth.data.sam.load_sam", lambda weights, device=None: halves)
+    monkeypatch.setattr("langdepth.data.tools.sample.write_sample", small_sample)
+    monkeypatch.setattr("langdepth.data.tools.sam.load_sam", lambda weights, device=None: halves)
     counts = {"train": len(NYU_TRAIN), "sync": len(NYU_SYNC), "test": len(NYU_TEST)}
     stand_in(monkeypatch, nyu, counts, {"nyu_test": NYU_TEST, "nyu_sync": NYU_SYNC})
     lists = {"kitti_eigen_train": KITTI_TRAIN, "kitti_eigen_test": KITTI_TEST}

@@ -11,9 +11,9 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image
 
-from langdepth.data import diode, kitti, sunrgbd, vkitti2
 from langdepth.data.base import find_rows, layout
 from langdepth.data.rows import Row, known_depth
+from langdepth.data.sets import diode, kitti, sunrgbd, vkitti2
 from tests.parity.runner import Compared, Tolerance
 
 # Name in the file -> data set, split, its list, and the folders that the official paths begin with.

@@ -15,7 +15,7 @@ from torch import Tensor
 from langdepth import losses
 from langdepth.backbones.clip_weights import ClipWeights
 from langdepth.camera import Camera
-from langdepth.data.nyu import scene_label
+from langdepth.data.sets.nyu import scene_label
 from langdepth.data.transforms import Augmentation, TrainTransform, depth_stripe
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import judge

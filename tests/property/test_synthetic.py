@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langdepth.camera import Camera
-from langdepth.data.synthetic import ROOMS, STREET, Box, Material, Pose, Sphere, render, room, street
+from langdepth.data.tools.synthetic import ROOMS, STREET, Box, Material, Pose, Sphere, render, room, street
 from langdepth.errors import UsageError
 from langdepth.text.scenes import SCENES
 

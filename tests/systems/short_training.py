@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from langdepth.data.sample import write_sample
+from langdepth.data.tools.sample import write_sample
 from langdepth.systems.base import System
 from langdepth.training.recipe import read_recipe
 from langdepth.training.run import train

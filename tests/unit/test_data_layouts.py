@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from langdepth import registry
-from langdepth.data import nyu
 from langdepth.data.base import find_rows, open_dataset
 from langdepth.data.hold_out import group_name, held_back
 from langdepth.data.lists import shipped
 from langdepth.data.rows import Row
+from langdepth.data.sets import nyu
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.text.scenes import SCENES
 from langdepth.training.recipe import read_recipe

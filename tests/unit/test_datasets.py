@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 
 from langdepth import registry
-from langdepth.data import kitti, lists, nyu
+from langdepth.data import lists
 from langdepth.data.base import DATASETS, INCOMPLETE, find_rows, layout, open_dataset
+from langdepth.data.sets import kitti, nyu
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluation.protocols import PROTOCOLS
 from langdepth.records import Sample

@@ -242,7 +242,7 @@ def matrix(folder: Path, sample: Path) -> Any:
 
 
 def cache(folder: Path, sample: Path) -> Any:
-    from langdepth.data.frame_cache import write_cache
+    from langdepth.data.sets.frame_cache import write_cache
 
     return write_cache("folder", sample, folder)
 
@@ -250,7 +250,7 @@ def cache(folder: Path, sample: Path) -> Any:
 def prepare(folder: Path, sample: Path) -> Any:
     import shutil
 
-    from langdepth.data.prepare import prepare
+    from langdepth.data.tools.prepare import prepare
 
     return prepare("folder", shutil.make_archive(str(folder.parent / "a"), "zip", sample), folder)
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from langdepth.data.base import open_dataset
-from langdepth.data.folder import read_index
+from langdepth.data.sets.folder import read_index
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.io import file_sha256
 from langdepth.text.scenes import SCENES

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from langdepth.data import frame_cache
 from langdepth.data.base import find_rows, open_dataset
-from langdepth.data.frame_cache import DEPTHS, EDGES, IMAGES, INDEX, PARTIAL, as_numbers, write_cache
+from langdepth.data.sets import frame_cache
+from langdepth.data.sets.frame_cache import DEPTHS, EDGES, IMAGES, INDEX, PARTIAL, as_numbers, write_cache
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from tests import miniatures
 from tests.helpers import Run, write_folder

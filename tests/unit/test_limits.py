@@ -20,11 +20,11 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from langdepth.data import nyu
-from langdepth.data.folder import rows
-from langdepth.data.prepare import prepare
 from langdepth.data.rows import read_hdf5
-from langdepth.data.sam import read_overlay
+from langdepth.data.sets import nyu
+from langdepth.data.sets.folder import rows
+from langdepth.data.tools.prepare import prepare
+from langdepth.data.tools.sam import read_overlay
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.io import read_depth, read_image
 from langdepth.records import InputSpec
@@ -69,7 +69,7 @@ def test_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert path.stat().st_size < 200_000
     with refused(ImageError, r"a.npz: masks of shape \(1, 20000, 5000\) do not fit a picture of 600x400"):
         read_overlay(path, photo)
-    monkeypatch.setattr("langdepth.data.sam.MAX_MASK_BYTES", 100_000_000)
+    monkeypatch.setattr("langdepth.data.tools.sam.MAX_MASK_BYTES", 100_000_000)
     path = zeros(tmp_path / "b.npz", "masks", (900, 400, 600), "?")
     with refused(ImageError, r"b.npz: 900 masks of 600x400 are more than 100 MB"):
         read_overlay(path, photo)
@@ -125,7 +125,7 @@ def test_headers_of_a_tape(tmp_path: Path, kind: int) -> None:
 
 
 def test_ratio_of_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("langdepth.data.prepare._SMALL", 10_000_000)
+    monkeypatch.setattr("langdepth.data.tools.prepare._SMALL", 10_000_000)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.txt", bytes(20_000_000))
     with refused(LangdepthError, r"a.zip: unpacks to more than 100 times its size"):

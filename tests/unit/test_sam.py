@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from langdepth.cli import main
-from langdepth.data.sam import (
+from langdepth.data.tools.sam import (
     ENCODER_WIDTHS,
     OPACITY,
     draw_masks,

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from langdepth.config import load_yaml
-from langdepth.data.sample import write_sample
+from langdepth.data.tools.sample import write_sample
 from langdepth.errors import ImageError, UsageError
 from langdepth.training.recipe import read_recipe
 from langdepth.training.run import train

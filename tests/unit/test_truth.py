@@ -13,8 +13,8 @@ from PIL import Image
 from langdepth.camera import Camera
 from langdepth.cli import main
 from langdepth.data.base import layout, open_dataset
-from langdepth.data.check import check_dataset
-from langdepth.data.frame_cache import write_cache
+from langdepth.data.sets.frame_cache import write_cache
+from langdepth.data.tools.check import check_dataset
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluation.plausibility import Plausibility
 from langdepth.io import read_depth, write_result

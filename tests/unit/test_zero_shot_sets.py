@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import scipy.io
 
-from langdepth.data import ddad, hypersim
 from langdepth.data.base import find_rows, open_dataset
-from langdepth.data.check import check_dataset
 from langdepth.data.rows import Row
+from langdepth.data.sets import ddad, hypersim
+from langdepth.data.tools.check import check_dataset
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate

@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from langdepth.text.caption_features import Captions
 
 DATASETS = {
-    "cache": "langdepth.data.frame_cache",
-    "ddad": "langdepth.data.ddad",
-    "diml-outdoor": "langdepth.data.diml",
-    "diode-indoor": "langdepth.data.diode:INDOOR",
-    "diode-outdoor": "langdepth.data.diode:OUTDOOR",
-    "folder": "langdepth.data.folder",
-    "hypersim": "langdepth.data.hypersim",
-    "ibims1": "langdepth.data.ibims1",
-    "kitti": "langdepth.data.kitti",
-    "nyu": "langdepth.data.nyu",
-    "sunrgbd": "langdepth.data.sunrgbd",
-    "vkitti2": "langdepth.data.vkitti2",
+    "cache": "langdepth.data.sets.frame_cache",
+    "ddad": "langdepth.data.sets.ddad",
+    "diml-outdoor": "langdepth.data.sets.diml",
+    "diode-indoor": "langdepth.data.sets.diode:INDOOR",
+    "diode-outdoor": "langdepth.data.sets.diode:OUTDOOR",
+    "folder": "langdepth.data.sets.folder",
+    "hypersim": "langdepth.data.sets.hypersim",
+    "ibims1": "langdepth.data.sets.ibims1",
+    "kitti": "langdepth.data.sets.kitti",
+    "nyu": "langdepth.data.sets.nyu",
+    "sunrgbd": "langdepth.data.sets.sunrgbd",
+    "vkitti2": "langdepth.data.sets.vkitti2",
 }
 INCOMPLETE = ".langdepth-incomplete"  # lies in a folder that is still being prepared
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from langdepth.data.rows import Listing, Row
-from langdepth.data.sam import FOLDER, overlay_names, read_index
+from langdepth.data.tools.sam import FOLDER, overlay_names, read_index
 from langdepth.errors import LangdepthError, UsageError, first_few
 
 if TYPE_CHECKING:

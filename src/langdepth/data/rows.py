@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from langdepth.camera import Camera, turned_upright
-from langdepth.data.sam import read_overlay
+from langdepth.data.tools.sam import read_overlay
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_few
 from langdepth.io import MAX_PIXELS, Picture, decoding, read_depth, read_image
 from langdepth.records import Sample, WithoutCaption

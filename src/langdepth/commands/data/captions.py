@@ -35,7 +35,7 @@ def caption(
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1.
         resume: Keep what the CSV holds and describe the other pictures.
     """
-    from langdepth.data.captioner import Captioner, write_captions
+    from langdepth.data.tools.captioner import Captioner, write_captions
     from langdepth.prediction.inputs import images_below
 
     describe = Captioner(model, device)

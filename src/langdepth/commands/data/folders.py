@@ -20,7 +20,7 @@ def sample(directory: str, *, count: int = 24, seed: int = 0, height: int = 240,
     """
     from tqdm import tqdm
 
-    from langdepth.data.sample import write_sample
+    from langdepth.data.tools.sample import write_sample
 
     with tqdm(total=count, unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar:
         root = write_sample(directory, count, seed, (height, width), progress=bar.update)
@@ -52,7 +52,7 @@ def sam(
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1.
         resume: Skip photos whose overlay is there.
     """
-    from langdepth.data.sam import load_sam, write_overlays
+    from langdepth.data.tools.sam import load_sam, write_overlays
     from langdepth.prediction.inputs import images_below
 
     generate = load_sam(weights, device)

@@ -87,8 +87,8 @@ def prepare(name: str, *, source: Path, out: Path) -> int:
         out: Folder to fill.
     """
     from langdepth.data.base import find_rows, layout, split_counts
-    from langdepth.data.prepare import prepare as run
-    from langdepth.data.prepare import prepared_root
+    from langdepth.data.tools.prepare import prepare as run
+    from langdepth.data.tools.prepare import prepared_root
 
     with progress_bar("file") as progress:
         work = run(name, source, out, progress)
@@ -128,7 +128,7 @@ def check(
     """
     from tqdm import tqdm
 
-    from langdepth.data.check import as_json, check_dataset, summary
+    from langdepth.data.tools.check import as_json, check_dataset, summary
 
     with tqdm(unit="pair", disable=not sys.stderr.isatty(), leave=False) as bar:
         place = _name_and_root(name, root)
@@ -170,7 +170,7 @@ def cache(
         frame: What is kept of a picture; "kb" is the KITTI benchmark's bottom 352 rows and middle 1216 columns.
         trust_unit: Take depth as it is, even where its unit looks wrong.
     """
-    from langdepth.data.frame_cache import write_cache
+    from langdepth.data.sets.frame_cache import write_cache
 
     with progress_bar("pair") as progress:
         written = write_cache(
@@ -212,7 +212,7 @@ def show(
         count: How many pictures.
     """
     from langdepth.data.base import find_rows
-    from langdepth.data.show import write_sheet
+    from langdepth.data.tools.show import write_sheet
 
     if count < 1:
         raise UsageError(f"--count must be at least 1, got {count}")

@@ -34,8 +34,8 @@ from PIL import Image
 from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import shipped
 from langdepth.data.pairs import ListRules
-from langdepth.data.prepare import Member
 from langdepth.data.rows import HDF5, MATLAB, Listing, Row, known_depth, own_dataset, read_hdf5, read_pair
+from langdepth.data.tools.prepare import Member
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.io import Picture, decoding, visible
 from langdepth.text.scenes import SCENES

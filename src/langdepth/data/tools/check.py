@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from langdepth.data.base import DatasetCard, card_of, find_rows, folder_with, split_counts, unfinished
-from langdepth.data.prepare import MANIFEST, read_manifest
 from langdepth.data.rows import Row, known_camera, true_edges, turn_of
-from langdepth.data.sam import read_overlay
+from langdepth.data.tools.prepare import MANIFEST, read_manifest
+from langdepth.data.tools.sam import read_overlay
 from langdepth.data.truth import impossible_depth, impossible_median, unused_scale, wrong_unit
 from langdepth.errors import LangdepthError, UsageError, first_few, nearest
 from langdepth.io import Picture, file_sha256

@@ -1,0 +1,1 @@
+"""Tools of the command `langdepth data`: prepare, check, show, overlays, captions, samples."""
