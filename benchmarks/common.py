@@ -60,7 +60,7 @@ def keyed_system(name: str, keys: str, options: dict[str, Any] | None = None) ->
     sys.path.insert(0, str(ROOT))
     from tests.parity.keyed_weights import state_dict
 
-    from langdepth import registry
+    from langdepth.systems import registry
 
     weights = state_dict(ROOT / f"tests/parity/data/{keys}.keys.json")
     system = registry.build(name, options)

@@ -1468,7 +1468,7 @@ def prepare(folder: Path) -> None:
     from PIL import Image
     from tests.helpers import Learner
 
-    from langdepth import registry
+    from langdepth.systems import registry
 
     class Small(Learner):
         """Its checkpoints have our names."""

@@ -194,7 +194,7 @@ def usable_system(name: str, folder: Path) -> tuple[str, str]:
     """(what to load, where its weights come from)."""
     from langdepth.errors import CheckpointError
     from langdepth.prediction.predictor import predict_pictures  # noqa: F401  (so that its import is not measured with the loading)
-    from langdepth.registry import build
+    from langdepth.systems.registry import build
 
     try:
         from langdepth import load

@@ -267,8 +267,8 @@ def training_step(checkpointing: bool) -> tuple[float, float]:
     """One step of `scaledepth-nk` with AdamW, batch 2; the largest memory of this process before and after, GB."""
     import torch
 
-    from langdepth import registry
     from langdepth.records import Batch
+    from langdepth.systems import registry
 
     torch.manual_seed(0)
     system = registry.build("scaledepth-nk", {"gradient_checkpointing": checkpointing}).train()

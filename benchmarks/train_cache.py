@@ -78,9 +78,9 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     """Median seconds of a step without and with features, their ratio, and what they cost."""
     import torch
 
-    from langdepth import registry
     from langdepth.data.base import open_dataset
     from langdepth.data.transforms import Augmentation, TrainTransform
+    from langdepth.systems import registry
     from langdepth.training.features import FeatureCache
     from langdepth.training.loaders import TrainingLoader, TrainingSet
     from langdepth.training.sampling import Draws

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from langdepth.records import Batch, DepthOutput, InputSpec
-from langdepth.registry import Entry
 from langdepth.systems.base import System
+from langdepth.systems.registry import Entry
 from langdepth.text.scenes import scene_index
 
 Run = Callable[..., tuple[int, str, str]]  # arguments to exit code, stdout, stderr

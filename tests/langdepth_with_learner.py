@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from langdepth import cli, registry
+from langdepth import cli
+from langdepth.systems import registry
 from tests.helpers import LEARNER
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from langdepth import registry
 from langdepth.backbones import clip, swin
 from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.backbones.efficientnet_lite import EfficientNetLite
+from langdepth.systems import registry
 from langdepth.text import encoders
 from langdepth.text.scenes import CAPTION_SCENES
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from langdepth.camera import Camera
     from langdepth.prediction.predictor import predict
     from langdepth.records import DepthResult
-    from langdepth.registry import list_systems
+    from langdepth.systems.registry import list_systems
     from langdepth.weights.checkpoint import load
 
 _LAZY = {
     "Camera": "langdepth.camera",
     "DepthResult": "langdepth.records",
-    "list_systems": "langdepth.registry",
+    "list_systems": "langdepth.systems.registry",
     "load": "langdepth.weights.checkpoint",
     "predict": "langdepth.prediction.predictor",
 }

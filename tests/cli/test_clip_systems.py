@@ -14,9 +14,9 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from langdepth import registry
 from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.data.tools.sample import write_sample
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.weights import checkpoint
 from tests.helpers import Run, logged, ramp, save_picture

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from langdepth import registry
 from langdepth.commands.imagine import file_names
 from langdepth.errors import UsageError
 from langdepth.io import read_depth16
 from langdepth.prediction import viz
 from langdepth.prediction.imagination import imagine
 from langdepth.prediction.options import ColorScale
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.wordepth import WorDepth, WorDepthConfig
 from tests.helpers import FakeSystem, Run

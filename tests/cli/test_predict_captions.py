@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from langdepth import registry
+from langdepth.systems import registry
 from langdepth.text.captions import Caption, pack
 from langdepth.weights import checkpoint
 from tests.helpers import Run, grey, save_picture

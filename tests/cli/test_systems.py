@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from langdepth import registry
 from langdepth.cli import main
+from langdepth.systems import registry
 
 
 def test_list_has_a_line_per_system(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,8 @@ import torch
 import yaml
 from PIL import Image
 
-from langdepth import cli, registry
+from langdepth import cli
+from langdepth.systems import registry
 from langdepth.weights import checkpoint
 from tests.helpers import LEARNER, Learner, Run, write_folder
 

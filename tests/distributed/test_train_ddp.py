@@ -16,10 +16,10 @@ import pytest
 import torch
 import yaml
 
-from langdepth import registry
 from langdepth.data.base import open_dataset
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate
+from langdepth.systems import registry
 from langdepth.training.run import read_recipe, train
 from langdepth.weights import checkpoint
 from tests.helpers import LEARNER

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from langdepth import cli, registry
+from langdepth import cli
+from langdepth.systems import registry
 from langdepth.training import stopping, validation
 from tests.helpers import LEARNER
 

@@ -7,8 +7,8 @@ import re
 import pytest
 import yaml
 
-from langdepth import registry
 from langdepth.commands.systems import describe
+from langdepth.systems import registry
 from tests.docs.things import ROOT
 
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in ROOT.glob("docs/systems/*.md")}

@@ -10,10 +10,11 @@ import re
 
 import pytest
 
-from langdepth import cli, registry
+from langdepth import cli
 from langdepth.commands.data import VERBS
 from langdepth.data.base import DATASETS
 from langdepth.evaluation import protocols
+from langdepth.systems import registry
 from langdepth.training import recipe
 from tests.docs.things import ROOT
 

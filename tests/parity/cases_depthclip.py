@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from langdepth import registry
+from langdepth.systems import registry
 from tests.parity.runner import Compared, Tolerance, subsampled
 
 TEXT = Tolerance(rtol=1e-4, atol=1e-5)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from langdepth import registry
 from langdepth.backbones.encoders import make_encoder
 from langdepth.prediction.predictor import infer
 from langdepth.records import Batch
+from langdepth.systems import registry
 from langdepth.systems.clip_system import rename
 from langdepth.systems.scaledepth import CLIP_MEAN, CLIP_STD, Reading, ScaleDepth
 from langdepth.training.module import rate

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from langdepth import registry
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.records import Batch
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.weights import checkpoint
 from tests.systems.test_depthclip import SMALL, WordsTester, with_words

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from langdepth import registry
 from langdepth.errors import CheckpointError, UsageError
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.depthclip import DepthClip
 from langdepth.text.prompts import PROMPT_SETS, PromptSet, find_prompts, read_changes

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from langdepth import registry
 from langdepth.errors import LangdepthError, UsageError
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.text.scenes import SCENES
 from langdepth.training.sampling import few_shots

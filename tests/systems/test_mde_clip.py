@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from langdepth import cli, registry
+from langdepth import cli
 from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.errors import CheckpointError, UsageError
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.mde_clip import MdeClip
 from langdepth.training.recipe import read_recipe

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from langdepth import registry
 from langdepth.records import DepthResult, Enlarge
+from langdepth.systems import registry
 from tests.systems.test_depthclip import with_words
 
 CROPPED, NYU, KITTI = (416, 544), (480, 640), (352, 1216)

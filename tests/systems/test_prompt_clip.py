@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from langdepth import registry
 from langdepth.errors import CheckpointError, UsageError
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.text.clip_text import ClipTextTower, tokenize
 from langdepth.text.learned_prompts import LearnedPrompts, PromptTokenizer, count_added

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from langdepth import cli, registry
+from langdepth import cli
 from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.errors import CheckpointError, UsageError
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.text.scene_table import encode_scenes, write_scene_table
 from langdepth.text.scenes import CAPTION_SCENES, SCENES

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from langdepth import registry
 from langdepth.errors import LangdepthError, UsageError
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.tiny import CLIP_FEATURES, Tiny
 from langdepth.text.encoders import words_of

@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from langdepth import cli, registry
+from langdepth import cli
 from langdepth.backbones.swin import SIZES, Swin
 from langdepth.config import to_mapping
 from langdepth.errors import CheckpointError, LangdepthError, UsageError
 from langdepth.parts.variational import Gaussian, kl_of_noise
 from langdepth.records import Batch
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.wordepth import OFFICIAL, Seen, WorDepth
 from langdepth.text.encoders import words_of

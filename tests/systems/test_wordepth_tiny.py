@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from langdepth import registry
 from langdepth.errors import UsageError
 from langdepth.prediction.imagination import imagine
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import enlarge
 from langdepth.systems.wordepth_tiny import WorDepthTiny

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from langdepth import registry
 from langdepth.cli import main
 from langdepth.data.base import open_dataset
 from langdepth.errors import UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import judge
 from langdepth.prediction.predictor import as_float, predict_pictures
+from langdepth.systems import registry
 from langdepth.systems.wordepth import WorDepth
 from langdepth.text.caption_features import open_captions
 from langdepth.text.captions import Caption, pack

@@ -19,13 +19,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from langdepth import registry
 from langdepth.config import from_mapping, to_mapping
 from langdepth.errors import UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import judge
 from langdepth.prediction.predictor import infer, to_network_size
 from langdepth.records import Batch, DepthOutput, DepthResult, Enlarge, Sample
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.text.scenes import SCENES
 from langdepth.weights import checkpoint

@@ -19,9 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from langdepth import registry
 from langdepth.errors import CheckpointError, LangdepthError, MissingCheckpointError, UsageError
 from langdepth.records import DepthOutput, InputSpec
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.weights import checkpoint
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from langdepth import registry
 from langdepth.data.base import find_rows, open_dataset
 from langdepth.data.hold_out import group_name, held_back
 from langdepth.data.lists import shipped
 from langdepth.data.rows import Row
 from langdepth.data.sets import nyu
 from langdepth.errors import LangdepthError, UsageError
+from langdepth.systems import registry
 from langdepth.text.scenes import SCENES
 from langdepth.training.recipe import read_recipe
 from langdepth.training.run import train

@@ -17,13 +17,13 @@ import scipy.io
 import torch
 from PIL import Image
 
-from langdepth import registry
 from langdepth.data import lists
 from langdepth.data.base import DATASETS, INCOMPLETE, find_rows, layout, open_dataset
 from langdepth.data.sets import kitti, nyu
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluation.protocols import PROTOCOLS
 from langdepth.records import Sample
+from langdepth.systems import registry
 from langdepth.text.scenes import SCENES
 from langdepth.training.recipe import read_recipe
 from langdepth.training.run import train

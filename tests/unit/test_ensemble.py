@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 import langdepth
-from langdepth import registry
 from langdepth.data.base import open_dataset
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluation import protocols
@@ -22,6 +21,7 @@ from langdepth.evaluation.saved import SaveMaps
 from langdepth.io import read_image
 from langdepth.prediction.ensemble import Ensemble, combine
 from langdepth.records import DepthOutput, DepthResult, InputSpec
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.weights import checkpoint
 from tests.helpers import LEARNER, FakeConfig, FakeSystem, Learner, Run, ramp, save_picture, write_folder

@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load, load_file
 from torch import Tensor
 
-from langdepth import registry
 from langdepth.data.base import open_dataset
 from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.errors import ImageError, LangdepthError, UsageError
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.training.features import FeatureCache
 from langdepth.training.loaders import TrainingSet, collate

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from langdepth import registry
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.evaluation import paper_numbers
 from langdepth.evaluation.matrix import Matrix, MatrixData, MatrixSystem, fingerprint, read_matrix, run_matrix
 from langdepth.evaluation.metrics import EXTRA_METRICS, METRICS
 from langdepth.evaluation.protocols import PROTOCOLS
 from langdepth.records import DepthOutput, InputSpec
+from langdepth.systems import registry
 from langdepth.text.captions import Caption, pack
 from tests.helpers import FakeSystem, write_folder
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from langdepth import registry
 from langdepth.data.base import open_dataset
 from langdepth.data.transforms import Augmentation, TrainTransform, depth_stripe
 from langdepth.errors import UsageError
 from langdepth.records import InputSpec, Sample
+from langdepth.systems import registry
 from langdepth.training.recipe import Recipe, read_recipe
 from langdepth.training.run import train
 from langdepth.training.sampling import Sizes

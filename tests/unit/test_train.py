@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import langdepth.training.run
-from langdepth import registry
 from langdepth.data.base import open_dataset
 from langdepth.data.rows import RowDataset
 from langdepth.errors import CheckpointError, LangdepthError, NonFiniteLossError, UsageError
 from langdepth.io import file_sha256
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.training import validation
 from langdepth.training.average import MovingAverage

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import langdepth
-from langdepth import registry
 from langdepth.errors import UsageError
 from langdepth.prediction.predictor import predict_pictures, predict_stream
 from langdepth.prediction.words import Words
 from langdepth.records import DepthResult
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from tests.helpers import FakeSystem, grey, ramp
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from langdepth import registry
 from langdepth.cli import main
 from langdepth.errors import UsageError
 from langdepth.evaluation import workbench
+from langdepth.systems import registry
 from langdepth.systems.clip_system import ClipSystem
 
 WORDS = "near,middling,far"

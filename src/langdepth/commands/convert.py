@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
             licence: The terms of the weights, which the file will state.
             clip_weights: A CLIP model, for checkpoints without the features of their words (mde-clip, mde-clip-unet).
         """
-        from langdepth import registry
+        from langdepth.systems import registry
 
         registry.entry(system)
         for key in overrides:

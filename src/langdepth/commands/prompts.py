@@ -51,7 +51,7 @@ def prompts(
     changes = read_changes(prompts, words, bins)
 
     from langdepth.evaluation import workbench
-    from langdepth.registry import list_systems
+    from langdepth.systems.registry import list_systems
     from langdepth.weights.checkpoint import load
 
     # A file holds what it needs for its own words; CLIP weights then only encode others.

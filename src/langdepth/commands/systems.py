@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from langdepth import registry
 from langdepth.commands._parse import list_or_show, run
+from langdepth.systems import registry
 from langdepth.utils.tables import columns
 
 EXAMPLE = "langdepth systems\nlangdepth systems show tiny"

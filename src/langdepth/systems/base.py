@@ -80,7 +80,7 @@ class System(nn.Module):
 
         Raises UsageError for a size that is not possible, and for systems that cannot imagine.
         """
-        from langdepth import registry
+        from langdepth.systems import registry
 
         able = [name for name in registry.list_systems() if registry.entry(name).system_class().imagines]
         raise UsageError(f"the system '{self.name}' draws no depth from words; these do: {', '.join(able) or 'none'}")

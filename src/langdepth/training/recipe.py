@@ -11,13 +11,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from langdepth import registry
 from langdepth.config import from_mapping, to_mapping
 from langdepth.data.base import layout
 from langdepth.data.transforms import Augmentation
 from langdepth.errors import UsageError, nearest
 from langdepth.evaluation import protocols
 from langdepth.records import WithoutCaption
+from langdepth.systems import registry
 
 # Where things lie and how the run is carried out: these may change when a run continues, all other fields may not.
 CIRCUMSTANCES = (

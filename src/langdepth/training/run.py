@@ -29,7 +29,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from langdepth import registry
 from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.nyu_adapters import NyuAdapterTransform
 from langdepth.data.overlays import with_overlays
@@ -40,6 +39,7 @@ from langdepth.errors import CheckpointError, LangdepthError, ShortMemoryError, 
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import require_comparable
 from langdepth.io import file_sha256
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.text.caption_features import Captions
 from langdepth.training.callbacks import FillFeatures, ResumePoint

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from langdepth import __version__, registry
+from langdepth import __version__
 from langdepth.config import to_mapping
 from langdepth.errors import (
     CheckpointError,
@@ -23,6 +23,7 @@ from langdepth.errors import (
     nearest,
 )
 from langdepth.io import file_sha256
+from langdepth.systems import registry
 from langdepth.utils.files import atomic_path, real_path, second_name, temporary_folder, write_tensors
 from langdepth.utils.network import hub_or_cache
 from langdepth.utils.tensors import AllocationBudget, read_safetensors, require_finite
@@ -165,7 +166,7 @@ def _facts_to_store(system: System, extra: dict[str, Any] | None) -> dict[str, A
     if system.name not in registry.REGISTRY:
         raise LangdepthError(
             f"this {type(system).__name__} has no registry name and could not be loaded again; "
-            "make it with langdepth.registry.build(name)"
+            "make it with langdepth.systems.registry.build(name)"
         )
     facts = {"licence": "not stated", "source": "not stated", **system.provenance, **(extra or {})}
     facts = {key: value for key, value in facts.items() if key not in FILE_FACTS}

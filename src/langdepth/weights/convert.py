@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from langdepth import registry
 from langdepth.errors import CheckpointError, MissingCheckpointError, UsageError
+from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.utils.tensors import (
     read_pickle,

@@ -12,7 +12,7 @@ from langdepth.errors import UsageError, nearest
 if TYPE_CHECKING:
     from langdepth.systems.base import System
 
-MODELS_FOLDER = Path(__file__).parent / "models"
+MODELS_FOLDER = Path(__file__).parents[1] / "models"
 
 
 @dataclass(frozen=True, kw_only=True)
