@@ -15,7 +15,7 @@ from langdepth.prediction.predictor import infer
 from langdepth.records import Batch
 from langdepth.systems import registry
 from langdepth.systems.clip_system import rename
-from langdepth.systems.scaledepth import CLIP_MEAN, CLIP_STD, Reading, ScaleDepth
+from langdepth.systems.scaledepth.model import CLIP_MEAN, CLIP_STD, Reading, ScaleDepth
 from langdepth.training.module import rate
 from langdepth.training.recipe import OptimSection
 from tests.parity.runner import Compared, Tolerance

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from langdepth.parts.deformable_attention import DeformableAttention, cell_centers
-from langdepth.parts.pixel_decoder import PixelDecoder
-from langdepth.parts.positions import sine_positions
-from langdepth.parts.query_decoder import QueryDecoder
+from langdepth.systems.scaledepth.deformable_attention import DeformableAttention, cell_centers
+from langdepth.systems.scaledepth.pixel_decoder import PixelDecoder
+from langdepth.systems.scaledepth.positions import sine_positions
+from langdepth.systems.scaledepth.query_decoder import QueryDecoder
 
 SIZES = [(2, 3), (4, 5)]
 

@@ -253,7 +253,7 @@ _ENTRIES = (
     *(
         Entry(
             name=f"scaledepth-{variant}",
-            target="langdepth.systems.scaledepth:ScaleDepth",
+            target="langdepth.systems.scaledepth.model:ScaleDepth",
             summary=f"relative depth from bin queries, times a scale that scene names taught; {summary}",
             paper="ScaleDepth: Decomposing Metric Depth Estimation (arXiv 2407.08187, 2024)",
             paper_url=f"{_ARXIV}2407.08187",

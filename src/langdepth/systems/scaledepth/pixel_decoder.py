@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from langdepth.parts.deformable_attention import DeformableAttention, Sizes, cell_centers
-from langdepth.parts.positions import sine_positions
+from langdepth.systems.scaledepth.deformable_attention import DeformableAttention, Sizes, cell_centers
+from langdepth.systems.scaledepth.positions import sine_positions
 
 
 class PixelFeatures(NamedTuple):

@@ -39,11 +39,11 @@ from langdepth.backbones.convnext import ConvNeXt
 from langdepth.backbones.encoders import make_encoder, start_encoder
 from langdepth.backbones.swin import Swin
 from langdepth.errors import CheckpointError, UsageError
-from langdepth.parts.pixel_decoder import PixelDecoder, PixelFeatures
-from langdepth.parts.query_decoder import QueryDecoder
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import rename, set_quirks
+from langdepth.systems.scaledepth.pixel_decoder import PixelDecoder, PixelFeatures
+from langdepth.systems.scaledepth.query_decoder import QueryDecoder
 from langdepth.text.caption_features import read_caption_features
 from langdepth.text.encoders import CaptionBank, caption_scene_of_label
 from langdepth.text.scene_table import check_same_clip, encode_scenes, read_scene_table

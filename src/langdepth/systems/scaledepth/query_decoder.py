@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from langdepth.parts.positions import sine_positions
+from langdepth.systems.scaledepth.positions import sine_positions
 
 
 class Attention(nn.Module):
