@@ -18,7 +18,7 @@ from langdepth.data.base import open_dataset
 from langdepth.data.rows import RowDataset
 from langdepth.prediction.predictor import as_float
 from langdepth.records import Batch
-from langdepth.systems.wordepth_tiny import WorDepthTiny
+from langdepth.systems.wordepth.tiny import WorDepthTiny
 from langdepth.weights.checkpoint import load, save
 
 

@@ -42,8 +42,8 @@ from langdepth.data.rows import Row, RowDataset
 from langdepth.data.sets.frame_cache import write_cache
 from langdepth.data.tools.synthetic import room
 from langdepth.data.transforms import Augmentation, TrainTransform
-from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
 from langdepth.records import Sample
+from langdepth.systems.wordepth.pipeline import RULES, WorDepthTransform
 from langdepth.training.loaders import TrainingLoader, TrainingSet
 from langdepth.training.sampling import Draw, Draws
 

@@ -18,7 +18,7 @@ from langdepth.prediction.imagination import imagine
 from langdepth.prediction.options import ColorScale
 from langdepth.systems import registry
 from langdepth.systems.base import System
-from langdepth.systems.wordepth import WorDepth, WorDepthConfig
+from langdepth.systems.wordepth.model import WorDepth, WorDepthConfig
 from tests.helpers import FakeSystem, Run
 
 WORDS = ("a", "bedroom", "bed", "street", "with")

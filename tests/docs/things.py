@@ -27,7 +27,8 @@ from safetensors.torch import save_file
 from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.data.sets import kitti, nyu
 from langdepth.data.tools.sample import write_sample
-from langdepth.systems import registry, wordepth
+from langdepth.systems import registry
+from langdepth.systems.wordepth import model as wordepth
 from langdepth.text.scene_table import encode_scenes
 from langdepth.text.scenes import SCENES
 from langdepth.training import recipe

@@ -13,11 +13,11 @@ from torch import Tensor
 from langdepth import losses
 from langdepth.backbones.swin import SIZES, Swin
 from langdepth.evaluation.metrics import error_sums, metrics_from_sums
-from langdepth.parts.refine import Refiner, enlarged
-from langdepth.parts.variational import Gaussian, kl_of_noise, kl_of_text
 from langdepth.records import Batch
 from langdepth.systems import registry
-from langdepth.systems.wordepth import Step
+from langdepth.systems.wordepth.model import Step
+from langdepth.systems.wordepth.refine import Refiner, enlarged
+from langdepth.systems.wordepth.variational import Gaussian, kl_of_noise, kl_of_text
 from langdepth.training.module import rate
 from langdepth.training.recipe import OptimSection
 from tests.parity.runner import Compared, Tolerance

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from langdepth.data.wordepth_pictures import RULES, Draws, evaluation_sample, training_sample
 from langdepth.evaluation import protocols
 from langdepth.records import Sample
+from langdepth.systems.wordepth.pipeline import RULES, Draws, evaluation_sample, training_sample
 from tests.parity.cases_functions import CLOSE, EXACT, StandIn, image_means, normalised
 from tests.parity.runner import Compared, Tolerance
 

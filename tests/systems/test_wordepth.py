@@ -18,11 +18,11 @@ from langdepth import cli
 from langdepth.backbones.swin import SIZES, Swin
 from langdepth.config import to_mapping
 from langdepth.errors import CheckpointError, LangdepthError, UsageError
-from langdepth.parts.variational import Gaussian, kl_of_noise
 from langdepth.records import Batch
 from langdepth.systems import registry
 from langdepth.systems.base import System
-from langdepth.systems.wordepth import OFFICIAL, Seen, WorDepth
+from langdepth.systems.wordepth.model import OFFICIAL, Seen, WorDepth
+from langdepth.systems.wordepth.variational import Gaussian, kl_of_noise
 from langdepth.text.encoders import words_of
 from langdepth.text.scenes import SCENES
 from langdepth.weights import checkpoint

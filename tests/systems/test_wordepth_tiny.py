@@ -14,7 +14,7 @@ from langdepth.prediction.imagination import imagine
 from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import enlarge
-from langdepth.systems.wordepth_tiny import WorDepthTiny
+from langdepth.systems.wordepth.tiny import WorDepthTiny
 from langdepth.weights.checkpoint import load
 from tests.systems.test_wordepth import SMALL, WorDepthTester
 

@@ -17,7 +17,7 @@ from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import judge
 from langdepth.prediction.predictor import as_float, predict_pictures
 from langdepth.systems import registry
-from langdepth.systems.wordepth import WorDepth
+from langdepth.systems.wordepth.model import WorDepth
 from langdepth.text.caption_features import open_captions
 from langdepth.text.captions import Caption, pack
 from langdepth.training.run import _prepare, read_recipe
@@ -49,7 +49,7 @@ def clip(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
         def encode(self, sentences: list[str]) -> torch.Tensor:
             return torch.stack([features[sentence] for sentence in sentences])
 
-    monkeypatch.setattr("langdepth.systems.wordepth.ClipSentences", Clip)
+    monkeypatch.setattr("langdepth.systems.wordepth.model.ClipSentences", Clip)
     return features
 
 

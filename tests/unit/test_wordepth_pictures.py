@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from langdepth.data.wordepth_pictures import INNER, RULES, Draws, WorDepthTransform, training_sample
 from langdepth.errors import ImageError
 from langdepth.records import Sample
+from langdepth.systems.wordepth.pipeline import INNER, RULES, Draws, WorDepthTransform, training_sample
 from langdepth.training.recipe import DataSection
 from langdepth.training.run import _transform
 from tests.helpers import FakeSystem

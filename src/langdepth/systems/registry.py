@@ -265,7 +265,7 @@ _ENTRIES = (
     *(
         Entry(
             name=f"wordepth-{variant}",
-            target="langdepth.systems.wordepth:WorDepth",
+            target="langdepth.systems.wordepth.model:WorDepth",
             summary=f"a caption gives a distribution of scenes, the picture picks one; {summary}",
             paper="WorDepth: Variational Language Prior for Monocular Depth Estimation (CVPR 2024, arXiv 2404.03635)",
             paper_url=f"{_ARXIV}2404.03635",
@@ -275,7 +275,7 @@ _ENTRIES = (
     ),
     Entry(
         name="wordepth-tiny",
-        target="langdepth.systems.wordepth_tiny:WorDepthTiny",
+        target="langdepth.systems.wordepth.tiny:WorDepthTiny",
         summary="small WorDepth on the encoder of tiny: depth from words alone, on any CPU",
         paper="this project; after WorDepth (CVPR 2024, arXiv 2404.03635)",
         paper_url=f"{_ARXIV}2404.03635",

@@ -34,13 +34,13 @@ from langdepth.data.nyu_adapters import NyuAdapterTransform
 from langdepth.data.overlays import with_overlays
 from langdepth.data.rows import RowDataset
 from langdepth.data.transforms import TrainTransform
-from langdepth.data.wordepth_pictures import RULES, WorDepthTransform
 from langdepth.errors import CheckpointError, LangdepthError, ShortMemoryError, UsageError, first_line, is_memory_error
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import require_comparable
 from langdepth.io import file_sha256
 from langdepth.systems import registry
 from langdepth.systems.base import System
+from langdepth.systems.wordepth.pipeline import RULES, WorDepthTransform
 from langdepth.text.caption_features import Captions
 from langdepth.training.callbacks import FillFeatures, ResumePoint
 from langdepth.training.checkpoint_io import PlainCheckpointIO

@@ -35,11 +35,11 @@ from langdepth import losses
 from langdepth.backbones.encoders import make_encoder, start_encoder
 from langdepth.backbones.swin import PATCH, SIZES, Swin
 from langdepth.errors import CheckpointError, UsageError
-from langdepth.parts.refine import Refine, Up, enlarged
-from langdepth.parts.variational import ConditionalSampler, Gaussian, TextVae, kl_of_noise, kl_of_text
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import rename
+from langdepth.systems.wordepth.refine import Refine, Up, enlarged
+from langdepth.systems.wordepth.variational import ConditionalSampler, Gaussian, TextVae, kl_of_noise, kl_of_text
 from langdepth.text.caption_features import NO_CAPTIONS, Captions, checked_features, read_caption_features
 from langdepth.text.captions import ClipSentences
 from langdepth.text.encoders import (

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from langdepth.errors import UsageError
-from langdepth.parts.variational import Gaussian
 from langdepth.records import Batch
 from langdepth.systems.clip_system import enlarge
-from langdepth.systems.wordepth import Seen, WorDepth, WorDepthConfig
+from langdepth.systems.wordepth.model import Seen, WorDepth, WorDepthConfig
+from langdepth.systems.wordepth.variational import Gaussian
 from langdepth.text.caption_features import Captions, read_caption_features
 from langdepth.text.encoders import CaptionBank
 
