@@ -14,7 +14,7 @@ from langdepth import losses
 from langdepth.backbones.clip_weights import ClipWeights
 from langdepth.evaluation import protocols
 from langdepth.systems.clip_system import enlarge
-from langdepth.systems.mde_clip import MdeLosses, image_losses
+from langdepth.systems.mde_clip.model import MdeLosses, image_losses
 from langdepth.text.clip_text import ClipTextTower, tokenize
 from langdepth.text.prompts import PromptSet
 from tests.parity import unused_losses

@@ -16,7 +16,7 @@ from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.systems import registry
 from langdepth.systems.base import System
-from langdepth.systems.mde_clip import MdeClip
+from langdepth.systems.mde_clip.model import MdeClip
 from langdepth.training.recipe import read_recipe
 from langdepth.weights import checkpoint
 from langdepth.weights.convert import convert

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from langdepth.errors import UsageError
-from langdepth.parts.adaptive_bins import AdaptiveBins, MiniViT
-from langdepth.parts.cross_attention import CrossAttention, split_multihead
+from langdepth.systems.mde_clip.adaptive_bins import AdaptiveBins, MiniViT
+from langdepth.systems.mde_clip.cross_attention import CrossAttention, split_multihead
 
 
 @pytest.mark.parametrize("text_channels", [8, 12])  # PyTorch's two layouts: projections in one tensor, or in three

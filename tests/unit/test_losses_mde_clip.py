@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from langdepth import losses
-from langdepth.systems.mde_clip import image_losses
+from langdepth.systems.mde_clip.model import image_losses
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

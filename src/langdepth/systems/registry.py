@@ -233,19 +233,19 @@ _ENTRIES = (
     ),
     Entry(
         name="mde-clip",
-        target="langdepth.systems.mde_clip:MdeClip",
+        target="langdepth.systems.mde_clip.model:MdeClip",
         summary="CLIP's pixels attend to distance words on four levels; a decoder, then bins that follow the picture",
         **_CROSS_ATTENTION,
     ),
     Entry(
         name="mde-clip-unet",
-        target="langdepth.systems.mde_clip:MdeClipUnet",
+        target="langdepth.systems.mde_clip.model:MdeClipUnet",
         summary="mde-clip with a regression head instead of bins",
         **_CROSS_ATTENTION,
     ),
     Entry(
         name="refine-clip",
-        target="langdepth.systems.mde_clip:RefineClip",
+        target="langdepth.systems.mde_clip.model:RefineClip",
         summary="similarity to distance words on four levels, refined by small convolutions; depth from 1 to 3 m",
         paper="RefineDepthCLIP (March 2024), the predecessor of MDE-CLIP",
         repository=f"{_GITHUB}TranMinhThang123/RefineDepthCLIP",

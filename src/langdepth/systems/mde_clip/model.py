@@ -35,10 +35,10 @@ from torch.nn import functional as F
 
 from langdepth import losses
 from langdepth.errors import CheckpointError, UsageError
-from langdepth.parts.adaptive_bins import AdaptiveBins, WidthNorm
-from langdepth.parts.cross_attention import CrossAttention, split_multihead
 from langdepth.records import Batch, DepthOutput
 from langdepth.systems.clip_system import ClipConfig, ClipSystem, enlarge, rename, words_output
+from langdepth.systems.mde_clip.adaptive_bins import AdaptiveBins, WidthNorm
+from langdepth.systems.mde_clip.cross_attention import CrossAttention, split_multihead
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""MDE-CLIP and RefineCLIP."""
