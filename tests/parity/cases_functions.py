@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from langdepth import losses
-from langdepth.data.nyu_adapters import (
+from langdepth.evaluation import protocols
+from langdepth.evaluation.accumulator import DepthMetrics
+from langdepth.evaluation.evaluate import judge
+from langdepth.evaluation.protocols import Protocol
+from langdepth.records import DepthOutput, InputSpec, Sample
+from langdepth.systems.base import System
+from langdepth.systems.clip_adapters.losses import AdapterLosses, SourceView, adapter_losses, resize
+from langdepth.systems.clip_adapters.pipeline import (
     NyuPicture,
     SelfSupervisedDraws,
     SupervisedDraws,
@@ -20,14 +27,7 @@ from langdepth.data.nyu_adapters import (
     self_supervised_sample,
     supervised_sample,
 )
-from langdepth.evaluation import protocols
-from langdepth.evaluation.accumulator import DepthMetrics
-from langdepth.evaluation.evaluate import judge
-from langdepth.evaluation.protocols import Protocol
-from langdepth.parts.adapter_losses import AdapterLosses, SourceView, adapter_losses, resize
-from langdepth.parts.view_warp import warp_view
-from langdepth.records import DepthOutput, InputSpec, Sample
-from langdepth.systems.base import System
+from langdepth.systems.clip_adapters.view_warp import warp_view
 from langdepth.training.module import rate
 from langdepth.training.recipe import OptimSection
 from tests.parity import unused_losses

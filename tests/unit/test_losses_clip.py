@@ -14,7 +14,7 @@ from scipy.ndimage import correlate
 from torch import Tensor
 
 from langdepth import losses
-from langdepth.parts.adapter_losses import AdapterLosses, SourceView, adapter_losses, merge_views
+from langdepth.systems.clip_adapters.losses import AdapterLosses, SourceView, adapter_losses, merge_views
 from tests.parity import unused_losses
 
 CENTERS = torch.tensor([1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0])

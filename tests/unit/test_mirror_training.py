@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from langdepth.parts.adapter_losses import AdapterLosses
 from langdepth.records import Batch, InputSpec
-from langdepth.systems.mirror_training import MirrorTraining, MirrorTrainingConfig, Told
+from langdepth.systems.clip_adapters.losses import AdapterLosses
+from langdepth.systems.clip_adapters.mirror_training import MirrorTraining, MirrorTrainingConfig, Told
 
 
 @dataclass(frozen=True, kw_only=True)

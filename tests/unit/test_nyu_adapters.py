@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from langdepth.data.nyu_adapters import (
+from langdepth.errors import ImageError, UsageError
+from langdepth.records import Sample
+from langdepth.systems.clip_adapters.pipeline import (
     NyuAdapterTransform,
     NyuPicture,
     SelfSupervisedDraws,
@@ -19,9 +21,7 @@ from langdepth.data.nyu_adapters import (
     self_supervised_sample,
     supervised_sample,
 )
-from langdepth.errors import ImageError, UsageError
-from langdepth.parts.view_warp import warp_view
-from langdepth.records import Sample
+from langdepth.systems.clip_adapters.view_warp import warp_view
 
 
 @pytest.fixture(scope="module")

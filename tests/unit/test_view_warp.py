@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from langdepth.parts.view_warp import in_plane_motion, warp_view
+from langdepth.systems.clip_adapters.view_warp import in_plane_motion, warp_view
 
 INTRINSICS = torch.tensor([[30.0, 0, 12], [0, 30, 8], [0, 0, 1]])
 IDENTITY = torch.eye(3, 4)[None]

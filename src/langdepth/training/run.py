@@ -30,7 +30,6 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from langdepth.config import from_mapping, load_yaml, to_mapping
-from langdepth.data.nyu_adapters import NyuAdapterTransform
 from langdepth.data.overlays import with_overlays
 from langdepth.data.rows import RowDataset
 from langdepth.data.transforms import TrainTransform
@@ -40,6 +39,7 @@ from langdepth.evaluation.evaluate import require_comparable
 from langdepth.io import file_sha256
 from langdepth.systems import registry
 from langdepth.systems.base import System
+from langdepth.systems.clip_adapters.pipeline import NyuAdapterTransform
 from langdepth.systems.wordepth.pipeline import RULES, WorDepthTransform
 from langdepth.text.caption_features import Captions
 from langdepth.training.callbacks import FillFeatures, ResumePoint

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from langdepth.errors import UsageError
-from langdepth.parts.adapter_losses import AdapterLosses, SourceView, adapter_losses
 from langdepth.records import Batch, DepthOutput
 from langdepth.systems.base import System
+from langdepth.systems.clip_adapters.losses import AdapterLosses, SourceView, adapter_losses
 from langdepth.systems.clip_system import enlarge
 
 

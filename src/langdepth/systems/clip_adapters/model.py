@@ -22,11 +22,11 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from langdepth.errors import CheckpointError, UsageError
-from langdepth.parts.adapter_losses import AdapterLosses
-from langdepth.parts.adapters import BottleneckAdapter, CoarseMap, Refiner
 from langdepth.records import InputSpec
+from langdepth.systems.clip_adapters.adapters import BottleneckAdapter, CoarseMap, Refiner
+from langdepth.systems.clip_adapters.losses import AdapterLosses
+from langdepth.systems.clip_adapters.mirror_training import MirrorTraining, MirrorTrainingConfig, Told
 from langdepth.systems.clip_system import ClipConfig, ClipSystem, rename, set_quirks
-from langdepth.systems.mirror_training import MirrorTraining, MirrorTrainingConfig, Told
 
 
 @dataclass(frozen=True, kw_only=True)

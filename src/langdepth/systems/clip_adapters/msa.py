@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from langdepth.errors import UsageError
-from langdepth.parts.adapter_losses import AdapterLosses
-from langdepth.parts.adapters import ConvBlock, MultiScaleDecoder
-from langdepth.systems.clip_adapters import AdapterConfig
+from langdepth.systems.clip_adapters.adapters import ConvBlock, MultiScaleDecoder
+from langdepth.systems.clip_adapters.losses import AdapterLosses
+from langdepth.systems.clip_adapters.mirror_training import MirrorTraining, Told
+from langdepth.systems.clip_adapters.model import AdapterConfig
 from langdepth.systems.clip_system import ClipSystem, enlarge
-from langdepth.systems.mirror_training import MirrorTraining, Told
 
 
 @dataclass(frozen=True, kw_only=True)

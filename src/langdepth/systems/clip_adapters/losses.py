@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from langdepth import losses
-from langdepth.parts.view_warp import warp_view
+from langdepth.systems.clip_adapters.view_warp import warp_view
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from langdepth.errors import ImageError, UsageError
-from langdepth.parts.view_warp import in_plane_motion
 from langdepth.records import InputSpec, Sample
+from langdepth.systems.clip_adapters.view_warp import in_plane_motion
 
 STORED = (480, 640)  # height, width of the images of NYU
 SIZE = (416, 544)  # height, width of what comes out

@@ -1,0 +1,1 @@
+"""CLIP-Adapter, Eigen, coarse and refined adapter, multi-scale adapter."""
