@@ -185,7 +185,7 @@ _ENTRIES = (
     *(
         Entry(
             name=f"prompt-clip{variant}",
-            target=f"langdepth.systems.prompt_clip:{'PromptClipWords' if variant in _FIXED else 'PromptClip'}",
+            target=f"langdepth.systems.prompt_clip.model:{'PromptClipWords' if variant in _FIXED else 'PromptClip'}",
             summary=f"depthclip with {summary}",
             paper="Learning to Prompt CLIP for Monocular Depth Estimation (Auty & Mikolajczyk, OpenSUN3D at ICCV 2023)",
             repository=f"{_GITHUB}DylanAuty/PromptLearningCLIP-MDE",

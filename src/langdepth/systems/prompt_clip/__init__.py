@@ -1,0 +1,1 @@
+"""Prompt learning for depth with CLIP."""
