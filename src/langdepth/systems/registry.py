@@ -195,7 +195,7 @@ _ENTRIES = (
     ),
     Entry(
         name="few-shot-clip",
-        target="langdepth.systems.few_shot_clip:FewShotClip",
+        target="langdepth.systems.few_shot_clip.model:FewShotClip",
         summary="depthclip with a codebook of bins per scene and learned context, from one picture per scene",
         paper="after the abstract of Learning to Adapt CLIP for Few-Shot Monocular Depth Estimation (arXiv 2311.01034)",
         paper_url=f"{_ARXIV}2311.01034",
