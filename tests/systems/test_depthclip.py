@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.systems import registry
 from langdepth.systems.base import System
-from langdepth.systems.depthclip import DepthClip
+from langdepth.systems.depthclip.model import DepthClip
 from langdepth.text.prompts import PROMPT_SETS, PromptSet, find_prompts, read_changes
 from langdepth.weights import checkpoint
 from tests.helpers import LEARNER

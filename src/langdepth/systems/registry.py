@@ -171,13 +171,13 @@ _ENTRIES = (
     ),
     Entry(
         name="depthclip",
-        target="langdepth.systems.depthclip:DepthClip",
+        target="langdepth.systems.depthclip.model:DepthClip",
         summary="zero-shot: CLIP's cells (RN50) against seven distance words; needs CLIP weights, no training",
         **_DEPTHCLIP,
     ),
     Entry(
         name="depthclip-vit",
-        target="langdepth.systems.depthclip:DepthClip",
+        target="langdepth.systems.depthclip.model:DepthClip",
         summary="depthclip with ViT-B/16: four times as many cells",
         **_DEPTHCLIP,
         preset={"architecture": "ViT-B-16"},
