@@ -14,7 +14,7 @@ from torch import nn
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.systems import registry
 from langdepth.systems.base import System
-from langdepth.systems.tiny import CLIP_FEATURES, Tiny
+from langdepth.systems.tiny.model import CLIP_FEATURES, Tiny
 from langdepth.text.encoders import words_of
 from langdepth.text.scenes import CAPTION_SCENES, scene_index
 from langdepth.weights import checkpoint

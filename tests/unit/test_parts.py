@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from langdepth.parts.bins import RelativeBins
 from langdepth.parts.upsample import FeaturePyramid
+from langdepth.systems.tiny.bins import RelativeBins
 
 
 def trained_looking_bins(spread: float) -> RelativeBins:

@@ -158,7 +158,7 @@ _WORDEPTH: dict[str, tuple[str, dict[str, Any]]] = {
 _ENTRIES = (
     Entry(
         name="tiny",
-        target="langdepth.systems.tiny:Tiny",
+        target="langdepth.systems.tiny.model:Tiny",
         summary="embedded default: relative depth from bins, times a scale tied to scene text; runs offline on a CPU",
         paper="this project; scale-times-relative idea of ScaleDepth (arXiv 2407.08187)",
         paper_url=f"{_ARXIV}2407.08187",

@@ -154,7 +154,7 @@ class WorDepthTiny(WorDepth):
         any form of ``text.caption_features``; without them images have their own words alone. Raises LangdepthError.
         """
         if not self.provenance:
-            from langdepth.systems.tiny import Tiny
+            from langdepth.systems.tiny.model import Tiny
             from langdepth.weights.checkpoint import load
 
             known = load(start)

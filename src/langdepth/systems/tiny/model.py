@@ -32,10 +32,10 @@ from torch.nn import functional as F
 from langdepth import losses
 from langdepth.backbones.efficientnet_lite import EfficientNetLite
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.parts.bins import RelativeBins
 from langdepth.parts.upsample import FeaturePyramid
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
+from langdepth.systems.tiny.bins import RelativeBins
 from langdepth.text.caption_features import NO_CAPTIONS, Captions, checked_features, read_caption_features
 from langdepth.text.encoders import CaptionBank, SentenceEncoder, caption_scene_of_label, distilled_encoder
 from langdepth.text.scenes import CAPTION_SCENES, scene_index
