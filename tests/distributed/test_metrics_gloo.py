@@ -18,8 +18,8 @@ from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate
 from langdepth.evaluation.saved import SaveMaps
 from langdepth.records import DepthOutput
+from tests.evaluation.test_evaluate import Broken, Pictures
 from tests.helpers import FakeSystem
-from tests.unit.test_evaluate import Broken, Pictures
 
 # 7 pictures for 2 processes: an uneven share, a broken file and a depth map without a value among them
 FACTORS = (1.0, 1.1, None, 1.3, float("inf"), 0.8, 2.0)

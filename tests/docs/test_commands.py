@@ -28,7 +28,8 @@ HELPS = [(), *((name,) for name in cli.COMMANDS), *(("data", verb) for verb in V
 NOT_RUN = {
     "docs/systems/depthclip.md": ["open_clip downloads the weights"],
     "docs/systems/tiny.md": [
-        "the images that the weights were trained on are not published as one folder; tests/cli/test_recipes.py runs it"
+        "the images that the weights were trained on are not published as one folder; "
+        "tests/commands/test_recipes.py runs it"
     ],
 }
 

@@ -33,8 +33,8 @@ from langdepth.text.scene_table import encode_scenes
 from langdepth.text.scenes import SCENES
 from langdepth.training import recipe
 from tests import miniatures
-from tests.cli.test_caption import save_tiny_model
-from tests.cli.test_recipes import (
+from tests.commands.test_caption import save_tiny_model
+from tests.commands.test_recipes import (
     KITTI_SIZE,
     KITTI_TEST,
     KITTI_TRAIN,
@@ -44,6 +44,7 @@ from tests.cli.test_recipes import (
     TEST_PLACES,
     TYPES,
 )
+from tests.data.test_sam import halves
 from tests.helpers import ramp, save_picture
 from tests.miniatures import depth, kitti_eigen, nyu_tree, save_depth, stand_in
 from tests.stand_ins import (
@@ -59,7 +60,6 @@ from tests.systems.test_mde_clip import official as mde_clip_tensors
 from tests.systems.test_prompt_clip import official as prompt_clip_tensors
 from tests.systems.test_scaledepth import as_trained
 from tests.systems.test_scaledepth import official as scaledepth_tensors
-from tests.unit.test_sam import halves
 
 ROOT = Path(__file__).parents[2]
 Thing = Callable[[Path], object]

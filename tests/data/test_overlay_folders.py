@@ -23,9 +23,9 @@ from langdepth.evaluation.foreign import Predictions
 from langdepth.evaluation.matrix import Matrix, MatrixData, run_matrix
 from langdepth.prediction.inputs import images_below
 from tests import miniatures
+from tests.data.test_overlays import Looker
 from tests.helpers import FakeSystem, grey, save_picture, write_folder
 from tests.stand_ins import clip_archive, small_networks
-from tests.unit.test_overlays import Looker
 
 ROOT = Path(__file__).parents[2]
 

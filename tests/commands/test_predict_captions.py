@@ -13,7 +13,7 @@ from langdepth.text.captions import Caption, pack
 from langdepth.weights import checkpoint
 from tests.helpers import Run, grey, save_picture
 from tests.miniatures import published_captions
-from tests.unit.test_words import WIDTH, WORDEPTH, Reader, features
+from tests.prediction.test_words import WIDTH, WORDEPTH, Reader, features
 
 ROWS = features(2).half().numpy()
 SENTENCES = ("A kitchen with a sink.", "A car on a street.")

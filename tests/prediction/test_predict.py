@@ -18,7 +18,7 @@ from PIL import Image
 
 from langdepth.camera import Camera
 from langdepth.errors import ImageError, LangdepthError, ShortMemoryError, UsageError
-from langdepth.prediction import predictor as inference
+from langdepth.prediction import predictor
 from langdepth.prediction.predictor import infer, predict, predict_pictures, predict_stream
 from langdepth.records import DepthOutput, DepthResult, InputSpec
 from langdepth.weights.checkpoint import load
@@ -114,13 +114,13 @@ def test_any_size_comes_back_at_its_own_size(system: FakeSystem, size: tuple[int
 @pytest.mark.slow
 def test_fifty_megapixels_never_become_float(system: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[torch.dtype, int]] = []
-    as_float = inference.as_float
+    as_float = predictor.as_float
 
     def watch(image: torch.Tensor) -> torch.Tensor:
         seen.append((image.dtype, image.numel()))
         return as_float(image)
 
-    monkeypatch.setattr(inference, "as_float", watch)
+    monkeypatch.setattr(predictor, "as_float", watch)
     result = predict_pictures(system, np.full((6250, 8000, 3), 51, np.uint8))
     assert isinstance(result, DepthResult)
     assert result.depth.shape == (6250, 8000)
@@ -271,10 +271,10 @@ def test_module_level_predict_loads_once(monkeypatch: pytest.MonkeyPatch) -> Non
         return FakeSystem()
 
     monkeypatch.setattr("langdepth.weights.checkpoint.load", load)
-    inference._loaded.cache_clear()
+    predictor._loaded.cache_clear()
     for _ in range(2):
         assert isinstance(predict(grey(0.5), "anything"), DepthResult)
-    inference._loaded.cache_clear()
+    predictor._loaded.cache_clear()
     assert loaded == ["anything"]
     assert isinstance(predict(grey(0.5), FakeSystem()), DepthResult)
 
@@ -323,7 +323,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(
     system.input_spec = InputSpec(multiple_of=16)  # every shape of a picture is one of the network
     alive, most = 0, 0
     lock = threading.Lock()
-    read_image = inference.read_image
+    read_image = predictor.read_image
 
     def gone() -> None:
         nonlocal alive
@@ -339,7 +339,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(
             most = max(most, alive)
         return picture
 
-    monkeypatch.setattr(inference, "read_image", counted)
+    monkeypatch.setattr(predictor, "read_image", counted)
     pictures = predict_stream(
         system, range(150), read=lambda i: ramp(64 + 16 * (i % shapes), 64), batch_size=2, workers=2, keep_image=True
     )

@@ -19,8 +19,8 @@ from langdepth.data.tools.sample import write_sample
 from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.weights import checkpoint
+from tests.backbones.test_clip_weights import LAYOUTS, write_openai, write_state_dict
 from tests.helpers import Run, logged, ramp, save_picture
-from tests.unit.test_clip_weights import LAYOUTS, write_openai, write_state_dict
 
 SMALL: dict[str, dict[str, Any]] = {
     "depthclip": {"architecture": "RN-small", "area": 64 * 96},

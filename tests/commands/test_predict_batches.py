@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from langdepth import io
-from langdepth.prediction import predictor as inference
+from langdepth.prediction import predictor
 from langdepth.records import DepthResult
 from tests.helpers import FakeSystem, Run, grey, ramp, save_picture
 
@@ -145,7 +145,7 @@ def test_memory_for_one_image_before_and_after_the_network(
 ) -> None:
     photos(2)
     save_picture(Path("p/large.png"), grey(0.5, 128, 96))
-    resize = getattr(inference, place)
+    resize = getattr(predictor, place)
 
     def fails_for_the_large(*arguments: object) -> object:
         size = arguments[1].shape[-2:] if place == "to_network_size" else arguments[1]  # type: ignore[attr-defined]
@@ -153,7 +153,7 @@ def test_memory_for_one_image_before_and_after_the_network(
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         return resize(*arguments)
 
-    monkeypatch.setattr(inference, place, fails_for_the_large)
+    monkeypatch.setattr(predictor, place, fails_for_the_large)
     code, out, err = run("p", "--save", "npy")
     assert code == 1
     assert files() == ["0.npy", "1.npy"]

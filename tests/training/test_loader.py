@@ -128,7 +128,7 @@ def test_python_ends_although_an_epoch_was_broken_off(tmp_path: Path) -> None:
         from langdepth.data.base import open_dataset
         from langdepth.training.loaders import TrainingSet
         from langdepth.data.transforms import Augmentation, TrainTransform
-        from tests.unit.test_loader import loader
+        from tests.training.test_loader import loader
 
         batches = iter(loader(TrainingSet(open_dataset("folder", sys.argv[1]), TrainTransform(Augmentation(), 64)), 1))
         next(batches)

@@ -20,7 +20,7 @@ from langdepth.errors import ImageError, LangdepthError, UsageError
 from tests import miniatures
 from tests.helpers import Run, write_folder
 from tests.miniatures import MINIATURES, Builder, depth, each
-from tests.unit.test_orientation import INTRINSICS, write_pair
+from tests.prediction.test_orientation import INTRINSICS, write_pair
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from langdepth.training.loaders import TrainingSet
 from langdepth.training.stopping import Stopped, Stopping
 from langdepth.utils.threads import reading_threads
 from tests.helpers import Learner
-from tests.unit.test_train import Run, assert_same_run, at_call, run, terminate  # noqa: F401
+from tests.training.test_train import Run, assert_same_run, at_call, run, terminate  # noqa: F401
 
 FIELDS = {"train__validate_every_steps": 2, "train__previews": 1}
 """9 steps in 3 epochs, evaluated after steps 2, 4, 6, 8 and 9."""
