@@ -2,11 +2,11 @@
 
     python benchmarks/accuracy.py --root rgbd --out accuracy.json
 
-Prints tables and writes JSON. Every source is scored on its validation pictures under its protocol (LiDAR pictures:
-kitti-eigen-garg, the others nyu-eigen). Sources without a validation picture are scored on training pictures and
-marked so: they say how well the model fits, not how well it generalises. "factor": the median over pictures of
+Prints tables and writes JSON. Every source is scored on its validation images under its protocol (LiDAR images:
+kitti-eigen-garg, the others nyu-eigen). Sources without a validation image are scored on training images and
+marked so: they say how well the model fits, not how well it generalises. "factor": the median over images of
 max(m, 1/m), where m is the ratio of the median predicted to the median true depth. "words": the median predicted
-depth of some validation pictures, in metres, when every scene of the vocabulary is claimed in turn.
+depth of some validation images, in metres, when every scene of the vocabulary is claimed in turn.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def sources(system: System, root: Path) -> list[dict[str, Any]]:
 
 
 def scale_factor(system: System, dataset: RowDataset, index: int) -> float:
-    """max(m, 1/m) of one picture, m = median predicted / median true depth over known pixels."""
+    """max(m, 1/m) of one image, m = median predicted / median true depth over known pixels."""
     sample = dataset[index]
     depth = infer(system, as_float(sample.image[None])).depth[0]
     ratio = float(depth[sample.mask].median() / sample.depth[sample.mask].median())
@@ -106,7 +106,7 @@ def show(numbers: dict[str, Any]) -> None:
                 for n, c in zip(columns, cells, strict=True)
             )
         )
-    print("\nmedian depth of validation pictures when a scene is claimed:")
+    print("\nmedian depth of validation images when a scene is claimed:")
     for scene, depth in numbers["words"].items():
         print(f"{scene:>18} {depth:6.2f} m")
 

@@ -2,8 +2,8 @@
 
     python benchmarks/depthclip_speed.py --threads 2 --out depthclip_speed.json
 
-One picture of 416x544 with flip averaging, batch 1, random weights (they take the same time as trained ones). The port
-follows the paper step by step: float32, `no_grad`, picture and mirror one after the other, text features computed once.
+One image of 416x544 with flip averaging, batch 1, random weights (they take the same time as trained ones). The port
+follows the paper step by step: float32, `no_grad`, image and mirror one after the other, text features computed once.
 The runs alternate (A B C A B C), so that all see the same machine; the ratio is that of the medians.
 """
 
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def ours(system: System, image: Tensor, dtype: str) -> Callable[[], Tensor]:
-    """What prediction does with a batch: inference copy, one pass for picture and mirror."""
+    """What prediction does with a batch: inference copy, one pass for image and mirror."""
     import torch
 
     from langdepth.prediction.predictor import DTYPES, infer
@@ -83,8 +83,8 @@ def port(system: System, image: Tensor) -> Callable[[], Tensor]:
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 
-    def depth(picture: Tensor) -> Tensor:
-        x = visual.stem((picture - mean) / std)
+    def depth(photo: Tensor) -> Tensor:
+        x = visual.stem((photo - mean) / std)
         x = visual.layer4(visual.layer3(visual.layer2(visual.layer1(x))))
         grid = x.shape[-2:]
         x = x.flatten(2).permute(0, 2, 1)  # (B, cells, 2048)

@@ -43,7 +43,7 @@ def main() -> None:
         raise SystemExit(f"{system.name} has no weight record in the registry")
     measured = json.loads(options.accuracy.read_text(encoding="utf-8"))
     numbers = {
-        f"{r['source']}, {r['split']}, {r['images']} pictures, {r['protocol']} ({r['hash']})": {
+        f"{r['source']}, {r['split']}, {r['images']} images, {r['protocol']} ({r['hash']})": {
             name: round(r[name], 4) for name in ("delta1", "abs_rel", "rmse")
         }
         for r in measured["sources"]

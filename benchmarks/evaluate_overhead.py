@@ -1,10 +1,10 @@
-"""What evaluation costs beside the model: decoding, the protocol, metrics and records, in processor time a picture.
+"""What evaluation costs beside the model: decoding, the protocol, metrics and records, in processor time an image.
 
     OMP_NUM_THREADS=1 python benchmarks/evaluate_overhead.py --root rgbd --source nyuv2_train --split val --out c.json
 
 Evaluates a system that returns a constant, on one core, and prints the median of several rounds. The
-system sees pictures at their own size and tells depth at 1/32 of it, so that mirroring the one and enlarging the other
-are part of the measure; itself it takes less than 0.1 ms. The report's own pictures and tables, made once a data set,
+system sees images at their own size and tells depth at 1/32 of it, so that mirroring the one and enlarging the other
+are part of the measure; itself it takes less than 0.1 ms. The report's own images and tables, made once a data set,
 are not part of it. Without ``--root`` it writes synthetic rooms of 480x640.
 """
 
@@ -31,7 +31,7 @@ from langdepth.systems.base import System
 
 
 class Constant(System):
-    """2 m everywhere, told at 1/32 of the picture's size."""
+    """2 m everywhere, told at 1/32 of the image's size."""
 
     name = "constant"
 
@@ -51,18 +51,18 @@ def main() -> None:
     arguments.add_argument("--split")
     arguments.add_argument("--source")
     arguments.add_argument("--protocol", default="nyu-eigen")
-    arguments.add_argument("--limit", type=int, default=60, help="pictures a round")
+    arguments.add_argument("--limit", type=int, default=60, help="images a round")
     arguments.add_argument("--rounds", type=int, default=5)
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = options.root or write_sample(Path(folder, "rooms"), count=24, size=(480, 640))
         numbers = measure(options, root)
-    print(f"{numbers['milliseconds']:.2f} ms a picture ({numbers['pictures']} pictures, {numbers['protocol']})")
+    print(f"{numbers['milliseconds']:.2f} ms an image ({numbers['images']} images, {numbers['protocol']})")
     write(numbers, options.out)
 
 
 def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """Median milliseconds a picture over the rounds, after one round that warms up."""
+    """Median milliseconds an image over the rounds, after one round that warms up."""
     dataset = open_dataset("folder", root, options.split, options.source)
     protocol = protocols.get(options.protocol)
     rounds = []
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     return {
         "milliseconds": statistics.median(rounds[1:]),
         "rounds": rounds[1:],
-        "pictures": report["images"],
+        "images": report["images"],
         "protocol": protocol.name,
         "threads": torch.get_num_threads(),
     }

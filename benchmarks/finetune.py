@@ -71,7 +71,7 @@ def fine_tune(options: argparse.Namespace, source: str, folder: Path) -> dict[st
     with (run / "metrics.csv").open(newline="") as file:
         before = next(row for row in csv.DictReader(file) if row["step"] == "0")
     return {
-        "images": last["training"]["pictures"],
+        "images": last["training"]["images"],
         "validated on": last["numbers"]["images"],
         "before": float(before["val/abs_rel"]),
         "best": best["numbers"]["abs_rel"],

@@ -2,8 +2,8 @@
 
     python benchmarks/imagine.py --root DIR [--system wordepth-tiny] [--split val] [--out imagine.json]
 
-DIR is an indexed folder whose pictures have sentences (column text). For every distinct sentence, the mean depth of
-its imagined maps against the mean true depth of its pictures: Spearman's rank correlation over sentences, and the
+DIR is an indexed folder whose images have sentences (column text). For every distinct sentence, the mean depth of
+its imagined maps against the mean true depth of its images: Spearman's rank correlation over sentences, and the
 mean of the logarithms' absolute difference. Prints a table and writes JSON.
 """
 
@@ -33,10 +33,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    pictures = open_dataset("folder", options.root, options.split)
+    images = open_dataset("folder", options.root, options.split)
     measured: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for index in range(len(pictures)):
-        sample = pictures[index]
+    for index in range(len(images)):
+        sample = images[index]
         if sample.text:
             measured[sample.text, sample.source].append(float(sample.depth[sample.mask].mean()))
     system = load(options.system)

@@ -1,8 +1,8 @@
-"""Teach a trained wordepth-tiny the noise that its training pictures pick, which it then imagines with.
+"""Teach a trained wordepth-tiny the noise that its training images pick, which it then imagines with.
 
     python benchmarks/learn_noise.py runs/wordepth-tiny/best.safetensors --root DIR --out wordepth-tiny.safetensors
 
-DIR is an indexed folder whose pictures have sentences (column text).
+DIR is an indexed folder whose images have sentences (column text).
 """
 
 from __future__ import annotations
@@ -33,16 +33,14 @@ def main() -> None:
     system = load(options.weights).eval()
     if not isinstance(system, WorDepthTiny):
         raise SystemExit(f"{options.weights}: '{system.name}' draws its noise as published, there is nothing to learn")
-    pictures = open_dataset("folder", options.root, "train", options.source)
-    share = system.learn_noise(_batches(pictures, system))
-    print(
-        f"{save(system, options.out)}: {len(pictures)} pictures; {share:.0%} of their noise along the main directions"
-    )
+    images = open_dataset("folder", options.root, "train", options.source)
+    share = system.learn_noise(_batches(images, system))
+    print(f"{save(system, options.out)}: {len(images)} images; {share:.0%} of their noise along the main directions")
 
 
-def _batches(pictures: RowDataset, system: WorDepthTiny) -> Iterator[Batch]:
-    for index in range(len(pictures)):
-        sample = pictures[index]
+def _batches(images: RowDataset, system: WorDepthTiny) -> Iterator[Batch]:
+    for index in range(len(images)):
+        sample = images[index]
         size = system.input_spec.network_size(*sample.image.shape[-2:])
         image = F.interpolate(as_float(sample.image[None]), size, mode="bilinear", antialias=True)
         depth = torch.zeros(1, 1, *size)

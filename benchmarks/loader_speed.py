@@ -1,11 +1,11 @@
-"""Training pictures per second: the loader against a plain PIL and NumPy one, and a cache of frames against PNG files.
+"""Training images per second: the loader against a plain PIL and NumPy one, and a cache of frames against PNG files.
 
-    python benchmarks/loader_speed.py --pictures 48 --seconds 8 --out loader_speed.json
+    python benchmarks/loader_speed.py --images 48 --seconds 8 --out loader_speed.json
 
 Pairs are made of noisy synthetic scenes at 480x640, or those of ``--root``: JPEG and 16-bit PNG as in NYU's sync
 frames, and PNG for both. The first five loaders run with the same number of worker processes and the same batches. All
 take turns so that all see the same machine; a turn starts anew, reads until all workers are at work, and then counts
-pictures.
+images.
 
     plain      as published loaders do it: PIL opens both files, turns them by up to 2.5 degrees, everything becomes
                float32 NumPy arrays, crop, mirror, gamma, brightness, colours, a torch tensor, the default collate
@@ -14,7 +14,7 @@ pictures.
     ... cached the same two from `langdepth data cache`
     png, cache samples read one after the other in one process, from PNG files and from `langdepth data cache`
 
-"cpu ms" is the processor time of one thread for one picture, from its files to the tensors that a batch is made of:
+"cpu ms" is the processor time of one thread for one image, from its files to the tensors that a batch is made of:
 what a worker does, without the way of batches between processes.
 """
 
@@ -70,7 +70,7 @@ PUBLISHED = Augmentation(
 
 
 class Plain(Dataset[dict[str, torch.Tensor]]):
-    """The published kind of loader: PIL pictures, then float32 NumPy arrays."""
+    """The published kind of loader: PIL images, then float32 NumPy arrays."""
 
     def __init__(self, rows: Sequence[Row], size: tuple[int, int]) -> None:
         self.rows, self.size = rows, size
@@ -81,9 +81,9 @@ class Plain(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         row = self.rows[index]
         angle = random.uniform(-DEGREES, DEGREES)
-        picture = Image.open(row.path_rgb).rotate(angle, Image.Resampling.BILINEAR)
+        photo = Image.open(row.path_rgb).rotate(angle, Image.Resampling.BILINEAR)
         sensed = Image.open(row.path_depth).rotate(angle, Image.Resampling.NEAREST)
-        image = np.asarray(picture, dtype=np.float32) / 255.0
+        image = np.asarray(photo, dtype=np.float32) / 255.0
         depth = np.asarray(sensed, dtype=np.float32)[..., None] / 1000.0
         top = random.randint(0, image.shape[0] - self.size[0])
         left = random.randint(0, image.shape[1] - self.size[1])
@@ -103,38 +103,38 @@ class Plain(Dataset[dict[str, torch.Tensor]]):
 def main() -> None:
     """Parse, measure, print, write."""
     arguments = parser(__doc__)
-    arguments.add_argument("--root", type=Path, help="folder with index.csv and 640x480 pictures, instead of made ones")
-    arguments.add_argument("--pictures", type=int, default=48, help="pairs (default: 48)")
+    arguments.add_argument("--root", type=Path, help="folder with index.csv and 640x480 images, instead of made ones")
+    arguments.add_argument("--images", type=int, default=48, help="pairs (default: 48)")
     arguments.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
-    arguments.add_argument("--batch-size", type=int, default=8, help="pictures per batch (default: 8)")
+    arguments.add_argument("--batch-size", type=int, default=8, help="images per batch (default: 8)")
     arguments.add_argument("--size", type=int, nargs=2, default=(416, 544), help="height, width learned from")
     arguments.add_argument("--seconds", type=float, default=8.0, help="of a turn (default: 8)")
     arguments.add_argument("--turns", type=int, default=3, help="turns of each loader (default: 3)")
     options = arguments.parse_args()
     size = tuple(options.size)
     with tempfile.TemporaryDirectory() as folder:
-        pictures = open_dataset("folder", options.root or made(Path(folder, "made"), options.pictures))
-        png = as_png(pictures, Path(folder, "png"))
+        images = open_dataset("folder", options.root or made(Path(folder, "made"), options.images))
+        png = as_png(images, Path(folder, "png"))
         write_cache("folder", png, Path(folder, "cache"))
         lossless = open_dataset("folder", png)
         frames = open_dataset("cache", Path(folder, "cache"))
         wordepth = WorDepthTransform(RULES["wordepth-nyu"])
         standard = TrainTransform(PUBLISHED, size[0] * size[1], resized=False)
         learned = {
-            "wordepth": TrainingSet(pictures, wordepth),
-            "standard": TrainingSet(pictures, standard),
+            "wordepth": TrainingSet(images, wordepth),
+            "standard": TrainingSet(images, standard),
             "wordepth cached": TrainingSet(frames, wordepth),
             "standard cached": TrainingSet(frames, standard),
         }
         loaders: dict[str, Callable[[], Iterator[int]]] = {
-            "plain": partial(plain, pictures, size, options),
+            "plain": partial(plain, images, size, options),
             **{name: partial(trained, pairs, size, options) for name, pairs in learned.items()},
             "png": partial(read, lossless),
             "cache": partial(read, frames),
         }
         makers: dict[str, Callable[[int], object]] = {
-            "plain": Plain(pictures.rows, size).__getitem__,
-            **{name: partial(training_picture, pairs, size) for name, pairs in learned.items()},
+            "plain": Plain(images.rows, size).__getitem__,
+            **{name: partial(training_image, pairs, size) for name, pairs in learned.items()},
             "png": lossless.__getitem__,
             "cache": frames.__getitem__,
         }
@@ -144,7 +144,7 @@ def main() -> None:
         for _ in range(options.turns):
             for name, loader in loaders.items():
                 rates[name].append(rate(loader(), options.seconds))
-            for i in range(len(pictures)):
+            for i in range(len(images)):
                 for name, make in makers.items():
                     start = time.process_time()
                     make(i)
@@ -170,11 +170,11 @@ def made(root: Path, count: int) -> Path:
     return root
 
 
-def as_png(pictures: RowDataset, root: Path) -> Path:
+def as_png(images: RowDataset, root: Path) -> Path:
     """The same pairs with their photographs as PNG; returns ``root``."""
     root.mkdir()
     lines = ["path_rgb,path_depth,depth_scale"]
-    for i, row in enumerate(pictures.rows):
+    for i, row in enumerate(images.rows):
         Image.open(row.path_rgb).save(root / f"{i}.png")
         shutil.copy(row.path_depth, root / f"{i}_depth.png")
         lines.append(f"{i}.png,{i}_depth.png,{row.depth_scale}")
@@ -182,31 +182,31 @@ def as_png(pictures: RowDataset, root: Path) -> Path:
     return root
 
 
-def read(pictures: RowDataset) -> Iterator[int]:
-    """Pictures read one by one in this process, for ever."""
+def read(images: RowDataset) -> Iterator[int]:
+    """Images read one by one in this process, for ever."""
     while True:
-        for i in range(len(pictures)):
-            pictures[i]
+        for i in range(len(images)):
+            images[i]
             yield 1
 
 
-def plain(pictures: RowDataset, size: Any, options: argparse.Namespace) -> Iterator[int]:
-    """Pictures per batch of the plain loader, for ever."""
+def plain(images: RowDataset, size: Any, options: argparse.Namespace) -> Iterator[int]:
+    """Images per batch of the plain loader, for ever."""
     loader = DataLoader(
-        Plain(pictures.rows * REPEATS, size), options.batch_size, shuffle=True, num_workers=options.workers
+        Plain(images.rows * REPEATS, size), options.batch_size, shuffle=True, num_workers=options.workers
     )
     while True:
         for batch in loader:
             yield len(batch["image"])
 
 
-def training_picture(pairs: TrainingSet, size: Any, index: int) -> Sample:
-    """One picture to learn from, as a worker makes it."""
+def training_image(pairs: TrainingSet, size: Any, index: int) -> Sample:
+    """One image to learn from, as a worker makes it."""
     return pairs[Draw(index, size, index)]
 
 
 def trained(pairs: TrainingSet, size: Any, options: argparse.Namespace) -> Iterator[int]:
-    """Pictures per batch of the loader that ``langdepth train`` uses, for ever."""
+    """Images per batch of the loader that ``langdepth train`` uses, for ever."""
     count = len(pairs)
     draws = Draws(
         shapes=[0] * count, sizes=[size], weights=[float(REPEATS)] * count, batch_size=options.batch_size, seed=0
@@ -218,7 +218,7 @@ def trained(pairs: TrainingSet, size: Any, options: argparse.Namespace) -> Itera
 
 
 def rate(batches: Iterator[int], seconds: float) -> float:
-    """Pictures per second once the first batches are out."""
+    """Images per second once the first batches are out."""
     for _ in range(8):  # of all workers, and what they have prepared beyond
         next(batches)
     count, start = 0, time.perf_counter()
@@ -230,9 +230,7 @@ def rate(batches: Iterator[int], seconds: float) -> float:
 def report(rates: dict[str, list[float]], costs: dict[str, list[float]], options: argparse.Namespace) -> None:
     """Print a row per loader, write JSON."""
     record: dict[str, Any] = {"torch": torch.__version__, "workers": options.workers, "size": list(options.size)}
-    print(
-        f"{'':>15} {'pictures/s':>11} {'lowest':>8} {'highest':>8} {'times':>6} {'cpu ms':>7} {'times':>6} {'goal':>5}"
-    )
+    print(f"{'':>15} {'images/s':>11} {'lowest':>8} {'highest':>8} {'times':>6} {'cpu ms':>7} {'times':>6} {'goal':>5}")
     for name, values in rates.items():
         against, goal = GOALS.get(name, (name, 1.0))
         times = statistics.median(a / b for a, b in zip(values, rates[against], strict=True))

@@ -1,4 +1,4 @@
-"""How fast prediction is: a warm picture, the start, and folders. Prints a table, writes JSON.
+"""How fast prediction is: a warm image, the start, and folders. Prints a table, writes JSON.
 
     python benchmarks/predict_speed.py --threads 2 --out predict_speed.json
 
@@ -7,7 +7,7 @@ Measured in one run; what is compared runs in turns (A B A B), so that both see 
 * warm: one 640x480 JPEG file to its depth array, against the Depth Anything V2 Small architecture of `transformers`
   (random weights, 518x686 input), decoding included in both;
 * start: importing the package, `langdepth --help`, and `langdepth predict photo.jpg` from nothing to written files;
-* folder: pictures per second of the folder pipeline against a plain loop over single predictions, writing included.
+* folder: images per second of the folder pipeline against a plain loop over single predictions, writing included.
 
 Run it on an otherwise idle machine. Needs `pip install langdepth[bench]`. Nothing is downloaded; without weights in the
 package the system gets random ones, which take the same time.
@@ -42,8 +42,8 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")
     arguments.add_argument("--system", default="tiny", help="registry name or weights file (default: tiny)")
-    arguments.add_argument("--pictures", type=Path, help="folder of 640x480 JPEGs; generated when not given")
-    arguments.add_argument("--count", type=int, default=48, help="pictures of the folder test (default: 48)")
+    arguments.add_argument("--images", type=Path, help="folder of 640x480 JPEGs; generated when not given")
+    arguments.add_argument("--count", type=int, default=48, help="images of the folder test (default: 48)")
     arguments.add_argument("--runs", type=int, default=15, help="repetitions of the warm test (default: 15)")
     arguments.add_argument("--save", default="depth16,color", help="formats of the folder and cold tests")
     options = arguments.parse_args()
@@ -54,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         system, weights = usable_system(options.system, folder)
-        photos = photos_of(options.pictures, options.count, folder / "photos")
+        photos = photos_of(options.images, options.count, folder / "photos")
         numbers: dict[str, Any] = {
             "system": options.system,
             "weights": weights,
@@ -73,12 +73,12 @@ def main() -> None:
 def warm(system: str, photo: Path, runs: int) -> dict[str, Any]:
     """Median seconds from file to depth array, ours and the reference in turns."""
     from langdepth import load
-    from langdepth.prediction.predictor import predict_pictures
+    from langdepth.prediction.predictor import predict_images
 
     ours = load(system)
     reference = depth_anything_v2_small()
     seconds = in_turns(
-        {"ours": lambda: predict_pictures(ours, photo), "reference": lambda: reference(photo)}, runs
+        {"ours": lambda: predict_images(ours, photo), "reference": lambda: reference(photo)}, runs
     ).seconds
     return {
         "warm_seconds": seconds["ours"],
@@ -118,8 +118,8 @@ def depth_anything_v2_small() -> Callable[[Path], Any]:
 
     @torch.inference_mode()
     def depth_of(photo: Path) -> Any:
-        with Image.open(photo) as picture:
-            pixels = np.array(picture.convert("RGB"))
+        with Image.open(photo) as photo:
+            pixels = np.array(photo.convert("RGB"))
         height, width = pixels.shape[:2]
         scale = 518 / min(height, width)
         size = [round(side * scale / 14) * 14 for side in (height, width)]
@@ -160,11 +160,11 @@ def program_seconds(command: list[str], runs: int = 3) -> float:
 
 
 def whole_folder(system: str, photos: list[Path], save: str, folder: Path) -> dict[str, Any]:
-    """Pictures per second, decoding and writing included: the pipeline of the command, and a plain loop."""
+    """Images per second, decoding and writing included: the pipeline of the command, and a plain loop."""
     from langdepth import load
     from langdepth.commands.predict import Job, find_jobs, written
     from langdepth.io import write_result
-    from langdepth.prediction.predictor import predict_pictures, predict_stream
+    from langdepth.prediction.predictor import predict_images, predict_stream
     from langdepth.records import DepthResult
 
     ready = load(system)
@@ -176,16 +176,16 @@ def whole_folder(system: str, photos: list[Path], save: str, folder: Path) -> di
 
     def loop() -> None:
         for job in jobs:
-            result = predict_pictures(ready, job.source)
+            result = predict_images(ready, job.source)
             assert isinstance(result, DepthResult)
             for name, target in job.targets.items():
                 write_result(result, target, format=name)
 
     seconds = in_turns({"pipeline": pipeline, "loop": loop}, 3).seconds
     return {
-        "folder_pictures": len(photos),
-        "folder_pictures_per_second": len(photos) / seconds["pipeline"],
-        "folder_loop_pictures_per_second": len(photos) / seconds["loop"],
+        "folder_images": len(photos),
+        "folder_images_per_second": len(photos) / seconds["pipeline"],
+        "folder_loop_images_per_second": len(photos) / seconds["loop"],
         "folder_ratio": seconds["loop"] / seconds["pipeline"],
     }
 
@@ -193,7 +193,7 @@ def whole_folder(system: str, photos: list[Path], save: str, folder: Path) -> di
 def usable_system(name: str, folder: Path) -> tuple[str, str]:
     """(what to load, where its weights come from)."""
     from langdepth.errors import CheckpointError
-    from langdepth.prediction.predictor import predict_pictures  # noqa: F401  (so that its import is not measured with the loading)
+    from langdepth.prediction.predictor import predict_images  # noqa: F401  (so that its import is not measured with the loading)
     from langdepth.systems.registry import build
 
     try:
@@ -213,7 +213,7 @@ def photos_of(given: Path | None, count: int, folder: Path) -> list[Path]:
     folder.mkdir()
     sources = sorted(given.glob("*.jp*g")) if given else []
     if given and not sources:
-        sys.exit(f"{given}: no JPEG pictures in this folder")
+        sys.exit(f"{given}: no JPEG images in this folder")
     paths = [folder / f"photo_{number:04}.jpg" for number in range(count)]
     random = np.random.default_rng(0)
     for number, path in enumerate(paths):

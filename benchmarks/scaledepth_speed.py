@@ -1,14 +1,14 @@
 """`scaledepth-nk` against a straightforward port of the published network: same weights, same machine, one run.
 
-    python benchmarks/scaledepth_speed.py --threads 2 --pictures examples --out scaledepth_speed.json
+    python benchmarks/scaledepth_speed.py --threads 2 --images examples --out scaledepth_speed.json
     python benchmarks/scaledepth_speed.py --memory
 
-One picture of 352x512, batch 1. The port follows the published steps: timm's blocks as they come, attention of
+One image of 352x512, batch 1. The port follows the published steps: timm's blocks as they come, attention of
 ``nn.MultiheadAttention``, and after each of the nine layers what prediction needs of the last alone: class logits, the
 masks of all queries at stride 4, bins, relative depth, scale and scene scores. The runs alternate (A B C A B C), so
 that all see the same machine; the ratio is that of the medians of CPU time, which other work on the machine changes
 little. Weights follow from the tensors' names, with queries that differ enough for a spread of depth (tests/parity).
-``--pictures``: a folder of photos for the comparison of bfloat16 with float32; without it the picture is random.
+``--images``: a folder of photos for the comparison of bfloat16 with float32; without it the image is random.
 
 ``--memory`` measures the peak memory of one training step at 352x512, batch 2, with and without gradient checkpointing.
 """
@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")
     arguments.add_argument("--runs", type=int, default=5, help="repetitions (default: 5)")
-    arguments.add_argument("--pictures", type=Path, help="folder of photos; at most 8 are taken")
+    arguments.add_argument("--images", type=Path, help="folder of photos; at most 8 are taken")
     arguments.add_argument("--memory", action="store_true", help="measure memory of training instead")
     options = arguments.parse_args()
     use_threads(options.threads)
@@ -48,11 +48,11 @@ def main() -> None:
 
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds per picture, and what bfloat16 changes."""
+    """Seconds per image, and what bfloat16 changes."""
     import torch
 
     system, _ = keyed_system("scaledepth-nk", "scaledepth_full", {"area": None})
-    images = photos(options.pictures)
+    images = photos(options.images)
     runs = {"port": port(system), "float32": ours(system, "float32"), "bfloat16": ours(system, "bfloat16")}
     found = {name: [run(image) for image in images] for name, run in runs.items()}
     differences = {
@@ -61,7 +61,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
     delta1 = {name: statistics.mean(map(within, found[name], found["float32"])) for name in runs}
     _, wall, cpu = in_turns({name: partial(run, images[0]) for name, run in runs.items()}, options.runs)
     spread = [float(depth.max() / depth.min()) for depth in found["float32"]]
-    print(f"depth spreads over a factor of {min(spread):.1f} to {max(spread):.1f} in {len(images)} pictures")
+    print(f"depth spreads over a factor of {min(spread):.1f} to {max(spread):.1f} in {len(images)} images")
     print(f"{'':>10} {'seconds':>8} {'of CPU':>8} {'ratio':>6} {'goal':>5} {'delta1':>8}  largest difference of depth")
     for name, value in cpu.items():
         goal = f"{GOALS[name]:.1f}" if name in GOALS else ""
@@ -80,7 +80,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def photos(folder: Path | None) -> list[Tensor]:
-    """Pictures (1, 3, 352, 512) in [0, 1]."""
+    """Images (1, 3, 352, 512) in [0, 1]."""
     import torch
     from torch.nn import functional as F
 
@@ -89,8 +89,8 @@ def photos(folder: Path | None) -> list[Tensor]:
     if folder is None:
         return [torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))]
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))[:8]
-    pictures = [torch.tensor(read_image(path).pixels).permute(2, 0, 1)[None] / 255 for path in paths]
-    return [F.interpolate(picture, (HEIGHT, WIDTH), mode="bilinear", antialias=True) for picture in pictures]
+    images = [torch.tensor(read_image(path).pixels).permute(2, 0, 1)[None] / 255 for path in paths]
+    return [F.interpolate(image, (HEIGHT, WIDTH), mode="bilinear", antialias=True) for image in images]
 
 
 def within(depth: Tensor, truth: Tensor) -> float:

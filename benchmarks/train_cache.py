@@ -1,9 +1,9 @@
 """Training steps with a frozen trunk's features read from disk (`data.cache: features`) against running the trunk.
 
-    python benchmarks/train_cache.py --root DIR --pictures 24 --threads 2 --out train_cache.json
+    python benchmarks/train_cache.py --root DIR --images 24 --threads 2 --out train_cache.json
 
-Published network sizes, RN50 with random weights (they take the same time as trained ones), pictures of an indexed
-folder, mirrored at random and not otherwise varied. A step is what `langdepth train` does: pictures decoded by worker
+Published network sizes, RN50 with random weights (they take the same time as trained ones), images of an indexed
+folder, mirrored at random and not otherwise varied. A step is what `langdepth train` does: images decoded by worker
 processes, loss, gradients, AdamW. Both ways see the same batches, one step of each in turn, so that both see the same
 machine; the first batch of each is left out. The files were written just before and fit into memory; the time to make
 them is stated beside.
@@ -45,19 +45,19 @@ GOAL = 4.0
 def main() -> None:
     """Parse, measure, print, write."""
     arguments = parser(__doc__)
-    arguments.add_argument("--root", required=True, help="folder with index.csv, split train, labelled pictures")
+    arguments.add_argument("--root", required=True, help="folder with index.csv, split train, labelled images")
     arguments.add_argument("--systems", nargs="+", default=list(SYSTEMS), help="default: one of every kind")
-    arguments.add_argument("--pictures", type=int, default=16, help="pictures learned from (default: 16)")
-    arguments.add_argument("--batch-size", type=int, default=4, help="pictures per step (default: 4)")
+    arguments.add_argument("--images", type=int, default=16, help="images learned from (default: 16)")
+    arguments.add_argument("--batch-size", type=int, default=4, help="images per step (default: 4)")
     arguments.add_argument("--steps", type=int, default=6, help="steps that are measured (default: 6)")
-    arguments.add_argument("--workers", type=int, default=1, help="processes that read pictures (default: 1)")
+    arguments.add_argument("--workers", type=int, default=1, help="processes that read images (default: 1)")
     arguments.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")
     options = arguments.parse_args()
     use_threads(options.threads)
 
     import torch
 
-    columns = ("without s", "with s", "ratio", "goal", "fill s", "MB/picture", "loss differs")
+    columns = ("without s", "with s", "ratio", "goal", "fill s", "MB/image", "loss differs")
     print(f"{'':>20} " + " ".join(f"{column:>11}" for column in columns))
     record: dict[str, Any] = {"threads": options.threads, "batch_size": options.batch_size, "torch": torch.__version__}
     for name in options.systems:
@@ -89,11 +89,11 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     system = registry.build(name, SYSTEMS[name])
     system.prepare_training(clip_weights="random")  # type: ignore[call-arg]
     system.train()
-    pictures = open_dataset("folder", options.root, "train")
-    pictures.rows = pictures.rows[: options.pictures]
+    images = open_dataset("folder", options.root, "train")
+    images.rows = images.rows[: options.images]
     size = system.input_spec.network_size(480, 640)
-    dataset = TrainingSet(pictures, TrainTransform(Augmentation(**PLAIN), size[0] * size[1]))
-    places = range(len(pictures))
+    dataset = TrainingSet(images, TrainTransform(Augmentation(**PLAIN), size[0] * size[1]))
+    places = range(len(images))
     features = FeatureCache(system, dataset, dict.fromkeys(places, size), flip=0.5)
     start = time.perf_counter()
     features.fill(system, options.batch_size)

@@ -2,9 +2,9 @@
 
     python benchmarks/wordepth_speed.py --threads 2 --out wordepth_speed.json
 
-One picture of 480x640, batch 1, skip mode never. The published steps: attention as two products with a softmax
+One image of 480x640, batch 1, skip mode never. The published steps: attention as two products with a softmax
 between, window masks made anew in every block, maps in PyTorch's own order of memory, depth features of 128 channels
-enlarged to picture size before they are added and convolved, the last refinement's unused feature. "text" is depth from
+enlarged to image size before they are added and convolved, the last refinement's unused feature. "text" is depth from
 words alone, without the encoder. The runs alternate, so that all see the same machine; the ratio is that of the medians
 of CPU time, which other work on the machine changes little. Weights follow from the tensors' names (tests/parity).
 """
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def measure(threads: int, repetitions: int) -> dict[str, Any]:
-    """Seconds per picture, and how far depth is from the published steps' (largest share)."""
+    """Seconds per image, and how far depth is from the published steps' (largest share)."""
     import torch
     from torch.nn.functional import normalize
 

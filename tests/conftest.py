@@ -34,5 +34,5 @@ def command(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture(scope="session")
 def sample_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An indexed folder of 8 synthetic pictures 64x48 (6 rooms, 2 streets; 6 train, 2 val). Do not write into it."""
+    """An indexed folder of 8 synthetic images 64x48 (6 rooms, 2 streets; 6 train, 2 val). Do not write into it."""
     return write_sample(tmp_path_factory.mktemp("data") / "sample", count=8, size=(48, 64))

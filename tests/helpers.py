@@ -1,4 +1,4 @@
-"""What several tests share: a system whose depth is known, and pictures whose brightness is known."""
+"""What several tests share: a system whose depth is known, and images whose brightness is known."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FakeConfig:
 class FakeSystem(System):
     """depth = (1 + 9 * brightness) * scale metres at half the network size; scale 1, or 2 with words or a scene.
 
-    The scene it reads is "kitchen" for bright pictures and "street" for dark ones.
+    The scene it reads is "kitchen" for bright images and "street" for dark ones.
     """
 
     Config = FakeConfig
@@ -72,7 +72,7 @@ class LearnerConfig:
 
     width: int = 8
     poison: str = ""
-    """Pictures with this in their path have a loss that is not finite."""
+    """Images with this in their path have a loss that is not finite."""
     poisoned: str = "loss"
     """What of them is not finite: "loss" or "gradient"."""
 
@@ -118,7 +118,7 @@ class Learner(System):
         l1 = (depth.log() - batch.depth.clamp_min(0.1).log())[batch.mask].abs().mean()
         bad = self.config.poison and any(self.config.poison in path for path in batch.path)
         if bad and self.config.poisoned == "loss":
-            if self.training:  # what a NaN picture does to a norm
+            if self.training:  # what a NaN image does to a norm
                 self.body.get_buffer("1.running_mean").fill_(torch.nan)
             l1 = l1 * torch.nan
         elif bad:
@@ -141,7 +141,7 @@ def ramp(width: int = 64, height: int = 48, seed: int = 0) -> npt.NDArray[np.uin
     return np.broadcast_to(row * tint, (height, width, 3)).astype(np.uint8)
 
 
-def save_picture(path: Path, pixels: npt.NDArray[np.uint8], **options: Any) -> Path:
+def save_image(path: Path, pixels: npt.NDArray[np.uint8], **options: Any) -> Path:
     """Write ``pixels`` in the format of the file name; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, **options)
@@ -155,7 +155,7 @@ def logged(run: str | Path, column: str) -> list[float]:
 
 
 def write_folder(root: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """An indexed folder with one picture and depth map in millimetres per row; returns ``root``.
+    """An indexed folder with one image and depth map in millimetres per row; returns ``root``.
 
     A row holds index columns that differ from the plain ones, and "size": (height, width), (48, 64) if not given. Row i
     is 1 + i metres away everywhere; the files are called i.png and i_depth.png.
@@ -165,7 +165,7 @@ def write_folder(root: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     for i, row in enumerate(rows):
         columns = dict(row)
         height, width = columns.pop("size", (48, 64))
-        save_picture(root / f"{i}.png", ramp(width, height, seed=i))
+        save_image(root / f"{i}.png", ramp(width, height, seed=i))
         Image.fromarray(np.full((height, width), 1000 * (1 + i), np.uint16)).save(root / f"{i}_depth.png")
         table.append({"path_rgb": f"{i}.png", "path_depth": f"{i}_depth.png", "depth_scale": 0.001, **columns})
     with (root / "index.csv").open("w", newline="", encoding="utf-8") as file:

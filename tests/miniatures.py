@@ -1,4 +1,4 @@
-"""Data sets in small, in each official layout, made by code: a few pictures whose depth is known.
+"""Data sets in small, in each official layout, made by code: a few images whose depth is known.
 
 To have a new data set tested with all the others, add its builders to ``MINIATURES``. A builder writes a tree below an
 empty folder and returns the root that is read; what the package ships in full (split lists, expected counts) it
@@ -26,7 +26,7 @@ from scipy.spatial.transform import Rotation
 
 from langdepth.data.sets import ddad, diode, hypersim, ibims1, kitti, nyu, sunrgbd
 from langdepth.data.sets.frame_cache import write_cache
-from tests.helpers import ramp, save_picture, write_folder
+from tests.helpers import ramp, save_image, write_folder
 
 Builder = Callable[[Path, pytest.MonkeyPatch], Path]
 Metres = npt.NDArray[np.float32]
@@ -80,7 +80,7 @@ def tar_of(root: Path, archive: Path) -> Path:
 
 
 def folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two pictures to learn from, one to judge on."""
+    """Two images to learn from, one to judge on."""
     return write_folder(
         root, [{"split": split, "scene": f"place {i}"} for i, split in enumerate(("train",) * 2 + ("val",))]
     )
@@ -107,7 +107,7 @@ def nyu_tree(folder: Path, keys: Sequence[str], first: int = 0, size: tuple[int,
     """SCENE/rgb_N.jpg and SCENE/sync_depth_N.png for each of ``keys``."""
     height, width = size
     for i, key in enumerate(keys, first):
-        save_picture(folder / key, ramp(width, height, seed=i))
+        save_image(folder / key, ramp(width, height, seed=i))
         metres = depth(i, height=height, width=width)
         save_depth((folder / key.replace("rgb_", "sync_depth_")).with_suffix(".png"), metres, 0.001)
 
@@ -134,7 +134,7 @@ def nyu_annotated(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for split, keys, first in (("train", NYU_TRAIN, 2), ("test", NYU_TEST, 0)):
         for i, key in enumerate(keys, first):
             name = key.replace("/rgb", "")
-            save_picture(root / "images" / split / name, ramp(WIDTH, HEIGHT, seed=i))
+            save_image(root / "images" / split / name, ramp(WIDTH, HEIGHT, seed=i))
             save_depth((root / "annotations" / split / name).with_suffix(".png"), depth(i), 0.001)
     return root
 
@@ -149,7 +149,7 @@ def nyu_annotated_frames(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.rmtree(root / "annotations" / "train")
     _nyu(monkeypatch, sync=2, test=2)
     for i, name in enumerate(NYU_FRAMES, 7):
-        save_picture(root / "images" / "train" / name, ramp(WIDTH, HEIGHT, seed=i))
+        save_image(root / "images" / "train" / name, ramp(WIDTH, HEIGHT, seed=i))
         save_depth((root / "annotations" / "train" / name).with_suffix(".png"), depth(i), 0.001)
     return root
 
@@ -163,9 +163,9 @@ def write_labelled(
 ) -> Path:
     """The labelled file with an image of each scene type, and splits.mat beside it (counted from 1, a column each)."""
     height, width = size
-    pictures = np.stack([ramp(width, height, seed=i).transpose(2, 0, 1) for i in range(len(types))])
+    images = np.stack([ramp(width, height, seed=i).transpose(2, 0, 1) for i in range(len(types))])
     sensed = np.stack([depth(i, height=height, width=width) for i in range(len(types))])
-    arrays = {"images": pictures, "rawDepths": sensed, "depths": np.where(sensed > 0, sensed, np.float32(9))}
+    arrays = {"images": images, "rawDepths": sensed, "depths": np.where(sensed > 0, sensed, np.float32(9))}
     file.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(file, "w", userblock_size=512 if matlab else 0) as content:
         for name, array in arrays.items():
@@ -188,7 +188,7 @@ def write_labelled(
 
 
 def nyu_labelled(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The published file: MATLAB 7.3, pictures stored width first."""
+    """The published file: MATLAB 7.3, images stored width first."""
     _nyu(monkeypatch, train=3, test=2)
     write_labelled(root / "nyu_depth_v2_labeled.mat")
     return root
@@ -230,16 +230,16 @@ def street(seed: int, size: tuple[int, int] = KITTI_SIZE) -> Metres:
 
 
 def kitti_eigen(
-    pictures: Path,
+    images: Path,
     truth: Callable[[str], Path],
     keys: Sequence[str],
     suffix: str = ".png",
     size: tuple[int, int] = KITTI_SIZE,
 ) -> None:
-    """The images ``keys`` below ``pictures``, and the depth of each drive below ``truth(drive)``."""
+    """The images ``keys`` below ``images``, and the depth of each drive below ``truth(drive)``."""
     for i, key in enumerate(keys):
         _, drive, *_, name = key.split("/")
-        save_picture((pictures / key).with_suffix(suffix), ramp(*size[::-1], seed=len(drive) + i))
+        save_image((images / key).with_suffix(suffix), ramp(*size[::-1], seed=len(drive) + i))
         save_depth(truth(drive) / drive / "proj_depth/groundtruth/image_02" / name, street(i, size), 1 / 256)
 
 
@@ -261,7 +261,7 @@ def kitti_wordepth(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def kitti_input(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """input and gt_depth, pictures as JPEG."""
+    """input and gt_depth, images as JPEG."""
     lists = {"kitti_eigen_train": KITTI_TRAIN, "kitti_eigen_test": KITTI_TEST}
     stand_in(monkeypatch, kitti, {"train": 2, "test": 2}, lists)
     kitti_eigen(root / "input", lambda _: root / "gt_depth", (*KITTI_TRAIN, *KITTI_TEST), ".jpg")
@@ -274,7 +274,7 @@ def kitti_selection(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = root / "depth_selection" / "val_selection_cropped"
     for i, frame in enumerate(("0000000005", "0000000008")):
         name = f"2011_09_26_drive_0002_sync_{{}}_{frame}_image_02"
-        save_picture(home / "image" / f"{name.format('image')}.png", ramp(*KITTI_SIZE[::-1], seed=i))
+        save_image(home / "image" / f"{name.format('image')}.png", ramp(*KITTI_SIZE[::-1], seed=i))
         save_depth(home / "groundtruth_depth" / f"{name.format('groundtruth_depth')}.png", street(i), 1 / 256)
         (home / "intrinsics").mkdir(exist_ok=True)
         numbers = (721.5 + i, 0, 596.5, 0, 721.5, 149.8, 0, 0, 1)
@@ -291,15 +291,15 @@ SUN_SCENES = {
 
 
 def _sun_scene(root: Path, place: str, seed: int) -> tuple[str, str]:
-    """A scene's files, as published; the paths of picture and depth."""
-    picture, sensed = f"{place}/image/{seed:07d}.jpg", f"{place}/depth/{seed:07d}.png"
-    save_picture(root / picture, ramp(WIDTH, HEIGHT, seed=seed))
+    """A scene's files, as published; the paths of image and depth."""
+    image, sensed = f"{place}/image/{seed:07d}.jpg", f"{place}/depth/{seed:07d}.png"
+    save_image(root / image, ramp(WIDTH, HEIGHT, seed=seed))
     millimetres = np.rint(depth(seed) * 1000).astype(np.uint16)
     (root / sensed).parent.mkdir(parents=True)
     Image.fromarray((millimetres << 3) | (millimetres >> 13)).save(root / sensed)
     (root / place / "intrinsics.txt").write_text("529.5 0 365\n0 529.5 265\n0 0 1\n")
     (root / place / "scene.txt").write_text("classroom" if seed % 2 else "rest_space")
-    return picture, sensed
+    return image, sensed
 
 
 def sun_official(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -317,12 +317,12 @@ def sun_official(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def sun_listed(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The list with focal lengths; of one picture nothing else is known."""
+    """The list with focal lengths; of one image nothing else is known."""
     stand_in(monkeypatch, sunrgbd, {"test": 2})
     pairs = [_sun_scene(root, place, seed) for seed, place in enumerate(SUN_SCENES["test"])]
     for name in ("intrinsics.txt", "scene.txt"):
         (root / SUN_SCENES["test"][1] / name).unlink()
-    lines = [f"{picture} {sensed} {500.5 + i}" for i, (picture, sensed) in enumerate(pairs)]
+    lines = [f"{image} {sensed} {500.5 + i}" for i, (image, sensed) in enumerate(pairs)]
     (root / "SUNRGBD_val_splits.txt").write_text("\n".join([lines[1], "SUNRGBD/kv2/x.jpg None 500.0", lines[0]]) + "\n")
     return root
 
@@ -346,14 +346,14 @@ def ibims_masks(height: int = HEIGHT, width: int = WIDTH) -> tuple[npt.NDArray[n
 
 
 def ibims_edges(seed: int) -> npt.NDArray[np.uint8]:
-    """1 at a true edge: an upright line, and none in the second picture."""
+    """1 at a true edge: an upright line, and none in the second image."""
     edges = np.zeros((HEIGHT, WIDTH), np.uint8)
     edges[:, 30 : 31 - seed] = 1
     return edges
 
 
 def ibims_published(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A .mat file for each picture."""
+    """A .mat file for each image."""
     _ibims(root, monkeypatch)
     (root / "ibims1_core_mat").mkdir()
     right, solid = ibims_masks()
@@ -366,14 +366,14 @@ def ibims_published(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ibims_raw(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Pictures of everything."""
+    """Images of everything."""
     _ibims(root, monkeypatch)
     for i, name in enumerate(IBIMS):
-        save_picture(root / "rgb" / f"{name}.png", ramp(WIDTH, HEIGHT, seed=i))
+        save_image(root / "rgb" / f"{name}.png", ramp(WIDTH, HEIGHT, seed=i))
         save_depth(root / "depth" / f"{name}.png", depth(i), 50 / 65535)
         masks = (*ibims_masks(), ibims_edges(i))
         for kind, mask in zip(("mask_invalid", "mask_transp", "edges"), masks, strict=True):
-            save_picture(root / kind / f"{name}.png", mask * 255)
+            save_image(root / kind / f"{name}.png", mask * 255)
     return root
 
 
@@ -382,19 +382,19 @@ def ibims_converted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     _ibims(root, monkeypatch)
     right, solid = ibims_masks()
     for i, name in enumerate(IBIMS):
-        save_picture(root / "rgb" / f"{name}.png", ramp(WIDTH, HEIGHT, seed=i))
+        save_image(root / "rgb" / f"{name}.png", ramp(WIDTH, HEIGHT, seed=i))
         save_depth(root / "masked_depth" / f"{name}.png", depth(i) * right * solid, 0.001)
     return root
 
 
-# Sets whose list names picture and depth
+# Sets whose list names image and depth
 
 
 def _listed(root: Path, name: str, pairs: Sequence[tuple[str, str]], metres: Sequence[Metres], scale: float) -> Path:
-    """A list file, last picture first, and what it names."""
-    for i, ((picture, sensed), known) in enumerate(zip(pairs, metres, strict=True)):
+    """A list file, last image first, and what it names."""
+    for i, ((image, sensed), known) in enumerate(zip(pairs, metres, strict=True)):
         height, width = known.shape
-        save_picture(root / picture, ramp(width, height, seed=i))
+        save_image(root / image, ramp(width, height, seed=i))
         save_depth(root / sensed, known, scale)
     lines = [" ".join(pair) for pair in reversed(pairs)]
     (root / name).write_text("\n".join([*lines, "missing.png None"]) + "\n")
@@ -409,7 +409,7 @@ def _diode_tree(root: Path, part: str) -> Path:
         folder = root / split / part / f"scene_{scene:05d}" / f"scan_{scene:05d}"
         for i in range(2):
             stem = f"{scene:05d}_{scene:05d}_{part}_000_0{i}0"
-            save_picture(folder / f"{stem}.png", ramp(WIDTH, HEIGHT, seed=scene + i))
+            save_image(folder / f"{stem}.png", ramp(WIDTH, HEIGHT, seed=scene + i))
             known = depth(scene + i)
             np.save(folder / f"{stem}_depth.npy", np.where(known > 0, known, np.float32(77))[..., None])
             np.save(folder / f"{stem}_depth_mask.npy", (known > 0).astype(np.float32))
@@ -446,15 +446,15 @@ def diode_outdoor_converted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def hypersim_official(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The renderer's files, a picture that is not released among the list's."""
+    """The renderer's files, an image that is not released among the list's."""
     stand_in(monkeypatch, hypersim, {"train": 2, "val": 2, "test": 2})
     root.mkdir(parents=True, exist_ok=True)
     lines = ["scene_name,camera_name,frame_id,included_in_public_release,exclude_reason,split_partition_name"]
     for i, (scene, split) in enumerate((("ai_001_001", "train"), ("ai_003_010", "val"), ("ai_001_010", "test"))):
         for frame in range(2):
             images = root / scene / "images"
-            picture = images / "scene_cam_00_final_preview" / f"frame.{frame:04d}.tonemap.jpg"
-            save_picture(picture, ramp(WIDTH, HEIGHT, seed=2 * i + frame))
+            image = images / "scene_cam_00_final_preview" / f"frame.{frame:04d}.tonemap.jpg"
+            save_image(image, ramp(WIDTH, HEIGHT, seed=2 * i + frame))
             file = images / "scene_cam_00_geometry_hdf5" / f"frame.{frame:04d}.depth_meters.hdf5"
             file.parent.mkdir(exist_ok=True)
             distance = np.where(depth(frame) > 0, depth(frame), np.nan).astype(np.float16)
@@ -489,8 +489,8 @@ def hypersim_with_lenses(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def hypersim_converted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Depth as PNG."""
     stand_in(monkeypatch, hypersim, {"test": 2})
-    picture = "ai_001_010/images/scene_cam_00_final_preview/frame.000{}.tonemap.jpg"
-    pairs = [(picture.format(i), f"masked_depth/x{i}.png") for i in range(2)]
+    image = "ai_001_010/images/scene_cam_00_final_preview/frame.000{}.tonemap.jpg"
+    pairs = [(image.format(i), f"masked_depth/x{i}.png") for i in range(2)]
     return _listed(root, "hypersim_list2.txt", pairs, [depth(0), depth(1)], 0.001)
 
 
@@ -501,7 +501,7 @@ def vkitti2(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Frames and the list of those to judge on."""
     keys = [f"Scene0{n}/sunset/frames/rgb/Camera_0/rgb_0017{n}.jpg" for n in (1, 2, 6)]
     for i, key in enumerate(keys):
-        save_picture(root / key, ramp(*KITTI_SIZE[::-1], seed=i))
+        save_image(root / key, ramp(*KITTI_SIZE[::-1], seed=i))
         known = depth(i, 4, 60, *KITTI_SIZE)
         known[:4] = 655.35
         save_depth(root / key.replace("rgb", "depth").replace(".jpg", ".png"), known, 0.01)
@@ -531,7 +531,7 @@ def _dgp_pose(rotation: Matrix, translation: Matrix) -> dict[str, dict[str, floa
 
 
 def _dgp_sample(home: Path, seed: int) -> dict[str, Any]:
-    """A picture and the cloud of points that its depth comes from, measured from elsewhere; sensor -> datum."""
+    """An image and the cloud of points that its depth comes from, measured from elsewhere; sensor -> datum."""
     camera, here = _turn(20 + seed) @ _FORWARD, np.array([400.0 + seed, -260, 13.8])
     laser, there = _turn(-70), np.array([398.0, -259, 12.5])
     known = street(seed)
@@ -539,15 +539,15 @@ def _dgp_sample(home: Path, seed: int) -> dict[str, Any]:
     z = known[down, right].astype(np.float64)
     rays = np.stack([(right - DGP_CAMERA["cx"]) / DGP_CAMERA["fx"], (down - DGP_CAMERA["cy"]) / DGP_CAMERA["fy"]])
     seen = camera @ np.stack([*(rays * z), z]) + (here - there)[:, None]
-    picture, cloud = f"rgb/CAMERA_01/{seed:017d}.png", f"point_cloud/LIDAR/{seed:017d}.npz"
-    save_picture(home / picture, ramp(*KITTI_SIZE[::-1], seed=seed))
+    image, cloud = f"rgb/CAMERA_01/{seed:017d}.png", f"point_cloud/LIDAR/{seed:017d}.npz"
+    save_image(home / image, ramp(*KITTI_SIZE[::-1], seed=seed))
     (home / cloud).parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(home / cloud, data=np.column_stack([np.ones(len(z)), (laser.T @ seen).T]).astype(np.float32))
     size = dict(zip(("height", "width"), KITTI_SIZE, strict=True))
     fields = {"point_format": ["INTENSITY", "X", "Y", "Z"], "pose": _dgp_pose(laser, there)}
     return {
         "LIDAR": {"point_cloud": {"filename": cloud, **fields}},
-        "CAMERA_01": {"image": {"filename": picture, **size, "pose": _dgp_pose(camera, here)}},
+        "CAMERA_01": {"image": {"filename": image, **size, "pose": _dgp_pose(camera, here)}},
         "CAMERA_05": {"image": {"filename": "rgb/CAMERA_05/not_downloaded.png", **size}},
     }
 
@@ -580,14 +580,14 @@ def ddad_published(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ddad_converted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Converted pictures of one camera."""
+    """Converted images of one camera."""
     stand_in(monkeypatch, ddad, {"val": 2})
     pairs = [(f"00015{i}/rgb/CAMERA_01/1.png", f"00015{i}/depth/CAMERA_01/1.png") for i in range(2)]
     return _listed(root, "camera01.txt", pairs, [street(0), street(1)], 1 / 256)
 
 
 def diml_listed(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The list of pictures to judge on."""
+    """The list of images to judge on."""
     pairs = [(f"test/{size}/outleft/0155.png", f"test/{size}/depthmap/0155.png") for size in ("HR", "LR")]
     return _listed(root, "test_outdoor.txt", pairs, [depth(0, 3, 30), depth(1, 3, 30)], 0.001)
 
@@ -595,7 +595,7 @@ def diml_listed(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def diml_published(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Both splits, without a list."""
     for i, place in enumerate(("train/HR", "train/LR", "test/HR", "test/LR")):
-        save_picture(root / place / "outleft" / "0001.png", ramp(WIDTH, HEIGHT, seed=i))
+        save_image(root / place / "outleft" / "0001.png", ramp(WIDTH, HEIGHT, seed=i))
         save_depth(root / place / "depthmap" / "0001.png", depth(i, 3, 30), 0.001)
     return root
 

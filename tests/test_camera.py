@@ -1,4 +1,4 @@
-"""Cameras: where intrinsics come from, and how they follow the picture."""
+"""Cameras: where intrinsics come from, and how they follow the image."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_axes_are_right_down_forward() -> None:
     np.testing.assert_array_equal(points[..., 2], 2)  # depth is z, not the length of the ray
 
 
-def test_field_of_view_spans_the_picture_edge_to_edge() -> None:
+def test_field_of_view_spans_the_image_edge_to_edge() -> None:
     camera = Camera.from_fov(90, 640, 480)
     left, right = (math.degrees(math.atan((u - camera.cx) / camera.fx)) for u in (-0.5, 639.5))
     assert (left, right) == pytest.approx((-45, 45))
@@ -87,10 +87,10 @@ def test_intrinsics_text() -> None:
         ("", "expected fx,fy,cx,cy"),
         ("-525,525,319.5,239.5", "positive"),
         ("nan,525,319.5,239.5", "positive"),
-        ("525,525,1919.5,1079.5", "outside the 640x480 picture"),
+        ("525,525,1919.5,1079.5", "outside the 640x480 image"),
         ("26,26,319.5,239.5", "fx is a field of view of 171 degrees"),  # millimetres
         ("525,4.2,319.5,239.5", "fy is a field of view of 178 degrees"),
-        ("319.5,239.5,525,525", "outside the 640x480 picture"),  # another order
+        ("319.5,239.5,525,525", "outside the 640x480 image"),  # another order
         ("1e9,1e9,319.5,239.5", "fx is a field of view of"),
     ],
 )
@@ -99,7 +99,7 @@ def test_bad_intrinsics_text(text: str, message: str) -> None:
         Camera.from_intrinsics_text(text, 640, 480)
 
 
-def test_scaling_keeps_the_picture_edges() -> None:
+def test_scaling_keeps_the_image_edges() -> None:
     camera = Camera(fx=500, fy=510, cx=300.25, cy=250, width=640, height=480, source="exif")
     small = camera.scaled(320, 120)
     assert (small.width, small.height, small.source) == (320, 120, "exif")
@@ -113,10 +113,10 @@ def test_scaling_keeps_the_picture_edges() -> None:
 def test_orientation_follows_pillow(orientation: int) -> None:
     """One bright pixel, turned by Pillow, lies where the turned principal point is."""
     camera = Camera(fx=10, fy=20, cx=5, cy=2, width=8, height=6)
-    picture = Image.new("L", (8, 6))
-    picture.putpixel((5, 2), 255)
-    picture.getexif()[0x0112] = orientation
-    turned = ImageOps.exif_transpose(picture)
+    image = Image.new("L", (8, 6))
+    image.putpixel((5, 2), 255)
+    image.getexif()[0x0112] = orientation
+    turned = ImageOps.exif_transpose(image)
     upright = camera.oriented(orientation)
     assert (upright.width, upright.height) == turned.size
     ((v, u),) = np.argwhere(np.asarray(turned))

@@ -15,7 +15,7 @@ from tests.parity import unused_losses
 
 
 def sig_plus(relative: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """ScaleDepth's loss, every picture at its own scale."""
+    """ScaleDepth's loss, every image at its own scale."""
     return losses.sig_plus(relative, torch.linspace(1, 1.5, len(relative)).to(relative), target, mask)
 
 
@@ -33,7 +33,7 @@ DEPTH_LOSSES: dict[str, Callable[..., Tensor]] = {
 
 @pytest.fixture
 def case() -> tuple[Tensor, Tensor, Tensor]:
-    """Prediction, target and mask (3, 1, 9, 11) float64; the second picture has no valid pixel."""
+    """Prediction, target and mask (3, 1, 9, 11) float64; the second image has no valid pixel."""
     random = torch.Generator().manual_seed(0)
     prediction, target = torch.rand(2, 3, 1, 9, 11, generator=random, dtype=torch.float64) * 9 + 0.5
     mask = torch.rand(3, 1, 9, 11, generator=random) > 0.4
@@ -65,7 +65,7 @@ def test_sig_plus_by_hand(case: tuple[Tensor, Tensor, Tensor]) -> None:
     assert first.item() == pytest.approx(10 * np.sqrt(0.15) * abs(g.mean()), rel=1e-6)
 
 
-def test_log_l1_counts_every_picture_the_same(case: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_log_l1_counts_every_image_the_same(case: tuple[Tensor, Tensor, Tensor]) -> None:
     prediction, target, mask = (t.numpy() for t in case)
     means = [
         np.mean(np.abs(np.log(p[m]) - np.log(t[m])))
@@ -179,7 +179,7 @@ def test_predictions_that_are_not_positive_stay_finite(name: str, value: float) 
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (2, 2)])
-def test_gradient_of_narrow_pictures_is_finite(shape: tuple[int, int]) -> None:
+def test_gradient_of_narrow_images_is_finite(shape: tuple[int, int]) -> None:
     prediction = torch.full((1, 1, *shape), 2.0)
     found = losses.gradient(prediction, torch.ones(1, 1, *shape), torch.ones(1, 1, *shape, dtype=torch.bool))
     assert found.item() == 0
@@ -214,12 +214,12 @@ def test_the_usual_silog_is_that_of_bts() -> None:
     assert float(found) == pytest.approx(10 * math.sqrt(squares - 0.85 * mean**2), rel=1e-5)
 
 
-def test_silog_by_picture_overlooks_a_thousandth() -> None:
+def test_silog_by_image_overlooks_a_thousandth() -> None:
     """Differences of logarithms up to 0.001 count as none; the loss is times the share of valid pixels."""
     target = torch.ones(2, 1, 1, 4)
     prediction = torch.tensor([0.0009, 0.0009, 0.5, 0.0, 0.0009, -0.0009, 0.0, 0.0]).exp().view(2, 1, 1, 4)
-    found = losses.silog_by_picture(prediction, target, target > 0)
+    found = losses.silog_by_image(prediction, target, target > 0)
     assert found.tolist() == pytest.approx([0.25 / 4 - 0.85 * (0.5 / 4) ** 2, 0.0], rel=1e-4, abs=1e-9)
     half = torch.tensor([True, False, True, False]).view(1, 1, 1, 4).expand(2, -1, -1, -1)
-    found = losses.silog_by_picture(prediction, target, half)
+    found = losses.silog_by_image(prediction, target, half)
     assert float(found[0]) == pytest.approx(0.5 * (0.25 / 2 - 0.85 * (0.5 / 2) ** 2), rel=1e-4)

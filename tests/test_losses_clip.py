@@ -58,7 +58,7 @@ def test_what_is_masked_never_counts(name: str) -> None:
     a, b, mask = random(2, 1, 9, 11), random(2, 1, 9, 11, seed=1), some(2, 1, 9, 11)
     spoilt_a, spoilt_b = (torch.where(mask, x, 77.0).requires_grad_() for x in (a, b))
     found = MASKED[name](spoilt_a, spoilt_b, mask)
-    if name == "smoothness":  # the second is a picture, whose slopes into the hole are left out with the depth's
+    if name == "smoothness":  # the second is an image, whose slopes into the hole are left out with the depth's
         spoilt_b = b.requires_grad_()
     torch.testing.assert_close(found, MASKED[name](a, b, mask))
     found.backward()
@@ -116,7 +116,7 @@ def test_known_depth_is_inside_the_region_and_the_union_is_the_published_one() -
     assert losses.known_depth(depth, region, union=True).tolist() == [True, False, True, True]
 
 
-def test_smoothness_forgives_slopes_at_edges_of_the_picture() -> None:
+def test_smoothness_forgives_slopes_at_edges_of_the_image() -> None:
     depth = torch.ones(1, 1, 4, 6)
     depth[..., 3:] = 3.0
     edge = torch.zeros(1, 3, 4, 6)
@@ -136,7 +136,7 @@ def test_symmetry_pulls_both_views() -> None:
     assert (one.grad.item(), other.grad.item()) == (-6, 6)
 
 
-def test_photometric_loss_wants_equal_pictures_only_with_the_corrected_sign() -> None:
+def test_photometric_loss_wants_equal_images_only_with_the_corrected_sign() -> None:
     image, other = random(1, 3, 12, 12) / 6, random(1, 3, 12, 12, seed=1) / 6
     assert losses.ssim_dissimilarity(image, image).item() == pytest.approx(0, abs=1e-12)
     assert losses.photometric(image, image).item() == pytest.approx(0, abs=1e-12)
@@ -177,7 +177,7 @@ def test_total_is_the_weighted_sum_and_reaches_every_input() -> None:
     assert list(found) == ["symmetry", "smoothness", "depth", "bins", "photometric", "total"]
     expected = sum(getattr(SETTINGS, name) * value for name, value in found.items() if name != "total")
     torch.testing.assert_close(found["total"], expected)
-    assert found["photometric"].item() == pytest.approx(0, abs=1e-9)  # the same picture from the same place
+    assert found["photometric"].item() == pytest.approx(0, abs=1e-9)  # the same image from the same place
     found["total"].backward()
     for name in ("depth", "mirrored", "logits"):
         gradient = inputs[name].grad

@@ -1,8 +1,8 @@
-"""langdepth: depth from one picture, with the help of language.
+"""langdepth: depth from one image, with the help of language.
 
 >>> import langdepth
 >>> result = langdepth.predict("photo.jpg")          # the embedded model `tiny`, offline
->>> result.depth.shape, result.unit                  # float32 metres at the picture's own size
+>>> result.depth.shape, result.unit                  # float32 metres at the image's own size
 >>> langdepth.load("tiny").predict("photo.jpg", text="a kitchen with a sink")
 """
 

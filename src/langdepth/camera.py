@@ -26,7 +26,7 @@ _CREDIBLE_FOV_DEGREES = (2.0, 150.0)
 _SAME_RATIO = 1.02  # up to which two ratios of sides are one, rounded: 3:2 and 4:3 differ by 1.125
 _SAME_FOCAL = 1.25  # the 35 mm equivalent is rounded to whole millimetres
 
-# EXIF orientation: (swap x and y, then mirror x, then mirror y) turns the stored picture upright.
+# EXIF orientation: (swap x and y, then mirror x, then mirror y) turns the stored image upright.
 _ORIENTATIONS = {
     1: (False, False, False),
     2: (False, True, False),
@@ -41,7 +41,7 @@ _ORIENTATIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
-    """Pinhole intrinsics in pixels of a (height, width) picture; (0, 0) is the centre of the top left pixel.
+    """Pinhole intrinsics in pixels of a (height, width) image; (0, 0) is the centre of the top left pixel.
 
     ``source`` says who stated them: "user", "exif", "data set" or "guess". Points in space are metres in the camera's
     frame: x to the right, y down, z forward along the optical axis. Raises UsageError for a focal length or size that
@@ -62,18 +62,18 @@ class Camera:
         if not all(math.isfinite(c) for c in (self.cx, self.cy)):
             raise UsageError(f"camera: the principal point must be finite pixels, got cx={self.cx}, cy={self.cy}")
         if self.width < 1 or self.height < 1:
-            raise UsageError(f"camera: the picture size must be positive, got {self.width}x{self.height}")
+            raise UsageError(f"camera: the image size must be positive, got {self.width}x{self.height}")
 
     @classmethod
     def from_focal(cls, focal: float, width: int, height: int, source: str = "user") -> Camera:
-        """Square pixels of focal length ``focal`` (pixels), principal point in the middle of the picture."""
+        """Square pixels of focal length ``focal`` (pixels), principal point in the middle of the image."""
         return cls(
             fx=focal, fy=focal, cx=(width - 1) / 2, cy=(height - 1) / 2, width=width, height=height, source=source
         )
 
     @classmethod
     def from_fov(cls, fov_degrees: float, width: int, height: int, source: str = "user") -> Camera:
-        """Square pixels and ``fov_degrees`` across the width, from the left edge to the right edge of the picture.
+        """Square pixels and ``fov_degrees`` across the width, from the left edge to the right edge of the image.
 
         Raises UsageError for an angle that no pinhole camera has, see ``require_credible``.
         """
@@ -104,8 +104,8 @@ class Camera:
         stated = f"intrinsics {fx:g},{fy:g},{cx:g},{cy:g}"
         if not (-0.5 <= cx <= width - 0.5 and -0.5 <= cy <= height - 0.5):
             raise UsageError(
-                f"{stated}: the principal point lies outside the {width}x{height} picture; "
-                "give intrinsics in pixels of this picture"
+                f"{stated}: the principal point lies outside the {width}x{height} image; "
+                "give intrinsics in pixels of this image"
             )
         for side, focal, name in ((width, fx, "fx"), (height, fy, "fy")):
             fov = math.degrees(2 * math.atan(side / 2 / focal))
@@ -117,7 +117,7 @@ class Camera:
 
     @classmethod
     def from_intrinsics_text(cls, text: str, width: int, height: int) -> Camera:
-        """Intrinsics as a user types them, "fx,fy,cx,cy" in pixels of a (height, width) picture.
+        """Intrinsics as a user types them, "fx,fy,cx,cy" in pixels of a (height, width) image.
 
         Raises UsageError for anything but four numbers, and for intrinsics that cannot be, see ``from_intrinsics``.
         """
@@ -154,7 +154,7 @@ class Camera:
         return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], dtype=np.float64)
 
     def scaled(self, width: int, height: int) -> Camera:
-        """The camera of the same picture resized to (height, width)."""
+        """The camera of the same image resized to (height, width)."""
         sx, sy = width / self.width, height / self.height
         return replace(
             self,
@@ -167,7 +167,7 @@ class Camera:
         )
 
     def oriented(self, orientation: int) -> Camera:
-        """The camera after the picture was turned upright from EXIF ``orientation`` (1..8; others mean 1)."""
+        """The camera after the image was turned upright from EXIF ``orientation`` (1..8; others mean 1)."""
         swap, mirror_x, mirror_y = _ORIENTATIONS.get(orientation, _ORIENTATIONS[1])
         fx, fy, cx, cy, width, height = self.fx, self.fy, self.cx, self.cy, self.width, self.height
         if swap:
@@ -179,7 +179,7 @@ class Camera:
     def unproject(self, depth: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
         """Points (H, W, 3) float32 of a depth map (H, W), both in metres. Raises UsageError when the sizes differ."""
         if depth.shape != (self.height, self.width):
-            raise UsageError(f"camera is for a {self.width}x{self.height} picture, depth has shape {depth.shape}")
+            raise UsageError(f"camera is for a {self.width}x{self.height} image, depth has shape {depth.shape}")
         import numpy as np
 
         depth = depth.astype(np.float32, copy=False)

@@ -14,14 +14,14 @@ from langdepth.errors import LangdepthError, first_line, is_memory_error, neares
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "predict": ("langdepth.commands.predict:main", "depth of pictures and folders"),
-    "imagine": ("langdepth.commands.imagine:main", "depth of scenes from words alone, without a picture"),
+    "predict": ("langdepth.commands.predict:main", "depth of images and folders"),
+    "imagine": ("langdepth.commands.imagine:main", "depth of scenes from words alone, without an image"),
     "train": ("langdepth.commands.train:main", "train a system from a recipe"),
     "evaluate": ("langdepth.commands.evaluate:main", "score a system on a data set under a named protocol"),
     "benchmark": ("langdepth.commands.benchmark:main", "several systems on several data sets, one table"),
     "protocols": ("langdepth.commands.protocols:main", "list the evaluation protocols, show one in words"),
     "convert": ("langdepth.commands.convert:main", "the authors' checkpoints and CLIP weights to .safetensors"),
-    "prompts": ("langdepth.commands.prompts:main", "what distance words give on a picture"),
+    "prompts": ("langdepth.commands.prompts:main", "what distance words give on an image"),
     "scenes": ("langdepth.commands.scenes:main", "list the scene names, encode them with CLIP"),
     "systems": ("langdepth.commands.systems:main", "list the systems, show one"),
     "data": ("langdepth.commands.data:main", "list, prepare, check and show data sets; write a small sample"),
@@ -32,7 +32,7 @@ def usage() -> str:
     """The text of ``langdepth --help``."""
     verbs = "\n".join(f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items())
     return (
-        "usage: langdepth COMMAND [options]\n\nDepth from one picture, with the help of language.\n\n"
+        "usage: langdepth COMMAND [options]\n\nDepth from one image, with the help of language.\n\n"
         f"commands:\n{verbs}\n\n"
         "options:\n  --help      this text, or a command's own: langdepth predict --help\n"
         "  --version   the package version\n  --debug     show the full traceback of an error\n\n"

@@ -1,4 +1,4 @@
-"""Safe reading of pictures and depth maps, writing of results."""
+"""Safe reading of images and depth maps, writing of results."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ _PNG_COMPRESSION = 1  # 8 ms for a 640x480 depth map; level 6 takes 37 ms and sa
 _KITTI_SCALE = 1 / 256  # metres per unit of the KITTI benchmark's depth PNGs
 
 
-# --- pictures
+# --- images
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A decoded picture.
+class DecodedImage:
+    """A decoded image.
 
     pixels: (H, W, 3) uint8 RGB, upright. camera: what EXIF says, in these pixels, or None. cut: EXIF describes a larger
     image, of which this is a part. orientation: the EXIF number by which the stored pixels were turned. path: "" for
@@ -75,31 +75,31 @@ class Picture:
     path: str = ""
 
 
-def read_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Decode one picture of any common kind to upright 8-bit RGB.
+def read_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+    """Decode one image of any common kind to upright 8-bit RGB.
 
-    ``source``: a path; bytes or a binary file; a PIL picture; a NumPy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)
+    ``source``: a path; bytes or a binary file; a PIL image; a NumPy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)
     of uint8, uint16, bool or float in [0, 1]; or a torch tensor (1, H, W), (3, H, W) or (4, H, W) of the same types.
     EXIF rotation is applied, transparency is laid over white, 16-bit values are scaled to 8 bits, animations give
     their first frame.
 
-    Raises ImageError, naming the source, for anything missing, broken or not a picture, a side below ``MIN_SIDE``
+    Raises ImageError, naming the source, for anything missing, broken or not an image, a side below ``MIN_SIDE``
     pixels, or more than ``max_pixels`` pixels (known from the header, before anything is decoded).
     """
     torch = sys.modules.get("torch")  # whoever holds a tensor has imported it
     if torch is not None and isinstance(source, torch.Tensor):
-        return Picture(pixels=_from_array(_tensor_to_array(source), max_pixels))
+        return DecodedImage(pixels=_from_array(_tensor_to_array(source), max_pixels))
     if isinstance(source, np.ndarray):
-        return Picture(pixels=_from_array(source, max_pixels))
+        return DecodedImage(pixels=_from_array(source, max_pixels))
     if isinstance(source, Image.Image):
         path = str(getattr(source, "filename", ""))
-        with decoding(path or "picture in memory"):
+        with decoding(path or "image in memory"):
             return _from_pil(source, path, max_pixels)
     with _opened(source) as (image, path):
         return _from_pil(image, path, max_pixels)
 
 
-def _from_pil(image: Image.Image, path: str, max_pixels: int) -> Picture:
+def _from_pil(image: Image.Image, path: str, max_pixels: int) -> DecodedImage:
     _check_size(*image.size, max_pixels)
     tags, orientation = _exif(image)
     if image.format == "TIFF":
@@ -113,10 +113,10 @@ def _from_pil(image: Image.Image, path: str, max_pixels: int) -> Picture:
         "path": path,
     }
     if image.mode in _GREY_16_BIT or image.mode == "F":
-        return Picture(pixels=_array_to_rgb(_integers_as_uint16(np.asarray(image))), **facts)
+        return DecodedImage(pixels=_array_to_rgb(_integers_as_uint16(np.asarray(image))), **facts)
     if image.has_transparency_data:
         image = _over_white(image)
-    return Picture(pixels=np.asarray(image if image.mode == "RGB" else image.convert("RGB")), **facts)
+    return DecodedImage(pixels=np.asarray(image if image.mode == "RGB" else image.convert("RGB")), **facts)
 
 
 def _exif(image: Image.Image) -> tuple[Mapping[int, Any], int]:
@@ -145,7 +145,7 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 def _tensor_to_array(tensor: Any) -> npt.NDArray[Any]:
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
-        raise ImageError(f"tensor of shape {tuple(tensor.shape)}: a picture is (3, H, W) or (1, H, W)")
+        raise ImageError(f"tensor of shape {tuple(tensor.shape)}: an image is (3, H, W) or (1, H, W)")
     tensor = tensor.detach().cpu()
     if tensor.is_floating_point():
         tensor = tensor.float()  # NumPy has no bfloat16
@@ -154,7 +154,7 @@ def _tensor_to_array(tensor: Any) -> npt.NDArray[Any]:
 
 def _from_array(array: npt.NDArray[Any], max_pixels: int) -> npt.NDArray[np.uint8]:
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))):
-        raise ImageError(f"array of shape {array.shape}: a picture is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
+        raise ImageError(f"array of shape {array.shape}: an image is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
     with decoding("array"):
         _check_size(array.shape[1], array.shape[0], max_pixels)
         return _array_to_rgb(array)
@@ -188,7 +188,7 @@ def _to_uint8(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def _integers_as_uint16(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Pillow's 32-bit "I" pictures as uint16, if they are; float pictures as they are."""
+    """Pillow's 32-bit "I" images as uint16, if they are; float images as they are."""
     if np.issubdtype(values.dtype, np.floating):
         return values
     if values.dtype != np.uint16 and (values.min() < 0 or values.max() > 65535):
@@ -223,10 +223,10 @@ def decoding(name: str) -> Iterator[None]:
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the latter where warnings are errors
-        raise ImageError(f"{name}: larger than any picture Pillow opens; make it smaller") from None
+        raise ImageError(f"{name}: larger than any image Pillow opens; make it smaller") from None
     except Image.UnidentifiedImageError:
         other = not_the_file_itself(name)
-        raise ImageError(f"{name}: {other or 'not a picture (known: ' + ', '.join(formats()) + ')'}") from None
+        raise ImageError(f"{name}: {other or 'not an image (known: ' + ', '.join(formats()) + ')'}") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
         if is_memory_error(error):
             raise ImageError(f"{name}: not enough memory to decode it; make it smaller") from None
@@ -254,14 +254,14 @@ def _stream(source: Any) -> Iterator[tuple[IO[bytes], str]]:
         yield (source if seekable else io.BytesIO(source.read())), path_of_file
     else:
         kind = type(source).__name__
-        raise ImageError(f"a picture is a path, bytes, file, PIL picture, NumPy array or torch tensor, not {kind}")
+        raise ImageError(f"an image is a path, bytes, file, PIL image, NumPy array or torch tensor, not {kind}")
 
 
 def _open_regular(path: Path) -> IO[bytes]:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise ImageError(f"{path}: is a folder, not a picture")
+            raise ImageError(f"{path}: is a folder, not an image")
         if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
             raise ImageError(f"{path}: not a regular file")
         if status.st_size == 0:
@@ -277,10 +277,10 @@ def _open_regular(path: Path) -> IO[bytes]:
 
 @contextmanager
 def _opened(source: Any) -> Iterator[tuple[Image.Image, str]]:
-    """A PIL picture, header read and nothing decoded, and its path. All that goes wrong inside becomes ImageError."""
+    """A PIL image, header read and nothing decoded, and its path. All that goes wrong inside becomes ImageError."""
     with (
         _stream(source) as (stream, path),
-        decoding(path or "picture in memory"),
+        decoding(path or "image in memory"),
         _open_image(stream) as image,
     ):
         if _is_camera_raw(image):
@@ -497,7 +497,7 @@ def write_result(result: DepthResult, path: str | Path, *, format: str | None = 
     color (``_color.png``)
         Colours with a legend in metres. Option ``colors``: a ``langdepth.prediction.options.ColorScale``.
     ply (``.ply``)
-        Binary point cloud of the valid pixels in metres, x right, y down, z forward, with the picture's colours. Needs
+        Binary point cloud of the valid pixels in metres, x right, y down, z forward, with the image's colours. Needs
         a camera. Option ``max_points``: keep at most that many, evenly spread.
 
     Pixels that are not valid, not finite or not positive have no value. Returns the path. Raises UsageError for an
@@ -634,7 +634,7 @@ def _write_ply(result: DepthResult, file: IO[bytes], *, max_points: int | None =
     vertices["x"], vertices["y"], vertices["z"] = points[kept].T
     if result.image is not None:
         if result.image.shape != (*depth.shape, 3):
-            raise UsageError(f"ply: picture {result.image.shape} and depth {depth.shape} differ in size")
+            raise UsageError(f"ply: image {result.image.shape} and depth {depth.shape} differ in size")
         vertices["red"], vertices["green"], vertices["blue"] = result.image.reshape(-1, 3)[kept].T
     kinds = {"<f4": "float", "u1": "uchar"}
     header = [

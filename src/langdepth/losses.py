@@ -64,13 +64,13 @@ def _moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, torch.where(mask, values - mean, 0).square().sum(), count
 
 
-def silog_by_picture(
+def silog_by_image(
     prediction: Tensor, target: Tensor, mask: Tensor, variance_focus: float = 0.85, *, dead_zone: float = 1e-3
 ) -> Tensor:
-    """WorDepth's scale-invariant log loss of every picture, (B,): valid share * (mean d^2 - focus * (mean d)^2).
+    """WorDepth's scale-invariant log loss of every image, (B,): valid share * (mean d^2 - focus * (mean d)^2).
 
     Differences d of logarithms up to ``dead_zone`` count as 0; predictions must be above 0. The published loss of a
-    batch is the sum of its pictures' (arXiv 2404.03635; specification, section 4).
+    batch is the sum of its images' (arXiv 2404.03635; specification, section 4).
     """
     known = prediction.where(mask, 1).log() - target.where(mask, 1).log()
     difference = known.where(known.abs() > dead_zone, 0).flatten(1)
@@ -106,11 +106,11 @@ def sig_plus(
 
 
 def log_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute log error, every picture with valid pixels counting the same."""
+    """Mean absolute log error, every image with valid pixels counting the same."""
     difference = _log_difference(prediction, target, mask).abs()
     count = mask.sum(dim=(1, 2, 3))
-    per_picture = difference.sum(dim=(1, 2, 3)) / count.clamp_min(1)
-    return per_picture.sum() / (count > 0).sum().clamp_min(1)
+    per_image = difference.sum(dim=(1, 2, 3)) / count.clamp_min(1)
+    return per_image.sum() / (count > 0).sum().clamp_min(1)
 
 
 def gradient(prediction: Tensor, target: Tensor, mask: Tensor, scales: int = 3) -> Tensor:
@@ -140,7 +140,7 @@ def scene_cross_entropy(
     """Cross-entropy of (B, K) scene logits against (B,) labels; -1 means unknown and does not count.
 
     0 when all are unknown. ``form``: "probabilities" takes the softmax twice, as ScaleDepth does by mistake (its
-    gradients are tiny). ``mean_over_all`` divides by the number of all pictures, as it also does.
+    gradients are tiny). ``mean_over_all`` divides by the number of all images, as it also does.
     """
     if form == "probabilities":
         logits = logits.softmax(-1)
@@ -173,10 +173,10 @@ def bin_index(depth: Tensor, bin_centers: Tensor) -> Tensor:
 
 
 def bin_chamfer(bin_centers: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Chamfer distance between rising bin centres (B, N) and the depths of each picture (AdaBins, arXiv 2011.14141).
+    """Chamfer distance between rising bin centres (B, N) and the depths of each image (AdaBins, arXiv 2011.14141).
 
     Mean squared distance of the centres to their nearest depth, plus that of the depths to their nearest centre, metres
-    squared; mean over pictures, those without depth counting 0. Both look-ups are searches in sorted rows, so nothing
+    squared; mean over images, those without depth counting 0. Both look-ups are searches in sorted rows, so nothing
     of size centres times pixels is made.
     """
     depth = target.flatten(1)
@@ -238,7 +238,7 @@ def smoothness(depth: Tensor, image: Tensor, mask: Tensor | None = None) -> Tens
 
 
 def symmetry(depth: Tensor, mirrored: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Squared difference between the depth of a picture and that of its mirror image, mirrored back.
+    """Squared difference between the depth of an image and that of its mirror image, mirrored back.
 
     Each is pulled towards the other taken as a constant, so the value is twice the mean squared difference.
     """
@@ -248,15 +248,15 @@ def symmetry(depth: Tensor, mirrored: Tensor, mask: Tensor | None = None) -> Ten
 def ssim_dissimilarity(
     image: Tensor, other: Tensor, mask: Tensor | None = None, *, gaussian: bool = False, data_range: float = 1.0
 ) -> Tensor:
-    """Mean of (1 - SSIM) / 2, limited to [0, 1], over windows of (B, C, H, W) pictures or depth; 0 for equal ones.
+    """Mean of (1 - SSIM) / 2, limited to [0, 1], over windows of (B, C, H, W) images or depth; 0 for equal ones.
 
-    The windows are 3 x 3, inside the picture, every pixel counting the same (Godard et al. 2017); with ``gaussian`` 7 x
-    7 around every pixel, weighted by a Gaussian of deviation 1.5, the picture mirrored at its border (Wang et al. 2004,
+    The windows are 3 x 3, inside the image, every pixel counting the same (Godard et al. 2017); with ``gaussian`` 7 x
+    7 around every pixel, weighted by a Gaussian of deviation 1.5, the image mirrored at its border (Wang et al. 2004,
     as in kornia). ``data_range``: the largest value. With a mask (B, 1, H, W) only windows count that are valid as a
     whole.
     """
     if mask is not None:
-        image, other = (torch.where(mask, picture, torch.zeros_like(picture)) for picture in (image, other))
+        image, other = (torch.where(mask, one, torch.zeros_like(one)) for one in (image, other))
 
     def pool(values: Tensor) -> Tensor:
         return _gaussian_mean(values) if gaussian else F.avg_pool2d(values, 3, stride=1)
@@ -282,10 +282,10 @@ def _gaussian_mean(values: Tensor) -> Tensor:
 
 
 def photometric(warped: Tensor, image: Tensor, mask: Tensor | None = None, *, reference_exact: bool = False) -> Tensor:
-    """0.85 * dissimilarity + 0.15 * mean absolute difference of two (B, C, H, W) pictures; 0 when they are equal.
+    """0.85 * dissimilarity + 0.15 * mean absolute difference of two (B, C, H, W) images; 0 when they are equal.
 
     ``mask`` (B, 1, H, W): where ``warped`` shows something. ``reference_exact`` takes (1 - dissimilarity) / 2, as the
-    published CLIP adapters do, which rewards pictures for being different (specification, section 9.3).
+    published CLIP adapters do, which rewards images for being different (specification, section 9.3).
     """
     dissimilarity = ssim_dissimilarity(warped, image, mask)
     if reference_exact:

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 WithoutCaption = Literal["stop", "neutral"]
-"""What a picture without caption does where others have one: stop the work, or speak as if nothing were known of it."""
+"""What an image without caption does where others have one: stop the work, or speak as if nothing were known of it."""
 
 
 Enlarge = Literal["bilinear", "bilinear-aligned"]
@@ -48,10 +48,10 @@ MAX_NETWORK_PIXELS = 4096 * 4096
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """How a system wants its pictures.
+    """How a system wants its images.
 
     ``mean`` and ``std`` are applied inside the system. The network size is either ``size`` = (height, width), or,
-    keeping the picture's shape, ``area`` pixels in total; both sides become multiples of ``multiple_of``. Pictures
+    keeping the image's shape, ``area`` pixels in total; both sides become multiples of ``multiple_of``. Images
     longer than ``max_aspect`` : 1 are squeezed to that shape. ``shrink`` and ``enlarge`` say how its authors resize the
     image on the way in and the depth map on the way out; prediction, evaluation and export follow them.
     """
@@ -71,7 +71,7 @@ class InputSpec:
             raise ValueError(f"{pixels} pixels inside the network are more than the limit of {MAX_NETWORK_PIXELS}")
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) in pixels that a picture of the given size has inside the network."""
+        """(height, width) in pixels that an image of the given size has inside the network."""
         if self.size is not None:
             return self.size
         if self.area is None:
@@ -85,15 +85,15 @@ class InputSpec:
 
 @dataclass(kw_only=True)
 class Sample:
-    """One picture with ground truth, on the CPU.
+    """One image with ground truth, on the CPU.
 
     image (3, H, W): uint8, as files hold it, or float32 in [0, 1]; depth (1, H, W) float32 metres, 0 where unknown;
     mask (1, H, W) bool, True where depth is known; scene: index into ``text.scenes.SCENES`` or -1; text: a sentence
-    about the picture or None; camera: intrinsics in pixels of ``image`` or None; path: where the picture came from;
+    about the image or None; camera: intrinsics in pixels of ``image`` or None; path: where the image came from;
     key: its path in the data set's own lists.
 
-    text_features (D,): the feature of ``text``, norm 1, zeros where nothing is known about the picture. edges
-    (1, H, W) bool: the true depth edges, where a data set states them and the picture is to be judged.
+    text_features (D,): the feature of ``text``, norm 1, zeros where nothing is known about the image. edges
+    (1, H, W) bool: the true depth edges, where a data set states them and the image is to be judged.
 
     overlay (3, H, W): ``image`` with coloured masks drawn over it, for systems that look at one. source_image (3, H, W)
     in [0, 1]: another view of the scene; pose (3, 4): rotation and translation (metres) that take a point from the
@@ -148,7 +148,7 @@ class Batch:
         return self._changed(lambda value: value.to(device, non_blocking=True) if hasattr(value, "to") else value)
 
     def __getitem__(self, index: slice) -> Batch:
-        """Some of the pictures, as a smaller batch."""
+        """Some of the images, as a smaller batch."""
         return self._changed(lambda value: value[index])
 
     def _changed(self, change: Callable[[Any], Any]) -> Batch:
@@ -180,12 +180,12 @@ class DepthOutput:
 
 @dataclass(kw_only=True)
 class DepthResult:
-    """Depth of one picture at the picture's own size.
+    """Depth of one image at the image's own size.
 
     depth: (H, W) float32, in ``unit`` along the optical axis. ``scale_kind`` is "metric" (metres) or "relative"
-    (known up to one factor). valid: (H, W) bool. camera: intrinsics in pixels of this picture, or None when nobody
-    stated any. provenance: package version, weights and their licence, picture path, text, network size. scene_probs:
-    scene name to probability. image: (H, W, 3) uint8, the picture after EXIF rotation. std: (H, W) float32 in ``unit``,
+    (known up to one factor). valid: (H, W) bool. camera: intrinsics in pixels of this image, or None when nobody
+    stated any. provenance: package version, weights and their licence, image path, text, network size. scene_probs:
+    scene name to probability. image: (H, W, 3) uint8, the image after EXIF rotation. std: (H, W) float32 in ``unit``,
     the standard deviation where several depths were drawn and ``depth`` is their mean.
     """
 

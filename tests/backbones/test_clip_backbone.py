@@ -22,13 +22,13 @@ def tower(architecture: str, seed: int = 0, **options: object) -> ClipImageTower
     return made
 
 
-def picture(height: int, width: int, batch: int = 1) -> Tensor:
+def photo(height: int, width: int, batch: int = 1) -> Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(7))
 
 
 @pytest.mark.parametrize("architecture", ["RN-small", "ViT-small", "convnext_tiny"])
 @torch.no_grad()
-def test_names_and_whole_picture_embedding_are_those_of_open_clip(architecture: str) -> None:
+def test_names_and_whole_image_embedding_are_those_of_open_clip(architecture: str) -> None:
     from open_clip.model import _build_vision_tower
 
     config = model_config(architecture)
@@ -37,7 +37,7 @@ def test_names_and_whole_picture_embedding_are_those_of_open_clip(architecture: 
     theirs.load_state_dict(ours.state_dict())
     size = 64 if architecture == "convnext_tiny" else 224
     torch.testing.assert_close(
-        ours.dense_and_embedding(picture(size, size))[1], theirs(picture(size, size)), rtol=1e-4, atol=1e-5
+        ours.dense_and_embedding(photo(size, size))[1], theirs(photo(size, size)), rtol=1e-4, atol=1e-5
     )
 
 
@@ -58,19 +58,19 @@ def test_shapes_at_any_size(
     assert (made.strides, made.channels, made.stride) == (strides, channels, strides[-1])
     grid = tuple(side // made.stride for side in size)
     for mode in made.modes:
-        assert made(picture(*size, batch=2), mode).shape == (2, made.output_channels(mode), *grid)
-    maps = made.pyramid(picture(*size, batch=2))
+        assert made(photo(*size, batch=2), mode).shape == (2, made.output_channels(mode), *grid)
+    maps = made.pyramid(photo(*size, batch=2))
     assert [m.shape[1] for m in maps] == list(channels)
     for stride, one in zip(strides, maps, strict=True):
         # ModifiedResNet's first convolution rounds up.
         assert one.shape[2:] in (tuple(s // stride for s in size), tuple(-(-s // stride) for s in size))
-    assert made.dense_and_embedding(picture(*size, batch=2))[1].shape == (2, made.embed_dim)
+    assert made.dense_and_embedding(photo(*size, batch=2))[1].shape == (2, made.embed_dim)
 
 
 @pytest.mark.parametrize("architecture", ["RN-small", "ViT-small", "convnext_tiny"])
 @torch.no_grad()
 def test_one_pass_gives_cells_and_embedding(architecture: str) -> None:
-    made, image = tower(architecture), picture(64, 96, batch=2)
+    made, image = tower(architecture), photo(64, 96, batch=2)
     for mode in made.modes:
         cells, embedding = made.dense_and_embedding(image, mode)
         assert torch.equal(cells, made(image, mode))
@@ -80,13 +80,13 @@ def test_one_pass_gives_cells_and_embedding(architecture: str) -> None:
 @torch.no_grad()
 def test_the_raw_map_of_a_resnet_is_the_last_of_its_pyramid() -> None:
     made = tower("RN-small")
-    assert torch.equal(made(picture(64, 96), "stage"), made.pyramid(picture(64, 96))[-1])
+    assert torch.equal(made(photo(64, 96), "stage"), made.pyramid(photo(64, 96))[-1])
 
 
 @pytest.mark.parametrize("architecture", ["RN-small", "ViT-small"])
 @torch.no_grad()
 def test_a_batch_equals_its_singles_in_either_memory_format(architecture: str) -> None:
-    made, batch = tower(architecture), picture(64, 96, batch=3)
+    made, batch = tower(architecture), photo(64, 96, batch=3)
     for mode in made.modes:
         together = made(batch.contiguous(memory_format=torch.channels_last), mode)
         alone = torch.cat([made(one[None], mode) for one in batch])
@@ -96,14 +96,14 @@ def test_a_batch_equals_its_singles_in_either_memory_format(architecture: str) -
 @torch.no_grad()
 def test_resnet_value_is_attention_to_the_own_cell() -> None:
     made: Any = tower("RN-small")
-    cells = made(picture(64, 96), "stage")
+    cells = made(photo(64, 96), "stage")
     pool = made.attnpool
     value = F.conv2d(cells, pool.v_proj.weight[..., None, None], pool.v_proj.bias)
     value = F.conv2d(value, pool.c_proj.weight[..., None, None], pool.c_proj.bias)
-    torch.testing.assert_close(made(picture(64, 96), "value"), value, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made(photo(64, 96), "value"), value, rtol=1e-4, atol=1e-5)
     # One cell, no positions: the cell and the mean are the same token, so all ways through the pool agree.
     pool.positional_embedding.zero_()
-    one = picture(32, 32)
+    one = photo(32, 32)
     torch.testing.assert_close(made(one, "attnpool"), made(one, "value"), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(made(one, "attnpool")[..., 0, 0], made.dense_and_embedding(one)[1], rtol=1e-4, atol=1e-5)
 
@@ -114,12 +114,12 @@ def test_vit_value_is_the_last_block_with_attention_to_the_own_cell() -> None:
     entered: list[Tensor] = []
     last = made.transformer.resblocks[-1]
     handle = last.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
-    made(picture(32, 48), "stage")
+    made(photo(32, 48), "stage")
     handle.remove()
     own = torch.full((7, 7), float("-inf")).fill_diagonal_(0)
     tokens = made.ln_post(last(entered[0], attn_mask=own)[:, 1:]) @ made.proj
     expected = tokens.transpose(1, 2).reshape(1, 64, 2, 3)
-    torch.testing.assert_close(made(picture(32, 48), "value"), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made(photo(32, 48), "value"), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_positions_are_resized_in_two_dimensions_with_the_class_row_apart() -> None:
@@ -144,8 +144,8 @@ def test_a_grid_of_as_many_cells_but_another_shape_is_resized() -> None:
 @torch.no_grad()
 def test_position_resize_changes_other_sizes_only() -> None:
     plain, official = tower("ViT-small"), tower("ViT-small", position_resize="linear1d")
-    assert torch.equal(plain(picture(224, 224)), official(picture(224, 224)))
-    assert not torch.allclose(plain(picture(64, 96)), official(picture(64, 96)), atol=1e-3)
+    assert torch.equal(plain(photo(224, 224)), official(photo(224, 224)))
+    assert not torch.allclose(plain(photo(64, 96)), official(photo(64, 96)), atol=1e-3)
 
 
 def test_batch_norm_stays_as_it_was_unless_told() -> None:
@@ -153,11 +153,11 @@ def test_batch_norm_stays_as_it_was_unless_told() -> None:
     before = {name: value.clone() for name, value in made.named_buffers()}
     made.train()
     assert made.training
-    made(picture(64, 64, batch=2))
+    made(photo(64, 64, batch=2))
     assert all(torch.equal(value, before[name]) for name, value in made.named_buffers())
     made.batch_norm_trains = True
     made.train()
-    made(picture(64, 64, batch=2))
+    made(photo(64, 64, batch=2))
     assert not torch.equal(made.bn1.running_mean, before["bn1.running_mean"])
 
 
@@ -171,7 +171,7 @@ def test_batch_norm_stays_as_it_was_unless_told() -> None:
 )
 def test_gradients_reach_the_tower(architecture: str, mode: str, names: list[str]) -> None:
     made = tower(architecture)
-    made(picture(64, 96), mode).square().mean().backward()
+    made(photo(64, 96), mode).square().mean().backward()
     for name in names:
         gradient = made.get_parameter(name).grad
         assert gradient is not None
@@ -182,11 +182,11 @@ def test_gradients_reach_the_tower(architecture: str, mode: str, names: list[str
 @torch.no_grad()
 def test_bfloat16_is_close(architecture: str) -> None:
     made = tower(architecture)
-    exact = made(picture(64, 96))
+    exact = made(photo(64, 96))
     with torch.autocast("cpu", torch.bfloat16):
-        rough = made(picture(64, 96)).float()
+        rough = made(photo(64, 96)).float()
     assert float(F.cosine_similarity(exact, rough, dim=1).min()) > 0.99
-    whole = made.to(torch.bfloat16)(picture(64, 96).bfloat16())
+    whole = made.to(torch.bfloat16)(photo(64, 96).bfloat16())
     assert whole.dtype == torch.bfloat16
     assert float(F.cosine_similarity(exact, whole.float(), dim=1).min()) > 0.99
 
@@ -196,10 +196,10 @@ def test_the_activation_matters() -> None:
     quick = tower("ViT-small")
     plain = ClipImageTower("ViT-small", quick_gelu=False).eval()
     plain.load_state_dict(quick.state_dict())
-    assert not torch.allclose(quick(picture(32, 32)), plain(picture(32, 32)), atol=1e-4)
+    assert not torch.allclose(quick(photo(32, 32)), plain(photo(32, 32)), atol=1e-4)
 
 
-def test_channels_of_a_mode_are_known_without_a_picture() -> None:
+def test_channels_of_a_mode_are_known_without_a_image() -> None:
     made = tower("RN-small")
     assert (made.output_channels("stage"), made.output_channels("proj")) == (512, 256)
     assert tower("ViT-small").output_channels("stage") == 64
@@ -235,8 +235,8 @@ def test_wrong_options_are_refused() -> None:
         ("ViT-small", "attnpool", (1, 3, 64, 64), "unknown dense mode 'attnpool' for ViT-small"),
         ("RN-small", "stage", (1, 3, 31, 64), "at least 32 x 32 pixels (one cell), got 31 x 64"),
         ("ViT-small", "stage", (1, 3, 64, 15), "at least 16 x 16 pixels (one cell), got 64 x 15"),
-        ("RN-small", "stage", (1, 1, 64, 64), "takes pictures (B, 3, H, W), got (1, 1, 64, 64)"),
-        ("RN-small", "stage", (3, 64, 64), "takes pictures (B, 3, H, W), got (3, 64, 64)"),
+        ("RN-small", "stage", (1, 1, 64, 64), "takes images (B, 3, H, W), got (1, 1, 64, 64)"),
+        ("RN-small", "stage", (3, 64, 64), "takes images (B, 3, H, W), got (3, 64, 64)"),
     ],
 )
 def test_wrong_input_is_refused(architecture: str, mode: str, shape: tuple[int, ...], message: str) -> None:

@@ -15,16 +15,16 @@ from langdepth.data.tools import captioner
 from langdepth.data.tools.captioner import as_sentence, write_captions
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.text.captions import read_captions
-from tests.helpers import ramp, save_picture
+from tests.helpers import ramp, save_image
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three pictures in two folders, and one damaged."""
+    """Three images in two folders, and one damaged."""
     root = tmp_path / "photos"
     for number in range(3):
-        save_picture(root / f"room_{number % 2}" / f"{number}.jpg", ramp(64, 48, seed=number))
-    (root / "room_0" / "bad.jpg").write_bytes(b"no picture")
+        save_image(root / f"room_{number % 2}" / f"{number}.jpg", ramp(64, 48, seed=number))
+    (root / "room_0" / "bad.jpg").write_bytes(b"no image")
     return root
 
 
@@ -58,7 +58,7 @@ def save_tiny_model(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_folder_of_pictures_to_captions(
+def test_a_folder_of_images_to_captions(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -67,7 +67,7 @@ def test_a_folder_of_pictures_to_captions(
     assert main(command) == 1
     printed = capsys.readouterr()
     assert "bad.jpg" in printed.err
-    assert "3 captions written, 1 pictures failed" in printed.out
+    assert "3 captions written, 1 images failed" in printed.out
     captions = read_captions(out)
     assert [caption.image for caption in captions] == ["room_0/0", "room_0/2", "room_1/1"]
     assert all(caption.sentence.startswith("A") and caption.sentence.endswith(".") for caption in captions)
@@ -78,9 +78,9 @@ def test_a_folder_of_pictures_to_captions(
 def test_what_is_there_is_kept_and_the_rest_described(photos: Path, tmp_path: Path) -> None:
     seen = []
 
-    def describe(pictures: Sequence[np.ndarray]) -> list[str]:
-        seen.append(len(pictures))
-        return ["A room."] * len(pictures)
+    def describe(images: Sequence[np.ndarray]) -> list[str]:
+        seen.append(len(images))
+        return ["A room."] * len(images)
 
     out = tmp_path / "captions.csv"
     out.write_text("image,caption\nroom_0/0.jpg,Kept.\n")
@@ -98,7 +98,7 @@ def test_an_interrupted_run_keeps_what_it_has(photos: Path, tmp_path: Path, monk
     (photos / "room_0" / "bad.jpg").unlink()
     count = iter(range(9))
 
-    def describe(pictures: Sequence[np.ndarray]) -> list[str]:
+    def describe(images: Sequence[np.ndarray]) -> list[str]:
         if next(count) == 2:
             raise KeyboardInterrupt
         return ["A room."]
@@ -118,8 +118,8 @@ def test_wrong_use(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "empty: not an image-to-text model of transformers" in err
     assert err.count("\n") == 1
     with pytest.raises(UsageError, match="batch size must be at least 1"):
-        list(write_captions(photos, tmp_path / "c.csv", lambda pictures: [], below(photos), batch_size=0))
-    silent = list(write_captions(photos, tmp_path / "c.csv", lambda pictures: [""] * len(pictures), below(photos)))
+        list(write_captions(photos, tmp_path / "c.csv", lambda images: [], below(photos), batch_size=0))
+    silent = list(write_captions(photos, tmp_path / "c.csv", lambda images: [""] * len(images), below(photos)))
     assert all(isinstance(outcome, LangdepthError) for outcome in silent)
     assert not (tmp_path / "c.csv").exists()
 

@@ -20,7 +20,7 @@ from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.weights import checkpoint
 from tests.backbones.test_clip_weights import LAYOUTS, write_openai, write_state_dict
-from tests.helpers import Run, logged, ramp, save_picture
+from tests.helpers import Run, logged, ramp, save_image
 
 SMALL: dict[str, dict[str, Any]] = {
     "depthclip": {"architecture": "RN-small", "area": 64 * 96},
@@ -41,7 +41,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> Run:
     for name, preset in SMALL.items():
         entry = registry.Entry(**{**vars(registry.entry(name)), "preset": preset})
         monkeypatch.setitem(registry.REGISTRY, name, entry)
-    save_picture(tmp_path / "photo.png", ramp(96, 64))
+    save_image(tmp_path / "photo.png", ramp(96, 64))
     return command
 
 
@@ -55,7 +55,7 @@ def clip() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An indexed folder of synthetic pictures at the small systems' network size; do not write into it."""
+    """An indexed folder of synthetic images at the small systems' network size; do not write into it."""
     return write_sample(tmp_path_factory.mktemp("data") / "rooms", count=8, size=(64, 96))
 
 
@@ -271,7 +271,7 @@ def test_msa_sam_trains_and_predicts_with_overlays(run: Run, rooms: Path, tmp_pa
     assert code == 0, err
     trained = "runs/msa-sam/last.safetensors"
     noise = np.random.default_rng(0).integers(256, size=(64, 96, 3), dtype=np.uint8)
-    save_picture(tmp_path / "drawn" / "photo.png", noise)
+    save_image(tmp_path / "drawn" / "photo.png", noise)
     refused(run("predict", "photo.png", "--system", trained), 2, "needs an overlay", "langdepth data sam")
     for number, overlay in enumerate(("photo.png", "drawn/photo.png", "drawn")):
         answer = run(

@@ -122,12 +122,12 @@ def test_clean_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ["synthetic_street", "2", "2", "2/0/0", "64x48"] in [line[:5] for line in lines]
 
 
-def picture(folder: Path) -> Path:
+def image(folder: Path) -> Path:
     return folder / "synthetic_room" / "scene0001" / "0.jpg"  # line 3 of the index, split val
 
 
 def depth(folder: Path) -> Path:
-    return picture(folder).with_suffix(".png")
+    return image(folder).with_suffix(".png")
 
 
 def cut(path: Path, keep: int) -> None:
@@ -142,17 +142,17 @@ def as_numpy(folder: Path, value: float) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "picture missing": (lambda f: picture(f).unlink(), "0.jpg: no such file"),
+    "image missing": (lambda f: image(f).unlink(), "0.jpg: no such file"),
     "depth missing": (lambda f: depth(f).unlink(), "0.png: no such file"),
-    "picture truncated": (lambda f: cut(picture(f), 700), "0.jpg: damaged or truncated"),
+    "image truncated": (lambda f: cut(image(f), 700), "0.jpg: damaged or truncated"),
     "depth truncated": (lambda f: cut(depth(f), 200), "0.png: damaged or truncated"),
-    "picture empty": (lambda f: cut(picture(f), 0), "0.jpg: empty"),
-    "text named .jpg": (lambda f: picture(f).write_text("no picture at all\n" * 9), "0.jpg: not a picture"),
+    "image empty": (lambda f: cut(image(f), 0), "0.jpg: empty"),
+    "text named .jpg": (lambda f: image(f).write_text("no image at all\n" * 9), "0.jpg: not an image"),
     "sizes differ": (
-        lambda f: Image.open(picture(f)).resize((80, 60)).save(picture(f)),
-        "depth is 64x48, but its picture 0.jpg is 80x60",
+        lambda f: Image.open(image(f)).resize((80, 60)).save(image(f)),
+        "depth is 64x48, but its image 0.jpg is 80x60",
     ),
-    "8-bit depth": (lambda f: Image.open(picture(f)).convert("L").save(depth(f)), "16-bit"),
+    "8-bit depth": (lambda f: Image.open(image(f)).convert("L").save(depth(f)), "16-bit"),
     "NaN": (lambda f: as_numpy(f, np.nan), "3 NaN depth values"),
     "infinite": (lambda f: as_numpy(f, np.inf), "3 infinite depth values"),
     "negative": (lambda f: as_numpy(f, -1.0), "3 negative depth values"),
@@ -186,7 +186,7 @@ def test_damage_is_named_once_with_its_line(folder: Path, capsys: pytest.Capture
 
 
 def test_every_problem_is_reported_not_only_the_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture(folder).unlink()
+    image(folder).unlink()
     cut(depth(folder), 0)
     change(folder, 5, scene_type="moon")
     assert main(["data", "check", str(folder)]) == 1
@@ -200,12 +200,12 @@ def test_duplicate_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     write_rows(folder, [*rows, rows[1]])
     assert main(["data", "check", str(folder)]) == 1
     out = capsys.readouterr().out
-    assert out.count("line 10: ") == 2  # the picture and its depth
+    assert out.count("line 10: ") == 2  # the image and its depth
     assert "already named in line 3" in out
 
 
 def test_split_keeps_its_rows_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture(folder).unlink()  # in val
+    image(folder).unlink()  # in val
     assert main(["data", "check", str(folder), "--split", "train"]) == 0
     assert "6 pairs checked" in capsys.readouterr().out
     assert main(["data", "check", str(folder), "--split", "val"]) == 1
@@ -240,9 +240,9 @@ def test_list_below_no_folder(tmp_path: Path, command: Run) -> None:
 
 
 @pytest.mark.parametrize("name", ["sheet.txt", "sheet"])
-def test_show_needs_the_ending_of_a_picture(name: str, sample_folder: Path, tmp_path: Path, command: Run) -> None:
+def test_show_needs_the_ending_of_a_image(name: str, sample_folder: Path, tmp_path: Path, command: Run) -> None:
     out = tmp_path / name
-    line = f"langdepth data: {out}: a picture is written as .png, .jpg or .jpeg\n"
+    line = f"langdepth data: {out}: an image is written as .png, .jpg or .jpeg\n"
     assert command("data", "show", sample_folder, "--out", out) == (2, "", line)
     assert list(tmp_path.iterdir()) == []
 
@@ -252,7 +252,7 @@ def test_show_needs_the_ending_of_a_picture(name: str, sample_folder: Path, tmp_
 
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "--help"]) == 0
-    assert "langdepth data check pictures" in capsys.readouterr().out
+    assert "langdepth data check images" in capsys.readouterr().out
     assert main(["data"]) == 2
     assert main(["data", "chek", "somewhere"]) == 2
     assert "'check'" in capsys.readouterr().err

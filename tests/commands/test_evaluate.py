@@ -16,14 +16,14 @@ import pytest
 from PIL import Image
 
 from langdepth import cli
-from tests.helpers import FakeSystem, Run, grey, save_picture
+from tests.helpers import FakeSystem, Run, grey, save_image
 
 HEADER = "path_rgb,path_depth,source,split,depth_scale"
 
 
 def write_pair(name: str, factor: float = 1.0, source: str = "lab", split: str = "val") -> str:
-    """A grey picture for which the fake system's depth is ``factor`` times the truth; returns its index row."""
-    save_picture(Path(f"data/{name}.png"), grey(0.4))
+    """A grey image for which the fake system's depth is ``factor`` times the truth; returns its index row."""
+    save_image(Path(f"data/{name}.png"), grey(0.4))
     depth = (1 + 9 * 102 / 255) / factor
     Image.fromarray(np.full((48, 64), round(depth * 1000), np.uint16)).save(f"data/{name}_depth.png")
     return f"{name}.png,{name}_depth.png,{source},{split},0.001"
@@ -35,7 +35,7 @@ def write_index(*rows: str) -> None:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> Run:
-    """Run the command in an empty folder with the fake system and four pictures; returns exit code, stdout, stderr."""
+    """Run the command in an empty folder with the fake system and four images; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: FakeSystem())
     write_index(
@@ -67,7 +67,7 @@ def test_as_in_the_documentation(run: Run) -> None:
         "result_sheet.png",
     ]
     lines = out.splitlines()
-    assert lines[0].startswith("fake on folder (source lab), 2 pictures, nyu-eigen (a389146ad185)")
+    assert lines[0].startswith("fake on folder (source lab), 2 images, nyu-eigen (a389146ad185)")
     assert lines[1].split() == list(report["image_mean"])
     for line, mean in zip(lines[2:4], ("image_mean", "pixel_mean"), strict=True):
         name, *numbers = line.split()
@@ -103,7 +103,7 @@ def test_limit_is_stated(run: Run) -> None:
     assert (result()["dataset"], result()["images"], result()["split"]) == ("folder (first 1)", 1, None)
 
 
-def test_bad_pictures_are_skipped_and_named(run: Run) -> None:
+def test_bad_images_are_skipped_and_named(run: Run) -> None:
     rows = [write_pair(name) for name in ("good", "cut", "gone", "small", "empty")]
     write_index(*rows)
     Path("data/cut.png").write_bytes(Path("data/cut.png").read_bytes()[:60])
@@ -113,13 +113,13 @@ def test_bad_pictures_are_skipped_and_named(run: Run) -> None:
     code, out, err = run()
     assert code == 0
     assert (result()["images"], result()["skipped"]) == (1, 4)
-    assert ", 1 pictures, 4 skipped, " in out
+    assert ", 1 images, 4 skipped, " in out
     lines = [line for line in err.splitlines() if line.startswith("skipped: ")]
     assert len(lines) == 4
     for name in (
         "cut.png",
         "gone_depth.png",
-        "small_depth.png: depth is 32x24, but its picture",
+        "small_depth.png: depth is 32x24, but its image",
         "empty.png: no known",
     ):
         assert sum(name in line for line in lines) == 1, name
@@ -127,12 +127,10 @@ def test_bad_pictures_are_skipped_and_named(run: Run) -> None:
 
 def test_nothing_usable_fails_and_writes_nothing(run: Run) -> None:
     write_index(write_pair("a"))
-    Path("data/a.png").write_text("no picture")
+    Path("data/a.png").write_text("no image")
     code, _, err = run()
     assert code == 1
-    assert (
-        err.splitlines()[-1] == "langdepth evaluate: none of the 1 pictures of 'folder' is usable, see the lines above"
-    )
+    assert err.splitlines()[-1] == "langdepth evaluate: none of the 1 images of 'folder' is usable, see the lines above"
     assert not Path("result.json").exists()
 
 

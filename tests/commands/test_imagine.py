@@ -38,7 +38,7 @@ def small(**options: object) -> WorDepth:
     system.name = "wordepth-tiny"
 
     def never(image: torch.Tensor) -> list[torch.Tensor]:
-        raise AssertionError("the picture's encoder ran")
+        raise AssertionError("the image's encoder ran")
 
     system.encoder.forward = never  # type: ignore[method-assign]
     return system.eval()

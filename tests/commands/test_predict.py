@@ -19,7 +19,7 @@ from PIL import Image
 
 from langdepth import cli
 from langdepth.io import read_depth16
-from tests.helpers import FakeSystem, Run, grey, ramp, save_picture
+from tests.helpers import FakeSystem, Run, grey, ramp, save_image
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def files(folder: str = "depth") -> list[str]:
 
 
 def test_photo_to_depth(run: Run) -> None:
-    save_picture(Path("photo.png"), grey(0.6))
+    save_image(Path("photo.png"), grey(0.6))
     code, out, err = run("photo.png", "--save", "depth16,npy")
     assert (code, err) == (0, "")
     assert files() == ["photo.npy", "photo_depth.png"]
@@ -47,7 +47,7 @@ def test_photo_to_depth(run: Run) -> None:
 
 
 def test_words_reach_the_system(run: Run) -> None:
-    save_picture(Path("photo.png"), grey(0.6))
+    save_image(Path("photo.png"), grey(0.6))
     for option in (("--text", "no null 5"), ("--scene", "kitchen")):
         assert run("photo.png", "--save", "npy", *option)[0] == 0
         np.testing.assert_allclose(np.load("depth/photo.npy"), 12.8, atol=1e-3)
@@ -55,9 +55,9 @@ def test_words_reach_the_system(run: Run) -> None:
 
 def test_folder_with_bad_files_writes_the_rest_and_exits_1(run: Run) -> None:
     for i in range(4):
-        save_picture(Path(f"photos/{i}.png"), ramp(seed=i))
+        save_image(Path(f"photos/{i}.png"), ramp(seed=i))
     Path("photos/empty.jpg").touch()
-    Path("photos/text.jpg").write_text("no picture")
+    Path("photos/text.jpg").write_text("no image")
     Path("photos/cut.png").write_bytes(Path("photos/0.png").read_bytes()[:60])
     Path("photos/notes.txt").write_text("not meant")
     code, out, err = run("photos", "--save", "npy")
@@ -71,7 +71,7 @@ def test_folder_with_bad_files_writes_the_rest_and_exits_1(run: Run) -> None:
 
 def test_kitti16_has_the_names_and_values_of_the_kitti_server(run: Run) -> None:
     for i in range(2):
-        save_picture(Path(f"image/{i:010}.png"), grey(0.1 + 0.5 * i))
+        save_image(Path(f"image/{i:010}.png"), grey(0.1 + 0.5 * i))
     code, _, err = run("image", "--save", "kitti16", "--out", "submission")
     assert (code, err) == (0, "")
     assert files("submission") == ["0000000000.png", "0000000001.png"]
@@ -84,8 +84,8 @@ def test_kitti16_has_the_names_and_values_of_the_kitti_server(run: Run) -> None:
 
 def test_one_range_of_colors_for_all_images(run: Run) -> None:
     """The same depth has the same color in every image, and it is the one that the color map has there."""
-    save_picture(Path("p/near.png"), np.hstack([grey(0.1), grey(0.2)]))
-    save_picture(Path("p/far.png"), np.hstack([grey(0.1), grey(0.9)]))
+    save_image(Path("p/near.png"), np.hstack([grey(0.1), grey(0.2)]))
+    save_image(Path("p/far.png"), np.hstack([grey(0.1), grey(0.9)]))
     assert run("p", "--save", "color,npy", "--range", "1,11", "--colormap", "viridis")[0] == 0
     palette = matplotlib.colormaps["viridis"]
     for name in ("near", "far"):
@@ -107,7 +107,7 @@ def test_one_range_of_colors_for_all_images(run: Run) -> None:
     ],
 )
 def test_colors_that_make_no_sense_are_known_before_the_work(run: Run, option: str, value: str, message: str) -> None:
-    save_picture(Path("a.png"), grey(0.5))
+    save_image(Path("a.png"), grey(0.5))
     code, _, err = run("a.png", option, value)
     assert code == 2
     assert message in err
@@ -121,14 +121,14 @@ def test_warnings_are_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
             return super().forward(image, text, scene)
 
     monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: Doubting())
-    save_picture(Path("a.png"), grey(0.5))
+    save_image(Path("a.png"), grey(0.5))
     code, _, err = run("a.png", "--save", "npy")
     assert (code, err) == (0, "langdepth predict: warning: the word 'zorblax' is not known\n")
 
 
 def test_sub_folders_only_when_asked_and_kept(run: Run) -> None:
-    save_picture(Path("photos/a.png"), grey(0.2))
-    save_picture(Path("photos/sub/a.png"), grey(0.8))
+    save_image(Path("photos/a.png"), grey(0.2))
+    save_image(Path("photos/sub/a.png"), grey(0.8))
     assert run("photos", "--save", "npy")[0] == 0
     assert files() == ["a.npy"]
     assert run("photos", "--save", "npy", "--recursive")[0] == 0
@@ -138,7 +138,7 @@ def test_sub_folders_only_when_asked_and_kept(run: Run) -> None:
 
 def test_same_stems_do_not_overwrite_each_other(run: Run) -> None:
     for i, name in enumerate(["p/a.jpg", "p/a.png", "p/a_jpg.png", "q/a.jpg"]):
-        save_picture(Path(name), grey(0.2 * (i + 1)))
+        save_image(Path(name), grey(0.2 * (i + 1)))
     code, _, _ = run("p", "q", "--save", "npy")
     assert code == 0
     assert files() == ["a_jpg.npy", "a_jpg_2.npy", "a_jpg_3.npy", "a_png.npy"]
@@ -149,8 +149,8 @@ def test_same_stems_do_not_overwrite_each_other(run: Run) -> None:
     assert all(np.array_equal(before[name], np.load(f"depth/{name}")) for name in files())
 
 
-def test_a_picture_named_twice_is_done_once(run: Run) -> None:
-    save_picture(Path("p/a.png"), grey(0.5))
+def test_a_image_named_twice_is_done_once(run: Run) -> None:
+    save_image(Path("p/a.png"), grey(0.5))
     _, out, _ = run("p/a.png", "p", "./p/a.png", "--save", "npy")
     assert len(out.splitlines()) == 1
     assert files() == ["a.npy"]
@@ -158,16 +158,16 @@ def test_a_picture_named_twice_is_done_once(run: Run) -> None:
 
 def test_glob(run: Run) -> None:
     for name in ("p/a1.png", "p/b1.png", "p/q/a2.png"):
-        save_picture(Path(name), grey(0.5))
+        save_image(Path(name), grey(0.5))
     assert run("p/**/a*.png", "--save", "npy")[0] == 0
     assert files() == ["a1.npy", "q/a2.npy"]
-    save_picture(Path("[x].png"), grey(0.5))
+    save_image(Path("[x].png"), grey(0.5))
     assert run("[x].png", "--save", "npy", "--out", "literal")[0] == 0
     assert files("literal") == ["[x].npy"]
 
 
 def test_stdin(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = save_picture(Path("photo.jpg"), grey(0.5)).read_bytes()
+    data = save_image(Path("photo.jpg"), grey(0.5)).read_bytes()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     assert run("-", "--save", "npy")[0] == 0
     assert files() == ["stdin.npy"]
@@ -179,29 +179,29 @@ def test_stdin(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_resume_skips_what_is_complete(run: Run) -> None:
     for i in range(3):
-        save_picture(Path(f"photos/{i}.png"), grey(0.3 * i))
+        save_image(Path(f"photos/{i}.png"), grey(0.3 * i))
     assert run("photos", "--save", "npy,npz")[0] == 0
     Path("depth/1.npz").unlink()
     stamps = {name: Path("depth", name).stat().st_mtime_ns for name in files()}
     code, out, _ = run("photos", "--save", "npy,npz", "--resume")
     assert code == 0
-    assert "2 of 3 pictures were already done" in out
+    assert "2 of 3 images were already done" in out
     assert {n for n in files() if stamps.get(n) != Path("depth", n).stat().st_mtime_ns} == {"1.npy", "1.npz"}
     code, out, _ = run("photos", "--save", "npy,npz", "--resume")
     assert code == 0
-    assert "3 of 3 pictures were already done" in out
+    assert "3 of 3 images were already done" in out
 
 
-def test_results_inside_the_input_folder_are_not_pictures(run: Run) -> None:
-    save_picture(Path("photos/a.png"), grey(0.5))
+def test_results_inside_the_input_folder_are_not_images(run: Run) -> None:
+    save_image(Path("photos/a.png"), grey(0.5))
     for _ in range(2):
         assert run("photos", "--recursive", "--save", "depth16", "--out", "photos/depth")[0] == 0
     assert files("photos/depth") == ["a_depth.png"]
 
 
-def test_pictures_are_never_overwritten(run: Run) -> None:
+def test_images_are_never_overwritten(run: Run) -> None:
     for name in ("a.png", "a_depth.png"):
-        save_picture(Path("photos", name), grey(0.5))
+        save_image(Path("photos", name), grey(0.5))
     before = Path("photos/a_depth.png").read_bytes()
     code, _, err = run("photos", "--save", "depth16", "--out", "photos")
     assert code == 2
@@ -211,7 +211,7 @@ def test_pictures_are_never_overwritten(run: Run) -> None:
 
 def test_guessed_cameras_are_said_once_with_their_number(run: Run) -> None:
     for i in range(5):
-        save_picture(Path(f"p/{i}.png"), ramp(seed=i))
+        save_image(Path(f"p/{i}.png"), ramp(seed=i))
     code, _, err = run("p", "--save", "ply")
     assert code == 0
     (line,) = err.splitlines()
@@ -219,7 +219,7 @@ def test_guessed_cameras_are_said_once_with_their_number(run: Run) -> None:
 
 
 def test_a_stated_camera_is_not_guessed(run: Run) -> None:
-    save_picture(Path("a.png"), ramp())
+    save_image(Path("a.png"), ramp())
     for camera in (("--fov", 60), ("--intrinsics", "60,60,31.5,23.5")):
         code, _, err = run("a.png", "--save", "ply", *camera)
         assert (code, err) == (0, "")
@@ -231,7 +231,7 @@ def test_a_stated_camera_is_not_guessed(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: pictures"),
+        ([], "required: images"),
         (["a.png", "--sistem", "tiny"], "did you mean '--system'"),
         (["a.png", "--save", "npyy"], "did you mean 'npy'"),
         (["a.png", "--save", ","], "nothing to write"),
@@ -249,7 +249,7 @@ def test_a_stated_camera_is_not_guessed(run: Run) -> None:
     ],
 )
 def test_usage_mistakes_cost_one_line_and_exit_2(run: Run, arguments: list[str], message: str) -> None:
-    save_picture(Path("a.png"), grey(0.5))
+    save_image(Path("a.png"), grey(0.5))
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
@@ -266,7 +266,7 @@ def test_nothing_to_do_is_one_line_and_exit_1(run: Run, word: str) -> None:
 
 
 def test_unwritable_output_is_one_line_and_exit_1(run: Run) -> None:
-    save_picture(Path("a.png"), grey(0.5))
+    save_image(Path("a.png"), grey(0.5))
     Path("file").write_text("in the way")
     code, _, err = run("a.png", "--out", "file/depth")
     assert code == 1
@@ -276,7 +276,7 @@ def test_unwritable_output_is_one_line_and_exit_1(run: Run) -> None:
 
 def test_full_disk_stops_and_leaves_nothing_half_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(30):
-        save_picture(Path(f"photos/{i:02}.png"), grey(0.5))
+        save_image(Path(f"photos/{i:02}.png"), grey(0.5))
     save = np.save
     written: list[object] = []
 
@@ -298,7 +298,7 @@ def test_full_disk_stops_and_leaves_nothing_half_written(run: Run, monkeypatch: 
 
 def test_ctrl_c_keeps_what_is_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(12):
-        save_picture(Path(f"photos/{i:02}.png"), grey(0.5))
+        save_image(Path(f"photos/{i:02}.png"), grey(0.5))
 
     class Interrupted(FakeSystem):
         def forward(self, image, text=None, scene=None):  # type: ignore[no-untyped-def]
@@ -317,7 +317,7 @@ def test_ctrl_c_keeps_what_is_written(run: Run, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: FakeSystem())
     code, out, _ = run("photos", "--save", "npy", "--resume")
     assert code == 0
-    assert f"{kept} of 12 pictures were already done" in out
+    assert f"{kept} of 12 images were already done" in out
     assert len(files()) == 12
 
 

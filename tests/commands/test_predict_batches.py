@@ -14,7 +14,7 @@ from PIL import Image
 from langdepth import io
 from langdepth.prediction import predictor
 from langdepth.records import DepthResult
-from tests.helpers import FakeSystem, Run, grey, ramp, save_picture
+from tests.helpers import FakeSystem, Run, grey, ramp, save_image
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def files(folder: str = "depth") -> list[str]:
 
 def photos(count: int = 3) -> None:
     for i in range(count):
-        save_picture(Path(f"p/{i}.png"), ramp(seed=i))
+        save_image(Path(f"p/{i}.png"), ramp(seed=i))
 
 
 def test_a_second_run_does_not_predict_the_first_ones_results(run: Run) -> None:
@@ -62,7 +62,7 @@ def test_long_names(run: Run, letters: int) -> None:
     """Up to 245 letters and "_depth.png" fit a file system; a temporary name does in any case."""
     photos(2)
     long = "n" * letters
-    save_picture(Path("p", f"{long}.png"), ramp())
+    save_image(Path("p", f"{long}.png"), ramp())
     code, out, err = run("p", "--save", "npy,depth16")
     short = ["0.npy", "0_depth.png", "1.npy", "1_depth.png"]
     if letters <= 245:
@@ -78,7 +78,7 @@ def test_long_names(run: Run, letters: int) -> None:
 @pytest.mark.parametrize("save", ["ply", "npz"])
 def test_a_camera_that_fits_all_images_but_one(run: Run, save: str) -> None:
     photos(3)
-    save_picture(Path("p/small.png"), ramp(40, 40))
+    save_image(Path("p/small.png"), ramp(40, 40))
     code, out, err = run("p", "--save", save, "--intrinsics", "60,60,50,30")
     assert code == 1
     assert files() == [f"{i}.{save}" for i in range(3)]
@@ -123,7 +123,7 @@ def test_a_place_that_cannot_be_written_ends_the_run(run: Run, monkeypatch: pyte
 
 def test_memory_for_the_files_of_one_image(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     photos(2)
-    save_picture(Path("p/large.png"), grey(0.5, 128, 96))
+    save_image(Path("p/large.png"), grey(0.5, 128, 96))
     write = io.write_result
 
     def write_small(result: DepthResult, *arguments: object, **options: object) -> object:
@@ -139,12 +139,12 @@ def test_memory_for_the_files_of_one_image(run: Run, monkeypatch: pytest.MonkeyP
     assert "2 done, 1 failed" in out
 
 
-@pytest.mark.parametrize("place", ["to_network_size", "_to_picture_size"])
+@pytest.mark.parametrize("place", ["to_network_size", "_to_image_size"])
 def test_memory_for_one_image_before_and_after_the_network(
     run: Run, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     photos(2)
-    save_picture(Path("p/large.png"), grey(0.5, 128, 96))
+    save_image(Path("p/large.png"), grey(0.5, 128, 96))
     resize = getattr(predictor, place)
 
     def fails_for_the_large(*arguments: object) -> object:
@@ -165,7 +165,7 @@ def test_a_cut_photo_is_said_once(run: Run) -> None:
     exif = Image.Exif()
     exif.get_ifd(0x8769).update({0xA405: 26, 0xA002: 4032, 0xA003: 3024})
     for i in range(3):
-        save_picture(Path(f"p/{i}.jpg"), grey(0.5, 48, 48), exif=exif)
+        save_image(Path(f"p/{i}.jpg"), grey(0.5, 48, 48), exif=exif)
     code, _, err = run("p", "--save", "ply")
     assert code == 0
     assert sum(".jpg: EXIF describes a larger image, of which this is a part" in line for line in err.splitlines()) == 1

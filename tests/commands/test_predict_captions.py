@@ -11,7 +11,7 @@ import pytest
 from langdepth.systems import registry
 from langdepth.text.captions import Caption, pack
 from langdepth.weights import checkpoint
-from tests.helpers import Run, grey, save_picture
+from tests.helpers import Run, grey, save_image
 from tests.miniatures import published_captions
 from tests.prediction.test_words import WIDTH, WORDEPTH, Reader, features
 
@@ -26,7 +26,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> Run:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: Reader())
     for name in ("a.png", "b.png", "c/d.png"):
-        save_picture(Path("photos", name), grey(0.5))
+        save_image(Path("photos", name), grey(0.5))
     return partial(command, "predict")
 
 
@@ -94,7 +94,7 @@ def test_captions_with_features_as_they_are_published(
     monkeypatch.chdir(tmp_path)
     images = ("kitchen/rgb_00001", "street/rgb_00002")
     for image in images:
-        save_picture(Path("nyu", f"{image}.png"), grey(0.5))
+        save_image(Path("nyu", f"{image}.png"), grey(0.5))
     table = dict(zip(SENTENCES, ROWS, strict=True))
     text, feat = published_captions(
         Path("WorDepth"), {f"nyu/test/{image}": (s, table[s]) for image, s in zip(images, SENTENCES, strict=True)}

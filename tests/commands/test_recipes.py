@@ -19,7 +19,7 @@ from langdepth.data.sets import kitti, nyu
 from tests import stand_ins
 from tests.helpers import Run, ramp, write_folder
 from tests.miniatures import depth as metres
-from tests.miniatures import kitti_eigen, nyu_tree, save_depth, save_picture, stand_in, tar_of, write_labelled, zip_of
+from tests.miniatures import kitti_eigen, nyu_tree, save_depth, save_image, stand_in, tar_of, write_labelled, zip_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NYU_SIZE, KITTI_SIZE = (480, 640), (375, 1242)
@@ -54,13 +54,13 @@ def published_nyu(root: Path) -> None:
     write_labelled(root / "nyu_depth_v2_labeled.mat", types=TYPES, test=TEST_PLACES, size=NYU_SIZE)
     for place, kind in enumerate(TYPES):  # the published overlays
         home = root / "sam_out" / ("test" if place in TEST_PLACES else "train") / kind
-        save_picture(home / f"{place:05d}.jpg", ramp(*NYU_SIZE[::-1], seed=place))
+        save_image(home / f"{place:05d}.jpg", ramp(*NYU_SIZE[::-1], seed=place))
     nyu_tree(root / "nyu_depth_v2" / "sync", NYU_SYNC, size=NYU_SIZE)
     nyu_tree(root / "nyu_depth_v2" / "official_splits" / "test", NYU_TEST, size=NYU_SIZE)
     for split, keys in (("train", NYU_SYNC), ("test", NYU_TEST)):  # as ScaleDepth has it
         for i, key in enumerate(keys):
             name = key.replace("/rgb", "")
-            save_picture(root / "data" / "nyu" / "images" / split / name, ramp(*NYU_SIZE[::-1], seed=i))
+            save_image(root / "data" / "nyu" / "images" / split / name, ramp(*NYU_SIZE[::-1], seed=i))
             truth = (root / "data" / "nyu" / "annotations" / split / name).with_suffix(".png")
             save_depth(truth, metres(i, height=480, width=640), 0.001)
 

@@ -66,8 +66,8 @@ def test_as_in_the_documentation(run: Run) -> None:
 
 def test_the_trained_weights_predict(run: Run, sample_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run()[0] == 0
-    picture = next(sample_folder.rglob("*.jpg"))
-    assert cli.main(["predict", str(picture), "--system", "run/best.safetensors", "--out", "depth"]) == 0
+    image = next(sample_folder.rglob("*.jpg"))
+    assert cli.main(["predict", str(image), "--system", "run/best.safetensors", "--out", "depth"]) == 0
     assert any(Path("depth").iterdir())
 
 
@@ -91,7 +91,7 @@ def test_the_trained_weights_predict(run: Run, sample_folder: Path, capsys: pyte
         (["--optim.accumulate", 0], "optim: accumulate must be at least 1"),
         (["--data.batch_size", 0], "data: batch_size must be at least 1"),
         (["--data.aspects", "[]"], "data: aspects must be one or more positive numbers"),
-        (["--data.weights.rooms", 2], "no training picture has source 'rooms': .*synthetic_room"),
+        (["--data.weights.rooms", 2], "no training image has source 'rooms': .*synthetic_room"),
         (["--data.weights.synthetic_room", -2], "must be a number from 0 up"),
         (["--data.train_split", "trian"], "no row has split 'trian': did you mean 'train'"),
         (["--data.val_source", "nyu"], "no row has source 'nyu'"),
@@ -128,15 +128,15 @@ def test_wrong_data(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_training_picture_is_named(run: Run, tmp_path: Path, workers: int) -> None:
+def test_a_damaged_training_image_is_named(run: Run, tmp_path: Path, workers: int) -> None:
     write_folder(tmp_path / "data", [{"split": "train"}] * 4 + [{"split": "val"}])
-    Path("data/2.png").write_bytes(b"not a picture")
+    Path("data/2.png").write_bytes(b"not an image")
     code, _, err = run("--data.root", "data", "--data.workers", workers)
     assert code == 1
     assert re.fullmatch("langdepth train: data/2.png: .*\n", err)
 
 
-def test_validation_pictures_without_depth(run: Run, tmp_path: Path) -> None:
+def test_validation_images_without_depth(run: Run, tmp_path: Path) -> None:
     write_folder(tmp_path / "data", [{"split": "train"}] * 4 + [{"split": "val"}])
     Image.fromarray(np.zeros((48, 64), np.uint16)).save("data/4_depth.png")
     code, _, err = run("--data.root", "data")
@@ -144,7 +144,7 @@ def test_validation_pictures_without_depth(run: Run, tmp_path: Path) -> None:
     lines = err.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("skipped: data/4.png")
-    assert lines[1].startswith("langdepth train: none of the 1 pictures of 'folder' is usable")
+    assert lines[1].startswith("langdepth train: none of the 1 images of 'folder' is usable")
 
 
 def test_the_run_folder_holds_another_run(run: Run) -> None:
@@ -233,7 +233,7 @@ def test_the_embedded_weights_learn_from_images_of_ones_own(command: Run, tmp_pa
     assert re.match(
         r"tiny: \d+ steps, learning from 6 images, validating on 2 \(0.25 of train held back\); cpu\n", said
     )
-    assert re.search(r"^step 0/\d+ judged on 2 pictures: ", said, re.MULTILINE)
+    assert re.search(r"^step 0/\d+ judged on 2 images: ", said, re.MULTILINE)
     last = checkpoint.load(out / "last.safetensors").provenance
     tiny = registry.entry("tiny").weights
     assert tiny is not None

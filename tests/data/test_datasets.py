@@ -28,7 +28,7 @@ from langdepth.text.scenes import SCENES
 from langdepth.training.recipe import read_recipe
 from langdepth.training.run import train
 from tests import miniatures
-from tests.helpers import LEARNER, FakeSystem, Run, ramp, save_picture
+from tests.helpers import LEARNER, FakeSystem, Run, ramp, save_image
 from tests.miniatures import MINIATURES, Builder, depth, each, save_depth
 
 
@@ -159,7 +159,7 @@ def test_unknown_names_and_splits(run: Run, tmp_path: Path) -> None:
     assert (code, err) == (2, "langdepth data: nyu has no split 'tets': did you mean 'test'?\n")
 
 
-# A wrong unit, missing files, shared pictures
+# A wrong unit, missing files, shared images
 
 
 def test_a_wrong_unit_is_refused_unless_trusted(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +182,7 @@ def test_a_wrong_unit_is_refused_unless_trusted(run: Run, tmp_path: Path, monkey
     assert len(open_dataset("nyu", root, "train", trust_unit=True)) == 3
 
 
-def test_missing_pictures_are_counted_and_five_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_images_are_counted_and_five_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = miniatures.nyu_exported(tmp_path / "nyu", monkeypatch)
     names = [*miniatures.NYU_TEST, *(f"study/rgb_{i:05d}.jpg" for i in range(7))]
     monkeypatch.setattr(nyu, "shipped", lambda _: names)
@@ -206,7 +206,7 @@ def test_a_depth_map_alone_may_be_missing(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(open_dataset("kitti", root, "train")) == 2
 
 
-def test_too_few_pictures_are_a_problem(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_images_are_a_problem(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = miniatures.nyu_annotated(tmp_path / "nyu", monkeypatch)
     monkeypatch.setattr(nyu, "CARD", replace(nyu.CARD, splits={"train": 795, "sync": 24231, "test": 2}))
     code, out, _ = run("data", "check", "nyu", "--root", root)
@@ -216,9 +216,7 @@ def test_too_few_pictures_are_a_problem(run: Run, tmp_path: Path, monkeypatch: p
     assert run("data", "check", "nyu", "--root", root, "--split", "test")[0] == 0
 
 
-def test_too_few_pictures_are_told_where_they_are_used(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_few_images_are_told_where_they_are_used(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = miniatures.nyu_annotated(tmp_path / "nyu", monkeypatch)
     monkeypatch.setattr(nyu, "CARD", replace(nyu.CARD, splits={"train": 795, "sync": 24231, "test": 654}))
     arguments = ("--root", root, "--out", tmp_path / "r.json", "--device", "cpu")
@@ -248,25 +246,25 @@ def test_a_half_extracted_set_is_not_judged(run: Run, tmp_path: Path, monkeypatc
     assert (code, text.count(told)) == (1, 1)
 
 
-def test_damaged_pictures_are_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_images_are_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = miniatures.kitti_raw(tmp_path / "kitti", monkeypatch)
-    picture = find_rows("kitti", root, "test")[0].path_rgb
-    picture.write_bytes(picture.read_bytes()[:200])
+    image = find_rows("kitti", root, "test")[0].path_rgb
+    image.write_bytes(image.read_bytes()[:200])
     code, out, _ = run("data", "check", "kitti", "--root", root)
     assert code == 1
-    assert f"test {miniatures.KITTI_TEST[0]}: {picture}: damaged or truncated" in out
+    assert f"test {miniatures.KITTI_TEST[0]}: {image}: damaged or truncated" in out
 
 
-def test_shared_scenes_and_pictures_are_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_scenes_and_images_are_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = miniatures.kitti_raw(tmp_path / "kitti", monkeypatch)
     stolen = miniatures.KITTI_TRAIN[0].replace("0000000007", "0000000012")
     monkeypatch.setattr(kitti, "shipped", {"kitti_eigen_train": KITTI[:1], "kitti_eigen_test": [stolen]}.__getitem__)
     monkeypatch.setattr(kitti, "CARD", replace(kitti.CARD, splits={"train": 1, "test": 1}))
-    Image.open(root / KITTI[0]).save(root / stolen, compress_level=9)  # the same picture in another file
+    Image.open(root / KITTI[0]).save(root / stolen, compress_level=9)  # the same image in another file
     code, out, _ = run("data", "check", "kitti", "--root", root)
     assert code == 0
     assert "train and test share 1 scenes: kitti/2011_09_30_drive_0028_sync" in out
-    assert f"train and test share 1 pictures: {stolen}" in out
+    assert f"train and test share 1 images: {stolen}" in out
     assert len(json.loads(run("data", "check", "kitti", "--root", root, "--json")[1])["overlaps"]) == 2
 
 
@@ -377,14 +375,14 @@ def test_nyu_splits_may_be_in_the_new_format(tmp_path: Path, monkeypatch: pytest
     with h5py.File(root / "splits.mat", "w") as file:
         file["testNdxs"], file["trainNdxs"] = np.array([[1.0, 2.0]]), np.array([[3.0, 9.0]])
     assert [row.item for row in find_rows("nyu", root, "test")] == [0, 1]
-    with pytest.raises(LangdepthError, match=r"splits\.mat: names picture 9; there are 1 to 5"):
+    with pytest.raises(LangdepthError, match=r"splits\.mat: names image 9; there are 1 to 5"):
         find_rows("nyu", root, "train")
 
 
 def test_nyu_splits_that_count_from_zero_or_lack_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = miniatures.nyu_labelled(tmp_path, monkeypatch)
     scipy.io.savemat(root / "splits.mat", {"trainNdxs": np.array([[4.0], [0.0]])})
-    with pytest.raises(LangdepthError, match=r"splits\.mat: names picture 0; there are 1 to 5$"):
+    with pytest.raises(LangdepthError, match=r"splits\.mat: names image 0; there are 1 to 5$"):
         find_rows("nyu", root, "train")
     with pytest.raises(LangdepthError, match=r"splits\.mat: has no array testNdxs$"):
         find_rows("nyu", root, "test")
@@ -447,7 +445,7 @@ def test_kitti_cameras_follow_the_date_and_labels_are_outdoors(tmp_path: Path, m
     assert float(sample.mask.float().mean()) < 0.3
 
 
-def test_kitti_selection_has_a_camera_for_each_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kitti_selection_has_a_camera_for_each_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = miniatures.kitti_selection(tmp_path, monkeypatch)
     rows = find_rows("kitti", root, "val")
     assert [row.intrinsics for row in rows] == [(721.5, 721.5, 596.5, 149.8), (722.5, 721.5, 596.5, 149.8)]
@@ -457,15 +455,15 @@ def test_kitti_selection_has_a_camera_for_each_picture(tmp_path: Path, monkeypat
 
 
 def test_an_index_and_its_folder_are_a_data_set_too(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = miniatures.folder(tmp_path / "pictures", monkeypatch)
+    root = miniatures.folder(tmp_path / "images", monkeypatch)
     by_name, by_place = (run("data", "check", *place) for place in (("folder", "--root", root), (root,)))
     assert by_name == by_place
     assert by_place[0] == 0
-    save_picture(root / "3.png", ramp(seed=2))
+    save_image(root / "3.png", ramp(seed=2))
     with (root / "index.csv").open("a") as file:
         file.write("3.png,0_depth.png,0.001,train,place 2\n")
     out = run("data", "check", root)[1]
     assert "train and val share 1 scenes: place 2" in out
-    assert "train and val share 1 pictures: 2.png" in out
+    assert "train and val share 1 images: 2.png" in out
     with pytest.raises(UsageError, match="no row has split 'test'"):
         open_dataset("folder", root, "test")

@@ -80,7 +80,7 @@ def test_several_archives_fill_one_folder(run: Run, tmp_path: Path, monkeypatch:
     assert "train 2 pairs, test 2 pairs" in text
 
 
-def test_the_labelled_file_becomes_pictures_with_an_index(
+def test_the_labelled_file_becomes_images_with_an_index(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = miniatures.nyu_labelled(tmp_path / "source", monkeypatch) / "nyu_depth_v2_labeled.mat"
@@ -89,12 +89,12 @@ def test_the_labelled_file_becomes_pictures_with_an_index(
     assert code == 0
     assert "11 files" in text  # five pairs and the index
     assert "train 3 pairs, test 2 pairs" in text
-    with Image.open(out / "official_splits/test/kitchen/sync_depth_00001.png") as picture:
-        millimetres = np.asarray(picture)
+    with Image.open(out / "official_splits/test/kitchen/sync_depth_00001.png") as image:
+        millimetres = np.asarray(image)
     np.testing.assert_array_equal(millimetres, np.floor(depth(1).astype(np.float64) * 1000))
     exported, original = (open_dataset("nyu", root, "test") for root in (out, source.parent))
     for i in range(2):
-        found, expected = (pictures[i].image.float() / 255 for pictures in (exported, original))
+        found, expected = (images[i].image.float() / 255 for images in (exported, original))
         np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=0.1)
         assert exported[i].scene == original[i].scene
     indexed = open_dataset("folder", out, "train")
@@ -226,8 +226,8 @@ def test_what_is_lost_or_changed_later_is_told(run: Run, tmp_path: Path, monkeyp
     prepare("kitti", archive, out)
     rows = find_rows("kitti", out)
     rows[0].path_depth.unlink()
-    with Image.open(rows[3].path_rgb) as picture:
-        picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(rows[3].path_rgb)
+    with Image.open(rows[3].path_rgb) as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(rows[3].path_rgb)
     code, text, _ = run("check", "kitti", "--root", out)
     assert code == 1
     assert f"{MANIFEST}: 1 files are missing: {rows[0].path_depth.relative_to(out)}" in text
@@ -251,7 +251,7 @@ def test_a_damaged_file_of_the_same_size_is_written_anew(tmp_path: Path, monkeyp
     }
 
 
-def test_pictures_that_a_better_list_adds_or_moves(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_a_better_list_adds_or_moves(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = miniatures.nyu_labelled(tmp_path / "source", monkeypatch)
     lists, out = source / "splits.mat", tmp_path / "out"
     right = lists.read_bytes()
@@ -276,8 +276,8 @@ def test_another_source_of_the_same_name_replaces_what_was_written(
         if kind == "archive":
             tree = miniatures.nyu_exported(tmp_path / str(factor), monkeypatch)
             for path in tree.rglob("*.png"):
-                with Image.open(path) as picture:
-                    scaled = (np.asarray(picture) * factor).astype(np.uint16)
+                with Image.open(path) as image:
+                    scaled = (np.asarray(image) * factor).astype(np.uint16)
                 Image.fromarray(scaled).save(path, compress_level=0)  # of the same size
             return zip_of(tree, tmp_path / "a.zip")
         source = miniatures.nyu_labelled(tmp_path / str(factor), monkeypatch)

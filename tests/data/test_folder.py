@@ -15,7 +15,7 @@ from langdepth.data.sets.folder import read_index
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.io import file_sha256
 from langdepth.text.scenes import SCENES
-from tests.helpers import Run, ramp, save_picture, write_folder
+from tests.helpers import Run, ramp, save_image, write_folder
 
 
 def write_index(root: Path, text: str, encoding: str = "utf-8") -> None:
@@ -179,7 +179,7 @@ def test_a_snapshot_of_the_hub_is_a_data_set(tmp_path: Path, command: Run) -> No
 def test_a_snapshot_reaches_no_further_than_its_repository(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", [{}])
     snapshot = in_hub_cache(root, tmp_path / "cache" / "datasets--a--b")
-    secret = save_picture(tmp_path / "cache" / "secret.png", ramp())
+    secret = save_image(tmp_path / "cache" / "secret.png", ramp())
     (snapshot / "0.png").unlink()
     (snapshot / "0.png").symlink_to(secret)
     assert "a link that leads out of the folder" in complaint(snapshot)
@@ -242,7 +242,7 @@ def test_size_mismatch_names_both_files(tmp_path: Path) -> None:
     with pytest.raises(ImageError) as caught:
         open_dataset("folder", root)[0]
     assert str(caught.value) == (
-        f"{root / '0_depth.png'}: depth is 63x48, but its picture 0.png is 64x48; both must have one size"
+        f"{root / '0_depth.png'}: depth is 63x48, but its image 0.png is 64x48; both must have one size"
     )
 
 
@@ -252,7 +252,7 @@ def test_unusable_files_are_named(tmp_path: Path, name: str, damage: str) -> Non
     root = write_folder(tmp_path, [{}])
     path = root / name
     whole = path.read_bytes()
-    path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"no picture"}.get(damage, whole))
+    path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"no image"}.get(damage, whole))
     if damage == "missing":
         path.unlink()
     dataset = open_dataset("folder", root)

@@ -81,7 +81,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_cache_shrinks_with_its_data_set(tmp_path: Path) -> None:
-    root, out = write_folder(tmp_path / "pictures", [{}] * 5), tmp_path / "frames"
+    root, out = write_folder(tmp_path / "images", [{}] * 5), tmp_path / "frames"
     write_cache("folder", root, out)
     lines = (root / "index.csv").read_text().splitlines(keepends=True)
     (root / "index.csv").write_text("".join(lines[:4]))
@@ -147,7 +147,7 @@ def test_damage_is_told_and_mended(name: str, run: Run, tmp_path: Path, monkeypa
     assert write_cache("nyu", root, out) == (5, [], 1)
 
 
-def test_changed_pictures_make_it_outdated_lost_ones_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_images_make_it_outdated_lost_ones_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, out = miniatures.nyu_exported(tmp_path / "nyu", monkeypatch), tmp_path / "frames"
     write_cache("nyu", root, out)
     rows = find_rows("nyu", root)
@@ -189,7 +189,7 @@ def test_a_check_knows_the_splits_of_the_data_set(run: Run, tmp_path: Path, monk
     write_cache("nyu", root, out)
     code, text, _ = run("check", "cache", "--root", out)
     assert code == 0, text
-    assert f"sync and test share 1 pictures: {judged.key}\n" in text
+    assert f"sync and test share 1 images: {judged.key}\n" in text
     assert "train/val/test/sync" in text
     assert "0/0/2/2" in text
     (out / INDEX).write_text("[]")
@@ -198,17 +198,17 @@ def test_a_check_knows_the_splits_of_the_data_set(run: Run, tmp_path: Path, monk
 
 def test_unusable_pairs_are_left_out_and_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, out = miniatures.nyu_exported(tmp_path / "nyu", monkeypatch), tmp_path / "frames"
-    picture = find_rows("nyu", root)[1].path_rgb
-    picture.write_bytes(picture.read_bytes()[:200])
+    image = find_rows("nyu", root)[1].path_rgb
+    image.write_bytes(image.read_bytes()[:200])
     code, text, _ = run("cache", "nyu", "--root", root, "--out", out)
     assert code == 1
-    assert f"left out: {picture}: " in text
+    assert f"left out: {image}: " in text
     assert len(open_dataset("cache", out)) == 4
     assert open_dataset("cache", out)[3].mask.any()
 
 
 def test_a_place_that_cannot_be_written(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = MINIATURES["folder"]["index"](tmp_path / "pictures", monkeypatch)
+    root = MINIATURES["folder"]["index"](tmp_path / "images", monkeypatch)
     (tmp_path / "file").touch()
     code, _, err = run("cache", "folder", "--root", root, "--out", tmp_path / "file" / "frames")
     assert (code, err.count("\n")) == (1, 1)

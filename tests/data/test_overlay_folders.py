@@ -24,7 +24,7 @@ from langdepth.evaluation.matrix import Matrix, MatrixData, run_matrix
 from langdepth.prediction.inputs import images_below
 from tests import miniatures
 from tests.data.test_overlays import Looker
-from tests.helpers import FakeSystem, grey, save_picture, write_folder
+from tests.helpers import FakeSystem, grey, save_image, write_folder
 from tests.stand_ins import clip_archive, small_networks
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ PUBLISHED = {
 def published(folder: Path) -> Path:
     """The authors' tree."""
     for name in PUBLISHED:
-        save_picture(folder / name, grey(0.5))
+        save_image(folder / name, grey(0.5))
     return folder
 
 
@@ -101,7 +101,7 @@ def test_an_index_names_what_names_do_not_tell(tmp_path: Path) -> None:
     draw(root, out, "*.png")
     names = {"rgb_1.png": str(out / "rgb_1_png.jpg"), "1.png": str(out / "1_png.jpg")}
     assert found(root, "folder", folder=out) == names
-    save_picture(tmp_path / "more" / "hall" / "rgb_7.jpg", grey(0.1))
+    save_image(tmp_path / "more" / "hall" / "rgb_7.jpg", grey(0.1))
     draw(tmp_path / "more", out)
     assert found(root, "folder", folder=out) == names
     assert Overlays(out).find("x/hall/rgb_7.jpg") == out / "hall" / "7.jpg"
@@ -117,11 +117,11 @@ def test_names_of_overlays() -> None:
 
 def test_an_overlay_that_two_images_would_share_is_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        save_picture(tmp_path / "data" / name / "1.png", grey(0.5))
+        save_image(tmp_path / "data" / name / "1.png", grey(0.5))
         miniatures.save_depth(tmp_path / "data" / name / "d.png", miniatures.depth(0), 0.001)
     lines = ["path_rgb,path_depth,depth_scale", "a/1.png,a/d.png,0.001", "b/1.png,b/d.png,0.001"]
     (tmp_path / "data" / "index.csv").write_text("\n".join(lines))
-    save_picture(tmp_path / "flat" / "1.jpg", grey(0.5))
+    save_image(tmp_path / "flat" / "1.jpg", grey(0.5))
     with pytest.raises(LangdepthError, match=r"flat/1\.jpg: .*overlay of both .*a/1\.png and .*b/1\.png"):
         found(tmp_path / "data", "folder", folder=tmp_path / "flat")
 
@@ -149,7 +149,7 @@ def test_evaluation_takes_a_folder_and_only_where_it_is_of_use(tmp_path: Path, m
         evaluate(Looker(), dataset, rules, progress=False)
     for level, folder in ((0.0, "dark"), (1.0, "bright")):
         for name in PUBLISHED:
-            save_picture(tmp_path / folder / name, grey(level))
+            save_image(tmp_path / folder / name, grey(level))
     dark, bright = (
         evaluate(Looker(), dataset, rules, overlay=tmp_path / folder, progress=False) for folder in ("dark", "bright")
     )
@@ -174,7 +174,7 @@ def test_a_matrix_runs_a_cell_again_when_its_overlays_change(tmp_path: Path, mon
         return [line.rpartition(", full: ")[2] for line in said]
 
     assert (lines(), lines()) == (["done"], ["as before"])
-    save_picture(tmp_path / "masks" / "test" / "kitchen" / "00001.jpg", grey(0.9))
+    save_image(tmp_path / "masks" / "test" / "kitchen" / "00001.jpg", grey(0.9))
     assert (lines(), lines()) == (["done"], ["as before"])
     shutil.rmtree(tmp_path / "masks" / "test")
     assert "2 of 2 have none in" in lines()[0]

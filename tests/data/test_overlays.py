@@ -1,4 +1,4 @@
-"""The picture with masks drawn over it, from file to system: data set, transform, evaluation, prediction, command."""
+"""The image with masks drawn over it, from file to system: data set, transform, evaluation, prediction, command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import judge
 from langdepth.prediction.predictor import as_float, infer
 from langdepth.records import DepthOutput
-from tests.helpers import FakeSystem, grey, ramp, save_picture, write_folder
+from tests.helpers import FakeSystem, grey, ramp, save_image, write_folder
 
 
 class Looker(FakeSystem):
@@ -47,11 +47,11 @@ class Looker(FakeSystem):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Pictures 0 and 1; the overlay of 0 is bright on the left half, that of 1 masks over its left half."""
+    """Images 0 and 1; the overlay of 0 is bright on the left half, that of 1 masks over its left half."""
     root = write_folder(tmp_path / "data", [{"path_overlay": "sam_out/0.png"}, {"path_overlay": "sam_out/1.npz"}])
     overlay = grey(0.2)
     overlay[:, :32] = 255
-    save_picture(root / "sam_out" / "0.png", overlay)
+    save_image(root / "sam_out" / "0.png", overlay)
     masks = np.zeros((1, 48, 64), bool)
     masks[..., :32] = True
     np.savez(root / "sam_out" / "1.npz", masks=masks)
@@ -137,7 +137,7 @@ def test_what_does_not_fit_is_refused(folder: Path) -> None:
     photo = grey(0.5)
     with pytest.raises(UsageError, match="'looker' needs an overlay"):
         Looker().predict(photo)
-    with pytest.raises(UsageError, match="overlay: 1 given for 2 pictures"):
+    with pytest.raises(UsageError, match="overlay: 1 given for 2 images"):
         Looker().predict([photo, photo], overlay=photo)
     with pytest.raises(UsageError, match="'fake' takes no overlay; leave it out"):
         FakeSystem().predict(photo, overlay=photo)
@@ -161,9 +161,9 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(langdepth.weights.checkpoint, "load", lambda *_, **__: Looker())
     for name in ("rgb_1", "rgb_2", "rgb_3"):
-        save_picture(Path("photos/hall") / f"{name}.png", grey(0.5))
-    save_picture(Path("sam_out/hall/1.jpg"), grey(1.0))
-    save_picture(Path("sam_out/hall/rgb_2.png"), grey(0.0))
+        save_image(Path("photos/hall") / f"{name}.png", grey(0.5))
+    save_image(Path("sam_out/hall/1.jpg"), grey(1.0))
+    save_image(Path("sam_out/hall/rgb_2.png"), grey(0.0))
     return tmp_path
 
 
@@ -182,7 +182,7 @@ def test_the_command_says_what_is_missing(photos: Path, capsys: pytest.CaptureFi
     assert cli.main(arguments) == 2
     assert "'looker' needs an overlay" in capsys.readouterr().err
     assert cli.main([*arguments, "--overlay", "sam_out/hall/1.jpg"]) == 2
-    assert "is no folder, but there are 3 pictures" in capsys.readouterr().err
+    assert "is no folder, but there are 3 images" in capsys.readouterr().err
     assert not list(Path().rglob("*.npy"))
 
 

@@ -24,7 +24,7 @@ from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageE
 from langdepth.prediction.inputs import images_below
 
 
-def picture(height: int = 48, width: int = 64) -> np.ndarray:
+def photo(height: int = 48, width: int = 64) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -37,7 +37,7 @@ def halves(image: np.ndarray) -> np.ndarray:
 
 
 def test_masks_are_translucent_and_small_ones_lie_on_top() -> None:
-    image = picture()
+    image = photo()
     drawn = draw_masks(image, halves(image))
     assert np.array_equal(drawn[:, 48:], image[:, 48:])
     paint = (drawn.astype(float) - (1 - OPACITY) * image) / OPACITY
@@ -47,25 +47,25 @@ def test_masks_are_translucent_and_small_ones_lie_on_top() -> None:
     assert np.abs(small.mean(0) - large.mean(0)).max() > 10
 
 
-def test_no_mask_leaves_the_picture() -> None:
-    image = picture()
+def test_no_mask_leaves_the_image() -> None:
+    image = photo()
     assert np.array_equal(draw_masks(image, np.zeros((0, *image.shape[:2]), bool)), image)
 
 
 def test_masks_of_another_size_are_refused() -> None:
-    with pytest.raises(ImageError, match=r"\(1, 5, 5\) do not fit a picture of 64x48"):
-        draw_masks(picture(), np.ones((1, 5, 5), bool))
+    with pytest.raises(ImageError, match=r"\(1, 5, 5\) do not fit an image of 64x48"):
+        draw_masks(photo(), np.ones((1, 5, 5), bool))
 
 
 def test_an_overlay_is_brought_to_the_size_of_its_photo(tmp_path: Path) -> None:
     Image.new("L", (32, 32), 90).save(tmp_path / "grey.png")
-    overlay = read_overlay(tmp_path / "grey.png", picture())
+    overlay = read_overlay(tmp_path / "grey.png", photo())
     assert overlay.shape == (48, 64, 3)
     assert (overlay == 90).all()
 
 
 def test_stored_masks_are_drawn(tmp_path: Path) -> None:
-    image = picture()
+    image = photo()
     np.savez_compressed(tmp_path / "00001.npz", masks=halves(image))
     overlay = read_overlay(tmp_path / "00001.npz", image)
     assert np.array_equal(overlay[:, 48:], image[:, 48:])
@@ -76,7 +76,7 @@ def test_stored_masks_are_drawn(tmp_path: Path) -> None:
 def test_damaged_masks_are_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.npz").write_bytes(content)
     with pytest.raises(ImageError, match=r"bad\.npz: not a file of masks"):
-        read_overlay(tmp_path / "bad.npz", picture())
+        read_overlay(tmp_path / "bad.npz", photo())
 
 
 def test_the_published_layout() -> None:
@@ -87,8 +87,8 @@ def test_the_published_layout() -> None:
 def test_overlays_are_written_resumed_and_bad_photos_reported(tmp_path: Path) -> None:
     photos, out = tmp_path / "photos" / "kitchen", tmp_path / "photos" / "sam_out"
     photos.mkdir(parents=True)
-    Image.fromarray(picture()).save(photos / "rgb_00001.jpg")
-    (photos / "rgb_00002.jpg").write_text("no picture")
+    Image.fromarray(photo()).save(photos / "rgb_00001.jpg")
+    (photos / "rgb_00002.jpg").write_text("no image")
 
     root = tmp_path / "photos"
 
@@ -104,9 +104,9 @@ def test_overlays_are_written_resumed_and_bad_photos_reported(tmp_path: Path) ->
 
 
 def test_nothing_to_do_and_photos_in_the_way(tmp_path: Path) -> None:
-    with pytest.raises(LangdepthError, match="no pictures in this folder"):
+    with pytest.raises(LangdepthError, match="no images in this folder"):
         images_below(tmp_path, tmp_path / "out")
-    with pytest.raises(LangdepthError, match=r"\*\.jpg: no pictures match"):
+    with pytest.raises(LangdepthError, match=r"\*\.jpg: no images match"):
         images_below(tmp_path, tmp_path / "out", "**/*.jpg")
     with pytest.raises(LangdepthError, match="none: no such folder"):
         images_below(tmp_path / "none", tmp_path / "out")
@@ -130,7 +130,7 @@ def test_a_file_that_is_not_sam_is_one_line(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_sam_itself_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small SAM with random weights: its masks have the picture's size."""
+    """A small SAM with random weights: its masks have the image's size."""
     package = pytest.importorskip("segment_anything")
     from segment_anything import modeling
 
@@ -144,10 +144,10 @@ def test_sam_itself_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = package.SamAutomaticMaskGenerator(
         model, points_per_side=2, pred_iou_thresh=-100.0, stability_score_thresh=-1.0
     )
-    masks = masks_of(generator)(picture())
+    masks = masks_of(generator)(photo())
     assert masks.dtype == bool
     assert masks.shape[1:] == (48, 64)
-    assert draw_masks(picture(), masks).shape == (48, 64, 3)
+    assert draw_masks(photo(), masks).shape == (48, 64, 3)
 
 
 def test_the_sizes_of_sam_are_told_apart_by_their_width() -> None:

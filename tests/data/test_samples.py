@@ -1,4 +1,4 @@
-"""Several depths of one picture: their mean and standard deviation, from the API to the files."""
+"""Several depths of one image: their mean and standard deviation, from the API to the files."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Dreamer(FakeSystem):
 
 
 def test_mean_and_standard_deviation_of_the_samples() -> None:
-    system, picture = Dreamer(), grey(0.5)
-    plain: Any = system.predict(picture)
-    drawn: Any = system.predict(picture, samples=5, spread=0.4, seed=3)
+    system, image = Dreamer(), grey(0.5)
+    plain: Any = system.predict(image)
+    drawn: Any = system.predict(image, samples=5, spread=0.4, seed=3)
     factors = 1 + 0.4 * torch.rand(5, generator=torch.Generator().manual_seed(3)).numpy()
     np.testing.assert_allclose(drawn.depth, plain.depth * factors.mean(), rtol=1e-5)
     assert drawn.std is not None
@@ -43,14 +43,14 @@ def test_mean_and_standard_deviation_of_the_samples() -> None:
     assert drawn.provenance["sampling"] == {"samples": 5, "spread": 0.4, "seed": 3}
 
 
-def test_a_picture_gets_the_same_samples_in_any_company() -> None:
-    system, pictures = Dreamer(), [grey(0.2), grey(0.5), grey(0.8, 96, 48)]
-    alone: list[Any] = [system.predict(picture, samples=3, text="words") for picture in pictures]
-    together: Any = system.predict(pictures, samples=3, text=["words", "words", "words"], batch_size=3)
+def test_a_image_gets_the_same_samples_in_any_company() -> None:
+    system, images = Dreamer(), [grey(0.2), grey(0.5), grey(0.8, 96, 48)]
+    alone: list[Any] = [system.predict(image, samples=3, text="words") for image in images]
+    together: Any = system.predict(images, samples=3, text=["words", "words", "words"], batch_size=3)
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_array_equal(one.depth, other.depth)
         np.testing.assert_array_equal(one.std, other.std)
-    other_seed: Any = system.predict(pictures[0], samples=3, text="words", seed=1)
+    other_seed: Any = system.predict(images[0], samples=3, text="words", seed=1)
     assert not np.array_equal(other_seed.depth, alone[0].depth)
 
 

@@ -1,4 +1,4 @@
-"""Training transforms: picture and depth stay in register, depth follows the zoom, what is off does nothing."""
+"""Training transforms: image and depth stay in register, depth follows the zoom, what is off does nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(
 
 
 def noise(height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> Sample:
-    """A random picture with random depth, 1 to 5 metres."""
+    """A random image with random depth, 1 to 5 metres."""
     random = torch.Generator().manual_seed(seed)
     image = torch.rand(3, height, width, generator=random)
     return make_sample(image, 1 + 4 * torch.rand(1, height, width, generator=random))
@@ -62,8 +62,8 @@ def noise(height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> Sample:
     ],
     ids=["crop", "flip", "zoom", "rotate", "all"],
 )
-def test_picture_and_depth_stay_in_register(augmentation: Augmentation, axis: str, size: tuple[int, int]) -> None:
-    # Picture and depth both encode the index of the column (row); a depth of 1 tells what depth is divided by.
+def test_image_and_depth_stay_in_register(augmentation: Augmentation, axis: str, size: tuple[int, int]) -> None:
+    # Image and depth both encode the index of the column (row); a depth of 1 tells what depth is divided by.
     rows, columns = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
     index = (columns if axis == "column" else rows).float()[None]
     image, depth, ones = (index / 100).expand(3, -1, -1), 1 + index, torch.ones_like(index)
@@ -75,8 +75,8 @@ def test_picture_and_depth_stay_in_register(augmentation: Augmentation, axis: st
         inside = F.avg_pool2d(found.mask.float(), 5, 1, 2) == 1  # away from rotated-in black
         assert inside.float().mean() > 0.3
         told_by_depth = (found.depth / unit.depth - 1)[inside]
-        told_by_picture = (found.image[:1] * 100)[inside]
-        assert (told_by_depth - told_by_picture).abs().max() < 2.0
+        told_by_image = (found.image[:1] * 100)[inside]
+        assert (told_by_depth - told_by_image).abs().max() < 2.0
 
 
 def test_flip_is_an_exact_mirror() -> None:
@@ -108,7 +108,7 @@ def test_turning_is_pillows_rotation(degrees: float) -> None:
         torch.testing.assert_close(found, whole[:, 7:47, 11:61].flip(-1), rtol=0, atol=1e-4)
 
 
-# Depth follows the size of things in the picture
+# Depth follows the size of things in the image
 
 
 @pytest.mark.parametrize("zoom", [1.0, 1.25, 2.0])
@@ -133,15 +133,15 @@ def test_depth_is_divided_by_the_zoom(monkeypatch: pytest.MonkeyPatch, zoom: flo
 
 
 @pytest.mark.parametrize("factor", [0.25, 0.5, 2.0])
-def test_the_resolution_of_the_stored_picture_does_not_matter(factor: float) -> None:
+def test_the_resolution_of_the_stored_image_does_not_matter(factor: float) -> None:
     sample = noise()
     sample.depth = torch.full_like(sample.depth, 6.0)
     found = run(only(), sample, (round(HEIGHT * factor), round(WIDTH * factor)))
     torch.testing.assert_close(found.depth, torch.full_like(found.depth, 6.0))
 
 
-def test_cutting_a_piece_out_of_a_wide_picture_counts_as_coming_closer() -> None:
-    # The network would see the whole 40x160 picture as it is, 6400 pixels; of its 40x40 piece it sees an enlargement.
+def test_cutting_a_piece_out_of_a_wide_image_counts_as_coming_closer() -> None:
+    # The network would see the whole 40x160 image as it is, 6400 pixels; of its 40x40 piece it sees an enlargement.
     sample = noise(40, 160)
     sample.depth = torch.full_like(sample.depth, 6.0)
     found = run(only(), sample, (80, 80), area=6400)
@@ -228,7 +228,7 @@ def test_with_everything_off_only_the_size_changes(seed: int) -> None:
         {"blur": 1.0},
     ],
 )
-def test_colour_changes_the_picture_and_never_the_depth(values: dict[str, float]) -> None:
+def test_colour_changes_the_image_and_never_the_depth(values: dict[str, float]) -> None:
     sample = noise()
     found = run(only(colour_probability=1, **values), sample, (HEIGHT, WIDTH), seed=1)
     assert not torch.allclose(found.image, sample.image, atol=1e-2)
@@ -297,7 +297,7 @@ def test_the_same_seed_gives_the_same_sample() -> None:
     assert not torch.equal(one.depth, other.depth)
 
 
-def test_pictures_of_bytes_give_the_same_as_floats() -> None:
+def test_images_of_bytes_give_the_same_as_floats() -> None:
     sample = noise()
     whole = make_sample((sample.image * 255).round().byte(), sample.depth)
     sample.image = whole.image.float() / 255

@@ -160,7 +160,7 @@ WRONG = {
     "fx of no camera": ((1e300, 50.0, 31.5, 23.5), "focal lengths"),
     "fx in millimetres": ((4.2, 50.0, 31.5, 23.5), "fx is a field of view of 165 degrees"),
     "fy of a telescope": ((50.0, 9000.0, 31.5, 23.5), "fy is a field of view of 0.306 degrees"),
-    "cx outside": ((50.0, 50.0, 900.0, 23.5), "the principal point lies outside the 64x48 picture"),
+    "cx outside": ((50.0, 50.0, 900.0, 23.5), "the principal point lies outside the 64x48 image"),
     "swapped": ((31.5, 23.5, 525.0, 525.0), "the principal point lies outside"),
 }
 

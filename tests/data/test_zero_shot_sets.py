@@ -19,7 +19,7 @@ from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate
 from langdepth.text.scenes import SCENES
 from tests import miniatures
-from tests.helpers import FakeSystem, save_picture
+from tests.helpers import FakeSystem, save_image
 from tests.miniatures import LENSES, MINIATURES, Builder, depth, ibims_edges, ibims_masks, write_lenses
 
 
@@ -58,7 +58,7 @@ def test_ibims_edges_are_judged(kind: str, tmp_path: Path, monkeypatch: pytest.M
         assert edges is not None
         np.testing.assert_array_equal(edges[0].numpy(), ibims_edges(seed) > 0)
     report = evaluate(FakeSystem(), dataset, protocols.get("ibims1"), progress=False)
-    # of two pictures one has a true edge; the smooth depth of a grey ramp has none
+    # of two images one has a true edge; the smooth depth of a grey ramp has none
     assert report["boundaries"] == {"images": 1, "accuracy": 10.0, "completeness": 10.0}
 
 
@@ -80,7 +80,7 @@ def test_ibims_cameras_are_in_the_published_files(tmp_path: Path, monkeypatch: p
 def test_ibims_edges_of_another_size_or_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = miniatures.ibims_raw(tmp_path, monkeypatch)
     dataset = open_dataset("ibims1", root)
-    save_picture(root / "edges" / "bathroom_02.png", np.zeros((40, 64), np.uint8))
+    save_image(root / "edges" / "bathroom_02.png", np.zeros((40, 64), np.uint8))
     (root / "edges" / "corridor_01.png").unlink()
     with pytest.raises(ImageError, match=r"bathroom_02\.png: is 64x48, its edges are of shape \(40, 64\)"):
         dataset[0]
@@ -196,7 +196,7 @@ def test_hypersim_split_list_that_is_cut(tmp_path: Path, monkeypatch: pytest.Mon
     table = root / hypersim.SPLIT_FILE
     content = table.read_text()
     table.write_text(content[: content.index("ai_001_010")])
-    assert check_dataset("hypersim", root).problems == [f"{table}: names no picture of split test; get it again"]
+    assert check_dataset("hypersim", root).problems == [f"{table}: names no image of split test; get it again"]
     table.write_text(content[: content.index("ai_001_010,cam_00,1")])
     assert check_dataset("hypersim", root).problems == ["hypersim: 1 of 2 pairs of split test are there (50.00%)"]
     table.write_text(content[: content.index("ai_001_010") + 18])
@@ -204,7 +204,7 @@ def test_hypersim_split_list_that_is_cut(tmp_path: Path, monkeypatch: pytest.Mon
         find_rows("hypersim", root, "test")
 
 
-def test_ddad_points_are_moved_into_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddad_points_are_moved_into_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = open_dataset("ddad", miniatures.ddad_published(tmp_path, monkeypatch), "val")
     assert [row.key for row in dataset.rows] == [f"000001/rgb/CAMERA_01/{i:017d}.png" for i in (2, 3)]
     assert dataset.rows[0].intrinsics == tuple(miniatures.DGP_CAMERA.values())
@@ -265,7 +265,7 @@ def test_ddad_keeps_the_nearest_point_and_only_those_in_front(tmp_path: Path) ->
         ("000001/scene_a8dc5e.json", "c0e1a6", "../../key", r"'calibration/\.\./\.\./key\.json' does not lie inside"),
         ("000001/scene_a8dc5e.json", '["LIDAR0"', '["LIDAR9"', r"scene_a8dc5e\.json: .* \(KeyError: 'LIDAR9'\)"),
         ("000001/scene_a8dc5e.json", '"qw"', '"w"', r"scene_a8dc5e\.json: is not understood .* \(KeyError: 'qw'\)"),
-        ("000001/scene_a8dc5e.json", '"height": 60', '"height": 6000000', r"a picture of 200x6000000 pixels"),
+        ("000001/scene_a8dc5e.json", '"height": 60', '"height": 6000000', r"an image of 200x6000000 pixels"),
         ("000001/scene_a8dc5e.json", "{", "", r"scene_a8dc5e\.json: is not understood .*JSONDecodeError"),
         ("000001/calibration/c0e1a6.json", "CAMERA_01", "CAMERA_05", r"c0e1a6\.json: is not understood"),
     ],

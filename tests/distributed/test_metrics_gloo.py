@@ -18,10 +18,10 @@ from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate
 from langdepth.evaluation.saved import SaveMaps
 from langdepth.records import DepthOutput
-from tests.evaluation.test_evaluate import Broken, Pictures
+from tests.evaluation.test_evaluate import Broken, Images
 from tests.helpers import FakeSystem
 
-# 7 pictures for 2 processes: an uneven share, a broken file and a depth map without a value among them
+# 7 images for 2 processes: an uneven share, a broken file and a depth map without a value among them
 FACTORS = (1.0, 1.1, None, 1.3, float("inf"), 0.8, 2.0)
 
 
@@ -29,7 +29,7 @@ def case(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     random = torch.Generator().manual_seed(seed)
     prediction, target = (torch.rand(3, 1, 6, 8, generator=random) * 9 + 0.5 for _ in range(2))
     mask = torch.rand(3, 1, 6, 8, generator=random) < 0.6
-    mask[seed % 3] &= seed != 4  # one picture of one process has no valid pixel
+    mask[seed % 3] &= seed != 4  # one image of one process has no valid pixel
     return prediction, target, mask
 
 
@@ -49,8 +49,8 @@ def measure(seeds: list[int]) -> dict[str, Any]:
     return found
 
 
-class Listed(Pictures):
-    """Pictures with keys, by which their maps are named."""
+class Listed(Images):
+    """Images with keys, by which their maps are named."""
 
     @property
     def rows(self) -> list[SimpleNamespace]:
@@ -90,9 +90,7 @@ def work(rank: int, folder: Path) -> None:
         failures = []
         for system in (Broken(), Stopping(rank)):
             with pytest.raises((LangdepthError, ZeroDivisionError)) as caught:
-                evaluate(
-                    system, Pictures(*[1.0] * 6), protocols.get("full"), progress=False, out=folder / "result2.json"
-                )
+                evaluate(system, Images(*[1.0] * 6), protocols.get("full"), progress=False, out=folder / "result2.json")
             failures.append(f"{caught.typename}: {caught.value}")
         answer = {"slow": slow, "metrics": measure(shares[rank]), "report": report, "failures": failures}
         (folder / f"{rank}.json").write_text(json.dumps(answer))
@@ -107,7 +105,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
     return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_metrics_are_those_of_all_pictures(answers: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_metrics_are_those_of_all_images(answers: tuple[Path, list[dict[str, Any]]]) -> None:
     alone = measure([1, 2, 3, 4])
     assert (alone["images"], alone["skipped"]) == (11, 1)
     for answer in answers[1]:
@@ -116,7 +114,7 @@ def test_metrics_are_those_of_all_pictures(answers: tuple[Path, list[dict[str, A
 
 
 def test_both_processes_report_what_one_would_to_the_last_bit(answers: tuple[Path, list[dict[str, Any]]]) -> None:
-    alone = evaluate(FakeSystem(), Pictures(*FACTORS), protocols.get("full"), batch_size=2, progress=False)
+    alone = evaluate(FakeSystem(), Images(*FACTORS), protocols.get("full"), batch_size=2, progress=False)
     assert (alone["images"], alone["skipped"]) == (5, 2)
     for answer in answers[1]:
         report = answer["report"]
@@ -141,7 +139,7 @@ def test_evaluation_imports_nothing_slow_that_it_does_not_use(answers: tuple[Pat
 
 
 def test_what_fails_in_one_process_ends_all(answers: tuple[Path, list[dict[str, Any]]]) -> None:
-    """Without a word the first would wait for the second; picture 5, whose depth is NaN, is the second's."""
+    """Without a word the first would wait for the second; image 5, whose depth is NaN, is the second's."""
     nan = "grey/5.png: 'fake' gave depth that is not finite; its weights may be damaged"
     assert [answer["failures"] for answer in answers[1]] == [
         [f"LangdepthError: process 1 of 2 failed: {nan}", "LangdepthError: process 1 of 2 failed: of its own"],

@@ -45,7 +45,7 @@ from tests.commands.test_recipes import (
     TYPES,
 )
 from tests.data.test_sam import halves
-from tests.helpers import ramp, save_picture
+from tests.helpers import ramp, save_image
 from tests.miniatures import depth, kitti_eigen, nyu_tree, save_depth, stand_in
 from tests.stand_ins import (
     CONVNEXT,
@@ -113,7 +113,7 @@ def photo(path: Path) -> None:
 def photos(path: Path) -> None:
     """A folder of photos, one of them in a folder of its own."""
     for number, name in enumerate(("a.jpg", "b.jpg", "more/c.jpg")):
-        save_picture(path / name, ramp(96, 64, seed=number))
+        save_image(path / name, ramp(96, 64, seed=number))
 
 
 # Weights
@@ -145,7 +145,7 @@ def nyu_with_overlays(path: Path) -> None:
     nyu_splits(path)
     for split, keys in (("train", NYU_TRAIN), ("test", NYU_TEST)):
         for number, key in enumerate(keys):
-            save_picture(path / "sam_out" / split / key.replace("rgb_", ""), ramp(*NYU_SIZE[::-1], seed=number))
+            save_image(path / "sam_out" / split / key.replace("rgb_", ""), ramp(*NYU_SIZE[::-1], seed=number))
 
 
 def nyu_frames(path: Path) -> None:
@@ -165,7 +165,7 @@ def nyu_annotated(path: Path) -> None:
     for split, keys in (("train", NYU_SYNC), ("test", NYU_TEST)):
         for number, key in enumerate(keys):
             name = key.replace("/rgb", "")
-            save_picture(path / "images" / split / name, ramp(*NYU_SIZE[::-1], seed=number))
+            save_image(path / "images" / split / name, ramp(*NYU_SIZE[::-1], seed=number))
             truth = (path / "annotations" / split / name).with_suffix(".png")
             save_depth(truth, depth(number, height=NYU_SIZE[0], width=NYU_SIZE[1]), 0.001)
 
@@ -183,7 +183,7 @@ def kitti_trees(raw: Path, truth: Path) -> None:
 def nyu_list(path: Path, keys: Sequence[str], start: str = "", end: str = "") -> None:
     """A list of images and depth maps, a line each."""
     pairs = [(key, key.replace("rgb_", "sync_depth_").replace(".jpg", ".png")) for key in keys]
-    path.write_text("\n".join(f"{start}{picture} {start}{truth}{end}" for picture, truth in pairs))
+    path.write_text("\n".join(f"{start}{image} {start}{truth}{end}" for image, truth in pairs))
 
 
 def kitti_list(path: Path) -> None:
@@ -215,14 +215,14 @@ def rooms(path: Path) -> None:
 
 def matrix(path: Path) -> None:
     """A matrix of one system and one folder."""
-    rooms(path.with_name("pictures"))
-    path.write_text("systems: [tiny]\ndata:\n  - {root: pictures, split: val, protocols: [full]}\n")
+    rooms(path.with_name("images"))
+    path.write_text("systems: [tiny]\ndata:\n  - {root: images, split: val, protocols: [full]}\n")
 
 
 def finished_maps(path: Path) -> None:
-    """Depth maps of the pictures of a folder ``rooms`` beside it, as .npy."""
-    for picture in sorted((path.parent / "rooms").rglob("*.jpg")):
-        file = path / picture.relative_to(path.parent / "rooms").with_suffix(".npy")
+    """Depth maps of the images of a folder ``rooms`` beside it, as .npy."""
+    for image in sorted((path.parent / "rooms").rglob("*.jpg")):
+        file = path / image.relative_to(path.parent / "rooms").with_suffix(".npy")
         file.parent.mkdir(parents=True, exist_ok=True)
         np.save(file, np.full((240, 320), 3, np.float32))
 
@@ -351,7 +351,7 @@ THINGS: dict[str, Thing] = {
     "kitti_ground_truth": lambda path: None,  # comes with the raw data
     "eigen_test_files_with_gt.txt": kitti_list,
     "rooms": rooms,
-    "pictures": rooms,
+    "images": rooms,
     "matrix.yaml": matrix,
     "maps": finished_maps,
     # captions

@@ -94,22 +94,22 @@ def test_the_unit_of_depth_does_not_matter() -> None:
 
 
 def test_weak_edges_count_where_they_lead_to_strong_ones() -> None:
-    """A wall that rises from nothing along the picture, and one as low that stays alone."""
-    picture = np.zeros(SIZE, np.float32)
-    picture[:, 20:] = np.linspace(0, 0.5, SIZE[0], dtype=np.float32)[:, None]
-    found = canny(picture, 1.0, 0.15, 0.9)
-    high = canny(picture, 1.0, 0.9, 0.9)
+    """A wall that rises from nothing along the image, and one as low that stays alone."""
+    image = np.zeros(SIZE, np.float32)
+    image[:, 20:] = np.linspace(0, 0.5, SIZE[0], dtype=np.float32)[:, None]
+    found = canny(image, 1.0, 0.15, 0.9)
+    high = canny(image, 1.0, 0.9, 0.9)
     assert high.any()
     assert not high[:20].any()
     assert found[8:20, 19:21].any(axis=1).all()
-    picture[:, 20:] = 0.08
-    assert canny(picture, 1.0, 0.15, 0.15).any()
-    assert not canny(picture, 1.0, 0.15, 0.9).any()
+    image[:, 20:] = 0.08
+    assert canny(image, 1.0, 0.15, 0.15).any()
+    assert not canny(image, 1.0, 0.15, 0.9).any()
 
 
 def test_it_finds_what_scikit_image_finds() -> None:
     """A disc and a bar at an angle; the edges were computed by skimage.feature.canny 0.26 with these numbers."""
     y, x = np.mgrid[:24, :32].astype(np.float64)
-    picture = 0.5 * ((y - 9) ** 2 + (x - 9) ** 2 < 36) + 0.4 * (np.abs(2 * y - x - 7) < 5) + 0.003 * x * y / 10
-    found = canny(picture.astype(np.float32), math.sqrt(2), 0.15, 0.3)
+    image = 0.5 * ((y - 9) ** 2 + (x - 9) ** 2 < 36) + 0.4 * (np.abs(2 * y - x - 7) < 5) + 0.003 * x * y / 10
+    found = canny(image.astype(np.float32), math.sqrt(2), 0.15, 0.3)
     assert ["".join(".#"[pixel] for pixel in row) for row in found.astype(int)] == EXPECTED

@@ -26,7 +26,7 @@ from langdepth.evaluation.metrics import METRICS
 from langdepth.evaluation.protocols import Protocol
 from langdepth.evaluation.report import extremes, plot_medians, sheet_row, write_sheet
 from langdepth.evaluation.tally import Tally
-from langdepth.prediction.predictor import predict_pictures
+from langdepth.prediction.predictor import predict_images
 from langdepth.records import DepthOutput, Sample
 from langdepth.text.scenes import SCENES
 from tests.helpers import FakeConfig, FakeSystem
@@ -49,8 +49,8 @@ KEYS = [
 ]
 
 
-class Pictures:
-    """Even grey pictures for which FakeSystem's depth is ``factor`` times the truth; None is a broken file."""
+class Images:
+    """Even grey images for which FakeSystem's depth is ``factor`` times the truth; None is a broken file."""
 
     name = "grey"
 
@@ -63,7 +63,7 @@ class Pictures:
     def __getitem__(self, index: int) -> Sample:
         factor = self.factors[index]
         if factor is None:
-            raise ImageError(f"{index}.png: is not a picture")
+            raise ImageError(f"{index}.png: is not an image")
         brightness = 0.1 * (1 + index % 9)
         depth = torch.full((1, *self.size), (1 + 9 * brightness) / factor)
         return Sample(
@@ -76,7 +76,7 @@ def run(dataset: Any, protocol: Protocol = FULL, system: FakeSystem | None = Non
 
 
 def test_the_truth_scores_perfectly() -> None:
-    report = run(Pictures(1, 1, 1))
+    report = run(Images(1, 1, 1))
     for mean in ("image_mean", "pixel_mean"):
         assert report[mean]["abs_rel"] == pytest.approx(0, abs=1e-6)
         assert [report[mean][f"delta{k}"] for k in (1, 2, 3)] == [1, 1, 1]
@@ -84,7 +84,7 @@ def test_the_truth_scores_perfectly() -> None:
 
 
 def test_report_has_exactly_the_stated_keys(tmp_path: Path) -> None:
-    report = run(Pictures(1.1, 1.1), split="val", out=tmp_path / "deep" / "result.json")
+    report = run(Images(1.1, 1.1), split="val", out=tmp_path / "deep" / "result.json")
     assert list(report) == KEYS
     assert report == json.loads((tmp_path / "deep" / "result.json").read_text())
     assert report["protocol"] == {"name": "full", "hash": FULL.hash, **FULL.switches()}
@@ -95,7 +95,7 @@ def test_report_has_exactly_the_stated_keys(tmp_path: Path) -> None:
 
 
 def test_part_of_a_data_set_is_named() -> None:
-    dataset = Pictures(1, 1, 2)
+    dataset = Images(1, 1, 2)
     assert run(dataset, source="lab")["dataset"] == "grey (source lab)"
     report = run(dataset, source="lab", limit=2)
     assert (report["dataset"], report["images"]) == ("grey (source lab, first 2)", 2)
@@ -106,43 +106,43 @@ def test_part_of_a_data_set_is_named() -> None:
 def test_weights_from_elsewhere_are_named() -> None:
     system = FakeSystem()
     system.provenance["weights"] = "run/best.safetensors"
-    assert run(Pictures(1), system=system)["system"] == "fake (run/best.safetensors)"
+    assert run(Images(1), system=system)["system"] == "fake (run/best.safetensors)"
 
 
-def test_broken_and_empty_pictures_are_skipped_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    report = run(Pictures(1.1, None, 1.1, math.inf, None))
+def test_broken_and_empty_images_are_skipped_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    report = run(Images(1.1, None, 1.1, math.inf, None))
     assert (report["images"], report["skipped"]) == (2, 3)
     assert report["image_mean"]["abs_rel"] == pytest.approx(0.1, rel=1e-5)
     assert sorted(capsys.readouterr().err.splitlines()) == [
-        "skipped: 1.png: is not a picture",
-        "skipped: 4.png: is not a picture",
+        "skipped: 1.png: is not an image",
+        "skipped: 4.png: is not an image",
         "skipped: grey/3.png: no known depth inside the window and range of full",
     ]
 
 
 @pytest.mark.parametrize("factors", [(None, None), (math.inf,)])
 def test_nothing_usable_is_an_error(factors: tuple[float | None, ...], tmp_path: Path) -> None:
-    with pytest.raises(LangdepthError, match=f"none of the {len(factors)} pictures of 'grey' is usable"):
-        run(Pictures(*factors), out=tmp_path / "result.json")
+    with pytest.raises(LangdepthError, match=f"none of the {len(factors)} images of 'grey' is usable"):
+        run(Images(*factors), out=tmp_path / "result.json")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_data_set_is_an_error() -> None:
-    with pytest.raises(LangdepthError, match="'grey' has no pictures"):
-        run(Pictures())
+    with pytest.raises(LangdepthError, match="'grey' has no images"):
+        run(Images())
 
 
 class Broken(FakeSystem):
-    """Gives NaN for pictures brighter than one half."""
+    """Gives NaN for images brighter than one half."""
 
     def forward(self, image: Tensor, text: Any = None, scene: Any = None) -> DepthOutput:
         depth = super().forward(image).depth
         return DepthOutput(depth=torch.where(depth > 5.6, torch.nan, depth))
 
 
-def test_depth_that_is_not_finite_stops_with_the_picture(tmp_path: Path) -> None:
+def test_depth_that_is_not_finite_stops_with_the_image(tmp_path: Path) -> None:
     with pytest.raises(LangdepthError, match=r"grey/5.png: 'fake' gave depth that is not finite"):
-        run(Pictures(*[1] * 9), system=Broken(), batch_size=3, out=tmp_path / "result.json")
+        run(Images(*[1] * 9), system=Broken(), batch_size=3, out=tmp_path / "result.json")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -150,15 +150,15 @@ def test_an_old_result_survives_a_failed_run(tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     result.write_text("old")
     with pytest.raises(LangdepthError):
-        run(Pictures(*[1] * 9), system=Broken(), out=result)
+        run(Images(*[1] * 9), system=Broken(), out=result)
     assert result.read_text() == "old"
 
 
-class Mixed(Pictures):
+class Mixed(Images):
     """Two sizes in turns of three, error growing with the index."""
 
     def __getitem__(self, index: int) -> Sample:
-        return Pictures(*self.factors, size=(48, 64) if index // 3 % 2 else (64, 48))[index]
+        return Images(*self.factors, size=(48, 64) if index // 3 % 2 else (64, 48))[index]
 
 
 def test_batching_changes_no_number() -> None:
@@ -175,14 +175,14 @@ def test_batches_hold_one_size() -> None:
 
 
 class Sloped(FakeSystem):
-    """Depth grows by 2 m from the left edge to the right edge, whatever the picture."""
+    """Depth grows by 2 m from the left edge to the right edge, whatever the image."""
 
     def forward(self, image: Tensor, text: Any = None, scene: Any = None) -> DepthOutput:
         depth = torch.linspace(4, 6, image.shape[-1]).expand(image.shape[0], 1, image.shape[-2], -1)
         return DepthOutput(depth=depth)
 
 
-class FiveMetres(Pictures):
+class FiveMetres(Images):
     """Truth 5 m everywhere."""
 
     def __getitem__(self, index: int) -> Sample:
@@ -195,18 +195,18 @@ class FiveMetres(Pictures):
 @pytest.mark.parametrize("rules", [{}, {"window": (32, 48)}])
 def test_depth_is_judged_that_predict_gives(area: int, rules: dict[str, Any]) -> None:
     random = torch.Generator().manual_seed(0)
-    stored = Pictures(1)[0]
+    stored = Images(1)[0]
     stored.image = torch.randint(256, (3, 48, 64), generator=random, dtype=torch.uint8)
-    system = FakeSystem(FakeConfig(area=area))  # sees the picture at its own size, or a smaller one
+    system = FakeSystem(FakeConfig(area=area))  # sees the image at its own size, or a smaller one
     judged = judge(system, [stored], FULL.override(flip=True, **rules))
-    predicted = predict_pictures(system, stored.image, flip=True, **rules)
+    predicted = predict_images(system, stored.image, flip=True, **rules)
     assert np.array_equal(judged.prediction[0, 0].numpy(), predicted.depth)
     assert judged.prediction.std() > 0.1
 
 
 def test_bytes_are_judged_as_floats_are() -> None:
     random = torch.Generator().manual_seed(0)
-    stored = Pictures(1)[0]
+    stored = Images(1)[0]
     stored.image = torch.randint(256, (3, 48, 64), generator=random, dtype=torch.uint8)
     system = FakeSystem(FakeConfig(area=48 * 64))
     judged, same = (judge(system, [replace(stored, image=i)], FULL) for i in (stored.image, stored.image / 255))
@@ -214,14 +214,14 @@ def test_bytes_are_judged_as_floats_are() -> None:
     assert np.array_equal(sheet_row(judged, "").image, sheet_row(same, "").image)
 
 
-def test_flip_averages_with_the_mirrored_picture() -> None:
+def test_flip_averages_with_the_mirrored_image() -> None:
     assert run(FiveMetres(1), system=Sloped())["image_mean"]["rmse"] > 0.5
     flipped = run(FiveMetres(1), FULL.override(flip=True), Sloped())
     assert flipped["image_mean"]["rmse"] == pytest.approx(0, abs=1e-5)
 
 
 def test_alignment_forgives_the_scale_only_when_asked() -> None:
-    dataset = Pictures(2, 2)
+    dataset = Images(2, 2)
     assert run(dataset)["image_mean"]["abs_rel"] == pytest.approx(1, rel=1e-5)
     for kind in ("median", "least_squares"):
         report = run(dataset, FULL.override(alignment=kind))
@@ -232,7 +232,7 @@ def test_alignment_forgives_the_scale_only_when_asked() -> None:
 
 def test_a_fit_to_a_handful_of_pixels_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
     """Any two pixels are fitted perfectly by a factor and a shift."""
-    sample, other = Pictures(1)[0], Pictures(1)[0]
+    sample, other = Images(1)[0], Images(1)[0]
     for one, known in ((sample, 9), (other, 10)):
         one.depth[:] = 0
         one.depth.view(-1)[:known] = torch.linspace(1, 5, known)
@@ -245,7 +245,7 @@ def test_a_fit_to_a_handful_of_pixels_is_no_number(capsys: pytest.CaptureFixture
     assert int(judge(FakeSystem(), [other], FULL.override(min_pixels=11)).valid.sum()) == 0
     assert told.hash != FULL.override(alignment="least_squares").hash
 
-    class Few(Pictures):
+    class Few(Images):
         def __getitem__(self, index: int) -> Sample:
             return (sample, other)[index]
 
@@ -257,8 +257,8 @@ def test_relative_depth_needs_an_alignment() -> None:
     system = FakeSystem()
     system.scale_kind = "relative"
     with pytest.raises(UsageError, match="give an alignment: median or least_squares"):
-        run(Pictures(1), system=system)
-    assert run(Pictures(3), FULL.override(alignment="median"), system)["image_mean"]["delta1"] == 1
+        run(Images(1), system=system)
+    assert run(Images(3), FULL.override(alignment="median"), system)["image_mean"]["delta1"] == 1
 
 
 class Nothing(FakeSystem):
@@ -271,11 +271,11 @@ class Nothing(FakeSystem):
 @pytest.mark.parametrize("clamp", [True, False])
 def test_a_median_of_nothing_cannot_be_aligned(clamp: bool) -> None:
     with pytest.raises(LangdepthError, match=r"grey/0.png: 'fake': no alignment by median, since .* not above 0"):
-        run(Pictures(1), FULL.override(alignment="median", clamp_prediction=clamp), Nothing())
+        run(Images(1), FULL.override(alignment="median", clamp_prediction=clamp), Nothing())
 
 
 def test_clamp_limits_the_prediction_not_the_truth() -> None:
-    dataset = Pictures(0.5)  # predicts 1.9 m for 3.8 m
+    dataset = Images(0.5)  # predicts 1.9 m for 3.8 m
     report = run(dataset, FULL.override(min_depth=3.0, max_depth=10.0))
     assert report["image_mean"]["rmse"] == pytest.approx(0.8, rel=1e-5)
     report = run(dataset, FULL.override(min_depth=3.0, max_depth=10.0, clamp_prediction=False))
@@ -286,11 +286,11 @@ def test_unclamped_depth_must_be_positive() -> None:
     system = FakeSystem()
     system.scale.data.fill_(-1)
     with pytest.raises(LangdepthError, match=r"grey/0.png: .* use a protocol with clamp_prediction"):
-        run(Pictures(1), FULL.override(clamp_prediction=False), system)
+        run(Images(1), FULL.override(clamp_prediction=False), system)
 
 
 def test_crop_and_range_decide_what_counts() -> None:
-    sample = Pictures(1, size=(480, 640))[0]
+    sample = Images(1, size=(480, 640))[0]
     sample.depth[:, :45] = 9.5  # wrong everywhere outside the window, and beyond the range inside
     sample.depth[:, 100:200] = 10.0
     judged = judge(FakeSystem(), [sample], protocols.get("nyu-eigen"))
@@ -299,7 +299,7 @@ def test_crop_and_range_decide_what_counts() -> None:
 
 
 def test_kb_frame_cuts_what_the_system_sees() -> None:
-    sample = Pictures(1, size=(375, 1242))[0]
+    sample = Images(1, size=(375, 1242))[0]
     sample.image[:, :23] = 1.0  # would change the depth if the system saw it
     judged = judge(FakeSystem(), [sample], protocols.get("kitti-eigen-garg"))
     assert judged.image.shape == (1, 3, 352, 1216)
@@ -339,7 +339,7 @@ def test_a_prediction_of_nothing_leaves_the_average_only_when_asked() -> None:
 
 @pytest.mark.parametrize("name", ["depthclip-reference", "clip-adapters-reference"])
 def test_the_inner_frame_cuts_what_the_system_sees(name: str) -> None:
-    sample = Pictures(1, size=(480, 640))[0]
+    sample = Images(1, size=(480, 640))[0]
     sample.image[:, :56] = sample.image[:, :, 604:] = 1.0  # would change the depth if the system saw it
     judged = judge(FakeSystem(), [sample], protocols.get(name))
     assert judged.image.shape == (1, 3, 416, 544)
@@ -354,15 +354,15 @@ def test_wrong_options_are_refused() -> None:
         ({"device": "abacus"}, "device 'abacus'"),
     ):
         with pytest.raises(UsageError, match=message):
-            run(Pictures(1), **options)
+            run(Images(1), **options)
 
 
-def test_pictures_beside_the_report(tmp_path: Path) -> None:
-    run(Pictures(*[1 + 0.1 * i for i in range(7)]), out=tmp_path / "r.json")
+def test_images_beside_the_report(tmp_path: Path) -> None:
+    run(Images(*[1 + 0.1 * i for i in range(7)]), out=tmp_path / "r.json")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json", "r_error_by_range.png", "r_sheet.png"]
     for name in ("r_error_by_range.png", "r_sheet.png"):
-        with Image.open(tmp_path / name) as picture:
-            assert np.asarray(picture.convert("L")).std() > 5
+        with Image.open(tmp_path / name) as image:
+            assert np.asarray(image.convert("L")).std() > 5
 
 
 @pytest.mark.parametrize("medians", [(8, 20), (2, 2.1), (0.5, 60)])
@@ -372,10 +372,10 @@ def test_axes_have_a_few_labels(medians: tuple[float, float]) -> None:
 
 
 def test_a_sheet_is_a_png_whatever_it_is_called(tmp_path: Path) -> None:
-    judged = judge(FakeSystem(), [Pictures(1)[0]], FULL)
-    write_sheet([sheet_row(judged, "row")], tmp_path / "sheet.of pictures")
-    with Image.open(tmp_path / "sheet.of pictures") as picture:
-        assert picture.format == "PNG"
+    judged = judge(FakeSystem(), [Images(1)[0]], FULL)
+    write_sheet([sheet_row(judged, "row")], tmp_path / "sheet.of images")
+    with Image.open(tmp_path / "sheet.of images") as image:
+        assert image.format == "PNG"
 
 
 @pytest.mark.parametrize(
@@ -393,8 +393,8 @@ def test_sheet_shows_best_median_and_worst_once(count: int, places: str) -> None
     assert " ".join(f"{place}:{index}" for place, index in extremes(ordered)) == places
 
 
-class Watched(Pictures):
-    """Notes how many bytes Python, NumPy and torch hold when some of its pictures are asked for."""
+class Watched(Images):
+    """Notes how many bytes Python, NumPy and torch hold when some of its images are asked for."""
 
     def __init__(self, count: int, at: tuple[int, ...]) -> None:
         super().__init__(*[1.0] * count)
@@ -410,7 +410,7 @@ class Watched(Pictures):
 
 
 def test_memory_does_not_grow_with_the_data_set() -> None:
-    """A kept mask would be 3072 bytes a picture, a map or sample more; the number of those read ahead differs a bit."""
+    """A kept mask would be 3072 bytes an image, a map or sample more; the number of those read ahead differs a bit."""
     dataset = Watched(500, at=(100, 499))
     tracemalloc.start()
     try:
@@ -435,9 +435,9 @@ def test_a_record_is_19_numbers() -> None:
         tracemalloc.stop()
 
 
-def test_no_sum_depends_on_the_order_of_pictures() -> None:
+def test_no_sum_depends_on_the_order_of_images() -> None:
     random = torch.Generator().manual_seed(0)
-    dataset = Pictures(*[1.0] * 20)
+    dataset = Images(*[1.0] * 20)
     judged = [judge(FakeSystem(), [dataset[index]], FULL) for index in range(20)]
     judged = [replace(one, prediction=one.prediction + torch.rand(48, 64, generator=random)) for one in judged]
     reports = []
@@ -451,14 +451,14 @@ def test_no_sum_depends_on_the_order_of_pictures() -> None:
 
 
 def test_progress_is_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate(FakeSystem(), Pictures(*[1.0] * 20), FULL)
+    evaluate(FakeSystem(), Images(*[1.0] * 20), FULL)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 10
-    assert lines[-1] == "20 of 20 pictures"
+    assert lines[-1] == "20 of 20 images"
 
 
-class Places(Pictures):
-    """The first two pictures show a kitchen, the others an unknown scene."""
+class Places(Images):
+    """The first two images show a kitchen, the others an unknown scene."""
 
     def __getitem__(self, index: int) -> Sample:
         return replace(super().__getitem__(index), scene=SCENES.index("kitchen") if index < 2 else -1)
@@ -476,11 +476,11 @@ def test_scenes_and_depths_are_told_apart() -> None:
     assert report["edges"] is None
 
 
-def test_every_picture_is_counted_once() -> None:
+def test_every_image_is_counted_once() -> None:
     tally = Tally()
     for index in (0, 2):
         tally.skip(index)
-    with pytest.raises(LangdepthError, match="2 pictures were judged for 3 of the data set"):
+    with pytest.raises(LangdepthError, match="2 images were judged for 3 of the data set"):
         tally.gather(3)
 
 
@@ -502,8 +502,8 @@ def test_the_page_holds_everything_and_loads_nothing(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert FULL.hash in page
     assert re.findall(r"(?:src|href)=[\"'](?!data:image/(?:png|jpeg);base64,)", page) == []
-    pictures = re.findall(r"base64,([^\"]+)", page)
-    assert len(pictures) == 2 + 6  # error by range, scale; best, median and worst
-    for content in pictures:
-        with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
-            assert np.asarray(picture.convert("L")).std() > 5
+    images = re.findall(r"base64,([^\"]+)", page)
+    assert len(images) == 2 + 6  # error by range, scale; best, median and worst
+    for content in images:
+        with Image.open(io.BytesIO(base64.b64decode(content))) as image:
+            assert np.asarray(image.convert("L")).std() > 5

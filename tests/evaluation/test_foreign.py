@@ -39,7 +39,7 @@ class Shades:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two pictures whose truth is 4 m on the left and 8 m on the right."""
+    """Two images whose truth is 4 m on the left and 8 m on the right."""
     root = write_folder(tmp_path / "data", [{}, {}])
     depth = np.repeat(np.array([4000, 8000], np.uint16), 32)[None].repeat(48, 0)
     for number in range(2):
@@ -90,7 +90,7 @@ def test_missing_predictions_are_counted_and_the_first_named(tmp_path: Path) -> 
     folder = tmp_path / "predictions"
     folder.mkdir()
     np.save(folder / "3.npy", np.ones((48, 64), np.float32))
-    message = r"7 of 8 pictures have no prediction: .*0.png(, .*\.png){4}, \.\.\.; there is no .*/0\.npy, nor"
+    message = r"7 of 8 images have no prediction: .*0.png(, .*\.png){4}, \.\.\.; there is no .*/0\.npy, nor"
     with pytest.raises(LangdepthError, match=message):
         evaluate(Predictions(folder, root), open_dataset("folder", root), FULL, progress=False)
 
@@ -142,7 +142,7 @@ KB, INNER = (352, 1216), (416, 544)
 
 
 @pytest.mark.parametrize(
-    ("picture", "protocol", "of_the_picture", "of_the_frame", "refused"),
+    ("image", "protocol", "of_the_image", "of_the_frame", "refused"),
     [
         (NYU, "nyu-eigen", [NYU, (240, 320), (518, 686), (448, 608), (384, 512)], [], [(640, 480), (512, 512), INNER]),
         (NYU, "depthclip-reference", [NYU, (240, 320)], [INNER, (208, 272)], [(544, 416), (518, 686)]),
@@ -153,18 +153,18 @@ KB, INNER = (352, 1216), (416, 544)
     ],
 )
 def test_what_a_map_of_another_size_shows(
-    picture: Size, protocol: str, of_the_picture: list[Size], of_the_frame: list[Size], refused: list[Size]
+    image: Size, protocol: str, of_the_image: list[Size], of_the_frame: list[Size], refused: list[Size]
 ) -> None:
     rules = protocols.get(protocol)
-    assert {part_of(size, picture, rules) for size in of_the_picture} == {picture}
-    assert {part_of(size, picture, rules) for size in of_the_frame} <= {KB, INNER}
+    assert {part_of(size, image, rules) for size in of_the_image} == {image}
+    assert {part_of(size, image, rules) for size in of_the_frame} <= {KB, INNER}
     for height, width in refused:
-        with pytest.raises(ImageError, match=rf"^is {width}x{height}, .*{picture[1]}x{picture[0]}.*the size of"):
-            part_of((height, width), picture, rules)
+        with pytest.raises(ImageError, match=rf"^is {width}x{height}, .*{image[1]}x{image[0]}.*the size of"):
+            part_of((height, width), image, rules)
 
 
 def test_maps_of_the_frame_are_judged_as_the_frame(tmp_path: Path) -> None:
-    """The truth grows downwards, so that a map stretched over the picture would be wrong."""
+    """The truth grows downwards, so that a map stretched over the image would be wrong."""
     root, folder = write_folder(tmp_path / "data", [{"size": KITTI}]), tmp_path / "predictions"
     truth = np.linspace(2, 60, 375, dtype=np.float32)[:, None].repeat(1242, 1)
     Image.fromarray((truth * 1000).astype(np.uint16)).save(root / "0_depth.png")
@@ -179,8 +179,8 @@ def test_maps_of_the_frame_are_judged_as_the_frame(tmp_path: Path) -> None:
         evaluate(predictions, open_dataset("folder", root), rules, progress=False)
 
 
-def pictured(path: Path, key: str = "") -> Sample:
-    """A picture of that path."""
+def imaged(path: Path, key: str = "") -> Sample:
+    """An image of that path."""
     pixels = torch.zeros(1, 48, 64)
     return Sample(image=pixels, depth=pixels, mask=pixels > 0, path=str(path), key=key)
 
@@ -204,28 +204,28 @@ def test_one_folder_of_maps_fits_a_tree_a_file_and_a_cache(tmp_path: Path, monke
 
 @pytest.mark.parametrize("key", ["/{}", "../data/{}", ""])
 def test_a_key_does_not_lead_out_of_the_folder(root: Path, tmp_path: Path, key: str) -> None:
-    """Nobody is judged by the truth that lies beside the picture."""
+    """Nobody is judged by the truth that lies beside the image."""
     folder = tmp_path / "predictions"
     folder.mkdir()
     key = key.format(root / "0.png" if key.startswith("/") else "0.png").replace("//", "/")
-    assert Predictions(folder, root).find(pictured(root / "0.png", key)) is None
+    assert Predictions(folder, root).find(imaged(root / "0.png", key)) is None
 
 
 def test_where_the_folder_was_named_from_does_not_matter(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two drives with pictures of one name: each has its own depth, none the other's."""
+    """Two drives with images of one name: each has its own depth, none the other's."""
     folder = tmp_path / "predictions"
     for drive in ("one", "two"):
         (folder / drive).mkdir(parents=True)
         np.save(folder / drive / "69.npy", np.ones((4, 4)))
     np.save(folder / "69.npy", np.ones((4, 4)))
     monkeypatch.chdir(tmp_path)
-    for start, picture in ((Path("data"), root.resolve()), (root.resolve(), Path("data"))):
+    for start, image in ((Path("data"), root.resolve()), (root.resolve(), Path("data"))):
         predictions = Predictions(folder, start)
         for drive in ("one", "two"):
-            assert predictions.find(pictured(picture / drive / "69.png")) == folder / drive / "69.npy"
-        assert predictions.find(pictured(tmp_path / "elsewhere" / "69.png")) is None
+            assert predictions.find(imaged(image / drive / "69.png")) == folder / drive / "69.npy"
+        assert predictions.find(imaged(tmp_path / "elsewhere" / "69.png")) is None
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_an_unusual_unit_is_refused_unless_told(tmp_path: Path, loaded: FakeSyst
     assert (cells[1]["why"], cells[1]["ours"]["images"]) == (None, 1)
 
 
-def test_captions_go_to_systems_that_read_words_per_picture(tmp_path: Path, loaded: FakeSystem) -> None:
+def test_captions_go_to_systems_that_read_words_per_image(tmp_path: Path, loaded: FakeSystem) -> None:
     root, folder = write_folder(tmp_path / "rooms", [{}, {}]), tmp_path / "captions"
 
     def score(*sentences: str, feature: tuple[int, int] = (1, 0)) -> tuple[float, bool]:
@@ -176,7 +176,7 @@ def test_captions_go_to_systems_that_read_words_per_picture(tmp_path: Path, load
             pack(words, dict.fromkeys(sentences, np.array(feature, np.float16)), folder)
         matrix = matrix_of(root, "tiny", captions=folder if sentences else None)
         cell = run_matrix(matrix, tmp_path / "out", say=quiet)[0]
-        assert ("captions" in cell["ours"]["dataset"]) == (bool(sentences) and loaded.text_per_picture)
+        assert ("captions" in cell["ours"]["dataset"]) == (bool(sentences) and loaded.text_per_image)
         return cell["ours"]["image_mean"]["abs_rel"], bool(loaded.batches)
 
     bare, _ = score()
@@ -186,7 +186,7 @@ def test_captions_go_to_systems_that_read_words_per_picture(tmp_path: Path, load
     assert score("a room", "a hall") == (worded, False)
     assert score("a room", "a kitchen") == (worded, True)
     assert score("a room", "a kitchen", feature=(0, 1)) == (worded, True)
-    loaded.text_per_picture = False  # type: ignore[misc]
+    loaded.text_per_image = False  # type: ignore[misc]
     assert score("a room", "a kitchen") == (bare, True)
 
 

@@ -30,7 +30,7 @@ from langdepth.evaluation.protocols import Alignment
 
 
 def maps(*rows: list[float]) -> torch.Tensor:
-    """One picture per row: (B, 1, 1, W)."""
+    """One image per row: (B, 1, 1, W)."""
     return torch.tensor(rows)[:, None, None, :]
 
 
@@ -89,7 +89,7 @@ def test_silog_ignores_a_constant_factor_and_its_rounding() -> None:
 
 
 def test_image_mean_and_pixel_mean_differ_as_they_should() -> None:
-    # one picture with one pixel and error 1 m, one with three pixels and error 2 m
+    # one image with one pixel and error 1 m, one with three pixels and error 2 m
     prediction, target = maps([2.0, 9.0, 9.0], [3.0, 3.0, 3.0]), maps([1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
     mask = maps([1.0, 0.0, 0.0], [1.0, 1.0, 1.0]).bool()
     metrics = DepthMetrics()
@@ -102,7 +102,7 @@ def test_image_mean_and_pixel_mean_differ_as_they_should() -> None:
     assert float(result["silog"]) == pytest.approx(0, abs=1e-4)
 
 
-def test_pictures_without_valid_pixels_are_counted_not_averaged() -> None:
+def test_images_without_valid_pixels_are_counted_not_averaged() -> None:
     prediction, target = maps([2.0, 2.0], [5.0, 5.0]), maps([1.0, 1.0], [0.0, 0.0])
     mask = target > 0
     metrics = DepthMetrics()
@@ -139,7 +139,7 @@ def test_median_alignment_takes_the_mean_of_the_middle_two() -> None:
     assert torch.allclose(fitted, maps([10.0, 20.0, 40.0, 90.0], [3.0, 6.0, 9.0, 1.5]))
 
 
-def test_least_squares_recovers_scale_and_shift_per_picture() -> None:
+def test_least_squares_recovers_scale_and_shift_per_image() -> None:
     prediction = torch.rand(3, 1, 7, 9, generator=torch.Generator().manual_seed(1)) + 0.5
     scale, shift = torch.tensor([2.0, 0.3, -1.5]), torch.tensor([0.5, -0.1, 9.0])
     target = prediction * scale[:, None, None, None] + shift[:, None, None, None]
@@ -153,7 +153,7 @@ def test_least_squares_of_a_constant_prediction_is_the_mean() -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "median", "least_squares"])
-def test_alignment_leaves_a_picture_without_truth_alone(kind: Alignment) -> None:
+def test_alignment_leaves_a_image_without_truth_alone(kind: Alignment) -> None:
     prediction = maps([1.0, 2.0])
     assert torch.equal(align(prediction, maps([0.0, 0.0]), maps([0.0, 0.0]).bool(), kind), prediction)
 

@@ -1,4 +1,4 @@
-"""Training pictures at their own resolution, the KITTI frame, stripes of depth, gamma, and the effective batch."""
+"""Training images at their own resolution, the KITTI frame, stripes of depth, gamma, and the effective batch."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def sample(height: int, width: int, source: str = "") -> Sample:
     return Sample(image=image, depth=depth, mask=depth > 0, source=source)
 
 
-def transform(size: tuple[int, int], picture: Sample, seed: int = 0, **options: Any) -> Sample:
+def transform(size: tuple[int, int], image: Sample, seed: int = 0, **options: Any) -> Sample:
     torch.manual_seed(seed)
     kb_sources = options.pop("kb_sources", ())
-    return TrainTransform(Augmentation(**(OFF | options)), 100, resized=False, kb_sources=kb_sources)(picture, size)
+    return TrainTransform(Augmentation(**(OFF | options)), 100, resized=False, kb_sources=kb_sources)(image, size)
 
 
 def test_a_part_keeps_its_pixels_and_its_metres() -> None:
@@ -50,7 +50,7 @@ def test_a_part_keeps_its_pixels_and_its_metres() -> None:
     assert {1 <= top <= 11 and 1 <= left <= 11 for top, left in places} == {True}
 
 
-def test_a_smaller_picture_is_filled_with_black_at_the_bottom_and_the_right() -> None:
+def test_a_smaller_image_is_filled_with_black_at_the_bottom_and_the_right() -> None:
     found = transform((50, 70), sample(40, 60), flip=1.0, brightness=0.5, colour_probability=1.0)
     assert found.image.shape == (3, 50, 70)
     assert torch.equal(found.depth[:, :40, :60], sample(40, 60).depth.flip(-1))
@@ -68,19 +68,19 @@ def test_only_named_sources_are_cut_to_the_kitti_frame() -> None:
 
 
 def test_a_stripe_shows_the_depth() -> None:
-    picture = sample(12, 20)
-    metres = (picture.depth + 0.6) / 1000  # a millimetre that has begun counts as none
-    for wraps, grey in ((False, metres / metres.max()), (True, picture.depth % 256 / 255)):
-        mixed = depth_stripe(picture.image, metres, 0.5, 0.8, wraps=wraps)
-        assert torch.equal(mixed[..., :10], picture.image[..., :10])
-        assert torch.equal(mixed[..., 16:], picture.image[..., 16:])
+    image = sample(12, 20)
+    metres = (image.depth + 0.6) / 1000  # a millimetre that has begun counts as none
+    for wraps, grey in ((False, metres / metres.max()), (True, image.depth % 256 / 255)):
+        mixed = depth_stripe(image.image, metres, 0.5, 0.8, wraps=wraps)
+        assert torch.equal(mixed[..., :10], image.image[..., :10])
+        assert torch.equal(mixed[..., 16:], image.image[..., 16:])
         torch.testing.assert_close(mixed[..., 10:16], grey[..., 10:16].expand(3, -1, -1))
-    found = transform((12, 20), picture, depth_mix=1.0)
-    assert not torch.equal(found.image, picture.image)
-    assert torch.equal(found.depth, picture.depth)
+    found = transform((12, 20), image, depth_mix=1.0)
+    assert not torch.equal(found.image, image.image)
+    assert torch.equal(found.depth, image.depth)
 
 
-def test_gamma_changes_half_of_the_pictures_within_its_range() -> None:
+def test_gamma_changes_half_of_the_images_within_its_range() -> None:
     exponents = [_exponent(transform((12, 20), sample(12, 20), seed, gamma=0.2).image) for seed in range(60)]
     changed = [e for e in exponents if abs(e - 1) > 1e-4]
     assert 15 < len(changed) < 45
@@ -104,7 +104,7 @@ def test_a_crop_must_suit_the_network(spec: InputSpec, crop: tuple[int, int], me
         Sizes(spec, (1.0,), crop)
 
 
-def test_one_crop_for_pictures_of_every_shape() -> None:
+def test_one_crop_for_images_of_every_shape() -> None:
     sizes = Sizes(InputSpec(area=100, multiple_of=32), (1.0, 3.0), (96, 64))
     assert (sizes.sizes, sizes.of(375, 1242), sizes.of(480, 640)) == ([(96, 64)], 0, 0)
 
@@ -125,7 +125,7 @@ def test_the_effective_batch_is_kept(devices: int, batch: int, accumulate: int) 
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"data": {"batch_size": 5}, "optim": {"effective_batch": 24}}, "24 pictures per step cannot be made of 5"),
+        ({"data": {"batch_size": 5}, "optim": {"effective_batch": 24}}, "24 images per step cannot be made of 5"),
         ({"optim": {"effective_batch": 24, "accumulate": 3}}, "left out with effective_batch"),
         ({"data": {"crop": [480, 480]}}, "crop must be two positive numbers, .* without zoom"),
         ({"data": {"crop": [480]}}, "crop"),
@@ -155,9 +155,9 @@ def test_a_run_of_crops_from_two_data_sets_with_the_effective_batch(
         train={"out": str(tmp_path / "run"), "epochs": 1, "accelerator": "cpu", "previews": 0},
     )
     folder = train(found)
-    assert "4 pictures per step: 2 at once on each of 1 devices, 2 times" in capfd.readouterr().out
+    assert "4 images per step: 2 at once on each of 1 devices, 2 times" in capfd.readouterr().out
     training = checkpoint.load(folder / "last.safetensors").provenance["training"]
     both = [len(open_dataset("folder", sample_folder, split=split)) for split in ("train", "val")]
-    assert training["pictures"] == sum(both)
+    assert training["images"] == sum(both)
     assert training["batch_size"] == 4
     assert training["steps"] == -(-round(sum(both) / 2) // 2)

@@ -74,7 +74,7 @@ def test_windows_stay_inside(name: str, height: int, width: int) -> None:
     assert 0 <= inner[2] <= inner[3] <= right - left
 
 
-def test_small_pictures_keep_their_short_side_in_the_kb_frame() -> None:
+def test_small_images_keep_their_short_side_in_the_kb_frame() -> None:
     protocol = protocols.get("kitti-eigen-garg")
     assert bounds(protocol.frame_window(540, 960)) == (188, 540, 0, 960)
     assert bounds(protocol.frame_window(300, 2000)) == (0, 300, 392, 1608)
@@ -129,7 +129,7 @@ def test_hashes_of_the_presets_do_not_drift() -> None:
 
 
 def test_the_inner_window_is_what_both_published_crops_leave() -> None:
-    """DepthCLIP pastes its depth into zeros and judges the Eigen window of the whole picture where it is above 0."""
+    """DepthCLIP pastes its depth into zeros and judges the Eigen window of the whole image where it is above 0."""
     pasted = torch.zeros(480, 640, dtype=torch.bool)
     pasted[56:472, 60:604] = True
     eigen = torch.zeros_like(pasted)
@@ -207,7 +207,7 @@ def test_every_switch_changes_the_hash(field: str) -> None:
         ({"min_depth": 20.0}, "20 to 10 m is not usable"),
         ({"max_depth": float("nan")}, "0.001 to nan m is not usable"),
         ({"stride": (8, 8)}, "a stride is given without a window"),
-        ({"window": (8, 8), "stride": (8, 9)}, "windows of 8x8 pixels every 8x9 do not cover a picture"),
+        ({"window": (8, 8), "stride": (8, 9)}, "windows of 8x8 pixels every 8x9 do not cover an image"),
         ({"window": (0, 8)}, "windows of 0x8 pixels every 0x8 do not cover"),
         ({"training_focal": 0.0}, "training_focal 0 must be above 0"),
         ({"max_depth": 1e308}, "0.001 to 1e[+]308 m is not usable"),

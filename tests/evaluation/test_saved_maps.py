@@ -26,7 +26,7 @@ from langdepth.prediction import viz
 from langdepth.prediction.names import place_of_key, unique_names
 from langdepth.prediction.options import ColorScale
 from tests import miniatures
-from tests.helpers import FakeSystem, grey, save_picture, write_folder
+from tests.helpers import FakeSystem, grey, save_image, write_folder
 
 NUMBERS = ("image_mean", "pixel_mean", "by_scene", "by_depth", "edges", "boundaries", "images", "skipped")
 
@@ -161,7 +161,7 @@ def test_the_camera_follows_the_frame(tmp_path: Path) -> None:
 def test_the_error_map_shows_the_errors_that_are_counted(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", [{"size": (240, 320)}])
     Image.fromarray(np.full((240, 320), 4000, np.uint16)).save(root / "0_depth.png")
-    save_picture(root / "0.png", grey(102 / 255, 320, 240))
+    save_image(root / "0.png", grey(102 / 255, 320, 240))
     protocol = protocols.get("full").override(crop="eigen-nyu")
     save = SaveMaps(folder=tmp_path / "maps", formats=("error",))
     report = evaluate(FakeSystem(), open_dataset("folder", root), protocol, save=save, progress=False)

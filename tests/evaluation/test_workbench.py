@@ -1,4 +1,4 @@
-"""The prompt workbench: maps per word, swaps, pictures, the command."""
+"""The prompt workbench: maps per word, swaps, images, the command."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def test_the_command_writes_sheet_and_arrays(
     printed = capsys.readouterr().out
     assert "middling" in printed
     assert "far=distant: mean" in printed
-    picture = np.asarray(Image.open(out / "wall_words.png"))
-    # picture, depth, three words, the swap: two rows of four cells
-    assert picture.shape == (2 * (workbench.LINE + 213), 4 * workbench.CELL_WIDTH, 3)
+    image = np.asarray(Image.open(out / "wall_words.png"))
+    # image, depth, three words, the swap: two rows of four cells
+    assert image.shape == (2 * (workbench.LINE + 213), 4 * workbench.CELL_WIDTH, 3)
     with np.load(out / "wall_words.npz") as arrays:
         assert list(arrays["words"]) == WORDS.split(",")
         assert arrays["similarity"].shape == (3, 2, 3)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from langdepth.records import Batch
-from tests.parity.cases_depthclip import TEXT, official, pictures, words_depth
+from tests.parity.cases_depthclip import TEXT, images, official, words_depth
 from tests.parity.runner import Compared, Tolerance, outputs_of, subsampled
 
 FEATURES = Tolerance(rtol=1e-4, atol=1e-5)
@@ -36,7 +36,7 @@ def clip_adapter(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | Non
     """CLIP-Adapter at the shipped temperature, and sharper."""
     system = official("clip-adapter", weights)
     yield "text_features_adapted", system.text_adapter(system.word_bins.text[0]).T, TEXT
-    for tag, image in pictures(arrays):
+    for tag, image in images(arrays):
         yield from words_depth(system, arrays, image, tag, LOGITS, DEPTH)
         cells = system.adapt(system.dense(image)).flatten(2).transpose(1, 2)
         yield f"image_features_adapted{tag}", cells, FEATURES
@@ -83,10 +83,10 @@ def clip_adapter_trainstep(arrays: dict[str, np.ndarray], weights: dict[str, Ten
 
 
 def _two_stage(name: str, arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, stage: str) -> Any:
-    """The system for the file's pictures and the checkpoint's hidden width."""
+    """The system for the file's images and the checkpoint's hidden width."""
     assert weights is not None
     hidden = next(len(value) for key, value in weights.items() if key.endswith("coarse_adapter.fc.0.weight"))
-    _, image = next(pictures(arrays))
+    _, image = next(images(arrays))
     return official(name, weights, stage=stage, hidden=hidden, size=tuple(image.shape[-2:]))
 
 
@@ -108,7 +108,7 @@ def coarse_adapter(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | N
     """The first stage of clip-coarse-refined."""
     system = _two_stage("clip-coarse-refined", arrays, weights, "coarse")
     yield "text_features", system.word_bins.text[0].T, TEXT
-    _, image = next(pictures(arrays))
+    _, image = next(images(arrays))
     found = system.compare(system.dense(image))
     yield "logits", found.logits, LOGITS
     yield "initial_depth", found.depth, DEPTH
@@ -123,7 +123,7 @@ def coarse_adapter(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | N
 def refined_adapter(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
     """Both stages of clip-coarse-refined."""
     system = _two_stage("clip-coarse-refined", arrays, weights, "refined")
-    _, image = next(pictures(arrays))
+    _, image = next(images(arrays))
     yield "coarse", system.coarse_depth(image, None, None), MAPS
     yield "logits", system.compare(system.dense(image)).logits, LOGITS
     for name, value in subsampled(arrays, "refiner_conv1", system.refiner.conv1(image)):
@@ -144,7 +144,7 @@ def _eigen_logits(weights: dict[str, Tensor] | None, image: Tensor) -> Tensor:
 def eigen_coarse(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
     """The official coarse network with its 256 output channels."""
     system = _two_stage("eigen", arrays, weights, "coarse")
-    _, image = next(pictures(arrays))
+    _, image = next(images(arrays))
     yield "logits", _eigen_logits(weights, image), LOGITS
     features = system.convs(image)
     yield "conv_features", features, FEATURES
@@ -157,7 +157,7 @@ def eigen_coarse(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | Non
 def eigen_refine(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
     """The official refiner on the channel mean of the official coarse network."""
     system = _two_stage("eigen", arrays, weights, "refined")
-    _, image = next(pictures(arrays))
+    _, image = next(images(arrays))
     yield "logits", _eigen_logits(weights, image), LOGITS
     yield "coarse_channel_mean", system.coarse_depth(image, None, None), FEATURES
     for name, value in subsampled(arrays, "refiner_conv1", system.refiner.conv1(image)):
@@ -168,14 +168,14 @@ def eigen_refine(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | Non
 @torch.no_grad()
 def msa(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
     """The Multi-Scale Adapter: its decoder block by block, and depth at every weight of the words that a file has."""
-    overlays = dict(pictures(arrays, "seg"))
+    overlays = dict(images(arrays, "seg"))
     system = official("msa-sam" if overlays else "msa", weights)
     yield "text_features", system.word_bins.text[0].T, TEXT
     decoder = system.decoder
     named = {"bridge": decoder.bridge, "delta": decoder, "seg_encoded": system.overlay_encoder}
     named |= {f"up{level + 1}": block for level, block in enumerate(decoder.up_blocks)}
     blocks = outputs_of({name: module for name, module in named.items() if module is not None})
-    for tag, image in pictures(arrays):
+    for tag, image in images(arrays):
         overlay = overlays.get(tag)
         yield f"logits{tag}", system.compare(system.dense(image)).logits, SHARP_LOGITS
         alphas = {found[1] for name in arrays if (found := re.match(rf"depth_alpha([\d.]+)\w*{tag}", name))}

@@ -38,7 +38,7 @@ def clip(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case:
     model = ClipWeights(architecture, True, weights, case, "")
     with torch.no_grad():
         yield from _text(arrays, model)
-        yield from _pictures(arrays, model)
+        yield from _images(arrays, model)
 
 
 def _text(arrays: dict[str, np.ndarray], model: ClipWeights) -> Compared:
@@ -55,16 +55,16 @@ def _text(arrays: dict[str, np.ndarray], model: ClipWeights) -> Compared:
         yield f"{prefix}text_features", F.normalize(features, dim=-1), CLOSE
 
 
-def _pictures(arrays: dict[str, np.ndarray], model: ClipWeights) -> Compared:
+def _images(arrays: dict[str, np.ndarray], model: ClipWeights) -> Compared:
     tower = ClipImageTower(model.architecture, quick_gelu=True, position_resize="linear1d").eval()
     tower.load_state_dict(model.visual())
     for name in [name for name in arrays if name.startswith("image_")]:
         size = name.removeprefix("image_")
-        picture = torch.from_numpy(arrays[name])
+        image = torch.from_numpy(arrays[name])
         for base, compute in _computations(tower).items():
             base = base.format(size=size)
             if any(other.startswith(base) for other in arrays):
-                for part, value in subsampled(arrays, base, compute(picture)):
+                for part, value in subsampled(arrays, base, compute(image)):
                     yield part, value, CLOSE
 
 
@@ -72,10 +72,10 @@ def _computations(tower: ClipImageTower) -> dict[str, Any]:
     """Array name -> what computes it. Dense arrays are (cells, batch, channels), as the official code has them."""
 
     def dense(mode: Any) -> Any:
-        return lambda picture: tower(picture, mode).flatten(2).permute(2, 0, 1)
+        return lambda image: tower(image, mode).flatten(2).permute(2, 0, 1)
 
     def level(number: int) -> Any:
-        return lambda picture: tower.pyramid(picture)[number - 1]
+        return lambda image: tower.pyramid(image)[number - 1]
 
     levels = {f"down{number}_{{size}}": level(number) for number in (1, 2, 3, 4, 5)}
     modes = {"dense_{size}": dense("stage"), "attnpool_{size}": dense("attnpool")}

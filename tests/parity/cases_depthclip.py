@@ -16,7 +16,7 @@ TEXT = Tolerance(rtol=1e-4, atol=1e-5)
 
 
 def official(name: str, weights: dict[str, Tensor] | None, text: Tensor | None = None, **options: Any) -> Any:
-    """The system with the case's checkpoint, as ``langdepth convert`` fills it, for pictures normalised already.
+    """The system with the case's checkpoint, as ``langdepth convert`` fills it, for images normalised already.
 
     ``text``: the words' features (K, D), for checkpoints without.
     """
@@ -31,8 +31,8 @@ def official(name: str, weights: dict[str, Tensor] | None, text: Tensor | None =
     return system.eval()
 
 
-def pictures(arrays: dict[str, np.ndarray], kind: str = "image") -> Iterator[tuple[str, Tensor]]:
-    """The input pictures of a file, (B, 3, H, W), with what stands behind ``kind`` in their names."""
+def images(arrays: dict[str, np.ndarray], kind: str = "image") -> Iterator[tuple[str, Tensor]]:
+    """The input images of a file, (B, 3, H, W), with what stands behind ``kind`` in their names."""
     for name, array in arrays.items():
         if name.startswith(kind) and array.ndim == 4 and array.shape[1] == 3:
             yield name.removeprefix(kind), torch.from_numpy(arrays[name])
@@ -42,7 +42,7 @@ def pictures(arrays: dict[str, np.ndarray], kind: str = "image") -> Iterator[tup
 def words_depth(
     system: Any, arrays: dict[str, np.ndarray], image: Tensor, tag: str, logits: Tolerance, depth: Tolerance
 ) -> Compared:
-    """Everything on the way from one picture to its depth."""
+    """Everything on the way from one image to its depth."""
     found = system.compare(system.dense(image))
     mirrored = system.compare(system.dense(image.flip(-1))).depth.flip(-1)
     enlarged = (system(image).depth + system(image.flip(-1)).depth.flip(-1)) / 2
@@ -59,7 +59,7 @@ def depthclip(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, 
     """DepthCLIP."""
     system = official("depthclip", weights)
     yield "text_features", system.word_bins.text[0].T, TEXT
-    for tag, image in pictures(arrays):
+    for tag, image in images(arrays):
         yield from words_depth(system, arrays, image, tag, Tolerance(atol=5e-4), Tolerance(atol=5e-5))
 
 
@@ -67,5 +67,5 @@ def depth_clip(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None,
     """The zero-shot model of the adapters' repository, RN50 or ViT-B/16."""
     system = official("depthclip-vit" if "vit" in case else "depthclip", weights)
     yield "text_features", system.word_bins.text[0].T, TEXT
-    for tag, image in pictures(arrays):
+    for tag, image in images(arrays):
         yield from words_depth(system, arrays, image, tag, Tolerance(atol=1e-3), Tolerance(atol=1e-4))

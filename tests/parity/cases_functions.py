@@ -20,7 +20,7 @@ from langdepth.records import DepthOutput, InputSpec, Sample
 from langdepth.systems.base import System
 from langdepth.systems.clip_adapters.losses import AdapterLosses, SourceView, adapter_losses, resize
 from langdepth.systems.clip_adapters.pipeline import (
-    NyuPicture,
+    NyuImage,
     SelfSupervisedDraws,
     SupervisedDraws,
     evaluation_sample,
@@ -62,7 +62,7 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 class StandIn(System):
-    """Gives depth (B, 1, h, w) for the pictures of ``samples_of`` and ``mirrored`` for their mirror images."""
+    """Gives depth (B, 1, h, w) for the images of ``samples_of`` and ``mirrored`` for their mirror images."""
 
     def __init__(self, depth: Tensor, mirrored: Tensor) -> None:
         super().__init__(None, InputSpec(multiple_of=1))
@@ -74,7 +74,7 @@ class StandIn(System):
 
 
 def samples_of(target: Tensor) -> list[Sample]:
-    """Pictures that tell the stand-in their place in the batch (green) and that they are upright (red on the left)."""
+    """Images that tell the stand-in their place in the batch (green) and that they are upright (red on the left)."""
     image = torch.zeros(len(target), 3, *target.shape[-2:])
     image[:, 0, :, : image.shape[-1] // 2] = 1
     image[:, 1] = torch.arange(len(target)).view(-1, 1, 1) / 255
@@ -82,7 +82,7 @@ def samples_of(target: Tensor) -> list[Sample]:
 
 
 def image_means(system: StandIn, target: Tensor, protocol: Protocol) -> dict[str, Tensor]:
-    """Mean over pictures of every metric, by what ``langdepth evaluate`` does with a batch."""
+    """Mean over images of every metric, by what ``langdepth evaluate`` does with a batch."""
     judged = judge(system, samples_of(target), protocol)
     metrics = DepthMetrics()
     metrics.update(judged.prediction, judged.target, judged.valid)
@@ -247,20 +247,18 @@ def lr_schedules_clip_adapters(arrays: dict[str, np.ndarray], weights: dict[str,
 
 
 def data_nyu_clip_adapters(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
-    """What the published data set returns for one picture: judged, supervised and self-supervised."""
-    picture = NyuPicture(
-        rgb=arrays["rgb"], depth_mm=arrays["depth_mm"], dense_mm=arrays["dense_mm"], overlay=arrays["sam"]
-    )
+    """What the published data set returns for one image: judged, supervised and self-supervised."""
+    image = NyuImage(rgb=arrays["rgb"], depth_mm=arrays["depth_mm"], dense_mm=arrays["dense_mm"], overlay=arrays["sam"])
     angle, x, y, mirror, gain, overlay_gain = arrays["train_draws"].tolist()
     train = SupervisedDraws(angle=angle, x=int(x), y=int(y), mirror=mirror > 0.5, gain=gain, overlay_gain=overlay_gain)
     mirror, shift_x, shift_y, angle = arrays["ssl_draws"].tolist()
     ssl = SelfSupervisedDraws(mirror=mirror > 0, shift_x=shift_x, shift_y=shift_y, angle=angle)
     samples = {
-        "test": evaluation_sample(picture),
-        "train": supervised_sample(picture, train, reference_exact=True),
-        "ssl": self_supervised_sample(picture, ssl, reference_exact=True),
+        "test": evaluation_sample(image),
+        "train": supervised_sample(image, train, reference_exact=True),
+        "ssl": self_supervised_sample(image, ssl, reference_exact=True),
     }
-    dense = {"test": evaluation_sample(picture, dense=True)}
+    dense = {"test": evaluation_sample(image, dense=True)}
     for run, sample in samples.items():
         maps = {
             "image": normalised(sample.image),

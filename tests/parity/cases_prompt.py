@@ -15,7 +15,7 @@ from langdepth.evaluation.accumulator import DepthMetrics
 from langdepth.evaluation.evaluate import judge
 from langdepth.systems.clip_system import enlarge
 from langdepth.text.learned_prompts import PromptTokenizer, count_added
-from tests.parity.cases_depthclip import official, pictures
+from tests.parity.cases_depthclip import images, official
 from tests.parity.cases_functions import StandIn, samples_of
 from tests.parity.runner import Compared, Tolerance
 
@@ -47,30 +47,30 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @torch.no_grad()
 def prompt(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
-    """Everything on the way from one batch of pictures to its depth."""
+    """Everything on the way from one batch of images to its depth."""
     options = next(options for name, options in VARIANTS.items() if case.startswith(name))
     system = official("prompt-clip", weights, **options)
     sentences = system.sentences(system.config.prompts)
     yield "token_ids", PromptTokenizer(count_added(sentences))(sentences), EXACT
     yield "bin_centres", system.word_bins.bin_centers[0], Tolerance(rtol=1e-6)
-    for _, image in pictures(arrays):
-        picture = image.shape[-2:]
+    for _, image in images(arrays):
+        photo = image.shape[-2:]
         features = system.dense(image)
         flat = features.flatten(2).mT
         yield "image_features", flat[:, :: max(1, flat.shape[1] // 20), ::64], CLOSE
         text, centers = system.words(len(image))
-        if system.picture_words:
+        if system.image_words:
             text = system.encode(features)
         official_text = text.mT / math.sqrt(text.shape[-2])
-        yield "text_features", official_text if system.picture_words else official_text[0], CLOSE
-        cells = system.feature_stage(system.word_bins.cells(features), picture)
+        yield "text_features", official_text if system.image_words else official_text[0], CLOSE
+        cells = system.feature_stage(system.word_bins.cells(features), photo)
         logits_in = system.word_bins.logits(cells, text)
         yield "logits_in", _sampled(logits_in), CLOSE
-        found = system.compare_with(features, text, centers, picture)
+        found = system.compare_with(features, text, centers, photo)
         yield "logits", _sampled(found.logits), CLOSE
         yield "bin_probs", _sampled(found.probs), PROBS
         yield "depth_low", system(image).depth, CLOSE
-        depth = enlarge(system(image).depth, picture)
+        depth = enlarge(system(image).depth, photo)
         yield "depth", depth[:, :, ::2, ::2] if depth.numel() > 90000 else depth, CLOSE
 
 

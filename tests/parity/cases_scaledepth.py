@@ -29,7 +29,7 @@ LOSS = Tolerance(rtol=1e-5)
 EXACT, FEW_BITS = Tolerance(), Tolerance(outliers=1e-4)
 # A few samples lie on the border of two cells, where the gradient of bilinear sampling jumps.
 GRADIENTS = {"res2": Tolerance(rtol_of_max=2e-4), "others": Tolerance(rtol_of_max=3e-2)}
-# Of a picture of this size: window and stride, which the files do not hold.
+# Of an image of this size: window and stride, which the files do not hold.
 WINDOWS = {(96, 170): ((64, 96), (32, 32)), (110, 130): ((64, 64), (48, 40))}
 
 
@@ -156,7 +156,7 @@ def _our_names(official: list[str], system: ScaleDepth) -> list[str]:
 
 @torch.no_grad()
 def scaledepth_full(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
-    """From picture to depth: whole, by windows with mirrored pictures, by way of other sizes."""
+    """From image to depth: whole, by windows with mirrored images, by way of other sizes."""
     assert weights is not None
     system: Any = registry.build("scaledepth-nk", {"area": None})
     system.load_state_dict(_tensors(weights, system))

@@ -37,7 +37,7 @@ def listings(arrays: Mapping[str, np.ndarray]) -> Compared:
             _touch(root / home / path for path in arrays[f"nyu.{name}"].tolist())
         rows = find_rows("nyu", root, "test")
         files = [(row.path_rgb.relative_to(root / "images/test"), row.path_depth) for row in rows]
-        yield "nyu.file", np.array([picture.as_posix() for picture, _ in files]), Tolerance()
+        yield "nyu.file", np.array([image.as_posix() for image, _ in files]), Tolerance()
         depths = [depth.relative_to(root / "annotations/test").as_posix() for _, depth in files]
         yield "nyu.depth_file", np.array(depths), Tolerance()
         for short, (name, split, listed, prefix) in LISTED.items():

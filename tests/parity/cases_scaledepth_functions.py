@@ -1,4 +1,4 @@
-"""Losses, metrics, scene text and training pictures of ScaleDepth and of the toolbox it is published in."""
+"""Losses, metrics, scene text and training images of ScaleDepth and of the toolbox it is published in."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def scaledepth_losses(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] 
 
     def toolbox_silog(prediction: Tensor) -> Tensor:
         # In millimetres: the value is the same, and the truth of half a millimetre is not clamped.
-        per_picture = zip((1000 * prediction).split(1), (1000 * target).split(1), known.split(1), strict=True)
-        return torch.stack([losses.silog(p, t, k, 0.5, 1.0) for p, t, k in per_picture]).mean()
+        per_image = zip((1000 * prediction).split(1), (1000 * target).split(1), known.split(1), strict=True)
+        return torch.stack([losses.silog(p, t, k, 0.5, 1.0) for p, t, k in per_image]).mean()
 
     yield from _with_gradient("toolbox_silog.eps_1e-6", toolbox_silog, arrays["pred"], "pred")
 
@@ -203,7 +203,7 @@ def unit_features(clip: ClipWeights, prompts: list[str]) -> Tensor:
 
 
 def scaledepth_data(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
-    """Scene labels and what is done to training pictures. The offsets of its random crop are another generator's."""
+    """Scene labels and what is done to training images. The offsets of its random crop are another generator's."""
     if "classes" in arrays:
         assert arrays["classes"].tolist() == list(SCENES)
     labels = [scene_label(name.rsplit("/")[-1]) for name in arrays["nyu.file"].tolist()]

@@ -42,7 +42,7 @@ def _part(arrays: dict[str, np.ndarray], base: str, value: Tensor) -> Tensor:
 
 
 def _official(weights: dict[str, Tensor] | None, case: str) -> Any:
-    """The system with the case's checkpoint, for pictures that are normalised already."""
+    """The system with the case's checkpoint, for images that are normalised already."""
     assert weights is not None
     system: Any = registry.build("wordepth-kitti" if "kitti" in case else "wordepth-nyu")
     tensors, report = system.convert_official(weights)
@@ -137,17 +137,17 @@ def wordepth_train(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | N
         path=[""] * len(image),
     )
     predicted: list[Tensor] = []
-    by_picture = losses.silog_by_picture
+    by_image = losses.silog_by_image
 
     def noted(depth: Tensor, *rest: Any) -> Tensor:
         predicted.append(depth)
-        return by_picture(depth, *rest)
+        return by_image(depth, *rest)
 
     for suffix, mode in SKIPS.items():
         system.config = replace(system.config, skip_mode=mode)
         for kind in get_args(Step):
             end = f"{kind.replace('image', 'img').replace('text', 'txt')}_{suffix}"
-            with mock.patch.object(losses, "silog_by_picture", noted):
+            with mock.patch.object(losses, "silog_by_image", noted):
                 parts = system.loss(batch, kind)
             yield f"loss_{end}", parts["total"][None], RELATIVE
             yield f"si_{end}", parts["silog"][None], RELATIVE
@@ -169,7 +169,7 @@ def _norm(module: torch.nn.Module) -> float:
 
 
 def wordepth_losses(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
-    """Losses, metrics of all pixels together, the pictures' normalisation, schedule.
+    """Losses, metrics of all pixels together, the images' normalisation, schedule.
 
     Of the file's other arrays the published program makes no use: its blends of a depth map with its flipped twin's,
     and depth stretched to [0, 1].
@@ -184,11 +184,11 @@ def wordepth_losses(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | 
         if name.startswith(("silog_lambda", "silog64_lambda")):
             focus, most = (float(number) for number in name.partition("_lambda")[2].split("_max"))
             depths = (prediction.double(), target.double()) if "64" in name else (prediction, target)
-            yield name, losses.silog_by_picture(*depths, mask(most), focus).sum()[None], RELATIVE
-    each = losses.silog_by_picture(prediction, target, mask(10))
+            yield name, losses.silog_by_image(*depths, mask(most), focus).sum()[None], RELATIVE
+    each = losses.silog_by_image(prediction, target, mask(10))
     yield "silog_each_item", each, RELATIVE
     yield "silog_grad", torch.autograd.grad(each.sum(), prediction)[0], Tolerance(rtol=1e-5, rtol_of_max=1e-6)
-    none = losses.silog_by_picture(prediction, torch.zeros_like(target), mask(0)).sum()
+    none = losses.silog_by_image(prediction, torch.zeros_like(target), mask(0)).sum()
     yield "silog_no_valid_pixel", none[None], EXACT
     yield "other_silog_lambda0.85", losses.silog(prediction, target, mask(10))[None], RELATIVE
     scenes = Gaussian(*(torch.from_numpy(arrays[f"kl_{name}"]) for name in ("mean", "logvar")))

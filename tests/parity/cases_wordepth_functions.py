@@ -70,7 +70,7 @@ def wordepth_data(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | No
         draws = _draws(dataset, (height, width), arrays[f"{prefix}_draw_kind"], arrays[f"{prefix}_draw"])
         sample = stored[f"{dataset}{int(arrays[f'{prefix}_item'][0])}"]
         made = training_sample(sample, (height, width), RULES[f"wordepth-{dataset}"], draws)
-        # Where a picture was turned, another Pillow may differ by a grey level here and there.
+        # Where an image was turned, another Pillow may differ by a grey level here and there.
         turned = Tolerance(atol=1e-5, outliers=1e-3 if draws.angle else 0)
         yield f"{prefix}_image", normalised(made.image)[:, ::stride, ::stride], turned
         yield f"{prefix}_depth", made.depth[:, ::stride, ::stride], turned

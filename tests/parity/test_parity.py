@@ -31,11 +31,11 @@ SLOW = {
     "wordepth_text_small",
 }
 NO_PART = {
-    "logits_second_mirrored",  # the published loops use the logits of the upright picture only
+    "logits_second_mirrored",  # the published loops use the logits of the upright image only
     "celoss.top1_top5_percent",  # a line of ScaleDepth's log
     "metric_names",  # WorDepth's: names of columns, and a check that the texts were read
     "seen_text_shape",
-    # ScaleDepth's readers: names of columns, focal lengths that they leave out, the size that pictures are brought to
+    # ScaleDepth's readers: names of columns, focal lengths that they leave out, the size that images are brought to
     # before windows are cut from them (ours are seen as stored), places drawn by another generator
     "kb_crop.columns",
     *(f"{name}.focal" for name in ("kitti", "ibims", "diode", "hypersim", "ddad", "diml", "vkitti2")),

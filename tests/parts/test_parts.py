@@ -12,7 +12,7 @@ from langdepth.systems.tiny.bins import RelativeBins
 
 
 def trained_looking_bins(spread: float) -> RelativeBins:
-    """Bins whose widths depend on the picture, as after training."""
+    """Bins whose widths depend on the image, as after training."""
     torch.manual_seed(0)
     bins = RelativeBins(5, 4, bins=16)
     torch.nn.init.normal_(bins.widths.weight, std=spread)
@@ -22,8 +22,8 @@ def trained_looking_bins(spread: float) -> RelativeBins:
 @pytest.mark.parametrize("spread", [0.0, 0.3, 2.0])
 def test_bins_are_ordered_and_depth_stays_between_them(spread: float) -> None:
     bins = trained_looking_bins(spread)
-    pixels, picture = torch.randn(3, 5, 6, 7) * 3, torch.randn(3, 4)
-    relative, centers, probs = bins(pixels, picture)
+    pixels, image = torch.randn(3, 5, 6, 7) * 3, torch.randn(3, 4)
+    relative, centers, probs = bins(pixels, image)
     assert relative.shape == (3, 1, 6, 7)
     assert centers.shape == (3, 16)
     assert probs.shape == (3, 16, 6, 7)
@@ -37,7 +37,7 @@ def test_bins_are_ordered_and_depth_stays_between_them(spread: float) -> None:
     torch.testing.assert_close(relative[:, 0], (probs * centers[..., None, None]).sum(1))
 
 
-def test_bins_start_geometric_whatever_the_picture() -> None:
+def test_bins_start_geometric_whatever_the_image() -> None:
     bins = RelativeBins(5, 4, bins=16, nearest=0.02)
     _, centers, _ = bins(torch.randn(2, 5, 1, 1), torch.randn(2, 4))
     edges = torch.tensor([0.0, *(0.02 ** (1 - i / 16) for i in range(1, 17))])
@@ -55,10 +55,10 @@ def test_a_certain_pixel_takes_its_bin() -> None:
 
 def test_bins_keep_float32_under_autocast() -> None:
     bins = trained_looking_bins(0.3)
-    pixels, picture = torch.randn(1, 5, 4, 4), torch.randn(1, 4)
-    plain = bins(pixels, picture)
+    pixels, image = torch.randn(1, 5, 4, 4), torch.randn(1, 4)
+    plain = bins(pixels, image)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = bins(pixels, picture)
+        mixed = bins(pixels, image)
     for one, other in zip(plain, mixed, strict=True):
         assert other.dtype == torch.float32
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.01)

@@ -24,7 +24,7 @@ from langdepth.records import DepthOutput, DepthResult, InputSpec
 from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.weights import checkpoint
-from tests.helpers import LEARNER, FakeConfig, FakeSystem, Learner, Run, ramp, save_picture, write_folder
+from tests.helpers import LEARNER, FakeConfig, FakeSystem, Learner, Run, ramp, save_image, write_folder
 
 
 def fake(scale: float, area: int, licence: str = "none") -> FakeSystem:
@@ -157,7 +157,7 @@ def test_commands_take_several_systems(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     root = write_folder(Path("data"), [{}, {}])
-    save_picture(Path("a.png"), ramp())
+    save_image(Path("a.png"), ramp())
     systems = {"one": two[0], "two": two[1]}
 
     def load(name: Any, **options: Any) -> System:

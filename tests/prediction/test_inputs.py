@@ -13,7 +13,7 @@ from PIL import Image
 from langdepth.io import write_result
 from langdepth.prediction.inputs import Images, find_images, images_below
 from langdepth.records import DepthResult
-from tests.helpers import ramp, save_picture
+from tests.helpers import ramp, save_image
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def write_depth(path: str, brand: bool = True) -> None:
 
 def test_content_counts_not_the_ending() -> None:
     for name in ("a.jpg", "b.JPEG", "c.jpg_original", "d", "e.dat", "f.jfif"):
-        Path(save_picture(Path("p/x.jpg"), ramp())).rename(Path("p", name))
+        Path(save_image(Path("p/x.jpg"), ramp())).rename(Path("p", name))
     Path("p/notes.txt").write_text("no image")
     Path("p/data.npz").write_bytes(b"PK\x03\x04" + bytes(90))
     Path("p/.hidden.jpg").write_bytes(Path("p/a.jpg").read_bytes())
@@ -61,7 +61,7 @@ def test_kinds_that_are_not_read_are_not_passed_over() -> None:
 
 
 def test_each_of_two_links_is_an_image() -> None:
-    save_picture(Path("store/abc.jpg"), ramp())
+    save_image(Path("store/abc.jpg"), ramp())
     Path("p").mkdir()
     for name in ("kitchen.jpg", "living.jpg"):
         Path("p", name).symlink_to("../store/abc.jpg")
@@ -70,12 +70,12 @@ def test_each_of_two_links_is_an_image() -> None:
 
 
 def test_links_that_lead_nowhere_or_in_circles() -> None:
-    save_picture(Path("p/a.jpg"), ramp())
+    save_image(Path("p/a.jpg"), ramp())
     Path("p/loop.jpg").symlink_to("loop.jpg")
     Path("p/loop").symlink_to("loop")
     Path("p/gone.jpg").symlink_to("nowhere.jpg")
     Path("p/up").symlink_to("..")
-    save_picture(Path("elsewhere/b.jpg"), ramp())
+    save_image(Path("elsewhere/b.jpg"), ramp())
     Path("p/there").symlink_to("../elsewhere")
     assert names(find("p")) == ["p/a.jpg", "p/gone.jpg", "p/loop.jpg"]
     found = names(find("p", recursive=True))
@@ -85,9 +85,9 @@ def test_links_that_lead_nowhere_or_in_circles() -> None:
 
 
 def test_results_of_an_earlier_run_are_left_out() -> None:
-    save_picture(Path("p/a.jpg"), ramp())
+    save_image(Path("p/a.jpg"), ramp())
     write_depth("p/a_depth.png")
-    save_picture(Path("p/a_color.png"), ramp())  # of a version that did not mark them
+    save_image(Path("p/a_color.png"), ramp())  # of a version that did not mark them
     for words, out in ((["p"], "p"), (["p"], "other"), (["p/*"], "p"), (sorted(map(str, Path("p").iterdir())), "p")):
         found = find(*words, out=out)
         assert names(found) == ["p/a.jpg"]
@@ -104,7 +104,7 @@ def test_only_results_are_nothing_to_predict() -> None:
 
 def test_depth_maps_of_sensors_are_left_out() -> None:
     for name in ("p/0001_color.png", "p/thermal.png", "p/x_depth.png"):
-        save_picture(Path(name), ramp())
+        save_image(Path(name), ramp())
     write_depth("p/0001_depth.png", brand=False)
     write_depth("p/sync_depth_00045.png", brand=False)
     write_depth("p/thermal.png", brand=False)  # 16 bits alone are no depth
@@ -117,8 +117,8 @@ def test_depth_maps_of_sensors_are_left_out() -> None:
 
 
 def test_overlays_are_left_out() -> None:
-    save_picture(Path("p/a.jpg"), ramp())
-    save_picture(Path("p/sam_out/a.jpg"), ramp())
+    save_image(Path("p/a.jpg"), ramp())
+    save_image(Path("p/sam_out/a.jpg"), ramp())
     Path("p/sam_out/overlays.csv").write_text("image,overlay\na.jpg,a.jpg\n")
     assert names(find("p", recursive=True)) == ["p/a.jpg"]
     assert names(find("p/sam_out")) == ["p/sam_out/a.jpg"]
@@ -126,7 +126,7 @@ def test_overlays_are_left_out() -> None:
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="everything may be read")
 def test_a_folder_that_cannot_be_read_does_not_cost_the_others() -> None:
-    save_picture(Path("p/a.jpg"), ramp())
+    save_image(Path("p/a.jpg"), ramp())
     Path("p/closed").mkdir(mode=0)
     found = find("p", recursive=True)
     assert names(found) == ["p/a.jpg"]
@@ -134,7 +134,7 @@ def test_a_folder_that_cannot_be_read_does_not_cost_the_others() -> None:
 
 
 def test_a_pipe_is_not_waited_for() -> None:
-    save_picture(Path("p/a.jpg"), ramp())
+    save_image(Path("p/a.jpg"), ramp())
     os.mkfifo("p/pipe")
     os.mkfifo("p/pipe.jpg")
     assert names(find("p")) == ["p/a.jpg", "p/pipe.jpg"]
@@ -142,7 +142,7 @@ def test_a_pipe_is_not_waited_for() -> None:
 
 def test_images_below_a_folder_are_those_of_predict() -> None:
     for name in ("a.JPEG", "more/rgb_1.png", "[x]/c", "masks/d.jpg"):
-        save_picture(Path("p", f"{name}.png"), ramp()).rename(Path("p", name))
+        save_image(Path("p", f"{name}.png"), ramp()).rename(Path("p", name))
     write_depth("p/more/depth_1.png", brand=False)
     write_depth("p/more/e_depth.png")
     Path("p/f.NEF").write_bytes(b"MM\0*" + bytes(99))

@@ -16,7 +16,7 @@ from langdepth.errors import ImageError
 from langdepth.io import read_image, read_size
 from langdepth.records import InputSpec
 from langdepth.training.sampling import Sizes, training_shapes
-from tests.helpers import Run, ramp, save_picture
+from tests.helpers import Run, ramp, save_image
 
 WIDTH, HEIGHT = 128, 96
 CAMERA = (100.0, 110.0, 30.0, 20.0)
@@ -30,7 +30,7 @@ def write_pair(
     pixels[: HEIGHT // 2, : WIDTH // 2], depth[: HEIGHT // 2, : WIDTH // 2] = 255, 1000
     exif = Image.Exif()
     exif[0x0112] = orientation
-    save_picture(root / name, pixels, exif=exif)
+    save_image(root / name, pixels, exif=exif)
     Image.fromarray(turned_upright(depth, orientation) if depth_upright else depth).save(root / "0_depth.png")
     row = {"path_rgb": name, "path_depth": "0_depth.png", "depth_scale": 0.001, **more}
     with (root / "index.csv").open("w", newline="") as file:

@@ -1,4 +1,4 @@
-"""From pictures to DepthResults: what comes back, batches, bounded memory, and every guard."""
+"""From images to DepthResults: what comes back, batches, bounded memory, and every guard."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from PIL import Image
 from langdepth.camera import Camera
 from langdepth.errors import ImageError, LangdepthError, ShortMemoryError, UsageError
 from langdepth.prediction import predictor
-from langdepth.prediction.predictor import infer, predict, predict_pictures, predict_stream
+from langdepth.prediction.predictor import infer, predict, predict_images, predict_stream
 from langdepth.records import DepthOutput, DepthResult, InputSpec
 from langdepth.weights.checkpoint import load
-from tests.helpers import FakeSystem, grey, ramp, save_picture
+from tests.helpers import FakeSystem, grey, ramp, save_image
 
 
 class Broken(FakeSystem):
-    """Depth that is not finite for dark pictures."""
+    """Depth that is not finite for dark images."""
 
     def forward(self, image, text=None, scene=None):  # type: ignore[no-untyped-def]
         output = super().forward(image, text, scene)
@@ -51,13 +51,13 @@ def threads() -> set[str]:
     return {t.name for t in threading.enumerate() if t.name.startswith("langdepth")}
 
 
-# One picture
+# One image
 
 
 @pytest.mark.parametrize("kind", ["path", "text path", "bytes", "file", "pil", "array", "tensor", "float tensor"])
-def test_every_kind_of_picture_gives_the_same_depth(system: FakeSystem, tmp_path: Path, kind: str) -> None:
+def test_every_kind_of_image_gives_the_same_depth(system: FakeSystem, tmp_path: Path, kind: str) -> None:
     pixels = ramp(70, 50)
-    path = save_picture(tmp_path / "a.png", pixels)
+    path = save_image(tmp_path / "a.png", pixels)
     tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     source = {
         "path": path,
@@ -69,7 +69,7 @@ def test_every_kind_of_picture_gives_the_same_depth(system: FakeSystem, tmp_path
         "tensor": tensor,
         "float tensor": tensor.float() / 255,
     }[kind]
-    result = predict_pictures(system, source)
+    result = predict_images(system, source)
     expected = infer(system, tensor[None])
     assert isinstance(result, DepthResult)
     assert result.depth.shape == (50, 70)
@@ -80,8 +80,8 @@ def test_every_kind_of_picture_gives_the_same_depth(system: FakeSystem, tmp_path
 
 
 def test_result_says_what_it_is(system: FakeSystem, tmp_path: Path) -> None:
-    path = save_picture(tmp_path / "a.png", grey(0.6))
-    result = predict_pictures(system, path, text="a kitchen")
+    path = save_image(tmp_path / "a.png", grey(0.6))
+    result = predict_images(system, path, text="a kitchen")
     assert isinstance(result, DepthResult)
     np.testing.assert_allclose(result.depth, 2 * (1 + 9 * 0.6), atol=1e-4)  # words double the scale
     assert result.valid.all()
@@ -97,7 +97,7 @@ def test_result_says_what_it_is(system: FakeSystem, tmp_path: Path) -> None:
 def test_depth_that_is_not_positive_is_not_valid(system: FakeSystem) -> None:
     with torch.no_grad():
         system.scale.fill_(-1.0)
-    result = predict_pictures(system, grey(0.5))
+    result = predict_images(system, grey(0.5))
     assert isinstance(result, DepthResult)
     assert not result.valid.any()
 
@@ -105,7 +105,7 @@ def test_depth_that_is_not_positive_is_not_valid(system: FakeSystem) -> None:
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (32, 640), (640, 32), (301, 199)])
 def test_any_size_comes_back_at_its_own_size(system: FakeSystem, size: tuple[int, int]) -> None:
     width, height = size
-    result = predict_pictures(system, ramp(width, height))
+    result = predict_images(system, ramp(width, height))
     assert isinstance(result, DepthResult)
     assert result.depth.shape == result.valid.shape == (height, width)
     assert np.isfinite(result.depth).all()
@@ -121,7 +121,7 @@ def test_fifty_megapixels_never_become_float(system: FakeSystem, monkeypatch: py
         return as_float(image)
 
     monkeypatch.setattr(predictor, "as_float", watch)
-    result = predict_pictures(system, np.full((6250, 8000, 3), 51, np.uint8))
+    result = predict_images(system, np.full((6250, 8000, 3), 51, np.uint8))
     assert isinstance(result, DepthResult)
     assert result.depth.shape == (6250, 8000)
     assert abs(float(result.depth[::500, ::500].mean()) - (1 + 9 * 0.2)) < 1e-3
@@ -129,13 +129,13 @@ def test_fifty_megapixels_never_become_float(system: FakeSystem, monkeypatch: py
     assert max(count for _, count in seen) < 100_000
 
 
-def test_flip_averages_with_the_mirrored_picture(system: FakeSystem) -> None:
+def test_flip_averages_with_the_mirrored_image(system: FakeSystem) -> None:
     class Lopsided(FakeSystem):
         def forward(self, image, text=None, scene=None):  # type: ignore[no-untyped-def]
             output = super().forward(image, text, scene)
             return DepthOutput(depth=output.depth * torch.linspace(1, 3, output.depth.shape[-1]))
 
-    plain, flipped = (predict_pictures(Lopsided(), grey(0.5), flip=flip) for flip in (False, True))
+    plain, flipped = (predict_images(Lopsided(), grey(0.5), flip=flip) for flip in (False, True))
     assert isinstance(plain, DepthResult)
     assert isinstance(flipped, DepthResult)
     assert np.ptp(plain.depth) > 5
@@ -143,7 +143,7 @@ def test_flip_averages_with_the_mirrored_picture(system: FakeSystem) -> None:
 
 
 def test_bfloat16_is_close_and_float32_by_default(system: FakeSystem) -> None:
-    exact, coarse = (predict_pictures(system, ramp(), dtype=dtype) for dtype in (None, "bfloat16"))
+    exact, coarse = (predict_images(system, ramp(), dtype=dtype) for dtype in (None, "bfloat16"))
     assert isinstance(exact, DepthResult)
     assert isinstance(coarse, DepthResult)
     assert coarse.depth.dtype == np.float32
@@ -153,7 +153,7 @@ def test_bfloat16_is_close_and_float32_by_default(system: FakeSystem) -> None:
 
 def test_prediction_leaves_training_mode(system: FakeSystem) -> None:
     system.train()
-    predict_pictures(system, grey(0.5))
+    predict_images(system, grey(0.5))
     assert not system.training
 
 
@@ -163,26 +163,26 @@ def test_prediction_leaves_training_mode(system: FakeSystem) -> None:
 def test_camera_given_goes_before_exif_and_is_scaled(system: FakeSystem, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0xA405] = 28  # focal length for 35 mm film
-    path = save_picture(tmp_path / "a.jpg", grey(0.5), exif=exif)
-    stated = predict_pictures(system, path)
+    path = save_image(tmp_path / "a.jpg", grey(0.5), exif=exif)
+    stated = predict_images(system, path)
     assert isinstance(stated, DepthResult)
     assert stated.camera is not None
     assert stated.camera.source == "exif"
-    given = predict_pictures(system, path, camera=Camera.from_focal(100.0, 128, 96))
+    given = predict_images(system, path, camera=Camera.from_focal(100.0, 128, 96))
     assert isinstance(given, DepthResult)
     assert given.camera == Camera.from_focal(50.0, 64, 48)
-    made = predict_pictures(system, grey(0.5), camera=lambda width, height: Camera.from_fov(90, width, height))
+    made = predict_images(system, grey(0.5), camera=lambda width, height: Camera.from_fov(90, width, height))
     assert isinstance(made, DepthResult)
     assert made.camera is not None
     assert made.camera.fx == pytest.approx(32)
-    none = predict_pictures(system, grey(0.5))
+    none = predict_images(system, grey(0.5))
     assert isinstance(none, DepthResult)
     assert none.camera is None
 
 
 def test_camera_of_another_shape_is_refused(system: FakeSystem) -> None:
     with pytest.raises(UsageError, match="camera is for 160x90"):
-        predict_pictures(system, grey(0.5), camera=Camera.from_focal(100.0, 160, 90))
+        predict_images(system, grey(0.5), camera=Camera.from_focal(100.0, 160, 90))
 
 
 # Several
@@ -193,33 +193,33 @@ def test_batch_equals_singles_in_the_order_given(
     system: FakeSystem, cpu_threads: Callable[[int], None], cores: int, largest: int
 ) -> None:
     cpu_threads(cores)
-    pictures = [ramp(64 + 40 * (i % 3), 48 + 24 * (i % 2), seed=i) for i in range(11)]
-    together = predict_pictures(system, pictures, batch_size=3)
+    images = [ramp(64 + 40 * (i % 3), 48 + 24 * (i % 2), seed=i) for i in range(11)]
+    together = predict_images(system, images, batch_size=3)
     assert max(shape[0] for shape in system.batches) == largest  # the batch is shared between the threads
     assert torch.get_num_threads() == cores
     assert isinstance(together, list)
-    assert len(together) == len(pictures)
-    for picture, result in zip(pictures, together, strict=True):
-        single = predict_pictures(system, picture)
+    assert len(together) == len(images)
+    for image, result in zip(images, together, strict=True):
+        single = predict_images(system, image)
         assert isinstance(single, DepthResult)
         np.testing.assert_allclose(result.depth, single.depth, atol=1e-5)
         assert result.scene_probs == pytest.approx(single.scene_probs)
         assert result.image is not None
-        assert np.array_equal(result.image, picture)
+        assert np.array_equal(result.image, image)
 
 
 def test_four_dimensional_tensor_is_many_and_a_list_of_one_a_list(system: FakeSystem) -> None:
-    many = predict_pictures(system, torch.stack([torch.full((3, 48, 64), v) for v in (0.2, 0.8)]))
+    many = predict_images(system, torch.stack([torch.full((3, 48, 64), v) for v in (0.2, 0.8)]))
     assert isinstance(many, list)
     assert [round(float(r.depth.mean()), 2) for r in many] == [2.8, 8.2]
-    one = predict_pictures(system, [grey(0.5)])
+    one = predict_images(system, [grey(0.5)])
     assert isinstance(one, list)
     assert len(one) == 1
-    assert predict_pictures(system, []) == []
+    assert predict_images(system, []) == []
 
 
-def test_words_for_each_picture(system: FakeSystem) -> None:
-    results = predict_pictures(system, [grey(0.5)] * 2, text=["a kitchen", "a road"], scene=["kitchen", "Street"])
+def test_words_for_each_image(system: FakeSystem) -> None:
+    results = predict_images(system, [grey(0.5)] * 2, text=["a kitchen", "a road"], scene=["kitchen", "Street"])
     assert isinstance(results, list)
     assert [r.provenance["text"] for r in results] == ["a kitchen", "a road"]
     assert [r.provenance["scene"] for r in results] == ["kitchen", "street"]
@@ -238,26 +238,26 @@ def test_words_for_each_picture(system: FakeSystem) -> None:
 )
 def test_wrong_options_are_usage_errors(system: FakeSystem, options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        predict_pictures(system, [grey(0.5)] * 2, **options)  # type: ignore[arg-type]
+        predict_images(system, [grey(0.5)] * 2, **options)  # type: ignore[arg-type]
 
 
 def test_scene_for_a_system_without_scenes_is_refused(system: FakeSystem) -> None:
     system.scenes = ()
     with pytest.raises(UsageError, match="takes no scene"):
-        predict_pictures(system, grey(0.5), scene="kitchen")
+        predict_images(system, grey(0.5), scene="kitchen")
 
 
-def test_unusable_picture_is_named(system: FakeSystem, tmp_path: Path) -> None:
+def test_unusable_image_is_named(system: FakeSystem, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"gone\.jpg"):
-        predict_pictures(system, [grey(0.5), tmp_path / "gone.jpg"])
+        predict_images(system, [grey(0.5), tmp_path / "gone.jpg"])
     assert not threads()
 
 
 def test_depth_that_is_not_finite_is_never_passed_on(tmp_path: Path) -> None:
-    dark = save_picture(tmp_path / "dark.png", grey(0.1))
+    dark = save_image(tmp_path / "dark.png", grey(0.1))
     with pytest.raises(LangdepthError, match=r"dark\.png.*not finite"):
-        predict_pictures(Broken(), dark)
-    bright = save_picture(tmp_path / "bright.png", grey(0.9))
+        predict_images(Broken(), dark)
+    bright = save_image(tmp_path / "bright.png", grey(0.9))
     outcomes = dict(predict_stream(Broken(), [bright, dark], batch_size=2))  # one batch
     assert isinstance(outcomes[bright], DepthResult)
     assert isinstance(outcomes[dark], LangdepthError)
@@ -279,7 +279,7 @@ def test_module_level_predict_loads_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert isinstance(predict(grey(0.5), FakeSystem()), DepthResult)
 
 
-# Inference at the picture's size, as evaluation uses it
+# Inference at the image's size, as evaluation uses it
 
 
 def test_infer_takes_uint8_and_float_alike(system: FakeSystem) -> None:
@@ -293,14 +293,14 @@ def test_infer_takes_uint8_and_float_alike(system: FakeSystem) -> None:
 
 
 def test_stream_reports_bad_files_and_goes_on(system: FakeSystem, tmp_path: Path) -> None:
-    good = [save_picture(tmp_path / f"{i}.png", ramp(seed=i)) for i in range(5)]
+    good = [save_image(tmp_path / f"{i}.png", ramp(seed=i)) for i in range(5)]
     bad = tmp_path / "bad.jpg"
-    bad.write_text("no picture")
+    bad.write_text("no image")
     outcomes = dict(predict_stream(system, [*good[:2], bad, *good[2:]], batch_size=2))
     assert isinstance(outcomes.pop(bad), ImageError)
     assert set(outcomes) == set(good)
     for path, result in outcomes.items():
-        single = predict_pictures(system, path)
+        single = predict_images(system, path)
         assert isinstance(result, DepthResult)
         assert isinstance(single, DepthResult)
         np.testing.assert_allclose(result.depth, single.depth, atol=1e-5)
@@ -308,7 +308,7 @@ def test_stream_reports_bad_files_and_goes_on(system: FakeSystem, tmp_path: Path
     assert not threads()
 
 
-def test_pictures_of_one_shape_share_a_batch(system: FakeSystem, cpu_threads: Callable[[int], None]) -> None:
+def test_images_of_one_shape_share_a_batch(system: FakeSystem, cpu_threads: Callable[[int], None]) -> None:
     cpu_threads(1)
     sizes = [(64, 48), (48, 64)] * 8
     list(predict_stream(system, range(16), read=lambda i: ramp(*sizes[i]), batch_size=4))
@@ -316,11 +316,11 @@ def test_pictures_of_one_shape_share_a_batch(system: FakeSystem, cpu_threads: Ca
 
 
 @pytest.mark.parametrize("shapes", [1, 12, 60])
-def test_memory_does_not_grow_with_the_number_of_pictures(
+def test_memory_does_not_grow_with_the_number_of_images(
     system: FakeSystem, monkeypatch: pytest.MonkeyPatch, cpu_threads: Callable[[int], None], shapes: int
 ) -> None:
-    cpu_threads(1)  # so that a batch of a shape is two pictures: each shape could hold one back
-    system.input_spec = InputSpec(multiple_of=16)  # every shape of a picture is one of the network
+    cpu_threads(1)  # so that a batch of a shape is two images: each shape could hold one back
+    system.input_spec = InputSpec(multiple_of=16)  # every shape of an image is one of the network
     alive, most = 0, 0
     lock = threading.Lock()
     read_image = predictor.read_image
@@ -332,18 +332,18 @@ def test_memory_does_not_grow_with_the_number_of_pictures(
 
     def counted(source: object) -> object:
         nonlocal alive, most
-        picture = read_image(source)
-        weakref.finalize(picture.pixels, gone)
+        image = read_image(source)
+        weakref.finalize(image.pixels, gone)
         with lock:
             alive += 1
             most = max(most, alive)
-        return picture
+        return image
 
     monkeypatch.setattr(predictor, "read_image", counted)
-    pictures = predict_stream(
+    images = predict_stream(
         system, range(150), read=lambda i: ramp(64 + 16 * (i % shapes), 64), batch_size=2, workers=2, keep_image=True
     )
-    count = sum(isinstance(result, DepthResult) for _, result in pictures)
+    count = sum(isinstance(result, DepthResult) for _, result in images)
     assert count == 150
     gc.collect()
     assert most <= 4 * 2 + 2 + 2 + 4 + 3  # waiting, decoded ahead, in the network, in hands
@@ -398,14 +398,14 @@ class Hungry(FakeSystem):
 
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError, torch.OutOfMemoryError])
 def test_memory_that_is_short_costs_its_own_image(tmp_path: Path, error: type[Exception]) -> None:
-    paths = [save_picture(tmp_path / f"{n}.png", ramp(64, 64 if n else 200)) for n in range(4)]
+    paths = [save_image(tmp_path / f"{n}.png", ramp(64, 64 if n else 200)) for n in range(4)]
     options = {"window": (64, 200), "batch_size": 4}
     found = dict(predict_stream(Hungry(64 * 64, error), paths, **options))  # type: ignore[arg-type]
     assert isinstance(found[paths[0]], ShortMemoryError)
     assert str(found[paths[0]]).startswith(f"{paths[0]}: not enough memory")
     assert all(isinstance(found[path], DepthResult) for path in paths[1:])  # of which a batch of three was too much
     with pytest.raises(MemoryError, match="not enough memory"):
-        predict_pictures(Hungry(10, error), paths[1])
+        predict_images(Hungry(10, error), paths[1])
 
 
 def test_memory_that_is_short_while_decoding_is_no_damage(
@@ -414,10 +414,10 @@ def test_memory_that_is_short_while_decoding_is_no_damage(
     def short(*_: object, **__: object) -> None:
         raise MemoryError
 
-    path = save_picture(tmp_path / "a.png", ramp(64, 64))
+    path = save_image(tmp_path / "a.png", ramp(64, 64))
     monkeypatch.setattr("PIL.Image.Image.load", short)
     with pytest.raises(ImageError, match=r"a.png: not enough memory to decode it"):
-        predict_pictures(system, path)
+        predict_images(system, path)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -426,8 +426,8 @@ def test_a_child_of_a_process_that_has_predicted_can_predict(cpu_threads: Callab
     """torch's threads are not inherited, and whoever counts on them waits for ever."""
     system = load("tiny")
     cpu_threads(2)
-    predict_pictures(system, ramp(240, 320))
-    child = multiprocessing.get_context("fork").Process(target=predict_pictures, args=(system, ramp(240, 320)))
+    predict_images(system, ramp(240, 320))
+    child = multiprocessing.get_context("fork").Process(target=predict_images, args=(system, ramp(240, 320)))
     child.start()
     child.join(60)
     ended = child.exitcode
@@ -438,4 +438,4 @@ def test_a_child_of_a_process_that_has_predicted_can_predict(cpu_threads: Callab
 def test_a_camera_that_cannot_be_is_refused_in_python_too(system: FakeSystem) -> None:
     camera = Camera.from_focal(4.2, 64, 48)  # millimetres
     with pytest.raises(UsageError, match="field of view of 165 degrees"):
-        predict_pictures(system, grey(0.5), camera=camera)
+        predict_images(system, grey(0.5), camera=camera)

@@ -1,4 +1,4 @@
-"""Depth as pictures: the right colour for the right distance, a legend that can be read, sheets that compare fairly."""
+"""Depth as images: the right colour for the right distance, a legend that can be read, sheets that compare fairly."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class TestColorize:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str]]:
-    """What is written into pictures, with its height."""
+    """What is written into images, with its height."""
     texts: list[tuple[float, str]] = []
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, xy, text, **_: texts.append((xy[1], text)))
     return texts
@@ -93,7 +93,7 @@ class TestLegend:
     def test_low_rows_of_a_sheet_have_enough_labels_and_they_do_not_touch(
         self, drawn: list[tuple[float, str]], near: float, far: float, expected: list[str]
     ) -> None:
-        """Rows of KITTI's pictures."""
+        """Rows of KITTI's images."""
         depth = np.array([near, far]).repeat(160)[None].repeat(93, 0)
         sheet([SheetRow(np.zeros((93, 320, 3), np.uint8), depth, depth)])
         labels = [(y, text) for y, text in drawn if text.endswith(" m")]
@@ -101,7 +101,7 @@ class TestLegend:
         assert np.diff([y for y, _ in labels]).min() > 12
 
     @pytest.mark.parametrize("shape", [(32, 32), (240, 320), (32, 900), (900, 32), (600, 800)])
-    def test_picture_left_and_a_white_strip_right(self, shape: tuple[int, int]) -> None:
+    def test_image_left_and_a_white_strip_right(self, shape: tuple[int, int]) -> None:
         depth = ramp(*shape)
         colours = colorize(depth)
         framed = color_with_legend(depth)
@@ -149,10 +149,8 @@ class TestLegend:
 
 class TestSheet:
     def row(self, **changes: Any) -> SheetRow:
-        picture = np.full((48, 64, 3), (10, 200, 30), np.uint8)
-        return SheetRow(
-            **{"image": picture, "truth": ramp(48, 64), "prediction": ramp(48, 64), "title": "a", **changes}
-        )
+        image = np.full((48, 64, 3), (10, 200, 30), np.uint8)
+        return SheetRow(**{"image": image, "truth": ramp(48, 64), "prediction": ramp(48, 64), "title": "a", **changes})
 
     def cells(self, pixels: npt.NDArray[np.uint8], count: int, width: int = 64, height: int = 48) -> list[Any]:
         """The cells of a sheet of one row, below its header and title."""
@@ -160,8 +158,8 @@ class TestSheet:
 
     def test_truth_and_prediction_share_their_colours(self) -> None:
         pixels = sheet([self.row(prediction=ramp(48, 64) * 2)], cell_width=64)
-        picture, truth, prediction, error = self.cells(pixels, 4)
-        assert (picture == (10, 200, 30)).all()
+        image, truth, prediction, error = self.cells(pixels, 4)
+        assert (image == (10, 200, 30)).all()
         np.testing.assert_array_equal(truth, colorize(ramp(48, 64)))
         low, high = robust_range(ramp(48, 64))
         np.testing.assert_array_equal(

@@ -17,14 +17,14 @@ from langdepth.errors import UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate, judge
 from langdepth.evaluation.foreign import Predictions
-from langdepth.prediction.predictor import infer, predict_pictures
+from langdepth.prediction.predictor import infer, predict_images
 from langdepth.records import DepthOutput, DepthResult, InputSpec, Sample
 from langdepth.systems.base import System
 from tests.helpers import ramp
 
 
 class Seer(System):
-    """Depth follows the picture, the place in it and the text; at half the size of what it sees."""
+    """Depth follows the image, the place in it and the text; at half the size of what it sees."""
 
     name = "seer"
     scenes = ("near", "far")
@@ -96,7 +96,7 @@ def test_a_smaller_side_is_one_window_without_padding(size: tuple[int, int]) -> 
     ("size", "batches"),
     [((480, 640), [1, 1, 1, 1]), ((352, 1216), [2, 2, 2])],
 )
-def test_published_windows_in_no_more_memory_than_the_whole_picture(size: tuple[int, int], batches: list[int]) -> None:
+def test_published_windows_in_no_more_memory_than_the_whole_image(size: tuple[int, int], batches: list[int]) -> None:
     system = Seer()
     infer(system, photos(*size, count=1), window=(352, 512), stride=(160, 160))
     assert system.batches == [(n, 3, 352, 512) for n in batches]
@@ -114,10 +114,10 @@ def test_windows_are_resized_only_for_networks_of_one_size(spec: InputSpec, seen
 
 
 def test_predict_looks_through_the_same_windows() -> None:
-    picture = ramp(100, 70)
-    result = predict_pictures(Seer(), picture, text="ab", flip=True, window=(48, 64), stride=(24, 32))
+    photo = ramp(100, 70)
+    result = predict_images(Seer(), photo, text="ab", flip=True, window=(48, 64), stride=(24, 32))
     assert isinstance(result, DepthResult)
-    image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
+    image = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None]
     expected = infer(Seer(), image, ["ab"], flip=True, window=(48, 64), stride=(24, 32)).depth
     np.testing.assert_allclose(result.depth, expected[0, 0].numpy(), rtol=1e-6)
     assert (result.provenance["window"], result.provenance["stride"]) == ((48, 64), (24, 32))
@@ -125,9 +125,9 @@ def test_predict_looks_through_the_same_windows() -> None:
 
 def test_windows_that_leave_gaps_are_refused() -> None:
     with pytest.raises(UsageError, match="windows of 48x64 pixels every 48x65 do not cover"):
-        predict_pictures(Seer(), ramp(100, 70), window=(48, 64), stride=(48, 65))
+        predict_images(Seer(), ramp(100, 70), window=(48, 64), stride=(48, 65))
     with pytest.raises(UsageError, match="a stride is given without a window"):
-        predict_pictures(Seer(), ramp(100, 70), stride=(48, 65))
+        predict_images(Seer(), ramp(100, 70), stride=(48, 65))
 
 
 # What protocols make of it
@@ -146,7 +146,7 @@ def test_a_protocol_looks_through_its_windows() -> None:
     torch.testing.assert_close(judged.prediction, expected.clamp(0.001, 80))
 
 
-def test_the_depth_of_a_kitti_picture_is_resized_twice_when_asked() -> None:
+def test_the_depth_of_a_kitti_image_is_resized_twice_when_asked() -> None:
     sample = kitti()
     judged = judge(Seer(), [sample], protocols.get("scaledepth-k-reference"))
     half = Seer()(sample.image[None, :, 23:375, 13:1229]).depth
@@ -157,7 +157,7 @@ def test_the_depth_of_a_kitti_picture_is_resized_twice_when_asked() -> None:
 
 
 class Streets:
-    """Two pictures of KITTI's sizes with sparse truth, up to beyond 80 m and down to 0."""
+    """Two images of KITTI's sizes with sparse truth, up to beyond 80 m and down to 0."""
 
     name = "streets"
     sizes = ((375, 1242), (370, 1224))

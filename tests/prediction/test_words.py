@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import langdepth
 from langdepth.errors import UsageError
-from langdepth.prediction.predictor import predict_pictures, predict_stream
+from langdepth.prediction.predictor import predict_images, predict_stream
 from langdepth.prediction.words import Words
 from langdepth.records import DepthResult
 from langdepth.systems import registry
@@ -161,8 +161,8 @@ def test_a_stream_mixes_sentences_features_and_none_and_one_refused_sentence_cos
 
 def test_words_of_single_images_need_a_system_that_reads_them() -> None:
     system = Reader()
-    system.text_per_picture = False  # type: ignore[misc]
+    system.text_per_image = False  # type: ignore[misc]
     with pytest.raises(UsageError, match="'fake' takes no captions of images"):
         predict_stream(system, "a", text=lambda _: None)
-    results = predict_pictures(system, [grey(0.5)] * 2, text=torch.full((2, 1), 2.0))
+    results = predict_images(system, [grey(0.5)] * 2, text=torch.full((2, 1), 2.0))
     assert isinstance(results, list)

@@ -1,4 +1,4 @@
-"""What is written comes back: 16-bit depth within half a unit, pictures in every lossless coat."""
+"""What is written comes back: 16-bit depth within half a unit, images in every lossless coat."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_numpy_files_keep_every_distance_and_nothing_else(folder: Path, depth: n
     pixels=hnp.arrays(np.uint8, st.tuples(st.integers(32, 40), st.integers(32, 40), st.just(3))),
     format=st.sampled_from(["PNG", "BMP", "TIFF", "PPM"]),
 )
-def test_lossless_pictures_come_back(pixels: np.ndarray, format: str) -> None:
+def test_lossless_images_come_back(pixels: np.ndarray, format: str) -> None:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format)
     np.testing.assert_array_equal(read_image(stream.getvalue()).pixels, pixels)

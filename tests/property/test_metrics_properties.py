@@ -20,7 +20,7 @@ DEPTH = st.floats(min_value=0.001953125, max_value=1000, width=32)
 
 
 def reference(p: npt.NDArray[np.float64], t: npt.NDArray[np.float64]) -> dict[str, float]:
-    """The definitions, written plainly, on the valid pixels of one picture."""
+    """The definitions, written plainly, on the valid pixels of one image."""
     d = np.log(p) - np.log(t)
     worst = np.maximum(p / t, t / p)
     return {
@@ -39,7 +39,7 @@ def reference(p: npt.NDArray[np.float64], t: npt.NDArray[np.float64]) -> dict[st
 
 
 @st.composite
-def pictures(draw: st.DrawFn) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+def images(draw: st.DrawFn) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     shape = (draw(st.integers(1, 3)), 1, draw(st.integers(1, 4)), draw(st.integers(1, 5)))
     depth = arrays(np.float32, shape, elements=DEPTH)
     return draw(depth), draw(depth), draw(arrays(np.bool_, shape))
@@ -51,8 +51,8 @@ def near(value: Any, name: str) -> Any:
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
-@given(pictures())
-def test_per_picture_and_means_match_the_reference(
+@given(images())
+def test_per_image_and_means_match_the_reference(
     case: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_]],
 ) -> None:
     prediction, target, mask = case
@@ -81,8 +81,8 @@ def test_per_picture_and_means_match_the_reference(
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
-@given(pictures(), st.integers(0, 3))
-def test_how_pictures_are_batched_does_not_matter(
+@given(images(), st.integers(0, 3))
+def test_how_images_are_batched_does_not_matter(
     case: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_]], cut: int
 ) -> None:
     tensors = [torch.from_numpy(array) for array in case]
@@ -95,7 +95,7 @@ def test_how_pictures_are_batched_does_not_matter(
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
-@given(pictures(), st.floats(0.01, 100))
+@given(images(), st.floats(0.01, 100))
 def test_median_alignment_undoes_any_factor(
     case: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_]], factor: float
 ) -> None:
@@ -105,7 +105,7 @@ def test_median_alignment_undoes_any_factor(
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
-@given(pictures())
+@given(images())
 def test_least_squares_agrees_with_numpy(
     case: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_]],
 ) -> None:

@@ -62,7 +62,7 @@ def test_turning_the_world_with_the_camera_changes_nothing(yaw: float, shape: st
 
 
 def test_camera_turns_the_way_its_words_say() -> None:
-    """Yaw to the right moves things left in the picture; pitch upwards moves them down."""
+    """Yaw to the right moves things left in the image; pitch upwards moves them down."""
     ball = Sphere(centre=(0, 0, 5), radius=0.5, material=MATERIAL)
 
     def centre(**turn: float) -> np.ndarray:
@@ -106,7 +106,7 @@ def test_street_has_a_flat_ground_and_a_sky_without_depth(index: int) -> None:
 
 
 @pytest.mark.parametrize("draw", [room, street])
-def test_same_index_and_seed_same_picture(draw: object) -> None:
+def test_same_index_and_seed_same_image(draw: object) -> None:
     def make(index: int, seed: int) -> tuple[bytes, bytes]:
         rendering = draw(index, height=40, width=48, seed=seed)  # type: ignore[operator]
         return rendering.image.tobytes(), rendering.depth.tobytes()

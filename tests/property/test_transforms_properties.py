@@ -1,4 +1,4 @@
-"""Training transforms on pictures of any size, with any share of known depth."""
+"""Training transforms on images of any size, with any share of known depth."""
 
 from __future__ import annotations
 

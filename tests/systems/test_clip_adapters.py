@@ -62,11 +62,11 @@ class TestClipAdapter(WordsTester):
 class TwoStageTester(SystemTester):
     """Coarse and refined stage of one system."""
 
-    picture = (64, 96)
+    image_size = (64, 96)
     enlarge = "bilinear-aligned"
 
     def test_another_size_is_refused(self, system: Any) -> None:
-        with pytest.raises(UsageError, match="was made for pictures of 96x64 pixels"):
+        with pytest.raises(UsageError, match="was made for images of 96x64 pixels"):
             system(torch.rand(1, 3, 96, 64))
 
     def test_a_size_that_does_not_fit_is_refused(self) -> None:
@@ -121,7 +121,7 @@ class TestEigenCoarse(TwoStageTester):
 
     def test_words_have_no_meaning_here(self, system: Any) -> None:
         with pytest.raises(UsageError, match="takes no text"):
-            system(self.pictures(system), text=["a", "b"])
+            system(self.images(system), text=["a", "b"])
 
 
 class TestEigenRefined(TwoStageTester):
@@ -150,7 +150,7 @@ class TestMsa(MultiScaleTester):
     options = SMALL
 
     def test_an_injected_matrix_takes_the_place_of_the_words(self, system: Any) -> None:
-        image, matrix = self.pictures(system), system.word_bins.text[0].flip(0)
+        image, matrix = self.images(system), system.word_bins.text[0].flip(0)
         with torch.no_grad():
             assert torch.equal(system(image, text=matrix).depth, system(image).depth)
 
@@ -165,7 +165,7 @@ class TestMsaWithWords(MultiScaleTester):
     options = SMALL | {"clip_weight": 1.0}
 
     def test_the_decoder_moves_the_words_depth_by_at_most_a_metre(self, system: Any) -> None:
-        image = self.pictures(system)
+        image = self.images(system)
         with torch.no_grad():
             initial = system.compare(system.dense(image)).depth
             depth = system(image).depth

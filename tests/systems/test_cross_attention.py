@@ -1,4 +1,4 @@
-"""Cross-attention of pixels with words, and bins that follow the picture."""
+"""Cross-attention of pixels with words, and bins that follow the image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_it_is_multihead_attention_with_one_head(text_channels: int) -> None:
     features, text = torch.randn(2, 8, 3, 5), torch.randn(2, 7, text_channels)
     expected = usual(features.flatten(2).mT, text, text)[0].mT.unflatten(2, (3, 5))
     torch.testing.assert_close(ours(features, text), expected)
-    alone = ours(features, text[:1])  # one set of words for all pictures
+    alone = ours(features, text[:1])  # one set of words for all images
     torch.testing.assert_close(alone[0], expected[0])
     torch.testing.assert_close(alone, ours(features, text[:1].expand(2, -1, -1)))
 
@@ -48,7 +48,7 @@ def small_bins(**options: Any) -> AdaptiveBins:
 
 
 @pytest.mark.parametrize("widths", ["linear", "softmax", "sigmoid"])
-def test_bins_fill_the_range_in_order_and_follow_the_picture(widths: Any) -> None:
+def test_bins_fill_the_range_in_order_and_follow_the_image(widths: Any) -> None:
     head = small_bins(widths=widths)
     with torch.no_grad():
         for parameter in head.parameters():

@@ -30,7 +30,7 @@ def with_words(system: Any) -> Any:
 class WordsTester(SystemTester):
     """For systems whose ``text`` is a (K, D) matrix of words."""
 
-    picture = (64, 96)
+    image_size = (64, 96)
     enlarge = "bilinear-aligned"
 
     @pytest.fixture(scope="class")
@@ -39,7 +39,7 @@ class WordsTester(SystemTester):
         return with_words(registry.build(self.name, self.options)).eval()
 
     def test_an_injected_matrix_takes_the_place_of_the_words(self, system: Any) -> None:
-        image = self.pictures(system)
+        image = self.images(system)
         with torch.no_grad():
             own = system(image).depth
             matrix = system.word_bins.text[0].clone()
@@ -50,9 +50,9 @@ class WordsTester(SystemTester):
         words, width = system.word_bins.text.shape[1:]
         for shape in ((words + 1, width), (words, width + 1), (width,), (2, words, width)):
             with pytest.raises(UsageError, match="one row per word"):
-                system(self.pictures(system), text=torch.zeros(shape))
+                system(self.images(system), text=torch.zeros(shape))
         with pytest.raises(UsageError, match="takes no sentence"):
-            system(self.pictures(system), text=["a kitchen"] * 2)
+            system(self.images(system), text=["a kitchen"] * 2)
 
 
 class TestDepthClip(WordsTester):
@@ -62,14 +62,14 @@ class TestDepthClip(WordsTester):
 
     def test_depth_is_what_the_words_say(self, system: Any) -> None:
         with torch.no_grad():
-            output = system(self.pictures(system))
+            output = system(self.images(system))
         assert output.bin_probs is not None
         assert output.bin_centers is not None
         expected = (output.bin_probs * output.bin_centers[..., None, None]).sum(1, keepdim=True)
         torch.testing.assert_close(output.depth, expected)
         assert 1 <= output.depth.min() <= output.depth.max() <= 3
 
-    def test_cells_follow_from_the_picture(self, system: Any) -> None:
+    def test_cells_follow_from_the_image(self, system: Any) -> None:
         with torch.no_grad():
             for height, width in ((32, 32), (64, 160), (96, 64)):
                 assert system.dense(torch.rand(1, 3, height, width)).shape[-2:] == (height // 32, width // 32)
@@ -80,7 +80,7 @@ class TestDepthClip(WordsTester):
     def test_every_dense_mode_gives_depth(self, mode: str) -> None:
         other = with_words(registry.build(self.name, SMALL | {"dense_mode": mode})).eval()
         with torch.no_grad():
-            self.check(other, other(self.pictures(other)), 2)
+            self.check(other, other(self.images(other)), 2)
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -110,7 +110,7 @@ class TestDepthClipViT(WordsTester):
         exact = registry.build(self.name, self.options | {"reference_exact": True})
         assert exact.config.position_resize == "linear1d"
         exact.load_state_dict(system.state_dict())
-        image = self.pictures(system)
+        image = self.images(system)
         with torch.no_grad():
             assert not torch.equal(exact.eval()(image).depth, system(image).depth)
 
@@ -130,7 +130,7 @@ class TestDepthClipScenes(WordsTester):
     trainable = False
 
     def test_scene_bins_bound_the_depth(self, system: Any) -> None:
-        image = self.pictures(system)
+        image = self.images(system)
         with torch.no_grad():
             near = system(image, scene=["bathroom", "lecture hall"]).depth
         assert near[0].max() <= 1.1

@@ -1,4 +1,4 @@
-"""`few-shot-clip`: the shared tests, the choice of the scene, what learns, and k pictures per scene."""
+"""`few-shot-clip`: the shared tests, the choice of the scene, what learns, and k images per scene."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TestFewShotClip(FewShotTester):
 
 
 class TestByImage(FewShotTester):
-    """Scenes by the mean embedding of their training pictures, bins mixed."""
+    """Scenes by the mean embedding of their training images, bins mixed."""
 
     options = THREE | {"selector": "image", "soft": True, "l1": 0.1}
 
@@ -184,5 +184,5 @@ def test_shots_per_scene() -> None:
     assert all(sorted(scenes[i] for i in places) == [0, 3, 5] for places in drawn)
     assert few_shots(scenes, 1, 7) == few_shots(scenes, 1, 7)
     assert len(few_shots(list(range(27)) * 30, 1)) == 27
-    with pytest.raises(UsageError, match="no training picture has a scene label"):
+    with pytest.raises(UsageError, match="no training image has a scene label"):
         few_shots([-1, -1], 1)

@@ -85,7 +85,7 @@ def test_masked_gaussian_ssim_looks_only_at_whole_windows() -> None:
 
 
 @pytest.mark.parametrize("masked_ssim", [False, True])
-def test_every_picture_is_judged_alone(masked_ssim: bool) -> None:
+def test_every_image_is_judged_alone(masked_ssim: bool) -> None:
     prediction, target = random(3, 1, 12, 15), random(3, 1, 12, 15, seed=1)
     mask = random(3, 1, 12, 15, seed=2) < 5.4
     target = torch.where(mask, target, 0)

@@ -48,7 +48,7 @@ class PyramidTester(WordsTester):
             assert torch.equal(one.tower.state_dict()["bn1.running_mean"], before) != changes
 
     @torch.no_grad()
-    def test_pictures_of_other_sizes_are_brought_to_its_own(self, system: Any) -> None:
+    def test_images_of_other_sizes_are_brought_to_its_own(self, system: Any) -> None:
         image = torch.rand(2, 3, 50, 70)
         expected = nn.functional.interpolate(image, (64, 96), mode="bilinear", align_corners=True)
         assert torch.equal(system(image).depth, system(expected).depth)
@@ -81,7 +81,7 @@ class CrossAttentionTester(PyramidTester):
     """The two with cross-attention: the order of the words has no meaning to attention."""
 
     def test_an_injected_matrix_takes_the_place_of_the_words(self, system: Any) -> None:
-        image = self.pictures(system)
+        image = self.images(system)
         with torch.no_grad():
             own, matrix = system(image).depth, system.word_bins.text[0].clone()
             assert torch.equal(system(image, text=matrix).depth, own)
@@ -89,12 +89,12 @@ class CrossAttentionTester(PyramidTester):
             assert not torch.allclose(system(image, text=matrix.flip(1)).depth, own)
 
     @torch.no_grad()
-    def test_a_large_matrix_lets_the_picture_decide(self, system: Any) -> None:
+    def test_a_large_matrix_lets_the_image_decide(self, system: Any) -> None:
         matrix = 100 * system.word_bins.text[0]
-        depth = system(self.pictures(system), text=matrix).depth
+        depth = system(self.images(system), text=matrix).depth
         assert (depth[0] - depth[1]).abs().max() > 1e-3
 
-    def test_depth_and_picture_flip_apart_only_as_a_quirk(self, system: Any) -> None:
+    def test_depth_and_image_flip_apart_only_as_a_quirk(self, system: Any) -> None:
         batch = self.batch(system)
         near = torch.arange(96).lt(48).expand(4, 1, 64, 96)
         batch = replace(batch, mask=torch.ones_like(near), depth=torch.where(near, 1.0, 9.0))
@@ -154,7 +154,7 @@ class TestRefineClip(PyramidTester):
 
     def test_depth_stays_between_the_words_distances(self, system: Any) -> None:
         with torch.no_grad():
-            depth = system(self.pictures(system)).depth
+            depth = system(self.images(system)).depth
         assert 1 <= depth.min() <= depth.max() <= 3
 
     @torch.no_grad()

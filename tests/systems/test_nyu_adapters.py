@@ -1,4 +1,4 @@
-"""The CLIP adapters' pictures: windows, draws, corrected and published."""
+"""The CLIP adapters' images: windows, draws, corrected and published."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from langdepth.errors import ImageError, UsageError
 from langdepth.records import Sample
 from langdepth.systems.clip_adapters.pipeline import (
     NyuAdapterTransform,
-    NyuPicture,
+    NyuImage,
     SelfSupervisedDraws,
     SupervisedDraws,
     evaluation_sample,
@@ -25,7 +25,7 @@ from langdepth.systems.clip_adapters.view_warp import warp_view
 
 
 @pytest.fixture(scope="module")
-def picture() -> NyuPicture:
+def image() -> NyuImage:
     """Smooth colours, depth that tells its pixel: 1000 + row in millimetres, with a hole."""
     y, x = np.mgrid[:480, :640]
     waves = [127 + 100 * np.sin(x / 19 + i) * np.cos(y / 23 - i) for i in range(3)]
@@ -33,57 +33,57 @@ def picture() -> NyuPicture:
     holes = depth.copy()
     holes[200:220, 300:330] = 0
     rgb = np.stack(waves, -1).astype(np.uint8)
-    return NyuPicture(rgb=rgb, depth_mm=holes, dense_mm=depth, overlay=rgb[::2, ::2].copy())
+    return NyuImage(rgb=rgb, depth_mm=holes, dense_mm=depth, overlay=rgb[::2, ::2].copy())
 
 
-def test_evaluation_shows_the_inner_window(picture: NyuPicture) -> None:
-    sample = evaluation_sample(picture)
+def test_evaluation_shows_the_inner_window(image: NyuImage) -> None:
+    sample = evaluation_sample(image)
     assert sample.image.shape == (3, 416, 544)
-    assert torch.equal(sample.image * 255, torch.from_numpy(picture.rgb[56:472, 60:604]).permute(2, 0, 1).float())
+    assert torch.equal(sample.image * 255, torch.from_numpy(image.rgb[56:472, 60:604]).permute(2, 0, 1).float())
     assert float(sample.depth[0, 0, 0]) == pytest.approx(1.056)
     assert not sample.mask[0, 200 - 56, 300 - 60]
     assert int((~sample.mask).sum()) == 20 * 30
-    assert evaluation_sample(picture, dense=True).mask.all()
+    assert evaluation_sample(image, dense=True).mask.all()
     assert sample.overlay is not None
     assert sample.overlay.shape == (3, 416, 544)
 
 
 def test_supervised_learns_from_the_filled_depth_and_the_published_program_from_the_raw_one(
-    picture: NyuPicture,
+    image_size: NyuImage,
 ) -> None:
     draws = SupervisedDraws(x=3, y=7)
-    assert supervised_sample(picture, draws).mask.all()
-    published = supervised_sample(picture, draws, reference_exact=True)
+    assert supervised_sample(image, draws).mask.all()
+    published = supervised_sample(image, draws, reference_exact=True)
     assert int((~published.mask).sum()) == 20 * 30
     assert float(published.depth[0, 0, 0]) == pytest.approx(1.045 + 0.007)
-    without = replace(picture, dense_mm=None)
+    without = replace(image, dense_mm=None)
     assert torch.equal(supervised_sample(without, draws).depth, published.depth)
 
 
-def test_everything_is_mirrored_alike(picture: NyuPicture) -> None:
+def test_everything_is_mirrored_alike(image: NyuImage) -> None:
     draws = SupervisedDraws(angle=1.5, x=0, y=0)
-    plain, mirrored = supervised_sample(picture, draws), supervised_sample(picture, replace(draws, mirror=True))
+    plain, mirrored = supervised_sample(image, draws), supervised_sample(image, replace(draws, mirror=True))
     for name in ("image", "depth", "mask", "overlay"):
         assert torch.equal(getattr(mirrored, name), getattr(plain, name).flip(-1)), name
 
 
-def test_colours_stay_in_range_unless_published(picture: NyuPicture) -> None:
+def test_colours_stay_in_range_unless_published(image: NyuImage) -> None:
     draws = SupervisedDraws(gain=1.2, overlay_gain=0.8)
-    sample = supervised_sample(picture, draws)
-    plain = supervised_sample(picture, SupervisedDraws())
+    sample = supervised_sample(image, draws)
+    plain = supervised_sample(image, SupervisedDraws())
     assert float(sample.image.max()) == 1
-    assert float(supervised_sample(picture, draws, reference_exact=True).image.max()) > 1.05
+    assert float(supervised_sample(image, draws, reference_exact=True).image.max()) > 1.05
     assert sample.overlay is not None
     assert plain.overlay is not None
     torch.testing.assert_close(sample.overlay, 0.8 * plain.overlay)
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_the_pose_takes_the_source_to_the_picture(picture: NyuPicture, mirror: bool) -> None:
+def test_the_pose_takes_the_source_to_the_image(image: NyuImage, mirror: bool) -> None:
     draws = SelfSupervisedDraws(angle=4.0, shift_x=6.2, shift_y=-7.7, mirror=mirror)
     errors = {}
     for exact in (False, True):
-        sample = self_supervised_sample(picture, draws, reference_exact=exact)
+        sample = self_supervised_sample(image, draws, reference_exact=exact)
         assert sample.source_image is not None
         assert sample.pose is not None
         assert sample.intrinsics is not None
@@ -99,9 +99,9 @@ def test_the_pose_takes_the_source_to_the_picture(picture: NyuPicture, mirror: b
     assert errors[True] > 5 * errors[False]
 
 
-def test_the_published_overlay_is_normalised_in_self_supervision_only(picture: NyuPicture) -> None:
-    corrected = self_supervised_sample(picture, SelfSupervisedDraws())
-    published = self_supervised_sample(picture, SelfSupervisedDraws(), reference_exact=True)
+def test_the_published_overlay_is_normalised_in_self_supervision_only(image: NyuImage) -> None:
+    corrected = self_supervised_sample(image, SelfSupervisedDraws())
+    published = self_supervised_sample(image, SelfSupervisedDraws(), reference_exact=True)
     assert corrected.overlay is not None
     assert published.overlay is not None
     assert float(corrected.overlay.min()) >= 0
@@ -127,27 +127,27 @@ def test_draws_follow_the_generator_and_their_ranges() -> None:
     assert 8 < max(abs(v.angle) for v in views) <= 10
 
 
-def test_another_size_is_refused(picture: NyuPicture) -> None:
-    with pytest.raises(ImageError, match=r"a.jpg: picture is 320x240, these crops need 640x480"):
-        replace(picture, rgb=picture.rgb[::2, ::2], path="a.jpg")
+def test_another_size_is_refused(image: NyuImage) -> None:
+    with pytest.raises(ImageError, match=r"a.jpg: image is 320x240, these crops need 640x480"):
+        replace(image, rgb=image.rgb[::2, ::2], path="a.jpg")
 
 
-def stored(picture: NyuPicture) -> Sample:
-    """The picture as an indexed folder gives it."""
-    assert picture.dense_mm is not None
-    depth = torch.from_numpy(picture.dense_mm.astype(np.float32) / 1000)[None]
-    image = torch.from_numpy(picture.rgb).permute(2, 0, 1) / 255
+def stored(photo: NyuImage) -> Sample:
+    """The photo as an indexed folder gives it."""
+    assert photo.dense_mm is not None
+    depth = torch.from_numpy(photo.dense_mm.astype(np.float32) / 1000)[None]
+    image = torch.from_numpy(photo.rgb).permute(2, 0, 1) / 255
     facts: dict[str, Any] = {"scene": 3, "text": "a room", "path": "a.jpg", "source": "nyu"}
     return Sample(image=image, depth=depth, mask=depth > 0, overlay=image.flip(-1), **facts)
 
 
 @pytest.mark.parametrize("two_views", [False, True])
-def test_stored_pictures_follow_torchs_generator(picture: NyuPicture, two_views: bool) -> None:
+def test_stored_images_follow_torchs_generator(image: NyuImage, two_views: bool) -> None:
     transform = NyuAdapterTransform(two_views=two_views)
 
     def make(seed: int) -> Sample:
         torch.manual_seed(seed)
-        return transform(stored(picture))
+        return transform(stored(image))
 
     one, again, other = make(0), make(0), make(1)
     assert (one.scene, one.text, one.path, one.source) == (3, "a room", "a.jpg", "nyu")
@@ -161,12 +161,12 @@ def test_stored_pictures_follow_torchs_generator(picture: NyuPicture, two_views:
     assert one.depth.max() <= 1.479
 
 
-def test_stored_pictures_lose_nothing(picture: NyuPicture) -> None:
+def test_stored_images_lose_nothing(image: NyuImage) -> None:
     """Back from floats they are the decoded arrays: the source view is a window of the photo, mirrored or not."""
     torch.manual_seed(0)
-    sample = NyuAdapterTransform(two_views=True)(stored(picture))
-    plain = self_supervised_sample(picture, SelfSupervisedDraws()).source_image
-    mirrored = self_supervised_sample(picture, SelfSupervisedDraws(mirror=True)).source_image
+    sample = NyuAdapterTransform(two_views=True)(stored(image))
+    plain = self_supervised_sample(image, SelfSupervisedDraws()).source_image
+    mirrored = self_supervised_sample(image, SelfSupervisedDraws(mirror=True)).source_image
     assert sample.source_image is not None
     assert plain is not None
     assert mirrored is not None

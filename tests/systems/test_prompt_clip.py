@@ -38,7 +38,7 @@ class TestPromptClip(WordsTester):
     def test_training_rewrites_the_text_matrix_and_prediction_never_runs_the_text_tower(
         self, system: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        batch, image = self.batch(system), self.pictures(system)
+        batch, image = self.batch(system), self.images(system)
         totals = totals_of_steps(system, batch, lr=1e-2, weight_decay=0.1, steps=8)
         assert totals[-1] < totals[0]
         system.save(tmp_path / "trained.safetensors")  # while it trains
@@ -81,13 +81,13 @@ class TestFixedWords(WordsTester):
         assert not any(name.startswith("text_tower") for name in system.state_dict())
 
 
-class PictureWordsTester(WordsTester):
-    """Words that follow from the picture; an injected matrix takes their place."""
+class ImageWordsTester(WordsTester):
+    """Words that follow from the image; an injected matrix takes their place."""
 
     bf16_tolerance = 0.2
 
     def test_an_injected_matrix_takes_the_place_of_the_words(self, system: Any) -> None:
-        image = self.pictures(system)
+        image = self.images(system)
         matrix = system.word_bins.text[0].clone()
         with torch.no_grad():
             assert not torch.equal(system(image, text=matrix).depth, system(image, text=matrix.flip(0)).depth)
@@ -95,7 +95,7 @@ class PictureWordsTester(WordsTester):
     def test_the_published_norm_runs_over_the_batch(self, system: Any) -> None:
         exact: Any = registry.build(self.name, self.options | {"text_norm": "batch"})
         exact.load_state_dict(system.state_dict())
-        image = self.pictures(system)
+        image = self.images(system)
         with torch.no_grad():
             features = system.dense(image)
             ours, published = system.encode(features), exact.eval().encode(features)
@@ -103,23 +103,23 @@ class PictureWordsTester(WordsTester):
         assert count > 1
         torch.testing.assert_close(published * math.sqrt(count), ours)
 
-    def test_words_differ_between_pictures(self, system: Any) -> None:
+    def test_words_differ_between_images(self, system: Any) -> None:
         with torch.no_grad():
-            words = system.encode(system.dense(self.pictures(system)))
+            words = system.encode(system.dense(self.images(system)))
         assert (words[0] - words[1]).abs().max() > 1e-5
 
 
-class TestImageDependent(PictureWordsTester):
+class TestImageDependent(ImageWordsTester):
     name = "prompt-clip-image-dependent"
     options = SMALL
 
 
-class TestPatchObject(PictureWordsTester):
+class TestPatchObject(ImageWordsTester):
     name = "prompt-clip-patch"
     options = SMALL
 
 
-class TestBothAtOnce(PictureWordsTester):
+class TestBothAtOnce(ImageWordsTester):
     name = "prompt-clip-patch"
     options = SMALL | {"image_dependent": True, "template": "4o4d"}
 

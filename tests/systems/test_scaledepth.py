@@ -54,7 +54,7 @@ def as_trained(system: Any) -> Any:
 
 
 class ScaleDepthTester(SystemTester):
-    picture = (64, 96)
+    image_size = (64, 96)
 
     @pytest.fixture(scope="class")
     def pristine(self) -> System:
@@ -106,7 +106,7 @@ class TestScaleDepth(ScaleDepthTester):
 
     @torch.no_grad()
     def test_a_named_scene_moves_the_scale_half_of_the_way(self, system: Any) -> None:
-        image = self.pictures(system)
+        image = self.images(system)
         plain = system(image)
         log_depths = system.scene_log_sums / 3
         read = plain.scene_probs @ log_depths
@@ -120,11 +120,11 @@ class TestScaleDepth(ScaleDepthTester):
 
     @torch.no_grad()
     def test_a_scene_that_training_never_saw_is_refused(self, system: Any) -> None:
-        image = self.pictures(system)
+        image = self.images(system)
         system.scene_counts[6:] = 0
         system.scene_log_sums[6:] = 1e9  # of scenes never seen nothing counts
         assert system(image, scene=["study", "bathroom"]).depth.max() < 1e3
-        with pytest.raises(UsageError, match=r"without pictures of the scene 'kitchen'.*they know printer_room, bath"):
+        with pytest.raises(UsageError, match=r"without images of the scene 'kitchen'.*they know printer_room, bath"):
             system(image, scene=["study", "kitchen"])
         system.scene_counts.zero_()
         with pytest.raises(UsageError, match="they know that of no scene"):
@@ -132,7 +132,7 @@ class TestScaleDepth(ScaleDepthTester):
 
     @torch.no_grad()
     def test_a_matrix_takes_the_place_of_the_scene_table(self, system: Any) -> None:
-        image = self.pictures(system)
+        image = self.images(system)
         own, table = system(image), system.scene_table.clone()
         assert torch.equal(system(image, text=table).scene_probs, own.scene_probs)
         swapped = system(image, text=table.flip(0))
@@ -141,19 +141,19 @@ class TestScaleDepth(ScaleDepthTester):
         for shape in ((27, 96), (28, 95), (28,)):
             with pytest.raises(UsageError, match=r"takes one row per scene, \(28, 96\)"):
                 system(image, text=torch.zeros(shape))
-        with pytest.raises(UsageError, match="takes no sentence about the picture; name its scene"):
+        with pytest.raises(UsageError, match="takes no sentence about the image; name its scene"):
             system(image, text=["a kitchen", "a street"])
 
     def test_without_scenes_there_are_no_probabilities(self) -> None:
         system = registry.build("scaledepth-k", SMALL).eval()
         with torch.no_grad():
-            output = system(self.pictures(system))
+            output = system(self.images(system))
         assert (system.scenes, output.scene_probs) == ((), None)
         with pytest.raises(UsageError, match="takes no scene"):
-            system(self.pictures(system), scene=["kitchen"] * 2)
+            system(self.images(system), scene=["kitchen"] * 2)
         assert set(system.loss(self.batch(system))) == {"depth", "depth_0", "depth_1", "total"}
 
-    # Pictures
+    # Images
 
     @torch.no_grad()
     def test_sizes(self, system: Any) -> None:

@@ -53,13 +53,13 @@ class TestTiny(SystemTester):
         return system
 
     def test_sentences_are_their_matrix(self, tiny: Tiny) -> None:
-        image = self.pictures(tiny)
+        image = self.images(tiny)
         with torch.no_grad():
             matrix = tiny.encode_text(list(self.sentences))
             assert torch.equal(tiny(image, text=list(self.sentences)).depth, tiny(image, text=matrix).depth)
 
     def test_a_row_of_zeros_says_nothing(self, tiny: Tiny) -> None:
-        image = self.pictures(tiny)
+        image = self.images(tiny)
         features = tiny.encode_text(list(self.sentences))
         features[1] = 0
         with torch.inference_mode():
@@ -69,7 +69,7 @@ class TestTiny(SystemTester):
         assert not torch.equal(told[0], plain[0])
 
     def test_labels_of_data_sets_stand_for_their_nearest_scene(self, tiny: Tiny) -> None:
-        image = self.pictures(tiny)
+        image = self.images(tiny)
         with torch.no_grad():
             labels, scenes = (
                 tiny(image, scene=names).depth for names in (["study", "cafe"], ["office", "dining room"])
@@ -81,7 +81,7 @@ class TestTiny(SystemTester):
             tiny.encode_text(["a zebra with a sink"])
 
     def test_words_set_the_scale_and_nothing_else(self, tiny: Tiny) -> None:
-        image = self.pictures(tiny)
+        image = self.images(tiny)
         with torch.no_grad():
             plain, told = tiny(image), tiny(image, text=list(self.sentences))
         assert torch.equal(plain.relative, told.relative)
@@ -147,7 +147,7 @@ class TestTiny(SystemTester):
         assert parts["total"] == pytest.approx(sum(value for name, value in parts.items() if name != "total"))
 
     def test_depth_does_not_teach_the_usual_depth_of_words(self, tiny: Tiny) -> None:
-        """Nor the scene that a picture is read as: their own losses do."""
+        """Nor the scene that an image is read as: their own losses do."""
         losses = tiny.train().loss(self.batch(tiny))
         usual, heads = list(tiny.usual.parameters()), [*tiny.reading.parameters(), tiny.sharpness]
         depth = losses["silog"] + losses["l1"] + losses["gradient"]
@@ -159,7 +159,7 @@ class TestTiny(SystemTester):
 
     @pytest.mark.parametrize(("given", "used"), [(-5.0, 1.0), (0.5, 1.0), (12.0, 12.0), (1e4, 30.0)])
     def test_the_sharpness_stays_in_its_range(self, tiny: Tiny, given: float, used: float) -> None:
-        image = self.pictures(tiny)
+        image = self.images(tiny)
         with torch.no_grad():
             found = []
             for sharpness in (given, used):
@@ -176,7 +176,7 @@ class TestTiny(SystemTester):
         assert isinstance(last, nn.Linear)
         with torch.no_grad():
             last.bias.fill_(bias)
-            torch.testing.assert_close(tiny(self.pictures(tiny)).scale, torch.full((2,), scale))
+            torch.testing.assert_close(tiny(self.images(tiny)).scale, torch.full((2,), scale))
 
     def test_a_fifth_of_the_pooled_features_is_dropped_in_training(self, tiny: Tiny) -> None:
         torch.manual_seed(0)
@@ -248,7 +248,7 @@ class TestTiny(SystemTester):
                 assert usual.median().item() == pytest.approx(expected, rel=0.2)
 
     def test_another_scene_scales_the_depth_by_their_usual_sizes(self, tiny: Tiny) -> None:
-        image = self.pictures(tiny)[:1]
+        image = self.images(tiny)[:1]
         with torch.no_grad():
             one, other = (tiny(image, scene=[name]).depth for name in ("kitchen", "street"))
             rows = tiny.scene_table[[scene_index(name, tiny.scenes) for name in ("kitchen", "street")]]
@@ -265,7 +265,7 @@ class TestTiny(SystemTester):
         assert fresh.config.vocabulary == tuple(sorted({word for caption in CAPTIONS for word in words_of(caption)}))
         assert "ImageNet weights of efficientnet-lite0" in fresh.provenance["encoder"]
         loaded = checkpoint.load(fresh.save(tmp_path / "fresh.safetensors"))
-        image = self.pictures(fresh)
+        image = self.images(fresh)
         with torch.no_grad():
             told = [s(image, text=["a kitchen", "a street"]).depth for s in (fresh.eval(), loaded)]
         assert torch.equal(*told)

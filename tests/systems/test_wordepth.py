@@ -124,7 +124,7 @@ def in_mode(system: WorDepth, mode: str) -> WorDepth:
 # Steps
 
 
-def test_with_a_picture_image_only_and_always_are_one(small: WorDepth, image: Tensor, text: Tensor) -> None:
+def test_with_a_image_image_only_and_always_are_one(small: WorDepth, image: Tensor, text: Tensor) -> None:
     with torch.no_grad():
         never, image_only, always = (
             in_mode(small, mode)(image, text).depth for mode in ("never", "image_only", "always")
@@ -143,12 +143,12 @@ def test_what_is_not_seen_counts_as_zeros(small: WorDepth) -> None:
         torch.testing.assert_close(small.decode(latent, None), zeros, rtol=1e-4, atol=1e-5)
 
 
-def test_text_steps_see_the_picture_in_mode_always_only(small: WorDepth, image: Tensor) -> None:
-    def silog(mode: str, picture: Tensor) -> float:
+def test_text_steps_see_the_image_in_mode_always_only(small: WorDepth, image: Tensor) -> None:
+    def silog(mode: str, photo: Tensor) -> float:
         torch.manual_seed(5)
         depth = torch.full((2, 1, 64, 96), 3.0)
         batch = Batch(
-            image=picture, depth=depth, mask=depth > 0, scene=torch.tensor([-1, -1]), text=[None] * 2, path=["", ""]
+            image=photo, depth=depth, mask=depth > 0, scene=torch.tensor([-1, -1]), text=[None] * 2, path=["", ""]
         )
         return float(in_mode(small, mode).loss(batch, "text")["silog"].detach())
 
@@ -228,7 +228,7 @@ def test_noise_is_drawn_per_cell_or_once(small: WorDepth) -> None:
     assert cells.shape == (3, 8, 4, 6)
     assert float(cells.std()) == pytest.approx(1, abs=0.1)
     assert torch.equal(cells, small.draw_noise(3, 64, 96, torch.Generator().manual_seed(0)))
-    small.config = replace(small.config, noise="picture")
+    small.config = replace(small.config, noise="image")
     one = small.draw_noise(3, 64, 96)
     assert one.shape == cells.shape
     assert torch.equal(one, one[..., :1, :1].expand_as(one))
@@ -236,7 +236,7 @@ def test_noise_is_drawn_per_cell_or_once(small: WorDepth) -> None:
         small.draw_noise(1, 65, 96)
 
 
-def test_spread_goes_from_the_picture_to_the_noise(small: WorDepth, image: Tensor, text: Tensor) -> None:
+def test_spread_goes_from_the_image_to_the_noise(small: WorDepth, image: Tensor, text: Tensor) -> None:
     noise = small.draw_noise(2, 64, 96, torch.Generator().manual_seed(0))
     with torch.no_grad():
         plain = small(image, text).depth
@@ -251,7 +251,7 @@ def test_spread_goes_from_the_picture_to_the_noise(small: WorDepth, image: Tenso
         small.draw(image, text, noise, 1.5)
 
 
-def test_a_decoder_that_never_did_without_pictures_imagines_nothing(small: WorDepth, text: Tensor) -> None:
+def test_a_decoder_that_never_did_without_images_imagines_nothing(small: WorDepth, text: Tensor) -> None:
     with pytest.raises(UsageError, match="have skip_mode always"):
         in_mode(small, "always").imagine(text, torch.zeros(2, 8, 4, 6))
 
@@ -291,7 +291,7 @@ def test_words_that_nobody_knows_are_told(image: Tensor) -> None:
 
 
 def test_sides_that_are_no_multiples_of_32_are_one_line(small: WorDepth) -> None:
-    with pytest.raises(UsageError, match=r"^pictures are 96 x 80; 'wordepth-s' takes multiples of 32: resize them$"):
+    with pytest.raises(UsageError, match=r"^images are 96 x 80; 'wordepth-s' takes multiples of 32: resize them$"):
         small(torch.rand(1, 3, 80, 96))
 
 
@@ -346,7 +346,7 @@ def test_a_fresh_system_is_prepared_saved_and_loaded(caption_file: Path, tmp_pat
     assert all(torch.equal(before[name], value) for name, value in loaded.state_dict().items())
 
 
-def test_training_takes_captions_of_the_picture_then_of_its_scene(caption_file: Path, image: Tensor) -> None:
+def test_training_takes_captions_of_the_image_then_of_its_scene(caption_file: Path, image: Tensor) -> None:
     system = registry.build("wordepth-s", SMALL)
     assert isinstance(system, WorDepth)
     with pytest.warns(UserWarning, match="RANDOM"):

@@ -1,4 +1,4 @@
-"""WorDepth's training pictures: what is cut, and what a seed repeats. The numbers are in the case wordepth_data."""
+"""WorDepth's training images: what is cut, and what a seed repeats. The numbers are in the case wordepth_data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def stored(height: int, width: int) -> Sample:
     return Sample(image=image, depth=depth, mask=depth > 0, text="words", text_features=features, scene=3, path="x.png")
 
 
-def test_plain_nyu_pictures_are_whole_and_lose_the_depth_of_the_border() -> None:
+def test_plain_nyu_images_are_whole_and_lose_the_depth_of_the_border() -> None:
     sample = stored(480, 640)
     made = training_sample(sample, (480, 640), NYU, Draws())
     assert torch.equal(made.image, sample.image)
@@ -35,7 +35,7 @@ def test_plain_nyu_pictures_are_whole_and_lose_the_depth_of_the_border() -> None
     assert (made.text, made.scene, made.text_features is sample.text_features) == ("words", 3, True)
 
 
-def test_smaller_nyu_pictures_come_from_the_inner_frame() -> None:
+def test_smaller_nyu_images_come_from_the_inner_frame() -> None:
     sample = stored(480, 640)
     for share, top, left in ((0.0, 45, 43), (0.999, 45 + 11, 43 + 21)):
         made = training_sample(sample, (416, 544), NYU, Draws(x=share, y=share))
@@ -43,7 +43,7 @@ def test_smaller_nyu_pictures_come_from_the_inner_frame() -> None:
         assert bool(made.mask.all())
 
 
-def test_kitti_pictures_are_the_benchmark_frame() -> None:
+def test_kitti_images_are_the_benchmark_frame() -> None:
     sample = stored(375, 1242)
     made = training_sample(sample, (352, 1216), KITTI, Draws())
     assert torch.equal(made.image, sample.image[:, 23:, 13:1229])
@@ -60,7 +60,7 @@ def test_mirror_and_colours() -> None:
     torch.testing.assert_close(made.image, (sample.image.flip(-1) ** 1.1 * factors).clamp(0, 1))
 
 
-def test_picture_and_depth_turn_together() -> None:
+def test_image_and_depth_turn_together() -> None:
     sample = stored(480, 640)
     made = training_sample(sample, (480, 640), NYU, Draws(angle=2.5))
     columns = (made.image[0, 240] * 255).round()[100:250]  # nothing wraps round there
@@ -83,7 +83,7 @@ def test_draws_follow_the_published_distributions() -> None:
     assert {draws.angle for draws in (Draws.draw(KITTI, random) for _ in range(20))} == {0.0}
 
 
-def test_a_seed_repeats_a_picture() -> None:
+def test_a_seed_repeats_a_image() -> None:
     transform = _transform(DataSection(root="x", pipeline="wordepth-nyu"), FakeSystem(), [(480, 640)])  # type: ignore[arg-type]
     assert isinstance(transform, WorDepthTransform)
     made = []
@@ -95,7 +95,7 @@ def test_a_seed_repeats_a_picture() -> None:
 
 
 def test_wrong_sizes() -> None:
-    with pytest.raises(ImageError, match=r"x\.png: is 600x480, WorDepth's NYU pictures are 640x480"):
+    with pytest.raises(ImageError, match=r"x\.png: is 600x480, WorDepth's NYU images are 640x480"):
         training_sample(stored(480, 600), (480, 640), NYU, Draws())
     with pytest.raises(ImageError, match=r"x\.png: 1000x352 is too small for training at 1216x352"):
         training_sample(stored(370, 1000), (352, 1216), KITTI, Draws())

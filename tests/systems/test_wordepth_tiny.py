@@ -1,4 +1,4 @@
-"""wordepth-tiny: the shared tests, noise as pictures have it, and what the embedded weights imagine."""
+"""wordepth-tiny: the shared tests, noise as images have it, and what the embedded weights imagine."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def small() -> WorDepthTiny:
 
 
 def taught(monkeypatch: pytest.MonkeyPatch) -> tuple[WorDepthTiny, Tensor, Tensor]:
-    """A system that knows twelve pictures; their noise (12, 8, 2, 3) and words (12, 32)."""
+    """A system that knows twelve images; their noise (12, 8, 2, 3) and words (12, 32)."""
     system = small()
     noise, words = torch.randn(12, 8, 2, 3), torch.nn.functional.normalize(torch.randn(12, 32), dim=1)
     monkeypatch.setattr(WorDepthTiny, "look", lambda self, image: _Seen(image))
@@ -62,23 +62,23 @@ def coarse(noise: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def test_imagined_noise_is_that_of_pictures_with_such_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagined_noise_is_that_of_images_with_such_words(monkeypatch: pytest.MonkeyPatch) -> None:
     system, noise, words = taught(monkeypatch)
     system.config = replace(system.config, variety=0.0)
     rest = (noise - noise.mean(0)).flatten(1)
     axes = torch.linalg.svd(rest, full_matrices=False).Vh[:3]
     known = (noise.mean(0).flatten() + rest @ axes.T @ axes).view_as(noise)
     numbers = system.draw_noise(500, 64, 96, torch.Generator().manual_seed(0))
-    for picture in (0, 11):
-        drawn = system.noise_for(system.scenes_of(words[picture : picture + 1]), numbers)
+    for image in (0, 11):
+        drawn = system.noise_for(system.scenes_of(words[image : image + 1]), numbers)
         nearest = torch.cdist(drawn.flatten(1), enlarge(known, drawn.shape[-2:]).flatten(1)).min(1)
         assert nearest.values.max() < 0.01
         shares = nearest.indices.bincount(minlength=12) / 500
         means = system.scenes_of(words).mean @ system.word_axes.T
-        distances = torch.cdist(means[picture : picture + 1], means)[0].square()
+        distances = torch.cdist(means[image : image + 1], means)[0].square()
         expected = (-3 * distances / distances.sort().values[2]).softmax(0)
         torch.testing.assert_close(shares, expected, rtol=0, atol=0.08)
-        assert shares.argmax() == picture
+        assert shares.argmax() == image
 
 
 @torch.no_grad()
@@ -92,9 +92,9 @@ def test_imagined_noise_varies_along_the_main_directions(monkeypatch: pytest.Mon
     assert torch.equal(coarse(system.noise_for(system.scenes_of(words[:1]), numbers[:5])), drawn[:5])
 
 
-def test_too_few_pictures_to_remember(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_images_to_remember(monkeypatch: pytest.MonkeyPatch) -> None:
     system, noise, words = taught(monkeypatch)
-    with pytest.raises(UsageError, match=r"11 pictures are too few; 'wordepth-tiny' remembers 12"):
+    with pytest.raises(UsageError, match=r"11 images are too few; 'wordepth-tiny' remembers 12"):
         system.learn_noise([_Batch(noise[:11], words[:11])])  # type: ignore[list-item]
 
 
@@ -108,7 +108,7 @@ class _Batch:
         self.image, self.words = image, words
 
 
-def test_noise_is_independent_until_pictures_taught_it() -> None:
+def test_noise_is_independent_until_images_taught_it() -> None:
     system = small()
     noise = system.draw_noise(2, 64, 96)
     assert system.noise_for(system.scenes_of(system.neutral_text[None]), noise) is noise

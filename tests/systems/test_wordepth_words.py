@@ -15,7 +15,7 @@ from langdepth.data.base import open_dataset
 from langdepth.errors import UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import judge
-from langdepth.prediction.predictor import as_float, predict_pictures
+from langdepth.prediction.predictor import as_float, predict_images
 from langdepth.systems import registry
 from langdepth.systems.wordepth.model import WorDepth
 from langdepth.text.caption_features import open_captions
@@ -64,7 +64,7 @@ def test_clip_reads_the_text_of_a_loaded_system(clip: dict[str, torch.Tensor], t
         with pytest.warns(UserWarning, match="not known and left out of account: in, room"):
             assert not torch.equal(told, plain(image, SENTENCES).depth)
     assert set(with_clip.state_dict()) == set(plain.state_dict())
-    result: Any = predict_pictures(with_clip, grey(0.5), text=SENTENCES[0])
+    result: Any = predict_images(with_clip, grey(0.5), text=SENTENCES[0])
     assert result.provenance["text"] == SENTENCES[0]
 
 
@@ -139,9 +139,9 @@ def test_captions_of_another_width_and_systems_for_which_they_are_no_words(tmp_p
         judge(build(), [dataset[0]], protocols.get("full"))
 
     class Wordy(FakeSystem):
-        text_per_picture = False
+        text_per_image = False
 
-    with pytest.raises(UsageError, match="'fake' takes no captions of pictures"):
+    with pytest.raises(UsageError, match="'fake' takes no captions of images"):
         judge(Wordy(), [dataset[0]], protocols.get("full"))
 
 
@@ -208,7 +208,7 @@ def test_captions_of_the_data_go_to_systems_that_start_from_some_and_to_no_other
             seen.append("nothing")
 
     class Wordless(FakeSystem):
-        text_per_picture = False
+        text_per_image = False
 
     _prepare(Starts(), recipe, captions)
     _prepare(Plain(), recipe, captions)

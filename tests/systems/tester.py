@@ -65,9 +65,9 @@ class SystemTester:
     sentences: ClassVar[tuple[str, str] | None] = None
     """Two sentences that mean different things and of which the system knows every word; None: it takes no text."""
     text_columns: ClassVar[int | None] = None
-    """Columns of a precomputed text matrix with one row per picture; None: it takes none."""
-    picture: ClassVar[tuple[int, int]] = (48, 64)
-    """Height and width of the pictures that the tests make."""
+    """Columns of a precomputed text matrix with one row per image; None: it takes none."""
+    image_size: ClassVar[tuple[int, int]] = (48, 64)
+    """Height and width of the images that the tests make."""
     trainable: ClassVar[bool] = True
     """Whether it has anything to train; the tests of training are skipped if not."""
     enlarge: ClassVar[Enlarge] = "bilinear"
@@ -88,16 +88,16 @@ class SystemTester:
         torch.manual_seed(1)
         return copy.deepcopy(pristine)
 
-    def pictures(self, system: System, count: int = 2, size: tuple[int, int] | None = None) -> Tensor:
-        """(count, 3, h, w) random pictures at network size; ``size``: of the pictures before that."""
-        return torch.rand(count, 3, *system.input_spec.network_size(*(size or self.picture)))
+    def images(self, system: System, count: int = 2, size: tuple[int, int] | None = None) -> Tensor:
+        """(count, 3, h, w) random images at network size; ``size``: of the images before that."""
+        return torch.rand(count, 3, *system.input_spec.network_size(*(size or self.image_size)))
 
     def text_matrix(self, count: int = 2) -> Tensor:
         assert self.text_columns is not None
         return nn.functional.normalize(torch.randn(count, self.text_columns), dim=-1)
 
     def every_kind_of_words(self, system: System) -> Iterator[Words]:
-        """Arguments for two pictures: none, and all that the system takes."""
+        """Arguments for two images: none, and all that the system takes."""
         yield {}
         if self.sentences is not None:
             yield {"text": list(self.sentences)}
@@ -107,8 +107,8 @@ class SystemTester:
             yield {"scene": [system.scenes[0], system.scenes[-1]]}
 
     def batch(self, system: System, known: float = 0.9, scenes: Sequence[int] = (0, 6, 8, 27)) -> Batch:
-        """Four pictures of which a share ``known`` of the pixels has depth; ``scenes`` are labels, -1 unknown."""
-        image = self.pictures(system, 4)
+        """Four images of which a share ``known`` of the pixels has depth; ``scenes`` are labels, -1 unknown."""
+        image = self.images(system, 4)
         mask = torch.rand(4, 1, *image.shape[-2:]) < known
         depth = torch.where(mask, 1 + 5 * torch.rand(mask.shape), 0.0)
         text = [self.sentences[i % 2] if self.sentences else None for i in range(4)]
@@ -159,12 +159,12 @@ class SystemTester:
     @pytest.mark.parametrize("shape", [1.0, 0.5, 3.0])
     @torch.no_grad()
     def test_outputs_keep_the_contract(self, system: System, shape: float) -> None:
-        size = (self.picture[0], round(self.picture[1] * shape))
+        size = (self.image_size[0], round(self.image_size[1] * shape))
         for words in self.every_kind_of_words(system):
-            self.check(system, system(self.pictures(system, size=size), **words), 2)
+            self.check(system, system(self.images(system, size=size), **words), 2)
 
     @pytest.mark.parametrize("size", [(33, 47), (61, 32), (32, 160), (101, 32)])
-    def test_any_picture_size_comes_back_at_its_own_size(self, system: System, size: tuple[int, int]) -> None:
+    def test_any_image_size_comes_back_at_its_own_size(self, system: System, size: tuple[int, int]) -> None:
         with torch.inference_mode():
             output = infer(system, torch.rand(2, 3, *size), flip=True)
         assert output.depth.shape == (2, 1, *size)
@@ -172,8 +172,8 @@ class SystemTester:
         assert (output.depth > 0).all()
 
     @torch.no_grad()
-    def test_a_batch_is_its_pictures_one_by_one(self, system: System) -> None:
-        image = self.pictures(system)
+    def test_a_batch_is_its_images_one_by_one(self, system: System) -> None:
+        image = self.images(system)
         for words in self.every_kind_of_words(system):
             together = system(image, **words)
             for i in range(2):
@@ -185,7 +185,7 @@ class SystemTester:
 
     @torch.no_grad()
     def test_prediction_is_not_random_and_leaves_its_input_alone(self, system: System) -> None:
-        image = self.pictures(system)
+        image = self.images(system)
         before = image.clone()
         for words in self.every_kind_of_words(system):
             first = system(image, **words).depth
@@ -195,7 +195,7 @@ class SystemTester:
         assert torch.equal(image, before)
 
     def test_bfloat16_is_close_to_float32_and_leaves_no_trace(self, system: System) -> None:
-        image = self.pictures(system)
+        image = self.images(system)
         for words in self.every_kind_of_words(system):
             with torch.inference_mode():
                 full = copy.deepcopy(system)(image, **words)
@@ -206,7 +206,7 @@ class SystemTester:
                 assert torch.equal(system(image, **words).depth, full.depth)
 
     def test_the_inference_copy_gives_the_same_and_follows_every_change(self, system: System) -> None:
-        image = self.pictures(system)
+        image = self.images(system)
         torch.manual_seed(1)
         for _ in range(2):
             with torch.no_grad():
@@ -222,8 +222,8 @@ class SystemTester:
             system.load_state_dict({key: value.clone() for key, value in system.state_dict().items()})
             assert system.inference_copy() is not twin
 
-    def test_flip_averaging_is_the_mean_with_the_mirrored_picture(self, system: System) -> None:
-        image = self.pictures(system)
+    def test_flip_averaging_is_the_mean_with_the_mirrored_image(self, system: System) -> None:
+        image = self.images(system)
         for words in self.every_kind_of_words(system):
             averaged = infer(system, image, **words, flip=True).depth
             with torch.no_grad():
@@ -239,7 +239,7 @@ class SystemTester:
     @pytest.mark.parametrize("larger", [1, 2])
     def test_prediction_is_forward_and_the_authors_enlargement(self, system: System, larger: int) -> None:
         """Also in evaluation, under a protocol that leaves it to the system."""
-        height, width = (larger * side for side in system.input_spec.network_size(*self.picture))
+        height, width = (larger * side for side in system.input_spec.network_size(*self.image_size))
         image = (255 * torch.rand(1, 3, height, width)).byte()
         with torch.no_grad():
             inside = to_network_size(system, image)
@@ -255,8 +255,8 @@ class SystemTester:
 
     # Words
 
-    def test_words_change_the_depth_of_their_own_picture_only(self, system: System) -> None:
-        image = self.pictures(system, 1).expand(2, -1, -1, -1)
+    def test_words_change_the_depth_of_their_own_image_only(self, system: System) -> None:
+        image = self.images(system, 1).expand(2, -1, -1, -1)
         for words in self.every_kind_of_words(system):
             swapped = {key: value[[1, 0]] if isinstance(value, Tensor) else value[::-1] for key, value in words.items()}
             with torch.no_grad():
@@ -270,29 +270,29 @@ class SystemTester:
             pytest.skip("takes no text matrix")
         for shape in ((2, self.text_columns + 1), (3, self.text_columns), (self.text_columns,)):
             with pytest.raises(UsageError):
-                system(self.pictures(system), text=torch.zeros(shape))
+                system(self.images(system), text=torch.zeros(shape))
 
     @pytest.mark.parametrize("count", [0, 1, 3])
-    def test_words_for_another_number_of_pictures_are_refused(self, system: System, count: int) -> None:
+    def test_words_for_another_number_of_images_are_refused(self, system: System, count: int) -> None:
         if self.sentences is None and not system.scenes:
             pytest.skip("takes no words")
         if self.sentences is not None:
             with pytest.raises(UsageError):
-                system(self.pictures(system), text=[self.sentences[0]] * count)
+                system(self.images(system), text=[self.sentences[0]] * count)
         if system.scenes:
             with pytest.raises(UsageError):
-                system(self.pictures(system), scene=[system.scenes[0]] * count)
+                system(self.images(system), scene=[system.scenes[0]] * count)
 
     def test_unknown_scenes_name_the_nearest(self, system: System) -> None:
         known = system.scenes[0] if system.scenes else SCENES[0]
         with pytest.raises(UsageError, match=f"did you mean '{known}'" if system.scenes else "scene"):
-            system(self.pictures(system), scene=[known, known + "x"])
+            system(self.images(system), scene=[known, known + "x"])
 
     def test_text_and_scene_together_are_refused(self, system: System) -> None:
         if self.sentences is None or not system.scenes:
             pytest.skip("takes at most one of them")
         with pytest.raises(UsageError, match="not both"):
-            system(self.pictures(system), text=list(self.sentences), scene=list(system.scenes[:2]))
+            system(self.images(system), text=list(self.sentences), scene=list(system.scenes[:2]))
 
     # Files
 
@@ -303,7 +303,7 @@ class SystemTester:
         assert loaded.name == self.name
         assert loaded.config == system.config
         assert not any(module.training for module in loaded.modules())
-        image = self.pictures(system)
+        image = self.images(system)
         for words in self.every_kind_of_words(system):
             with torch.inference_mode():
                 before, after = system(image, **words), loaded(image, **words)
@@ -338,8 +338,8 @@ class SystemTester:
 
         text: tuple[Tensor, ...] = () if self.text_columns is None else (self.text_matrix(),)
         with torch.no_grad():
-            program = torch.export.export(DepthOnly().eval(), (self.pictures(system), *text))
-            image = self.pictures(system)
+            program = torch.export.export(DepthOnly().eval(), (self.images(system), *text))
+            image = self.images(system)
             text = tuple(t.flip(0) for t in text)
             torch.testing.assert_close(program.module()(image, *text), system(image, *text).depth)
 

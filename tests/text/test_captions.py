@@ -31,7 +31,7 @@ def features(count: int, width: int = 8) -> np.ndarray:
 
 
 def packed(folder: Path) -> Path:
-    """Three pictures, two captions."""
+    """Three images, two captions."""
     kitchen, street = features(2)
     captions = [
         Caption("k_1/rgb_1", KITCHEN),
@@ -57,7 +57,7 @@ def test_the_published_trees_are_packed_bit_by_bit(tmp_path: Path, capsys: pytes
     text, feat = published(tmp_path)
     command = ["data", "pack-captions", "--text", str(text), "--features", str(feat), "--out", str(tmp_path / "out")]
     assert main(command) == 0
-    assert "3 pictures, 2 distinct captions" in capsys.readouterr().out
+    assert "3 images, 2 distinct captions" in capsys.readouterr().out
     captions = open_captions(tmp_path / "out")
     assert (len(captions), captions.width) == (3, 8)
     assert isinstance(captions.features, np.memmap)
@@ -87,12 +87,12 @@ def test_tables_are_packed_and_captions_without_feature_left_out(
     ]
     assert main(command) == 0
     printed = capsys.readouterr()
-    assert "2 pictures, 1 distinct captions" in printed.out
-    assert "1 pictures have a caption without feature" in printed.err
+    assert "2 images, 1 distinct captions" in printed.out
+    assert "1 images have a caption without feature" in printed.err
     assert open_captions(out).find("k_1/rgb_2") is None
 
 
-def test_a_picture_is_found_by_the_end_of_its_path_or_by_its_sentence(tmp_path: Path) -> None:
+def test_a_image_is_found_by_the_end_of_its_path_or_by_its_sentence(tmp_path: Path) -> None:
     captions = open_captions(packed(tmp_path))
     assert captions.find("2011/drive/image_02/data/0069.png") == (STREET, 1)
     assert captions.find("rgb_1.jpg") is None  # a file's name alone would fit too many
@@ -112,7 +112,7 @@ def test_samples_carry_caption_and_feature(tmp_path: Path) -> None:
     assert collate([open_dataset("folder", root)[0]]).text_features is None
 
 
-def test_a_picture_without_caption_stops_or_is_neutral(tmp_path: Path) -> None:
+def test_a_image_without_caption_stops_or_is_neutral(tmp_path: Path) -> None:
     root, captions = write_folder(tmp_path / "data", [{"text": KITCHEN}, {}]), packed(tmp_path / "captions")
     with pytest.raises(LangdepthError, match=r"1\.png: has no caption in .*\(1 of 2 images\); .*neutral"):
         open_dataset("folder", root, captions=captions)

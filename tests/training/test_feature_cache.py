@@ -32,7 +32,7 @@ from tests.systems.test_depthclip import with_words
 MIRRORED: dict[str, Any] = {"random_crop": False, "flip": 0.5} | dict.fromkeys(
     ("zoom_probability", "rotate_probability", "colour_probability", "grey", "blur"), 0.0
 )
-SIZE = (32, 64)  # of another shape than the pictures
+SIZE = (32, 64)  # of another shape than the images
 SMALL = {"architecture": "RN-small", "area": 32 * 64}
 Make = Callable[..., FeatureCache]
 
@@ -57,8 +57,8 @@ def dataset(root: Path) -> TrainingSet:
     )
 
 
-def cache(system: System, pictures: TrainingSet, flip: float = 0.5) -> FeatureCache:
-    return FeatureCache(system, pictures, dict.fromkeys(range(len(pictures)), SIZE), flip)
+def cache(system: System, images: TrainingSet, flip: float = 0.5) -> FeatureCache:
+    return FeatureCache(system, images, dict.fromkeys(range(len(images)), SIZE), flip)
 
 
 def stamps(folder: Path) -> dict[Path, int]:
@@ -71,10 +71,10 @@ def stamps(folder: Path) -> dict[Path, int]:
 @pytest.mark.parametrize("name", ["clip-adapter", "refine-clip", "few-shot-clip"])
 def test_a_batch_gets_what_the_trunk_would_give(name: str, sample_folder: Path, folder: Path) -> None:
     system = build(name, **({"size": list(SIZE)} if name == "refine-clip" else {}))
-    pictures = dataset(sample_folder)
-    made = cache(system, pictures)
-    assert made.fill(system, batch_size=4) == 12  # six pictures and their mirror images
-    samples = [pictures[Draw(index, SIZE, seed)] for index, seed in ((4, 1), (0, 2), (4, 3), (1, 5))]
+    images = dataset(sample_folder)
+    made = cache(system, images)
+    assert made.fill(system, batch_size=4) == 12  # six images and their mirror images
+    samples = [images[Draw(index, SIZE, seed)] for index, seed in ((4, 1), (0, 2), (4, 3), (1, 5))]
     assert len({sample.mirrored for sample in samples}) == 2
     plain = collate(samples)
     batch = made.add(plain)
@@ -91,16 +91,16 @@ def test_a_batch_gets_what_the_trunk_would_give(name: str, sample_folder: Path, 
 
 
 def test_only_the_views_that_are_seen_are_kept(sample_folder: Path) -> None:
-    pictures, looks_at_both = dataset(sample_folder), build()
+    images, looks_at_both = dataset(sample_folder), build()
     plain = build("few-shot-clip")
-    counts = [len(cache(plain, pictures, flip).views) for flip in (0.0, 0.5, 1.0)]
+    counts = [len(cache(plain, images, flip).views) for flip in (0.0, 0.5, 1.0)]
     assert counts == [1, 2, 1]
-    assert [len(cache(looks_at_both, pictures, flip).views) for flip in (0.0, 0.5, 1.0)] == [2, 2, 2]
+    assert [len(cache(looks_at_both, images, flip).views) for flip in (0.0, 0.5, 1.0)] == [2, 2, 2]
 
 
 def test_files_are_made_once_and_shared(sample_folder: Path, folder: Path, tmp_path: Path) -> None:
-    system, pictures = build(), dataset(sample_folder)
-    assert cache(system, pictures).fill(system, 4) == 12
+    system, images = build(), dataset(sample_folder)
+    assert cache(system, images).fill(system, 4) == 12
     before = stamps(folder)
     assert len(before) == 12
     moved = shutil.copytree(sample_folder, tmp_path / "moved")
@@ -110,15 +110,15 @@ def test_files_are_made_once_and_shared(sample_folder: Path, folder: Path, tmp_p
 
 
 def test_processes_share_the_work(sample_folder: Path, folder: Path) -> None:
-    system, pictures = build(), dataset(sample_folder)
-    caches = [cache(system, pictures) for _ in range(2)]
+    system, images = build(), dataset(sample_folder)
+    caches = [cache(system, images) for _ in range(2)]
     assert [made.fill(system, 4, rank, 2) for rank, made in enumerate(caches)] == [6, 6]
     assert caches[0].files == caches[1].files
     assert all(path.is_file() for path in caches[0].files.values())
 
 
 def test_what_has_changed_is_never_read(sample_folder: Path, tmp_path: Path) -> None:
-    root = shutil.copytree(sample_folder, tmp_path / "pictures")
+    root = shutil.copytree(sample_folder, tmp_path / "images")
     system = build()
     assert cache(system, dataset(root)).fill(system, 4) == 12
     photo = open_dataset("folder", root, "train").rows[0].path_rgb
@@ -137,8 +137,8 @@ def test_what_has_changed_is_never_read(sample_folder: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("damage", ["shorter", "a bit", "empty", "gone"])
 def test_damaged_files_are_made_anew(damage: str, sample_folder: Path, folder: Path) -> None:
-    system, pictures = build(), dataset(sample_folder)
-    first = cache(system, pictures)
+    system, images = build(), dataset(sample_folder)
+    first = cache(system, images)
     first.fill(system, 4)
     path = sorted(stamps(folder))[0]
     content = path.read_bytes()
@@ -153,21 +153,21 @@ def test_damaged_files_are_made_anew(damage: str, sample_folder: Path, folder: P
         path.write_bytes(spoilt[damage])
     if damage != "a bit":  # which costs too much to look for at every step
         with pytest.raises(LangdepthError, match=rf"{path.name}: features cannot be read; .*--resume"):
-            first.add(collate([pictures[Draw(index, SIZE, 0)] for index in range(6)]))
-    assert cache(system, pictures).fill(system, 4) == 1
+            first.add(collate([images[Draw(index, SIZE, 0)] for index in range(6)]))
+    assert cache(system, images).fill(system, 4) == 1
     torch.testing.assert_close(load(path.read_bytes()), load(content), rtol=1e-5, atol=1e-5)
 
 
 def test_a_full_disk_is_seen_before_it_is_full(sample_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    system, pictures = build(), dataset(sample_folder)
+    system, images = build(), dataset(sample_folder)
     usage = shutil.disk_usage(sample_folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(LangdepthError, match=r"features need .* GB, 0\.0 GB are free.*LANGDEPTH_CACHE"):
-        cache(system, pictures).fill(system, 4)
+        cache(system, images).fill(system, 4)
 
 
-def test_an_unusable_picture_is_named(sample_folder: Path, tmp_path: Path) -> None:
-    root = shutil.copytree(sample_folder, tmp_path / "pictures")
+def test_an_unusable_image_is_named(sample_folder: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(sample_folder, tmp_path / "images")
     photo = open_dataset("folder", root, "train").rows[0].path_rgb
     photo.write_bytes(photo.read_bytes()[:50])
     system = build()
@@ -212,7 +212,7 @@ def test_training_from_features_is_the_same_training(
 
     monkeypatch.setattr(type(build()), "frozen_features", counted)
     cached = run(sample_folder, tmp_path / "cached", cache="features")
-    assert "12 views of pictures have features in" in capsys.readouterr().out
+    assert "12 views of images have features in" in capsys.readouterr().out
     assert passes["training"] == 12
     found, expected = rows(cached), rows(plain)
     assert len(found) == len(expected) == 6

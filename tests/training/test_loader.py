@@ -25,7 +25,7 @@ ASPECTS = (4 / 3, 3.0)
 
 @pytest.fixture
 def training_set(tmp_path: Path) -> TrainingSet:
-    """12 pictures, 4 of them wide."""
+    """12 images, 4 of them wide."""
     root = write_folder(tmp_path, [{"size": (32, 96) if i % 3 == 0 else (36, 48)} for i in range(12)])
     augmentation = Augmentation(rotate_probability=1, zoom_probability=1, cut_depth=0.5, erase=0.5)
     return TrainingSet(open_dataset("folder", root), TrainTransform(augmentation, 32 * 32))

@@ -22,7 +22,7 @@ ASPECTS = (4 / 3, 3.0)
 
 
 def plan(**changes: Any) -> Draws:
-    """60 pictures: 40 of shape 0, of which 20 weigh 0.5, and 20 of shape 1 that weigh 2."""
+    """60 images: 40 of shape 0, of which 20 weigh 0.5, and 20 of shape 1 that weigh 2."""
     values: dict[str, Any] = {
         "shapes": [0] * 40 + [1] * 20,
         "sizes": [(32, 48), (16, 64)],
@@ -37,7 +37,7 @@ def flat(batches: Iterable[list[Draw]]) -> list[Draw]:
     return [draw for batch in batches for draw in batch]
 
 
-# Which pictures
+# Which images
 
 
 def test_a_batch_has_one_size_and_is_full() -> None:
@@ -59,7 +59,7 @@ def test_weights_are_respected_on_average() -> None:
         assert often[members].max() < 1.4 * weight
 
 
-def test_whole_weights_draw_every_picture_exactly_so_often() -> None:
+def test_whole_weights_draw_every_image_exactly_so_often() -> None:
     draws = plan(weights=[1.0] * 40 + [2.0] * 20)
     for epoch in range(3):
         counts = Counter(draw.index for draw in flat(draws.epoch(epoch)))
@@ -71,7 +71,7 @@ def test_weight_0_is_never_drawn() -> None:
     assert {draw.index for epoch in range(10) for draw in flat(draws.epoch(epoch))} == set(range(40))
 
 
-def test_fewer_pictures_than_a_batch_holds_still_fill_one() -> None:
+def test_fewer_images_than_a_batch_holds_still_fill_one() -> None:
     draws = plan(shapes=[0, 0, 1], weights=[1.0, 1.0, 1.0])
     assert sorted(len(batch) for batch in draws.epoch(0)) == [5, 5]
     assert len(draws) == 2
@@ -111,11 +111,11 @@ def test_sources_without_a_weight_count_once() -> None:
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [
-        ({"kity": 1.0}, "data.weights: no training picture has source 'kity': did you mean 'kitti'?"),
+        ({"kity": 1.0}, "data.weights: no training image has source 'kity': did you mean 'kitti'?"),
         ({"kitti": -1.0}, "data.weights.kitti: -1.0 must be a number from 0 up"),
         ({"kitti": float("nan")}, "data.weights.kitti: nan must be a number from 0 up"),
         ({"kitti": float("inf")}, "data.weights.kitti: inf must be a number from 0 up"),
-        ({"kitti": 0.0, "nyu": 0.0}, "data.weights: no training picture has a weight above 0"),
+        ({"kitti": 0.0, "nyu": 0.0}, "data.weights: no training image has a weight above 0"),
     ],
 )
 def test_wrong_weights_are_one_line(weights: dict[str, float], expected: str) -> None:
@@ -127,14 +127,14 @@ def test_wrong_weights_are_one_line(weights: dict[str, float], expected: str) ->
 # Sizes
 
 
-def test_each_picture_takes_the_size_nearest_in_shape() -> None:
+def test_each_image_takes_the_size_nearest_in_shape() -> None:
     sizes = Sizes(InputSpec(area=240 * 320, multiple_of=16), (4 / 3, 3.3, 0.75))
     assert sizes.sizes == [(240, 320), (160, 496), (320, 240)]
-    pictures = ((480, 640), (500, 520), (375, 1242), (640, 480), (100, 1000))
-    assert [sizes.of(height, width) for height, width in pictures] == [0, 0, 1, 2, 1]
+    images = ((480, 640), (500, 520), (375, 1242), (640, 480), (100, 1000))
+    assert [sizes.of(height, width) for height, width in images] == [0, 0, 1, 2, 1]
 
 
-def test_shapes_come_from_the_index_or_else_from_the_upright_picture(tmp_path: Path) -> None:
+def test_shapes_come_from_the_index_or_else_from_the_upright_image(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"width": 99, "height": 33},
         {"size": (32, 96)},
@@ -144,18 +144,18 @@ def test_shapes_come_from_the_index_or_else_from_the_upright_picture(tmp_path: P
     root = write_folder(tmp_path, rows)
     exif = Image.Exif()
     exif[0x0112] = 6  # on its side
-    with Image.open(root / "2.png") as picture:
-        picture.load()
-        picture.save(root / "2.png", exif=exif)
+    with Image.open(root / "2.png") as image:
+        image.load()
+        image.save(root / "2.png", exif=exif)
     folder, sizes = open_dataset("folder", root), Sizes(SPEC, ASPECTS)
     assert training_shapes(folder, sizes) == [1, 1, 1, 0]
-    (root / "1.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"1\.png: not a picture"):
+    (root / "1.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"1\.png: not an image"):
         training_shapes(folder, sizes)
 
 
 def test_what_is_drawn_more_often_than_its_turns_follows_the_weights() -> None:
-    """A batch that two pictures cannot fill takes them again, each as often as its weight says."""
+    """A batch that two images cannot fill takes them again, each as often as its weight says."""
     draws = Draws(shapes=[0, 0], sizes=[(32, 32)], weights=[0.9, 0.1], batch_size=16, seed=0)
     drawn = [draw.index for epoch in range(40) for batch in draws.epoch(epoch) for draw in batch]
     assert len(drawn) == 40 * 16

@@ -41,7 +41,7 @@ from tests.systems.test_tiny import CLIP_FEATURES as TEXT_COLUMNS
 
 Run = Callable[..., Path]
 NAMES = ("best", "last")
-STEPS = 9  # of the recipe below on the sample folder: 6 training pictures in batches of 2, 3 epochs
+STEPS = 9  # of the recipe below on the sample folder: 6 training images in batches of 2, 3 epochs
 
 
 @pytest.fixture
@@ -311,21 +311,21 @@ def test_the_seed_decides(run: Run) -> None:
 
 
 class TestNonFinite:
-    BAD = "scene0004"  # a training picture of the sample folder
+    BAD = "scene0004"  # a training image of the sample folder
 
     @pytest.mark.parametrize("poisoned", ["loss", "gradient"])
-    def test_stops_and_names_the_picture(self, run: Run, tmp_path: Path, poisoned: str) -> None:
+    def test_stops_and_names_the_image(self, run: Run, tmp_path: Path, poisoned: str) -> None:
         options = {"poison": self.BAD, "poisoned": poisoned}
         with pytest.raises(NonFiniteLossError) as caught:
             run(system__options=options, data__batch_size=3, train__checkpoint_every=1)
         message = str(caught.value)
         assert message.startswith(f"the {poisoned} is not finite in epoch 1, step ")
         assert message.count("0.jpg") == 1
-        assert f"{self.BAD}/0.jpg; check these pictures" in message
+        assert f"{self.BAD}/0.jpg; check these images" in message
         for path in (tmp_path / "run").glob("resume.ckpt"):  # what was saved before is clean
             assert all(v.isfinite().all() for v in torch.load(path, weights_only=True)["state_dict"].values())
 
-    def test_many_pictures_are_a_matter_of_the_rate(self, run: Run) -> None:
+    def test_many_images_are_a_matter_of_the_rate(self, run: Run) -> None:
         with pytest.raises(NonFiniteLossError, match=r"0\.jpg, .*0\.jpg; lower optim.lr"):
             run(system__options={"poison": "scene"})
 
@@ -580,7 +580,7 @@ class TestRunFolder:
         assert result.depth.shape == (48, 64)  # type: ignore[union-attr]
         facts = system.provenance
         assert (facts["licence"], facts["source"]) == ("mine", "a test")
-        assert facts["training"].items() >= {"epochs": 3, "steps": STEPS, "seed": 0, "pictures": 6}.items()
+        assert facts["training"].items() >= {"epochs": 3, "steps": STEPS, "seed": 0, "images": 6}.items()
         numbers = facts["numbers"]
         assert numbers["images"] == 2
         assert numbers["protocol"].startswith("full (")
@@ -639,7 +639,7 @@ class TestRunFolder:
             f"epoch {epoch} step {step}/9" for epoch, step in ((1, 2), (2, 4), (2, 6), (3, 8))
         ]
         assert [line.split(": abs_rel")[0] for line in lines if "judged" in line] == [
-            f"step {step}/9 judged on 2 pictures" for step in (3, 6, 9)
+            f"step {step}/9 judged on 2 images" for step in (3, 6, 9)
         ]
         assert (len(lines), lines[-1].split(": ")[0]) == (9, "done")
         assert captured.err == ""
@@ -653,7 +653,7 @@ class TestRunFolder:
         assert re.search(r"Epoch 2: 100%.*3/3 .*loss=\d", out)
         assert "v_num" not in out
         assert "s/step" not in out
-        assert "step 9/9 judged on 2 pictures" in out
+        assert "step 9/9 judged on 2 images" in out
 
     def test_from_a_thread(self, run: Run) -> None:
         with ThreadPoolExecutor(1) as pool:
@@ -671,7 +671,7 @@ class TestRunFolder:
             folder = run("worse", **fields)
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "learner: 6 steps, learning from 6 images, validating on 2 (val); cpu"
-        assert lines[1].startswith("step 0/6 judged on 2 pictures: abs_rel 0.2000")
+        assert lines[1].startswith("step 0/6 judged on 2 images: abs_rel 0.2000")
         said = "no step improved abs_rel (0.2000): best.safetensors is the start, last.safetensors"
         assert lines[-1] == said != lines[-2]
         assert_same(load_file(folder / "best.safetensors"), load_file(first))

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*random.*")]
 
 
 def recipe(name: str, root: Path, out: Path, *, options: dict[str, Any], **fields: Any) -> Any:
-    """A recipe of the repository on the pictures of ``root``, small; ``fields`` by their dotted names."""
+    """A recipe of the repository on the images of ``root``, small; ``fields`` by their dotted names."""
     content = load_yaml(RECIPES / name)
     content["system"]["options"] |= {"architecture": "RN-small", **options}
     content["system"]["prepare"] = {"clip_weights": "random"}
@@ -40,7 +40,7 @@ def recipe(name: str, root: Path, out: Path, *, options: dict[str, Any], **field
 
 @pytest.fixture(scope="module")
 def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rooms 80x60 with overlays; the pictures 0 and 2 are for training, 1 is for validation."""
+    """Rooms 80x60 with overlays; the images 0 and 2 are for training, 1 is for validation."""
     root = write_sample(tmp_path_factory.mktemp("rooms") / "rooms", count=3, size=(60, 80))
     with (root / "index.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -73,7 +73,7 @@ def frames(rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-# The same pictures in every step.
+# The same images in every step.
 PLAIN = dict.fromkeys(("flip", "zoom_probability", "rotate_probability", "colour_probability", "grey", "blur"), 0.0)
 
 
@@ -112,10 +112,10 @@ def test_two_views_learn_without_depth_and_resume_in_mid_epoch(frames: Path, tmp
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
-def test_what_the_pictures_do_not_allow_is_one_line(frames: Path, tmp_path: Path) -> None:
+def test_what_the_images_do_not_allow_is_one_line(frames: Path, tmp_path: Path) -> None:
     name = "clip-adapter-ssl-nyu.yaml"
     wide = write_sample(tmp_path / "wide", count=2, size=(48, 96))
-    with pytest.raises(ImageError, match=r"0\.jpg: picture is 96x48, these crops need 640x480 or its shape"):
+    with pytest.raises(ImageError, match=r"0\.jpg: image is 96x48, these crops need 640x480 or its shape"):
         train(recipe(name, wide, tmp_path / "a", options=TWO_VIEWS, data__batch_size=1))
     with pytest.raises(UsageError, match=r"data\.pipeline.*network takes 96x64"):
         train(recipe(name, frames, tmp_path / "b", options=TWO_VIEWS | {"area": 64 * 96}))

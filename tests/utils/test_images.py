@@ -124,6 +124,6 @@ def test_a_damaged_tiff_is_told_in_one_line_of_ours(kind: str, capfd: pytest.Cap
         content[entry + 8 : entry + 12] = struct.pack("<I", 5)
     else:
         content[20:400] = bytes(380)
-    with pytest.raises(ImageError, match=r"^picture in memory: damaged or truncated$"):
+    with pytest.raises(ImageError, match=r"^image in memory: damaged or truncated$"):
         read_image(bytes(content))
     assert capfd.readouterr() == ("", "")

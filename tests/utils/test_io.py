@@ -1,4 +1,4 @@
-"""Reading any picture, refusing what is none, writing results without losing what was there."""
+"""Reading any image, refusing what is none, writing results without losing what was there."""
 
 from __future__ import annotations
 
@@ -69,15 +69,15 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 
 class TestReadImage:
     def test_path_bytes_file_and_pil_give_the_same_pixels(self, rgb: npt.NDArray[np.uint8], tmp_path: Path) -> None:
-        path = tmp_path / "picture.png"
+        path = tmp_path / "image.png"
         path.write_bytes(encoded(Image.fromarray(rgb)))
         with path.open("rb") as file:
             sources = [path, str(path), path.read_bytes(), file, Image.fromarray(rgb), Image.open(path)]
-            pictures = [read_image(source) for source in sources]
-        for picture in pictures:
-            np.testing.assert_array_equal(picture.pixels, rgb)
-            assert picture.camera is None
-        assert [picture.path for picture in pictures] == [str(path), str(path), "", str(path), "", str(path)]
+            images = [read_image(source) for source in sources]
+        for image in images:
+            np.testing.assert_array_equal(image.pixels, rgb)
+            assert image.camera is None
+        assert [image.path for image in images] == [str(path), str(path), "", str(path), "", str(path)]
 
     def test_stream_that_cannot_seek(self, rgb: npt.NDArray[np.uint8]) -> None:
         reader, writer = os.pipe()
@@ -122,9 +122,9 @@ class TestReadImage:
     @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
     def test_modes(self, mode: str) -> None:
         white, dark = (255, 255, 255), (0, 0, 0)
-        picture = Image.new("RGB", (WIDTH, HEIGHT), dark)
-        picture.paste(white, (0, 0, 20, HEIGHT))
-        middle = picture.convert("LA") if mode == "PA" else picture  # no direct way from RGB to PA
+        image = Image.new("RGB", (WIDTH, HEIGHT), dark)
+        image.paste(white, (0, 0, 20, HEIGHT))
+        middle = image.convert("LA") if mode == "PA" else image  # no direct way from RGB to PA
         pixels = read_image(middle.convert(mode)).pixels
         assert pixels.shape == (HEIGHT, WIDTH, 3)
         np.testing.assert_allclose(pixels[0, 0], white, atol=1)
@@ -151,18 +151,18 @@ class TestReadImage:
     @pytest.mark.parametrize("orientation", range(1, 9))
     @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
     def test_exif_rotation_and_camera_stay_together(self, orientation: int, mode: str) -> None:
-        """The picture's mark and the camera's principal point are at one place, before and after."""
+        """The image's mark and the camera's principal point are at one place, before and after."""
         size = (80, 60)
         exif = Image.Exif()
         exif[0x0112] = orientation
         exif.get_ifd(0x8769)[0xA405] = 28
-        picture = Image.new("RGB", size)
-        picture.paste((255, 255, 255), (0, 0, 16, 8))  # a mark in the top left corner of the stored picture
+        image = Image.new("RGB", size)
+        image.paste((255, 255, 255), (0, 0, 16, 8))  # a mark in the top left corner of the stored image
         if mode == "I;16":
-            picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+            image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
         else:
-            picture = picture.convert(mode)
-        found = read_image(encoded(picture, exif=exif))
+            image = image.convert(mode)
+        found = read_image(encoded(image, exif=exif))
         stored = Camera.from_focal(28 / np.hypot(36, 24) * 100, *size, source="exif")
         assert found.camera == stored.oriented(orientation)
         assert found.pixels.shape[:2] == (found.camera.height, found.camera.width)
@@ -176,8 +176,8 @@ class TestReadImage:
         exif = Image.Exif()
         exif[0x0112] = orientation
         exif[0x8769] = exif._ifds[0x8769] = {0xA405: 26}  # as a TIFF file and as the others take it
-        picture = Image.fromarray(rgb)
-        tiff, png = (read_image(encoded(picture, kind, exif=exif)) for kind in ("TIFF", "PNG"))
+        image = Image.fromarray(rgb)
+        tiff, png = (read_image(encoded(image, kind, exif=exif)) for kind in ("TIFF", "PNG"))
         np.testing.assert_array_equal(tiff.pixels, png.pixels)
         assert tiff.camera is not None
         assert tiff.camera == png.camera
@@ -211,7 +211,7 @@ class TestReadImage:
                 continue
             assert sorted(read_image(content).pixels.shape[:2]) == sorted(rgb.shape[:2])
 
-    def test_broken_exif_does_not_cost_the_picture(self, rgb: npt.NDArray[np.uint8]) -> None:
+    def test_broken_exif_does_not_cost_the_image(self, rgb: npt.NDArray[np.uint8]) -> None:
         data = encoded(Image.fromarray(rgb), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\xff\xff")
         with pytest.warns(UserWarning, match="Corrupt EXIF"):
             assert read_image(data).pixels.shape == rgb.shape
@@ -226,7 +226,7 @@ class TestReadImage:
         with pytest.raises(ImageError, match=r"31x500 pixels is too small.*32"):
             read_image(np.zeros((500, 31), np.uint8))
 
-    def test_huge_picture_is_refused_from_its_header(self, tmp_path: Path) -> None:
+    def test_huge_image_is_refused_from_its_header(self, tmp_path: Path) -> None:
         path = tmp_path / "bomb.png"
         path.write_bytes(png_header(9000, 9000))
         with pytest.raises(ImageError, match=r"bomb.png: 9000x9000 = 81.0 megapixels is more than the limit of 80"):
@@ -234,17 +234,17 @@ class TestReadImage:
         with pytest.raises(ImageError, match="damaged or truncated"):  # allowed, so it comes to decoding
             read_image(path, max_pixels=81_000_000)
         path.write_bytes(png_header(60000, 60000))
-        with pytest.raises(ImageError, match=r"bomb.png: larger than any picture"):
+        with pytest.raises(ImageError, match=r"bomb.png: larger than any image"):
             read_image(path)
 
     def test_bad_files(self, rgb: npt.NDArray[np.uint8], tmp_path: Path) -> None:
         jpeg = encoded(Image.fromarray(rgb), "JPEG")
         files = {
             "empty.jpg": (b"", r"empty \(0 bytes\)"),
-            "text.jpg": (b"this is no picture\n" * 20, "not a picture"),
+            "text.jpg": (b"this is no image\n" * 20, "not an image"),
             "truncated.jpg": (jpeg[: len(jpeg) // 2], "damaged or truncated"),
             "truncated.png": (encoded(Image.fromarray(rgb))[:300], "damaged or truncated"),
-            "figure.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 90 90\n%%EndComments\n", "not a picture"),
+            "figure.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 90 90\n%%EndComments\n", "not an image"),
         }
         for name, (content, message) in files.items():
             path = tmp_path / name
@@ -469,7 +469,7 @@ class TestWriteResult:
         with np.load(write_result(make_result(depth, camera=None), tmp_path / "b.npz")) as content:
             assert "intrinsics" not in content
 
-    def test_ply_is_the_unprojected_picture(
+    def test_ply_is_the_unprojected_image(
         self, rgb: npt.NDArray[np.uint8], depth: npt.NDArray[np.float32], tmp_path: Path
     ) -> None:
         result = make_result(depth, image=rgb)
@@ -482,7 +482,7 @@ class TestWriteResult:
         few = write_result(result, tmp_path / "few.ply", max_points=10)
         assert len(read_ply(few)[1]) == 10
 
-    def test_ply_without_picture_and_without_camera(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
+    def test_ply_without_image_and_without_camera(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
         path = write_result(make_result(depth), tmp_path / "plain.ply")
         content = path.read_bytes()
         assert b"red" not in content

@@ -67,7 +67,7 @@ def test_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo = np.zeros((400, 600, 3), np.uint8)
     path = zeros(tmp_path / "a.npz", "masks", (1, 20000, 5000), "?")
     assert path.stat().st_size < 200_000
-    with refused(ImageError, r"a.npz: masks of shape \(1, 20000, 5000\) do not fit a picture of 600x400"):
+    with refused(ImageError, r"a.npz: masks of shape \(1, 20000, 5000\) do not fit an image of 600x400"):
         read_overlay(path, photo)
     monkeypatch.setattr("langdepth.data.tools.sam.MAX_MASK_BYTES", 100_000_000)
     path = zeros(tmp_path / "b.npz", "masks", (900, 400, 600), "?")

@@ -1,6 +1,6 @@
-"""CLIP image towers (open_clip) as dense feature extractors, for pictures of any size.
+"""CLIP image towers (open_clip) as dense feature extractors, for images of any size.
 
-    picture (B, 3, H, W), normalised -> stages -> cells (B, C, h, w), h = H // stride, w = W // stride
+    image (B, 3, H, W), normalised -> stages -> cells (B, C, h, w), h = H // stride, w = W // stride
 
 Three families: ModifiedResNet ("RN50"), VisionTransformer ("ViT-B-16") and ConvNeXt ("convnext_large_d_320"). How the
 cells of the last map become features is the dense mode:
@@ -126,20 +126,20 @@ class ClipImageTower(nn.Module):
         return self.channels[-1] if raw else self.embed_dim
 
     def forward(self, image: Tensor, mode: DenseMode = "stage") -> Tensor:
-        """Features (B, C, H // stride, W // stride) of normalised pictures (B, 3, H, W).
+        """Features (B, C, H // stride, W // stride) of normalised images (B, 3, H, W).
 
-        Raises UsageError for an unknown mode and for pictures smaller than one cell.
+        Raises UsageError for an unknown mode and for images smaller than one cell.
         """
         self._check_mode(mode)
         self._check_image(image)
         return self._family.cells(self, self._family.trunk(self, image), mode)
 
     def pyramid(self, image: Tensor) -> list[Tensor]:
-        """Maps of normalised pictures (B, 3, H, W), finest first, with ``channels`` at ``strides``.
+        """Maps of normalised images (B, 3, H, W), finest first, with ``channels`` at ``strides``.
 
         ModifiedResNet: the stem after its third ReLU, before the average pool (stride 2), and the four stages (4 to
         32). ConvNeXt: the four stages. VisionTransformer: patch tokens after four evenly spaced blocks, all at the
-        stride of a patch. Raises UsageError for pictures smaller than one cell.
+        stride of a patch. Raises UsageError for images smaller than one cell.
         """
         self._check_image(image)
         return list(self._family.maps(self, image))
@@ -160,11 +160,11 @@ class ClipImageTower(nn.Module):
 
     def _check_image(self, image: Tensor) -> None:
         if image.ndim != 4 or image.shape[1] != 3:
-            raise UsageError(f"{self.architecture} takes pictures (B, 3, H, W), got {tuple(image.shape)}")
+            raise UsageError(f"{self.architecture} takes images (B, 3, H, W), got {tuple(image.shape)}")
         height, width = image.shape[2:]
         if min(height, width) < self.stride:
             raise UsageError(
-                f"{self.architecture} needs pictures of at least {self.stride} x {self.stride} pixels (one cell), "
+                f"{self.architecture} needs images of at least {self.stride} x {self.stride} pixels (one cell), "
                 f"got {height} x {width}"
             )
 

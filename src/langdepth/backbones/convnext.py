@@ -17,7 +17,7 @@ STRIDES = (4, 8, 16, 32)
 
 
 class ConvNeXt(nn.Module):
-    """Maps of a normalised picture (B, 3, H, W) after each of the four stages, not normalised; weights are random.
+    """Maps of a normalised image (B, 3, H, W) after each of the four stages, not normalised; weights are random.
 
     ``name``: timm's, with or without tag ("convnext_large", "convnext_large.fb_in22k"). ``drop_path``: share of dropped
     branches in the last block, rising from 0 in the first. Raises UsageError for a name that is no ConvNeXt.

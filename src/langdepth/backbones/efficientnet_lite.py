@@ -27,7 +27,7 @@ class Float32DepthwiseConv2d(Conv2dSame):
 
 
 class EfficientNetLite(nn.Module):
-    """Feature maps at strides 2, 4, 8, 16, 32 of a normalised (B, 3, H, W) picture.
+    """Feature maps at strides 2, 4, 8, 16, 32 of a normalised (B, 3, H, W) image.
 
     ``size`` is 0, 1 or 2. BatchNorm stays at its ImageNet statistics (eval mode) during training: small batches would
     spoil them, and the frozen form is quicker. ``frozen``: how many of the first stages (with the stem) keep their

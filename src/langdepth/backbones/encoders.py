@@ -21,7 +21,7 @@ def make_encoder(
     """The encoder called ``name``: "swin-large", "efficientnet-lite0" ... or timm's name of a ConvNeXt; random weights.
 
     ``drop_path``: share of dropped branches in the last block, of Swin and ConvNeXt. ``frozen``: stages of an
-    EfficientNet-Lite that keep their weights. ``position``: (height, width) of the pictures that a Swin has a position
+    EfficientNet-Lite that keep their weights. ``position``: (height, width) of the images that a Swin has a position
     table for. The last four maps and ``channels`` are those of strides 4 to 32. Raises UsageError for unknown names.
     """
     if name in SIZES:

@@ -3,7 +3,7 @@
 Differences from timm's: maps are padded before the cyclic shift, so any size goes through; every stage's output has its
 own LayerNorm; a learned absolute position table may be added. Tensors have the names of the Swin release.
 
-    picture (B, 3, H, W), normalised -> a token per 4 x 4 pixels -> four stages of window attention, between them four
+    image (B, 3, H, W), normalised -> a token per 4 x 4 pixels -> four stages of window attention, between them four
     tokens are merged into one -> (B, C, H/4, W/4), (B, 2C, H/8, W/8), (B, 4C, H/16, W/16), (B, 8C, H/32, W/32)
 """
 
@@ -44,9 +44,9 @@ SIZES = {
 
 
 class Swin(nn.Module):
-    """Maps at strides 4, 8, 16, 32 of a normalised (B, 3, H, W) picture; ``channels`` says how wide they are.
+    """Maps at strides 4, 8, 16, 32 of a normalised (B, 3, H, W) image; ``channels`` says how wide they are.
 
-    ``position``: (height, width) in pixels of the pictures that the absolute position table is made for (pictures of
+    ``position``: (height, width) in pixels of the images that the absolute position table is made for (images of
     other sizes get it resized), None for no table. ``drop_path``: share of dropped residual branches in the last block,
     rising linearly from 0 in the first.
     """

@@ -35,7 +35,7 @@ def benchmark(
         out: Folder of the tables and of the cells' reports.
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
         dtype: Precision of the networks.
-        batch_size: How many pictures of one size go through a network at once.
+        batch_size: How many images of one size go through a network at once.
     """
     from langdepth.evaluation.matrix import markdown, read_matrix, run_matrix
 

@@ -72,13 +72,13 @@ def evaluate(
 ) -> None:
     """Score a system on a data set under a named protocol.
 
-    Writes a JSON report and, beside it, two pictures: error against true depth, and a sheet of the best, median and
-    worst pictures. Switches that change the protocol are marked in its reported name and change its hash.
+    Writes a JSON report and, beside it, two images: error against true depth, and a sheet of the best, median and
+    worst images. Switches that change the protocol are marked in its reported name and change its hash.
 
     Args:
         root: Folder of the data set.
         out: The report to write, for example result.json.
-        html: Write the report there, too, as one page with pictures, for example result.html.
+        html: Write the report there, too, as one page with images, for example result.html.
         save: What to keep of each image, with commas: the formats of predict (depth16, kitti16, npy, npz, color, ply)
             for the depth map as evaluated, and error (PNG of |prediction - truth| / truth); with --save-dir alone
             depth16,color,error.
@@ -101,24 +101,24 @@ def evaluate(
             them).
         truth_root: Folder of the ground truth, where it lies in a tree of its own.
         source: Keep the rows of one source.
-        limit: Judge the first pictures only, this many.
+        limit: Judge the first images only, this many.
         captions: Captions with CLIP features, for systems that read them (wordepth): a packed folder (langdepth data
             pack-captions), the folder above the published text/ and text_feat/, or another form that
             docs/systems/wordepth.md names.
-        without_caption: What a picture without one does: stop, or be judged as if nothing were known about it.
+        without_caption: What an image without one does: stop, or be judged as if nothing were known about it.
         overlay: Folder of overlays (langdepth data sam), for systems that take one (msa-sam); without it the nearest
-            sam_out beside or above the pictures.
+            sam_out beside or above the images.
         trust_unit: Take depth as it is, even where its unit looks wrong.
         protocol: nyu-eigen, kitti-eigen-garg, kitti-eigen, full, or a paper's own, such as depthclip-reference;
             docs/protocols.md gives each to the pixel. Without one, the data set's own.
-        flip: Average the depth with that of the mirrored picture (true or false).
+        flip: Average the depth with that of the mirrored image (true or false).
         alignment: Fit each depth map to its truth before judging.
-        frame: Use pictures as stored, cut to the KITTI benchmark's 1216x352 (kb-pasted: for the network only), or cut
+        frame: Use images as stored, cut to the KITTI benchmark's 1216x352 (kb-pasted: for the network only), or cut
             to the middle 544x416 of NYU.
         crop: The window that is judged.
         window: Look through windows of HEIGHTxWIDTH pixels and average, for example 352x512.
         stride: Distance of the windows, HEIGHTxWIDTH; without it they lie side by side.
-        resize: How depth gets to picture size: as the system states it, bilinear with pixel centres or with corners
+        resize: How depth gets to image size: as the system states it, bilinear with pixel centres or with corners
             aligned, or in two steps.
         clamp_views: Limit both depths to the range before they are averaged by flip (true or false).
         mask_prediction: Judge only where the prediction, too, is above min_depth (true or false).
@@ -129,7 +129,7 @@ def evaluate(
         min_pixels: Skip images with fewer pixels than this to evaluate; without it 10 where there is an alignment.
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
         dtype: Precision of the network.
-        batch_size: How many pictures of one size go through the network at once.
+        batch_size: How many images of one size go through the network at once.
     """
     from langdepth.data.base import layout, open_dataset
 
@@ -206,7 +206,7 @@ def table(report: dict[str, Any]) -> str:
     skipped = f", {report['skipped']} skipped" if report["skipped"] else ""
     names = list(report["image_mean"])
     lines = [
-        f"{report['system']} on {report['dataset']}, {report['images']} pictures{skipped}, "
+        f"{report['system']} on {report['dataset']}, {report['images']} images{skipped}, "
         f"{rules['name']} ({rules['hash']}), {report['seconds']:.1f} s",
         " " * 10 + "".join(f"{name:>10}" for name in names),
     ]

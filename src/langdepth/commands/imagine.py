@@ -44,7 +44,7 @@ def imagine(
     fov: float | None = None,
     device: str = "auto",
 ) -> None:
-    """Depth maps of scenes that words describe, without any picture.
+    """Depth maps of scenes that words describe, without any image.
 
     Writes each map, and sheet.png with all of them in one scale of colours. The same seed gives the same files.
 
@@ -56,7 +56,7 @@ def imagine(
             OpenAI's archive, open_clip's or Hugging Face's file.
         samples: How many maps per sentence.
         seed: Another seed, other maps.
-        size: HEIGHTxWIDTH of the maps in pixels, for example 352x1216; without it the system's own for a 4:3 picture.
+        size: HEIGHTxWIDTH of the maps in pixels, for example 352x1216; without it the system's own for a 4:3 image.
         save: What to write, with commas: depth16 (16-bit PNG, millimetres), kitti16 (16-bit PNG, metres x 256), npy,
             npz, color (PNG to look at), ply.
         range: NEAR,FAR in metres, for example 0,10: the depths that the first and the last color stand for.

@@ -1,4 +1,4 @@
-"""``langdepth predict``: depth of pictures, folders, globs or stdin, written to files."""
+"""``langdepth predict``: depth of images, folders, globs or stdin, written to files."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def predict(
-    pictures: list[str],
+    images: list[str],
     *,
     system: list[str] | None = None,
     text: str | None = None,
@@ -76,50 +76,50 @@ def predict(
     recursive: bool = False,
     resume: bool = False,
 ) -> int:
-    """Depth in metres of pictures, written to files.
+    """Depth in metres of images, written to files.
 
-    One line per picture says where the files are, how far its points lie, and which scene was read. A picture that
+    One line per image says where the files are, how far its points lie, and which scene was read. An image that
     cannot be used is reported and skipped; the exit code is then 1.
 
     Args:
-        pictures: Picture files, folders, quoted globs, or - for one picture on stdin.
+        images: Image files, folders, quoted globs, or - for one image on stdin.
         system: Registry name (see "langdepth systems"), .safetensors file, or hub id owner/name; without it tiny. Given
             several times, the mean of all of them is predicted.
-        text: A sentence about the pictures, for example "a kitchen with a sink"; without it the picture alone speaks.
+        text: A sentence about the images, for example "a kitchen with a sink"; without it the image alone speaks.
         captions: The caption of each image: a folder of NAME.txt or a CSV with the columns image and caption; or
             captions with CLIP features, as evaluate takes them.
         without_caption: What an image without one does: stop (it is reported and skipped), or be predicted without
             words.
-        scene: The name of the scene the pictures show, for example kitchen.
+        scene: The name of the scene the images show, for example kitchen.
         words: Distance words from near to far, with commas, for systems that compare with such words.
         bins: The distance each of them stands for, metres with commas, rising.
         prompts: A published prompt set, for example depthclip-bins-3, or a YAML file with words, bin_centers, templates
             and, where they differ, scenes.
         clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
             or the word random; without it open_clip downloads them.
-        overlay: For systems that look at one (msa-sam): the picture with masks drawn over it, or the masks (.npz); for
-            many pictures the folder that "langdepth data sam" wrote, or one with files of the same names.
+        overlay: For systems that look at one (msa-sam): the image with masks drawn over it, or the masks (.npz); for
+            many images the folder that "langdepth data sam" wrote, or one with files of the same names.
         save: What to write, with commas: depth16 (16-bit PNG, millimetres), kitti16 (the KITTI benchmark's 16-bit PNG,
             metres x 256), npy, npz, color (PNG to look at), ply.
         range: NEAR,FAR in metres, for example 0,10: the depths that the first and the last color stand for, the same in
             every image; without it each image has its own.
         colormap: Name of a matplotlib color map; without it magma_r, near bright and far dark.
         out: Folder for the results; sub-folders of the input are kept.
-        intrinsics: Camera as fx,fy,cx,cy in pixels of the pictures, for ply; otherwise EXIF or a guess is used.
+        intrinsics: Camera as fx,fy,cx,cy in pixels of the images, for ply; otherwise EXIF or a guess is used.
         fov: Camera as the field of view across the width, in degrees.
-        flip: Average with the mirrored picture: a little better, twice the time.
+        flip: Average with the mirrored image: a little better, twice the time.
         window: Look through windows of HEIGHTxWIDTH pixels and average, for example 352x512; for systems that were
             trained on parts of that size.
         stride: Distance of the windows, HEIGHTxWIDTH; without it they lie side by side.
-        samples: Draw so many depths near the one that the picture shows, and write their mean and, in npz files, their
+        samples: Draw so many depths near the one that the image shows, and write their mean and, in npz files, their
             standard deviation; for systems that imagine (wordepth).
         spread: How far the samples lie apart, up to 1.
         seed: Of the samples: another seed, other ones.
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
         dtype: Precision of the network.
-        batch_size: How many pictures of one shape go through the network at once.
+        batch_size: How many images of one shape go through the network at once.
         recursive: Look into the sub-folders of folders.
-        resume: Skip pictures whose results are all there.
+        resume: Skip images whose results are all there.
     """
     from langdepth.io import WRITERS
 
@@ -128,7 +128,7 @@ def predict(
     camera = read_camera(intrinsics, fov)
     window_size, stride_size = size("--window", window), size("--stride", stride)
     check_window(window_size, stride_size)
-    jobs, problems = find_jobs(pictures, Path(out), formats, recursive)
+    jobs, problems = find_jobs(images, Path(out), formats, recursive)
     for problem in problems:
         _complain(problem)
     if overlay is not None:
@@ -139,7 +139,7 @@ def predict(
     if resume:
         jobs = [job for job in jobs if not all(target.exists() for target in job.targets.values())]
     if known > len(jobs):
-        print(f"{known - len(jobs)} of {known} pictures were already done")
+        print(f"{known - len(jobs)} of {known} images were already done")
     if not jobs:
         return 1 if problems else 0
     try:
@@ -170,7 +170,7 @@ def predict(
         keep_image="ply" in formats,
     )
     failed, guessed = len(problems), 0
-    with tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:
+    with tqdm(total=len(jobs), unit="image", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:
         for outcome in written(results, colors):
             bar.update()
             if isinstance(outcome, LangdepthError):
@@ -191,7 +191,7 @@ def predict(
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One picture: where it is ("-" is stdin), its place below the folder of results, the file for each format."""
+    """One image: where it is ("-" is stdin), its place below the folder of results, the file for each format."""
 
     source: str
     place: Path
@@ -222,14 +222,14 @@ def read_camera(intrinsics: str | None, fov: float | None) -> Callable[[int, int
 
 
 def _with_overlays(jobs: list[Job], overlay: Path) -> list[Job]:
-    """Each picture with the file ``overlay``, or with its own in the folder ``overlay``."""
+    """Each image with the file ``overlay``, or with its own in the folder ``overlay``."""
     if overlay.is_dir():
         from langdepth.data.overlays import Overlays
 
         found = Overlays(overlay)
         return [replace(job, overlay=found.find(job.place, job.source) or found.published(job.place)) for job in jobs]
     if len(jobs) > 1:
-        raise UsageError(f"--overlay: {overlay} is no folder, but there are {len(jobs)} pictures; each needs its own")
+        raise UsageError(f"--overlay: {overlay} is no folder, but there are {len(jobs)} images; each needs its own")
     return [replace(job, overlay=overlay) for job in jobs]
 
 
@@ -261,11 +261,11 @@ def _with_captions(
 def find_jobs(
     inputs: list[str], out: Path, formats: Sequence[str], recursive: bool
 ) -> tuple[list[Job], list[LangdepthError]]:
-    """The pictures to do, each with its own output names, and what is wrong with the inputs."""
+    """The images to do, each with its own output names, and what is wrong with the inputs."""
     from langdepth.io import WRITERS
 
     if STDIN in inputs and sys.stdin.isatty():
-        raise UsageError("- reads one picture from stdin; send one in: langdepth predict - < photo.jpg")
+        raise UsageError("- reads one image from stdin; send one in: langdepth predict - < photo.jpg")
     found = find_images(inputs, out, recursive)
     problems = found.problems
     if found.note and found.files:
@@ -284,11 +284,11 @@ def find_jobs(
     for job in jobs:
         for target in job.targets.values():
             if real_path(target) in kept:
-                raise UsageError(f"{target}: is one of the pictures and would be overwritten; give another --out")
+                raise UsageError(f"{target}: is one of the images and would be overwritten; give another --out")
     return jobs, problems
 
 
-# The work: write in the background while the next pictures are predicted.
+# The work: write in the background while the next images are predicted.
 
 
 class Written(NamedTuple):

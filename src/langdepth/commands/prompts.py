@@ -1,4 +1,4 @@
-"""``langdepth prompts``: what distance words give on a picture."""
+"""``langdepth prompts``: what distance words give on an image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def prompts(
-    picture: str,
+    image: str,
     *,
     system: str = "depthclip",
     clip_weights: str | None = None,
@@ -31,13 +31,13 @@ def prompts(
     out: str = "words",
     device: str = "auto",
 ) -> int:
-    """What distance words give on a picture: a table, similarity maps, the depth, and the effect of other words.
+    """What distance words give on an image: a table, similarity maps, the depth, and the effect of other words.
 
-    Prints each word's similarity, probability and share of the picture, and for each swap how the depth changes. Writes
-    a sheet of pictures and the maps as .npz.
+    Prints each word's similarity, probability and share of the image, and for each swap how the depth changes. Writes
+    a sheet of images and the maps as .npz.
 
     Args:
-        picture: The picture file.
+        image: The image file.
         system: A system that compares with distance words: registry name, .safetensors file or hub id.
         clip_weights: CLIP weights: OpenAI's archive, open_clip's or Hugging Face's file, or the word random.
         prompts: A published prompt set, for example depthclip-words-2, or a YAML file.
@@ -57,7 +57,7 @@ def prompts(
     # A file holds what it needs for its own words; CLIP weights then only encode others.
     needed = clip_weights if changes or system in list_systems() else None
     loaded = workbench.with_words(load(system, clip_weights=needed, prompts=changes, device=device))
-    seen = workbench.look(loaded, picture)
+    seen = workbench.look(loaded, image)
     maps = workbench.word_maps(loaded, seen, scene)
     print("\n".join(maps.table()))
     print(f"depth {maps.depth.min():.2f} / {maps.depth.mean():.2f} / {maps.depth.max():.2f} m (min / mean / max)")
@@ -67,6 +67,6 @@ def prompts(
         loaded.use_prompts(workbench.swapped(own, asked), clip_weights)
         swaps[asked] = workbench.word_maps(loaded, seen, scene)
         print(f"{asked}: {workbench.difference(maps, swaps[asked])}")
-    for path in workbench.write_workbench(maps, swaps, out, Path(picture).stem):
+    for path in workbench.write_workbench(maps, swaps, out, Path(image).stem):
         print(f"-> {path}")
     return 0

@@ -13,29 +13,29 @@ from langdepth.utils.tables import columns
 EXAMPLE = "langdepth protocols\nlangdepth protocols show nyu-eigen"
 
 _FRAMES = {
-    "stored": "the whole stored picture takes part",
-    "kb": "picture and truth are cut to the KITTI benchmark's bottom 352 rows and centred 1216 columns",
-    "kb-pasted": "the whole stored picture takes part; the network sees the KITTI benchmark's 352x1216 of it",
-    "nyu-inner": "picture and truth are cut to the middle 416x544 of a 480x640 NYU picture",
+    "stored": "the whole stored image takes part",
+    "kb": "image and truth are cut to the KITTI benchmark's bottom 352 rows and centred 1216 columns",
+    "kb-pasted": "the whole stored image takes part; the network sees the KITTI benchmark's 352x1216 of it",
+    "nyu-inner": "image and truth are cut to the middle 416x544 of a 480x640 NYU image",
 }
 _RESIZES = {
-    "system": "depth gets to picture size bilinearly, as the system states it: corners on corners or pixel centres",
-    "bilinear": "depth gets to picture size bilinearly, pixel centres on pixel centres",
-    "bilinear-aligned": "depth gets to picture size bilinearly, corners on corners",
-    "bilinear-twice": "depth is interpolated twice: to the stored picture's size, then to the frame's",
+    "system": "depth gets to image size bilinearly, as the system states it: corners on corners or pixel centres",
+    "bilinear": "depth gets to image size bilinearly, pixel centres on pixel centres",
+    "bilinear-aligned": "depth gets to image size bilinearly, corners on corners",
+    "bilinear-twice": "depth is interpolated twice: to the stored image's size, then to the frame's",
 }
 _ALIGNMENTS = {
     "none": "depth is judged as it is, in metres",
-    "median": "depth is multiplied, picture by picture, so that its median is the truth's",
-    "least_squares": "depth is fitted to the truth, picture by picture, by a factor and a shift",
-    "disparity": "1 / depth is fitted to 1 / truth, picture by picture, by a factor and a shift, and inverted",
+    "median": "depth is multiplied, image by image, so that its median is the truth's",
+    "least_squares": "depth is fitted to the truth, image by image, by a factor and a shift",
+    "disparity": "1 / depth is fitted to 1 / truth, image by image, by a factor and a shift, and inverted",
 }
 _CROPS = {
     "none": "the whole frame is judged",
     "eigen-nyu": "judged are rows 45:471 and columns 41:601 of 480x640, the same share of other sizes",
     "eigen-nyu-46": "judged are rows 45:471 and columns 46:601 of 480x640, the same share of other sizes",
     "eigen-nyu-inner": "judged is the part of the Eigen window inside the frame, rows 0:415 and columns 0:541",
-    "eigen-nyu-pixels": "judged are rows 45:471 and columns 41:601 of a picture of any size",
+    "eigen-nyu-pixels": "judged are rows 45:471 and columns 41:601 of an image of any size",
     "eigen-kitti": "judged is Eigen's window, 33 to 91 % of the height and 4 to 96 % of the width",
     "garg": "judged is Garg's window, 41 to 99 % of the height and 4 to 96 % of the width",
 }
@@ -86,7 +86,7 @@ def explain(protocol: Protocol) -> dict[str, str]:
     stride = "x".join(map(str, protocol.stride or protocol.window or ()))
     return {
         "frame": _FRAMES[protocol.frame],
-        "flip": "averaged with the depth of the mirrored picture" if protocol.flip else "one look at each picture",
+        "flip": "averaged with the depth of the mirrored image" if protocol.flip else "one look at each image",
         "resize": _RESIZES[protocol.resize],
         "alignment": _ALIGNMENTS[protocol.alignment],
         "clamp_prediction": f"depth is limited to {low} to {high} m"

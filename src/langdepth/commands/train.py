@@ -11,7 +11,7 @@ from langdepth.commands import _parse
 from langdepth.errors import UsageError
 
 EXAMPLE = """\
-langdepth train --config recipes/tiny-finetune.yaml --data.root pictures --train.out runs/mine
+langdepth train --config recipes/tiny-finetune.yaml --data.root images --train.out runs/mine
 langdepth train --config runs/mine/recipe.yaml --resume
 Any field of the recipe can be set on the command line by its dotted name; docs/train.md lists them."""
 

@@ -41,7 +41,7 @@ INCOMPLETE = ".langdepth-incomplete"  # lies in a folder that is still being pre
 
 
 class DepthDataset(Protocol):
-    """Pictures with ground truth. ``dataset[i]`` raises ImageError, naming the file, when a pair is unusable."""
+    """Images with ground truth. ``dataset[i]`` raises ImageError, naming the file, when a pair is unusable."""
 
     name: str
 
@@ -213,7 +213,7 @@ def open_dataset(
     truth_root: str | Path | None = None,
     pairs: str | Path | None = None,
 ) -> RowDataset:
-    """The data set ``name`` below ``root``; ``split`` and ``source`` keep the matching pictures only.
+    """The data set ``name`` below ``root``; ``split`` and ``source`` keep the matching images only.
 
     ``captions``, ``without_caption``: see ``RowDataset``. ``trust_unit``: take depth as it is, even where its unit
     looks wrong or it cannot be, see ``data.truth``. ``truth_root``, ``pairs``: see ``find_rows``. Warns of splits that

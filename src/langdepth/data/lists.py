@@ -10,7 +10,7 @@ from langdepth.errors import LangdepthError
 
 _FOLDER = Path(__file__).parent / "lists"
 
-# Name -> SHA-256 of the text. Each line is a picture's path; a second column "None" says that it has no ground truth.
+# Name -> SHA-256 of the text. Each line is an image's path; a second column "None" says that it has no ground truth.
 SHIPPED = {
     "kitti_eigen_train": "7180842c3fcca1a0107330abcbd915a488cfece44b729bb43f7ab7dc34ed4420",
     "kitti_eigen_test": "c481c60a6bb962577f0fe443524f3ea9730d6345732a74fa19f88ffec76f6376",
@@ -20,7 +20,7 @@ SHIPPED = {
 
 
 def shipped(name: str) -> list[str]:
-    """The pictures with ground truth of a list in ``SHIPPED``. Raises LangdepthError when the file is damaged."""
+    """The images with ground truth of a list in ``SHIPPED``. Raises LangdepthError when the file is damaged."""
     path = _FOLDER / f"{name}.txt.xz"
     try:
         content = lzma.decompress(path.read_bytes())
@@ -32,7 +32,7 @@ def shipped(name: str) -> list[str]:
 
 
 def read_list(path: Path, columns: int = 1) -> list[tuple[str, ...]]:
-    """The columns of a list file, split at blanks, in the order of the pictures' paths.
+    """The columns of a list file, split at blanks, in the order of the images' paths.
 
     Lines whose second column is None have no ground truth and drop out. Raises LangdepthError for a missing or
     empty file, a line with fewer than ``columns`` columns, and a path that leads out of the data set.

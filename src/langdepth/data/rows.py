@@ -1,4 +1,4 @@
-"""Pictures with depth as rows, how their files are decoded, and the samples that come of them, for every data set."""
+"""Images with depth as rows, how their files are decoded, and the samples that come of them, for every data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from langdepth.camera import Camera, turned_upright
 from langdepth.data.tools.sam import read_overlay
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_few
-from langdepth.io import MAX_PIXELS, Picture, decoding, read_depth, read_image
+from langdepth.io import MAX_PIXELS, DecodedImage, decoding, read_depth, read_image
 from langdepth.records import Sample, WithoutCaption
 
 if TYPE_CHECKING:
@@ -42,16 +42,16 @@ class Decoder(NamedTuple):
     no value.
 
     edges(row): (H, W), the true depth edges, for sets that state them. intrinsics(row): as ``Row.intrinsics``, for sets
-    that have them inside the picture's file. All raise ImageError naming the file.
+    that have them inside the image's file. All raise ImageError naming the file.
     """
 
-    image: Callable[[Row], Picture]
+    image: Callable[[Row], DecodedImage]
     depth: Callable[[Row], Metres]
     edges: Callable[[Row], Mask] | None = None
     intrinsics: Callable[[Row], Intrinsics | None] | None = None
 
 
-def _picture(row: Row) -> Picture:
+def _image(row: Row) -> DecodedImage:
     return read_image(row.path_rgb)
 
 
@@ -59,11 +59,11 @@ def _depth_map(row: Row) -> Metres:
     return read_depth(row.path_depth, row.depth_scale, keep_invalid=True)
 
 
-def _hdf5_picture(row: Row) -> Picture:
+def _hdf5_image(row: Row) -> DecodedImage:
     array = read_hdf5(row.path_rgb, ("images", "rgb", "image"), row.item)
     if array.dtype != np.uint8 or array.ndim != 3 or 3 not in (array.shape[0], array.shape[-1]):
-        raise ImageError(f"{row.path_rgb}: a picture of shape {array.shape} and {array.dtype} is not understood")
-    return Picture(pixels=np.ascontiguousarray(array if array.shape[-1] == 3 else array.transpose(1, 2, 0)))
+        raise ImageError(f"{row.path_rgb}: an image of shape {array.shape} and {array.dtype} is not understood")
+    return DecodedImage(pixels=np.ascontiguousarray(array if array.shape[-1] == 3 else array.transpose(1, 2, 0)))
 
 
 def _hdf5_depth(row: Row) -> Metres:
@@ -73,18 +73,18 @@ def _hdf5_depth(row: Row) -> Metres:
     return array.astype(np.float32) * np.float32(row.depth_scale)
 
 
-def _mat_picture(row: Row) -> Picture:
-    return Picture(pixels=np.ascontiguousarray(_hdf5_picture(row).pixels.transpose(1, 0, 2)))
+def _mat_image(row: Row) -> DecodedImage:
+    return DecodedImage(pixels=np.ascontiguousarray(_hdf5_image(row).pixels.transpose(1, 0, 2)))
 
 
 def _mat_depth(row: Row) -> Metres:
     return np.ascontiguousarray(_hdf5_depth(row).T)
 
 
-# Any picture; depth as 16-bit PNG, .npy or .npz. A data set with a coding of its own has its decoder in its module.
-FILES = Decoder(_picture, _depth_map)
-HDF5 = Decoder(_hdf5_picture, _hdf5_depth)  # images or rgb ([N,] 3, H, W), depths or depth ([N,] H, W)
-MATLAB = Decoder(_mat_picture, _mat_depth)  # the same in MATLAB 7.3, which stores width before height
+# Any image; depth as 16-bit PNG, .npy or .npz. A data set with a coding of its own has its decoder in its module.
+FILES = Decoder(_image, _depth_map)
+HDF5 = Decoder(_hdf5_image, _hdf5_depth)  # images or rgb ([N,] 3, H, W), depths or depth ([N,] H, W)
+MATLAB = Decoder(_mat_image, _mat_depth)  # the same in MATLAB 7.3, which stores width before height
 
 
 def read_hdf5(path: Path, names: Sequence[str], item: int | None = None) -> npt.NDArray[Any]:
@@ -97,7 +97,7 @@ def read_hdf5(path: Path, names: Sequence[str], item: int | None = None) -> npt.
             raise ImageError(f"has none of the arrays {', '.join(names)}; found {', '.join(sorted(file)[:8])}")
         array, place = own_dataset(file, name), () if item is None else (item,)
         if np.prod(array.shape[len(place) :], dtype=np.int64) > 3 * MAX_PIXELS:  # known before anything is read
-            raise ImageError(f"'{name}' of shape {array.shape} is larger than a picture may be")
+            raise ImageError(f"'{name}' of shape {array.shape} is larger than an image may be")
         content: npt.NDArray[Any] = array[place]
         return content
 
@@ -136,13 +136,13 @@ def _open_hdf5(path: Path, changed: int, size: int, process: int) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One picture with depth; paths are absolute.
+    """One image with depth; paths are absolute.
 
-    key: the picture's path in the data set's own lists, for messages and captions. decoder: what reads its files.
+    key: the image's path in the data set's own lists, for messages and captions. decoder: what reads its files.
     needs: further files that depth, edges or camera come from: masks, the description of a scene, a table of lenses.
-    depth_scale: metres per stored unit. item: number of the picture inside a file that holds many (then ``path_rgb`` is
+    depth_scale: metres per stored unit. item: number of the image inside a file that holds many (then ``path_rgb`` is
     that file). source, scene_run: which part of the data, and which drive or place, it comes from. scene: index into
-    SCENES or -1. size: (height, width), intrinsics: fx, fy, cx, cy in pixels of the stored picture and depth;
+    SCENES or -1. size: (height, width), intrinsics: fx, fy, cx, cy in pixels of the stored image and depth;
     both where known without opening the file. line: of the list that names it. stated: what an index says about it.
     """
 
@@ -188,16 +188,16 @@ def read_pair(row: Row, doubt: Doubt | None = None) -> Upright:
 
     Raises ImageError naming a file that is unusable or does not fit the other, also where there is a ``doubt``.
     """
-    picture, depth = row.decoder.image(row), known_depth(row)
-    turn = turn_of(row, picture, depth.shape)
+    image, depth = row.decoder.image(row), known_depth(row)
+    turn = turn_of(row, image, depth.shape)
     told = None if doubt is None else doubt(row, depth)
     if told is not None:
         raise ImageError(f"{told}; {TRUST}")
     camera = known_camera(row, depth.shape[1], depth.shape[0])
-    return Upright(picture.pixels, turned_upright(depth, turn), None if camera is None else camera.oriented(turn))
+    return Upright(image.pixels, turned_upright(depth, turn), None if camera is None else camera.oriented(turn))
 
 
-def turn_of(row: Row, picture: Picture, size: tuple[int, ...]) -> int:
+def turn_of(row: Row, image: DecodedImage, size: tuple[int, ...]) -> int:
     """The EXIF orientation by which depth of this ``size`` (H, W), and a camera for it, are to be turned.
 
     Depth belongs to the pixels of the image as they are stored, and is turned with them; if only the upright image
@@ -206,17 +206,15 @@ def turn_of(row: Row, picture: Picture, size: tuple[int, ...]) -> int:
     Raises:
         ImageError: It has neither size.
     """
-    upright = picture.pixels.shape[:2]
-    stored = upright[::-1] if picture.orientation >= 5 else upright
+    upright = image.pixels.shape[:2]
+    stored = upright[::-1] if image.orientation >= 5 else upright
     if size == stored:
-        return picture.orientation
+        return image.orientation
     if size == upright:
         return 1
-    exif = (
-        "" if picture.orientation == 1 else f", turned from its stored size by EXIF orientation {picture.orientation}"
-    )
+    exif = "" if image.orientation == 1 else f", turned from its stored size by EXIF orientation {image.orientation}"
     raise ImageError(
-        f"{row.path_depth}: depth is {size[1]}x{size[0]}, but its picture {row.path_rgb.name} "
+        f"{row.path_depth}: depth is {size[1]}x{size[0]}, but its image {row.path_rgb.name} "
         f"is {upright[1]}x{upright[0]}{exif}; both must have one size"
     )
 

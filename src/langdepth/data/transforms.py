@@ -1,4 +1,4 @@
-"""Joint transforms on picture and depth for training, made of torchvision v2 operations.
+"""Joint transforms on image and depth for training, made of torchvision v2 operations.
 
 Randomness comes from torch's global generator: seed it (``torch.random.fork_rng``) to repeat a sample.
 """
@@ -24,7 +24,7 @@ SPARSE = 0.3  # below this share of known pixels a depth map counts as sparse (L
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How training pictures vary. Every probability and strength 0 (zoom: 1) switches that part off.
+    """How training images vary. Every probability and strength 0 (zoom: 1) switches that part off.
 
     Raises ValueError for a value outside its range.
     """
@@ -44,20 +44,20 @@ class Augmentation:
     saturation: float = 0.3
     hue: float = 0.05
     gamma: float = 0.0
-    """Largest change of the exponent, from 1, in half of the pictures."""
+    """Largest change of the exponent, from 1, in half of the images."""
     colour_probability: float = 0.8
     grey: float = 0.05
-    """Probability of a grey picture."""
+    """Probability of a grey image."""
     blur: float = 0.1
     """Probability of a slight blur."""
     cut_depth: float = 0.0
-    """Probability of painting the depth of a box into the picture (CutDepth, Ishii & Yamashita 2021)."""
+    """Probability of painting the depth of a box into the image (CutDepth, Ishii & Yamashita 2021)."""
     depth_mix: float = 0.0
-    """Probability of painting the depth of a stripe of full height into the picture (ScaleDepth)."""
+    """Probability of painting the depth of a stripe of full height into the image (ScaleDepth)."""
     depth_mix_wraps: bool = False
     """Paint millimetres modulo 256, as ScaleDepth's code does by mistake."""
     erase: float = 0.0
-    """Probability of greying out a box of the picture."""
+    """Probability of greying out a box of the image."""
 
     def __post_init__(self) -> None:
         other_ranges = {"zoom": (1.0, 10.0), "rotate": (0.0, 180.0), "hue": (0.0, 0.5)}
@@ -68,7 +68,7 @@ class Augmentation:
                 raise ValueError(f"{field.name} must lie between {least:g} and {most:g}, got {value}")
 
     def varying(self) -> dict[str, Any]:
-        """What would have to be set for a picture to be the same every time but for mirroring: field -> value."""
+        """What would have to be set for an image to be the same every time but for mirroring: field -> value."""
         off = ("zoom_probability", "rotate_probability", "colour_probability", "gamma", "grey", "blur", "cut_depth",
                "depth_mix", "erase")  # fmt: skip
         strengths = {
@@ -129,7 +129,7 @@ def _box(height: int, width: int) -> tuple[slice, slice]:
 def depth_stripe(image: Tensor, depth: Tensor, left: float, width: float, *, wraps: bool = False) -> Tensor:
     """``image`` (3, H, W) in [0, 1] with the depth (1, H, W) of a stripe of full height painted over it.
 
-    ``left`` and ``width`` from 0 to 1: share of the picture that lies left of it, and of 3/4 of the rest that it takes.
+    ``left`` and ``width`` from 0 to 1: share of the image that lies left of it, and of 3/4 of the rest that it takes.
     The farthest depth is white; with ``wraps`` grey is whole millimetres, rounded down, modulo 256.
     """
     first = int(image.shape[-1] * left)
@@ -146,9 +146,9 @@ def turned(
     *,
     mirrored: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Picture (C, H, W) float of any range and depth (1, H, W), turned counter-clockwise about the middle.
+    """Image (C, H, W) float of any range and depth (1, H, W), turned counter-clockwise about the middle.
 
-    Of the result only ``window`` (top, left, height, width) is computed, ``mirrored`` left to right. The picture is
+    Of the result only ``window`` (top, left, height, width) is computed, ``mirrored`` left to right. The image is
     interpolated, depth takes the nearest pixel; black and unknown outside. This is Pillow's ``rotate`` without its
     rounding to whole grey levels, in half its time.
     """
@@ -159,7 +159,7 @@ def turned(
     y = torch.arange(top, top + height).unsqueeze(1) - (whole_height - 1) / 2
     if mirrored:
         x = x.flip(0)
-    places = torch.empty(2, height, width)  # from -1 to 1 inside the picture
+    places = torch.empty(2, height, width)  # from -1 to 1 inside the image
     torch.add(x * (2 * cos / whole_width), y * (-2 * sin / whole_width), out=places[0])
     torch.add(x * (2 * sin / whole_height), y * (2 * cos / whole_height), out=places[1])
     grid = places.permute(1, 2, 0).unsqueeze(0)
@@ -170,11 +170,11 @@ def turned(
 
 
 class TrainTransform:
-    """A stored picture with depth to one of the network's size, varied at random.
+    """A stored image with depth to one of the network's size, varied at random.
 
-    Pictures of ``kb_sources`` are first cut to the KITTI benchmark's frame. ``resized``: whether the largest part of
+    Images of ``kb_sources`` are first cut to the KITTI benchmark's frame. ``resized``: whether the largest part of
     the network's shape is cut out and resized, or a part of the network's size as it is, filled with black where the
-    picture is smaller (depth: unknown).
+    image is smaller (depth: unknown).
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class TrainTransform:
     def __call__(self, sample: Sample, size: tuple[int, int]) -> Sample:
         """``sample`` with uint8 or float image of any size; the result is (3, *size) float32 and (1, *size) metres.
 
-        An overlay moves with the picture and keeps its colours. A second view no longer fits and is dropped.
+        An overlay moves with the image and keeps its colours. A second view no longer fits and is dropped.
         """
         a = self.augmentation
         image, depth = sample.image, sample.depth
@@ -227,7 +227,7 @@ class TrainTransform:
         image = image[:3]
         image = self._curved(self.colour(TF.to_dtype(image, torch.float32, scale=True)))
         if a.cut_depth > 0 or a.erase > 0:
-            image = image.clone()  # what follows writes into it, and up to here it may still be the caller's picture
+            image = image.clone()  # what follows writes into it, and up to here it may still be the caller's image
         if _chance(a.cut_depth) and bool((depth > 0).float().mean() > SPARSE):
             rows, columns = _box(*size)
             image[:, rows, columns] = (depth / depth.max())[:, rows, columns]
@@ -246,14 +246,14 @@ class TrainTransform:
         a, (height, width) = self.augmentation, image.shape[-2:]
         zoom = 1 + (a.zoom - 1) * float(torch.rand(())) if _chance(a.zoom_probability) else 1.0
         window = crop_window(height, width, size[1] / size[0], zoom, random=a.random_crop)
-        # What the whole picture would be enlarged by to reach the network's area, against what this window is.
+        # What the whole image would be enlarged by to reach the network's area, against what this window is.
         whole = math.sqrt(self.area / (height * width))
         enlargement = (size[0] / window[2]) / whole
         image = TF.resize(TF.crop(image, *window), list(size), antialias=True)
         return image, resize_depth(TF.crop(depth, *window), size) / enlargement
 
     def _curved(self, image: Tensor) -> Tensor:
-        """The picture with another gamma, with half a chance."""
+        """The image with another gamma, with half a chance."""
         strength = self.augmentation.gamma
         if strength > 0 and _chance(0.5):
             exponent = 1 + strength * (1 - 2 * float(torch.rand(())))  # never 0, so that black stays black

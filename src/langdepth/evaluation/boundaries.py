@@ -40,16 +40,16 @@ def boundary_errors(depth: Values, edges: Mask) -> tuple[float, float]:
     return float(near.mean()), float(np.concatenate([to_true, to_found]).clip(max=FARTHEST).mean())
 
 
-def canny(picture: Values, sigma: float, low: float, high: float) -> Mask:
-    """Edges of a picture (H, W) by Canny's method (1986), one or two pixels wide.
+def canny(image: Values, sigma: float, low: float, high: float) -> Mask:
+    """Edges of an image (H, W) by Canny's method (1986), one or two pixels wide.
 
-    Smoothed by a Gaussian of ``sigma`` pixels, whose weights outside the picture count for nothing; gradient by Sobel's
+    Smoothed by a Gaussian of ``sigma`` pixels, whose weights outside the image count for nothing; gradient by Sobel's
     operator, not divided by its weights; kept where it is at least ``low`` and no less than on both sides along its
     direction, interpolated, if it is connected with a place where it is at least ``high``. Never at the border.
     """
-    weights = ndimage.gaussian_filter(np.ones(picture.shape), sigma, mode="constant")
+    weights = ndimage.gaussian_filter(np.ones(image.shape), sigma, mode="constant")
     weights += np.finfo(np.float64).eps  # so that ties fall as in scikit-image
-    smooth = ndimage.gaussian_filter(picture.astype(np.float64), sigma, mode="constant") / weights
+    smooth = ndimage.gaussian_filter(image.astype(np.float64), sigma, mode="constant") / weights
     down, right = (ndimage.sobel(smooth, axis=axis) for axis in (0, 1))
     strength = np.hypot(down, right)
 

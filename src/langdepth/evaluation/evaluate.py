@@ -1,7 +1,7 @@
 """A system on a data set under a protocol: one pass, one report.
 
-Data flow: pictures decoded ahead in threads -> the protocol's frame -> system -> flip, alignment, clamp -> a tally of
-one short record per picture -> report (JSON, plots, sheet, HTML: report.py). In a torch.distributed group of n
+Data flow: images decoded ahead in threads -> the protocol's frame -> system -> flip, alignment, clamp -> a tally of
+one short record per image -> report (JSON, plots, sheet, HTML: report.py). In a torch.distributed group of n
 processes each takes every n-th batch, and all get the same report, to the last bit that of one process.
 """
 
@@ -100,26 +100,26 @@ def evaluate(
     dtype: str = "float32",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Score ``system`` on all pictures of ``dataset``; returns the report, a dictionary ready for JSON.
+    """Score ``system`` on all images of ``dataset``; returns the report, a dictionary ready for JSON.
 
     Its keys: system (and the members of an ensemble), dataset, split, images, skipped, protocol (name, hash and every
     switch), image_mean and pixel_mean (each with ``langdepth.evaluation.metrics.METRICS`` and the protocol's
     ``extra_metrics``), by_scene (image means), by_depth
     (pixel means in ``metrics.RANGES``), edges (``metrics.edge_scores``), boundaries (image means of ``boundary_errors``
-    where true edges are stated), seconds. Pictures that cannot be read or have no pixel to judge are skipped with one
-    line on stderr. The system gets the picture alone, neither text nor scene, unless the data set was opened with
+    where true edges are stated), seconds. Images that cannot be read or have no pixel to judge are skipped with one
+    line on stderr. The system gets the image alone, neither text nor scene, unless the data set was opened with
     captions: then it gets the ``text_features``, too. Finished ``Predictions`` may stand in the place of a system; all
     of them must be there.
 
     ``split``, ``source`` and ``captions``: what the data set was opened with, for the report. ``overlay``: folder of
-    the overlays for systems that take one, see ``data.overlays.with_overlays``. ``limit``: judge the first pictures.
+    the overlays for systems that take one, see ``data.overlays.with_overlays``. ``limit``: judge the first images.
     ``out``: write the report there (JSON), and beside it ``<stem>_error_by_range.png`` and
-    ``<stem>_sheet.png``. ``html``: write it there as one page with pictures.
+    ``<stem>_sheet.png``. ``html``: write it there as one page with images.
     ``save``: keep each image's depth map as evaluated, and what else it says. ``colors``: of the depth maps in sheet
     and page. ``batch_size``: neighbours of one size go through the network together. ``device``: None leaves the system
     where it is, "auto" moves it to an accelerator if there is one. ``dtype``: "float32" or "bfloat16".
 
-    Raises LangdepthError when no picture is usable or the network's depth is not finite, UsageError for wrong options.
+    Raises LangdepthError when no image is usable or the network's depth is not finite, UsageError for wrong options.
     """
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{dtype}': {nearest(dtype, DTYPES)}")
@@ -129,7 +129,7 @@ def evaluate(
         raise UsageError(f"limit must be at least 1, got {limit}")
     count = len(dataset) if limit is None else min(limit, len(dataset))
     if count == 0:
-        raise LangdepthError(f"'{dataset.name}' has no pictures")
+        raise LangdepthError(f"'{dataset.name}' has no images")
     if isinstance(system, Predictions):
         if overlay is not None:
             raise UsageError(f"{overlay}: finished depth maps take no overlay; leave the folder out")
@@ -195,7 +195,7 @@ def evaluate(
     _refuse(failure, missing, processes, count, system)
     tally.gather(count)
     if not tally.scores():
-        raise LangdepthError(f"none of the {count} pictures of '{dataset.name}' is usable, see the lines above")
+        raise LangdepthError(f"none of the {count} images of '{dataset.name}' is usable, see the lines above")
     for doubt in plausibility.doubts() if progress and rank == 0 else ():
         warnings.warn(f"{system.name}: {doubt}", stacklevel=2)
     numbers = tally.report(protocol.extra_metrics)
@@ -233,8 +233,8 @@ def require_comparable(system: System | Predictions, protocol: Protocol) -> None
 def _refuse(
     failure: Exception | None, missing: list[tuple[str, str]], processes: int, count: int, system: System | Predictions
 ) -> None:
-    """Raise, in every process, what went wrong in one of them: ``failure``, or LangdepthError naming the first pictures
-    without prediction. ``missing``: these pictures, with the file that was looked for first."""
+    """Raise, in every process, what went wrong in one of them: ``failure``, or LangdepthError naming the first images
+    without prediction. ``missing``: these images, with the file that was looked for first."""
     told = None if failure is None else first_line(failure)
     parts: list[Any] = [(told, missing)]
     if processes > 1:
@@ -247,9 +247,9 @@ def _refuse(
             raise LangdepthError(f"process {rank} of {processes} failed: {message}")
     missing = [pair for _, part in parts for pair in part]
     if missing:
-        pictures, looked_for = zip(*missing, strict=True)
+        images, looked_for = zip(*missing, strict=True)
         raise LangdepthError(
-            f"{system.name}: {len(missing)} of {count} pictures have no prediction: {first_few(pictures)}; "
+            f"{system.name}: {len(missing)} of {count} images have no prediction: {first_few(images)}; "
             f"there is no {looked_for[0]}, nor .npz, _depth.png or .png"
         )
 
@@ -258,7 +258,7 @@ def _refuse(
 def judge(system: System | Predictions, samples: list[Sample], protocol: Protocol, dtype: str = "float32") -> Judged:
     """Depth of samples of one size under a protocol.
 
-    Raises LangdepthError, naming the picture, for depth that is not finite, cannot be aligned or, where the protocol
+    Raises LangdepthError, naming the image, for depth that is not finite, cannot be aligned or, where the protocol
     does not clamp, is not above 0; and when the device's memory does not suffice.
     """
     window = (..., *protocol.frame_window(*samples[0].image.shape[-2:]))
@@ -324,8 +324,8 @@ def _predict(system: System, samples: list[Sample], image: Tensor, protocol: Pro
         overlays = torch.stack([sample.overlay for sample in samples if sample.overlay is not None])
         overlay = overlays[window][view].to(device)
     words = [sample.text_features for sample in samples if sample.text_features is not None]
-    if words and not system.text_per_picture:
-        raise UsageError(f"'{system.name}' takes no captions of pictures; leave them out")
+    if words and not system.text_per_image:
+        raise UsageError(f"'{system.name}' takes no captions of images; leave them out")
     text = torch.stack(words).to(device) if words else None
     try:
         with torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "float32"):
@@ -348,7 +348,7 @@ def _predict(system: System, samples: list[Sample], image: Tensor, protocol: Pro
         if not is_memory_error(error):
             raise
         raise ShortMemoryError(
-            f"{device}: not enough memory for {len(samples)} pictures of {image.shape[-1]}x{image.shape[-2]}; "
+            f"{device}: not enough memory for {len(samples)} images of {image.shape[-1]}x{image.shape[-2]}; "
             "use a smaller batch size or another device"
         ) from None
 
@@ -360,7 +360,7 @@ def _stack(tensors: list[Tensor]) -> Tensor:
 
 
 def _focal_lengths(samples: list[Sample]) -> Tensor:
-    """(B, 1, 1, 1) pixels. Raises UsageError for a picture without camera."""
+    """(B, 1, 1, 1) pixels. Raises UsageError for an image without camera."""
     without = [sample.path for sample in samples if sample.camera is None]
     if without:
         raise UsageError(f"{without[0]}: the protocol needs its focal length; name it in the column fx (fy, cx, cy)")
@@ -399,7 +399,7 @@ class _Progress:
     """A bar on a terminal, about ten lines elsewhere; messages go to stderr without tearing the bar."""
 
     def __init__(self, total: int, shown: bool) -> None:
-        self.bar = tqdm(total=total, unit="picture", disable=None if shown else True)
+        self.bar = tqdm(total=total, unit="image", disable=None if shown else True)
         self.total, self.done, self.lines = total, 0, shown and self.bar.disable
         self.close = self.bar.close
 
@@ -407,7 +407,7 @@ class _Progress:
         self.done += 1
         self.bar.update()
         if self.lines and 10 * self.done // self.total > 10 * (self.done - 1) // self.total:
-            self.say(f"{self.done} of {self.total} pictures")
+            self.say(f"{self.done} of {self.total} images")
 
     def say(self, message: str) -> None:
         self.bar.write(message, file=sys.stderr)
@@ -433,7 +433,7 @@ def _read_ahead(dataset: DepthDataset, indices: Iterable[int]) -> Iterator[tuple
 
 
 def _batches(samples: Iterable[tuple[int, Sample]], size: int) -> Iterator[list[tuple[int, Sample]]]:
-    """Pictures of one size among each ``size`` neighbours of the data set, however many processes there are."""
+    """Images of one size among each ``size`` neighbours of the data set, however many processes there are."""
     batch: list[tuple[int, Sample]] = []
     for index, sample in samples:
         if batch and (batch[-1][0] // size != index // size or batch[0][1].image.shape != sample.image.shape):
@@ -451,9 +451,9 @@ def _extreme_rows(
     dtype: str,
     scores: list[tuple[float, int]],
 ) -> list[SheetRow]:
-    """Photo, judged truth and prediction of the best, median and worst pictures; these few are run again.
+    """Photo, judged truth and prediction of the best, median and worst images; these few are run again.
 
-    ``scores``: abs_rel and index of each picture, best first.
+    ``scores``: abs_rel and index of each image, best first.
     """
     rows = []
     for place, index in extremes(scores):

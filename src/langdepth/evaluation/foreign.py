@@ -57,14 +57,14 @@ class DepthModel(Protocol):
     scale_kind: ScaleKind
 
     def predict_depth(self, image: Tensor) -> Tensor:
-        """(B, 1, h, w) depth or disparity of (B, 3, H, W) RGB pictures in [0, 1]."""
+        """(B, 1, h, w) depth or disparity of (B, 3, H, W) RGB images in [0, 1]."""
         ...
 
 
 class Foreign(System):
-    """A foreign model as a system: pictures go in at their own size. Its ``config``, if it has one, is the system's."""
+    """A foreign model as a system: images go in at their own size. Its ``config``, if it has one, is the system's."""
 
-    text_per_picture = False  # it reads no words
+    text_per_image = False  # it reads no words
 
     def __init__(self, model: DepthModel, name: str) -> None:
         super().__init__(getattr(model, "config", None), InputSpec(multiple_of=1))
@@ -123,16 +123,16 @@ def load_transformers(source: str, scale_kind: ScaleKind) -> Foreign:
 
 
 class Predictions:
-    """Finished depth maps in a folder, found by the path of their picture.
+    """Finished depth maps in a folder, found by the path of their image.
 
-    The picture ``ROOT/a/b.jpg`` belongs to ``a/b.npy``, ``a/b.npz``, ``a/b_depth.png`` or ``a/b.png`` below ``folder``
+    The image ``ROOT/a/b.jpg`` belongs to ``a/b.npy``, ``a/b.npz``, ``a/b_depth.png`` or ``a/b.png`` below ``folder``
     (or to ``a/b_jpg.npy`` and so on), or else to the same with its key (its path in the data set's own lists), so that
-    one folder of maps fits pictures in files of their own, in a file that holds many, and in a cache.
+    one folder of maps fits images in files of their own, in a file that holds many, and in a cache.
 
     NumPy files hold the numbers themselves, in metres for "metric"; a 16-bit PNG holds ``value * png_scale``, or says
     its own scale (those of ``langdepth predict``). What is not finite is no depth, nor is what is not above 0, unless
     any number makes sense: disparity, and relative depth that gets a shift (alignment least_squares). A map is of the
-    whole picture or of the protocol's frame, see ``part_of``; of another size it is resized, and pixels that would mix
+    whole image or of the protocol's frame, see ``part_of``; of another size it is resized, and pixels that would mix
     depth with none have none.
     """
 
@@ -152,7 +152,7 @@ class Predictions:
         self.record = read_record(self.folder)
 
     def places(self, sample: Sample) -> list[Path]:
-        """The files that may hold the depth of a picture, the likeliest first."""
+        """The files that may hold the depth of an image, the likeliest first."""
         path = Path(os.path.abspath(sample.path))  # links are not followed: those inside the root may lead out of it
         places = [path.relative_to(self.root)] if path.is_relative_to(self.root) else []
         key = place_of_key(sample.key)
@@ -162,13 +162,13 @@ class Predictions:
         return [self.folder / f"{name}{end}" for name in names for end in DEPTH_ENDS]
 
     def find(self, sample: Sample) -> Path | None:
-        """The file with the depth of a picture, or None."""
+        """The file with the depth of an image, or None."""
         return next((path for path in self.places(sample) if path.is_file()), None)
 
     def depth(self, samples: list[Sample], protocol: EvaluationProtocol) -> Tensor:
-        """(B, 1, H, W) of the protocol's frame of the samples' pictures, NaN for no depth.
+        """(B, 1, H, W) of the protocol's frame of the samples' images, NaN for no depth.
 
-        Raises ImageError naming a bad file, or one whose size fits neither the picture nor the frame.
+        Raises ImageError naming a bad file, or one whose size fits neither the image nor the frame.
         """
         return torch.cat([self._read(sample, protocol) for sample in samples])
 
@@ -254,36 +254,36 @@ def _own_png(path: Path) -> npt.NDArray[np.float32]:
         ) from None
 
 
-def part_of(size: Size, picture: Size, protocol: EvaluationProtocol) -> Size:
-    """What a finished map of this size shows: the size of the ``picture`` or of what a network sees of it.
+def part_of(size: Size, image: Size, protocol: EvaluationProtocol) -> Size:
+    """What a finished map of this size shows: the size of the ``image`` or of what a network sees of it.
 
     A map has one of these sizes, or comes from one by a plain change of size (to a pixel), or has nearly its aspect
     ratio. Raises ImageError for one that fits neither, that fits both equally well, or that has the size of another
     frame: a wrong guess would stretch it over what it does not show, and the numbers would mean nothing.
     """
-    known = dict.fromkeys((picture, _seen(protocol, picture)))
+    known = dict.fromkeys((image, _seen(protocol, image)))
     if size in known:
         return size
     found: list[Size] = []
     for fits in (_is_resized, _is_near):
         found = found or [one for one in known if fits(size, one)]
     others = [dataclasses.replace(protocol, frame=frame) for frame in get_args(Frame)]
-    cut = any(size == _seen(other, picture) or _seen(other, size) == picture for other in others)
+    cut = any(size == _seen(other, image) or _seen(other, size) == image for other in others)
     if len(found) == 1 and not cut:
         return found[0]
     wanted = " or ".join(f"{width}x{height}" for height, width in known)
-    wanted += ", the size of the picture" + (f" or of its frame {protocol.frame}" if len(known) > 1 else "")
+    wanted += ", the size of the image" + (f" or of its frame {protocol.frame}" if len(known) > 1 else "")
     advice = (
-        f"which may be of another part of the picture; resize it to {wanted}"
+        f"which may be of another part of the image; resize it to {wanted}"
         if found
         else f"expected {wanted}, or nearly that aspect ratio"
     )
     raise ImageError(f"is {size[1]}x{size[0]}, {advice}")
 
 
-def _seen(protocol: EvaluationProtocol, picture: Size) -> Size:
-    """The size of what a network sees of a ``picture``."""
-    return _size(protocol.view_window(*_size(protocol.frame_window(*picture))))
+def _seen(protocol: EvaluationProtocol, image: Size) -> Size:
+    """The size of what a network sees of a ``image``."""
+    return _size(protocol.view_window(*_size(protocol.frame_window(*image))))
 
 
 def _size(window: tuple[slice, slice]) -> Size:

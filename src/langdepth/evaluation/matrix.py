@@ -42,7 +42,7 @@ SHOWN = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")  # of the Mar
 _ERRORS = ("accuracy", "completeness")  # pixels, of data sets that state true edges, as reports call them
 BOUNDARIES = tuple(f"boundary_{name}" for name in _ERRORS)
 _LEGEND = """\
-Means over pictures. Of delta1 to delta3 more is better, of all else less; rmse in metres, boundary errors in pixels.
+Means over images. Of delta1 to delta3 more is better, of all else less; rmse in metres, boundary errors in pixels.
 A table holds what was judged on the same data by the same rules: a protocol, with the hash of its switches.
 "ours" was measured here, "paper" is what the paper prints under these rules."""
 
@@ -70,8 +70,8 @@ class MatrixData:
     """A data set and the protocols it is judged under; without any, its own.
 
     ``list``: a list file whose pairs are read instead of a split. ``truth_root``: the folder of the ground truth, where
-    it lies in a tree of its own. ``captions``: packed captions, for the systems that read words per picture; the others
-    see the pictures alone. ``overlay``: folder of overlays, for the systems that take one.
+    it lies in a tree of its own. ``captions``: packed captions, for the systems that read words per image; the others
+    see the images alone. ``overlay``: folder of overlays, for the systems that take one.
     ``trust_unit``: take depth as it is, even where its unit looks wrong.
     """
 
@@ -254,7 +254,7 @@ def _run_matrix(
         known = fingerprint(loaded) if isinstance(loaded, System) else ""
         for data, datasets, made in zip(matrix.data, opened, contents, strict=True):
             system = loaded or _predictions(row, data)
-            captions = data.captions if isinstance(system, System) and system.text_per_picture else None
+            captions = data.captions if isinstance(system, System) and system.text_per_image else None
             for rules in data.rules():
                 protocol = rules if row.predictions is None else _obeyed(system, rules)
                 cell = Cell(
@@ -408,16 +408,16 @@ def markdown(cells: Sequence[dict[str, Any]]) -> str:
         split = f" (split {_text(own[0]['split'])})" if own[0]["split"] else ""
         lines += [f"## {_text(data)}{split}, {protocol} ({own[0]['hash']})", ""]
         lines += [
-            f"| system | who | pictures | {' | '.join(shown)} | note |",
+            f"| system | who | images | {' | '.join(shown)} | note |",
             "|---|---|" + "---:|" * (1 + len(shown)) + "---|",
         ]
         for cell in own:
             report = cell["ours"]
             values = {} if report is None else _means(report)
             skipped = f", {report['skipped']} skipped" if report and report["skipped"] else ""
-            pictures = f"{report['images']}{skipped}" if report else "-"
+            images = f"{report['images']}{skipped}" if report else "-"
             note = f"[report]({cell['file']}.html)" if report else _text(cell["why"])
-            lines.append(_line(f"{_text(cell['system'])} | ours | {pictures}", shown, values, note))
+            lines.append(_line(f"{_text(cell['system'])} | ours | {images}", shown, values, note))
             if cell["paper"]:
                 lines.append(_line(f"{_text(cell['system'])} | paper | ", shown, cell["paper"], _text(cell["source"])))
         lines.append("")
@@ -442,7 +442,7 @@ def _text(text: str) -> str:
 
 def _csv_rows(cells: Sequence[dict[str, Any]]) -> Iterator[list[Any]]:
     names = (*METRICS, *EXTRA_METRICS, *BOUNDARIES)
-    yield ["system", "data", "split", "protocol", "hash", "who", "pictures", "skipped", *names, "note"]
+    yield ["system", "data", "split", "protocol", "hash", "who", "images", "skipped", *names, "note"]
     for cell in cells:
         start = [cell[key] for key in ("system", "data", "split", "protocol", "hash")]
         report = cell["ours"]

@@ -147,7 +147,7 @@ def metrics_from_sums(sums: Tensor) -> dict[str, Tensor]:
 
 
 def depth_metrics(prediction: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """``METRICS`` and ``EXTRA_METRICS`` for each picture, (B,) float64; NaN for a picture without a valid pixel."""
+    """``METRICS`` and ``EXTRA_METRICS`` for each image, (B,) float64; NaN for an image without a valid pixel."""
     return metrics_from_sums(error_sums(prediction, target, mask))
 
 
@@ -287,9 +287,9 @@ def edge_counts(prediction: Tensor, target: Tensor, mask: Tensor) -> npt.NDArray
 def edge_scores(counts: npt.NDArray[np.int64]) -> dict[str, float] | None:
     """Precision, recall and F1 of edges, each the plain mean over ``EDGE_RATIOS``; None where the truth has no edge.
 
-    ``counts`` (T, 3): ``edge_counts``, added over pictures. Precision is 0 where nothing was predicted. Neighbouring
+    ``counts`` (T, 3): ``edge_counts``, added over images. Precision is 0 where nothing was predicted. Neighbouring
     pixels whose depths differ by a ratio, and several thresholds of it, are the idea of Depth Pro (Bochkovskii et al.,
-    2024), which averages over pictures and weighs high thresholds more.
+    2024), which averages over images and weighs high thresholds more.
     """
     true, found, both = counts.T
     if not true.all():

@@ -49,14 +49,14 @@ FARTHEST = 1e6  # metres; beyond, squares leave the range of float32
 class Protocol:
     """The rules of one evaluation, in the order they act.
 
-    frame: the part of picture and truth that takes part at all: "stored", all of it; "kb", the KITTI benchmark's bottom
+    frame: the part of image and truth that takes part at all: "stored", all of it; "kb", the KITTI benchmark's bottom
     352 rows and centred 1216 columns; "kb-pasted", all of it, of which the network sees the "kb" part, and its depth is
-    pasted into zeros; "nyu-inner", the middle 416x544 of a 480x640 NYU picture. window, stride: look at
+    pasted into zeros; "nyu-inner", the middle 416x544 of a 480x640 NYU image. window, stride: look at
     the frame through windows of (height, width) pixels, every stride (None: side by side), and average; see
-    ``langdepth.prediction.predictor.infer``. clamp_views: limit the depth of the picture and of its mirror image to
-    [0, max_depth] before they are averaged. flip: average the two. resize: how depth gets from network size to picture
+    ``langdepth.prediction.predictor.infer``. clamp_views: limit the depth of the image and of its mirror image to
+    [0, max_depth] before they are averaged. flip: average the two. resize: how depth gets from network size to image
     size: "system", as the system states it (``InputSpec.enlarge``); "bilinear" puts pixel centres on pixel centres,
-    "bilinear-aligned" corners on corners, "bilinear-twice" goes by the size of the stored picture before the frame was
+    "bilinear-aligned" corners on corners, "bilinear-twice" goes by the size of the stored image before the frame was
     cut. training_focal: multiply the depth by the camera's focal length over this one, pixels. alignment:
     fit to the truth, see ``langdepth.evaluation.metrics.align``. mask_prediction: judge only where the prediction,
     too, is above min_depth. clamp_prediction: limit the depth to [min_depth, max_depth]. crop: the window that is
@@ -142,11 +142,11 @@ class Protocol:
         return dataclasses.replace(changed, name=self.name + "".join(marks))
 
     def frame_window(self, height: int, width: int) -> tuple[slice, slice]:
-        """Rows and columns of a stored picture that take part. A side shorter than the KB frame's is kept whole."""
+        """Rows and columns of a stored image that take part. A side shorter than the KB frame's is kept whole."""
         if self.frame in ("stored", "kb-pasted"):
             return slice(0, height), slice(0, width)
         if self.frame == "nyu-inner":
-            # The ends are rounded up, so that something is left of any picture.
+            # The ends are rounded up, so that something is left of any image.
             top_share, bottom, left_share, right = _NYU_INNER
             rows = slice(int(top_share * height), math.ceil(bottom * height))
             return rows, slice(int(left_share * width), math.ceil(right * width))
@@ -179,7 +179,7 @@ def _kb_window(height: int, width: int) -> tuple[slice, slice]:
 
 
 def check_window(window: tuple[int, int] | None, stride: tuple[int, int] | None) -> None:
-    """Raise UsageError for windows that have no size, or that leave out a part of the picture."""
+    """Raise UsageError for windows that have no size, or that leave out a part of the image."""
     if window is None:
         if stride is not None:
             raise UsageError("a stride is given without a window; give both, for example 352x512 and 160x160")
@@ -187,7 +187,7 @@ def check_window(window: tuple[int, int] | None, stride: tuple[int, int] | None)
     steps = stride or window
     if not all(1 <= step <= side for side, step in zip(window, steps, strict=True)):
         raise UsageError(
-            f"windows of {_short(window)} pixels every {_short(steps)} do not cover a picture; both sides of the "
+            f"windows of {_short(window)} pixels every {_short(steps)} do not cover an image; both sides of the "
             "stride must be from 1 to those of the window"
         )
 
@@ -272,7 +272,7 @@ PROTOCOLS: dict[str, Protocol] = {
             max_depth=8.0,
             training_focal=519.163756,
         ),
-        # Zero-shot sets: ranges, crops and clamps of that test, one look at the whole picture
+        # Zero-shot sets: ranges, crops and clamps of that test, one look at the whole image
         Protocol(name="sunrgbd", crop="eigen-nyu-pixels", max_depth=8.0),
         Protocol(name="ibims1", crop="eigen-nyu-pixels", max_depth=10.0, clamp_prediction=False),
         Protocol(name="diode-indoor", crop="eigen-nyu-pixels", max_depth=10.0, clamp_prediction=False),

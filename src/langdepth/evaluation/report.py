@@ -1,4 +1,4 @@
-"""A report as files: JSON, plots, a sheet of pictures, and one HTML page that holds everything and loads nothing."""
+"""A report as files: JSON, plots, a sheet of images, and one HTML page that holds everything and loads nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from langdepth.evaluation.evaluate import Judged
 
-SHEET_ROWS = 2  # pictures each of the best, the median and the worst
+SHEET_ROWS = 2  # images each of the best, the median and the worst
 
 
 def write_json(content: Any, path: Path) -> None:
@@ -55,7 +55,7 @@ def plot_error_by_range(ranges: dict[str, npt.NDArray[Any]], report: Mapping[str
         ylim=(0, max(0.05, error.get_ylim()[1])),
     )
     error.set_title(
-        f"{report['system']} on {report['dataset']}, {report['images']} pictures\n"
+        f"{report['system']} on {report['dataset']}, {report['images']} images\n"
         f"{report['protocol']['name']} ({report['protocol']['hash']})"
     )
     error.legend(loc="upper right")
@@ -70,7 +70,7 @@ def plot_error_by_range(ranges: dict[str, npt.NDArray[Any]], report: Mapping[str
 
 
 def plot_medians(medians: npt.NDArray[np.float64]) -> Figure:
-    """Median prediction against median truth of every picture, (N, 2) metres: whether the scale is right."""
+    """Median prediction against median truth of every image, (N, 2) metres: whether the scale is right."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5, 5.5), layout="constrained")
@@ -81,7 +81,7 @@ def plot_medians(medians: npt.NDArray[np.float64]) -> Figure:
         axes.plot((low, high), (factor * low, factor * high), color="0.4", linestyle=":", linewidth=1)
     axes.scatter(medians[:, 1], medians[:, 0], s=12, alpha=0.6)
     axes.set(xlabel="median true depth (m)", ylabel="median predicted depth (m)", xscale="log", yscale="log")
-    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal", title="One point a picture; dotted: 25 % off")
+    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal", title="One point an image; dotted: 25 % off")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(_ticks(low, high))
         axis.set_major_formatter("{x:g}")
@@ -107,7 +107,7 @@ def _ticks(low: float, high: float) -> Any:
 
 
 def sheet_row(judged: Judged, title: str) -> viz.SheetRow:
-    """The first picture of a judged batch as a row of a contact sheet."""
+    """The first image of a judged batch as a row of a contact sheet."""
     image = judged.image[0]
     pixels = image if image.dtype == torch.uint8 else image.mul(255).round().byte()
     return viz.SheetRow(
@@ -125,9 +125,9 @@ def write_sheet(rows: Sequence[viz.SheetRow], path: Path, colors: ColorScale = A
 
 
 def extremes(ordered: list[tuple[float, int]]) -> list[tuple[str, int]]:
-    """Place and index of the best, median and worst few of a sorted list; each picture once."""
+    """Place and index of the best, median and worst few of a sorted list; each image once."""
     middle = max(0, (len(ordered) - SHEET_ROWS) // 2)
-    parts = {  # with few pictures the later name holds
+    parts = {  # with few images the later name holds
         "median": ordered[middle : middle + SHEET_ROWS],
         "worst": ordered[-SHEET_ROWS:],
         "best": ordered[:SHEET_ROWS],
@@ -158,7 +158,7 @@ def write_html(
     path: Path,
     colors: ColorScale = AUTOMATIC,
 ) -> None:
-    """The report as one self-contained page: numbers, rules, plots and the pictures of ``rows``.
+    """The report as one self-contained page: numbers, rules, plots and the images of ``rows``.
 
     ``ranges``: what ``metrics.error_quartiles`` returned; ``medians``: see ``plot_medians``.
     """
@@ -168,7 +168,7 @@ def write_html(
         "system": report["system"],
         "data": report["dataset"],
         "split": report["split"] or "all",
-        "pictures": f"{report['images']}, {report['skipped']} skipped",
+        "images": f"{report['images']}, {report['skipped']} skipped",
         "protocol": f"{rules['name']} ({rules['hash']})",
     }
     sections = [
@@ -192,7 +192,7 @@ def write_html(
     if len(report["by_scene"]) > 1:
         sections += ["<h2>By scene</h2>", _table(report["by_scene"], "scene")]
     sections += ["<h2>Scale</h2>", _figure(plot_medians(medians), "Median predicted against median true depth")]
-    sections += ["<h2>Best, median and worst pictures by abs_rel</h2>"]
+    sections += ["<h2>Best, median and worst images by abs_rel</h2>"]
     sections += ["<p>Photo, judged truth, prediction, error from 0 (dark) to 50 % (bright); grey is not judged.</p>"]
     for row in rows:
         sections.append(_embedded(viz.sheet([row._replace(title="")], colors=colors), row.title))

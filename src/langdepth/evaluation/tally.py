@@ -1,8 +1,8 @@
-"""What evaluation keeps of the pictures it has judged: 19 numbers each, and sums over all of them.
+"""What evaluation keeps of the images it has judged: 19 numbers each, and sums over all of them.
 
-No number depends on the order in which pictures are judged: records are put in the order of the data set before means
+No number depends on the order in which images are judged: records are put in the order of the data set before means
 are made of them, and the sums of the depth ranges are added exactly, as integers. So two processes that share the
-pictures get the very numbers that one gets.
+images get the very numbers that one gets.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from langdepth.evaluation.evaluate import Judged
     from langdepth.records import Sample
 
-_MEDIAN_OF = 1 << 12  # evenly spaced pixels of a picture, enough for a point in a plot
+_MEDIAN_OF = 1 << 12  # evenly spaced pixels of an image, enough for a point in a plot
 _NO_PIXELS = np.zeros(0, np.float32)
 _NO_EDGES = (math.nan, math.nan)
 _INDEX, _SCENE, _MEDIANS, _BOUNDARIES, _SUMS = 0, 1, slice(2, 4), slice(4, 6), slice(6, 6 + SUMS)  # of a record
@@ -47,8 +47,8 @@ _UNIT = 1 << 1127  # the least float64 is a multiple of 1 / this, and so are all
 
 
 class Tally:
-    """Records of judged pictures (index, scene, median prediction and truth, boundary errors, error sums), and of all
-    pictures together the error sums of each depth range, the histogram of errors by range and the counts of edges.
+    """Records of judged images (index, scene, median prediction and truth, boundary errors, error sums), and of all
+    images together the error sums of each depth range, the histogram of errors by range and the counts of edges.
     Adding is cheap; ``report`` makes all means."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Tally:
         self._edges = np.zeros((len(EDGE_RATIOS), 3), dtype=np.int64)
 
     def add(self, indices: Sequence[int], samples: Sequence[Sample], judged: Judged) -> list[int]:
-        """A judged batch; returns the number of judged pixels of each picture."""
+        """A judged batch; returns the number of judged pixels of each image."""
         self._edges += edge_counts(judged.prediction, judged.target, judged.valid)
         prediction, target, valid = (part.numpy() for part in (judged.prediction, judged.target, judged.valid))
         pixels = []
@@ -75,7 +75,7 @@ class Tally:
         return pixels
 
     def skip(self, index: int) -> None:
-        """A picture that cannot be read."""
+        """An image that cannot be read."""
         self._record(index, -1, _NO_PIXELS, _NO_PIXELS)
 
     def _record(
@@ -86,9 +86,9 @@ class Tally:
         self._records.extend((index, scene, _median(p), _median(t), *boundaries, *sums.sum(0)))
 
     def gather(self, count: int) -> None:
-        """Make this the tally of all processes of the group, which share ``count`` pictures.
+        """Make this the tally of all processes of the group, which share ``count`` images.
 
-        Raises LangdepthError when a picture is there twice or not at all.
+        Raises LangdepthError when an image is there twice or not at all.
         """
         own = self._records, self._ranges, self._errors, self._edges
         parts: list[Any] = [own]
@@ -100,16 +100,16 @@ class Tally:
         table = np.concatenate([np.frombuffer(part).reshape(-1, _LENGTH) for part in records])
         table = table[table[:, _INDEX].argsort()]
         if not np.array_equal(table[:, _INDEX], np.arange(count)):
-            raise LangdepthError(f"{len(table)} pictures were judged for {count} of the data set")
+            raise LangdepthError(f"{len(table)} images were judged for {count} of the data set")
         self._records = array("d", table.tobytes())
 
     def scores(self) -> list[tuple[float, int]]:
-        """abs_rel and index of every judged picture, best first."""
+        """abs_rel and index of every judged image, best first."""
         table = self._table()
         return sorted(zip(_means(table)["abs_rel"].tolist(), map(int, table[:, _INDEX]), strict=True))
 
     def medians(self) -> npt.NDArray[np.float64]:
-        """(N, 2): median prediction and median truth of every judged picture, metres."""
+        """(N, 2): median prediction and median truth of every judged image, metres."""
         return self._table()[:, _MEDIANS]
 
     def quartiles(self) -> dict[str, npt.NDArray[Any]]:
@@ -145,7 +145,7 @@ class Tally:
         }
 
     def _table(self) -> npt.NDArray[np.float64]:
-        """Records of the pictures with a judged pixel, (N, columns)."""
+        """Records of the images with a judged pixel, (N, columns)."""
         table = np.frombuffer(self._records).reshape(-1, _LENGTH)
         return table[table[:, _SUMS.start] > 0]
 
@@ -175,7 +175,7 @@ def _numbers(metrics: dict[str, Tensor], shown: Sequence[str]) -> dict[str, floa
 
 
 def _boundaries(errors: npt.NDArray[np.float64]) -> dict[str, float] | None:
-    """Means over the pictures (N, 2) that have true edges."""
+    """Means over the images (N, 2) that have true edges."""
     known = errors[~np.isnan(errors[:, 0])]
     if not len(known):
         return None

@@ -1,6 +1,6 @@
-"""The prompt workbench: what a prompt set gives on a picture, word by word.
+"""The prompt workbench: what a prompt set gives on an image, word by word.
 
-Data flow: picture -> cells of the CLIP tower -> similarity to every word -> probabilities -> depth; then the same with
+Data flow: image -> cells of the CLIP tower -> similarity to every word -> probabilities -> depth; then the same with
 one word swapped for another.
 """
 
@@ -34,10 +34,10 @@ COLUMNS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class WordMaps:
-    """What the words give on one picture, at the size of the feature map (h, w).
+    """What the words give on one image, at the size of the feature map (h, w).
 
     similarity: (K, h, w), the logits divided by their scale: cosines where cells and words have length 1.
-    probability: (K, h, w), sum 1 over the words. depth: (h, w) metres. image: (H, W, 3) uint8, the whole picture.
+    probability: (K, h, w), sum 1 over the words. depth: (h, w) metres. image: (H, W, 3) uint8, the whole image.
     """
 
     words: tuple[str, ...]
@@ -61,30 +61,30 @@ class WordMaps:
 
 
 def with_words(system: System) -> ClipSystem:
-    """The system, if it compares pictures with distance words. Raises UsageError for others."""
+    """The system, if it compares images with distance words. Raises UsageError for others."""
     if not isinstance(system, ClipSystem):
         raise UsageError(f"the system '{system.name}' does not compare with distance words; take one such as depthclip")
     return system
 
 
 class Seen(NamedTuple):
-    """A picture (H, W, 3) uint8 and its cell features (1, C, h, w), which do not depend on the words."""
+    """An image (H, W, 3) uint8 and its cell features (1, C, h, w), which do not depend on the words."""
 
     image: npt.NDArray[np.uint8]
     features: Tensor
 
 
 @torch.inference_mode()
-def look(system: ClipSystem, picture: Any) -> Seen:
-    """Decode one picture (anything ``langdepth.io.read_image`` takes) and run the image tower on it."""
-    image = read_image(picture).pixels
+def look(system: ClipSystem, source: Any) -> Seen:
+    """Decode one image (anything ``langdepth.io.read_image`` takes) and run the image tower on it."""
+    image = read_image(source).pixels
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(system.get_buffer("_mean")) / 255
     return Seen(image, system.dense(to_network_size(system, pixels)))
 
 
 @torch.inference_mode()
 def word_maps(system: ClipSystem, seen: Seen, scene: str | None = None) -> WordMaps:
-    """The present words of ``system`` on a picture that it looked at."""
+    """The present words of ``system`` on an image that it looked at."""
     found = system.compare(seen.features, scene=None if scene is None else [scene])
     row = 0 if scene is None else 1 + scene_index(scene, system.scenes)
     words, centers = system.config.prompts.variants()[row]
@@ -118,7 +118,7 @@ def difference(before: WordMaps, after: WordMaps) -> str:
 
 
 def similarity_sheet(maps: WordMaps, swaps: Mapping[str, WordMaps]) -> npt.NDArray[np.uint8]:
-    """Picture, depth, one similarity map per word, and the depth after each swap, as one RGB picture.
+    """Image, depth, one similarity map per word, and the depth after each swap, as one RGB image.
 
     All similarities share one range of colours, and so do all depths; bright is high similarity, and near.
     """
@@ -135,7 +135,7 @@ def similarity_sheet(maps: WordMaps, swaps: Mapping[str, WordMaps]) -> npt.NDArr
         colors = ColorScale(minimum=1.0, maximum=1.0 + max(end - start, 1e-6), colormap=colormap)
         return viz.colorize(grid, None, colors)
 
-    cells = [("picture", photo), (f"depth {near:.2f} to {far:.2f} m", shown(maps.depth, near, far, COLORMAP))]
+    cells = [("image", photo), (f"depth {near:.2f} to {far:.2f} m", shown(maps.depth, near, far, COLORMAP))]
     cells += [
         (f"{word} ({center:g} m)", shown(similarity, low, high, "viridis"))
         for word, center, similarity in zip(maps.words, maps.bin_centers, maps.similarity, strict=True)

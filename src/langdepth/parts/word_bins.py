@@ -24,7 +24,7 @@ class WordBins(nn.Module):
     the published DepthCLIP. ``normalise``: features get length 1 "before" that (DepthCLIP; then they are shorter
     afterwards) or "after" it, and then the words too (the trained adapters). ``logit_scale`` is 100 / 0.1 in DepthCLIP.
 
-    Buffer ``text`` (V, K, D): V sets of words, the first for every picture, the others for scenes; zeros until filled.
+    Buffer ``text`` (V, K, D): V sets of words, the first for every image, the others for scenes; zeros until filled.
     """
 
     text: Tensor

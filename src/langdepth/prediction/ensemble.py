@@ -53,7 +53,7 @@ class Ensemble(System):
         self.name = "mean of " + ", ".join(_label(member) for member in members)
         self.scenes = members[0].scenes if len({member.scenes for member in members}) == 1 else ()
         self.takes_overlay = any(member.takes_overlay for member in members)
-        self.text_per_picture = all(member.text_per_picture for member in members)
+        self.text_per_image = all(member.text_per_image for member in members)
         facts = [{"system": member.name, **{key: member.provenance.get(key) for key in FACTS}} for member in members]
         self.provenance = {
             "weights": self.name,

@@ -1,7 +1,7 @@
 """Depth of scenes that exist in words only.
 
 Data flow: seed -> noise at the network's size, one draw per sample; with the words -> System.imagine -> DepthResult.
-No picture encoder runs.
+No image encoder runs.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def imagine(
     """``samples`` different depth maps of scenes that the sentence ``prompt`` describes.
 
     ``size``: (height, width) in pixels, which the system may want to be multiples of something; None is the system's
-    own for a 4:3 picture. The same ``seed`` gives the same maps, whatever the prompts before it; two prompts with one
-    seed share their random numbers. ``device``: as in ``langdepth.prediction.predictor.predict_pictures``. The results
-    have no camera and no picture.
+    own for a 4:3 image. The same ``seed`` gives the same maps, whatever the prompts before it; two prompts with one
+    seed share their random numbers. ``device``: as in ``langdepth.prediction.predictor.predict_images``. The results
+    have no camera and no image.
 
     Raises UsageError for a system that cannot (naming those that can), an empty prompt and a size that is not possible,
     LangdepthError when depth is not finite.

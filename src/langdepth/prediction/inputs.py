@@ -63,9 +63,7 @@ def find_images(words: list[str], out: Path, recursive: bool) -> Images:
         if not any(used) and len(found.problems) == problems:
             folder = Path(word).is_dir()
             hint = "; --recursive looks into sub-folders" if folder and not recursive else ""
-            found.problems.append(
-                LangdepthError(f"{word}: no pictures {'in this folder' if folder else 'match'}{hint}")
-            )
+            found.problems.append(LangdepthError(f"{word}: no images {'in this folder' if folder else 'match'}{hint}"))
     if found.note and not found.files and not found.problems:
         found.problems.append(LangdepthError(f"nothing to predict; {found.note}"))
     return found
@@ -91,7 +89,7 @@ def images_below(
     own = real_path(out)
     images = [Path(source) for source, _ in found.files if own not in real_path(source).parents]
     if not images:
-        raise next(iter(found.problems), LangdepthError(f"{word}: no pictures match"))
+        raise next(iter(found.problems), LangdepthError(f"{word}: no images match"))
     return [image.relative_to(folder) for image in images], found.problems
 
 

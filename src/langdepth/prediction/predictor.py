@@ -1,7 +1,7 @@
-"""From pictures to depth at the picture's own size.
+"""From images to depth at the image's own size.
 
 Data flow: sources -> ``read_image`` -> uint8 at the system's network size (in threads) -> batches of one network size
--> system -> depth at network size -> each picture's own size -> ``DepthResult``.
+-> system -> depth at network size -> each image's own size -> ``DepthResult``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from langdepth.errors import (
     nearest,
 )
 from langdepth.evaluation.protocols import Resize, check_window
-from langdepth.io import Picture, read_image
+from langdepth.io import DecodedImage, read_image
 from langdepth.prediction.words import Words, batch_of, words_per_image
 from langdepth.records import DepthOutput, DepthResult, Enlarge, Shrink
 from langdepth.text.scenes import scene_index
@@ -46,7 +46,7 @@ from langdepth.text.scenes import scene_index
 if TYPE_CHECKING:
     from langdepth.systems.base import System
 
-__all__ = ["infer", "predict", "predict_pictures", "predict_stream"]
+__all__ = ["infer", "predict", "predict_images", "predict_stream"]
 
 # Whoever forks after torch has used its threads has a child without them, which would wait for them for ever.
 if hasattr(os, "register_at_fork"):
@@ -54,25 +54,25 @@ if hasattr(os, "register_at_fork"):
 
 BATCH_SIZE = 4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# The camera of every picture, or a function of (width, height) that makes it.
+# The camera of every image, or a function of (width, height) that makes it.
 CameraOption = Camera | Callable[[int, int], Camera] | None
 Key = TypeVar("Key", bound=Hashable)
 
 
 def predict(
-    pictures: Any, system: str | Path | Sequence[str | Path] | System = "tiny", **options: Any
+    images: Any, system: str | Path | Sequence[str | Path] | System = "tiny", **options: Any
 ) -> DepthResult | list[DepthResult]:
-    """Depth of one picture or many.
+    """Depth of one image or many.
 
     ``system``: a registry name, weights file or hub id, or a list of them, whose mean is taken (see ``langdepth.load``;
-    loaded once, then kept), or a loaded system. ``options`` are those of ``predict_pictures``; ``device`` is "auto"
+    loaded once, then kept), or a loaded system. ``options`` are those of ``predict_images``; ``device`` is "auto"
     unless given.
     """
     if isinstance(system, str | Path | Sequence):
         options.setdefault("device", "auto")
         names = (str(system),) if isinstance(system, str | Path) else tuple(map(str, system))
         system = _loaded(names, tuple(os.stat(name).st_mtime_ns if os.path.isfile(name) else 0 for name in names))
-    return predict_pictures(system, pictures, **options)
+    return predict_images(system, images, **options)
 
 
 @lru_cache(maxsize=2)
@@ -83,9 +83,9 @@ def _loaded(names: tuple[str, ...], modified: tuple[int, ...]) -> System:
     return load(names[0] if len(names) == 1 else names)
 
 
-def predict_pictures(
+def predict_images(
     system: System,
-    pictures: Any,
+    images: Any,
     *,
     text: str | Sequence[str] | Tensor | Sequence[Tensor] | None = None,
     scene: str | Sequence[str] | None = None,
@@ -101,30 +101,30 @@ def predict_pictures(
     dtype: str | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> DepthResult | list[DepthResult]:
-    """Depth of one picture (one result) or of several (a list in the same order).
+    """Depth of one image (one result) or of several (a list in the same order).
 
-    ``pictures``: anything ``langdepth.io.read_image`` takes (path, bytes, PIL picture, NumPy array, tensor (3, H, W)),
-    or a list of these, or a tensor (B, 3, H, W). ``text``: a sentence about the picture, or its CLIP feature: (D,) or
+    ``images``: anything ``langdepth.io.read_image`` takes (path, bytes, PIL image, NumPy array, tensor (3, H, W)),
+    or a list of these, or a tensor (B, 3, H, W). ``text``: a sentence about the image, or its CLIP feature: (D,) or
     (N, D), see ``prediction.words.words_per_image``; ``scene``: a name of ``system.scenes``; ``camera``: known
-    intrinsics, which go before those that EXIF states; each one for all pictures or one per picture. ``overlay``: for
-    systems that take one, the picture with masks drawn over it or a file of masks (see ``data.sam.read_overlay``), as
-    many as pictures. ``flip`` averages with the mirrored picture. ``window``, ``stride``: look through windows of
+    intrinsics, which go before those that EXIF states; each one for all images or one per image. ``overlay``: for
+    systems that take one, the image with masks drawn over it or a file of masks (see ``data.sam.read_overlay``), as
+    many as images. ``flip`` averages with the mirrored image. ``window``, ``stride``: look through windows of
     (height, width) pixels, see ``infer``. ``samples``: for systems that imagine, draw so many depths near the one that
-    the picture shows; the result is their mean, with their standard deviation. ``spread`` says how far they lie apart
-    (see ``System.draw``), and every picture takes the noise of ``seed``. ``device``: None leaves the system where it
+    the image shows; the result is their mean, with their standard deviation. ``spread`` says how far they lie apart
+    (see ``System.draw``), and every image takes the noise of ``seed``. ``device``: None leaves the system where it
     is, "auto" moves it to an accelerator if there is one. ``dtype``: "float32" (None) or "bfloat16". The system is put
     in eval mode.
 
-    Raises UsageError for options that do not fit, ImageError for an unusable picture, LangdepthError when the system
+    Raises UsageError for options that do not fit, ImageError for an unusable image, LangdepthError when the system
     gives depth that is not finite.
     """
-    one = _is_one(pictures)
-    sources = [pictures] if one else list(pictures)
-    cameras = _per_picture("camera", camera, len(sources))
-    texts, scenes = words_per_image(system, text, len(sources)), _per_picture("scene", scene, len(sources))
+    one = _is_one(images)
+    sources = [images] if one else list(images)
+    cameras = _per_image("camera", camera, len(sources))
+    texts, scenes = words_per_image(system, text, len(sources)), _per_image("scene", scene, len(sources))
     overlays = [None] * len(sources) if overlay is None else [overlay] if _is_one(overlay) else list(overlay)
     if len(overlays) != len(sources):
-        raise UsageError(f"overlay: {len(overlays)} given for {len(sources)} pictures; each needs its own")
+        raise UsageError(f"overlay: {len(overlays)} given for {len(sources)} images; each needs its own")
     sampling = None if samples is None else Sampling(samples=samples, spread=spread, seed=seed)
     predictor = _Predictor(
         system, flip=flip, window=window, stride=stride, sampling=sampling, device=device, dtype=dtype, keep_image=True
@@ -140,7 +140,7 @@ def predict_pictures(
         for source, words, place, lens, second in zip(sources, texts, scenes, cameras, overlays, strict=True)
     ]
     results: dict[int, DepthResult] = {}
-    # One picture needs no threads: they would only add to the time until it is there.
+    # One image needs no threads: they would only add to the time until it is there.
     stream = predictor.run([(0, predictor.prepare(requests[0]))]) if one else None
     for index, result in stream or _stream(predictor, enumerate(requests), batch_size):
         if isinstance(result, LangdepthError):
@@ -170,14 +170,14 @@ def predict_stream(
     workers: int | None = None,
     keep_image: bool = False,
 ) -> Generator[tuple[Key, DepthResult | LangdepthError]]:
-    """Depth of any number of pictures in bounded memory: yields (path, result), or (path, error) for an unusable one.
+    """Depth of any number of images in bounded memory: yields (path, result), or (path, error) for an unusable one.
 
-    Pictures are decoded ahead in ``workers`` threads (None: one per core, at most 8) and go through the system in
+    Images are decoded ahead in ``workers`` threads (None: one per core, at most 8) and go through the system in
     batches of one network size; so results come in nearly, not exactly, the order of ``paths``. A result equals that
-    of ``predict_pictures``, but holds the ``image`` only with ``keep_image``. ``batch_size`` pictures are in the
+    of ``predict_images``, but holds the ``image`` only with ``keep_image``. ``batch_size`` images are in the
     network at once, on a CPU in several threads. ``read`` turns an item of ``paths`` into what ``read_image`` takes,
     ``overlay`` into what ``read_overlay`` takes, for systems that need one; ``text`` may be a function that gives the
-    words about each. The other options are those of ``predict_pictures``, the same for all pictures.
+    words about each. The other options are those of ``predict_images``, the same for all images.
 
     Raises UsageError for options that do not fit.
     """
@@ -194,7 +194,7 @@ def predict_stream(
         each_its_words=callable(text),
     )
     scene = _known_scene(system, scene)
-    if callable(text) and not system.text_per_picture:
+    if callable(text) and not system.text_per_image:
         raise UsageError(f"the system '{system.name}' takes no captions of images; leave them out")
     shared = None if callable(text) else words_per_image(system, text, 1)[0]
     requests = (
@@ -232,15 +232,15 @@ def infer(
 
     ``image``: (B, 3, H, W), float32 in [0, 1] or uint8 in [0, 255], any size. It is resized to the size the system's
     InputSpec asks for, in the way that states; the depth is resized back to (B, 1, H, W). ``overlay``: like
-    ``image``, for systems that take one (the pictures with masks drawn over them). ``flip`` averages
-    the depth with that of the mirrored picture; ``limit`` puts both into [0, limit] metres first. ``resize``:
+    ``image``, for systems that take one (the images with masks drawn over them). ``flip`` averages
+    the depth with that of the mirrored image; ``limit`` puts both into [0, limit] metres first. ``resize``:
     "system" enlarges the depth as the InputSpec states, "bilinear" with pixel centres, "bilinear-aligned" with corners
     of the depth on those of the image. ``via``: the depth takes this (height, width) first.
 
-    ``window``: look at the pictures through windows of (height, width) pixels instead, every ``stride`` pixels (None:
-    side by side), the last ones moved back to the border; smaller pictures are one window. Each window is a picture of
+    ``window``: look at the images through windows of (height, width) pixels instead, every ``stride`` pixels (None:
+    side by side), the last ones moved back to the border; smaller images are one window. Each window is an image of
     its own to the system; depth and scene probabilities are the means over windows. As many windows go through
-    the network at once as make up the pixels of the pictures. A system of any input size sees them as they are, not
+    the network at once as make up the pixels of the images. A system of any input size sees them as they are, not
     enlarged to the area of its InputSpec.
     """
     if system.members:
@@ -257,8 +257,8 @@ def infer(
     overlay = None if overlay is None else to_network_size(system, overlay)
     output = _forward(system, to_network_size(system, image), text, scene, overlay, flip, limit)
     enlarge = _stated(system, resize)
-    depth = output.depth if via is None else _to_picture_size(output.depth, via, enlarge)
-    return replace(output, depth=_to_picture_size(depth, image.shape[-2:], enlarge))
+    depth = output.depth if via is None else _to_image_size(output.depth, via, enlarge)
+    return replace(output, depth=_to_image_size(depth, image.shape[-2:], enlarge))
 
 
 def _mean(outputs: Sequence[DepthOutput], with_scenes: bool) -> DepthOutput:
@@ -303,7 +303,7 @@ def _forward(
     flip: bool,
     limit: float | None = None,
 ) -> DepthOutput:
-    """(B, 3, h, w) uint8 or float to the system's output, depth in float32. The mirrored pictures are in the batch."""
+    """(B, 3, h, w) uint8 or float to the system's output, depth in float32. The mirrored images are in the batch."""
     count = len(image)
     if flip:
         image = torch.cat([image, image.flip(-1)])
@@ -324,9 +324,9 @@ def _forward(
 def _words_of(
     system: System, text: list[str] | Tensor | None, scene: list[str] | None, views: int
 ) -> tuple[list[str] | Tensor | None, list[str] | None]:
-    """Text and scene for a batch that holds all pictures so many times."""
+    """Text and scene for a batch that holds all images so many times."""
     if isinstance(text, Tensor):
-        text = torch.cat([text] * views) if system.text_per_picture else text
+        text = torch.cat([text] * views) if system.text_per_image else text
     elif text is not None:
         text = text * views
     return text, None if scene is None else scene * views
@@ -363,7 +363,7 @@ def _through_windows(
         )
         words = _words_of(system, text, scene, views=len(some))
         output = _forward(system, views, *words, over, flip, limit)
-        depth = _to_picture_size(output.depth, (height, width), _stated(system, resize))
+        depth = _to_image_size(output.depth, (height, width), _stated(system, resize))
         for place, part in zip(some, depth.split(count), strict=True):
             total[place] += part
             seen[place] += 1
@@ -379,18 +379,18 @@ def _stated(system: System, resize: Resize) -> Enlarge:
     return "bilinear-aligned" if resize == "bilinear-aligned" else "bilinear"
 
 
-def _to_picture_size(depth: Tensor, size: Sequence[int], enlarge: Enlarge) -> Tensor:
+def _to_image_size(depth: Tensor, size: Sequence[int], enlarge: Enlarge) -> Tensor:
     if tuple(depth.shape[-2:]) == tuple(size):
         return depth
     return F.interpolate(depth, size=tuple(size), mode="bilinear", align_corners=enlarge == "bilinear-aligned")
 
 
-# One picture and many.
+# One image and many.
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    """One picture to predict and what was said about it."""
+    """One image to predict and what was said about it."""
 
     source: Any
     text: Words | None
@@ -401,7 +401,7 @@ class _Request:
 
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    """A decoded picture: ``image``, ``overlay`` (1, 3, h, w) at network size or, for windows, at its own ``size``
+    """A decoded image: ``image``, ``overlay`` (1, 3, h, w) at network size or, for windows, at its own ``size``
     (H, W); uint8, or floats where the system's ``shrink`` makes some."""
 
     request: _Request
@@ -437,7 +437,7 @@ def require_seed(seed: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How depths near the one that a picture shows are drawn. Raises UsageError for values that make no sense."""
+    """How depths near the one that an image shows are drawn. Raises UsageError for values that make no sense."""
 
     samples: int
     spread: float
@@ -451,7 +451,7 @@ class Sampling:
             raise UsageError(f"spread must be above 0 and at most 1, got {self.spread:g}")
 
     def __call__(self, system: System, image: Tensor, text: list[str] | Tensor | None) -> DepthOutput:
-        """Mean and standard deviation (B, 1, h, w); a picture's own do not depend on what else is in the batch."""
+        """Mean and standard deviation (B, 1, h, w); an image's own do not depend on what else is in the batch."""
         generator = torch.Generator().manual_seed(self.seed)
         height, width = image.shape[-2:]
         noise = system.draw_noise(self.samples, height, width, generator)
@@ -466,7 +466,7 @@ class Sampling:
 
 
 class _Predictor:
-    """A system with the options that hold for all pictures. Its methods may run in any thread."""
+    """A system with the options that hold for all images. Its methods may run in any thread."""
 
     def __init__(
         self,
@@ -496,31 +496,31 @@ class _Predictor:
         self.each_its_words = each_its_words
 
     def prepare(self, request: _Request) -> _Prepared:
-        """Decode and shrink. Raises ImageError for an unusable picture, UsageError for a camera that does not fit."""
-        picture = read_image(request.source)
-        height, width = picture.pixels.shape[:2]
-        if picture.cut and request.camera is None:
+        """Decode and shrink. Raises ImageError for an unusable image, UsageError for a camera that does not fit."""
+        image = read_image(request.source)
+        height, width = image.pixels.shape[:2]
+        if image.cut and request.camera is None:
             note = "EXIF describes a larger image, of which this is a part: its focal length is not used"
-            warnings.warn(FileWarning(picture.path or "image", note), stacklevel=2)
-        with _enough_memory(picture.path):
-            overlay = self._overlay(request, picture)
+            warnings.warn(FileWarning(image.path or "image", note), stacklevel=2)
+        with _enough_memory(image.path):
+            overlay = self._overlay(request, image)
             return _Prepared(
                 request=request,
-                image=self._shrink(picture.pixels),
+                image=self._shrink(image.pixels),
                 overlay=None if overlay is None else self._shrink(overlay),
                 size=(height, width),
-                camera=_camera_of(request.camera, width, height, picture.path) or picture.camera,
-                path=picture.path,
-                pixels=picture.pixels if self.keep_image else None,
+                camera=_camera_of(request.camera, width, height, image.path) or image.camera,
+                path=image.path,
+                pixels=image.pixels if self.keep_image else None,
             )
 
-    def _overlay(self, request: _Request, picture: Picture) -> npt.NDArray[np.uint8] | None:
+    def _overlay(self, request: _Request, image: DecodedImage) -> npt.NDArray[np.uint8] | None:
         if request.overlay is None:
             return None
         try:
-            return read_overlay(request.overlay, picture.pixels)
+            return read_overlay(request.overlay, image.pixels)
         except ImageError as error:
-            raise ImageError(f"{picture.path or 'image in memory'}: its overlay {error}") from None
+            raise ImageError(f"{image.path or 'image in memory'}: its overlay {error}") from None
 
     def _shrink(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
         """(H, W, 3) to (1, 3, h, w) at network size; for windows at its own."""
@@ -529,7 +529,7 @@ class _Predictor:
         return to_network_size(self.system, image) if self.window is None else image
 
     def run(self, batch: list[tuple[Key, _Prepared]]) -> Iterator[tuple[Key, DepthResult | LangdepthError]]:
-        """Pictures of one network size to their results."""
+        """Images of one network size to their results."""
         return self.results(batch, self.infer(batch))
 
     def own_sentences(self, batch: Sequence[tuple[Any, _Prepared]]) -> bool:
@@ -540,7 +540,7 @@ class _Predictor:
     def results(
         self, batch: list[tuple[Key, _Prepared]], output: DepthOutput
     ) -> Iterator[tuple[Key, DepthResult | LangdepthError]]:
-        """Depth at network size to results at picture size, made one by one as the caller takes them."""
+        """Depth at network size to results at image size, made one by one as the caller takes them."""
         finite = output.depth.isfinite().flatten(1).all(1).tolist()
         for index, (key, prepared) in enumerate(batch):
             try:
@@ -552,7 +552,7 @@ class _Predictor:
 
     @torch.inference_mode()
     def infer(self, batch: Sequence[tuple[Any, _Prepared]]) -> DepthOutput:
-        """Pictures of one network size through the system; depth, std and scene_probs at network size, on the CPU."""
+        """Images of one network size through the system; depth, std and scene_probs at network size, on the CPU."""
         named = first_few([prepared.path or "image in memory" for _, prepared in batch])
         with _enough_memory(named):
             return self._infer(batch)
@@ -566,16 +566,16 @@ class _Predictor:
         overlays = [prepared.overlay for _, prepared in batch if prepared.overlay is not None]
         overlay = torch.cat(overlays).to(self.device) if overlays else None
         with torch.autocast(self.device.type, dtype=DTYPES[self.dtype], enabled=self.dtype != "float32"):
-            pictures = (self.network, image, text, scene or None, overlay, self.flip, None)
+            images = (self.network, image, text, scene or None, overlay, self.flip, None)
             if self.sampling is not None:
                 output = self.sampling(self.network, image, text)
             elif self.network.members:
                 options: dict[str, Any] = {"flip": self.flip, "window": self.window, "stride": self.stride}
                 output = infer(self.network, image, text, scene or None, overlay=overlay, **options)
             elif self.window is None:
-                output = _forward(*pictures)
+                output = _forward(*images)
             else:
-                output = _through_windows(*pictures, "system", self.window, self.stride or self.window)
+                output = _through_windows(*images, "system", self.window, self.stride or self.window)
         scene_probs = None if output.scene_probs is None else output.scene_probs.float().cpu()
         std = None if output.std is None else output.std.float().cpu()
         return DepthOutput(depth=output.depth.cpu(), scene_probs=scene_probs, std=std)
@@ -583,7 +583,7 @@ class _Predictor:
     @torch.inference_mode()
     def _result(self, prepared: _Prepared, output: DepthOutput, index: int) -> DepthResult:
         def own(maps: Tensor) -> npt.NDArray[np.float32]:
-            enlarged = _to_picture_size(maps[index : index + 1], prepared.size, self.system.input_spec.enlarge)
+            enlarged = _to_image_size(maps[index : index + 1], prepared.size, self.system.input_spec.enlarge)
             found: npt.NDArray[np.float32] = enlarged[0, 0].numpy()
             return found
 
@@ -621,7 +621,7 @@ class _Predictor:
 
     def _not_finite(self, prepared: _Prepared) -> LangdepthError:
         return LangdepthError(
-            f"{prepared.path or 'picture in memory'}: the system '{self.system.name}' gave depth that is not finite; "
+            f"{prepared.path or 'image in memory'}: the system '{self.system.name}' gave depth that is not finite; "
             f"its weights may be damaged{'' if self.dtype == 'float32' else f', or {self.dtype} too coarse'}"
         )
 
@@ -632,7 +632,7 @@ def _stream(
     batch_size: int,
     workers: int | None = None,
 ) -> Generator[tuple[Key, DepthResult | LangdepthError]]:
-    """Decode ahead, gather pictures of one network size, predict; bounded however many requests there are."""
+    """Decode ahead, gather images of one network size, predict; bounded however many requests there are."""
     if batch_size < 1:
         raise UsageError(f"batch size must be at least 1, got {batch_size}")
     return _run_ahead(predictor, iter(requests), batch_size, workers or min(8, os.cpu_count() or 1))
@@ -687,7 +687,7 @@ def _run_ahead(
             told = "" if words is None else "sentence" if words.feature is None else "feature"
             waiting.setdefault((*prepared.image.shape, told), []).append((key, prepared))
             largest = max(waiting, key=lambda shape: len(waiting[shape]))
-            # Many shapes at once: the fullest batch goes before it is full, so that few pictures are held.
+            # Many shapes at once: the fullest batch goes before it is full, so that few images are held.
             if len(waiting[largest]) == share or sum(map(len, waiting.values())) == 4 * batch_size:
                 submit(waiting.pop(largest))
                 yield from finished(most=lanes)
@@ -716,19 +716,19 @@ def _one_by_one(
 # Options.
 
 
-def _is_one(pictures: Any) -> bool:
-    """Whether it is one picture, not a list or a batch of them."""
-    return not isinstance(pictures, list | tuple) and not (isinstance(pictures, Tensor) and pictures.ndim == 4)
+def _is_one(images: Any) -> bool:
+    """Whether it is one image, not a list or a batch of them."""
+    return not isinstance(images, list | tuple) and not (isinstance(images, Tensor) and images.ndim == 4)
 
 
-def _per_picture(name: str, value: Any, count: int) -> list[Any]:
-    """One value per picture from one for all or a sequence."""
+def _per_image(name: str, value: Any, count: int) -> list[Any]:
+    """One value per image from one for all or a sequence."""
     if not isinstance(value, list | tuple):
         return [value] * count
     if len(value) != count:
-        raise UsageError(f"{name}: {len(value)} given for {count} pictures; give one for all, or one per picture")
+        raise UsageError(f"{name}: {len(value)} given for {count} images; give one for all, or one per image")
     if None in value and name != "camera":
-        raise UsageError(f"{name}: give it for all pictures or for none")
+        raise UsageError(f"{name}: give it for all images or for none")
     return list(value)
 
 
@@ -745,7 +745,7 @@ def _needed_overlay(system: System, source: Any) -> Any:
         raise UsageError(f"the system '{system.name}' takes no overlay; leave it out")
     if source is None and system.takes_overlay:
         raise UsageError(
-            f"the system '{system.name}' needs an overlay beside every picture, the picture with SAM's masks drawn "
+            f"the system '{system.name}' needs an overlay beside every image, the image with SAM's masks drawn "
             "over it: make them with 'langdepth data sam' and name their folder with --overlay"
         )
     return source
@@ -758,9 +758,7 @@ def _camera_of(option: CameraOption, width: int, height: int, path: str) -> Came
         camera = option if isinstance(option, Camera) else option(width, height)
         camera.require_credible()
         if abs(camera.height * width / camera.width - height) > 1:
-            raise UsageError(
-                f"the camera is for {camera.width}x{camera.height} pixels, the picture is {width}x{height}"
-            )
+            raise UsageError(f"the camera is for {camera.width}x{camera.height} pixels, the image is {width}x{height}")
     except UsageError as error:
-        raise UsageError(f"{path or 'picture in memory'}: {error}") from None
+        raise UsageError(f"{path or 'image in memory'}: {error}") from None
     return camera if (camera.width, camera.height) == (width, height) else camera.scaled(width, height)

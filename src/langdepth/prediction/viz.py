@@ -1,4 +1,4 @@
-"""Depth as pictures: colours, a legend in metres, and contact sheets of picture, truth and prediction."""
+"""Depth as images: colours, a legend in metres, and contact sheets of image, truth and prediction."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def color_with_legend(
 ) -> Pixels:
     """``colorize`` with a labelled bar at the right, near at the top: (H', W', 3) uint8.
 
-    A picture whose smaller side is below 200 pixels is enlarged by a whole factor, so that the labels can be read.
+    An image whose smaller side is below 200 pixels is enlarged by a whole factor, so that the labels can be read.
     """
     low, high = _range(depth, _usable(depth, valid), colors)
     pixels = colorize(depth, valid, replace(colors, minimum=low, maximum=high))
@@ -96,20 +96,20 @@ def sheet(
     errors: bool = True,
     colors: ColorScale = AUTOMATIC,
 ) -> Pixels:
-    """A contact sheet, RGB uint8: per row picture, truth, prediction and (``errors``) |prediction - truth| / truth.
+    """A contact sheet, RGB uint8: per row image, truth, prediction and (``errors``) |prediction - truth| / truth.
 
     Truth and prediction of a row share one range of ``colors`` (where it states none, that of the truth, or of the
     prediction where there is no truth), shown in the bar at the row's end. Sparse truth stays visible when a cell is
-    smaller than the picture. Errors go from black (0) to bright (50 % and more). Raises UsageError without rows, or
+    smaller than the image. Errors go from black (0) to bright (50 % and more). Raises UsageError without rows, or
     when sizes in a row differ.
     """
     rows = list(rows)
     if not rows:
-        raise UsageError("a contact sheet needs at least one picture")
+        raise UsageError("a contact sheet needs at least one image")
     predicted = any(row.prediction is not None for row in rows)
     with_errors = errors and predicted and any(row.truth is not None for row in rows)
     strips = [_sheet_row(row, cell_width, unit, with_errors, colors) for row in rows]
-    names = ["picture", "truth", *(["prediction"] if predicted else []), *(["error 0 to 50 %"] if with_errors else [])]
+    names = ["image", "truth", *(["prediction"] if predicted else []), *(["error 0 to 50 %"] if with_errors else [])]
     header = text_strip(strips[0].shape[1], {i * (cell_width + _MARGIN): name for i, name in enumerate(names)})
     return np.concatenate((header, *strips), axis=0)
 
@@ -155,16 +155,16 @@ def _sheet_row(row: SheetRow, cell_width: int, unit: str, with_errors: bool, col
     prediction = truth if row.prediction is None else row.prediction
     if not row.image.shape[:2] == truth.shape == prediction.shape:
         raise UsageError(
-            f"contact sheet, {row.title or 'row'}: picture {row.image.shape}, truth {truth.shape} and prediction "
+            f"contact sheet, {row.title or 'row'}: image {row.image.shape}, truth {truth.shape} and prediction "
             f"{prediction.shape} differ in size"
         )
     height, width = truth.shape
     size = (max(_MIN_CELL_HEIGHT, round(cell_width * height / width)), cell_width)
-    picture = Image.fromarray(np.ascontiguousarray(row.image)).resize(size[::-1], Image.Resampling.BOX)
+    image = Image.fromarray(np.ascontiguousarray(row.image)).resize(size[::-1], Image.Resampling.BOX)
     leading = prediction if row.truth is None else truth
     low, high = _range(leading, _usable(leading, None), colors)
     colors = replace(colors, minimum=low, maximum=high)
-    cells = [np.asarray(picture)]
+    cells = [np.asarray(image)]
     shown = (truth,) if row.prediction is None else (truth, prediction)
     cells += [colorize(_resampled(depth, size), None, colors) for depth in shown]
     if with_errors:
@@ -288,21 +288,21 @@ def _legend(
     strip = np.full((height, width, 3), 255, dtype=np.uint8)
     index = np.linspace(0, 255, bottom - top).astype(np.uint8)
     strip[top:bottom, bar_left : bar_left + bar_width] = _palette(colormap)[index][:, None]
-    picture = Image.fromarray(strip)
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(strip)
+    draw = ImageDraw.Draw(image)
     line = max(1, font_size // 12)
     draw.rectangle((bar_left, top, bar_left + bar_width, bottom), outline="black", width=line)
     for place, label in zip(places, labels, strict=True):
         y = top + float(place) * (bottom - top)
         draw.line((bar_left + bar_width, y, bar_left + bar_width + font_size // 4, y), fill="black", width=line)
         draw.text((label_left, y), label, fill="black", font=font, anchor="lm")
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def text_strip(width: int, texts: dict[int, str], height: int = 20) -> Pixels:
     """A white strip with each text at its x."""
-    picture = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
     for x, text in texts.items():
         draw.text((x + 4, height / 2), text, fill="black", font=ImageFont.load_default(13), anchor="lm")
-    return np.asarray(picture)
+    return np.asarray(image)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Words:
     """A sentence, its feature, or both; systems get the feature where there is one.
 
-    ``feature``: (D,); for systems whose text matrix holds for all images (``text_per_picture`` False), the matrix.
+    ``feature``: (D,); for systems whose text matrix holds for all images (``text_per_image`` False), the matrix.
     """
 
     sentence: str | None = None
@@ -60,7 +60,7 @@ def words_per_image(system: System, text: Any, count: int) -> list[Words | None]
     if text is None or isinstance(text, str | Words):
         return [Words(sentence=text) if isinstance(text, str) else text] * count
     features = _as_features(text)
-    if not system.text_per_picture:
+    if not system.text_per_image:
         return [Words(feature=features)] * count
     rows = features[None] if features.ndim == 1 else features
     if rows.ndim != 2 or len(rows) not in (1, count):
@@ -88,7 +88,7 @@ def batch_of(system: System, words: Sequence[Words | None]) -> list[str] | Tenso
     known = [one for one in words if one is not None]
     features = [one.feature for one in known if one.feature is not None]
     if features:
-        return torch.stack(features) if system.text_per_picture else features[0]
+        return torch.stack(features) if system.text_per_image else features[0]
     return [one.sentence or "" for one in known] or None
 
 

@@ -1,4 +1,4 @@
-"""What every system is: a module that maps pictures (and words) to depth."""
+"""What every system is: a module that maps images (and words) to depth."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class System(nn.Module):
     name: str = ""
     scale_kind: str = "metric"
     scenes: tuple[str, ...] = ()
-    text_per_picture: bool = True
-    """Whether a feature matrix given as text has a row per picture; False: its rows are words, for all pictures."""
+    text_per_image: bool = True
+    """Whether a feature matrix given as text has a row per image; False: its rows are words, for all images."""
     unrecorded: ClassVar[dict[str, str]] = {}
     """Options that official checkpoints do not record -> what there is; ``convert`` says which it took."""
     zero_shot: ClassVar[bool] = False
     """Whether it predicts without any training, from foundation weights alone."""
     takes_overlay: bool = False
-    """Whether ``forward`` needs ``overlay``: (B, 3, H, W) in [0, 1], the pictures with masks drawn over them."""
+    """Whether ``forward`` needs ``overlay``: (B, 3, H, W) in [0, 1], the images with masks drawn over them."""
     learns_from_mirror: ClassVar[bool] = False
-    """Whether ``loss`` looks at the mirror image of every picture, too."""
+    """Whether ``loss`` looks at the mirror image of every image, too."""
     imagines: ClassVar[bool] = False
-    """Whether noise takes the place of a picture, or of a part of what it says: see ``draw_noise``, ``imagine``."""
+    """Whether noise takes the place of an image, or of a part of what it says: see ``draw_noise``, ``imagine``."""
     encoder_rate: float = 1.0
     """Learning rate of ``encoder`` as a share of the others'."""
     provenance: dict[str, Any]
@@ -68,10 +68,10 @@ class System(nn.Module):
     def forward(
         self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
     ) -> DepthOutput:
-        """Depth of (B, 3, H, W) RGB pictures in [0, 1] at network size.
+        """Depth of (B, 3, H, W) RGB images in [0, 1] at network size.
 
-        ``text``: one sentence per picture, or a precomputed feature matrix (its shape is the system's to say).
-        ``scene``: one name of ``self.scenes`` per picture; UsageError for unknown names.
+        ``text``: one sentence per image, or a precomputed feature matrix (its shape is the system's to say).
+        ``scene``: one name of ``self.scenes`` per image; UsageError for unknown names.
         """
         raise NotImplementedError
 
@@ -86,11 +86,11 @@ class System(nn.Module):
         raise UsageError(f"the system '{self.name}' draws no depth from words; these do: {', '.join(able) or 'none'}")
 
     def imagine(self, text: list[str] | Tensor | None, noise: Tensor) -> DepthOutput:
-        """Depth of scenes that words describe, without a picture: a map for each row of noise."""
+        """Depth of scenes that words describe, without an image: a map for each row of noise."""
         raise NotImplementedError
 
     def draw(self, image: Tensor, text: list[str] | Tensor | None, noise: Tensor, spread: float) -> DepthOutput:
-        """Scenes near the one that the picture shows: a map for each row of noise.
+        """Scenes near the one that the image shows: a map for each row of noise.
 
         ``spread``: from 0, all as ``forward`` gives it, to 1, the noise alone.
         """
@@ -122,7 +122,7 @@ class System(nn.Module):
         return None
 
     def frozen_features(self, image: Tensor) -> dict[str, Tensor]:
-        """What the frozen trunk gives for (B, 3, H, W) RGB pictures in [0, 1], by name, (B, C, ...).
+        """What the frozen trunk gives for (B, 3, H, W) RGB images in [0, 1], by name, (B, C, ...).
 
         ``loss`` takes ``batch.features`` (and ``mirror_features``) in the place of running the trunk.
         """
@@ -182,11 +182,11 @@ class System(nn.Module):
         """The system on ``device``, see ``langdepth.utils.devices.move``."""
         return move(self, device)
 
-    def predict(self, pictures: Any, **options: Any) -> DepthResult | list[DepthResult]:
-        """Depth of one picture or many; see ``langdepth.prediction.predictor.predict_pictures`` for the options."""
-        from langdepth.prediction.predictor import predict_pictures
+    def predict(self, images: Any, **options: Any) -> DepthResult | list[DepthResult]:
+        """Depth of one image or many; see ``langdepth.prediction.predictor.predict_images`` for the options."""
+        from langdepth.prediction.predictor import predict_images
 
-        return predict_pictures(self, pictures, **options)
+        return predict_images(self, images, **options)
 
     def save(self, path: str | Path) -> Path:
         """Write a self-describing ``.safetensors`` and, beside it, a model card."""

@@ -2,7 +2,7 @@
 
 Data flow (published size)
 
-    picture (B, 3, 416, 544) -> CLIP image tower, dense -> (B, C, h, w), RN50: (B, 2048, 13, 17)
+    image (B, 3, 416, 544) -> CLIP image tower, dense -> (B, C, h, w), RN50: (B, 2048, 13, 17)
     words x templates -> CLIP text tower, once -> text matrix (K, D), kept in the weights file
     both -> parts/word_bins.py -> logits (B, K, h, w) -> depth (B, 1, h, w)
     -> bilinear, corners aligned (as published) -> (B, 1, 416, 544)
@@ -58,7 +58,7 @@ class ClipConfig:
     """ImageNet's, as published; CLIP's own is 0.4815, 0.4578, 0.4082."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     area: int = 416 * 544
-    """Pixels inside the network; the picture's shape is kept."""
+    """Pixels inside the network; the image's shape is kept."""
     reference_exact: bool = False
     """The official code's numbers, its mistakes included."""
 
@@ -77,7 +77,7 @@ class ClipSystem(System):
     """Image tower, words, bins. Subclasses write ``forward``; they may put a network between the three."""
 
     Config = ClipConfig
-    text_per_picture = False
+    text_per_image = False
     TRUNK_OPTIONS: ClassVar[tuple[str, ...]] = (
         "architecture",
         "quick_gelu",
@@ -162,7 +162,7 @@ class ClipSystem(System):
     def words(
         self, count: int, text: list[str] | Tensor | None = None, scene: list[str] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Text matrix (N, K, D) and bin centres (N, K) for ``count`` pictures, N = 1 or, with scenes, ``count``.
+        """Text matrix (N, K, D) and bin centres (N, K) for ``count`` images, N = 1 or, with scenes, ``count``.
 
         ``text``: a (K, D) matrix instead of the system's own words.
         """
@@ -173,14 +173,14 @@ class ClipSystem(System):
             if not self.scenes:
                 raise UsageError(f"the system '{self.name}' takes no scene; leave it out, or give prompts with scenes")
             if len(scene) != count:
-                raise UsageError(f"{len(scene)} scenes for {count} pictures; give one for each")
+                raise UsageError(f"{len(scene)} scenes for {count} images; give one for each")
             rows = [1 + scene_index(name, self.scenes) for name in scene]
             matrix, centers = matrix[rows], centers[rows]
         if text is None:
             return matrix, centers
         if not isinstance(text, Tensor):
             raise UsageError(
-                f"the system '{self.name}' takes no sentence about the picture; its words are set by a prompt set "
+                f"the system '{self.name}' takes no sentence about the image; its words are set by a prompt set "
                 "(--words, --bins, --prompts)"
             )
         if text.shape != matrix.shape[1:]:
@@ -190,7 +190,7 @@ class ClipSystem(System):
             )
         return text[None].to(matrix), centers
 
-    # -- picture ---------------------------------------------------------------------------------------------------
+    # -- image ---------------------------------------------------------------------------------------------------
 
     def normalise(self, image: Tensor) -> Tensor:
         image = super().normalise(image)
@@ -203,7 +203,7 @@ class ClipSystem(System):
         return features
 
     def frozen_trunk(self) -> tuple[nn.Module, dict[str, Any]] | None:
-        """The image tower, unless its BatchNorm follows the training pictures."""
+        """The image tower, unless its BatchNorm follows the training images."""
         if self.tower.batch_norm_trains:
             return None
         return self.tower, {name: getattr(self.config, name) for name in self.TRUNK_OPTIONS}

@@ -58,7 +58,7 @@ class LearnedWords(ClipSystem):
     def encode(self, features: Tensor | None = None) -> Tensor:
         """Text matrix of the present vectors, unit rows: (V, K, D).
 
-        Where sentences depend on the picture, (B, K, D) or (B, h * w, K, D) for its ``features`` (B, C, h, w).
+        Where sentences depend on the image, (B, K, D) or (B, h * w, K, D) for its ``features`` (B, C, h, w).
         """
         assert self.learned is not None
         prompts = self.config.prompts

@@ -95,10 +95,10 @@ _PROMPT_CLIP: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "-object": ("a learned object beside 7 learned words and context", {"template": "4o4d", **_DECODED}),
     "-patch": ("each cell's own feature as the object of its sentences", {"object_word": "patch"}),
-    "-image-dependent": ("learned words that the picture's mean feature changes", {"image_dependent": True}),
+    "-image-dependent": ("learned words that the image's mean feature changes", {"image_dependent": True}),
     "-vit": ("7 learned words on ViT-B/32", {"architecture": "ViT-B-32"}),
-    "-feature-half": ("cells enlarged to half of the picture", {"feature_stage": "half"}),
-    "-feature-full": ("cells enlarged to the whole picture", {"feature_stage": "full"}),
+    "-feature-half": ("cells enlarged to half of the image", {"feature_stage": "half"}),
+    "-feature-full": ("cells enlarged to the whole image", {"feature_stage": "full"}),
     "-feature-decoder": (
         "a decoder of cells, 16 times finer; learned context and object",
         {"template": "4o4d", "feature_stage": "decoder-4", **_DECODED},
@@ -106,7 +106,7 @@ _PROMPT_CLIP: dict[str, tuple[str, dict[str, Any]]] = {
     "-logit-2x": ("logits enlarged twice", {"logit_stage": "upsample-2"}),
     "-logit-4x": ("logits enlarged four times", {"logit_stage": "upsample-4"}),
     "-logit-decoder": (
-        "a decoder of logits up to the picture's size; learned context and object",
+        "a decoder of logits up to the image's size; learned context and object",
         {"template": "1o1d", "logit_stage": "decoder-5", **_DECODED},
     ),
     "-kitti": ("7 learned words, 7 even bins up to 80 m (KITTI)", _KITTI),
@@ -146,9 +146,9 @@ _KITTI_SIZED: dict[str, Any] = {"resolution": (352, 1216), "max_depth": 80.0, "p
 _LEGACY: dict[str, Any] = {"skip_mode": "image_only", "alter_prob": 0.01}
 _WORDEPTH: dict[str, tuple[str, dict[str, Any]]] = {
     "nyu": ("NYU, Swin-L", {}),
-    "nyu-legacy": ("NYU, the decoder sees the picture's maps (paper)", _LEGACY),
+    "nyu-legacy": ("NYU, the decoder sees the image's maps (paper)", _LEGACY),
     "kitti": ("KITTI, Swin-L", _KITTI_SIZED),
-    "kitti-legacy": ("KITTI, the decoder sees the picture's maps (paper)", _KITTI_SIZED | _LEGACY),
+    "kitti-legacy": ("KITTI, the decoder sees the image's maps (paper)", _KITTI_SIZED | _LEGACY),
     "s": (
         "Swin-T and a narrow decoder",
         {"encoder": "swin-tiny", "resolution": (240, 320), "widths": (192, 96, 32), "latent": 64},
@@ -196,7 +196,7 @@ _ENTRIES = (
     Entry(
         name="few-shot-clip",
         target="langdepth.systems.few_shot_clip.model:FewShotClip",
-        summary="depthclip with a codebook of bins per scene and learned context, from one picture per scene",
+        summary="depthclip with a codebook of bins per scene and learned context, from one image per scene",
         paper="after the abstract of Learning to Adapt CLIP for Few-Shot Monocular Depth Estimation (arXiv 2311.01034)",
         paper_url=f"{_ARXIV}2311.01034",
     ),
@@ -227,14 +227,14 @@ _ENTRIES = (
     Entry(
         name="msa-sam",
         target="langdepth.systems.clip_adapters.msa:MultiScaleAdapter",
-        summary="msa with a second input: the picture with SAM's masks drawn over it",
+        summary="msa with a second input: the image with SAM's masks drawn over it",
         **_ADAPTERS,
         preset={"overlay": True},
     ),
     Entry(
         name="mde-clip",
         target="langdepth.systems.mde_clip.model:MdeClip",
-        summary="CLIP's pixels attend to distance words on four levels; a decoder, then bins that follow the picture",
+        summary="CLIP's pixels attend to distance words on four levels; a decoder, then bins that follow the image",
         **_CROSS_ATTENTION,
     ),
     Entry(
@@ -266,7 +266,7 @@ _ENTRIES = (
         Entry(
             name=f"wordepth-{variant}",
             target="langdepth.systems.wordepth.model:WorDepth",
-            summary=f"a caption gives a distribution of scenes, the picture picks one; {summary}",
+            summary=f"a caption gives a distribution of scenes, the image picks one; {summary}",
             paper="WorDepth: Variational Language Prior for Monocular Depth Estimation (CVPR 2024, arXiv 2404.03635)",
             paper_url=f"{_ARXIV}2404.03635",
             preset=preset,

@@ -32,7 +32,7 @@ from langdepth.text.captions import (
     Half,
     check_norms,
     csv_rows,
-    picture_key,
+    image_key,
     read_captions,
     table_features,
     tree_features,
@@ -99,7 +99,7 @@ class Captions:
         """
         if sentence is not None:
             return Found(sentence, self._by_sentence[sentence]) if sentence in self._by_sentence else None
-        parts = picture_key(image).split("/")
+        parts = image_key(image).split("/")
         ends = ("/".join(parts[start:]) for start in range(max(1, len(parts) - 1)))
         found = next((self._by_image[end] for end in ends if end in self._by_image), None)
         return None if found is None else Found(found, self._by_sentence[found])

@@ -40,14 +40,14 @@ Half = npt.NDArray[np.float16]
 
 
 class Caption(NamedTuple):
-    """The caption of one picture; ``image`` is its path without suffix and leading slash."""
+    """The caption of one image; ``image`` is its path without suffix and leading slash."""
 
     image: str
     sentence: str
 
 
-def picture_key(path: str) -> str:
-    """A picture's path as captions name it: forward slashes, no leading one, no suffix."""
+def image_key(path: str) -> str:
+    """An image's path as captions name it: forward slashes, no leading one, no suffix."""
     plain = PurePosixPath(path.replace("\\", "/"))
     return str(plain.with_suffix("") if plain.name else plain).lstrip("/")
 
@@ -87,7 +87,7 @@ def read_captions(source: str | Path) -> list[Caption]:
     """Captions from a CSV with the columns image and caption, a folder of such (``*.csv``, ``*.csv.gz``), or a tree of
     ``<nyu|kitti>/<train|test>/<image>.txt`` or the folder above it.
 
-    Raises LangdepthError naming the file for an empty caption, a picture with two different ones, or no caption at all.
+    Raises LangdepthError naming the file for an empty caption, an image with two different ones, or no caption at all.
     """
     source = Path(source)
     if source.is_dir():
@@ -110,7 +110,7 @@ def read_captions(source: str | Path) -> list[Caption]:
 def _from_tables(tables: Iterable[Path]) -> Iterator[Caption]:
     for table in tables:
         for _, values in csv_rows(table, ("image", "caption")):
-            yield Caption(picture_key(values["image"]), values["caption"])
+            yield Caption(image_key(values["image"]), values["caption"])
 
 
 def _from_tree(root: Path) -> Iterator[Caption]:
@@ -233,7 +233,7 @@ class ClipSentences:
         from langdepth.text.clip_text import text_features
 
         if not all(sentence.strip() for sentence in sentences):
-            raise UsageError("a text is empty; say what the picture shows, or leave it out")
+            raise UsageError("a text is empty; say what the image shows, or leave it out")
         new = [sentence for sentence in dict.fromkeys(sentences) if sentence not in self._encoded]
         if new:
             self._encoded.update(zip(new, text_features(new, self.weights).half().float(), strict=True))
@@ -244,15 +244,15 @@ class ClipSentences:
 
 
 class Packed(NamedTuple):
-    """What was written: pictures, distinct captions, and how many pictures were left out for lack of a feature."""
+    """What was written: images, distinct captions, and how many images were left out for lack of a feature."""
 
-    pictures: int
+    images: int
     distinct: int
     left_out: int
 
 
 def pack(captions: Iterable[Caption], features: Mapping[str, Half], out: str | Path) -> Packed:
-    """Write the packed form. Pictures whose caption has no feature are left out and counted.
+    """Write the packed form. Images whose caption has no feature are left out and counted.
 
     Raises LangdepthError when nothing is left, or the features differ in width.
     """

@@ -60,7 +60,7 @@ class SentenceEncoder(nn.Module):
         for sentence in sentences:
             found = [self._index.get(word, UNKNOWN) for word in words_of(sentence)][: self.max_words]
             if not found:
-                raise LangdepthError(f"the text {sentence!r} has no words; say what the picture shows, or leave it out")
+                raise LangdepthError(f"the text {sentence!r} has no words; say what the image shows, or leave it out")
             rows.append(torch.tensor(found))
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING)
 
@@ -98,7 +98,7 @@ class SentenceEncoder(nn.Module):
 
 
 class CaptionBank:
-    """Features of real captions, from which training takes one that fits a picture's scene label.
+    """Features of real captions, from which training takes one that fits an image's scene label.
 
     ``by_scene``: for every scene of CAPTION_SCENES the features (N, D) of its captions, of which there may be none.
     """

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from langdepth.errors import UsageError, nearest
 from langdepth.text.clip_text import CONTEXT_LENGTH, END_OF_TEXT, VOCABULARY, ClipTextTower, byte_pairs
 
-# In the order of their ids. "imgf" is no parameter: its vectors come from the picture.
+# In the order of their ids. "imgf" is no parameter: its vectors come from the image.
 GROUPS = ("prompt", "depth", "object", "imgf")
 _ADDED = re.compile(r"<\|(.*?)_(\d+)\|>")
 
@@ -82,18 +82,18 @@ class LearnedPrompts(nn.Module):
     def __init__(self, sentences: Sequence[str], width: int) -> None:
         super().__init__()
         self.counts = count_added(sentences)
-        self.from_picture = self.counts.get("imgf", 0)
+        self.from_image = self.counts.get("imgf", 0)
         tokens = PromptTokenizer(self.counts)(sentences)
         longest = int((tokens == END_OF_TEXT).nonzero()[:, 1].max()) + 1
         self.register_buffer("tokens", tokens[:, :longest].clone(), persistent=False)
-        learned = sum(self.counts.values()) - self.from_picture
+        learned = sum(self.counts.values()) - self.from_image
         self.vectors = nn.Parameter(0.02 * torch.randn(learned, width), requires_grad=learned > 0)
         self.register_buffer("encoded", self.vectors.detach().clone())
 
     def forward(self, tower: ClipTextTower, vectors: Tensor | None = None) -> Tensor:
         """Unit vectors (..., N, D) float32.
 
-        ``vectors`` (..., V, width): others in the place of the learned ones, and behind them those from the picture.
+        ``vectors`` (..., V, width): others in the place of the learned ones, and behind them those from the image.
         """
         features: Tensor = tower(self.tokens, self.vectors if vectors is None else vectors)
         return F.normalize(features.float(), dim=-1)

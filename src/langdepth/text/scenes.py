@@ -12,7 +12,7 @@ SCENES: tuple[str, ...] = (
     "computer_lab", "classroom", "office", "bookstore", "outdoor_scene",
 )  # fmt: skip
 
-# The scene vocabulary of captioned pictures: name -> the words that mark a caption as being about that scene.
+# The scene vocabulary of captioned images: name -> the words that mark a caption as being about that scene.
 CAPTION_SCENES: dict[str, tuple[str, ...]] = {
     "bathroom": ("bathroom", "toilet", "shower"),
     "bedroom": ("bedroom", "bed", "beds"),

@@ -29,7 +29,7 @@ class FillFeatures(Callback):
         made = self.features.fill(system, self.batch_size, trainer.global_rank, trainer.world_size)
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            found = f"{len(self.features.files)} views of pictures have features in {self.features.folder}"
+            found = f"{len(self.features.files)} views of images have features in {self.features.folder}"
             print(f"{found}, {made} of them made in {time.monotonic() - since:.0f} s", flush=True)
 
 

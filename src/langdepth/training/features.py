@@ -1,11 +1,11 @@
-"""What a frozen trunk gives for the training pictures: computed once, then read from disk at every step.
+"""What a frozen trunk gives for the training images: computed once, then read from disk at every step.
 
-    before the first step   pictures without a file -> training transform -> System.frozen_features -> a file per view
+    before the first step   images without a file -> training transform -> System.frozen_features -> a file per view
     at every step           Batch (path, mirrored) -> files -> Batch with features, and mirror_features where needed
 
-A view is the picture or its mirror image. The file's name follows from everything that decides its content: the
-picture as the network sees it, the view, the trunk's tensors and options, this package's version. So what has changed
-is never read; runs that share trunk and pictures share files, and several processes may write at once. Files lie in
+A view is the image or its mirror image. The file's name follows from everything that decides its content: the
+image as the network sees it, the view, the trunk's tensors and options, this package's version. So what has changed
+is never read; runs that share trunk and images share files, and several processes may write at once. Files lie in
 ``features`` below the folder of ``text/cache.py`` and may be deleted whenever no run is using them.
 """
 
@@ -55,9 +55,9 @@ def trunk_key(system: System) -> str:
 
 
 class FeatureCache:
-    """Features of pictures of ``dataset``, whose transform gives the same picture every time but for its mirroring.
+    """Features of images of ``dataset``, whose transform gives the same image every time but for its mirroring.
 
-    ``sizes``: (height, width) inside the network of every picture that is learned from, by its place in the data set;
+    ``sizes``: (height, width) inside the network of every image that is learned from, by its place in the data set;
     ``flip``: the probability that it is mirrored. Raises UsageError for a system whose trunk is not frozen.
     """
 
@@ -66,25 +66,25 @@ class FeatureCache:
         self.dataset, self.sizes = dataset, sizes
         self.both = system.learns_from_mirror
         self.views = [mirrored for mirrored, seen in ((False, flip < 1), (True, flip > 0)) if seen or self.both]
-        self.files: dict[tuple[str, bool], Path] = {}  # by the picture's path and whether it is mirrored
+        self.files: dict[tuple[str, bool], Path] = {}  # by the image's path and whether it is mirrored
 
     def fill(self, system: System, batch_size: int, rank: int = 0, world_size: int = 1) -> int:
         """Find or make the files; of several processes each makes its share. Returns how many were made.
 
-        Raises ImageError naming an unusable picture, LangdepthError when the folder cannot be written or is too small.
+        Raises ImageError naming an unusable image, LangdepthError when the folder cannot be written or is too small.
         """
-        missing: dict[tuple[int, int], dict[Path, _View]] = {}  # by size and path: a picture may be listed twice
+        missing: dict[tuple[int, int], dict[Path, _View]] = {}  # by size and path: an image may be listed twice
         with reading_threads(_READERS) as pool:
             seen = pool.map(self._seen, self.sizes)
-            for number, (place, (name, picture)) in enumerate(zip(self.sizes, seen, strict=True)):
+            for number, (place, (name, image)) in enumerate(zip(self.sizes, seen, strict=True)):
                 for mirrored in self.views:
-                    path = self.folder / f"{content_key(picture, mirrored)}.safetensors"
+                    path = self.folder / f"{content_key(image, mirrored)}.safetensors"
                     if self.files.setdefault((name, mirrored), path) != path:
-                        raise LangdepthError(f"{name}: several pictures have this name; set data.cache to none")
+                        raise LangdepthError(f"{name}: several images have this name; set data.cache to none")
                     if number % world_size == rank and not _is_whole(path):
                         missing.setdefault(self.sizes[place], {})[path] = _View(place, mirrored, path)
         count = sum(map(len, missing.values()))
-        with tqdm(total=count, desc="features", unit="picture", disable=None if rank == 0 else True) as bar:
+        with tqdm(total=count, desc="features", unit="image", disable=None if rank == 0 else True) as bar:
             for size, found in missing.items():
                 views = list(found.values())
                 for first in range(0, len(views), batch_size):
@@ -98,7 +98,7 @@ class FeatureCache:
         return count
 
     def _seen(self, place: int) -> tuple[str, str]:
-        """Path and fingerprint of a picture as the network sees it."""
+        """Path and fingerprint of an image as the network sees it."""
         sample = self.dataset[Draw(place, self.sizes[place], seed=0)]
         image = sample.image.flip(-1) if sample.mirrored else sample.image
         return sample.path, content_key(tuple(image.shape), sha256(image.contiguous().numpy().data).hexdigest())
@@ -141,7 +141,7 @@ class FeatureCache:
 
 
 class _View(NamedTuple):
-    """A picture of the data set or its mirror image, and where its features lie."""
+    """An image of the data set or its mirror image, and where its features lie."""
 
     place: int
     mirrored: bool

@@ -54,7 +54,7 @@ def collate(samples: Sequence[Sample], into: Pixels | None = None) -> Batch:
     )
 
 
-# A stored sample, picture in bytes, to one of (height, width) for training; what is random in it comes from torch's
+# A stored sample, image in bytes, to one of (height, width) for training; what is random in it comes from torch's
 # global generator.
 Transform = Callable[[Sample, tuple[int, int]], Sample]
 
@@ -81,7 +81,7 @@ class TrainingSet(Dataset[Sample]):
 
 @dataclass(frozen=True)
 class _Order:
-    """What a worker is asked for: the pictures of a batch, and the place of their pixels (None: new memory)."""
+    """What a worker is asked for: the images of a batch, and the place of their pixels (None: new memory)."""
 
     draws: list[Draw]
     place: int | None
@@ -89,7 +89,7 @@ class _Order:
 
 @dataclass(frozen=True)
 class _Placed:
-    """A batch on its way from a worker: its pixels lie in a place, as so many pictures of (height, width)."""
+    """A batch on its way from a worker: its pixels lie in a place, as so many images of (height, width)."""
 
     place: int
     shape: tuple[int, int, int]
@@ -99,7 +99,7 @@ class _Placed:
 class _Places:
     """Shared memory for ``count`` batches of at most ``pixels`` pixels each.
 
-    New memory for every batch would cost a page fault for each 4 KiB, a quarter of all that a picture costs.
+    New memory for every batch would cost a page fault for each 4 KiB, a quarter of all that an image costs.
     """
 
     def __init__(self, count: int, pixels: int) -> None:
@@ -133,7 +133,7 @@ class _Places:
 
 
 def _pixels(memory: Tensor, count: int, height: int, width: int) -> Pixels:
-    """Image, depth and mask of ``count`` pictures, as they lie one after the other in the bytes of a place."""
+    """Image, depth and mask of ``count`` images, as they lie one after the other in the bytes of a place."""
     plane = count * height * width
     image, depth, mask, _ = memory.split([12 * plane, 4 * plane, plane, len(memory) - _PIXEL_BYTES * plane])
     return (
@@ -167,13 +167,13 @@ class _Plan:
 class _Orders(Dataset[Any]):
     """Batches to order; errors are values, since one raised in a worker would arrive as a page of traceback."""
 
-    def __init__(self, pictures: TrainingSet) -> None:
-        self.pictures = pictures
+    def __init__(self, images: TrainingSet) -> None:
+        self.images = images
         self.places: _Places | None = None
 
     def __getitem__(self, order: _Order) -> Batch | _Placed | LangdepthError:
         try:
-            samples = [self.pictures[draw] for draw in order.draws]
+            samples = [self.images[draw] for draw in order.draws]
         except LangdepthError as error:
             return error
         if self.places is None or order.place is None:

@@ -18,7 +18,7 @@ from langdepth.systems.base import System
 from langdepth.training.average import MovingAverage
 from langdepth.training.recipe import OptimSection, Recipe
 
-NAMED = 8  # offending pictures named in a message
+NAMED = 8  # offending images named in a message
 OPTIMISERS = {"adamw": "AdamW", "sgd": "SGD"}
 
 
@@ -92,7 +92,7 @@ class DepthTraining(pl.LightningModule):
         self._batches, self._left_out = [], False
 
     def _not_finite(self, what: str, batches: list[Batch]) -> None:
-        """Stop, or leave the optimiser step in progress out, naming the pictures that are to blame."""
+        """Stop, or leave the optimiser step in progress out, naming the images that are to blame."""
         for buffer, before in zip(self.system.buffers(), self._buffers_before, strict=True):  # running statistics
             buffer.copy_(before)
         names = [name for batch in batches for name in self._offenders(batch)]
@@ -108,14 +108,14 @@ class DepthTraining(pl.LightningModule):
             f"{listed or 'the batch as a whole: ' + ', '.join(seen[:NAMED])}"
         )
         if self.recipe.train.non_finite == "stop":
-            advice = "lower optim.lr" if everything else "check these pictures, or continue with train.non_finite: skip"
+            advice = "lower optim.lr" if everything else "check these images, or continue with train.non_finite: skip"
             raise NonFiniteLossError(f"{message}; {advice}") if self.trainer.is_global_zero else SystemExit(1)
         self._left_out = True
         if self.trainer.is_global_zero:
             warnings.warn(f"{message}; this step is left out", stacklevel=2)
 
     def _offenders(self, batch: Batch) -> list[str]:
-        """Paths of the pictures whose loss or gradient is not finite even alone."""
+        """Paths of the images whose loss or gradient is not finite even alone."""
         parameters = [p for p in self.system.parameters() if p.requires_grad]
         names = []
         self.system.eval()  # running statistics stay as they are

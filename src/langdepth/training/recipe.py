@@ -102,7 +102,7 @@ class DataSection:
     truth_root: Path | None = None
     """The folder of the ground truth, where it lies in a tree of its own."""
     more: tuple[MoreData, ...] = ()
-    """Other data sets (name, root, split) whose pictures are learned from as well, every one as often as the others."""
+    """Other data sets (name, root, split) whose images are learned from as well, every one as often as the others."""
     train_split: str = "train"
     train_list: Path | None = None
     """A list file whose pairs are learned from, instead of a split."""
@@ -119,38 +119,38 @@ class DataSection:
     """Captions with CLIP features, in any form of text/caption_features.py: images get theirs, and systems that start
     from captions start from these."""
     without_caption: WithoutCaption = "stop"
-    """What a picture without one does: stop the run, or be learned from as if nothing were known about it."""
+    """What an image without one does: stop the run, or be learned from as if nothing were known about it."""
     overlay: Path | None = None
     """Folder of overlays for systems that take one (langdepth data sam); without it sam_out beside the data."""
     trust_unit: bool = False
     """Take depth as it is, even where its unit looks wrong."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Source name -> mean number of times each of its pictures is drawn in an epoch; 1 if not named."""
+    """Source name -> mean number of times each of its images is drawn in an epoch; 1 if not named."""
     shots: int | None = None
-    """Learn from so many pictures of each scene label, the first ones; pictures without one are left out."""
+    """Learn from so many images of each scene label, the first ones; images without one are left out."""
     shots_seed: int | None = None
     """Draw them with this seed, instead of taking the first ones."""
     aspects: tuple[float, ...] = (4 / 3,)
-    """Width / height of the shapes that training pictures are cut to."""
+    """Width / height of the shapes that training images are cut to."""
     crop: tuple[int, int] | None = None
-    """(height, width) that training pictures are cut to at their own resolution, black where they are smaller; instead
+    """(height, width) that training images are cut to at their own resolution, black where they are smaller; instead
     of a part with the shape of an aspect, resized."""
     kb_sources: tuple[str, ...] = ()
-    """Sources whose training pictures are first cut to the KITTI benchmark's 352 x 1216."""
+    """Sources whose training images are first cut to the KITTI benchmark's 352 x 1216."""
     batch_size: int = 8
-    """Pictures per batch and device."""
+    """Images per batch and device."""
     workers: int = 2
-    """Processes that read pictures; 0 reads in the training process."""
+    """Processes that read images; 0 reads in the training process."""
     pipeline: Pipeline = "standard"
-    """How training pictures are made: cut and varied by ``augmentation``; as the CLIP adapters do with 640x480 pictures
+    """How training images are made: cut and varied by ``augmentation``; as the CLIP adapters do with 640x480 images
     (data/nyu_adapters.py), where two-views adds the second view that a photometric loss needs; or as WorDepth does with
-    pictures of NYU or KITTI (data/wordepth_pictures.py)."""
+    images of NYU or KITTI (data/wordepth_images.py)."""
     reference_exact: bool = False
-    """The official pictures of the nyu-adapters pipelines, their mistakes included."""
+    """The official images of the nyu-adapters pipelines, their mistakes included."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Of the standard pipeline."""
     cache: Literal["none", "features"] = "none"
-    """features: what a frozen trunk gives is computed once per picture and its mirror image, then read from disk."""
+    """features: what a frozen trunk gives is computed once per image and its mirror image, then read from disk."""
 
     @property
     def validation_named(self) -> bool:
@@ -174,7 +174,7 @@ class DataSection:
         wanted |= {f"data.augmentation.{name}": value for name, value in self.augmentation.varying().items()}
         if self.cache == "features" and wanted:
             settings = ", ".join(f"{name}: {str(value).lower()}" for name, value in wanted.items())
-            raise UsageError(f"data.cache: features need pictures that at most are mirrored; set {settings}")
+            raise UsageError(f"data.cache: features need images that at most are mirrored; set {settings}")
         _require(
             hold_out=(self.hold_out is None or 0 < self.hold_out < 1, "between 0 and 1"),
             without_caption=(self.captions is not None or self.without_caption == "stop", "used with captions"),
@@ -229,7 +229,7 @@ class OptimSection:
     accumulate: int = 1
     """Batches per optimiser step."""
     effective_batch: int | None = None
-    """Pictures per optimiser step on all devices together, kept whatever their number: ``accumulate`` follows."""
+    """Images per optimiser step on all devices together, kept whatever their number: ``accumulate`` follows."""
 
     def __post_init__(self) -> None:
         _require(
@@ -275,7 +275,7 @@ class TrainSection:
     compile: bool = False
     """torch.compile for the system's parts: slower start, quicker steps."""
     protocol: str = "full"
-    """Evaluation protocol of the validation pictures."""
+    """Evaluation protocol of the validation images."""
     monitor: str | tuple[str, ...] = "abs_rel"
     """Metric (image mean) whose best value is kept as best.safetensors; of a list the first one, and the best of every
     other one as best-METRIC.safetensors."""
@@ -290,7 +290,7 @@ class TrainSection:
     log_every: int = 20
     """Steps between rows of metrics.csv and lines of progress."""
     previews: int = 4
-    """Validation pictures drawn after each validation."""
+    """Validation images drawn after each validation."""
     non_finite: Literal["stop", "skip"] = "stop"
     """What a NaN or infinite loss or gradient does: stop the run, or leave the step out."""
     max_steps: int = -1
@@ -343,13 +343,13 @@ class Recipe:
         wanted = self.optim.effective_batch
         if wanted is not None and wanted % at_once:
             raise UsageError(
-                f"optim.effective_batch: {wanted} pictures per step cannot be made of {at_once} at once "
+                f"optim.effective_batch: {wanted} images per step cannot be made of {at_once} at once "
                 f"(data.batch_size {self.data.batch_size} on {at_once // self.data.batch_size} devices); change one"
             )
 
     @property
     def _at_once(self) -> int:
-        """Pictures in one batch of all devices."""
+        """Images in one batch of all devices."""
         return self.data.batch_size * self.train.devices * self.train.num_nodes
 
     @property
@@ -359,7 +359,7 @@ class Recipe:
         return self.optim.accumulate if wanted is None else wanted // self._at_once
 
     @property
-    def pictures_per_step(self) -> int:
+    def images_per_step(self) -> int:
         """On all devices together."""
         return self._at_once * self.accumulate
 

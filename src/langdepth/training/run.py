@@ -2,7 +2,7 @@
 
 Data flow: recipe -> the system as it starts (kept in start.safetensors) -> batches that follow from the seed
 (data/sampling.py) -> losses, AdamW, moving average -> every so many steps resume.ckpt, every so many epochs
-``langdepth.evaluation.evaluate`` on the validation pictures -> last and best .safetensors.
+``langdepth.evaluation.evaluate`` on the validation images -> last and best .safetensors.
 
 What is random in a step follows from (seed, epoch, batch, rank) alone and what a batch holds from (seed, epoch, place):
 a run that was interrupted anywhere and resumed ends with the same weights, bit for bit on a CPU.
@@ -67,7 +67,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
     previews, last.safetensors and best.safetensors (which ``langdepth.load`` opens). ``resume`` continues the run in
     that folder from resume.ckpt, also in mid-epoch, or from its start if there is none yet.
 
-    Raises UsageError for a wrong recipe and for a folder that holds another run, NonFiniteLossError naming pictures,
+    Raises UsageError for a wrong recipe and for a folder that holds another run, NonFiniteLossError naming images,
     LangdepthError when data cannot be read, files cannot be written, memory is short, or after SIGTERM.
     """
     first = getattr(rank_zero_only, "rank", 0) == 0  # of one run's processes
@@ -107,7 +107,7 @@ def _train(recipe: Recipe, resume: bool, stopping: Stopping) -> Path:
         save(system, start)
     if trainer.is_global_zero and recipe.optim.effective_batch is not None:
         print(
-            f"{recipe.pictures_per_step} pictures per step: {data.batch_size} at once on each of "
+            f"{recipe.images_per_step} images per step: {data.batch_size} at once on each of "
             f"{trainer.world_size} devices, {recipe.accumulate} times",
             flush=True,
         )
@@ -233,7 +233,7 @@ def _origin(weights: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 def _prepare(system: System, recipe: Recipe, captions: Captions | None) -> None:
     """Have the system load what it starts from; ``captions`` are those of the data."""
-    if captions is not None and not system.text_per_picture:
+    if captions is not None and not system.text_per_image:
         raise UsageError(f"data.captions: '{system.name}' takes no captions of images; leave them out")
     takes, files = inspect.signature(system.prepare_training), dict(recipe.system.prepare)
     named = files.get("text_features") not in (None, str(recipe.data.captions))
@@ -248,12 +248,12 @@ def _prepare(system: System, recipe: Recipe, captions: Captions | None) -> None:
 
 
 def _training_loader(
-    recipe: Recipe, system: System, pictures: RowDataset, weights: list[float], trainer: pl.Trainer
+    recipe: Recipe, system: System, images: RowDataset, weights: list[float], trainer: pl.Trainer
 ) -> TrainingLoader:
     data = recipe.data
     sizes = Sizes(system.input_spec, data.aspects, data.crop)
     draws = Draws(
-        shapes=training_shapes(pictures, sizes),
+        shapes=training_shapes(images, sizes),
         sizes=sizes.sizes,
         weights=weights,
         batch_size=data.batch_size,
@@ -261,7 +261,7 @@ def _training_loader(
         rank=trainer.global_rank,
         world_size=trainer.world_size,
     )
-    dataset = TrainingSet(pictures, _transform(data, system, sizes.sizes))
+    dataset = TrainingSet(images, _transform(data, system, sizes.sizes))
     if data.cache == "none":
         return TrainingLoader(dataset, draws, data.workers)
     drawn = {index: sizes.sizes[shape] for index, shape in enumerate(draws.shapes) if weights[index] > 0}
@@ -271,7 +271,7 @@ def _training_loader(
 
 
 def _transform(data: DataSection, system: System, sizes: list[tuple[int, int]]) -> Transform:
-    """From stored pictures to those of the network's ``sizes``."""
+    """From stored images to those of the network's ``sizes``."""
     if data.pipeline == "standard":
         return TrainTransform(
             data.augmentation,

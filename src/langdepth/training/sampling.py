@@ -1,4 +1,4 @@
-"""Which pictures form which batch: weighted by source, batched by shape.
+"""Which images form which batch: weighted by source, batched by shape.
 
 The batches follow from the seed alone, wherever training was interrupted.
 """
@@ -27,7 +27,7 @@ class Draw:
 
 
 class Sizes:
-    """The few network sizes that training pictures are cut to: each picture takes the nearest of ``aspects``.
+    """The few network sizes that training images are cut to: each image takes the nearest of ``aspects``.
 
     ``crop``: one (height, width) for all instead. Raises UsageError for one that the network does not take.
     """
@@ -45,7 +45,7 @@ class Sizes:
             self.sizes = [crop]
 
     def of(self, height: int, width: int) -> int:
-        """Index of the size for a stored picture."""
+        """Index of the size for a stored image."""
         return int(np.argmin([abs(np.log(width / height / aspect)) for aspect in self.aspects]))
 
 
@@ -53,7 +53,7 @@ class Sizes:
 class Draws:
     """Batches of every epoch, the same number in every epoch and on every rank.
 
-    For each picture ``shapes`` is the index of its size in ``sizes``, ``weights`` the mean number of times that it is
+    For each image ``shapes`` is the index of its size in ``sizes``, ``weights`` the mean number of times that it is
     drawn in an epoch.
     """
 
@@ -104,31 +104,31 @@ def source_weights(sources: Sequence[str], weights: Mapping[str, float]) -> list
     known = set(sources)
     for source, weight in weights.items():
         if source not in known:
-            raise UsageError(f"data.weights: no training picture has source '{source}': {nearest(source, known)}")
+            raise UsageError(f"data.weights: no training image has source '{source}': {nearest(source, known)}")
         if not (math.isfinite(weight) and weight >= 0):
             raise UsageError(f"data.weights.{source}: {weight} must be a number from 0 up")
     chosen = [weights.get(source, 1.0) for source in sources]
     if not any(chosen):
-        raise UsageError("data.weights: no training picture has a weight above 0")
+        raise UsageError("data.weights: no training image has a weight above 0")
     return chosen
 
 
 def few_shots(scenes: Sequence[int], shots: int, seed: int | None = None) -> list[int]:
-    """Places of ``shots`` pictures of each scene (fewer where there are fewer), in list order.
+    """Places of ``shots`` images of each scene (fewer where there are fewer), in list order.
 
     ``scenes``: labels, -1 unknown, which are left out. ``seed``: draw them, instead of taking each scene's first ones.
-    Raises UsageError when no picture has a label.
+    Raises UsageError when no image has a label.
     """
     labels = np.asarray(scenes)
     order = np.arange(len(labels)) if seed is None else np.random.default_rng(seed).permutation(len(labels))
     chosen = [order[labels[order] == scene][:shots] for scene in np.unique(labels[labels >= 0])]
     if not chosen:
-        raise UsageError("data.shots: no training picture has a scene label")
+        raise UsageError("data.shots: no training image has a scene label")
     return sorted(int(i) for i in np.concatenate(chosen))
 
 
 def training_shapes(dataset: RowDataset, sizes: Sizes) -> list[int]:
-    """Index of the network size of every row: from the row's stated size, else from the picture's header."""
+    """Index of the network size of every row: from the row's stated size, else from the image's header."""
 
     def shape(row: Row) -> int:
         if row.size is not None:

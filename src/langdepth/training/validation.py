@@ -118,7 +118,7 @@ class Validation(Callback):
                 logger.log_metrics({f"val/{name}": value for name, value in means.items()}, step=step)
                 logger.save()
             shown = ", ".join(f"{name} {means[name]:.4f}" for name in SHOWN)
-            module.print(f"step {step}/{module.steps} judged on {report['images']} pictures: {shown}")
+            module.print(f"step {step}/{module.steps} judged on {report['images']} images: {shown}")
             if trainer.is_global_zero:
                 self._keep(module, report, step, paused)
                 self._draw_previews(module, step)
@@ -169,8 +169,8 @@ class Validation(Callback):
             "steps": step,
             "seed": recipe.train.seed,
             "seconds": round(self._seconds_so_far()),
-            "pictures": self.images,
-            "batch_size": recipe.pictures_per_step,
+            "images": self.images,
+            "batch_size": recipe.images_per_step,
             "optimiser": f"{'Adam' if adam else OPTIMISERS[optim.optimiser]}, lr {optim.lr:g}, {optim.schedule}",
             "ema": recipe.train.ema,
             "precision": recipe.train.precision,

@@ -1,4 +1,4 @@
-"""``langdepth data``: get data sets ready, look through them, and write folders of pictures with depth."""
+"""``langdepth data``: get data sets ready, look through them, and write folders of images with depth."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def usage() -> str:
     examples = "\n".join(f"  {example}" for *_, example in VERBS.values())
     return (
         "usage: langdepth data ACTION [options]\n\n"
-        "Pictures with depth: published data sets, and folders described by an index.csv.\n\n"
+        "Images with depth: published data sets, and folders described by an index.csv.\n\n"
         f"actions:\n{actions}\n\noptions:\n  --help   this text, or an action's own: langdepth data check --help\n\n"
         f"example:\n{examples}\n"
     )
@@ -48,7 +48,7 @@ VERBS: dict[str, tuple[Callable[..., int | None], str, str]] = {
     "check": (
         sets.check,
         "look through a data set or an indexed folder for mistakes",
-        "langdepth data check nyu --root nyu\n  langdepth data check pictures --split train",
+        "langdepth data check nyu --root nyu\n  langdepth data check images --split train",
     ),
     "cache": (
         sets.cache,
@@ -59,7 +59,7 @@ VERBS: dict[str, tuple[Callable[..., int | None], str, str]] = {
     "sample": (folders.sample, "write a small synthetic folder", "langdepth data sample rooms --count 24"),
     "caption": (
         captions.caption,
-        "describe pictures with an image-to-text model",
+        "describe images with an image-to-text model",
         "langdepth data caption photos --model Salesforce/blip-image-captioning-base --out captions.csv",
     ),
     "pack-captions": (

@@ -29,7 +29,7 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def count_outcomes(outcomes: Iterable[object], command: str, unit: str) -> tuple[int, int]:
-    """How many pictures were done and how many failed; each error is told on stderr as it comes."""
+    """How many images were done and how many failed; each error is told on stderr as it comes."""
     from tqdm import tqdm
 
     done = failed = 0

@@ -1,4 +1,4 @@
-"""``langdepth data caption`` and ``pack-captions``: captions of pictures, and their features for training."""
+"""``langdepth data caption`` and ``pack-captions``: captions of images, and their features for training."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ def caption(
     device: str = "auto",
     resume: bool = False,
 ) -> int:
-    """Write a sentence about every picture of a folder, by an image-to-text model. Needs the package transformers.
+    """Write a sentence about every image of a folder, by an image-to-text model. Needs the package transformers.
 
-    The result is a CSV with the columns image and caption, which pack-captions takes. A picture that cannot be read is
+    The result is a CSV with the columns image and caption, which pack-captions takes. An image that cannot be read is
     reported and skipped; the exit code is then 1. The published captions of WorDepth came from ExpansionNet v2.
 
     Args:
-        directory: Folder of pictures.
+        directory: Folder of images.
         model: The model's folder, or its name on the hub, for example Salesforce/blip-image-captioning-base.
         out: The CSV to write.
-        pattern: Only pictures whose path below the folder fits, for example "**/rgb_*"; by default all images, whatever
+        pattern: Only images whose path below the folder fits, for example "**/rgb_*"; by default all images, whatever
             their names, but depth maps and results.
-        batch_size: How many pictures go through the model at once.
+        batch_size: How many images go through the model at once.
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1.
-        resume: Keep what the CSV holds and describe the other pictures.
+        resume: Keep what the CSV holds and describe the other images.
     """
     from langdepth.data.tools.captioner import Captioner, write_captions
     from langdepth.prediction.inputs import images_below
 
     describe = Captioner(model, device)
-    pictures, problems = images_below(directory, out, pattern)
-    outcomes = write_captions(directory, out, describe, pictures, batch_size=batch_size, resume=resume)
-    done, failed = count_outcomes(chain(problems, outcomes), "langdepth data caption", "picture")
-    print(f"{done} captions written, {failed} pictures failed, results in {out}")
+    images, problems = images_below(directory, out, pattern)
+    outcomes = write_captions(directory, out, describe, images, batch_size=batch_size, resume=resume)
+    done, failed = count_outcomes(chain(problems, outcomes), "langdepth data caption", "image")
+    print(f"{done} captions written, {failed} images failed, results in {out}")
     return 1 if failed else 0
 
 
@@ -77,8 +77,6 @@ def pack_captions(*, text: Path, out: Path, features: Path | None = None, clip_w
         encoded = words.ClipSentences(clip_weights).encode(new).half().numpy()
         known |= dict(zip(new, encoded, strict=True))
     packed = words.pack(found, known, out)
-    print(f"{packed.pictures} pictures, {packed.distinct} distinct captions in {out}")
+    print(f"{packed.images} images, {packed.distinct} distinct captions in {out}")
     if packed.left_out:
-        print(
-            f"langdepth data pack-captions: {packed.left_out} pictures have a caption without feature", file=sys.stderr
-        )
+        print(f"langdepth data pack-captions: {packed.left_out} images have a caption without feature", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``langdepth data sample`` and ``sam``: folders of pictures that this library writes."""
+"""``langdepth data sample`` and ``sam``: folders of images that this library writes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def sample(directory: str, *, count: int = 24, seed: int = 0, height: int = 240,
 
     Args:
         directory: New folder; it appears when it is complete.
-        count: Number of pictures.
-        seed: Another seed, other pictures.
-        height: Of the pictures, in pixels.
-        width: Of the pictures, in pixels.
+        count: Number of images.
+        seed: Another seed, other images.
+        height: Of the images, in pixels.
+        width: Of the images, in pixels.
     """
     from tqdm import tqdm
 
     from langdepth.data.tools.sample import write_sample
 
-    with tqdm(total=count, unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar:
+    with tqdm(total=count, unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
         root = write_sample(directory, count, seed, (height, width), progress=bar.update)
     print(f"{count} synthetic images with exact depth in {root}; look through them with: langdepth data check {root}")
     print("to try commands on: figures on them do not compare with those on photos")

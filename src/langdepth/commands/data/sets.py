@@ -77,7 +77,7 @@ def prepare(name: str, *, source: Path, out: Path) -> int:
     """Unpack or convert what a data set is published as, into a folder that evaluation and training read.
 
     Archives (zip, tar, also compressed) are unpacked after a look at all their members: none may lie outside the
-    folder, be a link or a device. The labelled file of NYU becomes pictures and 16-bit depth maps with an index.csv.
+    folder, be a link or a device. The labelled file of NYU becomes images and 16-bit depth maps with an index.csv.
     What an earlier run completed is kept; a manifest records size, checksum and source of every file. The exit code is
     1 when a split is there with fewer pairs than the official one.
 
@@ -113,7 +113,7 @@ def check(
     truth_root: Path | None = None,
     json: bool = False,
 ) -> int:
-    """Read every picture and depth map of a data set, and report what is missing, damaged or at odds with its card.
+    """Read every image and depth map of a data set, and report what is missing, damaged or at odds with its card.
 
     One line per problem, then what training and evaluation splits share, then tables with a line per split and per
     source. The exit code is 0 when nothing is missing or damaged, 1 otherwise.
@@ -154,20 +154,20 @@ def cache(
     frame: Literal["stored", "kb"] = "stored",
     trust_unit: bool = False,
 ) -> int:
-    """Decode the pictures of a data set once, into files that training and evaluation map into memory.
+    """Decode the images of a data set once, into files that training and evaluation map into memory.
 
     The folder is then a data set of its own, called "cache": "langdepth train --data.name cache --data.root DIR",
-    "langdepth evaluate --data cache --root DIR". A run that was stopped goes on where it was. Pictures that changed
+    "langdepth evaluate --data cache --root DIR". A run that was stopped goes on where it was. Images that changed
     since are found out, and a second run decodes them anew. The exit code is 1 when a pair could not be used.
 
     Args:
         name: Which data set, see "langdepth data list".
         root: Folder of the data set.
-        out: Folder to fill; a picture of 640x480 takes 1.5 MB.
+        out: Folder to fill; an image of 640x480 takes 1.5 MB.
         split: Only this split.
         list: The pairs of this list file instead.
         truth_root: Folder of the ground truth, where it lies in a tree of its own.
-        frame: What is kept of a picture; "kb" is the KITTI benchmark's bottom 352 rows and middle 1216 columns.
+        frame: What is kept of an image; "kb" is the KITTI benchmark's bottom 352 rows and middle 1216 columns.
         trust_unit: Take depth as it is, even where its unit looks wrong.
     """
     from langdepth.data.sets.frame_cache import write_cache
@@ -200,16 +200,16 @@ def show(
     truth_root: Path | None = None,
     count: int = 8,
 ) -> None:
-    """Draw a contact sheet: pictures from all over a data set, each with its depth and a legend in metres.
+    """Draw a contact sheet: images from all over a data set, each with its depth and a legend in metres.
 
     Args:
         name: Which data set, see "langdepth data list"; or a folder with an index.csv, then without --root.
-        out: Picture to write, for example sheet.png.
+        out: Image to write, for example sheet.png.
         root: Folder of the data set.
         split: Only this split.
         list: The pairs of this list file instead.
         truth_root: Folder of the ground truth, where it lies in a tree of its own.
-        count: How many pictures.
+        count: How many images.
     """
     from langdepth.data.base import find_rows
     from langdepth.data.tools.show import write_sheet
@@ -218,7 +218,7 @@ def show(
         raise UsageError(f"--count must be at least 1, got {count}")
     dataset, place = _name_and_root(name, root)
     shown = write_sheet(find_rows(dataset, place, split, truth_root=truth_root, pairs=list), out, count)
-    print(f"{shown} pictures in {out}")
+    print(f"{shown} images in {out}")
 
 
 def _name_and_root(name: str, root: Path | None) -> tuple[str, Path]:

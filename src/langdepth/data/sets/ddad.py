@@ -6,9 +6,9 @@ Layouts below the root:
     camera01.txt: lines "PICTURE DEPTH", as SCENE/{rgb,depth}/CAMERA_01/N.png        val (also below ddad_results)
 
 The list has the first word where both are there. As published, in the DGP format, a sample's depth is a cloud of points
-(SCENE/point_cloud/LIDAR/N.npz), measured at another moment than the picture. Each sensor has a pose in the world; by
+(SCENE/point_cloud/LIDAR/N.npz), measured at another moment than the image. Each sensor has a pose in the world; by
 both poses the points are moved into the camera's frame, and by the camera matrix (SCENE/calibration/HASH.json) into the
-picture. The pixel whose centre is nearest gets a point's depth, of several points the nearest one's.
+image. The pixel whose centre is nearest gets a point's depth, of several points the nearest one's.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CARD = DatasetCard(
     where="https://github.com/TRI-ML/DDAD (DDAD.tar, train and val)",
     layouts=(
         "ddad.json, SCENE/{scene_HASH.json,calibration,rgb/CAMERA_01,point_cloud/LIDAR} (DGP)",
-        "camera01.txt (picture, depth) and SCENE/{rgb,depth}/CAMERA_01",
+        "camera01.txt (image, depth) and SCENE/{rgb,depth}/CAMERA_01",
     ),
     splits={"train": 12650, "val": 3950},
     split="val",
@@ -77,15 +77,15 @@ def _listed(root: Path, base: Path, split: str) -> list[Row]:
         return []
     return [
         Row(
-            key=picture,
-            path_rgb=base / picture,
+            key=image,
+            path_rgb=base / image,
             path_depth=base / depth,
             depth_scale=1 / 256,
             source="ddad",
-            scene_run=picture.split("/")[0],
+            scene_run=image.split("/")[0],
             split=split,
         )
-        for picture, depth, *_ in read_list(base / LIST if (base / LIST).is_file() else root / LIST, 2)
+        for image, depth, *_ in read_list(base / LIST if (base / LIST).is_file() else root / LIST, 2)
     ]
 
 
@@ -103,7 +103,7 @@ def _published(base: Path, split: str) -> list[Row]:
 
 
 def _scene(base: Path, name: str, split: str) -> Iterator[Row]:
-    """The samples of a scene that have both a picture and a cloud, in their order."""
+    """The samples of a scene that have both an image and a cloud, in their order."""
     file = base / name
     folder = file.parent.relative_to(base).as_posix()
     calibrations: dict[str, Intrinsics] = {}
@@ -114,21 +114,21 @@ def _scene(base: Path, name: str, split: str) -> Iterator[Row]:
             sensors = {data[key]["id"]["name"].upper(): data[key]["datum"] for key in sample["datum_keys"]}
             if not {CAMERA, LIDAR} <= set(sensors):
                 continue
-            picture, cloud = sensors[CAMERA]["image"], sensors[LIDAR]["point_cloud"]
+            image, cloud = sensors[CAMERA]["image"], sensors[LIDAR]["point_cloud"]
             calibration = sample["calibration_key"]
             if calibration not in calibrations:
                 calibrations[calibration] = _intrinsics(file, calibration)
-            size, intrinsics = (int(picture["height"]), int(picture["width"])), calibrations[calibration]
+            size, intrinsics = (int(image["height"]), int(image["width"])), calibrations[calibration]
             if not 0 < size[0] * size[1] <= MAX_PIXELS:
-                raise ValueError(f"a picture of {size[1]}x{size[0]} pixels")
+                raise ValueError(f"an image of {size[1]}x{size[0]} pixels")
             depth = partial(
                 _projected,
                 columns=[cloud["point_format"].index(axis) for axis in "XYZ"],
-                motion=_motion(cloud["pose"], picture["pose"]),
+                motion=_motion(cloud["pose"], image["pose"]),
                 intrinsics=intrinsics,
                 size=size,
             )
-            key = inside(f"{folder}/{picture['filename']}", str(file))
+            key = inside(f"{folder}/{image['filename']}", str(file))
             yield Row(
                 key=key,
                 path_rgb=base / key,

@@ -31,7 +31,7 @@ CARD = DatasetCard(
     scenes="none",
     licence="research use; ask its authors for more",
     where="https://dimlrgbd.github.io (outdoor)",
-    layouts=("test_outdoor.txt (picture, depth)", "{train,test}/{HR,LR}/{outleft,depthmap}/N.png"),
+    layouts=("test_outdoor.txt (image, depth)", "{train,test}/{HR,LR}/{outleft,depthmap}/N.png"),
     splits={"train": None, "test": None},
     split="test",
     protocol="diml-outdoor",
@@ -51,7 +51,7 @@ def rows(
 
 def _listed(root: Path, split: str) -> list[Row]:
     lines = listed(root / LIST) if split == "test" else []
-    return [_row(root, picture, depth, split) for picture, depth in lines]
+    return [_row(root, image, depth, split) for image, depth in lines]
 
 
 def _published(root: Path, split: str) -> list[Row]:
@@ -59,7 +59,5 @@ def _published(root: Path, split: str) -> list[Row]:
     return [_row(root, key, key.replace("/outleft/", "/depthmap/"), split) for key in keys]
 
 
-def _row(root: Path, picture: str, depth: str, split: str) -> Row:
-    return Row(
-        key=picture, path_rgb=root / picture, path_depth=root / depth, depth_scale=0.001, source="diml", split=split
-    )
+def _row(root: Path, image: str, depth: str, split: str) -> Row:
+    return Row(key=image, path_rgb=root / image, path_depth=root / depth, depth_scale=0.001, source="diml", split=split)

@@ -52,28 +52,28 @@ class Part:
 
     def _converted(self, root: Path, split: str) -> list[Row]:
         lines = listed(root / self.listed) if split == "val" else []
-        return [self._row(root, root / picture, root / depth, split) for picture, depth in lines]
+        return [self._row(root, root / image, root / depth, split) for image, depth in lines]
 
     def _published(self, root: Path, split: str) -> list[Row]:
-        pictures = visible(root / split / self.folder, "scene_*/scan_*/*.png")
-        pictures = [path for path in pictures if not path.stem.endswith(("_depth", "_depth_mask"))]
+        images = visible(root / split / self.folder, "scene_*/scan_*/*.png")
+        images = [path for path in images if not path.stem.endswith(("_depth", "_depth_mask"))]
         return [
             replace(
                 self._row(root, path, path.with_name(f"{path.stem}_depth.npy"), split),
                 decoder=MASKED,
                 needs=(path.with_name(f"{path.stem}_depth_mask.npy"),),
             )
-            for path in pictures
+            for path in images
         ]
 
-    def _row(self, root: Path, picture: Path, depth: Path, split: str) -> Row:
+    def _row(self, root: Path, image: Path, depth: Path, split: str) -> Row:
         return Row(
-            key=picture.relative_to(root).as_posix(),
-            path_rgb=picture,
+            key=image.relative_to(root).as_posix(),
+            path_rgb=image,
             path_depth=depth,
             depth_scale=self.scale,
             source=self.CARD.name,
-            scene_run=picture.parent.relative_to(root).as_posix(),
+            scene_run=image.parent.relative_to(root).as_posix(),
             split=split,
             size=SIZE,
             intrinsics=INTRINSICS,
@@ -115,7 +115,7 @@ INDOOR = Part(
         scenes="none",
         licence="MIT",
         where="https://diode-dataset.org (train.tar.gz, val.tar.gz)",
-        layouts=(_TREE % "indoors", "indoors_test.txt (picture, depth)"),
+        layouts=(_TREE % "indoors", "indoors_test.txt (image, depth)"),
         splits={"train": 8574, "val": 325},
         split="val",
         protocol="diode-indoor",
@@ -133,7 +133,7 @@ OUTDOOR = Part(
         depth_scale=1 / 256,
         depth_range=(0.6, 350.0),
         median_range=(1.0, 100.0),
-        layouts=(_TREE % "outdoor", "outdoor_test.txt (picture, depth)"),
+        layouts=(_TREE % "outdoor", "outdoor_test.txt (image, depth)"),
         splits={"train": 16884, "val": 446},
         protocol="diode-outdoor",
     ),

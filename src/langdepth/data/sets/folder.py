@@ -1,8 +1,8 @@
-"""A folder of pictures with depth, described by ``index.csv``.
+"""A folder of images with depth, described by ``index.csv``.
 
 Needed columns: path_rgb, path_depth (relative to the folder), depth_scale (metres per stored unit of a 16-bit PNG,
-0 = no value). Optional: source, scene, split, width, height, fx, fy, cx, cy (pixels of the stored picture, all four or
-none), scene_type (one of ``text.scenes.SCENES``), text, path_overlay (the picture with masks drawn over it, see
+0 = no value). Optional: source, scene, split, width, height, fx, fy, cx, cy (pixels of the stored image, all four or
+none), scene_type (one of ``text.scenes.SCENES``), text, path_overlay (the image with masks drawn over it, see
 data/sam.py). Other columns are ignored.
 """
 
@@ -31,7 +31,7 @@ CARD = DatasetCard(
     depth_range=(0.001, 1000.0),
     median_range=(0.3, 300.0),
     scenes="column scene_type",
-    licence="that of the pictures",
+    licence="that of the images",
     where="langdepth data sample writes an example",
     layouts=("index.csv",),
     splits={},

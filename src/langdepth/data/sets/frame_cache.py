@@ -1,4 +1,4 @@
-"""Decoded pictures and depth in flat files that are mapped into memory: the data set "cache".
+"""Decoded images and depth in flat files that are mapped into memory: the data set "cache".
 
 Layout of the folder:
 
@@ -45,7 +45,7 @@ from langdepth.data.rows import (
 )
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.evaluation.protocols import Protocol
-from langdepth.io import MAX_PIXELS, Picture
+from langdepth.io import MAX_PIXELS, DecodedImage
 from langdepth.utils.files import atomic_path, locked, real_path
 from langdepth.utils.threads import reading_threads
 
@@ -173,10 +173,10 @@ class _Frames:
         self.root = root
         self.frames = frames
         self.ends = np.cumsum([frame.lengths for frame in frames], axis=0)
-        self.decoder = Decoder(self._picture, self._depth, self._edges)
+        self.decoder = Decoder(self._image, self._depth, self._edges)
 
-    def _picture(self, row: Row) -> Picture:
-        return Picture(pixels=self._read(row, IMAGES).reshape(*self.frames[row.item or 0].size, 3))
+    def _image(self, row: Row) -> DecodedImage:
+        return DecodedImage(pixels=self._read(row, IMAGES).reshape(*self.frames[row.item or 0].size, 3))
 
     def _depth(self, row: Row) -> Metres:
         numbers = self._read(row, DEPTHS).view("<u2").reshape(self.frames[row.item or 0].size)
@@ -273,7 +273,7 @@ def write_cache(
     ``truth_root``, ``listed``: where the ground truth lies and which pairs are read, see ``data.base.find_rows``.
     ``frame``: "stored" or "kb", the KITTI benchmark's bottom 352 rows and middle 1216 columns. What an earlier run has
     cached of the same pairs is kept, unless it is damaged or its files have changed; ``progress(done, total)`` is
-    called after each pair. Raises UsageError for a folder that holds another cache and pictures with overlays,
+    called after each pair. Raises UsageError for a folder that holds another cache and images with overlays,
     LangdepthError for data that is missing or of a wrong unit, and for a folder that cannot be written.
     """
     if frame not in get_args(Frame):
@@ -282,7 +282,7 @@ def write_cache(
     pairs, encoded = opened.rows, partial(_encoded, frame, opened.doubt)
     overlaid = next((row for row in pairs if row.path_overlay is not None), None)
     if overlaid is not None:
-        raise UsageError(f"{overlaid.path_rgb}: has an overlay; pictures with masks drawn over them are not cached")
+        raise UsageError(f"{overlaid.path_rgb}: has an overlay; images with masks drawn over them are not cached")
     out = Path(out)
     head = {"format": FORMAT, "dataset": name, "root": str(real_path(Path(root))), "split": split, "frame": frame}
     if listed is not None:

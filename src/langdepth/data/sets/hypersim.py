@@ -46,7 +46,7 @@ CARD = DatasetCard(
     layouts=(
         "metadata_images_split_scene_v1.csv (and metadata_camera_parameters.csv) and "
         "ai_V_N/images/scene_CAM_{final_preview,geometry_hdf5}",
-        "hypersim_list2.txt (picture, depth)",
+        "hypersim_list2.txt (image, depth)",
     ),
     splits={"train": 59543, "val": 7386, "test": 7690},
     split="test",
@@ -56,7 +56,7 @@ LIST = "hypersim_list2.txt"
 SPLIT_FILE, CAMERA_FILE = "metadata_images_split_scene_v1.csv", "metadata_camera_parameters.csv"
 FOCAL, SIZE = 886.81, (768, 1024)
 _COLUMNS = ("scene_name", "camera_name", "frame_id", "included_in_public_release", "split_partition_name")
-# From (u, v, 1), u to the right and v up across the picture from -1 to 1, to a ray's x, y and z; z points backwards
+# From (u, v, 1), u to the right and v up across the image from -1 to 1, to a ray's x, y and z; z points backwards
 USUAL = np.diag([SIZE[1] / 2 / FOCAL, SIZE[0] / 2 / FOCAL, -1.0])
 _UPRIGHT = 1e-6  # what a lens may be off and still count as not tilted
 
@@ -76,7 +76,7 @@ def rows(
 def _converted(root: Path, split: str) -> list[Row]:
     lines = listed(root / LIST) if split == "test" else []
     lenses = _lenses(root) if lines else {}
-    return [_row(root, picture, depth, split, lenses) for picture, depth in lines]
+    return [_row(root, image, depth, split, lenses) for image, depth in lines]
 
 
 def _official(root: Path, split: str) -> list[Row]:
@@ -91,13 +91,13 @@ def _official(root: Path, split: str) -> list[Row]:
             scene, camera, number, released, partition = (line[column] for column in _COLUMNS)
             if partition == split and released == "True":
                 images, frame = inside(f"{scene}/images/scene_{camera}", str(file)), f"frame.{int(number):04d}"
-                picture = f"{images}_final_preview/{frame}.tonemap.jpg"
+                image = f"{images}_final_preview/{frame}.tonemap.jpg"
                 depth = f"{images}_geometry_hdf5/{frame}.depth_meters.hdf5"
-                row = _row(root, picture, depth, split, lenses)
+                row = _row(root, image, depth, split, lenses)
                 along_ray = Decoder(FILES.image, partial(_depth, lens=lenses.get(scene, USUAL)))
                 found.append(replace(row, decoder=along_ray, needs=() if cameras is None else (cameras,)))
     if not found:
-        raise LangdepthError(f"{file}: names no picture of split {split}; get it again")
+        raise LangdepthError(f"{file}: names no image of split {split}; get it again")
     return sorted(found, key=lambda row: row.key)
 
 
@@ -142,11 +142,11 @@ def _lens(line: dict[str, str]) -> Lens:
     return lens
 
 
-def _row(root: Path, picture: str, depth: str, split: str, lenses: dict[str, Lens]) -> Row:
-    scene = picture.split("/")[0]
+def _row(root: Path, image: str, depth: str, split: str, lenses: dict[str, Lens]) -> Row:
+    scene = image.split("/")[0]
     return Row(
-        key=picture,
-        path_rgb=root / picture,
+        key=image,
+        path_rgb=root / image,
         path_depth=root / depth,
         depth_scale=0.001,
         source="hypersim",

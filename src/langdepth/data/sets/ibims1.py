@@ -1,8 +1,8 @@
 """iBims-1: a hundred rooms, measured by a laser scanner.
 
-Layouts below the root, with the names of the pictures in imagelist.txt:
+Layouts below the root, with the names of the images in imagelist.txt:
 
-    (ibims1_core_mat/)NAME.mat                                      as published: picture, depth, masks
+    (ibims1_core_mat/)NAME.mat                                      as published: image, depth, masks
     rgb, depth, mask_invalid, mask_transp, each with NAME.png       (ibims1_core_raw) depth up to 50 m in 16 bits
     rgb/NAME.png, masked_depth/NAME.png                             depth in millimetres, made by the user
 
@@ -23,7 +23,7 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import read_list
 from langdepth.data.rows import FILES, Decoder, Intrinsics, Mask, Metres, Row
 from langdepth.errors import ImageError, LangdepthError
-from langdepth.io import Picture, decoding, read_image, visible
+from langdepth.io import DecodedImage, decoding, read_image, visible
 from langdepth.utils.arrays import load_matlab
 
 CARD = DatasetCard(
@@ -81,21 +81,21 @@ def _published(base: Path, split: str) -> list[Row]:
 
 def _rows(
     base: Path,
-    picture: str,
+    image: str,
     depth: str,
     split: str,
     decoder: Decoder = FILES,
     scale: float = 0.001,
     drawn: tuple[str, ...] = (),
 ) -> list[Row]:
-    """``drawn``: folders with a picture for each depth map."""
+    """``drawn``: folders with an image for each depth map."""
     if decoder.edges is None and (base / "edges").is_dir():
         decoder, drawn = decoder._replace(edges=_drawn_edges), (*drawn, "edges")
     place = base / LIST if (base / LIST).is_file() or not (base.parent / LIST).is_file() else base.parent / LIST
     return [
         Row(
-            key=picture.format(name),
-            path_rgb=base / picture.format(name),
+            key=image.format(name),
+            path_rgb=base / image.format(name),
             path_depth=base / depth.format(name),
             needs=tuple(base / folder / f"{name}.png" for folder in drawn),
             depth_scale=scale,
@@ -113,11 +113,11 @@ def _content(path: Path) -> Any:
     """The fields of a published file."""
     status = path.stat()
     if status.st_size > _MAX_MAT_BYTES:
-        raise ImageError("is larger than a picture of this data set may be")
+        raise ImageError("is larger than an image of this data set may be")
     return _loaded(path, status.st_mtime_ns)
 
 
-@lru_cache(maxsize=4)  # picture, depth, edges and camera are asked for one after the other
+@lru_cache(maxsize=4)  # image, depth, edges and camera are asked for one after the other
 def _loaded(path: Path, changed: int) -> Any:
     content = load_matlab(path, "data", squeeze_me=True, struct_as_record=False)
     if content is None:
@@ -125,7 +125,7 @@ def _loaded(path: Path, changed: int) -> Any:
     return content
 
 
-def _picture(row: Row) -> Picture:
+def _image(row: Row) -> DecodedImage:
     with decoding(str(row.path_rgb)):
         return read_image(np.asarray(_content(row.path_rgb).rgb))
 
@@ -170,6 +170,6 @@ def _intrinsics(row: Row) -> Intrinsics | None:
     return fx, fy, cx - 1, cy - 1  # MATLAB counts pixels from 1
 
 
-PUBLISHED = Decoder(_picture, _depth, _edges, _intrinsics)
+PUBLISHED = Decoder(_image, _depth, _edges, _intrinsics)
 RAW = Decoder(FILES.image, _raw_depth)
 _drawn_edges = partial(_drawn, name="edges")

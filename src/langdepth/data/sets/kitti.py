@@ -1,4 +1,4 @@
-"""KITTI with its improved ground truth: the Eigen lists on the raw data, and the depth selection of 1,000 pictures.
+"""KITTI with its improved ground truth: the Eigen lists on the raw data, and the depth selection of 1,000 images.
 
 Layouts below the root:
 
@@ -9,7 +9,7 @@ Layouts below the root:
                   train and val
     selection     depth_selection/val_selection_cropped/{image, groundtruth_depth, intrinsics}; also without the first
 
-Eigen's test list has 697 pictures, 45 of them without improved ground truth; 652 remain, as published numbers have it.
+Eigen's test list has 697 images, 45 of them without improved ground truth; 652 remain, as published numbers have it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CARD = DatasetCard(
     unit="1/256 m in 16-bit PNG",
     depth_scale=1 / 256,
     invalid="0",
-    intrinsics="by date, fx = fy from 707.05 to 721.54; the depth selection has a file for each picture",
+    intrinsics="by date, fx = fy from 707.05 to 721.54; the depth selection has a file for each image",
     depth_range=(0.001, 80.0),
     median_range=(4.0, 50.0),
     scenes="all outdoor_scene",
@@ -131,16 +131,16 @@ def _selection(root: Path, split: str) -> list[Row]:
         return []
     return [
         Row(
-            key=picture.name,
-            path_rgb=picture,
-            path_depth=folder / "groundtruth_depth" / picture.name.replace("_image_", "_groundtruth_depth_", 1),
+            key=image.name,
+            path_rgb=image,
+            path_depth=folder / "groundtruth_depth" / image.name.replace("_image_", "_groundtruth_depth_", 1),
             depth_scale=1 / 256,
             source="kitti",
-            scene_run=picture.name.split("_image_")[0],
+            scene_run=image.name.split("_image_")[0],
             split=split,
             scene=OUTDOOR,
             size=(352, 1216),
-            intrinsics=read_intrinsics(folder / "intrinsics" / f"{picture.stem}.txt"),
+            intrinsics=read_intrinsics(folder / "intrinsics" / f"{image.stem}.txt"),
         )
-        for picture in visible(folder / "image", "*.png")
+        for image in visible(folder / "image", "*.png")
     ]

@@ -12,7 +12,7 @@ Layouts below the root (or its folder nyu_depth_v2):
 
 Depth is the sensor's, with holes; in files in millimetres, in HDF5 in metres. Photos of the labelled file have a white
 rim; the published export, which networks were trained and judged on, painted it black, and so do reading and exporting
-that file here. Pictures in the other layouts stay as they are.
+that file here. Images in the other layouts stay as they are.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from langdepth.data.pairs import ListRules
 from langdepth.data.rows import HDF5, MATLAB, Listing, Row, known_depth, own_dataset, read_hdf5, read_pair
 from langdepth.data.tools.prepare import Member
 from langdepth.errors import ImageError, LangdepthError
-from langdepth.io import Picture, decoding, visible
+from langdepth.io import DecodedImage, decoding, visible
 from langdepth.text.scenes import SCENES
 from langdepth.utils.arrays import load_matlab
 
@@ -128,20 +128,20 @@ def _row(key: str, path_rgb: Path, path_depth: Path, split: str, **values: Any) 
     return Row(key=key, path_rgb=path_rgb, path_depth=path_depth, split=split, source="nyu", **facts | values)
 
 
-def _beside(picture: Path) -> Path:
+def _beside(image: Path) -> Path:
     """The depth map of rgb_00045.jpg."""
-    return picture.with_name(picture.name.replace("rgb_", "sync_depth_", 1)).with_suffix(".png")
+    return image.with_name(image.name.replace("rgb_", "sync_depth_", 1)).with_suffix(".png")
 
 
 def _listed(folder: Path, keys: list[str], split: str) -> list[Row]:
     found, there = [], Listing()
     for line, key in enumerate(keys, 1):
-        picture = folder / key
-        if picture not in there and picture.with_suffix(".png") in there:
-            picture = picture.with_suffix(".png")
+        image = folder / key
+        if image not in there and image.with_suffix(".png") in there:
+            image = image.with_suffix(".png")
         scene = key.split("/")[0]
         run = scene if re.search(r"\d", scene) else _labelled_run(key, split)
-        found.append(_row(key, picture, _beside(picture), split, line=line, scene_run=run))
+        found.append(_row(key, image, _beside(image), split, line=line, scene_run=run))
     return found
 
 
@@ -152,9 +152,9 @@ def _sync(base: Path, split: str) -> list[Row]:
 
 def _exported(base: Path, split: str) -> list[Row]:
     for folder in (base / "official_splits" / split, base / split):
-        pictures = visible(folder, "*/rgb_*.[jp][pn]g")
-        if pictures:
-            keys = [path.relative_to(folder).as_posix() for path in pictures]
+        images = visible(folder, "*/rgb_*.[jp][pn]g")
+        if images:
+            keys = [path.relative_to(folder).as_posix() for path in images]
             return _listed(folder, shipped("nyu_test") if split == "test" else keys, split)
     return []
 
@@ -211,13 +211,13 @@ def _hdf5(base: Path, split: str) -> list[Row]:
     return []
 
 
-def _without_rim(read: Callable[[Row], Picture], row: Row) -> Picture:
-    picture = read(row)
-    if picture.pixels.shape[:2] != SIZE:
-        return picture
-    painted = np.zeros_like(picture.pixels)
-    painted[INSIDE] = picture.pixels[INSIDE]
-    return replace(picture, pixels=painted)
+def _without_rim(read: Callable[[Row], DecodedImage], row: Row) -> DecodedImage:
+    image = read(row)
+    if image.pixels.shape[:2] != SIZE:
+        return image
+    painted = np.zeros_like(image.pixels)
+    painted[INSIDE] = image.pixels[INSIDE]
+    return replace(image, pixels=painted)
 
 
 # Of the labelled file, as MATLAB or as Python writes HDF5.
@@ -233,7 +233,7 @@ def _labelled(base: Path, split: str) -> list[Row]:
 def labelled_rows(file: Path, split: str) -> list[Row]:
     """The pairs of ``split`` in the labelled file, by the ``splits.mat`` beside it.
 
-    A picture is called by its scene type and its place in the file, counted from 0. Raises LangdepthError when
+    An image is called by its scene type and its place in the file, counted from 0. Raises LangdepthError when
     splits.mat is missing, ImageError when a file is damaged.
     """
     import h5py
@@ -247,7 +247,7 @@ def labelled_rows(file: Path, split: str) -> list[Row]:
     count = min(count, len(types), len(scenes))
     for i in places:
         if not 0 <= i < count:
-            raise LangdepthError(f"{file.with_name('splits.mat')}: names picture {i + 1}; there are 1 to {count}")
+            raise LangdepthError(f"{file.with_name('splits.mat')}: names image {i + 1}; there are 1 to {count}")
     return [
         _row(
             f"{types[i]}/rgb_{i:05d}.jpg",
@@ -329,13 +329,13 @@ def export(source: Path) -> list[Member]:
     for row in pairs:
         height, width = row.size or SIZE
         camera = [value * width / SIZE[1] for value in INTRINSICS]  # of a file whose images were made smaller
-        picture = Path("official_splits", row.split, row.key)
-        members.append(Member(picture.as_posix(), photo, partial(_jpeg, row), exact=False))
-        members.append(Member(_beside(picture).as_posix(), sensed, partial(_png, row), exact=False))
+        image = Path("official_splits", row.split, row.key)
+        members.append(Member(image.as_posix(), photo, partial(_jpeg, row), exact=False))
+        members.append(Member(_beside(image).as_posix(), sensed, partial(_png, row), exact=False))
         index.writerow(
             {
-                "path_rgb": picture.as_posix(),
-                "path_depth": _beside(picture).as_posix(),
+                "path_rgb": image.as_posix(),
+                "path_depth": _beside(image).as_posix(),
                 "source": "nyu",
                 "scene": row.scene_run,
                 "split": row.split,

@@ -38,7 +38,7 @@ CARD = DatasetCard(
     licence="research use; ask its authors for more",
     where="https://rgbd.cs.princeton.edu (SUNRGBD.zip, SUNRGBDtoolbox.zip)",
     layouts=(
-        "SUNRGBD_val_splits.txt (picture, depth, focal length)",
+        "SUNRGBD_val_splits.txt (image, depth, focal length)",
         "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat and SUNRGBD/SENSOR/.../SCENE/{image,depth,intrinsics.txt}",
     ),
     splits={"train": 5285, "test": 5050},
@@ -46,7 +46,7 @@ CARD = DatasetCard(
     protocol="sunrgbd",
 )
 LIST = "SUNRGBD_val_splits.txt"
-_BESIDE = (("image", "*.jpg"), ("depth", "*.png"))  # of a scene: folder and files of picture and depth
+_BESIDE = (("image", "*.jpg"), ("depth", "*.png"))  # of a scene: folder and files of image and depth
 _SPLIT_FILES = tuple(
     f"{folder}allsplit.mat" for folder in ("", "traintestSUNRGBD/", "SUNRGBDtoolbox/traintestSUNRGBD/")
 )
@@ -64,12 +64,12 @@ def rows(
 
 def _listed(root: Path, split: str) -> list[Row]:
     found = []
-    for picture, depth, focal in listed(root / LIST, 3) if split == "test" else []:
+    for image, depth, focal in listed(root / LIST, 3) if split == "test" else []:
         try:
             length = float(focal)
         except ValueError:
             raise LangdepthError(f"{root / LIST}: '{focal}' is no focal length") from None
-        found.append(_row(root, root / picture, root / depth, split, length))
+        found.append(_row(root, root / image, root / depth, split, length))
     return found
 
 
@@ -81,10 +81,10 @@ def _official(root: Path, split: str) -> list[Row]:
         return []
     found = []
     for folder in _scene_folders(file, split):
-        pictures, depths = (visible(root / folder / name, ending) for name, ending in _BESIDE)
-        picture = pictures[0] if pictures else root / folder / "image" / "*.jpg"
+        images, depths = (visible(root / folder / name, ending) for name, ending in _BESIDE)
+        image = images[0] if images else root / folder / "image" / "*.jpg"
         depth = depths[0] if depths else root / folder / "depth" / "*.png"
-        found.append(_row(root, picture, depth, split))
+        found.append(_row(root, image, depth, split))
     return sorted(found, key=lambda row: row.key)
 
 
@@ -102,17 +102,17 @@ def _scene_folders(file: Path, split: str) -> list[str]:
     ]
 
 
-def _row(root: Path, picture: Path, depth: Path, split: str, focal: float | None = None) -> Row:
-    scene = picture.parents[1]
+def _row(root: Path, image: Path, depth: Path, split: str, focal: float | None = None) -> Row:
+    scene = image.parents[1]
     intrinsics = read_intrinsics(scene / "intrinsics.txt")
     if focal is not None:
-        cx, cy = intrinsics[2:] if intrinsics else _middle(picture)
+        cx, cy = intrinsics[2:] if intrinsics else _middle(image)
         intrinsics = (focal, focal, cx, cy)
     label = scene / "scene.txt"
     kind = label.read_text(encoding="utf-8", errors="replace").strip() if label.is_file() else ""
     return Row(
-        key=picture.relative_to(root).as_posix(),
-        path_rgb=picture,
+        key=image.relative_to(root).as_posix(),
+        path_rgb=image,
         path_depth=depth,
         depth_scale=0.001,
         decoder=ROTATED,
@@ -124,9 +124,9 @@ def _row(root: Path, picture: Path, depth: Path, split: str, focal: float | None
     )
 
 
-def _middle(picture: Path) -> tuple[float, float]:
+def _middle(image: Path) -> tuple[float, float]:
     try:
-        with Image.open(picture) as opened:
+        with Image.open(image) as opened:
             width, height = opened.size
     except (OSError, Image.DecompressionBombError):
         return 0.0, 0.0  # whoever decodes it tells

@@ -3,7 +3,7 @@
 Layout below the root, as published:
 
     SceneNN/VARIATION/frames/rgb/Camera_0/rgb_N.jpg and frames/depth/Camera_0/depth_N.png
-    test.txt: pictures as data/vkitti2.0/SceneNN/...        test; train is what it does not name
+    test.txt: images as data/vkitti2.0/SceneNN/...        test; train is what it does not name
 
 Neighbouring frames of one drive are alike, so a list that divides drives leaves train and test similar. The sky is
 stored as the largest number there is, 655.35 m, which is no distance of it: its depth is unknown.

@@ -1,4 +1,4 @@
-"""Captions of one's own pictures, by any image-to-text model of the package ``transformers``.
+"""Captions of one's own images, by any image-to-text model of the package ``transformers``.
 
 WorDepth's published captions came from ExpansionNet v2; other models describe in other words, but any plain sentence
 about what is to be seen will do. Model files are data: only ``.safetensors`` weights and classes of ``transformers``
@@ -27,12 +27,12 @@ from langdepth.utils.network import hub_or_cache
 
 Pixels = npt.NDArray[np.uint8]
 Describe = Callable[[Sequence[Pixels]], list[str]]
-SAVE_EVERY = 100  # pictures between two writings of the file
+SAVE_EVERY = 100  # images between two writings of the file
 LONGEST = 30  # tokens
 
 
 class Captioner:
-    """Pictures (H, W, 3) uint8 to sentences.
+    """Images (H, W, 3) uint8 to sentences.
 
     ``model``: a folder or a hub name, for example "Salesforce/blip-image-captioning-base". Raises UsageError when the
     package is missing, CheckpointError for a model that cannot be loaded or is of another kind.
@@ -57,9 +57,9 @@ class Captioner:
         self.model: Any = move(loaded, device).eval()
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[Pixels]) -> list[str]:
-        """A sentence for each picture, the most likely one by greedy search."""
-        pixels = self.processor(list(pictures), return_tensors="pt").pixel_values.to(self.model.device)
+    def __call__(self, images: Sequence[Pixels]) -> list[str]:
+        """A sentence for each image, the most likely one by greedy search."""
+        pixels = self.processor(list(images), return_tensors="pt").pixel_values.to(self.model.device)
         tokens = self.model.generate(pixel_values=pixels, max_new_tokens=LONGEST, do_sample=False)
         return [as_sentence(text) for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
@@ -74,15 +74,15 @@ def write_captions(
     root: str | Path,
     out: str | Path,
     describe: Describe,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     *,
     batch_size: int = 8,
     resume: bool = False,
 ) -> Iterator[tuple[str, str] | LangdepthError]:
-    """Describe ``pictures``, paths below ``root``; yields (picture, sentence), or what was wrong.
+    """Describe ``images``, paths below ``root``; yields (image, sentence), or what was wrong.
 
     ``out``: a CSV with the columns image (relative to ``root``) and caption, written again every ``SAVE_EVERY``
-    pictures. ``resume`` keeps what it holds. Raises UsageError when ``out`` exists and is not to be
+    images. ``resume`` keeps what it holds. Raises UsageError when ``out`` exists and is not to be
     continued.
     """
     root, out = Path(root), Path(out)
@@ -91,7 +91,7 @@ def write_captions(
     if batch_size < 1:
         raise UsageError(f"batch size must be at least 1, got {batch_size}")
     done = _known(out) if resume and out.exists() else {}
-    rest = iter([picture.as_posix() for picture in pictures if picture.as_posix() not in done])
+    rest = iter([image.as_posix() for image in images if image.as_posix() not in done])
     saved = len(done)
     try:
         while batch := list(islice(rest, batch_size)):
@@ -108,18 +108,18 @@ def _described(
     root: Path, batch: list[str], describe: Describe, done: dict[str, str]
 ) -> Iterator[tuple[str, str] | LangdepthError]:
     read: dict[str, Pixels] = {}
-    for picture in batch:
+    for image in batch:
         try:
-            read[picture] = read_image(root / picture).pixels
+            read[image] = read_image(root / image).pixels
         except ImageError as error:
             yield error
     sentences = describe(list(read.values())) if read else []
-    for picture, sentence in zip(read, sentences, strict=True):
+    for image, sentence in zip(read, sentences, strict=True):
         if sentence:
-            done[picture] = sentence
-            yield picture, sentence
+            done[image] = sentence
+            yield image, sentence
         else:
-            yield LangdepthError(f"{root / picture}: the model had nothing to say about it")
+            yield LangdepthError(f"{root / image}: the model had nothing to say about it")
 
 
 def _known(out: Path) -> dict[str, str]:

@@ -20,7 +20,7 @@ from langdepth.data.tools.prepare import MANIFEST, read_manifest
 from langdepth.data.tools.sam import read_overlay
 from langdepth.data.truth import impossible_depth, impossible_median, unused_scale, wrong_unit
 from langdepth.errors import LangdepthError, UsageError, first_few, nearest
-from langdepth.io import Picture, file_sha256
+from langdepth.io import DecodedImage, file_sha256
 from langdepth.utils.tables import columns
 from langdepth.utils.threads import reading_threads
 
@@ -31,7 +31,7 @@ SPLITS = ("train", "val", "test")
 class Pair:
     """What one row's files hold; None where unreadable. size: (width, height), depth_range: metres.
 
-    digest: of the picture's pixels. turned: whether EXIF turns it, and depth and camera with it.
+    digest: of the image's pixels. turned: whether EXIF turns it, and depth and camera with it.
     """
 
     row: Row
@@ -73,7 +73,7 @@ def check_dataset(
     truth_root: Path | None = None,
     pairs: Path | None = None,
 ) -> Report:
-    """Read every picture and depth map of a data set (or of one ``split``) and compare them with what is stated.
+    """Read every image and depth map of a data set (or of one ``split``) and compare them with what is stated.
 
     ``progress`` is called once per pair. ``truth_root``, ``pairs``: see ``data.base.find_rows``. Raises LangdepthError
     when there is nothing to look through, UsageError for a split that does not exist.
@@ -170,19 +170,19 @@ def _manifest_problems(root: Path) -> list[str]:
 
 
 def _overlaps(card: DatasetCard, pairs: list[Pair]) -> list[str]:
-    """Scenes (or drives) and pictures that are in two splits, unless both are learned from."""
+    """Scenes (or drives) and images that are in two splits, unless both are learned from."""
     scenes: dict[str, set[str]] = defaultdict(set)
-    pictures: dict[str, dict[bytes, str]] = defaultdict(dict)
+    images: dict[str, dict[bytes, str]] = defaultdict(dict)
     for pair in pairs:
         if pair.row.scene_run:
             scenes[pair.row.split].add(f"{pair.row.source}/{pair.row.scene_run}".lstrip("/"))
         if pair.digest:
-            pictures[pair.row.split].setdefault(pair.digest, pair.row.key)
+            images[pair.row.split].setdefault(pair.digest, pair.row.key)
     lines = []
-    held_out = [split for split in dict.fromkeys((*scenes, *pictures)) if split and split not in card.training]
+    held_out = [split for split in dict.fromkeys((*scenes, *images)) if split and split not in card.training]
     for one, other in (*product(card.training, held_out), *combinations(held_out, 2)):
-        same = [pictures[other][digest] for digest in pictures[other] if digest in pictures[one]]
-        for names, what in ((sorted(scenes[one] & scenes[other]), "scenes"), (same, "pictures")):
+        same = [images[other][digest] for digest in images[other] if digest in images[one]]
+        for names, what in ((sorted(scenes[one] & scenes[other]), "scenes"), (same, "images")):
             if names:
                 lines.append(f"{one} and {other} share {len(names)} {what}: {first_few(names)}")
     return lines
@@ -207,23 +207,23 @@ def _check_pair(card: DatasetCard, row: Row) -> Pair:
     split = row.stated.get("split")
     if split is not None and split not in SPLITS:
         problems.append(f"unknown split '{split}': {nearest(split, SPLITS)}")
-    picture: Picture | None = None
+    image: DecodedImage | None = None
     known: dict[str, Any] = {}
     try:
-        picture = row.decoder.image(row)
+        image = row.decoder.image(row)
     except LangdepthError as error:
         problems.append(str(error))
     else:
-        height, width = picture.pixels.shape[:2]
+        height, width = image.pixels.shape[:2]
         known = {
             "size": (width, height),
-            "digest": hashlib.blake2b(picture.pixels.data, digest_size=16).digest(),
-            "turned": picture.orientation != 1,
+            "digest": hashlib.blake2b(image.pixels.data, digest_size=16).digest(),
+            "turned": image.orientation != 1,
         }
-        problems += _stated_size(row, picture)
+        problems += _stated_size(row, image)
         if row.path_overlay is not None:
             try:
-                read_overlay(row.path_overlay, picture.pixels)
+                read_overlay(row.path_overlay, image.pixels)
             except LangdepthError as error:
                 problems.append(str(error))
     try:
@@ -233,8 +233,8 @@ def _check_pair(card: DatasetCard, row: Row) -> Pair:
         return Pair(row=row, problems=(*problems, str(error)), **known)
     try:
         known_camera(row, depth.shape[1], depth.shape[0])
-        if picture is not None:
-            turn_of(row, picture, depth.shape)
+        if image is not None:
+            turn_of(row, image, depth.shape)
     except LangdepthError as error:
         problems.append(str(error))
     bad = {"NaN": np.isnan(depth), "infinite": np.isinf(depth), "negative": depth < 0}
@@ -257,10 +257,10 @@ def _check_pair(card: DatasetCard, row: Row) -> Pair:
     return Pair(row=row, depth_range=(low, high), valid_fraction=valid, problems=tuple(problems), **known)
 
 
-def _stated_size(row: Row, picture: Picture) -> list[str]:
+def _stated_size(row: Row, image: DecodedImage) -> list[str]:
     """What is wrong with the width and height that an index states, which count the pixels as they are stored."""
-    height, width = picture.pixels.shape[:2]
-    if picture.orientation < 5:
+    height, width = image.pixels.shape[:2]
+    if image.orientation < 5:
         return _differences(row, {"width": (width, 0), "height": (height, 0)})
     if "width" not in row.stated and "height" not in row.stated:
         return []

@@ -1,4 +1,4 @@
-"""Pictures with their SAM masks drawn over: what `msa-sam` sees besides the photo.
+"""Images with their SAM masks drawn over: what `msa-sam` sees besides the photo.
 
 The layout is that of the adapter paper's data: the photo ``train/kitchen/rgb_00045.jpg`` has its overlay in
 ``sam_out/train/kitchen/00045.jpg`` (spec: clip_adapters.md, section 6).
@@ -41,17 +41,17 @@ MAX_MASK_BYTES = 1_000_000_000
 OPACITY = 0.35  # as in SAM's demonstration notebook
 ENCODER_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 
-# A picture (H, W, 3) uint8 to its masks (N, H, W) bool.
+# An image (H, W, 3) uint8 to its masks (N, H, W) bool.
 MaskGenerator = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]]
 
 
 def draw_masks(image: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], seed: int = 0) -> npt.NDArray[np.uint8]:
-    """The picture (H, W, 3) with ``masks`` (N, H, W) over it, translucent, each in a random colour; large ones first.
+    """The image (H, W, 3) with ``masks`` (N, H, W) over it, translucent, each in a random colour; large ones first.
 
     Raises ImageError when sizes differ.
     """
     if masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
-        raise ImageError(f"masks of shape {masks.shape} do not fit a picture of {image.shape[1]}x{image.shape[0]}")
+        raise ImageError(f"masks of shape {masks.shape} do not fit an image of {image.shape[1]}x{image.shape[0]}")
     generator = np.random.default_rng(seed)
     colours = np.zeros((*image.shape[:2], 3), np.float32)
     covered = np.zeros(image.shape[:2], bool)
@@ -63,7 +63,7 @@ def draw_masks(image: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], seed:
 
 
 def read_overlay(source: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The overlay of the photo ``image`` (H, W, 3): a picture, brought to the photo's size, or masks to be drawn.
+    """The overlay of the photo ``image`` (H, W, 3): an image, brought to the photo's size, or masks to be drawn.
 
     ``source``: anything ``langdepth.io.read_image`` takes, or an ``.npz`` file with the array ``masks`` (N, H, W).
     Raises ImageError.
@@ -93,7 +93,7 @@ def read_overlay(source: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.ui
 def _require_fit(size: tuple[int, ...], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Raise ImageError, before they are unpacked, for masks of another size than the photo and for too many."""
     if len(shape) != 3 or shape[1:] != size:
-        raise ImageError(f"masks of shape {shape} do not fit a picture of {size[1]}x{size[0]}")
+        raise ImageError(f"masks of shape {shape} do not fit an image of {size[1]}x{size[0]}")
     if math.prod(shape) * dtype.itemsize > MAX_MASK_BYTES:
         raise ImageError(f"{shape[0]} masks of {size[1]}x{size[0]} are more than {MAX_MASK_BYTES // 10**6} MB")
 
@@ -126,7 +126,7 @@ def load_sam(weights: str | Path, device: str | torch.device | None = None, **op
 
 
 def masks_of(generator: Any) -> MaskGenerator:
-    """A ``SamAutomaticMaskGenerator`` as a function from picture to masks."""
+    """A ``SamAutomaticMaskGenerator`` as a function from image to masks."""
 
     def masks(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
         found = [record["segmentation"] for record in generator.generate(image)]
@@ -214,5 +214,5 @@ def write_overlays(
 
 
 def _seed(name: str) -> int:
-    """The colours of one picture are the same in every run."""
+    """The colours of one image are the same in every run."""
     return zlib.crc32(name.encode())

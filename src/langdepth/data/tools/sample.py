@@ -1,4 +1,4 @@
-"""A small folder of synthetic pictures with depth, in the layout that ``data.folder`` reads."""
+"""A small folder of synthetic images with depth, in the layout that ``data.folder`` reads."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def write_sample(
     size: tuple[int, int] = (240, 320),
     progress: Callable[[], Any] = lambda: None,
 ) -> Path:
-    """Render ``count`` pictures of ``size`` (height, width) with depth and index into ``directory``; returns it.
+    """Render ``count`` images of ``size`` (height, width) with depth and index into ``directory``; returns it.
 
-    Every fourth picture is a street, the others are rooms, each a scene of its own; every fifth belongs to the split
-    "val". The folder appears when all of it is written. ``progress`` is called once per picture.
+    Every fourth image is a street, the others are rooms, each a scene of its own; every fifth belongs to the split
+    "val". The folder appears when all of it is written. ``progress`` is called once per image.
 
     Raises UsageError for a count below 2 or an impossible size, LangdepthError when ``directory`` exists and is not
     empty.
     """
     directory = Path(directory)
     if count < 2:
-        raise UsageError(f"count {count}: at least 2 pictures are needed, one to train on and one to validate")
+        raise UsageError(f"count {count}: at least 2 images are needed, one to train on and one to validate")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise LangdepthError(f"{directory}: exists and is not an empty folder; give a new one")
     with temporary_folder(beside=directory) as partial:

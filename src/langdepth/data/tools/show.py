@@ -1,4 +1,4 @@
-"""A contact sheet of a data set: pictures and their depth."""
+"""A contact sheet of a data set: images and their depth."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from langdepth.utils.files import atomic_path
 
 
 def write_sheet(rows: list[Row], out: Path, count: int) -> int:
-    """Draw up to ``count`` pairs, evenly from ``rows``, into the picture ``out``; returns how many.
+    """Draw up to ``count`` pairs, evenly from ``rows``, into the image ``out``; returns how many.
 
-    Unusable pairs are left out. Raises UsageError for a name that is not a picture's, LangdepthError when all pairs
+    Unusable pairs are left out. Raises UsageError for a name that is not an image's, LangdepthError when all pairs
     are unusable.
     """
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UsageError(f"{out}: a picture is written as .png, .jpg or .jpeg")
+        raise UsageError(f"{out}: an image is written as .png, .jpg or .jpeg")
     shown, problem = [], None
     for row in rows[:: max(1, len(rows) // count)][:count]:
         try:
@@ -31,7 +31,7 @@ def write_sheet(rows: list[Row], out: Path, count: int) -> int:
         known = f"{(metres > 0).mean():.0%} known"
         shown.append(viz.SheetRow(pixels, metres, None, f"{row.split} {row.key}  {known}"))
     if not shown:
-        raise problem or LangdepthError("there is no picture to show")
+        raise problem or LangdepthError("there is no image to show")
     with atomic_path(out) as temporary:
         Image.fromarray(viz.sheet(shown)).save(temporary, pnginfo=own_png(kind="sheet"))
     return len(shown)

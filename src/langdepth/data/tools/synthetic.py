@@ -37,7 +37,7 @@ _SIDES = (32, 2048)
 
 
 class Rendering(NamedTuple):
-    """A picture and its exact depth.
+    """An image and its exact depth.
 
     image: (H, W, 3) uint8 RGB; depth: (H, W) float32 metres along the optical axis, 0 where there is no surface; scene:
     one of ``text.scenes.SCENES``.

@@ -1,9 +1,9 @@
-"""What the CLIP adapters for depth minimise: one sum over the picture and its mirror image.
+"""What the CLIP adapters for depth minimise: one sum over the image and its mirror image.
 
 Source: "Unveiling the Efficacy of Foundation Models for Depth Estimation" (2023; specification, section 8).
 
-Data flow: depth of the picture and of its mirror image (mirrored back), both limited to [0, max_depth] -> symmetry of
-the two; their mean, resized to the truth -> depth, smoothness and photometric loss; the picture's bin logits, resized
+Data flow: depth of the image and of its mirror image (mirrored back), both limited to [0, max_depth] -> symmetry of
+the two; their mean, resized to the truth -> depth, smoothness and photometric loss; the image's bin logits, resized
 -> bin loss; each times its weight -> total.
 """
 
@@ -32,7 +32,7 @@ class AdapterLosses:
     photometric: float = 0.0
     """Needs a source view; 0.0 leaves the warp out."""
     shrink: int = 1
-    """Truth and picture are made smaller by this factor first: 4 for the systems with a quarter of the resolution."""
+    """Truth and image are made smaller by this factor first: 4 for the systems with a quarter of the resolution."""
     max_depth: float = 10.0
     """Metres."""
     reference_exact: bool = False
@@ -41,7 +41,7 @@ class AdapterLosses:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceView:
-    """Another view: image (B, 3, H, W), transform (B, 3, 4) from the picture's camera to its own, intrinsics (3, 3)."""
+    """Another view: image (B, 3, H, W), transform (B, 3, 4) from the image's camera to its own, intrinsics (3, 3)."""
 
     image: Tensor
     transform: Tensor
@@ -108,7 +108,7 @@ def resize(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _shrink(target: Tensor, mask: Tensor | None, image: Tensor, factor: int) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Truth, mask and picture at 1 / ``factor``. With a mask, holes never blend into the depth beside them."""
+    """Truth, mask and image at 1 / ``factor``. With a mask, holes never blend into the depth beside them."""
     if factor == 1:
         return target, mask, image
     small = target.new_empty(tuple(side // factor for side in target.shape[-2:]))

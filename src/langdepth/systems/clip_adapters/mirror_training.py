@@ -1,4 +1,4 @@
-"""How the CLIP adapters predict and learn: from a picture and its mirror image (pinying567, 2023).
+"""How the CLIP adapters predict and learn: from an image and its mirror image (pinying567, 2023).
 
 A system writes ``tell``; depth limited to its range and enlarged is the prediction, ``parts/adapter_losses.py`` of both
 views the loss.
@@ -54,7 +54,7 @@ class MirrorTraining(System):
         overlay: Tensor | None = None,
         features: dict[str, Tensor] | None = None,
     ) -> Told:
-        """Depth of (B, 3, H, W) RGB pictures in [0, 1] at the size the network gives.
+        """Depth of (B, 3, H, W) RGB images in [0, 1] at the size the network gives.
 
         ``features``: their ``frozen_features``, where they are known already.
         """
@@ -67,7 +67,7 @@ class MirrorTraining(System):
         scene: list[str] | None = None,
         overlay: Tensor | None = None,
     ) -> DepthOutput:
-        """Depth of (B, 3, H, W) RGB pictures in [0, 1]; ``overlay`` only where ``takes_overlay`` says so."""
+        """Depth of (B, 3, H, W) RGB images in [0, 1]; ``overlay`` only where ``takes_overlay`` says so."""
         depth = self.tell(image, text, scene, overlay).depth.clamp(self.config.min_depth, self.config.losses.max_depth)
         return DepthOutput(depth=enlarge(depth, image.shape[-2:]))
 
@@ -79,7 +79,7 @@ class MirrorTraining(System):
         if settings.photometric > 0:
             if batch.source_image is None or batch.pose is None or batch.intrinsics is None:
                 raise UsageError(
-                    "losses.photometric: the pictures have no second view with pose and intrinsics; "
+                    "losses.photometric: the images have no second view with pose and intrinsics; "
                     "data.pipeline: nyu-adapters-two-views makes one"
                 )
             source = SourceView(

@@ -1,13 +1,13 @@
 """`clip-adapter`, `clip-coarse-refined`, `eigen`: depth from CLIP with little to train (pinying567, June 2023).
 
-Data flow (published size; B pictures of 416 x 544; initial depth: see systems/clip_system.py)
+Data flow (published size; B images of 416 x 544; initial depth: see systems/clip_system.py)
 
     clip-adapter         cells (B, 2048, 13, 17) and words (7, 1024), each through its bottleneck of 8 units
                          -> similarity x 10 -> softmax -> depth (B, 1, 13, 17)
     clip-coarse-refined  initial depth (B, 1, 13, 17) -> 221 numbers -> 4096 -> coarse (B, 1, 104, 136)
-                         picture -> 9x9 convolution -> (B, 63, 104, 136), coarse beside it
+                         image -> 9x9 convolution -> (B, 63, 104, 136), coarse beside it
                          -> two 5x5 convolutions -> depth (B, 1, 104, 136)
-    eigen                picture -> four convolutions -> (B, 256, 13, 17) -> 56 576 numbers -> 4096
+    eigen                image -> four convolutions -> (B, 256, 13, 17) -> 56 576 numbers -> 4096
                          -> coarse (B, 1, 104, 136), then refined in the same way (Eigen et al. 2014; no language)
 
 all -> bilinear, corners aligned -> (B, 1, 416, 544). The two-stage systems are trained one stage after the other.
@@ -98,7 +98,7 @@ COARSE_NAMES = {
 
 
 class CoarseToFine(MirrorTraining):
-    """A coarse map at a quarter of the picture's size, trained first; then, on the frozen one, its refinement."""
+    """A coarse map at a quarter of the image's size, trained first; then, on the frozen one, its refinement."""
 
     coarse: CoarseMap
     refiner: Refiner | None
@@ -134,7 +134,7 @@ class CoarseToFine(MirrorTraining):
     ) -> Told:
         if tuple(image.shape[-2:]) != self.config.size:
             raise UsageError(
-                f"'{self.name}' was made for pictures of {self.config.size[1]}x{self.config.size[0]} pixels inside the "
+                f"'{self.name}' was made for images of {self.config.size[1]}x{self.config.size[0]} pixels inside the "
                 f"network, got {image.shape[-1]}x{image.shape[-2]}"
             )
         depth = self.coarse_depth(image, text, scene, features)

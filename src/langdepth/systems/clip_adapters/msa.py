@@ -1,9 +1,9 @@
 """`msa`, `msa-sam`: the Multi-Scale Adapter, a U-Net decoder over CLIP's feature pyramid (pinying567, June 2023).
 
-Data flow (B pictures of 416 x 544, RN50)
+Data flow (B images of 416 x 544, RN50)
 
-    picture -> CLIP's ResNet -> maps (B, 64, 208, 272) ... (B, 2048, 13, 17) at strides 2, 4, 8, 16, 32
-    msa-sam: overlay (B, 3, 416, 544), the picture with SAM's masks drawn over it -> two 3x3 blocks, beside the picture
+    image -> CLIP's ResNet -> maps (B, 64, 208, 272) ... (B, 2048, 13, 17) at strides 2, 4, 8, 16, 32
+    msa-sam: overlay (B, 3, 416, 544), the image with SAM's masks drawn over it -> two 3x3 blocks, beside the image
     bridge on the coarsest map -> five times: enlarge, finer map beside it, two 3x3 blocks -> 1x1
     -> delta (B, 1, 416, 544)
     clip_weight 0 (published): depth = delta
@@ -30,7 +30,7 @@ class MultiScaleConfig(AdapterConfig):
     """Options of `msa` and `msa-sam`."""
 
     overlay: bool = False
-    """Whether the picture with masks drawn over it is a second input."""
+    """Whether the image with masks drawn over it is a second input."""
     clip_weight: float = 0.0
     """Weight of the words' depth; the decoder then moves it by at most 1 m."""
     logit_scale: float = 1000.0
@@ -88,11 +88,11 @@ class MultiScaleAdapter(MirrorTraining, ClipSystem):
     def _checked(self, overlay: Tensor | None, image: Tensor) -> Tensor:
         if overlay is None:
             raise UsageError(
-                f"'{self.name}' needs an overlay beside every picture, the picture with SAM's masks drawn over it; "
+                f"'{self.name}' needs an overlay beside every image, the image with SAM's masks drawn over it; "
                 "make them with 'langdepth data sam'"
             )
         if overlay.shape != image.shape:
-            raise UsageError(f"overlays have shape {tuple(overlay.shape)}, their pictures {tuple(image.shape)}")
+            raise UsageError(f"overlays have shape {tuple(overlay.shape)}, their images {tuple(image.shape)}")
         return overlay
 
     def official_names(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""How the CLIP adapters cut, turn and colour an NYU Depth v2 picture (pinying567, 2023; specification, section 7).
+"""How the CLIP adapters cut, turn and colour an NYU Depth v2 image (pinying567, 2023; specification, section 7).
 
 Data flow: decoded arrays of 480 x 640 and the random draws -> (mirror) -> rotation -> crop -> (mirror, colour) ->
-Sample of 416 x 544. Pictures stay in [0, 1]: normalising them is the system's part.
+Sample of 416 x 544. Images stay in [0, 1]: normalising them is the system's part.
 
 Corrected by default; ``reference_exact`` gives what the published program returns: its "dense" target is the raw depth,
 colour is not limited to 1, the self-supervised overlay is normalised like a photo, and the pose shifts the wrong way.
@@ -25,15 +25,15 @@ from langdepth.systems.clip_adapters.view_warp import in_plane_motion
 STORED = (480, 640)  # height, width of the images of NYU
 SIZE = (416, 544)  # height, width of what comes out
 TEST_CORNER = (60, 56)  # x, y
-TRAIN_CORNER = (43, 45)  # of the 427 x 565 pixels that training pictures are cut from
+TRAIN_CORNER = (43, 45)  # of the 427 x 565 pixels that training images are cut from
 CENTRAL = (10, 6)  # x, y of their centre
 MAX_DEPTH = 10.0  # metres
-FOCAL = 0.015  # pixels, as published; any value moves pixels alike, since the motion stays in the picture plane
+FOCAL = 0.015  # pixels, as published; any value moves pixels alike, since the motion stays in the image plane
 
 
 @dataclass(frozen=True, kw_only=True)
-class NyuPicture:
-    """Decoded arrays of one picture, (480, 640).
+class NyuImage:
+    """Decoded arrays of one image, (480, 640).
 
     rgb (H, W, 3) uint8; depth_mm (H, W): raw depth in millimetres, 0 where unknown; dense_mm: the same with holes
     filled; overlay (h, w, 3) uint8 of any size: the photo with coloured masks. Raises ImageError for another size.
@@ -46,17 +46,17 @@ class NyuPicture:
     path: str = ""
 
     def __post_init__(self) -> None:
-        for name, array in (("picture", self.rgb), ("depth", self.depth_mm), ("filled depth", self.dense_mm)):
+        for name, array in (("image", self.rgb), ("depth", self.depth_mm), ("filled depth", self.dense_mm)):
             if array is not None and array.shape[:2] != STORED:
                 height, width = array.shape[:2]
                 raise ImageError(
-                    f"{self.path or 'NYU picture'}: {name} is {width}x{height}, these crops need 640x480 or its shape"
+                    f"{self.path or 'NYU image'}: {name} is {width}x{height}, these crops need 640x480 or its shape"
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedDraws:
-    """What is random in a supervised training picture.
+    """What is random in a supervised training image.
 
     angle in degrees, counter-clockwise; x, y: place of the 416 x 544 crop in the 427 x 565 one; gain, overlay_gain:
     factors on the colours of the photo and of the overlay.
@@ -84,7 +84,7 @@ class SupervisedDraws:
 
 @dataclass(frozen=True, kw_only=True)
 class SelfSupervisedDraws:
-    """What is random in a self-supervised training picture.
+    """What is random in a self-supervised training image.
 
     angle in degrees, counter-clockwise; shift_x, shift_y: how far the crop moves to the right and down, pixels.
     """
@@ -101,18 +101,18 @@ class SelfSupervisedDraws:
         return cls(mirror=random.uniform() > 0.5, shift_x=shift_x, shift_y=shift_y, angle=random.uniform(-10, 10))
 
 
-def evaluation_sample(picture: NyuPicture, *, dense: bool = False) -> Sample:
-    """The picture as it is judged; ``dense`` gives the filled depth instead of the raw one."""
-    return _sample(_crop(_layers(picture, dense), TEST_CORNER), picture)
+def evaluation_sample(image: NyuImage, *, dense: bool = False) -> Sample:
+    """The image as it is judged; ``dense`` gives the filled depth instead of the raw one."""
+    return _sample(_crop(_layers(image, dense), TEST_CORNER), image)
 
 
-def supervised_sample(picture: NyuPicture, draws: SupervisedDraws, *, reference_exact: bool = False) -> Sample:
-    """A picture to learn depth from; the filled depth if there is one."""
-    layers = _rotate(_layers(picture, dense=not reference_exact), draws.angle)
+def supervised_sample(image: NyuImage, draws: SupervisedDraws, *, reference_exact: bool = False) -> Sample:
+    """An image to learn depth from; the filled depth if there is one."""
+    layers = _rotate(_layers(image, dense=not reference_exact), draws.angle)
     layers = _crop(layers, (TRAIN_CORNER[0] + draws.x, TRAIN_CORNER[1] + draws.y))
     if draws.mirror:
         layers = _mirror(layers)
-    sample = _sample(layers, picture)
+    sample = _sample(layers, image)
     largest = 255.0 if reference_exact else 1.0  # colours are in [0, 1], the published limit is that of bytes
     sample.image = (sample.image * draws.gain).clamp(0, largest)
     if sample.overlay is not None:
@@ -120,18 +120,18 @@ def supervised_sample(picture: NyuPicture, draws: SupervisedDraws, *, reference_
     return sample
 
 
-def self_supervised_sample(picture: NyuPicture, draws: SelfSupervisedDraws, *, reference_exact: bool = False) -> Sample:
-    """A turned and shifted picture, the unturned one as its source view, and the pose between the two.
+def self_supervised_sample(image: NyuImage, draws: SelfSupervisedDraws, *, reference_exact: bool = False) -> Sample:
+    """A turned and shifted image, the unturned one as its source view, and the pose between the two.
 
     The pose moves pixels at a depth of 1 m by exactly the turn and shift; see ``parts.view_warp.in_plane_motion``.
     """
-    layers = _layers(picture, dense=not reference_exact)
+    layers = _layers(image, dense=not reference_exact)
     if draws.mirror:
         layers = _mirror(layers)
     left, top = TRAIN_CORNER[0] + CENTRAL[0], TRAIN_CORNER[1] + CENTRAL[1]
     shift = round(draws.shift_x), round(draws.shift_y)
-    sample = _sample(_crop(_rotate(layers, draws.angle), (left + shift[0], top + shift[1])), picture)
-    sample.source_image = _sample(_crop(layers, (left, top)), picture).image
+    sample = _sample(_crop(_rotate(layers, draws.angle), (left + shift[0], top + shift[1])), image)
+    sample.source_image = _sample(_crop(layers, (left, top)), image).image
     intrinsics = np.array([[FOCAL, 0, SIZE[1] / 2], [0, FOCAL, SIZE[0] / 2], [0, 0, 1]])
     if reference_exact:
         pose = in_plane_motion(draws.angle, (-draws.shift_x, -draws.shift_y), (320, 240), intrinsics)
@@ -139,7 +139,7 @@ def self_supervised_sample(picture: NyuPicture, draws: SelfSupervisedDraws, *, r
             spec = InputSpec()
             mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
             sample.overlay = (sample.overlay - mean) / std
-    else:  # Pillow turns about the middle of the picture, which lies between pixel centres
+    else:  # Pillow turns about the middle of the image, which lies between pixel centres
         pose = in_plane_motion(draws.angle, shift, (319.5 - left, 239.5 - top), intrinsics)
     sample.pose = torch.from_numpy(pose).float()
     sample.intrinsics = torch.from_numpy(intrinsics).float()
@@ -147,7 +147,7 @@ def self_supervised_sample(picture: NyuPicture, draws: SelfSupervisedDraws, *, r
 
 
 class NyuAdapterTransform:
-    """The paper's training pictures from stored samples of 480 x 640; draws follow torch's global generator.
+    """The paper's training images from stored samples of 480 x 640; draws follow torch's global generator.
 
     ``sizes``: (height, width) that the network takes; UsageError unless they are (416, 544). ``two_views``: as for
     self-supervised training, with a second view; otherwise as for supervised training.
@@ -159,7 +159,7 @@ class NyuAdapterTransform:
         others = [f"{width}x{height}" for height, width in sizes if (height, width) != SIZE]
         if others:
             raise UsageError(
-                f"data.pipeline: the pictures of the CLIP adapters are {SIZE[1]}x{SIZE[0]}, but the network takes "
+                f"data.pipeline: the images of the CLIP adapters are {SIZE[1]}x{SIZE[0]}, but the network takes "
                 f"{', '.join(others)}; change data.aspects or the size in system.options, or take the standard pipeline"
             )
         self.two_views = two_views
@@ -178,27 +178,27 @@ class NyuAdapterTransform:
             rgb = np.asarray(Image.fromarray(rgb).resize(STORED[::-1], Image.Resampling.BILINEAR))
             depth_mm = np.asarray(Image.fromarray(depth_mm).resize(STORED[::-1], Image.Resampling.NEAREST))
         overlay = None if sample.overlay is None else _bytes(sample.overlay)
-        picture = NyuPicture(rgb=rgb, depth_mm=depth_mm, overlay=overlay, path=sample.path)
+        image = NyuImage(rgb=rgb, depth_mm=depth_mm, overlay=overlay, path=sample.path)
         random = np.random.default_rng(int(torch.randint(2**62, ())))
         if self.two_views:
             views = SelfSupervisedDraws.draw(random)
-            made = self_supervised_sample(picture, views, reference_exact=self.reference_exact)
+            made = self_supervised_sample(image, views, reference_exact=self.reference_exact)
         else:
             draws = SupervisedDraws.draw(random)
-            made = supervised_sample(picture, draws, reference_exact=self.reference_exact)
+            made = supervised_sample(image, draws, reference_exact=self.reference_exact)
         words = sample.text_features
         return replace(made, scene=sample.scene, text=sample.text, text_features=words, source=sample.source)
 
 
-# Photo, depth and overlay are Pillow pictures of one size, moved alike.
+# Photo, depth and overlay are Pillow images of one size, moved alike.
 
 
-def _layers(picture: NyuPicture, dense: bool) -> dict[str, Image.Image]:
-    depth = picture.dense_mm if dense and picture.dense_mm is not None else picture.depth_mm
+def _layers(image: NyuImage, dense: bool) -> dict[str, Image.Image]:
+    depth = image.dense_mm if dense and image.dense_mm is not None else image.depth_mm
     # 16 bits as in the files: Pillow turns other kinds of numbers with other rounding.
-    layers = {"image": Image.fromarray(picture.rgb), "depth": Image.fromarray(depth.astype(np.uint16))}
-    if picture.overlay is not None:
-        layers["overlay"] = Image.fromarray(picture.overlay).resize(layers["image"].size)  # bicubic
+    layers = {"image": Image.fromarray(image.rgb), "depth": Image.fromarray(depth.astype(np.uint16))}
+    if image.overlay is not None:
+        layers["overlay"] = Image.fromarray(image.overlay).resize(layers["image"].size)  # bicubic
     return layers
 
 
@@ -218,11 +218,11 @@ def _rotate(layers: dict[str, Image.Image], angle: float) -> dict[str, Image.Ima
     return {name: layer.rotate(angle, rules.get(name, Image.Resampling.NEAREST)) for name, layer in layers.items()}
 
 
-def _sample(layers: dict[str, Image.Image], picture: NyuPicture) -> Sample:
+def _sample(layers: dict[str, Image.Image], image: NyuImage) -> Sample:
     millimetres = np.array(layers["depth"], dtype=np.float32)
     depth = torch.from_numpy(millimetres)[None].div(1000).clamp(0, MAX_DEPTH)
     overlay = _colours(layers["overlay"]) if "overlay" in layers else None
-    return Sample(image=_colours(layers["image"]), depth=depth, mask=depth > 0, overlay=overlay, path=picture.path)
+    return Sample(image=_colours(layers["image"]), depth=depth, mask=depth > 0, overlay=overlay, path=image.path)
 
 
 def _colours(layer: Image.Image) -> Tensor:

@@ -1,4 +1,4 @@
-"""One view of a scene from another: inverse warping by depth, camera and motion; motions within the picture plane.
+"""One view of a scene from another: inverse warping by depth, camera and motion; motions within the image plane.
 
 Source: photometric self-supervision after Zhou et al. 2017, as the CLIP adapters use it (specification, sections 7, 8).
 """
@@ -19,10 +19,10 @@ ROUNDING = 1e-3  # pixels that float32 may be off: so much beyond the border sti
 def warp_view(
     source: Tensor, depth: Tensor, transform: Tensor, intrinsics: Tensor, *, reference_exact: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The source picture as it would look from the target's place.
+    """The source image as it would look from the target's place.
 
     source (B, C, H, W); depth (B, 1, H, W) of the target, metres; transform (B, 3, 4): rotation and translation from
-    target to source camera; intrinsics (3, 3) or (B, 3, 3), pixels. Returns the warped picture (B, C, H, W) and where
+    target to source camera; intrinsics (3, 3) or (B, 3, 3), pixels. Returns the warped image (B, C, H, W) and where
     it shows something, (B, 1, H, W) bool: in front of the source camera and between its outermost pixel centres.
     Elsewhere it is 0. ``reference_exact`` bends indices back to the border before the weights are taken, so that the
     last row and column become 0 too, and calls every pixel valid (specification, section 9.12).
@@ -48,7 +48,7 @@ def warp_view(
 
 
 def _gather_clamped(source: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Bilinear look-up whose neighbours are moved into the picture first and weighted from there."""
+    """Bilinear look-up whose neighbours are moved into the image first and weighted from there."""
     height, width = source.shape[-2:]
     left, top = x.floor(), y.floor()
     columns = [column.clamp(0, width - 1) for column in (left, left + 1)]

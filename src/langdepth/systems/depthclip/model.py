@@ -2,14 +2,14 @@
 
 Data flow (published size; RN50)
 
-    picture (B, 3, 416, 544) -> last stage of CLIP's ResNet, no attention pool -> (B, 2048, 13, 17)
+    image (B, 3, 416, 544) -> last stage of CLIP's ResNet, no attention pool -> (B, 2048, 13, 17)
     each cell to length 1, every second channel kept -> (B, 1024, 13, 17)
     "This object is giant", "... extremely close", ... -> text matrix (7, 1024)
     1000 x similarity -> softmax over the words -> probs (B, 7, 13, 17)
     sum of probs x (1, 1.5, 2, 2.25, 2.5, 2.75, 3 m) -> bilinear, corners aligned -> depth (B, 1, 416, 544)
 
 `depthclip-vit` is the same with ViT-B/16: all patch tokens through the last norm and the projection, 26 x 34 cells.
-Published: average with the mirrored picture (``flip``). Specification and numbers: docs/systems/depthclip.md.
+Published: average with the mirrored image (``flip``). Specification and numbers: docs/systems/depthclip.md.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""`few-shot-clip`: DepthCLIP with bins of each scene, learned from a few pictures of it.
+"""`few-shot-clip`: DepthCLIP with bins of each scene, learned from a few images of it.
 
 After the abstract of Hu et al. (WACV 2024, arXiv 2311.01034); neither their code nor their text was at hand.
 
-Data flow (B pictures of 416 x 544; RN50; S scenes, 7 words)
+Data flow (B images of 416 x 544; RN50; S scenes, 7 words)
 
-    picture -> CLIP's embedding (B, 1024), against the scenes' (S, 1024) -> one scene, or shares of all -> (B, S)
-    codebook (S, 7) metres -> bins of the picture (B, 7)
+    image -> CLIP's embedding (B, 1024), against the scenes' (S, 1024) -> one scene, or shares of all -> (B, S)
+    codebook (S, 7) metres -> bins of the image (B, 7)
     "<|prompt_0|> ... <|prompt_3|> This object is giant" ... -> text tower -> text matrix (7, 1024)
     cells (B, 2048, 13, 17) against the words, as in DepthCLIP -> probs (B, 7, 13, 17); depth = sum of probs x bins
 
@@ -43,9 +43,9 @@ class FewShotClipConfig(ClipConfig):
     context: int = 4
     """Learned vectors in front of every sentence; 0 leaves the words as they are."""
     scenes: tuple[str, ...] = SCENES[:-1]
-    """The codebook's rows; the default are the scene types of NYU Depth V2's training pictures."""
+    """The codebook's rows; the default are the scene types of NYU Depth V2's training images."""
     selector: Literal["text", "image", "oracle"] = "text"
-    """What tells a picture's scene: the scenes' names, the mean embedding of their training pictures, or the caller."""
+    """What tells an image's scene: the scenes' names, the mean embedding of their training images, or the caller."""
     soft: bool = False
     """Bins mixed by the scenes' probabilities, instead of those of the likeliest scene."""
     scene_template: str = "a photo of a {}"
@@ -65,7 +65,7 @@ class FewShotClipConfig(ClipConfig):
 
 
 class FewShotClip(LearnedWords):
-    """``scene``: one name of ``config.scenes`` per picture, instead of the selector's choice."""
+    """``scene``: one name of ``config.scenes`` per image, instead of the selector's choice."""
 
     Config = FewShotClipConfig
     log_factors: nn.Parameter
@@ -77,7 +77,7 @@ class FewShotClip(LearnedWords):
         known = [scene.replace("_", " ") for scene in config.scenes]
         rows = [known.index(name) if (name := label.replace("_", " ")) in known else -1 for label in SCENES]
         self.register_buffer("label_rows", torch.tensor(rows), persistent=False)
-        # What pictures are compared with: the names' features, or the sum of the training pictures' embeddings.
+        # What images are compared with: the names' features, or the sum of the training images' embeddings.
         self.register_buffer("scene_keys", torch.zeros(len(config.scenes), self.tower.embed_dim))
 
     def _set_prompts(self, prompts: PromptSet) -> None:
@@ -112,14 +112,14 @@ class FewShotClip(LearnedWords):
         return torch.where(self.scene_keys.any(1), cosine, -1.0).mul(100).softmax(-1)
 
     def select(self, embedding: Tensor) -> Tensor:
-        """Shares (B, S) of the codebook's rows for pictures that CLIP sees as (B, D); their sum is 1."""
+        """Shares (B, S) of the codebook's rows for images that CLIP sees as (B, D); their sum is 1."""
         probs = self.scene_probs(embedding)
         return probs if self.config.soft else self._one_hot(probs.argmax(-1))
 
     def told(self, scene: list[str], count: int) -> Tensor:
         """Shares (B, S) for the scenes' names."""
         if len(scene) != count:
-            raise UsageError(f"{len(scene)} scenes for {count} pictures; give one for each")
+            raise UsageError(f"{len(scene)} scenes for {count} images; give one for each")
         rows = [scene_index(name, self.scenes) for name in scene]
         return self._one_hot(torch.tensor(rows, device=self.scene_keys.device))
 

@@ -1,4 +1,4 @@
-"""Bins whose widths follow the picture: the mini-ViT of AdaBins (Bhat et al., arXiv 2011.14141).
+"""Bins whose widths follow the image: the mini-ViT of AdaBins (Bhat et al., arXiv 2011.14141).
 
 Data flow
 
@@ -65,7 +65,7 @@ class MiniViT(nn.Module):
             side = self.patch_embedding.stride[0]
             raise UsageError(
                 f"adaptive bins take maps of {self.queries + 1} to {most} patches of {side} x {side} cells; "
-                f"{features.shape[-1]}x{features.shape[-2]} cells are {count}; choose another picture size"
+                f"{features.shape[-1]}x{features.shape[-2]} cells are {count}; choose another image size"
             )
         encoded: Tensor = self.encoder(patches + self.positions[:count])
         return encoded
@@ -82,7 +82,7 @@ class MiniViT(nn.Module):
 
 
 class AdaptiveBins(nn.Module):
-    """Depth between ``min_depth`` and ``max_depth`` metres as the expectation over bins that follow the picture.
+    """Depth between ``min_depth`` and ``max_depth`` metres as the expectation over bins that follow the image.
 
     The other options are those of ``MiniViT``.
     """

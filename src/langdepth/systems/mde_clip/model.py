@@ -5,13 +5,13 @@
 
 Data flow (published size; RN50, frozen)
 
-    picture (B, 3, 480, 640) -> CLIP's ResNet -> F1 (B, 256, 120, 160), F2 (B, 512, 60, 80), F3 (B, 1024, 30, 40),
+    image (B, 3, 480, 640) -> CLIP's ResNet -> F1 (B, 256, 120, 160), F2 (B, 512, 60, 80), F3 (B, 1024, 30, 40),
     F4 (B, 2048, 15, 20); "This object is giant", "... extremely close", ... -> text matrix T (7, 1024)
 
     mde-clip, mde-clip-unet
     every pixel of every F_i attends to the rows of T -> A_i, shaped like F_i       (parts/cross_attention.py)
     A4 -> twice the size; three times: A_i beside it, two 3x3 convolutions, twice the size -> D1 (B, 128, 240, 320)
-    mde-clip       D1 -> bins that follow the picture -> depth (B, 1, 240, 320)     (parts/adaptive_bins.py)
+    mde-clip       D1 -> bins that follow the image -> depth (B, 1, 240, 320)     (parts/adaptive_bins.py)
     mde-clip-unet  D1 -> convolutions, twice the size -> 10 m x sigmoid -> depth (B, 1, 480, 640)
 
     refine-clip
@@ -48,7 +48,7 @@ class PyramidConfig(ClipConfig):
     QUIRKS: ClassVar[dict[str, Any]] = {**ClipConfig.QUIRKS, "clip_bn": "train", "clip_half": True}
 
     size: tuple[int, int] | None = (480, 640)
-    """Height and width inside the network, multiples of 32; null: ``area`` pixels in the picture's shape."""
+    """Height and width inside the network, multiples of 32; null: ``area`` pixels in the image's shape."""
     clip_bn: Literal["eval", "train"] = "eval"
     """Whether CLIP's BatchNorm keeps its statistics in training; the official code changes and saves them."""
     clip_half: bool = False
@@ -78,7 +78,7 @@ class PyramidClip(ClipSystem):
     TRUNK_OPTIONS = (*ClipSystem.TRUNK_OPTIONS, "size", "clip_half")
 
     def frozen_features(self, image: Tensor) -> dict[str, Tensor]:
-        """CLIP's maps of pictures that were brought to ``config.size`` first."""
+        """CLIP's maps of images that were brought to ``config.size`` first."""
         if self.config.size is not None:
             image = enlarge(image, self.config.size)
         half = self.config.clip_half and image.is_cuda
@@ -120,7 +120,7 @@ class CrossAttentionConfig(PyramidConfig):
     """Metres."""
     losses: MdeLosses = field(default_factory=MdeLosses)
     independent_flip: bool = False
-    """Whether training mirrors the depth without its picture in half of the cases. On pairs that were mirrored together
+    """Whether training mirrors the depth without its image in half of the cases. On pairs that were mirrored together
     at random this is the official code's mistake of drawing twice."""
 
 
@@ -145,7 +145,7 @@ class MdeClipConfig(CrossAttentionConfig):
 
 
 def image_losses(prediction: Tensor, target: Tensor, mask: Tensor, *, masked_ssim: bool = False) -> dict[str, Tensor]:
-    """silog, l1 and ssim of every picture, (B,) each; prediction, target, mask (B, 1, H, W), target 0 where unknown."""
+    """silog, l1 and ssim of every image, (B,) each; prediction, target, mask (B, 1, H, W), target 0 where unknown."""
 
     def of_one(prediction: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
         seen = mask if masked_ssim else None
@@ -209,7 +209,7 @@ class CrossAttentionClip(PyramidClip):
         raise NotImplementedError
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """silog, l1 and ssim, means over pictures; with bins their chamfer distance; "total", the weighted sum."""
+        """silog, l1 and ssim, means over images; with bins their chamfer distance; "total", the weighted sum."""
         mask, target = batch.mask, torch.where(batch.mask, batch.depth, 0)
         if self.config.independent_flip:
             mirrored = torch.rand(len(mask), 1, 1, 1, device=mask.device) < 0.5
@@ -264,7 +264,7 @@ class CrossAttentionClip(PyramidClip):
 
 
 class MdeClip(CrossAttentionClip):
-    """Cross-attention and bins that follow the picture, the published system."""
+    """Cross-attention and bins that follow the image, the published system."""
 
     Config = MdeClipConfig
     POSITIONS = "adaptive_bins_layer.patch_transformer.positional_encodings"

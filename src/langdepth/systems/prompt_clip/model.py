@@ -2,14 +2,14 @@
 
 Data flow (the published row; NYU Depth V2)
 
-    picture (B, 3, 480, 640) -> last stage of CLIP's ResNet -> each cell to length 1, every second channel kept
+    image (B, 3, 480, 640) -> last stage of CLIP's ResNet -> each cell to length 1, every second channel kept
     -> (B, 1024, 15, 20) -> feature stage (identity)
     "This object appears to be <|depth_0|>" ... <|depth_6|>, seven learned vectors (7, 512) -> text tower -> (7, 1024)
     1000 / sqrt(7) x similarity -> logits (B, 7, 15, 20) -> logit stage (identity)
     -> softmax over the words -> sum of probs x (0.72, 2.14, ... 9.29 m) -> depth (B, 1, 15, 20), on purpose that coarse
 
 Only the learned vectors train, and the decoders of the stages. Variants: other templates, objects, words and bins;
-words that depend on the picture (`image_dependent`) or on each cell (`object_word: patch`); stages that enlarge. The
+words that depend on the image (`image_dependent`) or on each cell (`object_word: patch`); stages that enlarge. The
 presets are in registry.py. Specification and numbers: docs/systems/prompt-clip.md.
 """
 
@@ -55,14 +55,14 @@ class PromptClipConfig(ClipConfig):
     prompts: PromptSet | str = ""
     """What the five options above amount to; if given, it takes their place."""
     image_dependent: bool = False
-    """Whether the picture's mean feature goes into every learned token."""
+    """Whether the image's mean feature goes into every learned token."""
     feature_stage: StageKind = "none"
-    """Enlarges cells before they meet words: to half or the full size of the picture, by a factor, or by a decoder."""
+    """Enlarges cells before they meet words: to half or the full size of the image, by a factor, or by a decoder."""
     logit_stage: StageKind = "none"
     """The same for the logits."""
     text_norm: Literal["sample", "batch"] = "sample"
     """Over what the norm of the words runs that the similarity is divided by. Published is "batch": where words depend
-    on the picture, the depth then depends on how many pictures there are at once, and on their size."""
+    on the image, the depth then depends on how many images there are at once, and on their size."""
     clip_bn: Literal["eval", "train"] = "eval"
     """Whether CLIP's BatchNorm keeps its statistics in training; the official code changes them."""
     area: int = 480 * 640
@@ -85,12 +85,12 @@ class Stage(nn.Module):
         self.share = {"half": 0.5, "full": 1.0}.get(name)
         self.decoder = NearestDecoder(channels, int(number)) if name == "decoder" else None
 
-    def forward(self, x: Tensor, picture: torch.Size) -> Tensor:
-        """``picture``: its (H, W)."""
+    def forward(self, x: Tensor, image: torch.Size) -> Tensor:
+        """``image``: its (H, W)."""
         if self.decoder is not None:
             decoded: Tensor = self.decoder(x)
             return decoded
-        size = [int(s * self.share) for s in picture] if self.share else [s * self.factor for s in x.shape[-2:]]
+        size = [int(s * self.share) for s in image] if self.share else [s * self.factor for s in x.shape[-2:]]
         if list(x.shape[-2:]) == size:
             return x
         return F.interpolate(x, size, mode="bilinear", align_corners=False)
@@ -107,11 +107,11 @@ class PromptClip(LearnedWords):
         width = 0 if self.text_tower is None else self.text_tower.transformer.width
         if config.image_dependent and (self.learned is None or not len(self.learned.vectors)):
             raise ValueError("image_dependent needs learned tokens; the sentences have none")
-        if self.learned is not None and self.learned.from_picture > 1:
-            raise ValueError("a sentence can hold one token from the picture, <|imgf_0|>")
-        self.picture_words = bool(config.image_dependent or (self.learned and self.learned.from_picture))
-        if self.picture_words and self.scenes:
-            raise ValueError("prompts.scenes: words cannot depend on the scene and on the picture at once")
+        if self.learned is not None and self.learned.from_image > 1:
+            raise ValueError("a sentence can hold one token from the image, <|imgf_0|>")
+        self.image_words = bool(config.image_dependent or (self.learned and self.learned.from_image))
+        if self.image_words and self.scenes:
+            raise ValueError("prompts.scenes: words cannot depend on the scene and on the image at once")
         self.conditioner: nn.Sequential | None = None
         if config.image_dependent:
             self.conditioner = nn.Sequential(
@@ -127,10 +127,10 @@ class PromptClip(LearnedWords):
         self.word_bins.logit_scale = self.config.logit_scale / math.sqrt(len(prompts.words))
 
     def vectors(self, features: Tensor | None) -> Tensor:
-        """Learned vectors (V, W); (B, V, W) or (B, h * w, V, W) with the picture's part, which None leaves out."""
+        """Learned vectors (V, W); (B, V, W) or (B, h * w, V, W) with the image's part, which None leaves out."""
         assert self.learned is not None
         vectors: Tensor = self.learned.vectors
-        if not self.picture_words:
+        if not self.image_words:
             return vectors
         if features is None:
             features = vectors.new_zeros(1, self.cell_channels, 1, 1)
@@ -139,7 +139,7 @@ class PromptClip(LearnedWords):
             mean = features.mean((2, 3))[:, None].expand(-1, len(vectors), -1)
             pairs = torch.cat([mean, vectors.expand(len(features), -1, -1)], -1)
             vectors = self.conditioner(pairs)
-        if self.learned.from_picture:
+        if self.learned.from_image:
             cells = thin_channels(features, vectors.shape[-1]).flatten(2).mT[:, :, None]
             vectors = vectors.unsqueeze(-3).expand(*cells.shape[:2], -1, -1)
             vectors = torch.cat([vectors, cells], -2)
@@ -147,7 +147,7 @@ class PromptClip(LearnedWords):
 
     def encode(self, features: Tensor | None = None) -> Tensor:
         text = super().encode(features)
-        if not self.picture_words:
+        if not self.image_words:
             return text
         text = text[..., 0, :, :]  # no scenes
         if features is None:
@@ -156,10 +156,10 @@ class PromptClip(LearnedWords):
             text = text / math.sqrt(math.prod(text.shape[:-2]))
         return text
 
-    def compare_with(self, features: Tensor, text: Tensor, centers: Tensor, picture: torch.Size) -> WordDepth:
+    def compare_with(self, features: Tensor, text: Tensor, centers: Tensor, image: torch.Size) -> WordDepth:
         """Cell features (B, C, h, w), words (N, K, D) or (B, h * w, K, D) and bins (N, K) to depth."""
-        cells = self.feature_stage(self.word_bins.cells(features), picture)
-        logits = self.logit_stage(self.word_bins.logits(cells, text), picture)
+        cells = self.feature_stage(self.word_bins.cells(features), image)
+        logits = self.logit_stage(self.word_bins.logits(cells, text), image)
         return self.word_bins.expect(logits, centers)
 
     def forward(
@@ -167,7 +167,7 @@ class PromptClip(LearnedWords):
     ) -> DepthOutput:
         features = self.dense(image)
         matrix, centers = self.words(len(image), text, scene)
-        if text is None and self.picture_words:
+        if text is None and self.image_words:
             matrix = self.encode(features)
         found = self.compare_with(features, matrix, centers, image.shape[-2:])
         return DepthOutput(depth=found.depth, bin_centers=centers.expand(len(image), -1), bin_probs=found.probs)
@@ -177,7 +177,7 @@ class PromptClip(LearnedWords):
         features = (batch.features or self.frozen_features(batch.image))["cells"]
         text, centers = self.words(len(features))
         if self.learned is not None:
-            text = self.encode(features)[: None if self.picture_words else 1]
+            text = self.encode(features)[: None if self.image_words else 1]
         depth = self.compare_with(features, text, centers, batch.image.shape[-2:]).depth
         silog = losses.silog(enlarge(depth, batch.depth.shape[-2:]), batch.depth, batch.mask)
         return {"silog": silog, "total": silog}

@@ -73,7 +73,7 @@ class DeformableAttention(nn.Module):
         weights = self.weights(queries).view(*shape[:3], -1)
         values = self.value(tokens)
         with torch.autocast(tokens.device.type, enabled=False):
-            # One picture per head, the points before the cells: (B * heads, levels, points, N, ...)
+            # One image per head, the points before the cells: (B * heads, levels, points, N, ...)
             offsets = offsets.float().permute(0, 2, 3, 4, 1, 5).flatten(0, 1)
             weights = weights.float().softmax(-1).view(shape).permute(0, 2, 3, 4, 1).flatten(0, 1)
             maps = values.float().view(batch, count, self.heads, -1).permute(0, 2, 3, 1).flatten(0, 1)

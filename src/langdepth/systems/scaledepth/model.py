@@ -5,7 +5,7 @@
 
 Data flow (published size; 64 bin queries, 3 scale queries)
 
-    picture (B, 3, 480, 640) -> CLIP's ConvNeXt-L -> maps (B, 192, 120, 160), (B, 384, 60, 80), (B, 768, 30, 40),
+    image (B, 3, 480, 640) -> CLIP's ConvNeXt-L -> maps (B, 192, 120, 160), (B, 384, 60, 80), (B, 768, 30, 40),
     (B, 1536, 15, 20)
     -> pixel decoder (parts/pixel_decoder.py) -> mask features (B, 256, 120, 160), memories (B, 256, h, w) at strides
     32, 16, 8
@@ -76,7 +76,7 @@ class ScaleDepthConfig:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     area: int | None = 480 * 640
-    """Pixels inside the network, in the picture's shape; null: the picture's own size."""
+    """Pixels inside the network, in the image's shape; null: the image's own size."""
     channels: int = 256
     """Of memories, mask features and queries; a multiple of 32."""
     pixel_layers: int = 6
@@ -94,7 +94,7 @@ class ScaleDepthConfig:
     """What the scenes' cross-entropy gets; probabilities (softmax twice, tiny gradients) are published."""
     scene_loss_weight: float = 0.01
     scene_mean_over_all: bool = False
-    """Whether pictures of unknown scene count in the mean of the scene loss, as 0."""
+    """Whether images of unknown scene count in the mean of the scene loss, as 0."""
     chamfer_weight: float = 0.0
     """Of the distance between bins, in metres, and depths; 0.1 in the official code, which does not use it."""
     loss_max_depth: float | None = None
@@ -102,7 +102,7 @@ class ScaleDepthConfig:
     scale_bias: float = 2.0
     """Start of the scale layer's bias; from 0, as published, half of the starts have scale 0.1 m and no gradient."""
     scene_share: float = 0.5
-    """How far a named scene moves the scale in logs, from what the picture is read as (0) to what it says (1)."""
+    """How far a named scene moves the scale in logs, from what the image is read as (0) to what it says (1)."""
     gradient_checkpointing: bool = False
     """Training in less memory and more time: only the inputs of the layers of decoders, ConvNeXt and Swin are kept."""
     reference_exact: bool = False
@@ -142,7 +142,7 @@ class ScaleDepth(System):
     """All variants. ``text``: a (K, D) matrix instead of the scene table, one row per scene."""
 
     Config = ScaleDepthConfig
-    text_per_picture = False
+    text_per_image = False
     config: ScaleDepthConfig
     scene_table: Tensor
     scene_counts: Tensor
@@ -164,7 +164,7 @@ class ScaleDepth(System):
         self.scale = nn.Linear(width, 1)
         nn.init.constant_(self.scale.bias, config.scale_bias)
         self.register_buffer("scene_table", torch.zeros(config.scenes, width))
-        # Of the training pictures of each scene: how many, and the sum of their log median depths. A moving average
+        # Of the training images of each scene: how many, and the sum of their log median depths. A moving average
         # weights both alike, so their ratio stays a mean.
         self.register_buffer("scene_counts", torch.zeros(config.scenes))
         self.register_buffer("scene_log_sums", torch.zeros(config.scenes))
@@ -178,14 +178,14 @@ class ScaleDepth(System):
     def forward(
         self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
     ) -> DepthOutput:
-        """Depth of (B, 3, H, W) pictures in [0, 1], H and W at least 32, at a quarter of their size.
+        """Depth of (B, 3, H, W) images in [0, 1], H and W at least 32, at a quarter of their size.
 
         ``scene``: names of ``scenes``. The paper predicts without; here a name moves the scale half of the way (option
-        ``scene_share``), in log scale, from the usual depth of the scenes that the picture is read as to that of the
-        named one. The usual depth of a scene is the median depth of its training pictures.
+        ``scene_share``), in log scale, from the usual depth of the scenes that the image is read as to that of the
+        named one. The usual depth of a scene is the median depth of its training images.
 
         ``text``: a (K, D) matrix in the place of the scene table. Raises UsageError for sentences, for a matrix of
-        another shape, for unknown scenes and those that training never saw, and for too small pictures.
+        another shape, for unknown scenes and those that training never saw, and for too small images.
         """
         table = self._table(text)
         found = self.read(self.maps(image), [-1], table)[-1]
@@ -198,11 +198,11 @@ class ScaleDepth(System):
         )
 
     def maps(self, image: Tensor) -> list[Tensor]:
-        """The encoder's maps of (B, 3, H, W) RGB in [0, 1], finest first. Raises UsageError for too small pictures."""
+        """The encoder's maps of (B, 3, H, W) RGB in [0, 1], finest first. Raises UsageError for too small images."""
         if min(image.shape[-2:]) < SMALLEST:
             raise UsageError(
-                f"'{self.name}' takes pictures of at least {SMALLEST}x{SMALLEST} pixels, not "
-                f"{image.shape[-1]}x{image.shape[-2]}; enlarge the picture"
+                f"'{self.name}' takes images of at least {SMALLEST}x{SMALLEST} pixels, not "
+                f"{image.shape[-1]}x{image.shape[-2]}; enlarge the image"
             )
         maps: list[Tensor] = self.encoder(self.normalise(image))[-4:]
         return maps
@@ -239,7 +239,7 @@ class ScaleDepth(System):
         if text is None:
             return None
         if not isinstance(text, Tensor):
-            raise UsageError(f"the system '{self.name}' takes no sentence about the picture; name its scene")
+            raise UsageError(f"the system '{self.name}' takes no sentence about the image; name its scene")
         if not self.scenes or text.shape != self.scene_table.shape:
             raise UsageError(
                 f"text features have shape {tuple(text.shape)}; '{self.name}' takes one row per scene, "
@@ -248,18 +248,18 @@ class ScaleDepth(System):
         return text.to(self.scene_table)
 
     def _scene_factor(self, scene: list[str], similarity: Tensor | None) -> Tensor:
-        """What the named scenes (B) multiply the scales by, for pictures with ``similarity`` to all scenes (B, K)."""
+        """What the named scenes (B) multiply the scales by, for images with ``similarity`` to all scenes (B, K)."""
         if similarity is None:
             raise UsageError(f"the system '{self.name}' takes no scene; leave it out")
         if len(scene) != len(similarity):
-            raise UsageError(f"{len(scene)} scenes for {len(similarity)} pictures; give one for each")
+            raise UsageError(f"{len(scene)} scenes for {len(similarity)} images; give one for each")
         named = torch.tensor([scene_index(name, self.scenes) for name in scene], device=similarity.device)
         seen = self.scene_counts > 0
         unseen = [name for name, known in zip(scene, seen[named].tolist(), strict=True) if not known]
         if unseen:
             known_scenes = [name for name, known in zip(self.scenes, seen.tolist(), strict=True) if known]
             raise UsageError(
-                f"these weights were trained without pictures of the scene '{unseen[0]}' and do not know its depth; "
+                f"these weights were trained without images of the scene '{unseen[0]}' and do not know its depth; "
                 f"they know {', '.join(known_scenes) or 'that of no scene'}"
             )
         usual = self.scene_log_sums / self.scene_counts.where(seen, 1.0)
@@ -419,7 +419,7 @@ class ScaleDepth(System):
 
     @torch.no_grad()
     def _remember_depths(self, batch: Batch) -> None:
-        """Count the pictures' median depths for their scenes."""
+        """Count the images' median depths for their scenes."""
         label = self._labels(batch)
         median = torch.where(batch.mask, batch.depth, torch.nan).flatten(1).nanmedian(1).values
         known = (label >= 0) & median.isfinite()

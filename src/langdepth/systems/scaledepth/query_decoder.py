@@ -1,4 +1,4 @@
-"""Masked transformer decoder of Mask2Former (arXiv 2112.01527): queries gather what belongs to them from a picture.
+"""Masked transformer decoder of Mask2Former (arXiv 2112.01527): queries gather what belongs to them from an image.
 
 Data flow (Q masked queries and F free ones, C channels)
 

@@ -1,18 +1,18 @@
-"""`tiny`: the embedded default. Metric depth = scale (from words and picture) x relative depth (from bins).
+"""`tiny`: the embedded default. Metric depth = scale (from words and image) x relative depth (from bins).
 
-Idea: ScaleDepth (arXiv 2407.08187) splits metric depth into a relative map and one scale per picture that is tied to
+Idea: ScaleDepth (arXiv 2407.08187) splits metric depth into a relative map and one scale per image that is tied to
 the scene's text embedding. `tiny` keeps the split with a small convolutional encoder that runs on any CPU.
 
-Data flow (4:3 picture; network input 240 x 320)
+Data flow (4:3 image; network input 240 x 320)
 
-    picture (B, 3, 240, 320) -> EfficientNet-Lite -> maps at strides 4, 8, 16, 32
-    stride 32 -> mean and maximum -> picture vector (B, P)
+    image (B, 3, 240, 320) -> EfficientNet-Lite -> maps at strides 4, 8, 16, 32
+    stride 32 -> mean and maximum -> image vector (B, P)
                                   -> reading in text space -> cosine with the scene table -> scene_probs (B, K)
     words:  none   -> scene_probs-weighted mean of the scene table   \\
             scene  -> that scene's row                                > text vector (B, D)
             text   -> the sentence's feature                         /
     text vector -> usual median depth of such scenes, metres; with words half of the way, in log scale, to what they say
-    usual depth times a factor from the picture -> scale (B,)
+    usual depth times a factor from the image -> scale (B,)
     maps -> feature pyramid -> (B, C, 60, 80) -> bins -> relative (B, 1, 60, 80) in (0, 1)
     depth = scale * relative, metres
 
@@ -52,7 +52,7 @@ class TinyConfig:
     frozen: int = 2
     """Encoder stages that keep their ImageNet weights."""
     area: int = 76800
-    """Pixels inside the network; the picture's shape is kept."""
+    """Pixels inside the network; the image's shape is kept."""
     widths: tuple[int, int, int, int] = (64, 96, 128, 192)
     """Decoder channels at strides 4, 8, 16, 32."""
     bins: int = 64
@@ -61,7 +61,7 @@ class TinyConfig:
     vocabulary: tuple[str, ...] = ()
     """Words that the sentence encoder knows; filled in by training."""
     word_weight: float = 0.5
-    """How far words move the scale, between what the picture is read as (0) and what they say (1), in log scale."""
+    """How far words move the scale, between what the image is read as (0) and what they say (1), in log scale."""
     gradient_weight: float = 0.5
     l1_weight: float = 5.0
     scene_weight: float = 0.5
@@ -87,19 +87,19 @@ class Tiny(System):
         self.config: TinyConfig = config
         self.encoder = EfficientNetLite(config.encoder, config.frozen)
         channels = self.encoder.channels[1:]
-        picture = 256
+        image = 256
         # The maxima of raw features are large: without the norm every unit behind them dies.
         self.pooled = nn.Sequential(nn.LayerNorm(channels[-1] * 2), nn.Dropout(0.2))
-        self.picture = nn.Sequential(nn.Linear(channels[-1] * 2, picture), nn.GELU())
+        self.picture = nn.Sequential(nn.Linear(channels[-1] * 2, image), nn.GELU())
         self.decoder = FeaturePyramid(channels, config.widths)
-        self.context = nn.Linear(picture, config.widths[-1])
-        self.bins = RelativeBins(config.widths[0], picture, config.bins)
+        self.context = nn.Linear(image, config.widths[-1])
+        self.bins = RelativeBins(config.widths[0], image, config.bins)
 
         self.reading = nn.Linear(channels[-1] * 2, config.text_features)
         self.sharpness = nn.Parameter(torch.tensor(10.0))
-        # Words and picture add up in log scale: other words shift the scale by what their scenes differ in size.
+        # Words and image add up in log scale: other words shift the scale by what their scenes differ in size.
         self.usual = _log_head(config.text_features, math.log(2.5))  # 2.5 m: the middle of a room
-        self.correction = _log_head(picture, math.log(3.0))  # and its far wall
+        self.correction = _log_head(image, math.log(3.0))  # and its far wall
 
         self.sentences = SentenceEncoder(config.vocabulary, CLIP_FEATURES)
         self.sentences.requires_grad_(False)
@@ -121,13 +121,13 @@ class Tiny(System):
         return self.sentences.encode(sentences)
 
     def text_vector(self, count: int, text: list[str] | Tensor | None, scene: list[str] | None) -> Tensor:
-        """The words for ``count`` pictures, as (B, D) vectors. Raises UsageError."""
+        """The words for ``count`` images, as (B, D) vectors. Raises UsageError."""
         if text is not None and scene is not None:
             raise UsageError("give a text or a scene, not both")
         words = text if scene is None else scene
         if words is None or len(words) != count:
             raise UsageError(
-                f"{0 if words is None else len(words)} texts or scenes for {count} pictures; give one for each"
+                f"{0 if words is None else len(words)} texts or scenes for {count} images; give one for each"
             )
         if scene is not None:
             return self.scene_table[[scene_index(name, self.scenes) for name in scene]]
@@ -139,14 +139,14 @@ class Tiny(System):
     def forward(
         self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
     ) -> DepthOutput:
-        features, picture, logits = self._look(image)
+        features, vector, logits = self._look(image)
         scene_probs = logits.softmax(-1)
-        return self._tell(features, picture, self._expected(scene_probs, text, scene), scene_probs)
+        return self._tell(features, vector, self._expected(scene_probs, text, scene), scene_probs)
 
     def _expected(
         self, scene_probs: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
     ) -> Tensor:
-        """Log of the usual median depth (B, 1): of what the picture is read as and, with words, of what they say."""
+        """Log of the usual median depth (B, 1): of what the image is read as and, with words, of what they say."""
         with torch.autocast(scene_probs.device.type, enabled=False):  # bfloat16 would round the scale to 1 %
             read = self.usual((scene_probs[..., None] * self.scene_table).sum(1))
             if text is None and scene is None:
@@ -157,22 +157,22 @@ class Tiny(System):
             return torch.lerp(read, told, self.config.word_weight)
 
     def _look(self, image: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Encoder maps, picture vector (B, P), scene logits (B, K)."""
+        """Encoder maps, image vector (B, P), scene logits (B, K)."""
         features = self.encoder(self.normalise(image))[1:]
         top = features[-1]
         pooled = torch.cat([top.mean((2, 3)), top.amax((2, 3))], dim=1).float()
         with torch.autocast(image.device.type, enabled=False):
             pooled = self.pooled(pooled)
-            picture = self.picture(pooled)
+            vector = self.picture(pooled)
             reading = F.normalize(self.reading(pooled), dim=-1)
             logits = self.sharpness.clamp(1, 30) * reading @ self.scene_table.T
-        return features, picture, logits
+        return features, vector, logits
 
-    def _tell(self, features: list[Tensor], picture: Tensor, expected: Tensor, scene_probs: Tensor) -> DepthOutput:
+    def _tell(self, features: list[Tensor], vector: Tensor, expected: Tensor, scene_probs: Tensor) -> DepthOutput:
         """``expected``: (B, 1), log of the usual median depth."""
-        relative, centers, probs = self.bins(self.decoder(features, self.context(picture)), picture)
-        with torch.autocast(picture.device.type, enabled=False):
-            log_scale = expected.detach() + self.correction(picture)
+        relative, centers, probs = self.bins(self.decoder(features, self.context(vector)), vector)
+        with torch.autocast(vector.device.type, enabled=False):
+            log_scale = expected.detach() + self.correction(vector)
             scale = torch.exp(log_scale.clamp(-3, 6)).squeeze(1)
         return DepthOutput(
             depth=relative * scale[:, None, None, None],
@@ -240,10 +240,10 @@ class Tiny(System):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         config = self.config
-        features, picture, logits = self._look(batch.image)
+        features, vector, logits = self._look(batch.image)
         scene = self.label_to_scene[batch.scene]
         scene_probs = logits.softmax(-1)
-        output = self._tell(features, picture, self._expected(scene_probs), scene_probs)
+        output = self._tell(features, vector, self._expected(scene_probs), scene_probs)
         depth = F.interpolate(output.depth, size=batch.depth.shape[-2:], mode="bilinear", align_corners=False)
         parts = {
             "silog": losses.silog(depth, batch.depth, batch.mask),

@@ -1,11 +1,11 @@
-"""WorDepth: words say which scenes are likely, the picture picks one of them (CVPR 2024, arXiv 2404.03635).
+"""WorDepth: words say which scenes are likely, the image picks one of them (CVPR 2024, arXiv 2404.03635).
 
-A caption fixes kind and scale of a scene but not its layout, a picture the layout but not the scale. Specification and
+A caption fixes kind and scale of a scene but not its layout, an image the layout but not the scale. Specification and
 numbers: docs/systems/wordepth.md.
 
 Data flow (published size)
 
-    picture (B, 3, 480, 640) -> Swin-L -> x2 (B, 192, 120, 160), x3 (B, 384, 60, 80), x4 (B, 768, 30, 40),
+    image (B, 3, 480, 640) -> Swin-L -> x2 (B, 192, 120, 160), x3 (B, 384, 60, 80), x4 (B, 768, 30, 40),
     x5 (B, 1536, 15, 20);  x5 enlarged, beside x4 -> x (B, 512, 30, 40);  maximum of x5 -> m0, m1
     words, CLIP text feature (B, 1024) -> text-VAE -> Gaussian over scenes: mean, std (B, 128)
     noise (B, 128, 30, 40): image step - the conditional sampler's, from x, mean and std
@@ -67,7 +67,7 @@ class WorDepthConfig:
     drop_path: float = 0.2
     """Share of dropped residual branches in the last block of a Swin, rising from 0."""
     resolution: tuple[int, int] = (480, 640)
-    """Height and width of training pictures: a Swin's position table is made for them, and other pictures are brought
+    """Height and width of training images: a Swin's position table is made for them, and other images are brought
     to as many pixels in their own shape."""
     widths: tuple[int, int, int] = (512, 256, 64)
     """Decoder channels at strides 16, 8 and 4."""
@@ -79,8 +79,8 @@ class WorDepthConfig:
     """Words that the sentence encoder knows; filled in by training."""
     skip_mode: Literal["never", "image_only", "always"] = "never"
     """When the decoder sees the encoder's maps: never, in image steps (as published), or in text steps, too."""
-    noise: Literal["cell", "picture"] = "cell"
-    """Whether a text step draws noise for every cell (the authors' code) or one vector for the picture (the paper)."""
+    noise: Literal["cell", "image"] = "cell"
+    """Whether a text step draws noise for every cell (the authors' code) or one vector for the image (the paper)."""
     prior_mean: float = 1.54
     """Added to the logarithm of depth: 1.54 starts at 4.66 m (NYU), 2.54 at 12.68 m (KITTI)."""
     max_depth: float = 10.0
@@ -90,7 +90,7 @@ class WorDepthConfig:
     weight_kld: float = 1e-3
     variance_focus: float = 0.85
     silog: Literal["sum", "mean"] = "sum"
-    """Whether the silog losses of a batch's pictures are added (as published) or averaged."""
+    """Whether the silog losses of a batch's images are added (as published) or averaged."""
 
     def __post_init__(self) -> None:
         if min(self.resolution) < MULTIPLE or any(side % PATCH for side in self.resolution):
@@ -104,7 +104,7 @@ class WorDepthConfig:
 
 
 class Seen(NamedTuple):
-    """What the decoder may see of a picture: x (B, C, H/16, W/16), x3 at H/8, x2 at H/4; and m0, m1 in (B, 2)."""
+    """What the decoder may see of an image: x (B, C, H/16, W/16), x3 at H/8, x2 at H/4; and m0, m1 in (B, 2)."""
 
     x: Tensor
     x3: Tensor
@@ -162,13 +162,13 @@ class WorDepth(System):
     # -- words -----------------------------------------------------------------------------------------------------
 
     def features(self, count: int, text: list[str] | Tensor | None = None, scene: list[str] | None = None) -> Tensor:
-        """The words about ``count`` pictures as (B, 1024) features. Raises UsageError."""
+        """The words about ``count`` images as (B, 1024) features. Raises UsageError."""
         if scene is not None:
             raise UsageError(f"the system '{self.name}' takes no scene; say it in words, as text")
         if text is None:
             return self.neutral_text.expand(count, -1)
         if len(text) != count:
-            raise UsageError(f"{len(text)} texts for {count} pictures; give one for each")
+            raise UsageError(f"{len(text)} texts for {count} images; give one for each")
         if not isinstance(text, Tensor):
             return self.encode(text).to(self.neutral_text)
         text = checked_features(text, (count, self.config.text_features), self.name).to(self.neutral_text)
@@ -200,12 +200,10 @@ class WorDepth(System):
     # -- depth -----------------------------------------------------------------------------------------------------
 
     def look(self, image: Tensor) -> Seen:
-        """The picture (B, 3, H, W), RGB in [0, 1], as decoder and sampler see it. Raises UsageError for other sizes."""
+        """The image (B, 3, H, W), RGB in [0, 1], as decoder and sampler see it. Raises UsageError for other sizes."""
         height, width = image.shape[-2:]
         if height % MULTIPLE or width % MULTIPLE:
-            raise UsageError(
-                f"pictures are {width} x {height}; '{self.name}' takes multiples of {MULTIPLE}: resize them"
-            )
+            raise UsageError(f"images are {width} x {height}; '{self.name}' takes multiples of {MULTIPLE}: resize them")
         x2, x3, x4, x5 = self.encoder(self.normalise(image))[-4:]
         return Seen(self.up_4(x5, x4), x3, x2, self.metric(x5.amax((2, 3))).float())
 
@@ -231,7 +229,7 @@ class WorDepth(System):
         return F.conv2d(summed, moves, self.head.bias, padding=1)
 
     def image_step(self, seen: Seen, scenes: Gaussian, noise: Tensor) -> Tensor:
-        """Depth (B, 1, H, W) of the scene that ``noise`` (B, 128, H/16, W/16) picks, at the picture's own scale."""
+        """Depth (B, 1, H, W) of the scene that ``noise`` (B, 128, H/16, W/16) picks, at the image's own scale."""
         o = self.decode(scenes.at(noise), None if self.config.skip_mode == "never" else seen)
         scale, offset = seen.metric[..., None, None].split(1, 1)
         return scale.sigmoid() * (o + offset.exp())
@@ -256,13 +254,13 @@ class WorDepth(System):
         return noise.to(self.neutral_text).expand(-1, -1, *grid)
 
     def imagine(self, text: list[str] | Tensor | None, noise: Tensor) -> DepthOutput:
-        """Depth of scenes that words describe, without a picture: (B, 1, H, W) for noise (B, 128, H/16, W/16).
+        """Depth of scenes that words describe, without an image: (B, 1, H, W) for noise (B, 128, H/16, W/16).
 
-        Raises UsageError for systems that never learned to do without a picture.
+        Raises UsageError for systems that never learned to do without an image.
         """
         if self.config.skip_mode == "always":
             raise UsageError(
-                f"these weights of '{self.name}' have skip_mode always: their text steps saw the picture, and nothing "
+                f"these weights of '{self.name}' have skip_mode always: their text steps saw the image, and nothing "
                 "can be imagined without one"
             )
         scenes = self.scenes_of(self.features(len(noise), text))
@@ -273,10 +271,10 @@ class WorDepth(System):
         return noise
 
     def draw(self, image: Tensor, text: list[str] | Tensor | None, noise: Tensor, spread: float) -> DepthOutput:
-        """Other scenes near the one that the picture picks: its noise mixed with ``noise`` (B, 128, H/16, W/16).
+        """Other scenes near the one that the image picks: its noise mixed with ``noise`` (B, 128, H/16, W/16).
 
         ``spread`` from 0 (``forward``) to 1 (the noise alone); sqrt(1 - spread^2) and spread are the shares, so that
-        the variance stays. This mix is ours, not the paper's. One picture may have many rows of noise.
+        the variance stays. This mix is ours, not the paper's. One image may have many rows of noise.
         """
         if not 0 <= spread <= 1:
             raise UsageError(f"spread must lie between 0 and 1, got {spread}")
@@ -312,13 +310,13 @@ class WorDepth(System):
             depth = self.image_step(seen, scenes, noise)
             kl = kl_of_noise(noise)
         mask = batch.mask & (batch.depth > LEAST_DEPTH) & (batch.depth < config.max_depth)
-        silog = losses.silog_by_picture(depth, batch.depth, mask, config.variance_focus)
+        silog = losses.silog_by_image(depth, batch.depth, mask, config.variance_focus)
         parts = {"silog": silog.sum() if config.silog == "sum" else silog.mean(), "kl": kl}
         return {"total": parts["silog"] + config.weight_kld * kl, **parts}
 
     def features_of(self, batch: Batch) -> Tensor:
         """Words of a batch as features (B, 1024): those that the data brings; else the sentences, encoded, and
-        for pictures without one a random caption of the labelled scene, else neutral ones.
+        for images without one a random caption of the labelled scene, else neutral ones.
         """
         known = torch.zeros_like(self.neutral_text).expand(len(batch.image), -1)
         if batch.text_features is not None:

@@ -1,7 +1,7 @@
-"""How WorDepth cuts, turns and colours its training pictures (CVPR 2024; specification, section 5).
+"""How WorDepth cuts, turns and colours its training images (CVPR 2024; specification, section 5).
 
-Data flow: picture and depth as stored -> KITTI: the benchmark's 352 x 1216; NYU: depth outside the inner frame unknown
--> NYU: rotation -> crop to the network's size -> mirror -> gamma, brightness, colours -> Sample. Pictures stay in
+Data flow: image and depth as stored -> KITTI: the benchmark's 352 x 1216; NYU: depth outside the inner frame unknown
+-> NYU: rotation -> crop to the network's size -> mirror -> gamma, brightness, colours -> Sample. Images stay in
 [0, 1]: normalising them is the system's part.
 """
 
@@ -18,7 +18,7 @@ from langdepth.errors import ImageError
 from langdepth.evaluation.protocols import Protocol
 from langdepth.records import Sample
 
-INNER = slice(45, 472), slice(43, 608)  # of a 480 x 640 NYU picture; around it depth is not to be trusted
+INNER = slice(45, 472), slice(43, 608)  # of a 480 x 640 NYU image; around it depth is not to be trusted
 GAMMA = COLOURS = (0.9, 1.1)
 
 
@@ -39,10 +39,10 @@ RULES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """What is random in a training picture.
+    """What is random in a training image.
 
     angle in degrees, counter-clockwise; x, y: place of the crop as shares of the free space, 0 to 1; gamma: exponent of
-    the picture; brightness: factor on it; colours: factors on red, green and blue.
+    the image; brightness: factor on it; colours: factors on red, green and blue.
     """
 
     angle: float = 0.0
@@ -60,7 +60,7 @@ class Draws:
 
     @classmethod
     def draw(cls, rules: Rules, random: np.random.Generator) -> Draws:
-        """The published distributions: half of the pictures are mirrored, half are coloured."""
+        """The published distributions: half of the images are mirrored, half are coloured."""
         moved = cls(
             angle=random.uniform(-rules.degrees, rules.degrees),
             x=random.uniform(),
@@ -75,7 +75,7 @@ class Draws:
 
 
 def evaluation_sample(sample: Sample, rules: Rules) -> Sample:
-    """The picture as it is judged: as stored, or KITTI's frame of it."""
+    """The image as it is judged: as stored, or KITTI's frame of it."""
     if rules.frame != "kb":
         return sample
     window = (..., *Protocol(name="kb", frame="kb").frame_window(*sample.image.shape[-2:]))
@@ -83,9 +83,9 @@ def evaluation_sample(sample: Sample, rules: Rules) -> Sample:
 
 
 def training_sample(sample: Sample, size: tuple[int, int], rules: Rules, draws: Draws) -> Sample:
-    """A picture to learn from, of (height, width) ``size``, from one in [0, 1] or in bytes.
+    """An image to learn from, of (height, width) ``size``, from one in [0, 1] or in bytes.
 
-    Raises ImageError for pictures smaller than that.
+    Raises ImageError for images smaller than that.
     """
     sample = evaluation_sample(sample, rules)
     image, depth = sample.image, sample.depth
@@ -127,22 +127,22 @@ def _coloured(levels: Tensor, draws: Draws) -> Tensor:
 
 
 class WorDepthTransform:
-    """The paper's training pictures from stored samples; draws follow torch's global generator."""
+    """The paper's training images from stored samples; draws follow torch's global generator."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
 
     def __call__(self, sample: Sample, size: tuple[int, int]) -> Sample:
-        """``sample`` at (height, width) ``size``. Raises ImageError for pictures smaller than that."""
+        """``sample`` at (height, width) ``size``. Raises ImageError for images smaller than that."""
         random = np.random.default_rng(int(torch.randint(2**62, ())))
         return training_sample(sample, size, self.rules, Draws.draw(self.rules, random))
 
 
 def _inner(sample: Sample, cut: bool) -> tuple[Tensor, Tensor]:
-    """Picture and depth of an NYU picture: ``cut`` to the inner frame, or whole with no depth known around it."""
+    """Image and depth of an NYU image: ``cut`` to the inner frame, or whole with no depth known around it."""
     if tuple(sample.image.shape[-2:]) != (480, 640):
         height, width = sample.image.shape[-2:]
-        raise ImageError(f"{sample.path}: is {width}x{height}, WorDepth's NYU pictures are 640x480")
+        raise ImageError(f"{sample.path}: is {width}x{height}, WorDepth's NYU images are 640x480")
     window = (..., *INNER)
     if cut:
         return sample.image[window], sample.depth[window]

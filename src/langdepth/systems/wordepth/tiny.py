@@ -1,13 +1,13 @@
 """`wordepth-tiny`: WorDepth small enough to be part of the package, for depth from words alone on any CPU.
 
 Ours, after WorDepth (systems/wordepth.py, where the data flow is), with a latent of (B, 48, H/16, W/16). A thousand
-pictures teach it instead of tens of thousands, so it differs in what follows.
+images teach it instead of tens of thousands, so it differs in what follows.
 
 * Encoder and sentence encoder are those of `tiny`, frozen: they know depth and words already.
 * Words enter by their difference to the mean caption, enlarged: CLIP's features of captions differ little.
-* A learned map is added to the latent: without a picture, the decoder could not tell floor from ceiling.
+* A learned map is added to the latent: without an image, the decoder could not tell floor from ceiling.
 * Both kinds of step give depth in the same way, without a metric head, so that what one learns serves the other.
-* To imagine, noise is drawn as pictures have it that words like these are about (``noise_for``): a long hallway gets
+* To imagine, noise is drawn as images have it that words like these are about (``noise_for``): a long hallway gets
   the layout of hallways. Independent cells, as published, give one blurred room.
 """
 
@@ -36,19 +36,19 @@ class WorDepthTinyConfig(WorDepthConfig):
     """Options of `wordepth-tiny`."""
 
     directions: int = 16
-    """Main directions of pictures' noise that imagined noise lies along."""
+    """Main directions of images' noise that imagined noise lies along."""
     pictures: int = 768
-    """Training pictures whose noise and words are remembered."""
+    """Training images whose noise and words are remembered."""
     word_axes: int = 12
-    """Main directions of the pictures' words in which words are compared."""
+    """Main directions of the images' words in which words are compared."""
     near: int = 10
-    """How many pictures with the nearest words imagined noise comes from, roughly."""
+    """How many images with the nearest words imagined noise comes from, roughly."""
     variety: float = 0.3
-    """How far imagined noise may lie from a picture's, in standard deviations of pictures' noise."""
+    """How far imagined noise may lie from an image's, in standard deviations of images' noise."""
     wordless: float = 0.1
-    """Share of training pictures whose words are left out."""
+    """Share of training images whose words are left out."""
     general: float = 0.2
-    """Share of training pictures that get a published caption of the same kind of scene instead of their own."""
+    """Share of training images that get a published caption of the same kind of scene instead of their own."""
 
 
 class WorDepthTiny(WorDepth):
@@ -70,7 +70,7 @@ class WorDepthTiny(WorDepth):
         coarse = (config.latent, height // 2, width // 2)  # enough for what is smooth
         self.register_buffer("noise_mean", torch.zeros(coarse))
         self.register_buffer("noise_directions", torch.zeros(config.directions, *coarse))
-        # Of the remembered pictures: steps along these directions, and their words along the axes.
+        # Of the remembered images: steps along these directions, and their words along the axes.
         self.register_buffer("noise_steps", torch.zeros(config.pictures, config.directions))
         self.register_buffer("noise_words", torch.zeros(config.pictures, config.word_axes))
         self.register_buffer("word_axes", torch.zeros(config.word_axes, config.latent))
@@ -88,9 +88,9 @@ class WorDepthTiny(WorDepth):
         return self.decode(scenes.at(noise), None if self.config.skip_mode == "never" else seen)
 
     def noise_for(self, scenes: Gaussian, noise: Tensor) -> Tensor:
-        """The noise of a training picture with words like these, somewhat changed; (B, 48, H/16, W/16).
+        """The noise of a training image with words like these, somewhat changed; (B, 48, H/16, W/16).
 
-        The nearer a picture's words, the likelier it is. ``noise``, independent numbers, says which picture and what
+        The nearer an image's words, the likelier it is. ``noise``, independent numbers, says which image and what
         change; before ``learn_noise`` it stays as it is.
         """
         config = self.config
@@ -100,17 +100,17 @@ class WorDepthTiny(WorDepth):
         distances = torch.cdist(scenes.mean @ self.word_axes.T, self.noise_words).square()
         near = distances.kthvalue(config.near, dim=1, keepdim=True).values.clamp_min(1e-6)
         shares = (-3 * distances / near).softmax(1).cumsum(1)
-        picture = (shares < torch.special.ndtr(numbers[:, :1])).sum(1).clamp_max(config.pictures - 1)
+        image = (shares < torch.special.ndtr(numbers[:, :1])).sum(1).clamp_max(config.pictures - 1)
         change = numbers[:, 1 : 1 + config.directions]
-        steps = (1 - config.variety**2) ** 0.5 * self.noise_steps[picture] + config.variety * change
+        steps = (1 - config.variety**2) ** 0.5 * self.noise_steps[image] + config.variety * change
         drawn = self.noise_mean + torch.einsum("bk,kdhw->bdhw", steps, self.noise_directions)
         return enlarge(drawn, noise.shape[-2:])
 
     @torch.inference_mode()
     def learn_noise(self, batches: Iterable[Batch]) -> float:
-        """Remember noise and words of pictures, along their main directions.
+        """Remember noise and words of images, along their main directions.
 
-        Returns the share of the noise's variance that lies along these. Raises UsageError for too few pictures.
+        Returns the share of the noise's variance that lies along these. Raises UsageError for too few images.
         """
         config, (height, width) = self.config, self.noise_mean.shape[-2:]
         found, means = [], []
@@ -120,7 +120,7 @@ class WorDepthTiny(WorDepth):
             means.append(scenes.mean)
         noise, words = torch.cat(found), torch.cat(means)
         if len(noise) < config.pictures:
-            raise UsageError(f"{len(noise)} pictures are too few; '{self.name}' remembers {config.pictures}")
+            raise UsageError(f"{len(noise)} images are too few; '{self.name}' remembers {config.pictures}")
         directions, deviations, share = _main_directions(noise, config.directions)
         axes, lengths, _ = _main_directions(words, config.word_axes)
         kept = torch.linspace(0, len(noise) - 1, config.pictures).round().long()
@@ -134,7 +134,7 @@ class WorDepthTiny(WorDepth):
     # -- training --------------------------------------------------------------------------------------------------
 
     def features_of(self, batch: Batch) -> Tensor:
-        """The pictures' words as features (B, 1024); in training some are left out and some exchanged."""
+        """The images' words as features (B, 1024); in training some are left out and some exchanged."""
         features = super().features_of(batch)
         if not self.training:
             return features

@@ -1,4 +1,4 @@
-"""A Gaussian over scenes that words set and a picture picks from (WorDepth, arXiv 2404.03635, sections 3.1 and 3.2)."""
+"""A Gaussian over scenes that words set and an image picks from (WorDepth, arXiv 2404.03635, sections 3.1 and 3.2)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TextVae(nn.Module):
 
 
 class ConditionalSampler(nn.Module):
-    """The noise that picks a picture's scene out of the Gaussian, for every cell: (B, C, h, w) to (B, latent, h, w)."""
+    """The noise that picks an image's scene out of the Gaussian, for every cell: (B, C, h, w) to (B, latent, h, w)."""
 
     def __init__(self, channels: int, latent: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def kl_of_text(scenes: Gaussian) -> Tensor:
 def kl_of_noise(noise: Tensor) -> Tensor:
     """Divergence of predicted noise (B, D, h, w) from the standard normal distribution, summed over variables.
 
-    Mean and (unbiased) deviation are those of all cells of all pictures together; a single cell has none, it gives 0.
+    Mean and (unbiased) deviation are those of all cells of all images together; a single cell has none, it gives 0.
     """
     samples = noise.transpose(0, 1).flatten(1)
     if samples.shape[1] < 2:
