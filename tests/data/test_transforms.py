@@ -283,6 +283,57 @@ def test_the_callers_sample_is_never_written_into() -> None:
     assert torch.equal(sample.depth, depth)
 
 
+# Order
+
+
+def flat(level: float = 0.5, metres: float = 3.0) -> Sample:
+    return make_sample(torch.full((3, HEIGHT, WIDTH), level), torch.full((1, HEIGHT, WIDTH), metres))
+
+
+def test_depth_is_mixed_in_before_a_part_is_cut_out() -> None:
+    """A stripe of the whole picture, white here, lies outside of some parts."""
+    with_stripe = [
+        bool(
+            (
+                run(
+                    only(depth_mix=1, zoom=3, zoom_probability=1, random_crop=1), flat(), (HEIGHT, WIDTH), seed=seed
+                ).image
+                > 0.9
+            ).any()
+        )
+        for seed in range(20)
+    ]
+    assert {True, False} == set(with_stripe)
+
+
+def test_a_part_is_turned_after_it_is_cut_out() -> None:
+    """So that its corners are unknown, although the picture goes on beyond them."""
+    moved = only(zoom=3, zoom_probability=1, rotate=30, rotate_probability=1)
+    whole = sum(bool(run(moved, flat(), (HEIGHT, WIDTH), seed=seed).mask.all()) for seed in range(20))
+    assert whole < 4  # those that are hardly turned
+
+
+def test_colours_are_changed_after_turning() -> None:
+    """Less contrast brings the black of the corners nearer to the mean."""
+    turning = {"rotate": 30.0, "rotate_probability": 1.0}
+    corners = []
+    for seed in range(8):
+        found = run(only(contrast=0.9, colour_probability=1, **turning), flat(), (HEIGHT, WIDTH), seed=seed)
+        corners.append(float(found.image[:, ~found.mask[0]].min()))
+    assert max(corners) > 0.05
+
+
+def test_depth_is_painted_over_changed_colours_and_a_box_erased_last() -> None:
+    """Painted depth, white here, keeps its level; the mean in the erased box counts it."""
+    levels: set[int] = set()
+    for seed in range(8):
+        jitter = {"brightness": 0.9, "colour_probability": 1.0}
+        found = run(only(cut_depth=1, erase=1, **jitter), flat(0.2), (HEIGHT, WIDTH), seed=seed).image
+        assert found.max() == 1
+        levels.add(len(found.unique()))
+    assert levels == {3}  # the picture's, depth, and the mean of both
+
+
 # Randomness, types
 
 
