@@ -1352,6 +1352,102 @@ def archives(rng: Random, folder: Path) -> Case:
     return Case([*argv, "--out", "out/target"], f"{ending}: {change}", right)
 
 
+# --- what the commands wrote
+
+
+def json_changed(rng: Random, content: bytes) -> tuple[bytes, str]:
+    """JSON with another value, or without one, at some place of one of its lines; or with changed bytes."""
+    if rng.random() < 0.3:
+        return text_changed(rng, content)
+    whole = b"\n{" not in content.lstrip(b"{")
+    lines = [content] if whole else content.splitlines()
+    at = rng.randrange(len(lines))
+    fields = json.loads(lines[at])
+    place, path = fields, ""
+    while isinstance(place, dict | list) and place:
+        key = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
+        path += f".{key}"
+        if not isinstance(place[key], dict | list) or not place[key] or rng.random() < 0.2:
+            break
+        place = place[key]
+    if rng.random() < 0.2:
+        del place[key]
+        path += " gone"
+    else:
+        place[key] = rng.choice(
+            (None, True, -1, 0, 2**70, 1e308, float("nan"), [], {}, "x", "../../up", "\0", 0.5, [[1]])
+        )
+        path += f" = {place[key]!r}"
+    lines[at] = json.dumps(fields).encode()
+    return b"\n".join(lines), path
+
+
+def own_files(rng: Random, folder: Path) -> Case:
+    """A file that a command wrote, changed before the next one reads it."""
+    import yaml
+
+    shutil.copytree(state["own"], folder, dirs_exist_ok=True)
+    small = ["--system", state["small"]]
+    commands = {
+        "cache": rng.choice(
+            (
+                ["evaluate", "--data", "cache", "--root", "out/cache", "--out", "out/r.json", *small],
+                [*pool("data cache folder --root set --out out/cache")],
+                [*pool("data check cache --root out/cache")],
+            )
+        ),
+        "matrix": [*pool("benchmark matrix.yaml --out out/matrix")],
+        "run": [*pool("train --config out/run/recipe.yaml --resume --train.max_steps=-1")],
+        "packed": [*pool("predict set/good.png --captions out/packed --out out/depth --save npy"), *small],
+    }
+    kind = rng.choice(("cache", "cache", "matrix", "matrix", "run", "packed"))
+    files = [path for path in sorted((folder / "out" / kind).rglob("*")) if path.is_file() and path.stat().st_size]
+    path = rng.choice(
+        [path for path in files if path.suffix not in (".png", ".md", ".u8", ".u16") or rng.random() < 0.2]
+    )
+    content = path.read_bytes()
+    if rng.random() < 0.04:
+        path.unlink()
+        change = "gone"
+    elif path.suffix in (".json", ".jsonl"):
+        changed, change = json_changed(rng, content)
+        path.write_bytes(changed)
+    elif path.suffix == ".yaml":
+        changed, change = yaml_changed(rng, yaml.safe_load(content))
+        path.write_bytes(changed.replace(b"epochs: 1", b"epochs: 2"))
+    elif path.suffix == ".safetensors":
+        changed, change = weights_changed(rng, content)
+        path.write_bytes(changed)
+    elif path.suffix == ".ckpt" and rng.random() < 0.5:
+        changed, change = _zip_changed(rng, content)
+        path.write_bytes(changed)
+    else:
+        changed, change = twice(rng, content)
+        path.write_bytes(changed)
+
+    def right(outcome: Outcome) -> str | None:
+        import numpy as np
+
+        from langdepth.errors import LangdepthError
+        from langdepth.utils.tensors import read_safetensors, require_finite
+
+        if (folder / "out/r.json").exists():
+            return report_right(folder / "out/r.json")
+        if kind == "run":
+            try:
+                for weights_file in sorted((folder / "out/run").rglob("*.safetensors")):
+                    require_finite(read_safetensors(weights_file)[1], weights_file)
+            except LangdepthError as error:
+                return str(error) if weights_file != path else None
+        if kind == "matrix" and re.search("nan|inf", (folder / "out/matrix/matrix.md").read_text().split("## ")[-1]):
+            return "a table with numbers that are not finite"
+        if kind == "packed" and not np.isfinite(np.load(folder / "out/depth/good.npy")).all():
+            return "depth that is not finite"
+        return None
+
+    return Case(commands[kind], f"{path.relative_to(folder)}: {change}", right)
+
+
 # --- command lines
 
 
@@ -1449,6 +1545,7 @@ KINDS: dict[str, tuple[Callable[[Random, Path], Case], int]] = {  # and its shar
     "weights": (weights, 9),
     "checkpoints": (checkpoints, 6),
     "archives": (archives, 10),
+    "own files": (own_files, 8),
     "command lines": (command_lines, 10),
 }
 
@@ -1516,7 +1613,46 @@ def _warm(folder: Path) -> None:
             ["benchmark", "missing.yaml", "--out", str(work / "out")],
         ):
             cli.main(argv)
+        state["own"] = folder / "own"
+        _write_own(state["own"])
     gc.freeze()
+
+
+def _write_own(folder: Path) -> None:
+    """What commands leave and read again: a cache, a finished table, a paused training, packed captions."""
+    import numpy as np
+    import yaml
+
+    from langdepth import cli
+
+    folder.mkdir()
+    _plain_set(folder, Random(0))
+    write_index(
+        folder / "set", [{**SET[0], "split": "train", "source": "a"}, {**SET[1], "split": "val", "source": "a"}]
+    )
+    matrix = {
+        "data": [{"root": "set", "data": "folder", "protocols": ["full"]}],
+        "systems": [{"system": state["small"]}],
+    }
+    (folder / "matrix.yaml").write_text(yaml.safe_dump(matrix))
+    recipe = recipe_fields(Random(0))
+    recipe["system"]["name"] = "small"
+    recipe["train"] |= {"epochs": 2, "out": "out/run"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    features = np.eye(2, 8, dtype=np.float16)
+    np.savez(folder / "features.npz", caption=np.array(["a room", "a street"]), feature=features)
+    (folder / "captions.csv").write_text("image,caption\ngood,a room\nchanged,a street\n")
+    here = Path.cwd()
+    os.chdir(folder)
+    for line in (
+        "data cache folder --root set --out out/cache",
+        "benchmark matrix.yaml --out out/matrix",
+        "train --config recipe.yaml --train.max_steps 1",
+        "data pack-captions --text captions.csv --features features.npz --out out/packed",
+    ):
+        if cli.main(line.split()):
+            raise SystemExit(f"the campaign cannot start: {line}")
+    os.chdir(here)
 
 
 def judged(case: Case, outcome: Outcome, before: Mapping[str, Any], peak: int) -> tuple[str, str]:
@@ -1534,7 +1670,8 @@ def judged(case: Case, outcome: Outcome, before: Mapping[str, Any], peak: int) -
     if beside:
         return "outside", ", ".join(beside[:3])
     for path in sorted((outcome.folder / "work/out").rglob("*")):
-        flaw = damage(path)
+        name = str(path.relative_to(outcome.folder))
+        flaw = damage(path) if after[name] != before.get(name) else None
         if flaw:
             return "damaged file", f"{path.name}: {flaw}"
     poor = poor_line(outcome, case.argv)
