@@ -67,6 +67,19 @@ def test_an_empty_path_is_not_the_current_folder(option: str) -> None:
         _called(option, "")
 
 
+@pytest.mark.parametrize("count", [1, 0.5])
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_a_number_of_hundreds_of_digits(count: float, sign: str) -> None:
+    kind = type(count)
+
+    def command(*, count: float = 1) -> None:
+        """Nothing."""
+
+    command.__annotations__["count"] = kind
+    with pytest.raises(UsageError, match=r"^--count: expected a number that is not so large$"):
+        _parse.run(command, [f"--count={sign}{'9' * 400}"], "langdepth x", "")
+
+
 @pytest.mark.parametrize("value", ["", " ", "\t", "?", "[1", "{", "!!int x"])
 def test_what_is_no_number(value: str) -> None:
     def command(*, count: int = 1) -> None:

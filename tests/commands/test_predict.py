@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import re
 import struct
 import sys
@@ -340,3 +341,16 @@ def test_metadata_that_nobody_uses_is_not_warned_of(command: Run, tmp_path: Path
     (tmp_path / "a.tiff").write_bytes(content)
     _, _, err = command("predict", tmp_path / "a.tiff", "--out", tmp_path / "out", "--save", "npy")
     assert "warning" not in err
+
+
+def test_a_tiff_of_thousands_of_channels_has_one_line(
+    command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(ramp()).save(tmp_path / "a.tiff")
+    content = bytearray((tmp_path / "a.tiff").read_bytes())
+    entry = content.index(struct.pack("<HHI", 277, 3, 1))  # SamplesPerPixel
+    content[entry + 8 : entry + 12] = struct.pack("<I", 12390)
+    (tmp_path / "a.tiff").write_bytes(content)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as outside of tests
+    code, _, err = command("predict", tmp_path / "a.tiff", "--out", tmp_path / "out")
+    assert (code, err.count("\n")) == (1, 1)

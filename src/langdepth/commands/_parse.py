@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import sys
 import types
@@ -33,11 +34,15 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
         values = parser.parse_args([word.translate(_AWAY) for word in arguments])
     except ArgumentError as error:
         raise UsageError(_explain(str(error), function, parser, prog, arguments).translate(_BACK)) from None
+    except OverflowError:
+        flag = max(_typed(arguments), key=lambda pair: len(pair[1]))[0]
+        raise UsageError(f"{flag}: expected a number that is not so large") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # YAML's readers, of "!!int"
         raise UsageError(f"a value is not understood ({first_line(error)}); see '{prog} --help'") from None
     for flag, value in _typed(arguments):
         if not value and values.get(flag.removeprefix("--").replace("-", "_")) == Path():
             raise UsageError(f"{flag}: expected a path, got ''")  # an empty variable of a shell, not this folder
+        _require_number(flag, values.get(flag.removeprefix("--").replace("-", "_")))
 
     shown: set[str] = set()
 
@@ -50,8 +55,15 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata that nobody uses
+        logging.getLogger("PIL").addHandler(logging.NullHandler())  # whose errors are told with the file's name
         warnings.showwarning = show
         return int(function(**{name: _back(values[name]) for name in inspect.signature(function).parameters}) or 0)
+
+
+def _require_number(flag: str, value: Any) -> None:
+    """Raise UsageError for a whole number of hundreds of digits, which no calculation takes."""
+    if isinstance(value, int) and abs(value) >= 10**300:
+        raise UsageError(f"{flag}: expected a number that is not so large")
 
 
 # Bytes of names that are not UTF-8, which the parser cannot read, and characters in their place that nobody types.
