@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from langdepth import losses
 from langdepth.backbones.clip_weights import ClipWeights
 from langdepth.evaluation import protocols
-from langdepth.systems.clip_system import enlarge
+from langdepth.parts.upsample import resize_aligned
 from langdepth.systems.mde_clip.model import MdeLosses, image_losses
 from langdepth.text.clip_text import ClipTextTower, tokenize
 from langdepth.text.prompts import PromptSet
@@ -119,7 +119,7 @@ def mde_clip_refine(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | 
 def mde_clip_losses(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
     """Losses of both repositories, and their metrics by what ``langdepth evaluate`` does."""
     target, prediction, edges = (torch.from_numpy(arrays[name]) for name in ("gt", "pred", "bin_edges"))
-    upsampled = enlarge(prediction, target.shape[-2:])
+    upsampled = resize_aligned(prediction, target.shape[-2:])
     settings = MdeLosses()
     each = image_losses(upsampled, target, target > 0)
     total = each["silog"] + settings.l1 * each["l1"] + settings.ssim * each["ssim"]

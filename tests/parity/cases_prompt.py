@@ -13,7 +13,7 @@ from langdepth import losses
 from langdepth.evaluation import protocols
 from langdepth.evaluation.accumulator import DepthMetrics
 from langdepth.evaluation.evaluate import judge
-from langdepth.systems.clip_system import enlarge
+from langdepth.parts.upsample import resize_aligned
 from langdepth.text.learned_prompts import PromptTokenizer, count_added
 from tests.parity.cases_depthclip import images, official
 from tests.parity.cases_functions import StandIn, samples_of
@@ -70,7 +70,7 @@ def prompt(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, cas
         yield "logits", _sampled(found.logits), CLOSE
         yield "bin_probs", _sampled(found.probs), PROBS
         yield "depth_low", system(image).depth, CLOSE
-        depth = enlarge(system(image).depth, photo)
+        depth = resize_aligned(system(image).depth, photo)
         yield "depth", depth[:, :, ::2, ::2] if depth.numel() > 90000 else depth, CLOSE
 
 
@@ -87,7 +87,7 @@ def losses_metrics(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | N
         protocol = protocols.get(f"prompt-clip-{dataset}-reference")
         target, stored = (torch.from_numpy(arrays[f"{dataset}_{name}"]) for name in ("gt", "pred"))
         hole = stored == -1
-        prediction = enlarge(torch.where(hole, 2.0, stored), target.shape[-2:])
+        prediction = resize_aligned(torch.where(hole, 2.0, stored), target.shape[-2:])
         known = target > protocol.min_depth
         near = known & (target <= protocol.max_depth)
         tight = Tolerance(rtol=1e-6)
@@ -102,7 +102,7 @@ def losses_metrics(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | N
         # Published: a value that is not a number spreads while the map is enlarged, and then becomes the least depth.
         # The metrics limit nothing; that is done before, to what the network gives.
         low, high = protocol.min_depth, protocol.max_depth
-        prepared = enlarge(torch.where(hole, math.nan, stored), target.shape[-2:]).nan_to_num(low, high, high)
+        prepared = resize_aligned(torch.where(hole, math.nan, stored), target.shape[-2:]).nan_to_num(low, high, high)
         rules = protocol.override(frame="stored", clamp_views=False, clamp_prediction=False)
         judged = judge(StandIn(prepared, prepared.flip(-1)), samples_of(target), rules)
         yield f"{dataset}_pre_mean", judged.prediction.mean()[None], tight

@@ -14,7 +14,7 @@ from langdepth.backbones.encoders import make_encoder
 from langdepth.prediction.predictor import infer
 from langdepth.records import Batch
 from langdepth.systems import registry
-from langdepth.systems.clip_system import rename
+from langdepth.systems.official import rename
 from langdepth.systems.scaledepth.model import CLIP_MEAN, CLIP_STD, Reading, ScaleDepth
 from langdepth.training.module import rate
 from langdepth.training.recipe import OptimSection

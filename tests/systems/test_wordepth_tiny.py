@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from langdepth.errors import UsageError
+from langdepth.parts.upsample import resize_aligned
 from langdepth.prediction.imagination import imagine
 from langdepth.systems import registry
 from langdepth.systems.base import System
-from langdepth.systems.clip_system import enlarge
 from langdepth.systems.wordepth.tiny import WorDepthTiny
 from langdepth.weights.checkpoint import load
 from tests.systems.test_wordepth import SMALL, WorDepthTester
@@ -71,7 +71,7 @@ def test_imagined_noise_is_that_of_images_with_such_words(monkeypatch: pytest.Mo
     numbers = system.draw_noise(500, 64, 96, torch.Generator().manual_seed(0))
     for image in (0, 11):
         drawn = system.noise_for(system.scenes_of(words[image : image + 1]), numbers)
-        nearest = torch.cdist(drawn.flatten(1), enlarge(known, drawn.shape[-2:]).flatten(1)).min(1)
+        nearest = torch.cdist(drawn.flatten(1), resize_aligned(known, drawn.shape[-2:]).flatten(1)).min(1)
         assert nearest.values.max() < 0.01
         shares = nearest.indices.bincount(minlength=12) / 500
         means = system.scenes_of(words).mean @ system.word_axes.T

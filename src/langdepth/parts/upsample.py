@@ -9,6 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def resize_aligned(x: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, h, w) at another height and width, bilinear with aligned corners (the rule of most published code)."""
+    if x.shape[-2:] == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
+
+
 class ConvNormAct(nn.Sequential):
     """Convolution, BatchNorm, ReLU."""
 

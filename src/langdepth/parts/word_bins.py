@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from langdepth.parts.upsample import resize_aligned
+from langdepth.records import DepthOutput
+
 
 class WordDepth(NamedTuple):
     """logits (B, K, h, w) after the scale; probs, their softmax over words; depth (B, 1, h, w) metres."""
@@ -79,3 +82,13 @@ def thin_channels(features: Tensor, width: int) -> Tensor:
     if channels == width:
         return features
     return features[:, torch.arange(width, device=features.device) * channels // width]
+
+
+def words_output(probs: Tensor, centers: Tensor, size: tuple[int, int] | torch.Size) -> DepthOutput:
+    """Depth of ``size`` from the probabilities of words (B, K, h, w) and their distances ``centers`` (N, K), metres."""
+    probs = resize_aligned(probs, size)  # of which the enlarged depth is the expectation
+    return DepthOutput(
+        depth=(probs * centers[..., None, None]).sum(1, keepdim=True),
+        bin_centers=centers.expand(len(probs), -1),
+        bin_probs=probs,
+    )

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from langdepth.backbones.clip import ClipImageTower, DenseMode
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.parts.word_bins import WordBins, WordDepth
-from langdepth.records import DepthOutput, InputSpec
+from langdepth.records import InputSpec
 from langdepth.systems.base import System
+from langdepth.systems.official import rename, set_quirks
 from langdepth.text.prompts import PromptSet, find_prompts
 from langdepth.text.scenes import scene_index
 
@@ -64,13 +64,6 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         set_quirks(self)
-
-
-def set_quirks(config: Any) -> None:
-    """With ``reference_exact``, every option that the class lists in QUIRKS gets the value it has there."""
-    if config.reference_exact:
-        for name, value in config.QUIRKS.items():
-            object.__setattr__(config, name, value)
 
 
 class ClipSystem(System):
@@ -256,39 +249,3 @@ class ClipSystem(System):
     def official_names(self) -> dict[str, str]:
         """Prefixes of the authors' tensors -> ours, beside CLIP's."""
         return {}
-
-
-def enlarge(depth: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Bilinear with aligned corners, as published."""
-    if depth.shape[-2:] == tuple(size):
-        return depth
-    return F.interpolate(depth, size=tuple(size), mode="bilinear", align_corners=True)
-
-
-def words_output(probs: Tensor, centers: Tensor, size: tuple[int, int] | torch.Size) -> DepthOutput:
-    """Depth of ``size`` from the probabilities of words (B, K, h, w) and their distances ``centers`` (N, K), metres."""
-    probs = enlarge(probs, size)  # of which the enlarged depth is the expectation
-    return DepthOutput(
-        depth=(probs * centers[..., None, None]).sum(1, keepdim=True),
-        bin_centers=centers.expand(len(probs), -1),
-        bin_probs=probs,
-    )
-
-
-def rename(
-    state_dict: dict[str, Tensor], names: Mapping[str, str], own: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """Tensors under our names by prefix (the first that fits), and the report.
-
-    Its lists: "used" and "ignored", their names; "missing", ours.
-    """
-    tensors: dict[str, Tensor] = {}
-    report: dict[str, list[str]] = {"used": [], "ignored": []}
-    for key, value in state_dict.items():
-        ours = next((new + key.removeprefix(old) for old, new in names.items() if key.startswith(old)), None)
-        if ours is None or ours not in own:
-            report["ignored"].append(key)
-        else:
-            report["used"].append(key)
-            tensors[ours] = value
-    return tensors, {**report, "missing": [key for key in own if key not in tensors]}

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from langdepth import losses
+from langdepth.parts.upsample import resize_aligned
 from langdepth.systems.clip_adapters.view_warp import warp_view
 
 
@@ -75,7 +75,7 @@ def adapter_losses(
     """
     depth, mirrored, mean = merge_views(depth, mirrored, settings.max_depth)
     target, mask, small_image = _shrink(target, mask, image, settings.shrink)
-    mean = resize(mean, target)
+    mean = resize_aligned(mean, target.shape[-2:])
     norm = losses.l1 if settings.depth_norm == "l1" else losses.l2
     terms = {
         "symmetry": losses.symmetry(depth, mirrored),
@@ -83,13 +83,13 @@ def adapter_losses(
         "depth": norm(mean, target, mask),
     }
     if logits is not None and bin_centers is not None:
-        terms["bins"] = losses.bin_cross_entropy(resize(logits, target), target, bin_centers, mask)
+        terms["bins"] = losses.bin_cross_entropy(resize_aligned(logits, target.shape[-2:]), target, bin_centers, mask)
     if settings.photometric:
         if source is None:
             raise ValueError("a photometric loss needs a source view")
         seen, shown = warp_view(
             source.image,
-            resize(mean, image),
+            resize_aligned(mean, image.shape[-2:]),
             source.transform,
             source.intrinsics,
             reference_exact=settings.reference_exact,
@@ -100,20 +100,13 @@ def adapter_losses(
     return terms | {"total": sum(weighted, mean.new_zeros(()))}
 
 
-def resize(values: Tensor, like: Tensor) -> Tensor:
-    """Bilinear with aligned corners to the height and width of ``like``, the rule of the published code."""
-    if values.shape[-2:] == like.shape[-2:]:
-        return values
-    return F.interpolate(values, size=like.shape[-2:], mode="bilinear", align_corners=True)
-
-
 def _shrink(target: Tensor, mask: Tensor | None, image: Tensor, factor: int) -> tuple[Tensor, Tensor | None, Tensor]:
     """Truth, mask and image at 1 / ``factor``. With a mask, holes never blend into the depth beside them."""
     if factor == 1:
         return target, mask, image
-    small = target.new_empty(tuple(side // factor for side in target.shape[-2:]))
+    size = tuple(side // factor for side in target.shape[-2:])
     if mask is None:
-        return resize(target, small), None, resize(image, small)
-    share = resize(mask.to(target.dtype), small)
-    target = resize(target.where(mask, target.new_zeros(())), small) / share.clamp_min(0.5)
-    return target, share > 0.5, resize(image, small)
+        return resize_aligned(target, size), None, resize_aligned(image, size)
+    share = resize_aligned(mask.to(target.dtype), size)
+    target = resize_aligned(target.where(mask, target.new_zeros(())), size) / share.clamp_min(0.5)
+    return target, share > 0.5, resize_aligned(image, size)

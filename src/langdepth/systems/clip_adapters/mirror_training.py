@@ -12,10 +12,10 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from langdepth.errors import UsageError
+from langdepth.parts.upsample import resize_aligned
 from langdepth.records import Batch, DepthOutput
 from langdepth.systems.base import System
 from langdepth.systems.clip_adapters.losses import AdapterLosses, SourceView, adapter_losses
-from langdepth.systems.clip_system import enlarge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class MirrorTraining(System):
     ) -> DepthOutput:
         """Depth of (B, 3, H, W) RGB images in [0, 1]; ``overlay`` only where ``takes_overlay`` says so."""
         depth = self.tell(image, text, scene, overlay).depth.clamp(self.config.min_depth, self.config.losses.max_depth)
-        return DepthOutput(depth=enlarge(depth, image.shape[-2:]))
+        return DepthOutput(depth=resize_aligned(depth, image.shape[-2:]))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of ``parts.adapter_losses``, as they are, and their weighted sum, "total"."""

@@ -26,7 +26,8 @@ from langdepth.records import InputSpec
 from langdepth.systems.clip_adapters.adapters import BottleneckAdapter, CoarseMap, Refiner
 from langdepth.systems.clip_adapters.losses import AdapterLosses
 from langdepth.systems.clip_adapters.mirror_training import MirrorTraining, MirrorTrainingConfig, Told
-from langdepth.systems.clip_system import ClipConfig, ClipSystem, rename, set_quirks
+from langdepth.systems.clip_system import ClipConfig, ClipSystem
+from langdepth.systems.official import rename, set_quirks
 
 
 @dataclass(frozen=True, kw_only=True)

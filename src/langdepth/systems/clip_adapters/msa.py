@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from langdepth.errors import UsageError
+from langdepth.parts.upsample import resize_aligned
 from langdepth.systems.clip_adapters.adapters import ConvBlock, MultiScaleDecoder
 from langdepth.systems.clip_adapters.losses import AdapterLosses
 from langdepth.systems.clip_adapters.mirror_training import MirrorTraining, Told
 from langdepth.systems.clip_adapters.model import AdapterConfig
-from langdepth.systems.clip_system import ClipSystem, enlarge
+from langdepth.systems.clip_system import ClipSystem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class MultiScaleAdapter(MirrorTraining, ClipSystem):
         if weight == 0:
             return Told(delta)
         initial = self.word_bins(maps[-1], *words).depth.clamp(max=self.config.losses.max_depth)
-        return Told(weight * enlarge(initial, delta.shape[-2:]) + 2 * delta.sigmoid() - 1)
+        return Told(weight * resize_aligned(initial, delta.shape[-2:]) + 2 * delta.sigmoid() - 1)
 
     def frozen_features(self, image: Tensor) -> dict[str, Tensor]:
         maps = self.tower.pyramid(self.normalise(image))

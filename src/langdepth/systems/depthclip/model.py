@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from langdepth.parts.word_bins import words_output
 from langdepth.records import DepthOutput
-from langdepth.systems.clip_system import ClipSystem, words_output
+from langdepth.systems.clip_system import ClipSystem
 
 
 class DepthClip(ClipSystem):

@@ -25,9 +25,11 @@ from torch.nn import functional as F
 
 from langdepth import losses
 from langdepth.errors import UsageError
+from langdepth.parts.upsample import resize_aligned
+from langdepth.parts.word_bins import words_output
 from langdepth.records import Batch, DepthOutput
 from langdepth.systems.base import System
-from langdepth.systems.clip_system import ClipConfig, enlarge, words_output
+from langdepth.systems.clip_system import ClipConfig
 from langdepth.systems.learned_words import LearnedWords
 from langdepth.text.prompts import PromptSet
 from langdepth.text.scenes import SCENES, scene_index
@@ -171,7 +173,7 @@ class FewShotClip(LearnedWords):
                 self.scene_keys += (labels * known[:, None]).T @ seen
         text = self.words(len(batch.image))[0] if self.learned is None else self.encode()
         depth = self.word_bins(features["cells"], text, self.bins_of(shares)).depth
-        depth = enlarge(depth, batch.depth.shape[-2:])
+        depth = resize_aligned(depth, batch.depth.shape[-2:])
         terms = {"silog": losses.silog(depth, batch.depth, batch.mask)}
         if self.config.l1 > 0:
             terms["l1"] = losses.l1(depth, batch.depth, batch.mask)

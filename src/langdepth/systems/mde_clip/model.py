@@ -35,10 +35,13 @@ from torch.nn import functional as F
 
 from langdepth import losses
 from langdepth.errors import CheckpointError, UsageError
+from langdepth.parts.upsample import resize_aligned
+from langdepth.parts.word_bins import words_output
 from langdepth.records import Batch, DepthOutput
-from langdepth.systems.clip_system import ClipConfig, ClipSystem, enlarge, rename, words_output
+from langdepth.systems.clip_system import ClipConfig, ClipSystem
 from langdepth.systems.mde_clip.adaptive_bins import AdaptiveBins, WidthNorm
 from langdepth.systems.mde_clip.cross_attention import CrossAttention, split_multihead
+from langdepth.systems.official import rename
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,7 @@ class PyramidClip(ClipSystem):
     def frozen_features(self, image: Tensor) -> dict[str, Tensor]:
         """CLIP's maps of images that were brought to ``config.size`` first."""
         if self.config.size is not None:
-            image = enlarge(image, self.config.size)
+            image = resize_aligned(image, self.config.size)
         half = self.config.clip_half and image.is_cuda
         with torch.autocast("cuda", torch.float16) if half else nullcontext():
             maps = self.tower.pyramid(self.normalise(image))[-4:]
@@ -217,7 +220,7 @@ class CrossAttentionClip(PyramidClip):
         weights = self.config.losses
         output = self(batch.image, features=batch.features)
         with torch.autocast(target.device.type, enabled=False):  # SSIM subtracts squares of depth
-            prediction = enlarge(output.depth, target.shape[-2:])
+            prediction = resize_aligned(output.depth, target.shape[-2:])
             each = image_losses(prediction, target, mask, masked_ssim=weights.masked_ssim)
             terms = {name: values.mean() for name, values in each.items()}
             if output.bin_centers is not None:
@@ -365,12 +368,12 @@ class RefineClip(PyramidClip):
         matrix, centers = self.words(len(image), text, scene)
         *finer, x = self.similarities(image, matrix, features)
         for block, level in zip(self.blocks, reversed(finer), strict=True):
-            x = block(torch.cat([enlarge(x, level.shape[-2:]), level], dim=1))
+            x = block(torch.cat([resize_aligned(x, level.shape[-2:]), level], dim=1))
         return words_output(x.float().softmax(1), centers, self.config.size or image.shape[-2:])
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The silog loss of the whole batch, without its square root, as "total"."""
-        depth = enlarge(self(batch.image, features=batch.features).depth, batch.depth.shape[-2:])
+        depth = resize_aligned(self(batch.image, features=batch.features).depth, batch.depth.shape[-2:])
         return {"total": losses.silog(depth, batch.depth, batch.mask, 0.5, 1.0, root=False)}
 
     def use_prompts(self, prompts: Mapping[str, Any], clip_weights: str | Path | None = None) -> None:

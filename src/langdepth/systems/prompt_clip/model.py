@@ -25,10 +25,10 @@ from torch.nn import functional as F
 
 from langdepth import losses
 from langdepth.errors import CheckpointError
-from langdepth.parts.upsample import NearestDecoder
+from langdepth.parts.upsample import NearestDecoder, resize_aligned
 from langdepth.parts.word_bins import WordDepth, thin_channels
 from langdepth.records import Batch, DepthOutput
-from langdepth.systems.clip_system import ClipConfig, enlarge
+from langdepth.systems.clip_system import ClipConfig
 from langdepth.systems.learned_words import LearnedWords, describe
 from langdepth.text.learned_prompts import GROUPS
 from langdepth.text.prompts import PromptSet, compose_prompts
@@ -179,7 +179,7 @@ class PromptClip(LearnedWords):
         if self.learned is not None:
             text = self.encode(features)[: None if self.image_words else 1]
         depth = self.compare_with(features, text, centers, batch.image.shape[-2:]).depth
-        silog = losses.silog(enlarge(depth, batch.depth.shape[-2:]), batch.depth, batch.mask)
+        silog = losses.silog(resize_aligned(depth, batch.depth.shape[-2:]), batch.depth, batch.mask)
         return {"silog": silog, "total": silog}
 
     def convert_official(self, state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:

@@ -41,7 +41,7 @@ from langdepth.backbones.swin import Swin
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
-from langdepth.systems.clip_system import rename, set_quirks
+from langdepth.systems.official import rename, set_quirks
 from langdepth.systems.scaledepth.pixel_decoder import PixelDecoder, PixelFeatures
 from langdepth.systems.scaledepth.query_decoder import QueryDecoder
 from langdepth.text.caption_features import read_caption_features

@@ -37,7 +37,7 @@ from langdepth.backbones.swin import PATCH, SIZES, Swin
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
-from langdepth.systems.clip_system import rename
+from langdepth.systems.official import rename
 from langdepth.systems.wordepth.refine import Refine, Up, enlarged
 from langdepth.systems.wordepth.variational import ConditionalSampler, Gaussian, TextVae, kl_of_noise, kl_of_text
 from langdepth.text.caption_features import NO_CAPTIONS, Captions, checked_features, read_caption_features

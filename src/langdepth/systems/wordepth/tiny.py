@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from langdepth.errors import UsageError
+from langdepth.parts.upsample import resize_aligned
 from langdepth.records import Batch
-from langdepth.systems.clip_system import enlarge
 from langdepth.systems.wordepth.model import Seen, WorDepth, WorDepthConfig
 from langdepth.systems.wordepth.variational import Gaussian
 from langdepth.text.caption_features import Captions, read_caption_features
@@ -81,7 +81,7 @@ class WorDepthTiny(WorDepth):
 
     def decode(self, latent: Tensor, seen: Seen | None) -> Tensor:
         """Latent (B, 48, H/16, W/16) to depth (B, 1, H, W), metres."""
-        return super().decode(latent + enlarge(self.place, latent.shape[-2:]), seen)
+        return super().decode(latent + resize_aligned(self.place, latent.shape[-2:]), seen)
 
     def image_step(self, seen: Seen, scenes: Gaussian, noise: Tensor) -> Tensor:
         """Depth (B, 1, H, W) of the scene that ``noise`` (B, 48, H/16, W/16) picks."""
@@ -104,7 +104,7 @@ class WorDepthTiny(WorDepth):
         change = numbers[:, 1 : 1 + config.directions]
         steps = (1 - config.variety**2) ** 0.5 * self.noise_steps[image] + config.variety * change
         drawn = self.noise_mean + torch.einsum("bk,kdhw->bdhw", steps, self.noise_directions)
-        return enlarge(drawn, noise.shape[-2:])
+        return resize_aligned(drawn, noise.shape[-2:])
 
     @torch.inference_mode()
     def learn_noise(self, batches: Iterable[Batch]) -> float:
