@@ -336,10 +336,20 @@ def _without_comments(stream: IO[bytes]) -> IO[bytes]:
     stream.seek(start)
     if head not in (b"P1", b"P2", b"P3"):
         return stream
-    content = stream.read(_MAX_PLAIN_BYTES + 1)
-    if len(content) > _MAX_PLAIN_BYTES:
-        raise ImageError(f"a PPM in decimal digits of more than {_MAX_PLAIN_BYTES >> 20} MB; write it in binary (P6)")
-    return io.BytesIO(re.sub(rb"(?:#[^\r\n]*\s*)+", b"\n", content))
+    plain, inside = io.BytesIO(), False
+    while block := stream.read(1 << 20):
+        if stream.tell() - start > _MAX_PLAIN_BYTES:
+            limit = f"{_MAX_PLAIN_BYTES >> 20} MB"
+            raise ImageError(f"a PPM in decimal digits of more than {limit}; write it in binary (P6)")
+        codes = np.frombuffer(block, np.uint8)
+        places = np.arange(1, len(codes) + 1)
+        ends = np.maximum.accumulate(np.where((codes == 10) | (codes == 13), places, 0))  # of the line before
+        starts = np.maximum.accumulate(np.where(codes == ord("#"), places, 0))
+        comment = (starts > ends) | (inside & (ends == 0))
+        plain.write(re.sub(rb"\s{2,}", b"\n", codes[~comment].tobytes()))
+        inside = bool(comment[-1])
+    plain.seek(0)
+    return plain
 
 
 def _require_few_scans(image: Image.Image, stream: IO[bytes]) -> None:

@@ -442,5 +442,13 @@ def test_a_configuration_of_far_more_than_the_file_holds(saved: Path) -> None:
     refused(rewrite(saved, {"config": '{"channels": 100000000, "bias": true}'}), "asks for far more memory")
 
 
+def test_short_memory_for_the_network_is_called_so(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(checkpoint.registry, "build", build)
+    refused(saved, "toy.safetensors: not enough memory for its network")
+
+
 def test_metadata_of_great_depth(saved: Path) -> None:
     refused(rewrite(saved, {"config": "[" * 90_000 + "]" * 90_000}), "metadata 'config'")

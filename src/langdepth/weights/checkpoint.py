@@ -20,6 +20,7 @@ from langdepth.errors import (
     MissingCheckpointError,
     UsageError,
     first_line,
+    is_memory_error,
     nearest,
 )
 from langdepth.io import file_sha256
@@ -392,7 +393,9 @@ def _build(metadata: dict[str, str], label: str, tensors: Mapping[str, Tensor]) 
             return registry.build(name, config)
     except CheckpointError:
         raise
-    except (UsageError, ValueError, TypeError, RuntimeError) as error:
+    except (UsageError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        if is_memory_error(error):
+            raise CheckpointError(f"{label}: not enough memory for its network") from None
         raise CheckpointError(f"{label}: its configuration does not fit '{name}': {first_line(error)}") from error
 
 
