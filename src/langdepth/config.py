@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from langdepth.errors import MissingConfigError, UsageError, nearest
+from langdepth.utils.reading import read_text
 
 T = TypeVar("T")
 
@@ -30,13 +31,9 @@ def load_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > MAX_YAML_BYTES:
-            raise UsageError(f"{path}: has more than {MAX_YAML_BYTES // 10**6} MB, far more than a {what}")
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MAX_YAML_BYTES)
     except FileNotFoundError:
         raise MissingConfigError(f"{path}: no such file; give the path of a {what}") from None
-    except UsageError:
-        raise
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or 'it is not UTF-8'})"

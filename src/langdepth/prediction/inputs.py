@@ -17,6 +17,7 @@ from pathlib import Path
 from langdepth.errors import ImageError, LangdepthError, first_few
 from langdepth.utils.files import real_path
 from langdepth.utils.images import RAW_REFUSAL, RAW_SUFFIXES, grey_bits, image_kind, is_own_png, read_head
+from langdepth.utils.reading import read_csv
 
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".avif", ".heic", ".heif", ".hif", ".tif", ".tiff", ".bmp"),
@@ -204,8 +205,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _listed_depth(folder: Path) -> frozenset[str]:
     """The depth maps that the index of a folder names."""
     try:
-        with (folder / _INDEX).open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            return frozenset(os.path.normpath(folder / (row.get("path_depth") or "")) for row in rows)
+        rows = read_csv(folder / _INDEX)
+        return frozenset(os.path.normpath(folder / (row.get("path_depth") or "")) for row in rows)
     except (OSError, UnicodeDecodeError, csv.Error, ValueError):
         return frozenset()

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
+from langdepth.utils.reading import open_regular
+
 MAX_MATLAB_BYTES = 500_000_000  # of a variable, before MATLAB 7.3
 _MATLAB_HEADER, _COMPRESSED, _BLOCK = 128, 15, 1 << 20
 
@@ -48,7 +50,7 @@ def read_npy(stream: IO[bytes], check: Check, stored_bytes: int) -> npt.NDArray[
 
 def load_npy(path: Path, check: Check = lambda shape, dtype: None) -> npt.NDArray[Any]:
     """The array of an ``.npy`` file; see ``read_npy``."""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         return read_npy(stream, check, path.stat().st_size)
 
 
@@ -73,7 +75,7 @@ def load_matlab(path: Path, name: str, **options: Any) -> Any:
     """
     from scipy.io import loadmat
 
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         order: Literal["big", "little"] = "big" if stream.read(_MATLAB_HEADER)[-2:] == b"MI" else "little"
         while len(head := stream.read(8)) == 8:
             kind, size = (int.from_bytes(number, order) for number in (head[:4], head[4:]))

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langdepth.errors import LangdepthError
+from langdepth.utils.reading import open_regular, read_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -316,7 +317,7 @@ def _lock_descriptor(descriptor: int) -> None:
 def _holder(folder: Path) -> dict[str, Any]:
     """What the process that has the lock says of itself; empty where it has not said anything yet."""
     try:
-        content = json.loads((folder / LOCK).read_bytes()[:4096])
+        content = json.loads(read_bytes(folder / LOCK, 4096))
         return {"process": int(content["process"]), **{key: str(content[key]) for key in ("host", "machine", "since")}}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
@@ -328,7 +329,7 @@ def _holder(folder: Path) -> dict[str, Any]:
 def not_the_file_itself(path: str | Path) -> str | None:
     """What a file is that a failed download or checkout left in the place of another, or None."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return other_content(file.read(512))
     except OSError:
         return None

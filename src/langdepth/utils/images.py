@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
+
+from langdepth.utils.reading import open_regular
 
 HEAD = 64  # bytes that tell the kind
 PNG_TAG = "langdepth"  # key of the text that marks the PNG files which this library writes
@@ -91,9 +91,7 @@ def refusal(head: bytes) -> str | None:
 def read_head(path: str | Path) -> bytes:
     """The first ``HEAD`` bytes of a regular file; none of anything else, or where it cannot be opened."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block
-            return b""
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return file.read(HEAD)
     except (OSError, ValueError):
         return b""
@@ -107,7 +105,7 @@ def grey_bits(head: bytes) -> int | None:
 def is_own_png(path: str | Path) -> bool:
     """Whether a PNG file says that this library wrote it."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return _text_chunk(file)
     except OSError:
         return False

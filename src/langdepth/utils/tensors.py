@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from langdepth.errors import CheckpointError, LangdepthError, MissingCheckpointError, is_memory_error
 from langdepth.utils.arrays import ArrayError
 from langdepth.utils.files import not_the_file_itself
+from langdepth.utils.reading import require_regular
 
 MAX_RATIO = 8  # how much larger than its file the content of an archive of tensors may be
 SPARE_BYTES = 64_000_000  # that it may be larger in any case
@@ -42,6 +43,7 @@ def reading_tensors(path: Path, what: str, label: str | None = None) -> Iterator
     """
     label = str(path) if label is None else label
     try:
+        require_regular(path)
         yield
     except LangdepthError:
         raise

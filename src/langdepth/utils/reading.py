@@ -1,0 +1,70 @@
+"""Opening small files that somebody else wrote: regular files only, and never more bytes than such a file has.
+
+A pipe would block for ever, and a device or a sparse file would fill the memory. All of these raise OSError with a
+reason in ``strerror``, as the file system does, so that callers need one handler.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import os
+import stat
+from pathlib import Path
+from typing import IO
+
+MAX_TEXT_BYTES = 1 << 28  # of an index with a million rows
+
+
+def require_regular(path: str | Path) -> None:
+    """Raise OSError for a folder, a pipe or a device, and for a file that is missing."""
+    _require_regular(os.stat(path).st_mode, path)
+
+
+def open_regular(path: str | Path) -> IO[bytes]:
+    """Open a regular file for reading. Raises OSError for everything else, without waiting."""
+    return open(path, "rb", opener=_open_at_once)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        _require_regular(os.fstat(descriptor).st_mode, path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _require_regular(mode: int, path: str | Path) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+
+
+def read_bytes(path: str | Path, limit: int = MAX_TEXT_BYTES) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes. Raises OSError."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size <= limit:
+            content = file.read(limit + 1)
+            if len(content) <= limit:
+                return content
+    size = f"{limit / 1e6:.0f} MB" if limit >= 10**6 else f"{limit} bytes"
+    raise OSError(errno.EFBIG, f"has more than {size}, far more than such a file", str(path))
+
+
+def read_text(path: str | Path, limit: int = MAX_TEXT_BYTES) -> str:
+    """The UTF-8 text, with or without a byte order mark, of a regular file of at most ``limit`` bytes.
+
+    Raises:
+        OSError: The file cannot be read, is not regular or is too large.
+        UnicodeDecodeError: It is not UTF-8.
+    """
+    return read_bytes(path, limit).decode("utf-8-sig")
+
+
+def read_csv(path: str | Path, limit: int = MAX_TEXT_BYTES) -> csv.DictReader[str]:
+    """The rows of a CSV file, read as ``read_text`` does; the reader raises csv.Error for what is no CSV."""
+    return csv.DictReader(io.StringIO(read_text(path, limit), newline=""), strict=True)
