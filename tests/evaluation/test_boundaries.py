@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from langdepth.evaluation.boundaries import FARTHEST, boundary_errors, canny
+from langdepth.evaluation.boundaries import boundary_errors, canny
 
 Depth = npt.NDArray[np.float32]
 SIZE = (40, 60)
+FARTHEST = 10  # pixels, in the paper of iBims-1
 
 
 EXPECTED = [

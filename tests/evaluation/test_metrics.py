@@ -13,10 +13,8 @@ from torchmetrics import MetricCollection
 from langdepth.errors import UsageError
 from langdepth.evaluation.accumulator import DepthMetrics
 from langdepth.evaluation.metrics import (
-    EDGE_RATIOS,
     EXTRA_METRICS,
     METRICS,
-    RANGES,
     align,
     depth_metrics,
     edge_counts,
@@ -195,10 +193,10 @@ def test_sums_of_ranges_are_those_of_their_pixels_alone() -> None:
     target[:4] = torch.tensor([1.0, 2.0, 3.0, 300.0])  # on the border: part of the farther range
     prediction = target * (0.7 + 0.6 * torch.rand(target.shape, generator=random))
     sums = range_sums(prediction.numpy(), target.numpy())
-    assert sums.shape == (len(RANGES) - 1, 13)
+    assert sums.shape == (9, 13)
     maps = (prediction.view(1, 1, 400, 400), target.view(1, 1, 400, 400))
     p, t = prediction.double(), target.double()
-    for number, (low, high) in enumerate(itertools.pairwise(RANGES)):
+    for number, (low, high) in enumerate(itertools.pairwise((0, 1, 2, 3, 5, 10, 20, 40, 80, np.inf))):
         inside = (maps[1] >= low) & (maps[1] < high)
         assert sums[number] == pytest.approx(error_sums(*maps, inside)[0].numpy(), rel=1e-12)
         here = inside.flatten()
@@ -223,7 +221,7 @@ def test_edges_of_a_step() -> None:
     step = torch.ones(1, 1, 8, 10)
     step[..., 5:] = 1.3  # one edge a row, above all thresholds
     counts = edge_counts(step, step, everywhere(step))
-    assert counts.tolist() == [[8, 8, 8]] * len(EDGE_RATIOS)
+    assert counts.tolist() == [[8, 8, 8]] * 5
     assert edge_scores(counts) == {"precision": 1, "recall": 1, "f1": 1}
     # Half as high: found for the thresholds below 1.15 only
     lower = torch.where(step > 1, 1.15 - 1e-3, 1.0)
@@ -235,8 +233,16 @@ def test_edges_of_a_step() -> None:
     aside_scores = edge_scores(edge_counts(step.roll(1, -1), step, everywhere(step)))
     assert aside_scores is not None
     assert aside_scores["f1"] == 0
-    assert edge_counts(1 / step, step, everywhere(step)).tolist() == [[8, 8, 0]] * len(EDGE_RATIOS)
-    assert edge_counts(step.mT, step.mT, everywhere(step.mT)).tolist() == [[8, 8, 8]] * len(EDGE_RATIOS)
+    assert edge_counts(1 / step, step, everywhere(step)).tolist() == [[8, 8, 0]] * 5
+    assert edge_counts(step.mT, step.mT, everywhere(step.mT)).tolist() == [[8, 8, 8]] * 5
+
+
+@pytest.mark.parametrize(("place", "ratio"), enumerate((1.05, 1.10, 1.15, 1.20, 1.25)))
+def test_thresholds_of_edges(place: int, ratio: float) -> None:
+    step = torch.ones(1, 1, 2, 10)
+    for factor, edges in ((0.999, place), (1.001, place + 1)):
+        step[..., 5:] = ratio * factor
+        assert edge_counts(step, step, everywhere(step))[:, 0].tolist() == [2] * edges + [0] * (5 - edges)
 
 
 def test_edges_need_two_known_neighbours() -> None:
@@ -245,7 +251,7 @@ def test_edges_need_two_known_neighbours() -> None:
     known = everywhere(step)
     known[0, 0, :3, 5] = False
     unknown = torch.where(known, step, torch.nan)
-    assert edge_counts(step, unknown, known).tolist() == [[5, 5, 5]] * len(EDGE_RATIOS)
+    assert edge_counts(step, unknown, known).tolist() == [[5, 5, 5]] * 5
     flat = torch.ones_like(step)
     assert edge_scores(edge_counts(step, flat, known)) is None
     assert edge_scores(edge_counts(flat, step, known)) == {"precision": 0, "recall": 0, "f1": 0}

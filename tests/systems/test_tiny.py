@@ -14,7 +14,7 @@ from torch import nn
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.systems import registry
 from langdepth.systems.base import System
-from langdepth.systems.tiny.model import CLIP_FEATURES, Tiny
+from langdepth.systems.tiny.model import Tiny
 from langdepth.text.encoders import words_of
 from langdepth.text.scenes import CAPTION_SCENES, scene_index
 from langdepth.weights import checkpoint
@@ -28,7 +28,7 @@ CAPTIONS = [
 @pytest.fixture
 def caption_file(tmp_path: Path) -> Path:
     """Captions of every scene with random features."""
-    features = np.random.default_rng(0).normal(size=(len(CAPTIONS), CLIP_FEATURES)).astype(np.float16)
+    features = np.random.default_rng(0).normal(size=(len(CAPTIONS), 1024)).astype(np.float16)
     path = tmp_path / "captions.npz"
     np.savez(path, caption=CAPTIONS, feature=features, train_count=np.ones(len(CAPTIONS), int))
     return path
@@ -45,7 +45,7 @@ class TestTiny(SystemTester):
         "vocabulary": ("a", "kitchen", "sink", "street", "with"),
     }
     sentences = ("a kitchen with a sink", "a street")
-    text_columns = CLIP_FEATURES
+    text_columns = 1024
 
     @pytest.fixture
     def tiny(self, system: System) -> Tiny:
@@ -199,7 +199,7 @@ class TestTiny(SystemTester):
 
     def test_a_few_captions_are_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "few.npz"
-        features = np.random.default_rng(0).normal(size=(3, CLIP_FEATURES)).astype(np.float16)
+        features = np.random.default_rng(0).normal(size=(3, 1024)).astype(np.float16)
         np.savez(path, caption=CAPTIONS[:3], feature=features, train_count=np.ones(3, int))
         with pytest.raises(LangdepthError, match="3 distinct captions are too few"):
             registry.build("tiny", {**self.options, "vocabulary": ()}).prepare_training(text_features=str(path))
@@ -212,7 +212,7 @@ class TestTiny(SystemTester):
 
     def test_captions_that_know_no_word_of_a_scene_are_refused(self, tiny: Tiny, tmp_path: Path) -> None:
         path = tmp_path / "few.npz"
-        np.savez(path, caption=["a bathroom"], feature=np.ones((1, CLIP_FEATURES)), train_count=[1])
+        np.savez(path, caption=["a bathroom"], feature=np.ones((1, 1024)), train_count=[1])
         with pytest.raises(LangdepthError, match="no caption has one of the words bedroom"):
             tiny.prepare_training(text_features=str(path))
 

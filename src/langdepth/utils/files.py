@@ -283,7 +283,10 @@ def _acquire(folder: Path) -> int:
 
 
 def _try_lock(path: Path) -> int | None:
-    """A descriptor of the locked file, or None where somebody else has it. Raises OSError."""
+    """A descriptor of the locked file, or None where somebody else has it. Raises OSError.
+
+    The library filelock leaves its files behind, and older versions empty them, in which the holder names itself.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _lock_descriptor(descriptor)
