@@ -1,4 +1,4 @@
-"""What `recipes/tiny-finetune.yaml` gains on small sets of images: abs_rel on held-back images, before and after.
+"""What the recipe `tiny-finetune` gains on small sets of images: abs_rel on held-back images, before and after.
 
     python benchmarks/finetune.py --root RGBD --sources tabletop_osd realsense_cup --threads 1 --out finetune.json
 
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, parser, use_threads, write
+from common import parser, use_threads, write
 
 
 def main() -> None:
@@ -52,12 +52,12 @@ def fine_tune(options: argparse.Namespace, source: str, folder: Path) -> dict[st
     """Train on one source; abs_rel before, at its best and at the end."""
     import yaml
 
-    from langdepth.config import load_yaml
-    from langdepth.training.run import read_recipe, train
+    from langdepth.training.recipe import load_recipe, read_recipe
+    from langdepth.training.run import train
     from langdepth.weights.checkpoint import load
 
     has_val = write_index(options.root, source, folder / "data")
-    recipe = load_yaml(ROOT / "recipes" / "tiny-finetune.yaml")
+    recipe = load_recipe("tiny-finetune")
     recipe["data"] |= {"root": str(folder / "data")} | ({"val_split": "val", "hold_out": None} if has_val else {})
     recipe["train"] |= {"out": str(folder / "run"), "previews": 0}
     for text in options.set:

@@ -16,12 +16,12 @@ import pytest
 from langdepth import cli
 from langdepth.config import load_yaml
 from langdepth.data.sets import kitti, nyu
+from langdepth.training.recipe import RECIPES, load_recipe
 from tests import stand_ins
 from tests.helpers import Run, ramp, write_folder
 from tests.miniatures import depth as metres
 from tests.miniatures import kitti_eigen, nyu_tree, save_depth, save_image, stand_in, tar_of, write_labelled, zip_of
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 NYU_SIZE, KITTI_SIZE = (480, 640), (375, 1242)
 # Of the labelled file: two runs of training images with one to test on between; each has an image of every type.
 TYPES = ("kitchen", "bedroom", "bathroom", "kitchen", "bedroom")
@@ -108,7 +108,6 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stand_ins.open_clip_file(root / "open_clip_pytorch_model.bin")
         stand_ins.swin_classifier(root / "swin_large_patch4_window12_384_22k.pth")
         stand_ins.swin_classifier(root / "swin_tiny_patch4_window7_224_22k.pth", "swin-tiny")
-    (root / "recipes").symlink_to(RECIPES)
     return root
 
 
@@ -135,7 +134,7 @@ def quick(words: list[str]) -> list[str]:
         return [*words, "--device", "cpu"]
     if words[0] != "train":
         return words
-    recipe = load_yaml(Path(words[words.index("--config") + 1]))
+    recipe = load_recipe(words[words.index("--config") + 1])
     step = ["--optim.effective_batch", "2"] if "effective_batch" in recipe["optim"] else []
     return [*words, *QUICK.split(), *step]
 
@@ -160,7 +159,7 @@ def test_it_runs_as_printed(recipe: Path, workplace: Path, capsys: pytest.Captur
 def test_recipes_of_the_adapters_accept_the_sample(name: str, workplace: Path, command: Run) -> None:
     """Of the size that ``langdepth data sample`` writes unless told otherwise, in both pipelines of the adapters."""
     assert command("data", "sample", "rooms", "--count", "4")[0] == 0
-    words = ["train", "--config", f"recipes/{name}-nyu.yaml", "--data.name", "folder", "--data.root", "rooms"]
+    words = ["train", "--config", f"{name}-nyu", "--data.name", "folder", "--data.root", "rooms"]
     code, _, err = command(*words, "--system.prepare.clip_weights", "RN50.pt", *QUICK.split())
     assert code == 0, err
     words = ["evaluate", "--system", f"runs/{name}/best.safetensors", "--data", "folder", "--root", "rooms"]

@@ -226,7 +226,7 @@ def test_sigterm_saves_and_ends(tmp_path: Path, sample_folder: Path, whole_group
 def test_the_embedded_weights_learn_from_images_of_ones_own(command: Run, tmp_path: Path) -> None:
     """With nothing but the recipe and a folder whose index has no split."""
     root = write_folder(tmp_path / "data", [{"scene": f"room {number // 2}", "size": (96, 128)} for number in range(8)])
-    recipe, out = REPOSITORY / "recipes" / "tiny-finetune.yaml", tmp_path / "run"
+    recipe, out = "tiny-finetune", tmp_path / "run"
     quick = ("--train.max_steps", 1, "--data.workers", 0, "--train.accelerator", "cpu")
     code, said, err = command("train", "--config", recipe, "--data.root", root, "--train.out", out, *quick)
     assert (code, err) == (0, "")
@@ -247,4 +247,4 @@ def test_help_shows_an_example_and_imports_no_torch() -> None:
     code = "from langdepth import cli; import sys; cli.main(['train', '--help']); sys.exit('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert answer.returncode == 0
-    assert "langdepth train --config recipes/tiny-finetune.yaml" in answer.stdout
+    assert "langdepth train --config tiny-finetune" in answer.stdout

@@ -191,7 +191,7 @@ def test_msa_sam_from_its_images_to_its_numbers(
         cli.main(["data", "prepare", "nyu", "--source", str(source / "nyu_depth_v2_labeled.mat"), "--out", root]) == 0
     )
     clip = clip_archive(Path("RN50.pt"))
-    train = ["train", "--config", str(ROOT / "recipes" / "msa-sam-nyu.yaml"), "--data.root", root]
+    train = ["train", "--config", "msa-sam-nyu", "--data.root", root]
     train += ["--data.name", "nyu", "--data.val_split", "test", "--data.pipeline", "standard", "--data.workers", "0"]
     train += ["--system.prepare.clip_weights", str(clip), "--system.options.area", str(64 * 96)]
     train += ["--train.epochs", "1", "--train.out", "run", "--train.accelerator", "cpu", "--data.batch_size", "3"]

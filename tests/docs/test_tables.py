@@ -16,6 +16,7 @@ from langdepth.data.base import DATASETS
 from langdepth.evaluation import protocols
 from langdepth.systems import registry
 from langdepth.training import recipe
+from langdepth.training.recipe import RECIPES
 from tests.docs.things import ROOT
 
 TEXT = (ROOT / "docs" / "coming-from-the-papers.md").read_text(encoding="utf-8")
@@ -64,8 +65,8 @@ def test_options_and_fields_exist(options: set[str], dotted: set[str]) -> None:
 
 def test_files_systems_and_protocols_exist() -> None:
     for code in CODE:
-        for name in re.findall(r"recipes/[\w-]+\.yaml", code):
-            assert name == "recipes/NAME.yaml" or (ROOT / name).is_file(), name
+        for name in re.findall(r"--config ([\w-]+)(?![\w/.])", code):
+            assert name == "NAME" or (RECIPES / f"{name}.yaml").is_file(), name
         for name in re.findall(r"--protocol ([\w-]+)", code):
             assert name == "NAME" or protocols.get(name), name
         for name in re.findall(r"--system(?:\.name)? ([a-z][\w-]+)", code):

@@ -95,8 +95,7 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def clone(folder: Path) -> None:
     """What a fresh clone of the repository holds."""
-    for name in ("recipes", "examples"):
-        shutil.copytree(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "examples", folder / "examples")
     for name in ("benchmarks", "docs", "src", "tests", "pyproject.toml", "README.md"):
         (folder / name).symlink_to(ROOT / name)
 

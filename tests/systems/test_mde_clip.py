@@ -17,7 +17,7 @@ from langdepth.errors import CheckpointError, UsageError
 from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.mde_clip.model import MdeClip
-from langdepth.training.recipe import read_recipe
+from langdepth.training.recipe import load_recipe, read_recipe
 from langdepth.weights import checkpoint
 from langdepth.weights.convert import convert
 from tests.systems.short_training import train_shortly
@@ -367,9 +367,7 @@ def test_by_name_they_ask_for_trained_weights() -> None:
 
 @pytest.mark.parametrize("recipe", ["mde-clip-nyu", "refine-clip-nyu"])
 def test_the_recipes_are_complete(recipe: str) -> None:
-    from langdepth.config import load_yaml
-
-    found = read_recipe(load_yaml(Path(__file__).parents[2] / "recipes" / f"{recipe}.yaml"))
+    found = read_recipe(load_recipe(recipe))
     assert (found.train.epochs, found.data.batch_size, found.optim.weight_decay) == (25, 16, 0)
     assert found.optim.lr == (3e-5 if recipe == "mde-clip-nyu" else 3e-3)
     assert found.data.augmentation.flip == (0.5 if recipe == "mde-clip-nyu" else 0)

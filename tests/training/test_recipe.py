@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from langdepth.config import load_yaml, to_mapping
-from langdepth.errors import UsageError
-from langdepth.training.recipe import CIRCUMSTANCES, DataSection, Recipe, read_recipe
+from langdepth.errors import MissingConfigError, UsageError
+from langdepth.training.recipe import CIRCUMSTANCES, RECIPES, DataSection, Recipe, load_recipe, read_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -58,15 +58,26 @@ def test_what_may_change_is_documented() -> None:
     assert set(CIRCUMSTANCES) <= fields(Recipe(data=DataSection(root=Path()))).keys()
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda path: path.name)
-def test_the_recipes_of_the_repository_are_right(path: Path) -> None:
-    content = load_yaml(path)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_recipes_of_the_package_are_right(path: Path) -> None:
+    content = load_recipe(path.stem)
     content["data"].setdefault("root", "asked for")
     recipe = read_recipe(content)
     if recipe.system.weights is None:  # else what was continued from states them
         assert recipe.train.licence
         assert recipe.train.source == f"trained with recipes/{path.name}"
     assert read_recipe(yaml.safe_load(yaml.safe_dump(to_mapping(recipe)))) == recipe
+
+
+def test_a_recipe_is_given_by_name_or_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny").write_text("data: {root: mine}")
+    assert load_recipe("tiny") == load_yaml(RECIPES / "tiny.yaml")
+    assert load_recipe("./tiny") == {"data": {"root": "mine"}}
+    with pytest.raises(MissingConfigError, match=r"^unknown recipe 'tyni': did you mean 'tiny'\? Or give a file$"):
+        load_recipe("tyni")
+    with pytest.raises(MissingConfigError, match=r"^recipes/tiny.yaml: no such file"):
+        load_recipe("recipes/tiny.yaml")
 
 
 def test_the_hash_follows_what_decides_the_weights() -> None:

@@ -12,22 +12,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from langdepth.config import load_yaml
 from langdepth.data.tools.sample import write_sample
 from langdepth.errors import ImageError, UsageError
-from langdepth.training.recipe import read_recipe
+from langdepth.training.recipe import load_recipe, read_recipe
 from langdepth.training.run import train
 from langdepth.weights import checkpoint
 from tests.helpers import logged
-
-RECIPES = Path(__file__).parents[2] / "recipes"
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*random.*")]
 
 
 def recipe(name: str, root: Path, out: Path, *, options: dict[str, Any], **fields: Any) -> Any:
     """A recipe of the repository on the images of ``root``, small; ``fields`` by their dotted names."""
-    content = load_yaml(RECIPES / name)
+    content = load_recipe(name)
     content["system"]["options"] |= {"architecture": "RN-small", **options}
     content["system"]["prepare"] = {"clip_weights": "random"}
     content["data"] |= {"name": "folder", "root": str(root), "val_split": "val", "workers": 0}
@@ -80,7 +77,7 @@ PLAIN = dict.fromkeys(("flip", "zoom_probability", "rotate_probability", "colour
 def test_msa_sam_learns_and_predicts(rooms: Path, tmp_path: Path) -> None:
     data = {"data__pipeline": "standard", "data__augmentation": PLAIN, "data__batch_size": 2}
     fields = {"optim__lr": 0.02, "optim__milestones": [4], "train__epochs": 5, "train__validate_every": 5}
-    out = train(recipe("msa-sam-nyu.yaml", rooms, tmp_path / "run", options={"area": 64 * 64}, **data, **fields))
+    out = train(recipe("msa-sam-nyu", rooms, tmp_path / "run", options={"area": 64 * 64}, **data, **fields))
     found = logged(out, "train/depth")
     assert len(found) == 5
     assert found[-1] < 0.95 * found[0]
@@ -99,7 +96,7 @@ TWO_VIEWS = {"image_reduction": 32, "text_reduction": 16, "prompts": BINS}
 def test_two_views_learn_without_depth_and_resume_in_mid_epoch(frames: Path, tmp_path: Path) -> None:
     def run(out: str, resume: bool = False, **fields: Any) -> Path:
         common = {"data__batch_size": 1, "train__epochs": 2, "train__validate_every": 2, "optim__lr": 3.0}
-        asked = recipe("clip-adapter-ssl-nyu.yaml", frames, tmp_path / out, options=TWO_VIEWS, **common, **fields)
+        asked = recipe("clip-adapter-ssl-nyu", frames, tmp_path / out, options=TWO_VIEWS, **common, **fields)
         return train(asked, resume=resume)
 
     whole = run("whole")
@@ -113,7 +110,7 @@ def test_two_views_learn_without_depth_and_resume_in_mid_epoch(frames: Path, tmp
 
 
 def test_what_the_images_do_not_allow_is_one_line(frames: Path, tmp_path: Path) -> None:
-    name = "clip-adapter-ssl-nyu.yaml"
+    name = "clip-adapter-ssl-nyu"
     wide = write_sample(tmp_path / "wide", count=2, size=(48, 96))
     with pytest.raises(ImageError, match=r"0\.jpg: image is 96x48, these crops need 640x480 or its shape"):
         train(recipe(name, wide, tmp_path / "a", options=TWO_VIEWS, data__batch_size=1))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from langdepth.commands import _parse
 from langdepth.errors import UsageError
 
 EXAMPLE = """\
-langdepth train --config recipes/tiny-finetune.yaml --data.root images --train.out runs/mine
+langdepth train --config tiny-finetune --data.root images --train.out runs/mine
 langdepth train --config runs/mine/recipe.yaml --resume
 Any field of the recipe can be set on the command line by its dotted name; docs/train.md lists them."""
 
@@ -20,22 +19,21 @@ def main(arguments: Sequence[str]) -> int:
     """Parse and run."""
     plain, overrides = _parse.split_overrides(arguments)
 
-    def train(*, config: Path, resume: bool = False) -> int:
+    def train(*, config: str, resume: bool = False) -> int:
         """Train a system from a recipe.
 
         Args:
-            config: The recipe, a YAML file. Its fields can be overridden: --section.field VALUE.
+            config: The recipe: the name of one in the package (tiny-finetune), or a YAML file. Its fields can be
+                overridden: --section.field VALUE.
             resume: Continue the run in the recipe's train.out from where it stopped, also in mid-epoch.
         """
-        from langdepth.config import load_yaml
+        from langdepth.training.recipe import load_recipe, read_recipe
 
         # torch's C++ parts warn past Python's filters, for example that DDP looked for unused parameters in vain.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        content = load_yaml(config)
+        content = load_recipe(config)
         for key, value in overrides.items():
             _set(content, key, value)
-        from langdepth.training.recipe import read_recipe
-
         recipe = read_recipe(content)  # mistakes show before the slow import
         from langdepth.training.run import train as run_recipe
 

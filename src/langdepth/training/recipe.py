@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from langdepth.config import from_mapping, to_mapping
+from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.base import layout
 from langdepth.data.transforms import Augmentation
-from langdepth.errors import UsageError, nearest
+from langdepth.errors import MissingConfigError, UsageError, nearest
 from langdepth.evaluation import protocols
 from langdepth.records import WithoutCaption
 from langdepth.systems import registry
+
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 # Where things lie and how the run is carried out: these may change when a run continues, all other fields may not.
 CIRCUMSTANCES = (
@@ -373,6 +376,17 @@ class Recipe:
     def hash(self) -> str:
         """Twelve hex digits of the SHA-256 of the identity."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_recipe(name: str | Path) -> dict[str, Any]:
+    """The content of a recipe of the package, by its name ("tiny"), or of a YAML file, by its path.
+
+    Raises UsageError for an unknown name and for a file that cannot be read.
+    """
+    shipped = {path.stem: path for path in RECIPES.glob("*.yaml")}
+    if str(name) not in shipped and re.fullmatch(r"[\w-]*", str(name)) and not Path(name).is_file():
+        raise MissingConfigError(f"unknown recipe '{name}': {nearest(str(name), shipped)} Or give a file")
+    return load_yaml(shipped.get(str(name), Path(name)))
 
 
 def read_recipe(content: Mapping[str, Any]) -> Recipe:
