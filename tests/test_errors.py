@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import os
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 import langdepth
 from langdepth import cli, errors
-from langdepth.errors import LangdepthError, UsageError, first_line, is_memory_error, one_line
+from langdepth.errors import LangdepthError, UsageError, first_line, is_disk_error, is_memory_error, one_line, text_flaw
 
 
 @pytest.mark.parametrize(
@@ -120,3 +121,15 @@ def test_messages_of_thousands_of_characters() -> None:
     assert len(text) < 1500
     assert text.startswith("key: expected a number, got 'xxx")
     assert text.endswith("xxx'")
+
+
+def test_why_a_file_cannot_be_read() -> None:
+    with pytest.raises(UnicodeDecodeError) as caught:
+        b"\xff".decode()
+    assert text_flaw(caught.value) == "it is not UTF-8 text"
+    with pytest.raises(gzip.BadGzipFile) as packed:
+        gzip.decompress(b"image,caption")
+    assert text_flaw(packed.value) == "it is damaged, truncated or not compressed"
+    assert text_flaw(OSError(errno.EACCES, "Permission denied")) == "Permission denied"
+    assert is_disk_error(OSError(errno.EIO, "Input/output error"))
+    assert not is_disk_error(OSError("image file is truncated"))

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from langdepth.errors import MissingConfigError, UsageError, nearest
+from langdepth.errors import MissingConfigError, UsageError, nearest, text_flaw
 from langdepth.utils.reading import read_text
 
 T = TypeVar("T")
@@ -35,9 +35,7 @@ def load_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
     except FileNotFoundError:
         raise MissingConfigError(f"{path}: no such file; give the path of a {what}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or 'it is not UTF-8'})"
-        ) from None
+        raise UsageError(f"{path}: cannot be read as text ({text_flaw(error)})") from None
     content = parse_yaml(text, str(path))
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"{type(content).__name__}"

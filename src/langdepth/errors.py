@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 
 _LONGEST, _END = 1200, 400  # characters of a message, and of its end where it is longer
@@ -83,6 +84,23 @@ def is_memory_error(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | OSError) and any(
         words in text for words in ("not enough memory", "allocate memory", "bad_alloc", "out of memory")
     )
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether a file cannot be read for a reason beside its content."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return False
+    # Readers of damaged archives look for parts before the file's first byte, which is an invalid argument.
+    return error.errno != errno.EINVAL or error.filename is not None
+
+
+def text_flaw(error: BaseException) -> str:
+    """Why a file cannot be read as text or CSV, in a few words."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    if isinstance(error, EOFError) or type(error).__name__ == "BadGzipFile":
+        return "it is damaged, truncated or not compressed"
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

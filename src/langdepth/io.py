@@ -25,7 +25,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from langdepth.camera import Camera, is_cut
-from langdepth.errors import FileWarning, ImageError, MissingImageError, UsageError, is_memory_error, nearest
+from langdepth.errors import (
+    FileWarning,
+    ImageError,
+    MissingImageError,
+    UsageError,
+    is_disk_error,
+    is_memory_error,
+    nearest,
+)
 from langdepth.utils.arrays import ArrayError, read_npy, read_npz
 from langdepth.utils.files import atomic_path, not_the_file_itself
 from langdepth.utils.images import HEAD, PNG_TAG, RAW_REFUSAL, formats, image_kind, refusal
@@ -230,7 +238,7 @@ def decoding(name: str) -> Iterator[None]:
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
         if is_memory_error(error):
             raise ImageError(f"{name}: not enough memory to decode it; make it smaller") from None
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the decoder's
+        if isinstance(error, OSError) and is_disk_error(error):
             raise ImageError(f"{name}: cannot be read ({error.strerror})") from None
         reason = f" ({error})" if isinstance(error, ArrayError) else ""  # others have the words of their library
         raise ImageError(f"{name}: damaged or truncated{reason}") from None

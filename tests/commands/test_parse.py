@@ -76,8 +76,11 @@ def test_a_number_of_hundreds_of_digits(count: float, sign: str) -> None:
         """Nothing."""
 
     command.__annotations__["count"] = kind
+    words = [f"--count={sign}{'9' * 400}"]
     with pytest.raises(UsageError, match=r"^--count: expected a number that is not so large$"):
-        _parse.run(command, [f"--count={sign}{'9' * 400}"], "langdepth x", "")
+        _parse.run(command, words, "langdepth x", "")
+    with pytest.raises(UsageError, match=r"^--count: expected a number that is not so large$"):
+        _parse.run(command, ["--count", "1", *words], "langdepth x", "")
 
 
 @pytest.mark.parametrize("value", ["", " ", "\t", "?", "[1", "{", "!!int x"])

@@ -25,10 +25,11 @@ from langdepth.data.sets import nyu
 from langdepth.data.sets.folder import rows
 from langdepth.data.tools.prepare import prepare
 from langdepth.data.tools.sam import read_overlay
-from langdepth.errors import ImageError, LangdepthError, UsageError
+from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError
 from langdepth.io import read_depth, read_image
 from langdepth.records import InputSpec
 from langdepth.utils.arrays import ArrayError, load_matlab
+from langdepth.utils.tensors import reading_tensors
 from tests.helpers import Run
 
 CEILING = 20_000_000  # bytes
@@ -90,6 +91,17 @@ def test_damaged_headers(tmp_path: Path, header: bytes) -> None:
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     with refused(ImageError, r"a.npy: damaged or truncated \(its .npy header is damaged\)"):
         read_depth(tmp_path / "a.npy", 1)
+
+
+def test_an_archive_that_lacks_bytes_is_damaged_not_the_disk(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, depth=np.ones((40, 40), np.float32))
+    content = path.read_bytes()
+    path.write_bytes(content[:10] + content[14:])  # its members then begin before the file does
+    with refused(ImageError, r"a.npz: damaged or truncated$"):
+        read_depth(path, 1)
+    with refused(CheckpointError, "a.npz: is damaged, truncated or not a table"), reading_tensors(path, "a table"):
+        np.load(path)["depth"]
 
 
 def test_comments_in_a_plain_ppm(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
     except ArgumentError as error:
         raise UsageError(_explain(str(error), function, parser, prog, arguments).translate(_BACK)) from None
     except OverflowError:
-        flag = max(_typed(arguments), key=lambda pair: len(pair[1]))[0]
+        flag, _ = max((pair for pair in _typed(arguments) if pair[0][:2] == "--"), key=lambda pair: len(pair[1]))
         raise UsageError(f"{flag}: expected a number that is not so large") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # YAML's readers, of "!!int"
         raise UsageError(f"a value is not understood ({first_line(error)}); see '{prog} --help'") from None

@@ -6,7 +6,7 @@ import hashlib
 import lzma
 from pathlib import Path
 
-from langdepth.errors import LangdepthError
+from langdepth.errors import LangdepthError, text_flaw
 
 _FOLDER = Path(__file__).parent / "lists"
 
@@ -42,7 +42,7 @@ def read_list(path: Path, columns: int = 1) -> list[tuple[str, ...]]:
     except FileNotFoundError:
         raise LangdepthError(f"{path}: the split list is missing") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise LangdepthError(f"{path}: not readable as a list ({error})") from None
+        raise LangdepthError(f"{path}: not readable as a list ({text_flaw(error)})") from None
     rows = []
     for number, line in enumerate(lines, 1):
         parts = tuple(line.split())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from langdepth.data.rows import Listing, Row, first_process
-from langdepth.errors import LangdepthError
+from langdepth.errors import LangdepthError, text_flaw
 
 _SUFFIXES = (".png", ".jpg")  # an image may have been stored in the other format
 _PROBED = 20  # rows that tell where in the tree of the ground truth things lie
@@ -68,7 +68,7 @@ def _lines(file: Path) -> Iterator[tuple[int, tuple[str, str]]]:
     try:
         content = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise LangdepthError(f"{file}: not readable as a list of pairs ({error})") from None
+        raise LangdepthError(f"{file}: not readable as a list of pairs ({text_flaw(error)})") from None
     for number, line in enumerate(content.splitlines(), 1):
         columns = line.split()
         if columns and (len(columns) < 2 or "\0" in line):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from langdepth.errors import LangdepthError, UsageError
+from langdepth.errors import LangdepthError, UsageError, text_flaw
 from langdepth.io import visible
 from langdepth.utils.arrays import read_npz
 from langdepth.utils.files import atomic_path, locked
@@ -76,8 +77,8 @@ def csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[s
             if short:
                 raise LangdepthError(f"{path} line {reader.line_num}: {short[0]} is empty")
             yield reader.line_num, values
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise LangdepthError(f"{path}: not readable as CSV ({error})") from None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise LangdepthError(f"{path}: not readable as CSV ({text_flaw(error)})") from None
 
 
 # --- what others publish

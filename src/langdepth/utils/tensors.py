@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from langdepth.errors import CheckpointError, LangdepthError, MissingCheckpointError, is_memory_error
+from langdepth.errors import CheckpointError, LangdepthError, MissingCheckpointError, is_disk_error, is_memory_error
 from langdepth.utils.arrays import ArrayError
 from langdepth.utils.files import not_the_file_itself
 from langdepth.utils.reading import require_regular
@@ -52,7 +52,7 @@ def reading_tensors(path: Path, what: str, label: str | None = None) -> Iterator
     except Exception as error:  # readers raise almost anything for a damaged file
         if is_memory_error(error):
             raise CheckpointError(f"{label}: not enough memory to read it") from None
-        if isinstance(error, OSError) and error.strerror:
+        if isinstance(error, OSError) and is_disk_error(error):
             raise CheckpointError(f"{label}: cannot be read ({error.strerror})") from None
         other = not_the_file_itself(path)
         if other is not None:

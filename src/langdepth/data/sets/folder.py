@@ -15,7 +15,7 @@ from pathlib import Path
 
 from langdepth.data.base import DatasetCard, keep
 from langdepth.data.rows import Row
-from langdepth.errors import LangdepthError, nearest
+from langdepth.errors import LangdepthError, nearest, text_flaw
 from langdepth.text.scenes import SCENES
 from langdepth.utils.files import real_path
 
@@ -80,7 +80,7 @@ def read_index(
                         raise
                     problems.append(error)
     except (csv.Error, OSError, UnicodeDecodeError) as error:
-        raise LangdepthError(f"{index}: not readable as CSV ({error})") from None
+        raise LangdepthError(f"{index}: not readable as CSV ({text_flaw(error)})") from None
     if not rows and not problems:
         raise LangdepthError(f"{index}: has no rows")
     return rows

@@ -25,6 +25,7 @@ from langdepth.errors import (
     MissingImageError,
     UsageError,
     first_line,
+    text_flaw,
 )
 from langdepth.io import read_image
 from langdepth.utils.arrays import read_npz
@@ -179,7 +180,7 @@ def read_index(folder: Path) -> dict[str, str]:
                     raise LangdepthError(f"{where}: overlay '{overlay}' of '{image}' does not lie inside the folder")
                 found[image] = overlay.as_posix()
     except (csv.Error, OSError, UnicodeDecodeError) as error:
-        raise LangdepthError(f"{index}: not readable as CSV ({error})") from None
+        raise LangdepthError(f"{index}: not readable as CSV ({text_flaw(error)})") from None
     return found
 
 
