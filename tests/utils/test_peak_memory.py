@@ -131,7 +131,7 @@ def write_worst_files(folder: Path) -> None:
     (folder / "dictionary.tar.xz").write_bytes(packed[:1] + (1 << 30).to_bytes(4, "little") + packed[5:])
     tiny = Path(langdepth.__file__).parent / "models" / "tiny.safetensors"
     metadata, tensors = read_safetensors(tiny)
-    for name, change in {"network": {"widths": [10**9] * 4}, "area": {"area": 10**10}}.items():
+    for name, change in {"network": {"widths": [100_000_000] * 4}, "area": {"area": 10**10}}.items():
         config = json.dumps(json.loads(metadata["config"]) | change)
         save_file(tensors, folder / f"{name}.safetensors", metadata | {"config": config})
 

@@ -188,6 +188,13 @@ def test_a_budget_of_memory(make: Callable[[], Any]) -> None:
         make()
     with AllocationBudget(10**7, "x"):
         torch.nn.Linear(100, 100)
+        torch.empty(9_000_000, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(("count", "kind"), [(3_000_000, None), (2_000_000, torch.float64), (11_000_000, torch.uint8)])
+def test_a_budget_counts_bytes(count: int, kind: torch.dtype | None) -> None:
+    with pytest.raises(CheckpointError, match="far more memory"), AllocationBudget(10**7, "x"):
+        torch.empty(count, dtype=kind)
 
 
 def test_metadata_and_tensors(tmp_path: Path) -> None:

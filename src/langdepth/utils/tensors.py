@@ -202,14 +202,15 @@ class AllocationBudget(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        self._require(_elements(name, args))
+        kind = (kwargs or {}).get("dtype") or torch.get_default_dtype()
+        self._require(_elements(name, args) * kind.itemsize)
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and name.startswith(_FACTORIES):
             self.left -= result.numel() * result.element_size()
         return result
 
-    def _require(self, elements: int) -> None:
-        if elements > self.left:
+    def _require(self, needed: int) -> None:
+        if needed > self.left:
             raise CheckpointError(
                 f"{self.where}: its configuration asks for far more memory than its tensors have; refused"
             )
