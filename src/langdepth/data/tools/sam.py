@@ -28,7 +28,7 @@ from langdepth.errors import (
     text_flaw,
 )
 from langdepth.io import read_image
-from langdepth.utils.arrays import read_npz
+from langdepth.utils.arrays import ArrayError, read_npz
 from langdepth.utils.files import atomic_path, real_path
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def read_overlay(source: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.ui
     except FileNotFoundError:
         raise MissingImageError(f"{path}: no such file") from None
     except Exception as error:  # a damaged archive raises OSError, ValueError, KeyError, BadZipFile, zlib.error ...
-        raise ImageError(f"{path}: not a file of masks ({error}); needed is the array masks (N, H, W)") from None
+        reason = error if isinstance(error, ArrayError) else "it is damaged, truncated or of another kind"
+        raise ImageError(f"{path}: not a file of masks ({reason}); needed is the array masks (N, H, W)") from None
     try:
         return draw_masks(image, masks, _seed(path.stem))
     except ImageError as error:
