@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
+from langdepth.systems.capabilities import Trainable
 from langdepth.systems.registry import Entry
 from langdepth.text.scenes import scene_index
 
@@ -29,7 +30,7 @@ class FakeConfig:
     area: int = 64 * 64
 
 
-class FakeSystem(System):
+class FakeSystem(System, Trainable):
     """depth = (1 + 9 * brightness) * scale metres at half the network size; scale 1, or 2 with words or a scene.
 
     The scene it reads is "kitchen" for bright images and "street" for dark ones.
@@ -77,7 +78,7 @@ class LearnerConfig:
     """What of them is not finite: "loss" or "gradient"."""
 
 
-class Learner(System):
+class Learner(System, Trainable):
     """A small network that can be trained: BatchNorm, dropout, a frozen part and one that no loss reaches.
 
     ``drawn``: whether each batch so far was one of a step that trains ``sometimes``, too.

@@ -11,23 +11,42 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["Camera", "DepthResult", "__version__", "list_systems", "load", "predict"]
+from langdepth._version import __version__
 
 if TYPE_CHECKING:
+    from langdepth.api import load, predict
     from langdepth.camera import Camera
-    from langdepth.prediction.predictor import predict
+    from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError
     from langdepth.records import DepthResult
+    from langdepth.systems.base import System
     from langdepth.systems.registry import list_systems
-    from langdepth.weights.checkpoint import load
 
 _LAZY = {
     "Camera": "langdepth.camera",
+    "CheckpointError": "langdepth.errors",
     "DepthResult": "langdepth.records",
+    "ImageError": "langdepth.errors",
+    "LangdepthError": "langdepth.errors",
+    "System": "langdepth.systems.base",
+    "UsageError": "langdepth.errors",
     "list_systems": "langdepth.systems.registry",
-    "load": "langdepth.weights.checkpoint",
-    "predict": "langdepth.prediction.predictor",
+    "load": "langdepth.api",
+    "predict": "langdepth.api",
 }
+
+__all__ = [
+    "Camera",
+    "CheckpointError",
+    "DepthResult",
+    "ImageError",
+    "LangdepthError",
+    "System",
+    "UsageError",
+    "__version__",
+    "list_systems",
+    "load",
+    "predict",
+]
 
 
 def __getattr__(name: str) -> Any:  # heavy imports wait until a name is used
@@ -36,3 +55,7 @@ def __getattr__(name: str) -> Any:  # heavy imports wait until a name is used
         globals()[name] = value
         return value
     raise AttributeError(f"module 'langdepth' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

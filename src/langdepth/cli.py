@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(usage(), end="")
         return 0 if argv else 2
     if argv[0] == "--version":
-        from langdepth import __version__
+        from langdepth._version import __version__
 
         print(__version__)
         return 0

@@ -14,13 +14,12 @@ from langdepth.commands import predict as command
 from langdepth.errors import UsageError
 from langdepth.io import write_result
 from langdepth.records import DepthOutput
+from langdepth.systems.capabilities import Imagines
 from tests.helpers import FakeSystem, grey
 
 
-class Dreamer(FakeSystem):
+class Dreamer(FakeSystem, Imagines):
     """A FakeSystem whose samples are its depth times (1 + spread * noise), one number per map."""
-
-    imagines = True
 
     def draw_noise(self, count: int, height: int, width: int, generator: torch.Generator | None = None) -> Tensor:
         return torch.rand(count, 1, 1, 1, generator=generator).expand(-1, -1, height // 2, width // 2)
@@ -65,7 +64,7 @@ def test_npz_and_the_printed_line_hold_the_deviation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("system", "options", "message"),
     [
-        (FakeSystem, {"samples": 4}, "the system 'fake' draws no depth from words; these do: "),
+        (FakeSystem, {"samples": 4}, "the system 'fake' draws no depth from words"),
         (Dreamer, {"samples": 1}, "samples must be at least 2, got 1"),
         (Dreamer, {"samples": 4, "spread": 0}, "spread must be above 0 and at most 1, got 0"),
         (Dreamer, {"samples": 4, "spread": 1.5}, "spread must be above 0 and at most 1"),

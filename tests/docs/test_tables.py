@@ -15,6 +15,7 @@ from langdepth.commands.data import VERBS
 from langdepth.data.base import DATASETS
 from langdepth.evaluation import protocols
 from langdepth.systems import registry
+from langdepth.systems.capabilities import Trainable
 from langdepth.training import recipe
 from langdepth.training.recipe import RECIPES
 from tests.docs.things import ROOT
@@ -38,7 +39,8 @@ def dotted() -> set[str]:
     known |= fields_of(recipe.TrainSection, "train.")
     for system in {entry.target: entry.system_class() for entry in registry.REGISTRY.values()}.values():
         known |= fields_of(system.Config, "system.options.")
-        known |= {f"system.prepare.{name}" for name in inspect.signature(system.prepare_training).parameters}
+        if issubclass(system, Trainable):
+            known |= {f"system.prepare.{name}" for name in inspect.signature(system.prepare_training).parameters}
     return known
 
 

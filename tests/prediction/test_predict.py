@@ -16,10 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+from langdepth import api
+from langdepth.api import predict
 from langdepth.camera import Camera
 from langdepth.errors import ImageError, LangdepthError, ShortMemoryError, UsageError
 from langdepth.prediction import predictor
-from langdepth.prediction.predictor import infer, predict, predict_images, predict_stream
+from langdepth.prediction.predictor import infer, predict_images, predict_stream
 from langdepth.records import DepthOutput, DepthResult, InputSpec
 from langdepth.weights.checkpoint import load
 from tests.helpers import FakeSystem, grey, ramp, save_image
@@ -270,11 +272,11 @@ def test_module_level_predict_loads_once(monkeypatch: pytest.MonkeyPatch) -> Non
         loaded.append(name)
         return FakeSystem()
 
-    monkeypatch.setattr("langdepth.weights.checkpoint.load", load)
-    predictor._loaded.cache_clear()
+    monkeypatch.setattr(api, "load", load)
+    api._loaded.cache_clear()
     for _ in range(2):
         assert isinstance(predict(grey(0.5), "anything"), DepthResult)
-    predictor._loaded.cache_clear()
+    api._loaded.cache_clear()
     assert loaded == ["anything"]
     assert isinstance(predict(grey(0.5), FakeSystem()), DepthResult)
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from langdepth.errors import LangdepthError, UsageError
+from langdepth.errors import UsageError
 from langdepth.systems import registry
 from langdepth.systems.base import System
+from langdepth.systems.capabilities import ConvertsOfficial, require
 from langdepth.text.scenes import SCENES
 from langdepth.training.sampling import few_shots
 from langdepth.weights import checkpoint
@@ -171,8 +172,8 @@ def test_training_lowers_the_loss_and_the_file_predicts_the_same(
 def test_wrong_options_are_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises((UsageError, ValueError), match=message):
         registry.build("few-shot-clip", SMALL | options)
-    with pytest.raises(LangdepthError, match="no official checkpoint"):
-        build().convert_official({})
+    with pytest.raises(UsageError, match="no official checkpoint"):
+        require(build(), ConvertsOfficial)
 
 
 def test_shots_per_scene() -> None:

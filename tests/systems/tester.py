@@ -27,6 +27,7 @@ from langdepth.prediction.predictor import infer, to_network_size
 from langdepth.records import Batch, DepthOutput, DepthResult, Enlarge, Sample
 from langdepth.systems import registry
 from langdepth.systems.base import System
+from langdepth.systems.capabilities import HasFrozenTrunk
 from langdepth.text.scenes import SCENES
 from langdepth.weights import checkpoint
 
@@ -400,7 +401,7 @@ class SystemTester:
     # A trunk that does not learn
 
     def test_known_features_take_the_place_of_the_trunk(self, system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-        frozen = system.frozen_trunk()
+        frozen = system.frozen_trunk() if isinstance(system, HasFrozenTrunk) else None
         if frozen is None:
             pytest.skip("has no frozen trunk")
         trunk, _ = frozen

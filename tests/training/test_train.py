@@ -27,17 +27,18 @@ from langdepth.data.base import open_dataset
 from langdepth.data.rows import RowDataset
 from langdepth.errors import CheckpointError, LangdepthError, NonFiniteLossError, UsageError
 from langdepth.io import file_sha256
+from langdepth.records import InputSpec
 from langdepth.systems import registry
 from langdepth.systems.base import System
+from langdepth.systems.tiny.model import CLIP_FEATURES as TEXT_COLUMNS
 from langdepth.training import validation
 from langdepth.training.average import MovingAverage
 from langdepth.training.module import DepthTraining, rate
 from langdepth.training.recipe import OptimSection, read_recipe
 from langdepth.training.run import train
 from langdepth.weights import checkpoint
-from tests.helpers import LEARNER, Learner
+from tests.helpers import LEARNER, Learner, LearnerConfig
 from tests.systems.test_tiny import CAPTIONS
-from tests.systems.test_tiny import CLIP_FEATURES as TEXT_COLUMNS
 
 Run = Callable[..., Path]
 NAMES = ("best", "last")
@@ -709,7 +710,13 @@ class TestRunFolder:
 
 class TestRefused:
     def test_what_cannot_be_trained(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Learner, "loss", System.loss)
+        class Fixed(System):
+            Config = LearnerConfig
+
+            def __init__(self, config: LearnerConfig) -> None:
+                super().__init__(config, InputSpec(area=48 * 64, multiple_of=16))
+
+        monkeypatch.setattr("tests.helpers.Learner", Fixed)
         with pytest.raises(UsageError, match="'learner' has nothing to train"):
             run()
 

@@ -47,9 +47,8 @@ def main(arguments: Sequence[str]) -> int:
         done = run(checkpoint, system, out, options, licence=licence, clip_weights=clip_weights)
         print(f"used: {len(done.used)} tensors")
         print(f"ignored: {_listed(done.ignored)}")
-        choices = registry.entry(system).system_class().unrecorded
-        for option, value in done.assumed.items():
-            print(f"{option}: {value}, as '{system}' has it; checkpoints do not record it: {choices[option]}")
+        for option, (value, choices) in done.assumed.items():
+            print(f"{option}: {value}, as '{system}' has it; checkpoints do not record it: {choices}")
         print(f"written: {done.path}")
 
     return _parse.run(convert, plain, "langdepth convert", EXAMPLE)

@@ -19,7 +19,7 @@ from langdepth.data.tools.sam import FOLDER, overlay_names, read_index
 from langdepth.errors import LangdepthError, UsageError, first_few
 
 if TYPE_CHECKING:
-    from langdepth.systems.base import System
+    from langdepth.systems.capabilities import DepthSystem
 
 _SUFFIXES = (".jpg", ".png", ".npz")
 
@@ -56,7 +56,7 @@ class Overlays:
         yield self.folder / image
 
 
-def with_overlays(rows: Sequence[Row], system: System, folder: str | Path | None) -> list[Row]:
+def with_overlays(rows: Sequence[Row], system: DepthSystem, folder: str | Path | None) -> list[Row]:
     """The rows, each with its overlay if the system takes one.
 
     Args:

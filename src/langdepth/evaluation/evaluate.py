@@ -52,13 +52,14 @@ from langdepth.evaluation.tally import Tally
 from langdepth.prediction.options import AUTOMATIC, ColorScale
 from langdepth.prediction.predictor import DTYPES, infer
 from langdepth.records import Sample
+from langdepth.systems.capabilities import DepthSystem, HasMembers
+from langdepth.utils.devices import move
 from langdepth.utils.threads import reading_threads
 
 if TYPE_CHECKING:
     from langdepth.data.base import DepthDataset
     from langdepth.evaluation.protocols import Protocol
     from langdepth.prediction.viz import SheetRow
-    from langdepth.systems.base import System
 
 _READERS = 2
 
@@ -82,7 +83,7 @@ class Judged:
 
 
 def evaluate(
-    system: System | Predictions,
+    system: DepthSystem | Predictions,
     dataset: DepthDataset,
     protocol: Protocol,
     *,
@@ -136,7 +137,7 @@ def evaluate(
         protocol = system.obeyed(protocol)
         steps = system.steps(protocol)
     else:
-        system = system.move(device).eval().inference_copy()
+        system = move(system, device).eval().inference_copy()
         steps = protocol
         if isinstance(dataset, RowDataset):
             dataset = copy.copy(dataset)
@@ -147,7 +148,7 @@ def evaluate(
         "dataset": _dataset_label(dataset.name, source, captions, limit),
         "split": split,
     }
-    if not isinstance(system, Predictions) and system.members:
+    if isinstance(system, HasMembers):
         facts["members"] = system.provenance["members"]
     grouped = distributed.is_available() and distributed.is_initialized()
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
@@ -222,7 +223,7 @@ def evaluate(
     return report
 
 
-def require_comparable(system: System | Predictions, protocol: Protocol) -> None:
+def require_comparable(system: DepthSystem | Predictions, protocol: Protocol) -> None:
     """Raise UsageError when the protocol compares metres but the system's depth has no unit, or is no depth."""
     if system.scale_kind == "relative" and protocol.alignment == "none":
         raise UsageError(f"'{system.name}' tells depth up to a factor; give an alignment: median or least_squares")
@@ -231,7 +232,11 @@ def require_comparable(system: System | Predictions, protocol: Protocol) -> None
 
 
 def _refuse(
-    failure: Exception | None, missing: list[tuple[str, str]], processes: int, count: int, system: System | Predictions
+    failure: Exception | None,
+    missing: list[tuple[str, str]],
+    processes: int,
+    count: int,
+    system: DepthSystem | Predictions,
 ) -> None:
     """Raise, in every process, what went wrong in one of them: ``failure``, or LangdepthError naming the first images
     without prediction. ``missing``: these images, with the file that was looked for first."""
@@ -255,7 +260,9 @@ def _refuse(
 
 
 @torch.inference_mode()
-def judge(system: System | Predictions, samples: list[Sample], protocol: Protocol, dtype: str = "float32") -> Judged:
+def judge(
+    system: DepthSystem | Predictions, samples: list[Sample], protocol: Protocol, dtype: str = "float32"
+) -> Judged:
     """Depth of samples of one size under a protocol.
 
     Raises LangdepthError, naming the image, for depth that is not finite, cannot be aligned or, where the protocol
@@ -308,14 +315,14 @@ def _too_few(protocol: Protocol) -> str:
     return f"{known} inside the window and range of {protocol.name}"
 
 
-def _predict(system: System, samples: list[Sample], image: Tensor, protocol: Protocol, dtype: str) -> Tensor:
+def _predict(system: DepthSystem, samples: list[Sample], image: Tensor, protocol: Protocol, dtype: str) -> Tensor:
     """Depth of the frames ``image`` (B, 3, H, W), at their size and on the CPU; 0 outside what the network sees."""
     height, width = samples[0].image.shape[-2:]
     window = (..., *protocol.frame_window(height, width))
     view = (..., *protocol.view_window(*image.shape[-2:]))
     depth = torch.zeros(len(image), 1, *image.shape[-2:])
     image = image[view]
-    device = system.get_buffer("_mean").device
+    device = system.device
     overlay = None
     if system.takes_overlay:
         without = [sample.path for sample in samples if sample.overlay is None]
@@ -384,7 +391,7 @@ def _require(good: Tensor, samples: list[Sample], message: str) -> None:
             raise LangdepthError(f"{sample.path}: {message}")
 
 
-def _label(system: System | Predictions) -> str:
+def _label(system: DepthSystem | Predictions) -> str:
     weights = None if isinstance(system, Predictions) else system.provenance.get("weights")
     return f"{system.name} ({weights})" if weights and weights != system.name else system.name
 
@@ -445,7 +452,7 @@ def _batches(samples: Iterable[tuple[int, Sample]], size: int) -> Iterator[list[
 
 
 def _extreme_rows(
-    system: System | Predictions,
+    system: DepthSystem | Predictions,
     dataset: DepthDataset,
     protocol: Protocol,
     dtype: str,

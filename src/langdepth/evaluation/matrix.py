@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from langdepth import __version__
+from langdepth._version import __version__
 from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.base import layout, open_dataset
 from langdepth.data.overlays import with_overlays
@@ -30,10 +30,10 @@ from langdepth.evaluation.foreign import PREFIX, Predictions, ScaleKind, load_tr
 from langdepth.evaluation.metrics import EXTRA_METRICS, METRICS
 from langdepth.evaluation.protocols import Alignment, Protocol
 from langdepth.evaluation.report import write_json
-from langdepth.prediction.ensemble import combine
 from langdepth.records import WithoutCaption
 from langdepth.systems import registry
 from langdepth.systems.base import System
+from langdepth.systems.ensemble import combine
 from langdepth.text.cache import add_tensors
 from langdepth.utils.files import atomic_path, locked
 from langdepth.weights import checkpoint

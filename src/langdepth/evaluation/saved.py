@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from langdepth import __version__
+from langdepth._version import __version__
 from langdepth.camera import Camera
 from langdepth.errors import LangdepthError, UsageError, nearest
 from langdepth.io import WRITERS, Writer, own_png, write_result

@@ -78,7 +78,7 @@ class Seen(NamedTuple):
 def look(system: ClipSystem, source: Any) -> Seen:
     """Decode one image (anything ``langdepth.io.read_image`` takes) and run the image tower on it."""
     image = read_image(source).pixels
-    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(system.get_buffer("_mean")) / 255
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(system.device) / 255
     return Seen(image, system.dense(to_network_size(system, pixels)))
 
 

@@ -1,29 +1,26 @@
 """Depth of scenes that exist in words only.
 
-Data flow: seed -> noise at the network's size, one draw per sample; with the words -> System.imagine -> DepthResult.
+Data flow: seed -> noise at the network's size, one draw per sample; with the words -> Imagines.imagine -> DepthResult.
 No image encoder runs.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-from langdepth import __version__
+from langdepth._version import __version__
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.prediction.predictor import require_seed
 from langdepth.records import DepthResult
-
-if TYPE_CHECKING:
-    from langdepth.systems.base import System
+from langdepth.systems.capabilities import DepthSystem, Imagines, require
+from langdepth.utils.devices import move
 
 __all__ = ["imagine"]
 
 
 @torch.inference_mode()
 def imagine(
-    system: System,
+    system: DepthSystem,
     prompt: str,
     *,
     samples: int = 4,
@@ -45,7 +42,7 @@ def imagine(
         raise UsageError(f"samples must be at least 1, got {samples}")
     if not prompt.strip():
         raise UsageError("the prompt is empty; describe a scene, for example 'a bedroom with a desk'")
-    network = system.move(device).eval().inference_copy()
+    network = require(move(system, device), Imagines).eval().inference_copy()
     height, width = size or system.input_spec.network_size(480, 640)
     require_seed(seed)
     noise = network.draw_noise(samples, height, width, torch.Generator().manual_seed(seed))

@@ -13,10 +13,9 @@ from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, S
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from langdepth import __version__
+from langdepth._version import __version__
 from langdepth.camera import Camera
 from langdepth.data.tools.sam import read_overlay
 from langdepth.errors import (
@@ -41,12 +40,11 @@ from langdepth.evaluation.protocols import Resize, check_window
 from langdepth.io import DecodedImage, read_image
 from langdepth.prediction.words import Words, batch_of, words_per_image
 from langdepth.records import DepthOutput, DepthResult, Enlarge, Shrink
+from langdepth.systems.capabilities import DepthSystem, HasMembers, Imagines, require
 from langdepth.text.scenes import scene_index
+from langdepth.utils.devices import move
 
-if TYPE_CHECKING:
-    from langdepth.systems.base import System
-
-__all__ = ["infer", "predict", "predict_images", "predict_stream"]
+__all__ = ["infer", "predict_images", "predict_stream"]
 
 # Whoever forks after torch has used its threads has a child without them, which would wait for them for ever.
 if hasattr(os, "register_at_fork"):
@@ -59,32 +57,8 @@ CameraOption = Camera | Callable[[int, int], Camera] | None
 Key = TypeVar("Key", bound=Hashable)
 
 
-def predict(
-    images: Any, system: str | Path | Sequence[str | Path] | System = "tiny", **options: Any
-) -> DepthResult | list[DepthResult]:
-    """Depth of one image or many.
-
-    ``system``: a registry name, weights file or hub id, or a list of them, whose mean is taken (see ``langdepth.load``;
-    loaded once, then kept), or a loaded system. ``options`` are those of ``predict_images``; ``device`` is "auto"
-    unless given.
-    """
-    if isinstance(system, str | Path | Sequence):
-        options.setdefault("device", "auto")
-        names = (str(system),) if isinstance(system, str | Path) else tuple(map(str, system))
-        system = _loaded(names, tuple(os.stat(name).st_mtime_ns if os.path.isfile(name) else 0 for name in names))
-    return predict_images(system, images, **options)
-
-
-@lru_cache(maxsize=2)
-def _loaded(names: tuple[str, ...], modified: tuple[int, ...]) -> System:
-    """``modified`` makes a file that was written again a new entry."""
-    from langdepth.weights.checkpoint import load
-
-    return load(names[0] if len(names) == 1 else names)
-
-
 def predict_images(
-    system: System,
+    system: DepthSystem,
     images: Any,
     *,
     text: str | Sequence[str] | Tensor | Sequence[Tensor] | None = None,
@@ -111,7 +85,7 @@ def predict_images(
     many as images. ``flip`` averages with the mirrored image. ``window``, ``stride``: look through windows of
     (height, width) pixels, see ``infer``. ``samples``: for systems that imagine, draw so many depths near the one that
     the image shows; the result is their mean, with their standard deviation. ``spread`` says how far they lie apart
-    (see ``System.draw``), and every image takes the noise of ``seed``. ``device``: None leaves the system where it
+    (see ``Imagines.draw``), and every image takes the noise of ``seed``. ``device``: None leaves the system where it
     is, "auto" moves it to an accelerator if there is one. ``dtype``: "float32" (None) or "bfloat16". The system is put
     in eval mode.
 
@@ -150,7 +124,7 @@ def predict_images(
 
 
 def predict_stream(
-    system: System,
+    system: DepthSystem,
     paths: Iterable[Key],
     *,
     read: Callable[[Key], Any] = lambda path: path,
@@ -215,7 +189,7 @@ def predict_stream(
 
 @torch.inference_mode()
 def infer(
-    system: System,
+    system: DepthSystem,
     image: Tensor,
     text: list[str] | Tensor | None = None,
     scene: list[str] | None = None,
@@ -243,7 +217,7 @@ def infer(
     the network at once as make up the pixels of the images. A system of any input size sees them as they are, not
     enlarged to the area of its InputSpec.
     """
-    if system.members:
+    if isinstance(system, HasMembers):
         options: dict[str, Any] = {"flip": flip, "resize": resize, "limit": limit, "window": window, "stride": stride}
         return _mean(
             [
@@ -274,7 +248,7 @@ def _mean(outputs: Sequence[DepthOutput], with_scenes: bool) -> DepthOutput:
 # The steps, each used by both the batch above and the stream below.
 
 
-def to_network_size(system: System, image: Tensor) -> Tensor:
+def to_network_size(system: DepthSystem, image: Tensor) -> Tensor:
     """(B, 3, H, W) to (B, 3, h, w). Bytes stay bytes when they are averaged, so that nothing large becomes float."""
     return _resized(image, system.input_spec.network_size(*image.shape[-2:]), system.input_spec.shrink)
 
@@ -295,7 +269,7 @@ def as_float(image: Tensor) -> Tensor:
 
 
 def _forward(
-    system: System,
+    system: DepthSystem,
     image: Tensor,
     text: list[str] | Tensor | None,
     scene: list[str] | None,
@@ -322,7 +296,7 @@ def _forward(
 
 
 def _words_of(
-    system: System, text: list[str] | Tensor | None, scene: list[str] | None, views: int
+    system: DepthSystem, text: list[str] | Tensor | None, scene: list[str] | None, views: int
 ) -> tuple[list[str] | Tensor | None, list[str] | None]:
     """Text and scene for a batch that holds all images so many times."""
     if isinstance(text, Tensor):
@@ -333,7 +307,7 @@ def _words_of(
 
 
 def _through_windows(
-    system: System,
+    system: DepthSystem,
     image: Tensor,
     text: list[str] | Tensor | None,
     scene: list[str] | None,
@@ -372,7 +346,7 @@ def _through_windows(
     return DepthOutput(depth=total / seen, scene_probs=torch.stack(scene_probs).mean(0) if scene_probs else None)
 
 
-def _stated(system: System, resize: Resize) -> Enlarge:
+def _stated(system: DepthSystem, resize: Resize) -> Enlarge:
     """How depth maps are enlarged: by the system's own statement, unless a protocol has fixed it."""
     if resize == "system":
         return system.input_spec.enlarge
@@ -450,10 +424,11 @@ class Sampling:
         if not 0 < self.spread <= 1:
             raise UsageError(f"spread must be above 0 and at most 1, got {self.spread:g}")
 
-    def __call__(self, system: System, image: Tensor, text: list[str] | Tensor | None) -> DepthOutput:
+    def __call__(self, system: DepthSystem, image: Tensor, text: list[str] | Tensor | None) -> DepthOutput:
         """Mean and standard deviation (B, 1, h, w); an image's own do not depend on what else is in the batch."""
         generator = torch.Generator().manual_seed(self.seed)
         height, width = image.shape[-2:]
+        system = require(system, Imagines)
         noise = system.draw_noise(self.samples, height, width, generator)
         image = as_float(image)
         # One by one: each fills the network with its samples.
@@ -470,7 +445,7 @@ class _Predictor:
 
     def __init__(
         self,
-        system: System,
+        system: DepthSystem,
         *,
         flip: bool,
         window: tuple[int, int] | None,
@@ -486,12 +461,12 @@ class _Predictor:
             raise UsageError("samples go with neither flip nor windows; leave one of them out")
         if dtype not in (None, *DTYPES):
             raise UsageError(f"unknown dtype '{dtype}': {nearest(str(dtype), DTYPES)}")
-        self.system = system.move(device).eval()
+        self.system = move(system, device).eval()
         self.network = self.system.inference_copy()
-        self.device = system.get_buffer("_mean").device
+        self.device = system.device
         self.window, self.stride, self.sampling = window, stride, sampling
         if sampling is not None:
-            self.system.draw_noise(1, *system.input_spec.network_size(480, 640))  # says so where there is none
+            require(system, Imagines)
         self.flip, self.dtype, self.keep_image = flip, dtype or "float32", keep_image
         self.each_its_words = each_its_words
 
@@ -569,7 +544,7 @@ class _Predictor:
             images = (self.network, image, text, scene or None, overlay, self.flip, None)
             if self.sampling is not None:
                 output = self.sampling(self.network, image, text)
-            elif self.network.members:
+            elif isinstance(self.network, HasMembers):
                 options: dict[str, Any] = {"flip": self.flip, "window": self.window, "stride": self.stride}
                 output = infer(self.network, image, text, scene or None, overlay=overlay, **options)
             elif self.window is None:
@@ -599,11 +574,11 @@ class _Predictor:
             provenance={
                 "langdepth_version": __version__,
                 "weights": {key: system.provenance.get(key) for key in ("weights", "source", "licence", "sha256")},
-                **({"members": system.provenance["members"]} if system.members else {}),
+                **({"members": system.provenance["members"]} if isinstance(system, HasMembers) else {}),
                 "path": prepared.path,
                 "text": None if request.text is None else request.text.label,
                 "scene": request.scene,
-                "network_size": None if system.members else list(prepared.image.shape[-2:]),
+                "network_size": None if isinstance(system, HasMembers) else list(prepared.image.shape[-2:]),
                 "flip": self.flip,
                 "window": self.window,
                 "stride": self.stride,
@@ -732,7 +707,7 @@ def _per_image(name: str, value: Any, count: int) -> list[Any]:
     return list(value)
 
 
-def _known_scene(system: System, name: str | None) -> str | None:
+def _known_scene(system: DepthSystem, name: str | None) -> str | None:
     if name is None:
         return None
     if not system.scenes:
@@ -740,7 +715,7 @@ def _known_scene(system: System, name: str | None) -> str | None:
     return system.scenes[scene_index(name, system.scenes)]
 
 
-def _needed_overlay(system: System, source: Any) -> Any:
+def _needed_overlay(system: DepthSystem, source: Any) -> Any:
     if source is not None and not system.takes_overlay:
         raise UsageError(f"the system '{system.name}' takes no overlay; leave it out")
     if source is None and system.takes_overlay:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from langdepth.errors import UsageError
+from langdepth.systems.capabilities import DepthSystem
 
 if TYPE_CHECKING:
-    from langdepth.systems.base import System
     from langdepth.text.caption_features import Captions
 
 
@@ -35,7 +35,7 @@ class Words:
         return f"features of shape {tuple(self.feature.shape)}"
 
 
-def words_per_image(system: System, text: Any, count: int) -> list[Words | None]:
+def words_per_image(system: DepthSystem, text: Any, count: int) -> list[Words | None]:
     """What the option ``text`` of a prediction says about each of ``count`` images.
 
     Args:
@@ -83,7 +83,7 @@ def _as_features(text: Any) -> Tensor:
     return features
 
 
-def batch_of(system: System, words: Sequence[Words | None]) -> list[str] | Tensor | None:
+def batch_of(system: DepthSystem, words: Sequence[Words | None]) -> list[str] | Tensor | None:
     """The words of a batch as a system takes them: all are sentences, all features, or all None."""
     known = [one for one in words if one is not None]
     features = [one.feature for one in known if one.feature is not None]

@@ -25,6 +25,7 @@ from langdepth.errors import CheckpointError, UsageError
 from langdepth.parts.word_bins import WordBins, WordDepth
 from langdepth.records import InputSpec
 from langdepth.systems.base import System
+from langdepth.systems.capabilities import HasFrozenTrunk, StandsOnClip, TakesPrompts
 from langdepth.systems.official import rename, set_quirks
 from langdepth.text.prompts import PromptSet, find_prompts
 from langdepth.text.scenes import scene_index
@@ -66,7 +67,7 @@ class ClipConfig:
         set_quirks(self)
 
 
-class ClipSystem(System):
+class ClipSystem(System, StandsOnClip, TakesPrompts, HasFrozenTrunk):
     """Image tower, words, bins. Subclasses write ``forward``; they may put a network between the three."""
 
     Config = ClipConfig
@@ -112,7 +113,7 @@ class ClipSystem(System):
         self.scenes = tuple(prompts.scenes)
         centers = [centers for _, centers in prompts.variants()]
         self.word_bins = WordBins(centers, self.tower.embed_dim, self.config.logit_scale, self.config.normalise)
-        self.word_bins.to(self.get_buffer("_mean").device)
+        self.word_bins.to(self.device)
 
     def _encode_words(self, weights: ClipWeights) -> None:
         """Fill the text matrix, (V, K, D): the set's own words, then each scene's."""

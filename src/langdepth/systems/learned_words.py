@@ -48,7 +48,7 @@ class LearnedWords(ClipSystem):
         self.learned = LearnedPrompts(sentences, self.text_tower.transformer.width)
         if old is not None and old.counts == counts:
             self.learned.vectors = old.vectors
-        self.to(self.get_buffer("_mean").device)
+        self.to(self.device)
 
     def sentences(self, prompts: PromptSet) -> list[str]:
         """Every word in every template: templates x (the set, its scenes) x words."""

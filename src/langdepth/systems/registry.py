@@ -11,6 +11,7 @@ from langdepth.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from langdepth.systems.base import System
+    from langdepth.systems.capabilities import DepthSystem
 
 MODELS_FOLDER = Path(__file__).parents[1] / "models"
 
@@ -293,6 +294,11 @@ _ENTRIES = (
 REGISTRY: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 
 
+def systems_with(capability: type[DepthSystem]) -> list[str]:
+    """The names of the systems that have a capability (a class of ``systems.capabilities``). Imports every system."""
+    return [name for name in list_systems() if issubclass(entry(name).system_class(), capability)]
+
+
 def list_systems() -> list[str]:
     """All registry names, sorted."""
     return sorted(REGISTRY)
@@ -309,7 +315,10 @@ def entry(name: str) -> Entry:
 def build(name: str, options: dict[str, Any] | None = None) -> System:
     """A system with its preset and ``options`` over it; parameters freshly initialised, no weights loaded."""
     from langdepth.config import from_mapping
+    from langdepth.systems import capabilities
 
+    if systems_with not in capabilities.systems_with:
+        capabilities.systems_with.append(systems_with)
     found = entry(name)
     cls: Any = found.system_class()  # every system is made from its config alone
     system: System = cls(from_mapping(cls.Config, {**found.preset, **(options or {})}, where="system.options."))

@@ -1,6 +1,6 @@
 """What a frozen trunk gives for the training images: computed once, then read from disk at every step.
 
-    before the first step   images without a file -> training transform -> System.frozen_features -> a file per view
+    before the first step   images without a file -> training transform -> frozen_features -> a file per view
     at every step           Batch (path, mirrored) -> files -> Batch with features, and mirror_features where needed
 
 A view is the image or its mirror image. The file's name follows from everything that decides its content: the
@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from langdepth import __version__
+from langdepth._version import __version__
 from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_few
 from langdepth.records import Batch
-from langdepth.systems.base import System
+from langdepth.systems.capabilities import DepthSystem, HasFrozenTrunk, require
 from langdepth.text.cache import add_tensors, cache_folder, content_key
 from langdepth.training.loaders import TrainingSet
 from langdepth.training.sampling import Draw
@@ -38,9 +38,9 @@ from langdepth.utils.threads import reading_threads
 _READERS = 4
 
 
-def trunk_key(system: System) -> str:
+def trunk_key(system: DepthSystem) -> str:
     """A name for the system's frozen trunk that changes with its tensors and options. Raises UsageError without one."""
-    frozen = system.frozen_trunk()
+    frozen = system.frozen_trunk() if isinstance(system, HasFrozenTrunk) else None
     if frozen is None:
         raise UsageError(
             f"data.cache: '{system.name}' with its system.options has no trunk that stays as it is in training; "
@@ -61,14 +61,17 @@ class FeatureCache:
     ``flip``: the probability that it is mirrored. Raises UsageError for a system whose trunk is not frozen.
     """
 
-    def __init__(self, system: System, dataset: TrainingSet, sizes: Mapping[int, tuple[int, int]], flip: float) -> None:
+    def __init__(
+        self, system: DepthSystem, dataset: TrainingSet, sizes: Mapping[int, tuple[int, int]], flip: float
+    ) -> None:
         self.folder = cache_folder() / "features" / trunk_key(system)
+        system = require(system, HasFrozenTrunk)
         self.dataset, self.sizes = dataset, sizes
         self.both = system.learns_from_mirror
         self.views = [mirrored for mirrored, seen in ((False, flip < 1), (True, flip > 0)) if seen or self.both]
         self.files: dict[tuple[str, bool], Path] = {}  # by the image's path and whether it is mirrored
 
-    def fill(self, system: System, batch_size: int, rank: int = 0, world_size: int = 1) -> int:
+    def fill(self, system: DepthSystem, batch_size: int, rank: int = 0, world_size: int = 1) -> int:
         """Find or make the files; of several processes each makes its share. Returns how many were made.
 
         Raises ImageError naming an unusable image, LangdepthError when the folder cannot be written or is too small.
@@ -104,11 +107,11 @@ class FeatureCache:
         return sample.path, content_key(tuple(image.shape), sha256(image.contiguous().numpy().data).hexdigest())
 
     @torch.no_grad()
-    def _computed(self, system: System, views: Sequence[_View], size: tuple[int, int]) -> dict[str, Tensor]:
+    def _computed(self, system: DepthSystem, views: Sequence[_View], size: tuple[int, int]) -> dict[str, Tensor]:
         samples = [self.dataset[Draw(view.place, size, seed=0)] for view in views]
         turned = [sample.mirrored != view.mirrored for sample, view in zip(samples, views, strict=True)]
         images = [sample.image.flip(-1) if turn else sample.image for sample, turn in zip(samples, turned, strict=True)]
-        features = system.frozen_features(torch.stack(images).to(system.get_buffer("_mean").device))
+        features = require(system, HasFrozenTrunk).frozen_features(torch.stack(images).to(system.device))
         require_finite(features, f"features of {first_few([sample.path for sample in samples])}", "check the weights")
         return features
 

@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 
 from langdepth.errors import NonFiniteLossError
 from langdepth.records import Batch
-from langdepth.systems.base import System
+from langdepth.systems.capabilities import Trainable
 from langdepth.training.average import MovingAverage
 from langdepth.training.recipe import OptimSection, Recipe
 
@@ -25,7 +25,7 @@ OPTIMISERS = {"adamw": "AdamW", "sgd": "SGD"}
 class DepthTraining(pl.LightningModule):
     """A system in training for ``steps`` optimiser steps: loss, optimiser, moving average."""
 
-    def __init__(self, system: System, recipe: Recipe, steps: int) -> None:
+    def __init__(self, system: Trainable, recipe: Recipe, steps: int) -> None:
         super().__init__()
         self.system = system
         self.recipe = recipe
@@ -37,9 +37,9 @@ class DepthTraining(pl.LightningModule):
         self._left_out = False  # the optimiser step in progress changes nothing
 
     @property
-    def judged(self) -> System:
+    def judged(self) -> Trainable:
         """The system that is validated and saved: the moving average if there is one."""
-        return cast(System, self.average.module) if self.average is not None else self.system
+        return cast(Trainable, self.average.module) if self.average is not None else self.system
 
     def configure_optimizers(self) -> Any:
         optim = self.recipe.optim

@@ -38,7 +38,7 @@ from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import require_comparable
 from langdepth.io import file_sha256
 from langdepth.systems import registry
-from langdepth.systems.base import System
+from langdepth.systems.capabilities import DepthSystem, Trainable
 from langdepth.systems.clip_adapters.pipeline import NyuAdapterTransform
 from langdepth.systems.wordepth.pipeline import RULES, WorDepthTransform
 from langdepth.text.caption_features import Captions
@@ -191,7 +191,7 @@ def _check_readable(checkpoint: Path) -> None:
     require_finite(dict(nested_tensors(learned)), checkpoint, advice)
 
 
-def _start_system(recipe: Recipe, start: Path | None, captions: Captions | None = None) -> System:
+def _start_system(recipe: Recipe, start: Path | None, captions: Captions | None = None) -> Trainable:
     """The system as training starts from it: from the file ``start`` of a run that is continued, else prepared.
 
     ``captions``: those of the data, which also prepare a system whose recipe names no others.
@@ -212,7 +212,7 @@ def _start_system(recipe: Recipe, start: Path | None, captions: Captions | None 
     for key, value in wanted.items():
         if value != made_with[key]:
             raise UsageError(f"system.options.{key}: {weights} was made with {made_with[key]}, the recipe says {value}")
-    if type(system).loss is System.loss or not any(p.requires_grad for p in system.parameters()):
+    if not isinstance(system, Trainable) or not any(p.requires_grad for p in system.parameters()):
         raise UsageError(f"system.name: '{system.name}' has nothing to train")
     if start is None and section.weights is not None:
         system.provenance["continued_from"] = _origin(section.weights, system.provenance)
@@ -231,7 +231,7 @@ def _origin(weights: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
     return origin | {key: provenance[key] for key in ("licence", "source", "continued_from") if key in provenance}
 
 
-def _prepare(system: System, recipe: Recipe, captions: Captions | None) -> None:
+def _prepare(system: Trainable, recipe: Recipe, captions: Captions | None) -> None:
     """Have the system load what it starts from; ``captions`` are those of the data."""
     if captions is not None and not system.text_per_image:
         raise UsageError(f"data.captions: '{system.name}' takes no captions of images; leave them out")
@@ -248,7 +248,7 @@ def _prepare(system: System, recipe: Recipe, captions: Captions | None) -> None:
 
 
 def _training_loader(
-    recipe: Recipe, system: System, images: RowDataset, weights: list[float], trainer: pl.Trainer
+    recipe: Recipe, system: DepthSystem, images: RowDataset, weights: list[float], trainer: pl.Trainer
 ) -> TrainingLoader:
     data = recipe.data
     sizes = Sizes(system.input_spec, data.aspects, data.crop)
@@ -270,7 +270,7 @@ def _training_loader(
     return TrainingLoader(dataset, draws, data.workers, finish=features.add)
 
 
-def _transform(data: DataSection, system: System, sizes: list[tuple[int, int]]) -> Transform:
+def _transform(data: DataSection, system: DepthSystem, sizes: list[tuple[int, int]]) -> Transform:
     """From stored images to those of the network's ``sizes``."""
     if data.pipeline == "standard":
         return TrainTransform(

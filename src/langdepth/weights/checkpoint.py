@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from langdepth import __version__
+from langdepth._version import __version__
 from langdepth.config import to_mapping
 from langdepth.errors import (
     CheckpointError,
@@ -25,6 +25,8 @@ from langdepth.errors import (
 )
 from langdepth.io import file_sha256
 from langdepth.systems import registry
+from langdepth.systems.capabilities import DepthSystem, ReadsWithClip, StandsOnClip, TakesPrompts, require
+from langdepth.utils.devices import move
 from langdepth.utils.files import atomic_path, real_path, second_name, temporary_folder, write_tensors
 from langdepth.utils.network import hub_or_cache
 from langdepth.utils.tensors import AllocationBudget, read_safetensors, require_finite
@@ -44,7 +46,7 @@ FILE_FACTS = ("weights", "sha256", "langdepth_version")
 
 
 def save(
-    system: System,
+    system: DepthSystem,
     path: str | Path,
     *,
     extra: dict[str, Any] | None = None,
@@ -99,12 +101,12 @@ def load(
     CheckpointError for a file that is missing, damaged or does not fit.
     """
     if not isinstance(name, str | Path):
-        from langdepth.prediction.ensemble import combine
+        from langdepth.systems.ensemble import combine
 
         options: dict[str, Any] = {"offline": offline, "clip_weights": clip_weights, "prompts": prompts}
-        return combine([load(one, **options) for one in name]).eval().move(device)
+        return move(combine([load(one, **options) for one in name]).eval(), device)
     if _is_zero_shot(str(name)):
-        return _load_zero_shot(str(name), clip_weights, prompts).eval().move(device)
+        return move(_load_zero_shot(str(name), clip_weights, prompts).eval(), device)
     path, label, sha256 = _locate(str(name), offline)
     if sha256:
         _check_sha256(path, label, sha256)
@@ -118,28 +120,35 @@ def load(
         "langdepth_version": metadata.get("langdepth_version", "unknown"),
     }
     if prompts:
-        system.use_prompts(prompts, clip_weights)
+        require(system, TakesPrompts).use_prompts(prompts, clip_weights)
     elif clip_weights is not None:
-        try:
-            system.read_with_clip(clip_weights)
-        except UsageError as error:
-            raise UsageError(f"{label}: {error}") from None
-    return system.eval().move(device)
+        if not isinstance(system, ReadsWithClip):
+            raise UsageError(f"{label}: holds all weights of '{system.name}'; leave the CLIP weights out")
+        system.read_with_clip(clip_weights)
+    return move(system.eval(), device)
 
 
 def _is_zero_shot(name: str) -> bool:
-    return name in registry.REGISTRY and registry.entry(name).system_class().zero_shot
+    if name not in registry.REGISTRY:
+        return False
+    cls = registry.entry(name).system_class()
+    return issubclass(cls, StandsOnClip) and cls.zero_shot
 
 
 def _load_zero_shot(name: str, clip_weights: str | Path | None, prompts: Mapping[str, Any] | None) -> System:
     system = registry.build(name)
-    system.load_foundation(clip_weights, prompts)
+    require(system, StandsOnClip).load_foundation(clip_weights, prompts)
     system.provenance |= {"weights": name, "sha256": None, "langdepth_version": __version__}
     return system
 
 
 def push_to_hub(
-    system: System, repo_id: str, *, private: bool = True, token: str | None = None, message: str = "Upload weights"
+    system: DepthSystem,
+    repo_id: str,
+    *,
+    private: bool = True,
+    token: str | None = None,
+    message: str = "Upload weights",
 ) -> str:
     """Upload weights and model card to the hub repository ``repo_id``, made if missing; returns its address.
 
@@ -163,7 +172,7 @@ def push_to_hub(
 # Writing
 
 
-def _facts_to_store(system: System, extra: dict[str, Any] | None) -> dict[str, Any]:
+def _facts_to_store(system: DepthSystem, extra: dict[str, Any] | None) -> dict[str, Any]:
     if system.name not in registry.REGISTRY:
         raise LangdepthError(
             f"this {type(system).__name__} has no registry name and could not be loaded again; "
@@ -178,7 +187,7 @@ def _facts_to_store(system: System, extra: dict[str, Any] | None) -> dict[str, A
     return facts
 
 
-def _write_tensors(system: System, path: Path, facts: Mapping[str, Any], dtype: torch.dtype | None) -> None:
+def _write_tensors(system: DepthSystem, path: Path, facts: Mapping[str, Any], dtype: torch.dtype | None) -> None:
     metadata = {
         "format": FORMAT,
         "system": system.name,
@@ -206,7 +215,7 @@ def _as_dtype(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return converted
 
 
-def _model_card(system: System, facts: Mapping[str, Any], load_from: str) -> str:
+def _model_card(system: DepthSystem, facts: Mapping[str, Any], load_from: str) -> str:
     import yaml
 
     entry = registry.REGISTRY.get(system.name)
@@ -399,7 +408,7 @@ def _build(metadata: dict[str, str], label: str, tensors: Mapping[str, Tensor]) 
         raise CheckpointError(f"{label}: its configuration does not fit '{name}': {first_line(error)}") from error
 
 
-def _fill(system: System, tensors: dict[str, Tensor], label: str) -> None:
+def _fill(system: DepthSystem, tensors: dict[str, Tensor], label: str) -> None:
     """Copy ``tensors`` into the system's own (converting float16 files to the module's dtype) if all of them fit."""
     own = system.state_dict()
     problems = [f"'{key}' is missing (expected {_kind(own[key])})" for key in own if key not in tensors]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from langdepth.errors import CheckpointError, MissingCheckpointError, UsageError
 from langdepth.systems import registry
-from langdepth.systems.base import System
+from langdepth.systems.capabilities import ConvertsOfficial, StandsOnClip, require
 from langdepth.utils.tensors import (
     read_pickle,
     read_safetensors,
@@ -36,14 +36,14 @@ _NESTS = ("state_dict", "model_state_dict", "model")
 class Conversion:
     """What became of a checkpoint: names that were used, those without a meaning here, and ours that it lacks.
 
-    assumed: options that such checkpoints do not record and that nobody gave -> the system's own value.
+    assumed: options that such checkpoints do not record and that nobody gave -> the system's own value, the choices.
     """
 
     path: Path
     used: list[str]
     ignored: list[str]
     missing: list[str]
-    assumed: dict[str, Any]
+    assumed: dict[str, tuple[Any, str]]
 
 
 def convert(
@@ -76,17 +76,23 @@ def convert(
         raise
     except ValueError as error:
         raise UsageError(f"system.options: {error}") from None
-    assumed = {option: getattr(system.config, option) for option in system.unrecorded if option not in (options or {})}
+    unrecorded = system.unrecorded if isinstance(system, ConvertsOfficial) else {}
+    assumed = {
+        option: (getattr(system.config, option), choices)
+        for option, choices in unrecorded.items()
+        if option not in (options or {})
+    }
     if clip_weights is not None:
-        system.load_foundation(clip_weights)
+        require(system, StandsOnClip).load_foundation(clip_weights)
     tensors = None if _is_archive(source) else read_checkpoint(source)
-    if system.zero_shot and (tensors is None or not any(key.startswith(("clip.", "model.clip.")) for key in tensors)):
-        system.load_foundation(source)
+    zero_shot = isinstance(system, StandsOnClip) and system.zero_shot
+    if zero_shot and (tensors is None or not any(key.startswith(("clip.", "model.clip.")) for key in tensors)):
+        require(system, StandsOnClip).load_foundation(source)
         report: dict[str, list[str]] = {"used": list(system.state_dict()), "ignored": [], "missing": []}
     elif tensors is None:
         raise CheckpointError(f"{source}: is a TorchScript program, not a checkpoint of '{name}'")
     else:
-        ours, report = _in_our_names(system, tensors)
+        ours, report = _in_our_names(require(system, ConvertsOfficial), tensors)
         _fill(system, ours, report["missing"], source)
         system.provenance["source"] = f"converted from {source.name}"
     system.provenance["licence"] = licence or "not stated"
@@ -117,8 +123,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return without_prefixes(tensors)
 
 
-def _in_our_names(system: System, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """``System.convert_official``; where all names begin with one more word ("model."), also without it."""
+def _in_our_names(
+    system: ConvertsOfficial, tensors: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """``convert_official``; where all names begin with one more word ("model."), also without it."""
     prefix = next(iter(tensors)).partition(".")[0] + "."
     wrapped = all(key.startswith(prefix) for key in tensors)
     try:

@@ -15,6 +15,7 @@ from langdepth.errors import UsageError
 from langdepth.parts.upsample import resize_aligned
 from langdepth.records import Batch, DepthOutput
 from langdepth.systems.base import System
+from langdepth.systems.capabilities import Trainable
 from langdepth.systems.clip_adapters.losses import AdapterLosses, SourceView, adapter_losses
 
 
@@ -40,7 +41,7 @@ class Told(NamedTuple):
     bin_centers: Tensor | None = None
 
 
-class MirrorTraining(System):
+class MirrorTraining(System, Trainable):
     """Prediction and loss of a system that writes ``tell``."""
 
     learns_from_mirror = True

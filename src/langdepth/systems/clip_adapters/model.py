@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.records import InputSpec
+from langdepth.systems.capabilities import ConvertsOfficial
 from langdepth.systems.clip_adapters.adapters import BottleneckAdapter, CoarseMap, Refiner
 from langdepth.systems.clip_adapters.losses import AdapterLosses
 from langdepth.systems.clip_adapters.mirror_training import MirrorTraining, MirrorTrainingConfig, Told
@@ -53,7 +54,7 @@ class ClipAdapterConfig(AdapterConfig):
     """Share of the adapted features in the new ones."""
 
 
-class ClipAdapter(MirrorTraining, ClipSystem):
+class ClipAdapter(MirrorTraining, ClipSystem, ConvertsOfficial):
     """A bottleneck on the cells, another on the words; ``text``: a (K, D) matrix instead of the words' features."""
 
     Config = ClipAdapterConfig
@@ -98,7 +99,7 @@ COARSE_NAMES = {
 }
 
 
-class CoarseToFine(MirrorTraining):
+class CoarseToFine(MirrorTraining, ConvertsOfficial):
     """A coarse map at a quarter of the image's size, trained first; then, on the frozen one, its refinement."""
 
     coarse: CoarseMap

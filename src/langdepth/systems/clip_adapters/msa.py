@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from langdepth.errors import UsageError
 from langdepth.parts.upsample import resize_aligned
+from langdepth.systems.capabilities import ConvertsOfficial
 from langdepth.systems.clip_adapters.adapters import ConvBlock, MultiScaleDecoder
 from langdepth.systems.clip_adapters.losses import AdapterLosses
 from langdepth.systems.clip_adapters.mirror_training import MirrorTraining, Told
@@ -43,7 +44,7 @@ class MultiScaleConfig(AdapterConfig):
             raise ValueError(f"clip_weight must be at least 0, got {self.clip_weight}")
 
 
-class MultiScaleAdapter(MirrorTraining, ClipSystem):
+class MultiScaleAdapter(MirrorTraining, ClipSystem, ConvertsOfficial):
     """Decoder over the frozen pyramid; ``text``: a (K, D) matrix instead of the words' features."""
 
     Config = MultiScaleConfig

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from langdepth.parts.word_bins import words_output
 from langdepth.records import DepthOutput
+from langdepth.systems.capabilities import ConvertsOfficial
 from langdepth.systems.clip_system import ClipSystem
 
 
-class DepthClip(ClipSystem):
+class DepthClip(ClipSystem, ConvertsOfficial):
     """Zero-shot: CLIP weights are all it needs. ``text``: a (K, D) matrix instead of the words' features."""
 
     zero_shot = True

@@ -28,7 +28,7 @@ from langdepth.errors import UsageError
 from langdepth.parts.upsample import resize_aligned
 from langdepth.parts.word_bins import words_output
 from langdepth.records import Batch, DepthOutput
-from langdepth.systems.base import System
+from langdepth.systems.capabilities import Trainable
 from langdepth.systems.clip_system import ClipConfig
 from langdepth.systems.learned_words import LearnedWords
 from langdepth.text.prompts import PromptSet
@@ -66,7 +66,7 @@ class FewShotClipConfig(ClipConfig):
             raise ValueError("scenes must be one or more names, each once")
 
 
-class FewShotClip(LearnedWords):
+class FewShotClip(LearnedWords, Trainable):
     """``scene``: one name of ``config.scenes`` per image, instead of the selector's choice."""
 
     Config = FewShotClipConfig
@@ -89,7 +89,7 @@ class FewShotClip(LearnedWords):
         self.scenes = self.config.scenes
         shape = (len(self.scenes), len(prompts.words))
         if not hasattr(self, "log_factors") or self.log_factors.shape != shape:
-            self.log_factors = nn.Parameter(torch.zeros(shape, device=self.get_buffer("_mean").device))
+            self.log_factors = nn.Parameter(torch.zeros(shape, device=self.device))
 
     def sentences(self, prompts: PromptSet) -> list[str]:
         context = "".join(f"<|prompt_{i}|> " for i in range(self.config.context))
@@ -193,6 +193,3 @@ class FewShotClip(LearnedWords):
         if self.config.selector == "text":
             names = [scene.replace("_", " ") for scene in self.scenes]
             self.scene_keys.copy_(text_features(names, weights, templates=(self.config.scene_template,)))
-
-    def convert_official(self, state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-        return System.convert_official(self, state_dict)

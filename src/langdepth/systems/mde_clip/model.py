@@ -38,6 +38,7 @@ from langdepth.errors import CheckpointError, UsageError
 from langdepth.parts.upsample import resize_aligned
 from langdepth.parts.word_bins import words_output
 from langdepth.records import Batch, DepthOutput
+from langdepth.systems.capabilities import ConvertsOfficial, Trainable
 from langdepth.systems.clip_system import ClipConfig, ClipSystem
 from langdepth.systems.mde_clip.adaptive_bins import AdaptiveBins, WidthNorm
 from langdepth.systems.mde_clip.cross_attention import CrossAttention, split_multihead
@@ -66,7 +67,7 @@ class PyramidConfig(ClipConfig):
 STRIDES = (4, 8, 16, 32)  # of the pyramid's maps
 
 
-class PyramidClip(ClipSystem):
+class PyramidClip(ClipSystem, Trainable, ConvertsOfficial):
     """Four maps of a frozen CLIP tower beside the words. ``text``: a (K, D) matrix instead of the words' features."""
 
     def __init__(self, config: PyramidConfig) -> None:

@@ -28,6 +28,7 @@ from langdepth.errors import CheckpointError
 from langdepth.parts.upsample import NearestDecoder, resize_aligned
 from langdepth.parts.word_bins import WordDepth, thin_channels
 from langdepth.records import Batch, DepthOutput
+from langdepth.systems.capabilities import ConvertsOfficial, Trainable
 from langdepth.systems.clip_system import ClipConfig
 from langdepth.systems.learned_words import LearnedWords, describe
 from langdepth.text.learned_prompts import GROUPS
@@ -96,7 +97,7 @@ class Stage(nn.Module):
         return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
-class PromptClip(LearnedWords):
+class PromptClip(LearnedWords, Trainable, ConvertsOfficial):
     """``text``: a (K, D) matrix of unit rows instead of the words' features."""
 
     Config = PromptClipConfig

@@ -41,6 +41,7 @@ from langdepth.backbones.swin import Swin
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
+from langdepth.systems.capabilities import ConvertsOfficial, StandsOnClip, Trainable
 from langdepth.systems.official import rename, set_quirks
 from langdepth.systems.scaledepth.pixel_decoder import PixelDecoder, PixelFeatures
 from langdepth.systems.scaledepth.query_decoder import QueryDecoder
@@ -138,7 +139,7 @@ class Reading(NamedTuple):
         return (self.edges[:, 1:] + self.edges[:, :-1]) / 2
 
 
-class ScaleDepth(System):
+class ScaleDepth(System, Trainable, StandsOnClip, ConvertsOfficial):
     """All variants. ``text``: a (K, D) matrix instead of the scene table, one row per scene."""
 
     Config = ScaleDepthConfig

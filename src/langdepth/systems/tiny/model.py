@@ -35,6 +35,7 @@ from langdepth.errors import LangdepthError, UsageError
 from langdepth.parts.upsample import FeaturePyramid
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
+from langdepth.systems.capabilities import Trainable
 from langdepth.systems.tiny.bins import RelativeBins
 from langdepth.text.caption_features import NO_CAPTIONS, Captions, checked_features, read_caption_features
 from langdepth.text.encoders import CaptionBank, SentenceEncoder, caption_scene_of_label, distilled_encoder
@@ -68,7 +69,7 @@ class TinyConfig:
     usual_weight: float = 0.5
 
 
-class Tiny(System):
+class Tiny(System, Trainable):
     """The embedded default system. ``text`` is sentences or a (B, 1024) matrix of CLIP RN50 text features, where a row
     of zeros says nothing.
     """

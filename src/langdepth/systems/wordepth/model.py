@@ -37,6 +37,7 @@ from langdepth.backbones.swin import PATCH, SIZES, Swin
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
+from langdepth.systems.capabilities import ConvertsOfficial, Imagines, ReadsWithClip, Trainable
 from langdepth.systems.official import rename
 from langdepth.systems.wordepth.refine import Refine, Up, enlarged
 from langdepth.systems.wordepth.variational import ConditionalSampler, Gaussian, TextVae, kl_of_noise, kl_of_text
@@ -112,7 +113,7 @@ class Seen(NamedTuple):
     metric: Tensor
 
 
-class WorDepth(System):
+class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
     """``text``: sentences (for systems with a sentence encoder) or CLIP RN50 text features of norm 1, (B, 1024).
 
     Without words, or for a row of zeros, the neutral feature stands in: the mean of the captions that training started
@@ -120,7 +121,6 @@ class WorDepth(System):
     """
 
     Config = WorDepthConfig
-    imagines = True
     unrecorded: ClassVar[dict[str, str]] = {
         "skip_mode": "never (July 2024 and later), image_only (paper, older checkpoints) or always (--legacy)"
     }

@@ -11,6 +11,8 @@ from langdepth.errors import UsageError
 from langdepth.prediction.predictor import infer
 from langdepth.records import DepthOutput, InputSpec
 from langdepth.systems.base import System
+from langdepth.systems.capabilities import HasMembers
+from langdepth.utils.devices import move
 
 FACTS = ("weights", "sha256", "licence", "source")
 
@@ -26,7 +28,7 @@ def combine(systems: Sequence[System]) -> System:
     return systems[0] if len(systems) == 1 else Ensemble(systems)
 
 
-class Ensemble(System):
+class Ensemble(System, HasMembers):
     """The mean of its members' depth in metres; a pixel has depth where all members give a finite one.
 
     Images come at their own size, see ``langdepth.prediction.predictor.infer``. Scenes, overlays and captions are
@@ -77,7 +79,7 @@ class Ensemble(System):
         """The ensemble of its members' copies."""
         copy = Ensemble([member.inference_copy() for member in self.members]).eval()
         copy.name, copy.provenance = self.name, self.provenance
-        return copy.move(self.get_buffer("_mean").device)
+        return move(copy, self.device)
 
 
 def _label(member: System) -> str:

@@ -1,0 +1,40 @@
+"""What ``langdepth.load`` and ``langdepth.predict`` are: systems by name, file or hub id."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from langdepth.prediction.predictor import predict_images
+from langdepth.records import DepthResult
+from langdepth.systems.base import System
+from langdepth.weights.checkpoint import load
+
+__all__ = ["load", "predict"]
+
+
+def predict(
+    images: Any, system: str | Path | Sequence[str | Path] | System = "tiny", **options: Any
+) -> DepthResult | list[DepthResult]:
+    """Depth of one image or many.
+
+    Args:
+        images: See ``langdepth.prediction.predictor.predict_images``, which also takes the ``options``.
+        system: A registry name, weights file or hub id, or a list of them, whose mean is taken (see
+            ``langdepth.load``; loaded once, then kept), or a loaded system.
+        **options: ``device`` is "auto" unless given.
+    """
+    if isinstance(system, str | Path | Sequence):
+        options.setdefault("device", "auto")
+        names = (str(system),) if isinstance(system, str | Path) else tuple(map(str, system))
+        system = _loaded(names, tuple(os.stat(name).st_mtime_ns if os.path.isfile(name) else 0 for name in names))
+    return predict_images(system, images, **options)
+
+
+@lru_cache(maxsize=2)
+def _loaded(names: tuple[str, ...], modified: tuple[int, ...]) -> System:
+    """``modified`` makes a file that was written again a new entry."""
+    return load(names[0] if len(names) == 1 else names)
