@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from langdepth.io import file_sha256
 from langdepth.systems import registry
+from langdepth.utils.reading import file_sha256
 from langdepth.weights.checkpoint import load, save
 
 LARGEST = {"tiny": 25_000_000, "wordepth-tiny": 15_000_000}  # bytes

@@ -584,7 +584,7 @@ def depth_files(rng: Random, folder: Path) -> Case:
 
     def right(outcome: Outcome) -> str | None:
         from langdepth.errors import LangdepthError
-        from langdepth.io import read_depth
+        from langdepth.utils.depth_files import read_depth
 
         if way in ("evaluate", "predictions") and outcome.code == 0:
             wrong = report_right(folder / "out/r.json")

@@ -163,9 +163,8 @@ def whole_folder(system: str, photos: list[Path], save: str, folder: Path) -> di
     """Images per second, decoding and writing included: the pipeline of the command, and a plain loop."""
     from langdepth import load
     from langdepth.commands.predict import Job, find_jobs, written
-    from langdepth.io import write_result
     from langdepth.prediction.predictor import predict_images, predict_stream
-    from langdepth.records import DepthResult
+    from langdepth.prediction.results import DepthResult, write_result
 
     ready = load(system)
     jobs, _ = find_jobs([str(photo) for photo in photos], folder / "results", save.split(","), recursive=False)

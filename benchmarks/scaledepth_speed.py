@@ -84,7 +84,7 @@ def photos(folder: Path | None) -> list[Tensor]:
     import torch
     from torch.nn import functional as F
 
-    from langdepth.io import read_image
+    from langdepth.utils.images import read_image
 
     if folder is None:
         return [torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import settings
 
@@ -36,3 +38,17 @@ def command(capsys: pytest.CaptureFixture[str]) -> Run:
 def sample_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An indexed folder of 8 synthetic images 64x48 (6 rooms, 2 streets; 6 train, 2 val). Do not write into it."""
     return write_sample(tmp_path_factory.mktemp("data") / "sample", count=8, size=(48, 64))
+
+
+@pytest.fixture
+def rgb() -> npt.NDArray[np.uint8]:
+    """An image of noise."""
+    return np.random.default_rng(0).integers(0, 256, (36, 48, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def depth() -> npt.NDArray[np.float32]:
+    """A depth map of noise in metres, without values in a corner."""
+    values = np.random.default_rng(1).uniform(0.5, 9.5, (36, 48)).astype(np.float32)
+    values[:4, :5] = 0
+    return values

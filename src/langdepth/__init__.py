@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from langdepth.api import load, predict
     from langdepth.camera import Camera
     from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError
-    from langdepth.records import DepthResult
+    from langdepth.prediction.results import DepthResult
     from langdepth.systems.base import System
     from langdepth.systems.registry import list_systems
 
 _LAZY = {
     "Camera": "langdepth.camera",
     "CheckpointError": "langdepth.errors",
-    "DepthResult": "langdepth.records",
+    "DepthResult": "langdepth.prediction.results",
     "ImageError": "langdepth.errors",
     "LangdepthError": "langdepth.errors",
     "System": "langdepth.systems.base",

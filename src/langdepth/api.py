@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from langdepth.prediction.predictor import predict_images
-from langdepth.records import DepthResult
+from langdepth.prediction.results import DepthResult
 from langdepth.systems.base import System
 from langdepth.weights.checkpoint import load
 

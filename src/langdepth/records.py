@@ -7,24 +7,20 @@ axis; 0 means "no value" in files, a boolean mask says so in memory.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from langdepth.camera import Camera
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-    import numpy as np
-    import numpy.typing as npt
     from torch import Tensor
 
 __all__ = [
     "Batch",
     "Camera",
     "DepthOutput",
-    "DepthResult",
     "Enlarge",
     "InputSpec",
     "Sample",
@@ -176,32 +172,3 @@ class DepthOutput:
     bin_probs: Tensor | None = None
     scene_probs: Tensor | None = None
     std: Tensor | None = None
-
-
-@dataclass(kw_only=True)
-class DepthResult:
-    """Depth of one image at the image's own size.
-
-    depth: (H, W) float32, in ``unit`` along the optical axis. ``scale_kind`` is "metric" (metres) or "relative"
-    (known up to one factor). valid: (H, W) bool. camera: intrinsics in pixels of this image, or None when nobody
-    stated any. provenance: package version, weights and their licence, image path, text, network size. scene_probs:
-    scene name to probability. image: (H, W, 3) uint8, the image after EXIF rotation. std: (H, W) float32 in ``unit``,
-    the standard deviation where several depths were drawn and ``depth`` is their mean.
-    """
-
-    depth: npt.NDArray[np.float32]
-    valid: npt.NDArray[np.bool_]
-    system: str
-    unit: str = "metre"
-    scale_kind: str = "metric"
-    camera: Camera | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
-    scene_probs: dict[str, float] | None = None
-    image: npt.NDArray[np.uint8] | None = None
-    std: npt.NDArray[np.float32] | None = None
-
-    def save(self, path: str | Path, *, format: str | None = None) -> Path:
-        """Write the result; the format is ``format`` or follows the file name. See ``langdepth.io.write_result``."""
-        from langdepth.io import write_result
-
-        return write_result(self, path, format=format)

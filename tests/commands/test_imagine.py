@@ -12,7 +12,6 @@ from PIL import Image
 
 from langdepth.commands.imagine import file_names
 from langdepth.errors import UsageError
-from langdepth.io import read_depth16
 from langdepth.prediction import viz
 from langdepth.prediction.imagination import imagine
 from langdepth.prediction.options import ColorScale
@@ -20,6 +19,7 @@ from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import Imagines
 from langdepth.systems.wordepth.model import WorDepth, WorDepthConfig
+from langdepth.utils.depth_files import read_depth16
 from tests.helpers import Run
 
 WORDS = ("a", "bedroom", "bed", "street", "with")

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from langdepth import cli
-from langdepth.io import read_depth16
+from langdepth.utils.depth_files import read_depth16
 from tests.helpers import FakeSystem, Run, grey, ramp, save_image
 
 

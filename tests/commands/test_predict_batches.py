@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from langdepth import io
-from langdepth.prediction import predictor
-from langdepth.records import DepthResult
+from langdepth.prediction import predictor, results
+from langdepth.prediction.results import DepthResult
 from tests.helpers import FakeSystem, Run, grey, ramp, save_image
 
 
@@ -124,14 +123,14 @@ def test_a_place_that_cannot_be_written_ends_the_run(run: Run, monkeypatch: pyte
 def test_memory_for_the_files_of_one_image(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     photos(2)
     save_image(Path("p/large.png"), grey(0.5, 128, 96))
-    write = io.write_result
+    write = results.write_result
 
     def write_small(result: DepthResult, *arguments: object, **options: object) -> object:
         if result.depth.shape == (96, 128):
             raise MemoryError
         return write(result, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(io, "write_result", write_small)
+    monkeypatch.setattr(results, "write_result", write_small)
     code, out, err = run("p", "--save", "npy")
     assert code == 1
     assert files() == ["0.npy", "1.npy"]

@@ -24,7 +24,7 @@ from langdepth.data.base import find_rows, open_dataset
 from langdepth.data.tools import prepare as module
 from langdepth.data.tools.prepare import INCOMPLETE, MANIFEST, prepare, read_manifest
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.io import file_sha256
+from langdepth.utils.reading import file_sha256
 from tests import miniatures
 from tests.helpers import Run
 from tests.miniatures import Builder, depth, each, tar_of, write_labelled, zip_of

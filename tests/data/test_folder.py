@@ -13,8 +13,8 @@ from PIL import Image
 from langdepth.data.base import open_dataset
 from langdepth.data.sets.folder import read_index
 from langdepth.errors import ImageError, LangdepthError, UsageError
-from langdepth.io import file_sha256
 from langdepth.text.scenes import SCENES
+from langdepth.utils.reading import file_sha256
 from tests.helpers import Run, ramp, save_image, write_folder
 
 

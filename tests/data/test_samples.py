@@ -12,7 +12,7 @@ from torch import Tensor
 
 from langdepth.commands import predict as command
 from langdepth.errors import UsageError
-from langdepth.io import write_result
+from langdepth.prediction.results import write_result
 from langdepth.records import DepthOutput
 from langdepth.systems.capabilities import Imagines
 from tests.helpers import FakeSystem, grey

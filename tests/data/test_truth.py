@@ -17,8 +17,8 @@ from langdepth.data.sets.frame_cache import write_cache
 from langdepth.data.tools.check import check_dataset
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluation.plausibility import Plausibility
-from langdepth.io import read_depth, write_result
-from langdepth.records import DepthResult
+from langdepth.prediction.results import DepthResult, write_result
+from langdepth.utils.depth_files import read_depth
 from tests.helpers import write_folder
 
 SLOPE = np.linspace(1, 4, 48 * 64, dtype=np.float32).reshape(48, 64)

@@ -21,10 +21,10 @@ from langdepth.evaluation.evaluate import evaluate
 from langdepth.evaluation.foreign import Foreign, Predictions, ScaleKind
 from langdepth.evaluation.protocols import Protocol
 from langdepth.evaluation.saved import FORMATS, RECORD, MapStore, SaveMaps
-from langdepth.io import read_depth
 from langdepth.prediction import viz
 from langdepth.prediction.names import place_of_key, unique_names
 from langdepth.prediction.options import ColorScale
+from langdepth.utils.depth_files import read_depth
 from tests import miniatures
 from tests.helpers import FakeSystem, grey, save_image, write_folder
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from langdepth.io import write_result
 from langdepth.prediction.inputs import Images, find_images, images_below
-from langdepth.records import DepthResult
+from langdepth.prediction.results import DepthResult, write_result
 from tests.helpers import ramp, save_image
 
 

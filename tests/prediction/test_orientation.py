@@ -13,9 +13,9 @@ from langdepth.camera import turned_upright
 from langdepth.data.base import open_dataset
 from langdepth.data.rows import read_pair
 from langdepth.errors import ImageError
-from langdepth.io import read_image, read_size
 from langdepth.records import InputSpec
 from langdepth.training.sampling import Sizes, training_shapes
+from langdepth.utils.images import read_image, read_size
 from tests.helpers import Run, ramp, save_image
 
 WIDTH, HEIGHT = 128, 96

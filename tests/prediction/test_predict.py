@@ -22,7 +22,8 @@ from langdepth.camera import Camera
 from langdepth.errors import ImageError, LangdepthError, ShortMemoryError, UsageError
 from langdepth.prediction import predictor
 from langdepth.prediction.predictor import infer, predict_images, predict_stream
-from langdepth.records import DepthOutput, DepthResult, InputSpec
+from langdepth.prediction.results import DepthResult
+from langdepth.records import DepthOutput, InputSpec
 from langdepth.weights.checkpoint import load
 from tests.helpers import FakeSystem, grey, ramp, save_image
 

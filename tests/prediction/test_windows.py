@@ -18,7 +18,8 @@ from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate, judge
 from langdepth.evaluation.foreign import Predictions
 from langdepth.prediction.predictor import infer, predict_images
-from langdepth.records import DepthOutput, DepthResult, InputSpec, Sample
+from langdepth.prediction.results import DepthResult
+from langdepth.records import DepthOutput, InputSpec, Sample
 from langdepth.systems.base import System
 from tests.helpers import ramp
 

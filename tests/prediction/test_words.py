@@ -13,8 +13,8 @@ from torch.nn import functional as F
 import langdepth
 from langdepth.errors import UsageError
 from langdepth.prediction.predictor import predict_images, predict_stream
+from langdepth.prediction.results import DepthResult
 from langdepth.prediction.words import Words
-from langdepth.records import DepthResult
 from langdepth.systems import registry
 from langdepth.systems.base import System
 from tests.helpers import FakeSystem, grey, ramp

@@ -14,8 +14,9 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from langdepth.errors import ImageError
-from langdepth.io import read_depth, read_depth16, read_image, write_result
-from langdepth.records import DepthResult
+from langdepth.prediction.results import DepthResult, write_result
+from langdepth.utils.depth_files import read_depth, read_depth16
+from langdepth.utils.images import read_image
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)
 

@@ -18,11 +18,12 @@ from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate
 from langdepth.evaluation.foreign import Predictions
 from langdepth.evaluation.saved import SaveMaps
-from langdepth.io import read_image
-from langdepth.records import DepthOutput, DepthResult, InputSpec
+from langdepth.prediction.results import DepthResult
+from langdepth.records import DepthOutput, InputSpec
 from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.ensemble import Ensemble, combine
+from langdepth.utils.images import read_image
 from langdepth.weights import checkpoint
 from tests.helpers import LEARNER, FakeConfig, FakeSystem, Learner, Run, ramp, save_image, write_folder
 

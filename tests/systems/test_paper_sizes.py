@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from langdepth.records import DepthResult, Enlarge
+from langdepth.prediction.results import DepthResult
+from langdepth.records import Enlarge
 from langdepth.systems import registry
 from tests.systems.test_depthclip import with_words
 

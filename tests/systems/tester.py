@@ -24,7 +24,8 @@ from langdepth.errors import UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import judge
 from langdepth.prediction.predictor import infer, to_network_size
-from langdepth.records import Batch, DepthOutput, DepthResult, Enlarge, Sample
+from langdepth.prediction.results import DepthResult
+from langdepth.records import Batch, DepthOutput, Enlarge, Sample
 from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import HasFrozenTrunk

@@ -26,7 +26,6 @@ import langdepth.training.run
 from langdepth.data.base import open_dataset
 from langdepth.data.rows import RowDataset
 from langdepth.errors import CheckpointError, LangdepthError, NonFiniteLossError, UsageError
-from langdepth.io import file_sha256
 from langdepth.records import InputSpec
 from langdepth.systems import registry
 from langdepth.systems.base import System
@@ -36,6 +35,7 @@ from langdepth.training.average import MovingAverage
 from langdepth.training.module import DepthTraining, rate
 from langdepth.training.recipe import OptimSection, read_recipe
 from langdepth.training.run import train
+from langdepth.utils.reading import file_sha256
 from langdepth.weights import checkpoint
 from tests.helpers import LEARNER, Learner, LearnerConfig
 from tests.systems.test_tiny import CAPTIONS

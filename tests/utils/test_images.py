@@ -1,129 +1,270 @@
-"""What kind of image a file holds."""
+"""Reading any image, refusing what is none."""
 
 from __future__ import annotations
 
 import io
+import os
 import struct
-import sys
-from collections.abc import Iterator
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 
+from langdepth.camera import Camera
 from langdepth.errors import ImageError
-from langdepth.io import read_image, write_result
-from langdepth.records import DepthResult
-from langdepth.utils.images import HEAD, formats, grey_bits, image_kind, is_own_png, reads_heif
-from tests.helpers import ramp
+from langdepth.utils.images import read_image
 
-HEIC = struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic" + struct.pack(">I", 8) + b"meta" + bytes(200)
+HEIGHT, WIDTH = 36, 48
 
 
-def encoded(kind: str, pixels: np.ndarray | None = None) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(ramp() if pixels is None else pixels).save(buffer, kind)
-    return buffer.getvalue()
+def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    return stream.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000"])
-def test_what_pillow_writes_is_known_by_its_first_bytes(kind: str) -> None:
-    assert image_kind(encoded(kind)[:HEAD]) == kind
-    assert kind in formats()
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and ends where its pixels should begin."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")[:2])
 
 
-@pytest.mark.parametrize(
-    "head",
-    [b"", b"BM is how this text begins, and it goes on for long", b"P5 is the name", b"path_rgb,path_depth", b"II"],
-)
-def test_other_content_is_no_image(head: bytes) -> None:
-    assert image_kind(head) is None
+class TestReadImage:
+    def test_path_bytes_file_and_pil_give_the_same_pixels(self, rgb: npt.NDArray[np.uint8], tmp_path: Path) -> None:
+        path = tmp_path / "image.png"
+        path.write_bytes(encoded(Image.fromarray(rgb)))
+        with path.open("rb") as file:
+            sources = [path, str(path), path.read_bytes(), file, Image.fromarray(rgb), Image.open(path)]
+            images = [read_image(source) for source in sources]
+        for image in images:
+            np.testing.assert_array_equal(image.pixels, rgb)
+            assert image.camera is None
+        assert [image.path for image in images] == [str(path), str(path), "", str(path), "", str(path)]
 
+    def test_stream_that_cannot_seek(self, rgb: npt.NDArray[np.uint8]) -> None:
+        reader, writer = os.pipe()
+        with os.fdopen(writer, "wb") as file:
+            file.write(encoded(Image.fromarray(rgb)))
+        with os.fdopen(reader, "rb") as file:
+            np.testing.assert_array_equal(read_image(file).pixels, rgb)
 
-@pytest.mark.parametrize(
-    ("head", "message"),
-    [
-        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(99), "is a JPEG XL file, which is not read; convert it to JPEG or PNG"),
-        (b"8BPS\0\x01" + bytes(99), "is a Photoshop file"),
-        (b"\0\0\0\x18ftypcrx \0\0\0\x01crx isom" + bytes(99), "is a camera raw file"),
-    ],
-)
-def test_kinds_that_are_not_read_are_named(head: bytes, message: str) -> None:
-    with pytest.raises(ImageError, match=message):
-        read_image(head)
+    @pytest.mark.parametrize(
+        "convert",
+        [
+            lambda a: a,
+            lambda a: a.astype(np.uint16) * 257,
+            lambda a: (a / 255).astype(np.float32),
+            lambda a: a / 255,
+            lambda a: np.dstack((a, np.full(a.shape[:2], 255, np.uint8))),
+            lambda a: torch.from_numpy(a).permute(2, 0, 1),
+            lambda a: torch.from_numpy(a).permute(2, 0, 1) / 255,
+            lambda a: (torch.from_numpy(a).permute(2, 0, 1) / 255).requires_grad_(),
+        ],
+    )
+    def test_arrays_and_tensors(self, rgb: npt.NDArray[np.uint8], convert: Any) -> None:
+        pixels = read_image(convert(rgb)).pixels
+        assert pixels.dtype == np.uint8
+        assert pixels.flags.c_contiguous
+        np.testing.assert_array_equal(pixels, rgb)
 
+    def test_grey_arrays_of_every_kind(self) -> None:
+        grey = np.zeros((HEIGHT, WIDTH), np.uint8)
+        grey[:, 10:] = 255
+        kinds = [
+            grey,
+            grey[..., None],
+            grey > 0,
+            grey.astype(np.uint16) * 257,
+            grey / 255,
+            torch.from_numpy(grey)[None],
+        ]
+        for kind in kinds:
+            np.testing.assert_array_equal(read_image(kind).pixels, np.dstack((grey, grey, grey)))
 
-@pytest.mark.parametrize("tags", [{254: 1}, {50706: b"\x01\x04\0\0"}])
-def test_the_preview_in_a_raw_file_is_not_the_photo(tags: dict[int, object]) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(ramp()).save(buffer, "TIFF", tiffinfo=tags)
-    with pytest.raises(ImageError, match="is a camera raw file, which is not read; develop it"):
-        read_image(buffer.getvalue())
+    @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
+    def test_modes(self, mode: str) -> None:
+        white, dark = (255, 255, 255), (0, 0, 0)
+        image = Image.new("RGB", (WIDTH, HEIGHT), dark)
+        image.paste(white, (0, 0, 20, HEIGHT))
+        middle = image.convert("LA") if mode == "PA" else image  # no direct way from RGB to PA
+        pixels = read_image(middle.convert(mode)).pixels
+        assert pixels.shape == (HEIGHT, WIDTH, 3)
+        np.testing.assert_allclose(pixels[0, 0], white, atol=1)
+        np.testing.assert_allclose(pixels[0, -1], dark, atol=1)
 
+    def test_16_bit_grey_is_scaled_not_wrapped(self, tmp_path: Path) -> None:
+        values = np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
+        for name in ("grey.png", "grey.tiff"):
+            Image.fromarray(values).save(tmp_path / name)
+            pixels = read_image(tmp_path / name).pixels
+            np.testing.assert_array_equal(pixels[..., 0], np.rint(values / 257))
+            np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
 
-@pytest.fixture
-def without_reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An installation without pillow-heif."""
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    reads_heif.cache_clear()
-    yield
-    reads_heif.cache_clear()
+    def test_transparency_is_laid_over_white(self) -> None:
+        clear = Image.new("RGBA", (WIDTH, HEIGHT), (200, 0, 0, 0))
+        assert (read_image(clear).pixels == 255).all()
+        half = np.full((HEIGHT, WIDTH, 4), (0, 0, 0, 128), np.uint8)
+        np.testing.assert_allclose(read_image(half).pixels, 127, atol=1)
+        palette = Image.new("RGB", (WIDTH, HEIGHT), (255, 0, 0)).convert("P")
+        assert (read_image(encoded(palette)).pixels[..., 1] < 60).all()
+        transparent = encoded(palette, transparency=palette.getpixel((0, 0)))
+        assert (read_image(transparent).pixels == 255).all()
 
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
+    def test_exif_rotation_and_camera_stay_together(self, orientation: int, mode: str) -> None:
+        """The image's mark and the camera's principal point are at one place, before and after."""
+        size = (80, 60)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        exif.get_ifd(0x8769)[0xA405] = 28
+        image = Image.new("RGB", size)
+        image.paste((255, 255, 255), (0, 0, 16, 8))  # a mark in the top left corner of the stored image
+        if mode == "I;16":
+            image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+        else:
+            image = image.convert(mode)
+        found = read_image(encoded(image, exif=exif))
+        stored = Camera.from_focal(28 / np.hypot(36, 24) * 100, *size, source="exif")
+        assert found.camera == stored.oriented(orientation)
+        assert found.pixels.shape[:2] == (found.camera.height, found.camera.width)
+        y, x = np.nonzero(found.pixels[..., 0] > 128)
+        marked = Camera(fx=1, fy=1, cx=7.5, cy=3.5, width=80, height=60).oriented(orientation)
+        assert (x.mean(), y.mean()) == (marked.cx, marked.cy)
 
-@pytest.mark.usefixtures("without_reader")
-def test_a_heic_photo_is_named_with_what_reads_it() -> None:
-    with pytest.raises(ImageError, match=r"is a HEIC or HEIF photo; .*pip install 'langdepth\[heif\]'"):
-        read_image(HEIC)
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_a_tiff_is_turned_once(self, rgb: npt.NDArray[np.uint8], orientation: int) -> None:
+        """Pillow turns TIFF files by itself; the result is that of any other file."""
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        exif[0x8769] = exif._ifds[0x8769] = {0xA405: 26}  # as a TIFF file and as the others take it
+        image = Image.fromarray(rgb)
+        tiff, png = (read_image(encoded(image, kind, exif=exif)) for kind in ("TIFF", "PNG"))
+        np.testing.assert_array_equal(tiff.pixels, png.pixels)
+        assert tiff.camera is not None
+        assert tiff.camera == png.camera
+        assert (tiff.camera.height, tiff.camera.width) == tiff.pixels.shape[:2]
+        assert tiff.orientation == png.orientation == orientation
 
+    def test_a_cut_photo_says_so(self, rgb: npt.NDArray[np.uint8]) -> None:
+        exif = Image.Exif()
+        exif.get_ifd(0x8769).update({0xA405: 26, 0xA002: WIDTH, 0xA003: HEIGHT})
+        photo = Image.open(io.BytesIO(encoded(Image.fromarray(rgb), "JPEG", exif=exif)))
+        whole, part = read_image(photo), read_image(photo.crop((0, 0, HEIGHT, HEIGHT)))
+        assert whole.camera is not None
+        assert not whole.cut
+        assert part.camera is None
+        assert part.cut
 
-def test_a_heic_photo_upright_with_its_camera(tmp_path: Path) -> None:
-    heif = pytest.importorskip("pillow_heif")
-    heif.register_heif_opener()
-    pixels = np.zeros((64, 96, 3), np.uint8)
-    pixels[:32, :48] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned to the right
-    exif.get_ifd(0x8769).update({0xA405: 26, 0xA002: 96, 0xA003: 64})
-    Image.fromarray(pixels).save(tmp_path / "a.heic", format="HEIF", quality=90, exif=exif.tobytes())
-    found = read_image(tmp_path / "a.heic")
-    assert found.pixels.shape == (96, 64, 3)
-    assert found.pixels[10, 50].min() > 200  # the bright corner is at the upper right
-    assert found.pixels[80, 10].max() < 50
-    assert found.camera is not None
-    assert (found.camera.width, found.camera.height) == (64, 96)
-    with pytest.raises(ImageError, match="damaged or truncated"):
-        read_image(HEIC)
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+    @pytest.mark.filterwarnings("ignore::UserWarning")
+    def test_no_damage_of_exif_costs_the_image(self, rgb: npt.NDArray[np.uint8], kind: str) -> None:
+        exif = Image.Exif()
+        exif[0x010F], exif[0x0112] = "Maker", 6
+        exif.get_ifd(0x8769).update({0xA405: 26, 0xA002: WIDTH, 0xA003: HEIGHT, 0x920A: (4, 1)})
+        whole, random = exif.tobytes(), np.random.default_rng(0)
+        for _ in range(120):
+            damaged = bytearray(whole)
+            for place in random.integers(6, len(whole), random.integers(1, 6)):
+                damaged[place] = random.integers(256)
+            try:
+                content = encoded(Image.fromarray(rgb), kind, exif=bytes(damaged[: random.integers(8, 2 * len(whole))]))
+            except Exception:  # what Pillow does not write
+                continue
+            assert sorted(read_image(content).pixels.shape[:2]) == sorted(rgb.shape[:2])
 
+    def test_broken_exif_does_not_cost_the_image(self, rgb: npt.NDArray[np.uint8]) -> None:
+        data = encoded(Image.fromarray(rgb), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\xff\xff")
+        with pytest.warns(UserWarning, match="Corrupt EXIF"):
+            assert read_image(data).pixels.shape == rgb.shape
 
-def test_what_this_library_writes_says_so(tmp_path: Path) -> None:
-    depth = np.full((48, 64), 2, np.float32)
-    result = DepthResult(depth=depth, valid=depth > 0, system="fake")
-    for name in ("depth16", "kitti16", "color"):
-        assert is_own_png(write_result(result, tmp_path / f"{name}.png", format=name))
-    for name in ("photo.png", "photo.jpg"):
-        Image.fromarray(ramp()).save(tmp_path / name)
-        assert not is_own_png(tmp_path / name)
-    assert not is_own_png(tmp_path / "gone.png")
+    def test_first_frame_of_an_animation(self) -> None:
+        frames = [Image.new("L", (WIDTH, HEIGHT), value) for value in (255, 0)]
+        data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+        assert (read_image(data).pixels == 255).all()
 
+    def test_smallest_and_too_small(self) -> None:
+        assert read_image(np.zeros((32, 32, 3), np.uint8)).pixels.shape == (32, 32, 3)
+        with pytest.raises(ImageError, match=r"31x500 pixels is too small.*32"):
+            read_image(np.zeros((500, 31), np.uint8))
 
-def test_bits_of_grey() -> None:
-    assert grey_bits(encoded("PNG", np.zeros((40, 40), np.uint16))[:HEAD]) == 16
-    assert grey_bits(encoded("PNG", np.zeros((40, 40), np.uint8))[:HEAD]) == 8
-    assert grey_bits(encoded("PNG")[:HEAD]) is None
-    assert grey_bits(encoded("JPEG", np.zeros((40, 40), np.uint8))[:HEAD]) is None
+    def test_huge_image_is_refused_from_its_header(self, tmp_path: Path) -> None:
+        path = tmp_path / "bomb.png"
+        path.write_bytes(png_header(9000, 9000))
+        with pytest.raises(ImageError, match=r"bomb.png: 9000x9000 = 81.0 megapixels is more than the limit of 80"):
+            read_image(path)
+        with pytest.raises(ImageError, match="damaged or truncated"):  # allowed, so it comes to decoding
+            read_image(path, max_pixels=81_000_000)
+        path.write_bytes(png_header(60000, 60000))
+        with pytest.raises(ImageError, match=r"bomb.png: larger than any image"):
+            read_image(path)
 
+    def test_bad_files(self, rgb: npt.NDArray[np.uint8], tmp_path: Path) -> None:
+        jpeg = encoded(Image.fromarray(rgb), "JPEG")
+        files = {
+            "empty.jpg": (b"", r"empty \(0 bytes\)"),
+            "text.jpg": (b"this is no image\n" * 20, "not an image"),
+            "truncated.jpg": (jpeg[: len(jpeg) // 2], "damaged or truncated"),
+            "truncated.png": (encoded(Image.fromarray(rgb))[:300], "damaged or truncated"),
+            "figure.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 90 90\n%%EndComments\n", "not an image"),
+        }
+        for name, (content, message) in files.items():
+            path = tmp_path / name
+            path.write_bytes(content)
+            with pytest.raises(ImageError, match=f"{name}: {message}") as caught:
+                read_image(path)
+            assert "\n" not in str(caught.value)
 
-@pytest.mark.parametrize("kind", ["strips", "content"])
-def test_a_damaged_tiff_is_told_in_one_line_of_ours(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(ramp()).save(buffer, "TIFF", compression="tiff_lzw")
-    content = bytearray(buffer.getvalue())
-    if kind == "strips":
-        entry = content.index(struct.pack("<HHI", 279, 4, 1))  # StripByteCounts
-        content[entry + 8 : entry + 12] = struct.pack("<I", 5)
-    else:
-        content[20:400] = bytes(380)
-    with pytest.raises(ImageError, match=r"^image in memory: damaged or truncated$"):
-        read_image(bytes(content))
-    assert capfd.readouterr() == ("", "")
+    def test_what_is_no_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ImageError, match=r"nothing.jpg: no such file"):
+            read_image(tmp_path / "nothing.jpg")
+        with pytest.raises(ImageError, match="is a folder"):
+            read_image(tmp_path)
+        os.mkfifo(tmp_path / "pipe.jpg")
+        with pytest.raises(ImageError, match=r"pipe.jpg: not a regular file"):
+            read_image(tmp_path / "pipe.jpg")
+        for name in ("x" * 5000, "null\0byte.jpg"):
+            with pytest.raises(ImageError, match="cannot be opened"):
+                read_image(name)
+        with pytest.raises(ImageError, match="empty"):
+            read_image(b"")
+        with pytest.raises(ImageError, match="not int"):
+            read_image(3)
+
+    @pytest.mark.parametrize(
+        ("array", "message"),
+        [
+            (np.full((40, 40, 3), np.nan), "found nan"),
+            (np.full((40, 40, 3), 200.0), "divide 8-bit values by 255"),
+            (np.full((40, 40, 3), -0.5), "must lie in"),
+            (np.full((40, 40, 3), np.inf, np.float32), "must lie in"),
+            (np.zeros((40, 40, 2)), "shape"),
+            (np.zeros((3, 40, 40)), "shape"),
+            (np.zeros((1, 40, 40, 3)), "shape"),
+            (np.zeros((0, 40, 3), np.uint8), "too small"),
+            (np.zeros((40, 40, 3), np.int64), "int64"),
+            (np.zeros((40, 40, 3), np.complex64), "complex64"),
+            (torch.zeros(40, 40, 3), "tensor of shape"),
+            (torch.zeros(1, 3, 40, 40), "tensor of shape"),
+            (torch.full((3, 40, 40), torch.nan), "found nan"),
+        ],
+    )
+    def test_bad_arrays(self, array: Any, message: str) -> None:
+        with pytest.raises(ImageError, match=message):
+            read_image(array)
+
+    def test_bfloat16_tensor(self) -> None:
+        assert (read_image(torch.ones(3, 40, 40, dtype=torch.bfloat16)).pixels == 255).all()
+
+    def test_integers_beyond_16_bits(self) -> None:
+        with pytest.raises(ImageError, match="do not fit 16 bits"):
+            read_image(Image.fromarray(np.full((40, 40), 70000, np.int32)))

@@ -26,9 +26,10 @@ from langdepth.data.sets.folder import rows
 from langdepth.data.tools.prepare import prepare
 from langdepth.data.tools.sam import read_overlay
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError
-from langdepth.io import read_depth, read_image
 from langdepth.records import InputSpec
 from langdepth.utils.arrays import ArrayError, load_matlab
+from langdepth.utils.depth_files import read_depth
+from langdepth.utils.images import read_image
 from langdepth.utils.tensors import reading_tensors
 from tests.helpers import Run
 

@@ -38,7 +38,8 @@ from langdepth.config import load_yaml
 from langdepth.data.tools.prepare import prepare
 from langdepth.data.rows import read_hdf5
 from langdepth.data.tools.sam import read_overlay
-from langdepth.io import read_depth, read_image
+from langdepth.utils.depth_files import read_depth
+from langdepth.utils.images import read_image
 from langdepth.text.caption_features import open_captions
 from langdepth.utils.tensors import read_pickle
 

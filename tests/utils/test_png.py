@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from langdepth.errors import ImageError
-from langdepth.io import read_image
+from langdepth.utils.images import read_image
 from langdepth.utils.png import without_broken_metadata
 from tests.helpers import ramp
 

@@ -11,7 +11,7 @@ import pytest
 from langdepth.errors import CheckpointError
 from langdepth.utils.arrays import load_npy
 from langdepth.utils.files import not_the_file_itself
-from langdepth.utils.images import is_own_png
+from langdepth.utils.png import is_own_png
 from langdepth.utils.reading import read_bytes, read_csv, read_text
 from langdepth.utils.tensors import read_pickle, read_safetensors
 

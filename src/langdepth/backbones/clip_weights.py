@@ -29,9 +29,9 @@ from torch import Tensor
 
 from langdepth.backbones.clip import SMALL_ARCHITECTURES, model_config
 from langdepth.errors import CheckpointError, UsageError, first_line
-from langdepth.io import file_sha256
 from langdepth.utils.files import not_the_file_itself, real_path
 from langdepth.utils.network import hub_or_cache, unreachable
+from langdepth.utils.reading import file_sha256
 from langdepth.utils.tensors import read_pickle, read_safetensors, reading_tensors, require_plain, without_prefixes
 
 ACTIVATIONS = {True: "QuickGELU", False: "GELU"}

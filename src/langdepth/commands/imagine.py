@@ -66,7 +66,8 @@ def imagine(
         fov: Camera as the field of view across the width, in degrees.
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
     """
-    from langdepth.io import WRITERS, own_png, write_result
+    from langdepth.prediction.results import WRITERS, write_result
+    from langdepth.utils.png import own_png
 
     formats, camera = read_formats(save, WRITERS), read_camera(intrinsics, fov)
     colors = ColorScale.from_text(range, colormap)

@@ -27,8 +27,8 @@ from langdepth.text.prompts import read_changes
 from langdepth.utils.files import LONGEST_NAME, real_path
 
 if TYPE_CHECKING:
+    from langdepth.prediction.results import DepthResult
     from langdepth.prediction.words import Words
-    from langdepth.records import DepthResult
 
 # What the system says about a name that cannot be, and not about the disk.
 _OF_THE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL, errno.ELOOP)
@@ -121,7 +121,7 @@ def predict(
         recursive: Look into the sub-folders of folders.
         resume: Skip images whose results are all there.
     """
-    from langdepth.io import WRITERS
+    from langdepth.prediction.results import WRITERS
 
     formats, colors = read_formats(save, WRITERS), ColorScale.from_text(range, colormap)
     changes = read_changes(prompts, words, bins)
@@ -262,7 +262,7 @@ def find_jobs(
     inputs: list[str], out: Path, formats: Sequence[str], recursive: bool
 ) -> tuple[list[Job], list[LangdepthError]]:
     """The images to do, each with its own output names, and what is wrong with the inputs."""
-    from langdepth.io import WRITERS
+    from langdepth.prediction.results import WRITERS
 
     if STDIN in inputs and sys.stdin.isatty():
         raise UsageError("- reads one image from stdin; send one in: langdepth predict - < photo.jpg")
@@ -316,7 +316,7 @@ def _write(job: Job, result: DepthResult, colors: ColorScale) -> Written | Langd
 
     Raises LangdepthError where others would fail as well.
     """
-    from langdepth.io import write_result
+    from langdepth.prediction.results import write_result
 
     guessed = "ply" in job.targets and result.camera is None
     if guessed:

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from langdepth.camera import Camera, turned_upright
 from langdepth.data.tools.sam import read_overlay
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_few
-from langdepth.io import MAX_PIXELS, DecodedImage, decoding, read_depth, read_image
 from langdepth.records import Sample, WithoutCaption
+from langdepth.utils.depth_files import read_depth
+from langdepth.utils.images import MAX_PIXELS, DecodedImage, decoding, read_image
 
 if TYPE_CHECKING:
     from torch import Tensor

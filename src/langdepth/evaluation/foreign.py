@@ -33,10 +33,10 @@ from torch.nn import functional as F
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_few, first_line
 from langdepth.evaluation.protocols import Frame
 from langdepth.evaluation.saved import DEPTH_ENDS, read_record
-from langdepth.io import read_depth, read_depth16
 from langdepth.prediction.names import names_of, place_of_key
 from langdepth.records import DepthOutput, InputSpec, Sample
 from langdepth.systems.base import System
+from langdepth.utils.depth_files import read_depth, read_depth16
 from langdepth.utils.network import hub_or_cache
 
 if TYPE_CHECKING:

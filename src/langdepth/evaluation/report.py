@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from langdepth.io import own_png
 from langdepth.prediction import viz
 from langdepth.prediction.options import AUTOMATIC, ColorScale
 from langdepth.utils.files import atomic_path
+from langdepth.utils.png import own_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

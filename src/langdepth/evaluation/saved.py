@@ -22,13 +22,13 @@ from PIL import Image
 from langdepth._version import __version__
 from langdepth.camera import Camera
 from langdepth.errors import LangdepthError, UsageError, nearest
-from langdepth.io import WRITERS, Writer, own_png, write_result
 from langdepth.prediction import viz
 from langdepth.prediction.background import Background
 from langdepth.prediction.names import names_of, place_of_key, unique_names
 from langdepth.prediction.options import AUTOMATIC, ColorScale, writer_options
-from langdepth.records import DepthResult
+from langdepth.prediction.results import WRITERS, DepthResult, Writer, write_result
 from langdepth.utils.files import LONGEST_NAME, atomic_path
+from langdepth.utils.png import own_png
 
 if TYPE_CHECKING:
     from langdepth.data.base import DepthDataset

@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from langdepth.errors import UsageError, nearest
-from langdepth.io import own_png, read_image
 from langdepth.prediction import viz
 from langdepth.prediction.options import COLORMAP, ColorScale
 from langdepth.prediction.predictor import to_network_size
@@ -26,6 +25,8 @@ from langdepth.systems.base import System
 from langdepth.systems.clip_system import ClipSystem
 from langdepth.text.scenes import scene_index
 from langdepth.utils.files import atomic_path
+from langdepth.utils.images import read_image
+from langdepth.utils.png import own_png
 
 CELL_WIDTH = 320
 LINE = 22
@@ -76,7 +77,7 @@ class Seen(NamedTuple):
 
 @torch.inference_mode()
 def look(system: ClipSystem, source: Any) -> Seen:
-    """Decode one image (anything ``langdepth.io.read_image`` takes) and run the image tower on it."""
+    """Decode one image (anything ``langdepth.utils.images.read_image`` takes) and run the image tower on it."""
     image = read_image(source).pixels
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(system.device) / 255
     return Seen(image, system.dense(to_network_size(system, pixels)))

@@ -11,7 +11,7 @@ import torch
 from langdepth._version import __version__
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.prediction.predictor import require_seed
-from langdepth.records import DepthResult
+from langdepth.prediction.results import DepthResult
 from langdepth.systems.capabilities import DepthSystem, Imagines, require
 from langdepth.utils.devices import move
 

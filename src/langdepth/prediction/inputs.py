@@ -16,7 +16,8 @@ from pathlib import Path
 
 from langdepth.errors import ImageError, LangdepthError, first_few
 from langdepth.utils.files import real_path
-from langdepth.utils.images import RAW_REFUSAL, RAW_SUFFIXES, grey_bits, image_kind, is_own_png, read_head
+from langdepth.utils.image_kinds import RAW_REFUSAL, RAW_SUFFIXES, image_kind, read_head
+from langdepth.utils.png import grey_bits, is_own_png
 from langdepth.utils.reading import read_csv
 
 SUFFIXES = {

@@ -60,7 +60,7 @@ AUTOMATIC = ColorScale()
 
 
 def writer_options(name: str, colors: ColorScale) -> dict[str, Any]:
-    """What ``langdepth.io.write_result`` takes for the format ``name``."""
+    """What ``langdepth.prediction.results.write_result`` takes for the format ``name``."""
     return {"colors": colors} if name == "color" else {}
 
 

@@ -37,12 +37,13 @@ from langdepth.errors import (
     nearest,
 )
 from langdepth.evaluation.protocols import Resize, check_window
-from langdepth.io import DecodedImage, read_image
+from langdepth.prediction.results import DepthResult
 from langdepth.prediction.words import Words, batch_of, words_per_image
-from langdepth.records import DepthOutput, DepthResult, Enlarge, Shrink
+from langdepth.records import DepthOutput, Enlarge, Shrink
 from langdepth.systems.capabilities import DepthSystem, HasMembers, Imagines, require
 from langdepth.text.scenes import scene_index
 from langdepth.utils.devices import move
+from langdepth.utils.images import DecodedImage, read_image
 
 __all__ = ["infer", "predict_images", "predict_stream"]
 
@@ -77,7 +78,7 @@ def predict_images(
 ) -> DepthResult | list[DepthResult]:
     """Depth of one image (one result) or of several (a list in the same order).
 
-    ``images``: anything ``langdepth.io.read_image`` takes (path, bytes, PIL image, NumPy array, tensor (3, H, W)),
+    ``images``: anything ``utils.images.read_image`` takes (path, bytes, PIL image, NumPy array, tensor (3, H, W)),
     or a list of these, or a tensor (B, 3, H, W). ``text``: a sentence about the image, or its CLIP feature: (D,) or
     (N, D), see ``prediction.words.words_per_image``; ``scene``: a name of ``system.scenes``; ``camera``: known
     intrinsics, which go before those that EXIF states; each one for all images or one per image. ``overlay``: for

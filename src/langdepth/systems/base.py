@@ -10,7 +10,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from langdepth.parts.folding import fingerprint, folded
-from langdepth.records import DepthResult, InputSpec
+from langdepth.prediction.results import DepthResult
+from langdepth.records import InputSpec
 from langdepth.systems.capabilities import DepthSystem
 
 

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from langdepth.errors import LangdepthError, UsageError, text_flaw
-from langdepth.io import visible
 from langdepth.utils.arrays import read_npz
 from langdepth.utils.files import atomic_path, locked
+from langdepth.utils.reading import visible
 from langdepth.utils.tensors import read_pickle, reading_tensors, require_plain, require_ratio
 
 FEATURES, INDEX = "features.npy", "captions.csv"

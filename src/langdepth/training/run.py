@@ -36,7 +36,6 @@ from langdepth.data.transforms import TrainTransform
 from langdepth.errors import CheckpointError, LangdepthError, ShortMemoryError, UsageError, first_line, is_memory_error
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import require_comparable
-from langdepth.io import file_sha256
 from langdepth.systems import registry
 from langdepth.systems.capabilities import DepthSystem, Trainable
 from langdepth.systems.clip_adapters.pipeline import NyuAdapterTransform
@@ -54,6 +53,7 @@ from langdepth.training.sets import open_sets
 from langdepth.training.stopping import Stopped, Stopping
 from langdepth.training.validation import KeepWeights, Validation
 from langdepth.utils.files import atomic_path, locked
+from langdepth.utils.reading import file_sha256
 from langdepth.utils.tensors import nested_tensors, require_finite
 from langdepth.weights.checkpoint import load, save
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from langdepth.data.rows import Row, RowDataset
 from langdepth.errors import UsageError, nearest
-from langdepth.io import read_size
 from langdepth.records import InputSpec
+from langdepth.utils.images import read_size
 
 
 @dataclass(frozen=True, slots=True)

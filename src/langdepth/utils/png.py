@@ -1,14 +1,25 @@
-"""PNG files whose metadata is large or broken, which must not cost the image."""
+"""PNG files: the mark of those that this library writes, and metadata that is large or broken. Imports no Pillow."""
 
 from __future__ import annotations
 
 import io
+import json
 import zlib
-from typing import IO
+from collections.abc import Iterator
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
+from langdepth.utils.reading import open_regular
+
+if TYPE_CHECKING:
+    from PIL.PngImagePlugin import PngInfo
+
+PNG_TAG = "langdepth"  # key of the text that marks the PNG files which this library writes
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_METADATA = 1_000_000  # bytes of one chunk once it is unpacked, above which Pillow refuses the whole file
 _MAX_IN_ALL = 32_000_000
+_MOST_CHUNKS = 64  # of which the mark is one; a file has a handful before its pixels
 _NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS")
 
 
@@ -20,22 +31,13 @@ def without_broken_metadata(stream: IO[bytes]) -> IO[bytes]:
     """
     start = stream.tell()
     chunks, total = list[tuple[int, int, bool]](), 0  # place, length of all of it, whether it is kept
-    place = start + len(SIGNATURE)
-    while True:
-        stream.seek(place)
-        head = stream.read(8)
-        length, name = int.from_bytes(head[:4], "big"), head[4:]
-        if len(head) < 8:
-            break
+    for place, length, name in _chunks(stream):
         keep = True
         if name not in _NEEDED:
             size = _unpacked(stream, length, name)
             keep = size is not None and total + size <= _MAX_IN_ALL
             total += (size or 0) if keep else 0
         chunks.append((place, 12 + length, keep))
-        place += 12 + length
-        if name == b"IEND":
-            break
     stream.seek(start)
     if all(keep for *_, keep in chunks):
         return stream
@@ -47,6 +49,46 @@ def without_broken_metadata(stream: IO[bytes]) -> IO[bytes]:
             content.write(stream.read(length))
     content.seek(0)
     return content
+
+
+def own_png(**facts: Any) -> PngInfo:
+    """The text that marks a PNG file of this library, so that it is not taken for a photo; for ``Image.save``."""
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text(PNG_TAG, json.dumps(facts))
+    return text
+
+
+def is_own_png(path: str | Path) -> bool:
+    """Whether a PNG file says that this library wrote it."""
+    key = PNG_TAG.encode() + b"\0"
+    try:
+        with open_regular(path) as file:
+            before_pixels = takewhile(lambda chunk: chunk[2] != b"IDAT", islice(_chunks(file), _MOST_CHUNKS))
+            return any(name == b"tEXt" and file.read(len(key)) == key for _, _, name in before_pixels)
+    except OSError:
+        return False
+
+
+def grey_bits(head: bytes) -> int | None:
+    """Bits per pixel of a PNG of one channel of brightness, by its first 26 bytes; None for anything else."""
+    grey = head.startswith(SIGNATURE) and head[12:16] == b"IHDR" and head[25:26] == b"\0"
+    return head[24] if grey else None
+
+
+def _chunks(stream: IO[bytes]) -> Iterator[tuple[int, int, bytes]]:
+    """Place, length of the data and name of each chunk, as long as there are any; the stream is left at the data."""
+    place = stream.tell() + len(SIGNATURE)
+    name = b""
+    while name != b"IEND":
+        stream.seek(place)
+        head = stream.read(8)
+        if len(head) < 8:
+            return
+        length, name = int.from_bytes(head[:4], "big"), head[4:]
+        yield place, length, name
+        place += 12 + length
 
 
 def _unpacked(stream: IO[bytes], length: int, name: bytes) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
 import os
 import stat
@@ -68,3 +69,21 @@ def read_text(path: str | Path, limit: int = MAX_TEXT_BYTES) -> str:
 def read_csv(path: str | Path, limit: int = MAX_TEXT_BYTES) -> csv.DictReader[str]:
     """The rows of a CSV file, read as ``read_text`` does; the reader raises csv.Error for what is no CSV."""
     return csv.DictReader(io.StringIO(read_text(path, limit), newline=""), strict=True)
+
+
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """What below ``folder`` matches ``pattern``, in order, without files and folders whose name begins with a dot.
+
+    Those are files that are still being written (``utils.files.atomic_path``) and what other computers add ("._NAME").
+    """
+    above = len(folder.parts)
+    return sorted(path for path in folder.glob(pattern) if not any(part.startswith(".") for part in path.parts[above:]))
+
+
+def file_sha256(path: str | Path) -> str:
+    """The sha256 of a file's content in hexadecimal digits. Raises OSError."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -23,12 +23,12 @@ from langdepth.errors import (
     is_memory_error,
     nearest,
 )
-from langdepth.io import file_sha256
 from langdepth.systems import registry
 from langdepth.systems.capabilities import DepthSystem, ReadsWithClip, StandsOnClip, TakesPrompts, require
 from langdepth.utils.devices import move
 from langdepth.utils.files import atomic_path, real_path, second_name, temporary_folder, write_tensors
 from langdepth.utils.network import hub_or_cache
+from langdepth.utils.reading import file_sha256
 from langdepth.utils.tensors import AllocationBudget, read_safetensors, require_finite
 
 if TYPE_CHECKING:

@@ -28,8 +28,9 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import inside, read_list
 from langdepth.data.rows import FILES, Decoder, Intrinsics, Metres, Row
 from langdepth.errors import ImageError, LangdepthError, first_line
-from langdepth.io import MAX_PIXELS, decoding, visible
 from langdepth.utils.arrays import read_npz
+from langdepth.utils.images import MAX_PIXELS, decoding
+from langdepth.utils.reading import visible
 
 CARD = DatasetCard(
     name="ddad",

@@ -17,7 +17,7 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import listed
 from langdepth.data.rows import Row
 from langdepth.errors import LangdepthError
-from langdepth.io import visible
+from langdepth.utils.reading import visible
 
 CARD = DatasetCard(
     name="diml-outdoor",

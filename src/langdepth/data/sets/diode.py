@@ -22,8 +22,9 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import listed
 from langdepth.data.rows import FILES, Decoder, Metres, Row
 from langdepth.errors import ImageError, LangdepthError
-from langdepth.io import MAX_PIXELS, decoding, visible
 from langdepth.utils.arrays import load_npy
+from langdepth.utils.images import MAX_PIXELS, decoding
+from langdepth.utils.reading import visible
 
 INTRINSICS = (886.81, 927.06, 512.0, 384.0)
 SIZE = (768, 1024)

@@ -45,8 +45,8 @@ from langdepth.data.rows import (
 )
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.evaluation.protocols import Protocol
-from langdepth.io import MAX_PIXELS, DecodedImage
 from langdepth.utils.files import atomic_path, locked, real_path
+from langdepth.utils.images import MAX_PIXELS, DecodedImage
 from langdepth.utils.threads import reading_threads
 
 CARD = DatasetCard(

@@ -29,7 +29,7 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import inside, listed
 from langdepth.data.rows import FILES, Decoder, Intrinsics, Metres, Row, read_hdf5
 from langdepth.errors import ImageError, LangdepthError
-from langdepth.io import visible
+from langdepth.utils.reading import visible
 
 CARD = DatasetCard(
     name="hypersim",

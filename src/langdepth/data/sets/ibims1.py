@@ -23,8 +23,9 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import read_list
 from langdepth.data.rows import FILES, Decoder, Intrinsics, Mask, Metres, Row
 from langdepth.errors import ImageError, LangdepthError
-from langdepth.io import DecodedImage, decoding, read_image, visible
 from langdepth.utils.arrays import load_matlab
+from langdepth.utils.images import DecodedImage, decoding, read_image
+from langdepth.utils.reading import visible
 
 CARD = DatasetCard(
     name="ibims1",

@@ -24,8 +24,8 @@ from langdepth.data.lists import read_intrinsics, shipped
 from langdepth.data.pairs import ListRules
 from langdepth.data.rows import Listing, Row
 from langdepth.errors import LangdepthError
-from langdepth.io import visible
 from langdepth.text.scenes import SCENES
+from langdepth.utils.reading import visible
 
 CARD = DatasetCard(
     name="kitti",

@@ -37,9 +37,10 @@ from langdepth.data.pairs import ListRules
 from langdepth.data.rows import HDF5, MATLAB, Listing, Row, known_depth, own_dataset, read_hdf5, read_pair
 from langdepth.data.tools.prepare import Member
 from langdepth.errors import ImageError, LangdepthError
-from langdepth.io import DecodedImage, decoding, visible
 from langdepth.text.scenes import SCENES
 from langdepth.utils.arrays import load_matlab
+from langdepth.utils.images import DecodedImage, decoding
+from langdepth.utils.reading import visible
 
 CARD = DatasetCard(
     name="nyu",

@@ -21,9 +21,11 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import listed, read_intrinsics
 from langdepth.data.rows import FILES, Decoder, Metres, Row
 from langdepth.errors import ImageError, LangdepthError
-from langdepth.io import decoding, read_depth, visible
 from langdepth.text.scenes import SCENES
 from langdepth.utils.arrays import load_matlab
+from langdepth.utils.depth_files import read_depth
+from langdepth.utils.images import decoding
+from langdepth.utils.reading import visible
 
 CARD = DatasetCard(
     name="sunrgbd",

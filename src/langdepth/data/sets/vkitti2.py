@@ -18,8 +18,8 @@ from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import read_list
 from langdepth.data.rows import FILES, Decoder, Metres, Row
 from langdepth.errors import LangdepthError
-from langdepth.io import visible
 from langdepth.text.scenes import SCENES
+from langdepth.utils.reading import visible
 
 CARD = DatasetCard(
     name="vkitti2",

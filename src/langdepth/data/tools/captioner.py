@@ -19,10 +19,10 @@ import numpy.typing as npt
 import torch
 
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError, first_line
-from langdepth.io import read_image
 from langdepth.text.captions import read_captions
 from langdepth.utils.devices import move
 from langdepth.utils.files import atomic_path
+from langdepth.utils.images import read_image
 from langdepth.utils.network import hub_or_cache
 
 Pixels = npt.NDArray[np.uint8]

@@ -20,7 +20,8 @@ from langdepth.data.tools.prepare import MANIFEST, read_manifest
 from langdepth.data.tools.sam import read_overlay
 from langdepth.data.truth import impossible_depth, impossible_median, unused_scale, wrong_unit
 from langdepth.errors import LangdepthError, UsageError, first_few, nearest
-from langdepth.io import DecodedImage, file_sha256
+from langdepth.utils.images import DecodedImage
+from langdepth.utils.reading import file_sha256
 from langdepth.utils.tables import columns
 from langdepth.utils.threads import reading_threads
 

@@ -27,8 +27,8 @@ from typing import IO, Any, NamedTuple
 
 from langdepth.data.base import INCOMPLETE, find_rows, layout
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.io import file_sha256, visible
 from langdepth.utils.files import atomic_path, locked, real_path
+from langdepth.utils.reading import file_sha256, visible
 
 MANIFEST = "langdepth-manifest.csv"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

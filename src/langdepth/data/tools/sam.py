@@ -27,9 +27,9 @@ from langdepth.errors import (
     first_line,
     text_flaw,
 )
-from langdepth.io import read_image
 from langdepth.utils.arrays import ArrayError, read_npz
 from langdepth.utils.files import atomic_path, real_path
+from langdepth.utils.images import read_image
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def draw_masks(image: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], seed:
 def read_overlay(source: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """The overlay of the photo ``image`` (H, W, 3): an image, brought to the photo's size, or masks to be drawn.
 
-    ``source``: anything ``langdepth.io.read_image`` takes, or an ``.npz`` file with the array ``masks`` (N, H, W).
+    ``source``: anything ``read_image`` takes, or an ``.npz`` file with the array ``masks`` (N, H, W).
     Raises ImageError.
     """
     if not isinstance(source, str | Path) or Path(source).suffix != ".npz":

@@ -8,9 +8,9 @@ from PIL import Image
 
 from langdepth.data.rows import Row, read_pair
 from langdepth.errors import ImageError, LangdepthError, UsageError
-from langdepth.io import own_png
 from langdepth.prediction import viz
 from langdepth.utils.files import atomic_path
+from langdepth.utils.png import own_png
 
 
 def write_sheet(rows: list[Row], out: Path, count: int) -> int:

@@ -1,0 +1,237 @@
+"""Results and the files they are written to, one entry per format."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from langdepth.camera import Camera
+from langdepth.errors import FileWarning, UsageError, nearest
+from langdepth.utils.files import atomic_path
+from langdepth.utils.png import own_png
+
+_PNG_COMPRESSION = 1  # 8 ms for a 640x480 depth map; level 6 takes 37 ms and saves a fifth of the bytes
+_KITTI_SCALE = 1 / 256  # metres per unit of the KITTI benchmark's depth PNGs
+
+
+@dataclass(kw_only=True)
+class DepthResult:
+    """Depth of one image at the image's own size.
+
+    depth: (H, W) float32, in ``unit`` along the optical axis. ``scale_kind`` is "metric" (metres) or "relative"
+    (known up to one factor). valid: (H, W) bool. camera: intrinsics in pixels of this image, or None when nobody
+    stated any. provenance: package version, weights and their licence, image path, text, network size. scene_probs:
+    scene name to probability. image: (H, W, 3) uint8, the image after EXIF rotation. std: (H, W) float32 in ``unit``,
+    the standard deviation where several depths were drawn and ``depth`` is their mean.
+    """
+
+    depth: npt.NDArray[np.float32]
+    valid: npt.NDArray[np.bool_]
+    system: str
+    unit: str = "metre"
+    scale_kind: str = "metric"
+    camera: Camera | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    scene_probs: dict[str, float] | None = None
+    image: npt.NDArray[np.uint8] | None = None
+    std: npt.NDArray[np.float32] | None = None
+
+    def save(self, path: str | Path, *, format: str | None = None) -> Path:
+        """Write the result; the format is ``format`` or follows the file name. See ``write_result``."""
+        return write_result(self, path, format=format)
+
+
+class Writer(NamedTuple):
+    """How one format is written: the end of its file names, and the function that fills an open file.
+
+    ``write`` returns what there is to warn of, or None.
+
+    ``by_name``: whether a file name alone may choose it.
+    """
+
+    suffix: str
+    write: Callable[..., str | None]
+    by_name: bool = True
+
+
+def write_result(result: DepthResult, path: str | Path, *, format: str | None = None, **options: Any) -> Path:
+    """Write one result. ``format`` is a key of ``WRITERS``; without one, the end of the file name decides.
+
+    depth16 (``_depth.png``, and any other ``.png``)
+        16-bit PNG, 0 = no value, its scale in the file: see ``read_depth16``. Option ``scale``: metres per unit, 0.001
+        by default. Where the farthest pixel does not fit in 16 bits, a whole multiple of it is used, with a warning, so
+        that reading back is always within half a unit. Relative depth fills the 16 bits unless ``scale`` is given.
+        Depth that rounds to 0, which means no value, is stored as 1 unit.
+    kitti16 (only with ``format``, any ``.png``)
+        16-bit PNG as the KITTI benchmark takes it: depth in metres x 256, rounded to the nearest unit, 0 = no value.
+        Depth that rounds to 0 is stored as 1 unit; depth beyond 255.996 m is stored as 255.996 m, with a warning.
+    npy (``.npy``)
+        (H, W) float32, 0 = no value.
+    npz (``.npz``)
+        ``depth``, ``valid``, ``intrinsics`` (3, 3) where there is a camera, ``std`` (H, W) where depths were drawn, and
+        ``metadata``, a JSON text.
+    color (``_color.png``)
+        Colours with a legend in metres. Option ``colors``: a ``langdepth.prediction.options.ColorScale``.
+    ply (``.ply``)
+        Binary point cloud of the valid pixels in metres, x right, y down, z forward, with the image's colours. Needs
+        a camera. Option ``max_points``: keep at most that many, evenly spread.
+
+    Pixels that are not valid, not finite or not positive have no value. Returns the path. Raises UsageError for an
+    unknown
+    format, a name that does not fit it, or a result that cannot be written so; LangdepthError when the place cannot be
+    written.
+    """
+    path = Path(path)
+    writer = _writer_for(path, format)
+    if result.depth.ndim != 2 or result.valid.shape != result.depth.shape:
+        raise UsageError(f"{path}: depth {result.depth.shape} and valid {result.valid.shape} must both be (H, W)")
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        note = writer.write(result, file, **options)
+    if note:
+        warnings.warn(FileWarning(path, note), stacklevel=2)
+    return path
+
+
+def _writer_for(path: Path, format: str | None) -> Writer:
+    name, extension = path.name.lower(), path.suffix.lower()
+    if format is not None:
+        if format not in WRITERS:
+            raise UsageError(f"unknown format '{format}': {nearest(format, WRITERS)}")
+        writer = WRITERS[format]
+        if extension != Path("x" + writer.suffix).suffix:
+            raise UsageError(f"{path}: the name of a {format} file ends in '{writer.suffix}'")
+        return writer
+    writers = [writer for writer in WRITERS.values() if writer.by_name]
+    for writer in [w for w in writers if name.endswith(w.suffix)] + writers:
+        if extension == Path("x" + writer.suffix).suffix:
+            return writer
+    raise UsageError(f"{path}: no format has this name; known: {', '.join(w.suffix for w in writers)}")
+
+
+def _clean_depth(result: DepthResult) -> npt.NDArray[np.float32]:
+    """(H, W) float32 with 0 wherever there is no value."""
+    depth = np.nan_to_num(result.depth.astype(np.float32, copy=False), nan=0, posinf=0, neginf=0)
+    return np.where(result.valid & (depth > 0), depth, np.float32(0))
+
+
+def _write_depth16(result: DepthResult, file: IO[bytes], *, scale: float | None = None) -> str | None:
+    depth = _clean_depth(result)
+    farthest = float(depth.max(initial=0))
+    if scale is None:
+        scale = 0.001 if result.scale_kind == "metric" or farthest == 0 else farthest / 65535
+    if not (np.isfinite(scale) and scale > 0):
+        raise UsageError(f"depth16: the scale must be a positive number of {result.unit}s per unit, got {scale}")
+    note = None
+    coarser = max(1, int(np.ceil(farthest / scale / 65535 - 1e-6)))
+    if coarser > 1:
+        note = (
+            f"depth beyond {65535 * scale:g} {result.unit}s does not fit 16 bits at scale {scale:g}; "
+            "such files use a coarser scale, stated inside them (read_depth16)"
+        )
+    _write_grey_16_bit(depth, coarser * scale, result, file)
+    return note
+
+
+def _write_kitti16(result: DepthResult, file: IO[bytes]) -> str | None:
+    if result.scale_kind != "metric":
+        raise UsageError(
+            f"kitti16 holds metres, and '{result.system}' gives {result.scale_kind} depth; save it as depth16 or npy"
+        )
+    depth = _clean_depth(result)
+    note = None
+    if depth.max(initial=0) > 65535.5 * _KITTI_SCALE:
+        note = (
+            "depth beyond 255.996 m does not fit KITTI's 16-bit PNGs and is stored as 255.996 m; depth16, npy and npz "
+            "keep it"
+        )
+    _write_grey_16_bit(depth, _KITTI_SCALE, result, file)
+    return note
+
+
+def _write_grey_16_bit(depth: npt.NDArray[np.float32], scale: float, result: DepthResult, file: IO[bytes]) -> None:
+    """Depth as units of ``scale``, from 1 to 65535 where there is a value, 0 where there is none."""
+    tag = {"unit": result.unit, "scale": scale, "scale_kind": result.scale_kind, "system": result.system, "no_value": 0}
+    values = np.where(depth > 0, np.rint(depth / np.float32(scale)).clip(1, 65535), 0).astype(np.uint16)
+    Image.fromarray(values).save(file, "PNG", pnginfo=own_png(**tag), compress_level=_PNG_COMPRESSION)
+
+
+def _write_npy(result: DepthResult, file: IO[bytes]) -> None:
+    np.save(file, _clean_depth(result), allow_pickle=False)
+
+
+def _write_npz(result: DepthResult, file: IO[bytes]) -> None:
+    depth = _clean_depth(result)
+    metadata = {
+        "unit": result.unit,
+        "scale_kind": result.scale_kind,
+        "system": result.system,
+        "camera": asdict(result.camera) if result.camera else None,
+        "provenance": result.provenance,
+        "scene_probs": result.scene_probs,
+    }
+    text = json.dumps(metadata, default=lambda value: value.item() if isinstance(value, np.generic) else str(value))
+    intrinsics = {"intrinsics": result.camera.matrix} if result.camera else {}
+    std = {} if result.std is None else {"std": result.std}
+    np.savez(file, depth=depth, valid=depth > 0, metadata=np.array(text), **intrinsics, **std)  # type: ignore[arg-type]
+
+
+def _write_color(result: DepthResult, file: IO[bytes], **options: Any) -> None:
+    from langdepth.prediction.viz import color_with_legend
+
+    unit = "m" if result.scale_kind == "metric" else ""
+    depth = _clean_depth(result)
+    pixels = color_with_legend(depth, depth > 0, **{"unit": unit, **options})
+    tag = own_png(kind="color", system=result.system)
+    Image.fromarray(pixels).save(file, "PNG", pnginfo=tag, compress_level=_PNG_COMPRESSION)
+
+
+def _write_ply(result: DepthResult, file: IO[bytes], *, max_points: int | None = None) -> None:
+    if result.camera is None:
+        raise UsageError("a point cloud needs a camera: give the intrinsics (fx,fy,cx,cy) or the field of view")
+    if max_points is not None and max_points < 1:
+        raise UsageError(f"ply: max_points must be at least 1, got {max_points}")
+    depth = _clean_depth(result)
+    with np.errstate(over="ignore"):
+        points = result.camera.unproject(depth).reshape(-1, 3)
+    kept = np.flatnonzero((depth.ravel() > 0) & np.isfinite(points).all(1))  # a huge depth may have no place in float32
+    if max_points is not None and len(kept) > max_points:
+        kept = kept[np.linspace(0, len(kept) - 1, max_points).astype(np.int64)]
+    fields = [("x", "<f4"), ("y", "<f4"), ("z", "<f4")]
+    if result.image is not None:
+        fields += [("red", "u1"), ("green", "u1"), ("blue", "u1")]
+    vertices = np.empty(len(kept), dtype=fields)
+    vertices["x"], vertices["y"], vertices["z"] = points[kept].T
+    if result.image is not None:
+        if result.image.shape != (*depth.shape, 3):
+            raise UsageError(f"ply: image {result.image.shape} and depth {depth.shape} differ in size")
+        vertices["red"], vertices["green"], vertices["blue"] = result.image.reshape(-1, 3)[kept].T
+    kinds = {"<f4": "float", "u1": "uchar"}
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        f"comment {result.system} depth, {result.scale_kind}, unit {result.unit}; x right, y down, z forward",
+        f"comment camera from {result.camera.source}",
+        f"element vertex {len(vertices)}",
+        *(f"property {kinds[kind]} {name}" for name, kind in fields),
+        "end_header",
+    ]
+    file.write(("\n".join(header) + "\n").encode("ascii", "replace"))
+    file.write(vertices.view(np.uint8).data)  # no copy
+
+
+WRITERS: dict[str, Writer] = {
+    "depth16": Writer("_depth.png", _write_depth16),
+    "kitti16": Writer(".png", _write_kitti16, by_name=False),
+    "npy": Writer(".npy", _write_npy),
+    "npz": Writer(".npz", _write_npz),
+    "color": Writer("_color.png", _write_color),
+    "ply": Writer(".ply", _write_ply),
+}

@@ -1,0 +1,250 @@
+"""Writing results without losing what was there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from langdepth.camera import Camera
+from langdepth.errors import ImageError, LangdepthError, UsageError
+from langdepth.prediction.results import WRITERS, DepthResult, write_result
+from langdepth.utils.depth_files import read_depth, read_depth16
+from langdepth.utils.files import atomic_path
+
+HEIGHT, WIDTH = 36, 48
+
+
+def make_result(depth: npt.NDArray[np.float32], **changes: Any) -> DepthResult:
+    camera = Camera.from_fov(60, depth.shape[1], depth.shape[0])
+    return DepthResult(**{"depth": depth, "valid": depth > 0, "system": "fake", "camera": camera, **changes})
+
+
+class TestWriteResult:
+    def test_every_format_by_name_and_by_suffix(
+        self, rgb: npt.NDArray[np.uint8], depth: npt.NDArray[np.float32], tmp_path: Path
+    ) -> None:
+        result = make_result(depth, image=rgb)
+        for name, writer in WRITERS.items():
+            if not writer.by_name:
+                continue
+            by_suffix = write_result(result, tmp_path / "new" / f"a{writer.suffix}")
+            by_name = write_result(result, tmp_path / f"{name}{by_suffix.suffix}", format=name)
+            assert by_suffix.read_bytes() == by_name.read_bytes()
+        expected = {"a_depth.png", "a.npy", "a.npz", "a_color.png", "a.ply"}
+        assert {path.name for path in (tmp_path / "new").iterdir()} == expected  # and nothing temporary left
+
+    def test_depth16_says_what_it_holds(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
+        path = make_result(depth).save(tmp_path / "depth.png")
+        with Image.open(path) as image:
+            assert image.mode == "I;16"
+            tag = json.loads(image.info["langdepth"])
+        assert tag == {"unit": "metre", "scale": 0.001, "scale_kind": "metric", "system": "fake", "no_value": 0}
+        np.testing.assert_array_equal(read_depth(path, 0.001), read_depth16(path)[0])
+
+    def test_depth16_far_depth_gets_a_coarser_scale(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
+        far = depth * 20
+        with pytest.warns(UserWarning, match=r"far.png: depth beyond 65.535 metres does not fit 16 bits"):
+            path = write_result(make_result(far), tmp_path / "far.png")
+        back, scale = read_depth16(path)
+        assert scale == pytest.approx(0.003)  # farthest pixel just under 190 m
+        np.testing.assert_allclose(back, far, atol=scale * 0.51)
+
+    def test_depth16_relative_depth_fills_the_range(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
+        path = write_result(
+            make_result(depth / np.float32(1000), scale_kind="relative", unit="unknown"), tmp_path / "r.png"
+        )
+        back, scale = read_depth16(path)
+        np.testing.assert_allclose(back, depth / 1000, atol=scale * 0.51)
+        assert back.max() == pytest.approx(65535 * scale)
+
+    def test_kitti16_is_what_the_kitti_server_reads(
+        self, depth: npt.NDArray[np.float32], tmp_path: Path, recwarn: pytest.WarningsRecorder
+    ) -> None:
+        depth[0, :6] = 0, 0.0005, 1.0, 2.0 + 0.5 / 256 + 1e-4, 255.99, np.nan
+        path = write_result(make_result(depth), tmp_path / "0000000000.png", format="kitti16")
+        with Image.open(path) as image:
+            assert image.mode == "I;16"
+            units = np.asarray(image)
+        # No value is 0, and only that; the nearest unit, not the one below.
+        assert units[0, :6].tolist() == [0, 1, 256, 513, 65533, 0]
+        np.testing.assert_allclose(read_depth(path, 1 / 256)[1:], depth[1:], atol=0.5 / 256 + 1e-6)
+        np.testing.assert_array_equal(read_depth16(path)[0], read_depth(path, 1 / 256))
+        assert not recwarn.list
+
+    def test_kitti16_says_what_it_cannot_hold(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
+        depth[0, 0] = 300
+        with pytest.warns(UserWarning, match=r"far.png: depth beyond 255.996 m .* is stored as 255.996 m"):
+            path = write_result(make_result(depth), tmp_path / "far.png", format="kitti16")
+        back = read_depth(path, 1 / 256)
+        assert back[0, 0] == pytest.approx(255.996, abs=0.001)
+        np.testing.assert_allclose(back[1:], depth[1:], atol=0.5 / 256 + 1e-6)  # the others keep the scale
+        with pytest.raises(UsageError, match="kitti16 holds metres, and 'fake' gives relative depth"):
+            write_result(make_result(depth, scale_kind="relative"), tmp_path / "r.png", format="kitti16")
+
+    def test_what_has_no_value_stays_without(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
+        depth[10, :4] = np.nan, np.inf, -1, 3
+        valid = np.ones_like(depth, dtype=bool)
+        valid[10, 3] = False
+        for name in ("a.png", "a.npy", "a.npz"):
+            path = write_result(make_result(depth, valid=valid), tmp_path / name)
+            back = read_depth(path, 0.001, keep_invalid=True)
+            assert (back[10, :4] == 0).all()
+            assert back[11, 0] == pytest.approx(depth[11, 0], abs=0.00051)
+        nothing = make_result(np.zeros_like(depth), image=np.zeros((*depth.shape, 3), np.uint8))
+        for name in ("n.png", "n.npy", "n.npz", "n_color.png", "n.ply"):
+            assert write_result(nothing, tmp_path / name).stat().st_size > 0
+
+    def test_depth16_without_its_scale(self, tmp_path: Path) -> None:
+        Image.fromarray(np.ones((40, 40), np.uint16)).save(tmp_path / "plain.png")
+        with pytest.raises(ImageError, match=r"plain.png: carries no depth scale"):
+            read_depth16(tmp_path / "plain.png")
+        for text in ("{}", "no json", "[1]", '{"scale": null}', '{"scale": NaN}', '{"scale": -1}'):
+            tag = PngInfo()
+            tag.add_text("langdepth", text)
+            Image.fromarray(np.ones((40, 40), np.uint16)).save(tmp_path / "odd.png", pnginfo=tag)
+            with pytest.raises(ImageError, match=r"odd.png: .*depth scale"):
+                read_depth16(tmp_path / "odd.png")
+
+    def test_npz_holds_everything_without_pickles(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
+        result = make_result(
+            depth, scene_probs={"kitchen": np.float32(0.5)}, provenance={"path": tmp_path, "size": (1, 2)}
+        )
+        with np.load(write_result(result, tmp_path / "a.npz"), allow_pickle=False) as content:
+            np.testing.assert_array_equal(content["depth"], depth)
+            np.testing.assert_array_equal(content["valid"], depth > 0)
+            assert result.camera is not None
+            np.testing.assert_array_equal(content["intrinsics"], result.camera.matrix)
+            metadata = json.loads(str(content["metadata"]))
+        assert metadata["scene_probs"] == {"kitchen": 0.5}
+        assert metadata["provenance"] == {"path": str(tmp_path), "size": [1, 2]}
+        assert Camera(**metadata["camera"]) == result.camera
+        with np.load(write_result(make_result(depth, camera=None), tmp_path / "b.npz")) as content:
+            assert "intrinsics" not in content
+
+    def test_ply_is_the_unprojected_image(
+        self, rgb: npt.NDArray[np.uint8], depth: npt.NDArray[np.float32], tmp_path: Path
+    ) -> None:
+        result = make_result(depth, image=rgb)
+        header, points, colours = read_ply(write_result(result, tmp_path / "a.ply"))
+        assert "format binary_little_endian 1.0" in header
+        valid = depth > 0
+        assert result.camera is not None
+        np.testing.assert_array_equal(points, result.camera.unproject(depth)[valid])
+        np.testing.assert_array_equal(colours, rgb[valid])
+        few = write_result(result, tmp_path / "few.ply", max_points=10)
+        assert len(read_ply(few)[1]) == 10
+
+    def test_ply_without_image_and_without_camera(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
+        path = write_result(make_result(depth), tmp_path / "plain.ply")
+        content = path.read_bytes()
+        assert b"red" not in content
+        assert len(content.split(b"end_header\n", 1)[1]) == 12 * (depth > 0).sum()
+        with pytest.raises(UsageError, match="needs a camera"):
+            write_result(make_result(depth, camera=None), tmp_path / "none.ply")
+        assert not (tmp_path / "none.ply").exists()
+
+    def test_color_is_the_colour_map_with_a_legend(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
+        from langdepth.prediction.viz import color_with_legend
+
+        with Image.open(write_result(make_result(depth), tmp_path / "a_color.png")) as image:
+            np.testing.assert_array_equal(np.asarray(image), color_with_legend(depth, depth > 0))
+
+    @pytest.mark.parametrize(
+        ("name", "options", "message"),
+        [
+            ("a.exr", {}, r"a.exr: no format has this name; known: _depth.png"),
+            ("a", {}, "no format has this name"),
+            ("a.png", {"format": "dpeth16"}, "did you mean 'depth16'"),
+            ("a.png", {"format": "ply"}, "ends in '.ply'"),
+            ("a.png", {"scale": 0.0}, "scale must be a positive"),
+            ("a.png", {"scale": float("nan")}, "scale must be a positive"),
+            ("a.ply", {"max_points": 0}, "max_points"),
+        ],
+    )
+    def test_bad_requests(
+        self, depth: npt.NDArray[np.float32], tmp_path: Path, name: str, options: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(UsageError, match=message):
+            write_result(make_result(depth), tmp_path / name, **options)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_sizes_that_differ(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="must both be"):
+            write_result(make_result(depth, valid=depth[1:] > 0), tmp_path / "a.npy")
+        with pytest.raises(UsageError, match="differ in size"):
+            write_result(make_result(depth, image=np.zeros((5, 5, 3), np.uint8)), tmp_path / "a.ply")
+
+
+class TestAtomicPath:
+    def test_replaces_only_when_complete(self, tmp_path: Path) -> None:
+        target = tmp_path / "new folder" / "a.txt"
+        with atomic_path(target) as temporary:
+            temporary.write_text("one")
+            assert not target.exists()
+        assert target.read_text() == "one"
+        with pytest.raises(KeyboardInterrupt):
+            write_half(target, KeyboardInterrupt())
+        assert target.read_text() == "one"
+        assert list(target.parent.iterdir()) == [target]
+
+    def test_file_where_a_folder_should_be(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("kept")
+        with pytest.raises(LangdepthError, match=r"file/deep/a.npy: cannot be written"):
+            write_result(make_result(np.ones((40, 40), np.float32)), tmp_path / "file" / "deep" / "a.npy")
+        assert (tmp_path / "file").read_text() == "kept"
+
+    def test_target_is_a_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").mkdir()
+        with (
+            pytest.raises(LangdepthError, match=r"a.txt: cannot be written"),
+            atomic_path(tmp_path / "a.txt") as temporary,
+        ):
+            temporary.write_text("x")
+        assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+    @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+    def test_full_disk_and_no_permission(self, tmp_path: Path, code: int) -> None:
+        target = tmp_path / "a.txt"
+        target.write_text("before")
+        with pytest.raises(LangdepthError) as caught:
+            write_half(target, OSError(code, os.strerror(code)))
+        assert str(caught.value) == f"{target}: cannot be written ({os.strerror(code)})"
+        assert target.read_text() == "before"
+        assert list(tmp_path.iterdir()) == [target]
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+    @pytest.mark.parametrize("name", ["a.png", "a.npy", "a.npz", "a_color.png", "a.ply"])
+    def test_every_writer_on_a_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        real_open = Path.open
+        monkeypatch.setattr(Path, "open", lambda self, mode="r": real_open(Path("/dev/full"), mode))
+        depth = np.random.default_rng(0).uniform(1, 9, (200, 200)).astype(np.float32)
+        with pytest.raises(LangdepthError, match=rf"{name}: cannot be written \(No space left on device\)"):
+            write_result(make_result(depth), tmp_path / name)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_errors_about_other_files_pass_through(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"other.txt"), atomic_path(tmp_path / "a.txt"):
+            (tmp_path / "folder" / "other.txt").read_text()
+
+
+def write_half(target: Path, error: BaseException) -> None:
+    """A writer that fails in the middle."""
+    with atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise error
+
+
+def read_ply(path: Path) -> tuple[str, npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    header, _, body = path.read_bytes().partition(b"end_header\n")
+    vertices = np.frombuffer(body, dtype=[("point", "<f4", 3), ("colour", "u1", 3)])
+    assert f"element vertex {len(vertices)}\n" in header.decode()
+    return header.decode(), vertices["point"], vertices["colour"]
