@@ -128,3 +128,13 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     code, _, err = command("benchmark", "matrix.yaml", "--out", "matrix.yaml")
     assert (code, len(err.splitlines())) == (1, 1)
     assert "matrix.yaml" in err
+
+
+@pytest.mark.parametrize("name", ["matrix.md", "matrix.csv", "matrix.json"])
+def test_a_file_that_is_no_table_of_ours_is_not_replaced(place: Path, command: Run, name: str) -> None:
+    Path("out").mkdir()
+    (Path("out") / name).write_text("mine")
+    code, _, err = command("benchmark", "matrix.yaml", "--out", "out", "--device", "cpu")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert f"{name}: is there already" in err
+    assert (Path("out") / name).read_text() == "mine"

@@ -143,8 +143,11 @@ def test_nothing_usable_fails_and_writes_nothing(run: Run) -> None:
         (["--min-depth", "90", "--protocol", "nyu-eigen"], 2, "90 to 10 m is not usable"),
         (["--split", "vall"], 2, "no row has split 'vall': did you mean 'val'?"),
         (["--data", "foldr"], 2, "unknown data set 'foldr': did you mean 'folder'?"),
-        (["--limit", "0"], 2, "limit must be at least 1, got 0"),
-        (["--batch-size", "0"], 2, "batch size must be at least 1, got 0"),
+        (["--limit", "0"], 2, "limit must be a whole number of at least 1, got 0"),
+        (["--batch-size", "0"], 2, "batch size must be a whole number of at least 1, got 0"),
+        (["--prediction-scale", "0.001"], 2, "--prediction-scale is for --predictions"),
+        (["--system", "tiny", "--predictions", "data"], 2, "--system is for systems, and --predictions evaluates"),
+        (["--clip-weights", "random", "--predictions", "data"], 2, "--clip-weights is for systems"),
         (["--protocl", "full"], 2, "unknown option '--protocl': did you mean '--protocol'?"),
     ],
 )

@@ -29,7 +29,7 @@ from langdepth.evaluation.tally import Tally
 from langdepth.prediction.predictor import predict_images
 from langdepth.records import DepthOutput, Sample
 from langdepth.text.scenes import SCENES
-from tests.helpers import FakeConfig, FakeSystem
+from tests.helpers import FakeConfig, FakeSystem, grey, save_image
 
 FULL = protocols.get("full")
 KEYS = [
@@ -148,10 +148,30 @@ def test_depth_that_is_not_finite_stops_with_the_image(tmp_path: Path) -> None:
 
 def test_an_old_result_survives_a_failed_run(tmp_path: Path) -> None:
     result = tmp_path / "result.json"
-    result.write_text("old")
-    with pytest.raises(LangdepthError):
+    run(Images(1), out=result)
+    old = result.read_text()
+    with pytest.raises(LangdepthError, match="not finite"):
         run(Images(*[1] * 9), system=Broken(), out=result)
-    assert result.read_text() == "old"
+    assert result.read_text() == old
+
+
+@pytest.mark.parametrize("name", ["r.json", "r_sheet.png", "r_error_by_range.png", "r.html"])
+def test_a_file_that_is_no_report_is_not_replaced(tmp_path: Path, name: str) -> None:
+    places: dict[str, Any] = {"out": tmp_path / "r.json", "html": tmp_path / "r.html"}
+    (tmp_path / name).touch()
+    for _ in range(2):  # an empty file, then our own
+        run(Images(1, 1.1), **places)
+    content = {"r.json": b'{"mine": 1}', "r.html": b"<!doctype html><p>mine"}.get(name)
+    if content is None:
+        save_image(tmp_path / name, grey(0.5))
+    else:
+        (tmp_path / name).write_bytes(content)
+    before = (tmp_path / name).read_bytes()
+    system = FakeSystem()
+    with pytest.raises(LangdepthError, match=rf"{name}: is there already and no report of langdepth"):
+        run(Images(1, 1.1), system=system, **places)
+    assert (tmp_path / name).read_bytes() == before
+    assert not system.batches
 
 
 class Mixed(Images):
@@ -349,8 +369,9 @@ def test_the_inner_frame_cuts_what_the_system_sees(name: str) -> None:
 def test_wrong_options_are_refused() -> None:
     for options, message in (
         ({"dtype": "float61"}, "unknown dtype 'float61'"),
-        ({"batch_size": 0}, "batch size must be at least 1"),
-        ({"limit": 0}, "limit must be at least 1"),
+        ({"batch_size": 0}, "batch size must be a whole number of at least 1"),
+        ({"batch_size": 1.5}, "batch size must be a whole number of at least 1, got 1.5"),
+        ({"limit": 0}, "limit must be a whole number of at least 1"),
         ({"device": "abacus"}, "device 'abacus'"),
     ):
         with pytest.raises(UsageError, match=message):

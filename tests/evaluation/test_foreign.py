@@ -68,15 +68,18 @@ def test_predictions_are_found_by_path(root: Path, tmp_path: Path) -> None:
     folder.mkdir()
     depth = Shades("metric").predict_depth(torch.zeros(1, 3, 48, 64))[0, 0].numpy()
     np.save(folder / "0.npy", depth)
+    Image.fromarray((depth * 500).astype(np.uint16)).save(folder / "0.png")
     Image.fromarray((depth * 500).astype(np.uint16)).save(folder / "1.png")
     predictions = Predictions(folder, root, png_scale=1 / 500)
+    with pytest.raises(UsageError, match=r"0\.npy: NumPy files hold metres, and --prediction-scale .* is for 16-bit"):
+        evaluate(predictions, open_dataset("folder", root), FULL, progress=False)
+    (folder / "0.npy").unlink()
     report = evaluate(predictions, open_dataset("folder", root), protocols.get("nyu-eigen"), progress=False)
     assert report["image_mean"]["abs_rel"] == 0
     assert report["protocol"]["name"] == "nyu-eigen+flip=false"
     assert report["system"] == f"predictions ({folder})"
-    (folder / "0.npy").rename(folder / "0_png.npy")  # as "predict" calls it where there are 0.png and 0.jpg
+    (folder / "0.png").rename(folder / "0_png.png")  # as "predict" calls it where there are 0.png and 0.jpg
     assert evaluate(predictions, open_dataset("folder", root), FULL, progress=False)["image_mean"]["abs_rel"] == 0
-    (folder / "0_png.npy").rename(folder / "0.npy")
     old = predictions.fingerprint()
     assert Predictions(folder, root, png_scale=1 / 500).fingerprint() == old
     assert Predictions(folder, root, png_scale=1 / 256).fingerprint() != old
@@ -90,9 +93,48 @@ def test_missing_predictions_are_counted_and_the_first_named(tmp_path: Path) -> 
     folder = tmp_path / "predictions"
     folder.mkdir()
     np.save(folder / "3.npy", np.ones((48, 64), np.float32))
-    message = r"7 of 8 images have no prediction: .*0.png(, .*\.png){4}, \.\.\.; there is no .*/0\.npy, nor"
+    message = r"7 of 8 images have no prediction: .*0.png(, .*\.png){4}, \.\.\.; there is no .*/0\.npy, nor \.npz, nor"
     with pytest.raises(LangdepthError, match=message):
         evaluate(Predictions(folder, root), open_dataset("folder", root), FULL, progress=False)
+
+
+def named(tmp_path: Path, *names: str) -> Path:
+    """Images of these names with truths of 2 m, 3 m, ..."""
+    root = write_folder(tmp_path / "data", [{"path_rgb": name} for name in names])
+    for number, name in enumerate(names):
+        (root / f"{number}.png").rename(root / name)
+        Image.fromarray(np.full((48, 64), 1000 * (2 + number), np.uint16)).save(root / f"{number}_depth.png")
+    return root
+
+
+@pytest.mark.parametrize("ends", [(".png",), ("_depth.png",), (".npy",)])
+def test_a_map_belongs_to_one_image_even_if_its_name_fits_two(tmp_path: Path, ends: tuple[str, ...]) -> None:
+    names = ("x", "x_depth", "x_depth_depth")
+    root, folder = named(tmp_path, *(f"{name}.bmp" for name in names)), tmp_path / "maps"
+    folder.mkdir()
+    for number, name in enumerate(names):
+        for end in ends:
+            depth = np.full((48, 64), 2 + number, np.float32)
+            if end == ".npy":
+                np.save(folder / f"{name}{end}", depth)
+            else:
+                Image.fromarray((depth * 256).astype(np.uint16)).save(folder / f"{name}{end}")
+    predictions = Predictions(folder, root, png_scale=None if ends == (".npy",) else 1 / 256)
+    report = evaluate(predictions, open_dataset("folder", root), FULL, progress=False)
+    assert report["image_mean"]["rmse"] == pytest.approx(0, abs=1e-6)
+
+
+def test_one_map_is_not_the_depth_of_two_images(tmp_path: Path) -> None:
+    root, folder = named(tmp_path, "a.bmp", "a.jpeg"), tmp_path / "maps"
+    folder.mkdir()
+    np.save(folder / "a.npy", np.full((48, 64), 2, np.float32))
+    with pytest.raises(LangdepthError, match=r"1 of 2 images .*a\.npy belongs to another image; name the maps"):
+        evaluate(Predictions(folder, root), open_dataset("folder", root), FULL, progress=False)
+    for number, name in enumerate(("a_bmp", "a_jpeg")):
+        np.save(folder / f"{name}.npy", np.full((48, 64), 2 + number, np.float32))
+    (folder / "a.npy").unlink()
+    report = evaluate(Predictions(folder, root), open_dataset("folder", root), FULL, progress=False)
+    assert report["image_mean"]["rmse"] == pytest.approx(0, abs=1e-6)
 
 
 def holed(folder: Path, hole: float) -> Predictions:

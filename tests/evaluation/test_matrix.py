@@ -220,6 +220,8 @@ def test_the_papers_numbers_stand_beside_weights_of_the_system(tmp_path: Path, l
         ("data: [{root: x}, {root: y}]", "two of data are called 'folder'"),
         ("data: [{root: x, protocols: [nyu-eigne]}]", "did you mean 'nyu-eigen'"),
         ("data: [{root: x}]\nsystems: [{name: a}]", "'a' needs either system or predictions"),
+        ("data: [{root: x}]\nsystems: [{system: tiny, prediction_scale: 1}]", "prediction_scale is for predictions"),
+        ("data: [{root: x}]\nsystems: [{predictions: x, clip_weights: y}]", "clip_weights is for systems"),
         ("data: [{root: x}]\nsystems: [{system: tiny, class: os.system}]", "unknown key"),
     ],
 )

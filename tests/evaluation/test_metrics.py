@@ -319,6 +319,8 @@ def test_height_and_width_alone_are_one_image(shape: tuple[int, ...]) -> None:
     ("prediction", "target", "mask", "message"),
     [
         (torch.ones(2, 2), torch.ones(1, 1, 2, 2), torch.ones(2, 2).bool(), "one shape"),
+        (torch.ones(2, 2).int(), torch.ones(2, 2), torch.ones(2, 2).bool(), "prediction must be of a floating type"),
+        (torch.ones(2, 2), torch.ones(2, 2).long(), torch.ones(2, 2).bool(), "target must be of a floating type"),
         (torch.ones(1, 3, 2, 2), torch.ones(1, 3, 2, 2), torch.ones(1, 3, 2, 2).bool(), "one shape"),
         (torch.ones(2, 2), torch.ones(2, 2), torch.ones(2, 2), "of bool"),  # NumPy would take 0 and 1 as places
         (torch.ones(2, 2), torch.zeros(2, 2), torch.ones(2, 2).bool(), "image 0 of the batch: its target"),

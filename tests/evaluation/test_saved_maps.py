@@ -242,6 +242,24 @@ def test_names_that_differ_by_their_ending_and_odd_keys(tmp_path: Path) -> None:
     assert numbers(again) == numbers(first)
 
 
+@pytest.mark.parametrize("formats", [("kitti16",), ("depth16",), ("kitti16", "npz", "error")])
+def test_a_map_is_not_taken_for_that_of_another_image(tmp_path: Path, formats: tuple[str, ...]) -> None:
+    """x_depth.png is the map of x in one format and that of x_depth in another."""
+    root = write_folder(tmp_path / "data", [{"path_rgb": "x.bmp"}, {"path_rgb": "x_depth.bmp"}])
+    for number, name in enumerate(("x", "x_depth")):
+        (root / f"{number}.png").rename(root / f"{name}.bmp")
+    protocol = protocols.get("full")
+    first = kept(root, tmp_path / "maps", protocol, formats)
+    again = evaluate(Predictions(tmp_path / "maps", root), open_dataset("folder", root), protocol, progress=False)
+    assert again["image_mean"]["rmse"] == pytest.approx(first["image_mean"]["rmse"], abs=0.002)
+    assert again["by_depth"][0]["abs_rel"] == pytest.approx(first["by_depth"][0]["abs_rel"], abs=0.001)
+    with pytest.raises(
+        LangdepthError, match=r"x_depth\.png would be a map of x and one of x_depth; save fewer formats"
+    ):
+        kept(root, tmp_path / "both", protocol, ("depth16", "kitti16"))
+    assert not (tmp_path / "both").exists()
+
+
 def test_places_stay_inside_the_folder() -> None:
     assert place_of_key("/data/nyu/a.jpg") == Path("data/nyu/a.jpg")
     assert place_of_key("../../a/b.jpg") == Path("a/b.jpg")

@@ -131,6 +131,12 @@ def evaluate(
         dtype: Precision of the network.
         batch_size: How many images of one size go through the network at once.
     """
+    for option, given in (("--system", system), ("--clip-weights", clip_weights)):
+        if predictions is not None and given is not None:
+            raise UsageError(f"{option} is for systems, and --predictions evaluates finished depth maps; leave one out")
+    if predictions is None and prediction_scale is not None:
+        raise UsageError("--prediction-scale is for --predictions; systems state their own unit")
+
     from langdepth.data.base import layout, open_dataset
 
     card = layout(data).CARD

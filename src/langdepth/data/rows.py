@@ -166,6 +166,11 @@ class Row:
     stated: dict[str, str] = field(default_factory=dict)
 
     @property
+    def path(self) -> str:
+        """The image's path, as its sample states it."""
+        return str(self.path_rgb if self.item is None else self.path_rgb / self.key)
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """All that it is read from."""
         overlay = () if self.path_overlay is None else (self.path_overlay,)
@@ -410,7 +415,7 @@ class RowDataset:
             text_features=text_features,
             camera=camera,
             overlay=overlay,
-            path=str(row.path_rgb if row.item is None else row.path_rgb / row.key),
+            path=row.path,
             key=row.key,
             source=row.source,
         )

@@ -40,7 +40,9 @@ from langdepth.evaluation.metrics import align, depth_metrics
 from langdepth.evaluation.plausibility import Plausibility
 from langdepth.evaluation.report import (
     extremes,
+    images_beside,
     plot_error_by_range,
+    require_own_report,
     sheet_row,
     write_figure,
     write_html,
@@ -124,10 +126,11 @@ def evaluate(
     """
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{dtype}': {nearest(dtype, DTYPES)}")
-    if batch_size < 1:
-        raise UsageError(f"batch size must be at least 1, got {batch_size}")
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit must be at least 1, got {limit}")
+    for name, number in (("batch size", batch_size), ("limit", limit)):
+        if number is not None and not (isinstance(number, int) and number >= 1):
+            raise UsageError(f"{name} must be a whole number of at least 1, got {number}")
+    out, html = (None if path is None else Path(path) for path in (out, html))
+    require_own_report(out, html)
     count = len(dataset) if limit is None else min(limit, len(dataset))
     if count == 0:
         raise LangdepthError(f"'{dataset.name}' has no images")
@@ -136,6 +139,8 @@ def evaluate(
             raise UsageError(f"{overlay}: finished depth maps take no overlay; leave the folder out")
         protocol = system.obeyed(protocol)
         steps = system.steps(protocol)
+        if isinstance(dataset, RowDataset):
+            system = system.matched(dataset.rows)
     else:
         system = move(system, device).eval().inference_copy()
         steps = protocol
@@ -164,7 +169,7 @@ def evaluate(
                 bar.say(f"skipped: {sample}")
                 tally.skip(index)
             elif isinstance(system, Predictions) and system.find(sample) is None:
-                missing.append((sample.path, str(next(iter(system.places(sample)), system.folder))))
+                missing.append((sample.path, _looked_for(system, sample)))
             else:
                 yield index, sample
 
@@ -214,12 +219,12 @@ def evaluate(
         ranges = tally.quartiles()
         rows = _extreme_rows(system, dataset, steps, dtype, tally.scores())
         if out is not None:
-            out = Path(out)
+            plot, sheet = images_beside(out)
             write_json(report, out)
-            write_figure(plot_error_by_range(ranges, report), out.with_name(f"{out.stem}_error_by_range.png"))
-            write_sheet(rows, out.with_name(f"{out.stem}_sheet.png"), colors)
+            write_figure(plot_error_by_range(ranges, report), plot)
+            write_sheet(rows, sheet, colors)
         if html is not None:
-            write_html(report, ranges, tally.medians(), rows, Path(html), colors)
+            write_html(report, ranges, tally.medians(), rows, html, colors)
     return report
 
 
@@ -254,9 +259,19 @@ def _refuse(
     if missing:
         images, looked_for = zip(*missing, strict=True)
         raise LangdepthError(
-            f"{system.name}: {len(missing)} of {count} images have no prediction: {first_few(images)}; "
-            f"there is no {looked_for[0]}, nor .npz, _depth.png or .png"
+            f"{system.name}: {len(missing)} of {count} images have no prediction: {first_few(images)}; {looked_for[0]}"
         )
+
+
+def _looked_for(predictions: Predictions, sample: Sample) -> str:
+    """Why an image has no prediction."""
+    places = predictions.places(sample.path, sample.key)
+    if not places:
+        return f"{predictions.folder} holds no depth maps"
+    other = next((place for place in places if place.is_file()), None)
+    if other is not None:
+        return f"{other} belongs to another image; name the maps of a.jpg and a.png a_jpg and a_png"
+    return ", nor ".join((f"there is no {places[0]}", *predictions.ends[1:]))
 
 
 @torch.inference_mode()

@@ -15,11 +15,13 @@ the nearer, and only the alignment "disparity" makes depth of it.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import inspect
 import math
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -40,6 +42,7 @@ from langdepth.utils.depth_files import read_depth, read_depth16
 from langdepth.utils.network import hub_or_cache
 
 if TYPE_CHECKING:
+    from langdepth.data.rows import Row
     from langdepth.evaluation.protocols import Protocol as EvaluationProtocol
 
 ScaleKind = Literal["metric", "relative", "disparity"]
@@ -150,20 +153,41 @@ class Predictions:
             raise UsageError(f"the scale of the predictions must be above 0, got {png_scale:g}")
         self.name, self.scale_kind, self.png_scale = f"predictions ({folder})", scale_kind, png_scale
         self.record = read_record(self.folder)
+        self.ends = DEPTH_ENDS if self.record is None else self.record.ends
+        self._matched: dict[tuple[str, str], Path | None] = {}
 
-    def places(self, sample: Sample) -> list[Path]:
-        """The files that may hold the depth of an image, the likeliest first."""
-        path = Path(os.path.abspath(sample.path))  # links are not followed: those inside the root may lead out of it
-        places = [path.relative_to(self.root)] if path.is_relative_to(self.root) else []
-        key = place_of_key(sample.key)
+    def places(self, path: str, key: str) -> list[Path]:
+        """The files that may hold the depth of the image with this path and key, the likeliest first."""
+        image = Path(os.path.abspath(path))  # links are not followed: those inside the root may lead out of it
+        places = [image.relative_to(self.root)] if image.is_relative_to(self.root) else []
         # Maps that an evaluation has saved are called by the key.
-        places = [key, *places] if self.record is not None else [*places, key]
+        places = [place_of_key(key), *places] if self.record is not None else [*places, place_of_key(key)]
         names = [name for place in places if place.name for name in names_of(place)]
-        return [self.folder / f"{name}{end}" for name in names for end in DEPTH_ENDS]
+        return [self.folder / f"{name}{end}" for name in names for end in self.ends]
+
+    def matched(self, rows: Sequence[Row]) -> Predictions:
+        """These predictions for the images of a data set, each file for one image.
+
+        ``x_depth.png`` may be the depth of ``x.jpg`` or, in KITTI's format, of ``x_depth.jpg``. Where both are in the
+        data set, the image with the longer name chooses first, and the other one takes what is left.
+        """
+        taken: set[Path] = set()
+        matched: dict[tuple[str, str], Path | None] = {}
+        for path, key in sorted({(row.path, row.key) for row in rows}, key=lambda image: (-len(image[0]), image)):
+            free = (place for place in self.places(path, key) if place not in taken and place.is_file())
+            matched[path, key] = found = next(free, None)
+            if found is not None:
+                taken.add(found)
+        result = copy.copy(self)
+        result._matched = matched
+        return result
 
     def find(self, sample: Sample) -> Path | None:
         """The file with the depth of an image, or None."""
-        return next((path for path in self.places(sample) if path.is_file()), None)
+        image = sample.path, sample.key
+        if image in self._matched:
+            return self._matched[image]
+        return next((path for path in self.places(*image) if path.is_file()), None)
 
     def depth(self, samples: list[Sample], protocol: EvaluationProtocol) -> Tensor:
         """(B, 1, H, W) of the protocol's frame of the samples' images, NaN for no depth.
@@ -175,6 +199,11 @@ class Predictions:
     def _read(self, sample: Sample, protocol: EvaluationProtocol) -> Tensor:
         path = self.find(sample)
         assert path is not None, sample.path
+        if path.suffix != ".png" and self.png_scale is not None:
+            raise UsageError(
+                f"{path}: NumPy files hold metres, and --prediction-scale (prediction_scale in a matrix) is for 16-bit "
+                "PNGs; leave it out, or store the maps in metres"
+            )
         if path.suffix == ".png" and self.png_scale is None:
             values = _own_png(path)
         else:

@@ -29,7 +29,7 @@ from langdepth.evaluation.evaluate import evaluate
 from langdepth.evaluation.foreign import PREFIX, Predictions, ScaleKind, load_transformers
 from langdepth.evaluation.metrics import EXTRA_METRICS, METRICS
 from langdepth.evaluation.protocols import Alignment, Protocol
-from langdepth.evaluation.report import write_json
+from langdepth.evaluation.report import require_own, write_json
 from langdepth.records import WithoutCaption
 from langdepth.systems import registry
 from langdepth.systems.base import System
@@ -188,6 +188,10 @@ def read_matrix(path: Path) -> Matrix:
     for row in matrix.rows():
         if bool(row.system) == (row.predictions is not None):
             raise UsageError(f"{path}: '{row.label}' needs either system or predictions")
+        if row.predictions is None and row.prediction_scale is not None:
+            raise UsageError(f"{path}: '{row.label}' is a system; prediction_scale is for predictions, leave it out")
+        if row.predictions is not None and row.clip_weights is not None:
+            raise UsageError(f"{path}: '{row.label}' are predictions; clip_weights is for systems, leave it out")
     for data in matrix.data:
         data.rules()  # wrong names are known before the work
     return matrix
@@ -236,6 +240,12 @@ def run_matrix(
     (the report) or why it has none, one line. ``say`` gets a line per cell. The tables are written again after every
     system.
     """
+    for name, mark in (
+        ("matrix.json", b'"ours": '),
+        ("matrix.md", b"| system | who |"),
+        ("matrix.csv", b"system,data,"),
+    ):
+        require_own(out / name, mark)
     with locked(out):  # that nothing can be written is known before the work
         (out / "cells").mkdir(exist_ok=True)
         return _run_matrix(matrix, out, device, dtype, batch_size, say)

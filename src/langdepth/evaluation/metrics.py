@@ -89,6 +89,9 @@ def images(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Te
         )
     if mask.dtype != torch.bool:
         raise UsageError(f"the mask must be of bool, True where a pixel counts, found {mask.dtype}")
+    for name, depth in (("prediction", prediction), ("target", target)):
+        if not depth.is_floating_point():
+            raise UsageError(f"{name} must be of a floating type, in metres, found {depth.dtype}")
     maps = (_single(prediction), _single(target), mask)
     return maps if len(shape) == 4 else tuple(one.reshape(-1, 1, *shape[-2:]) for one in maps)  # type: ignore[return-value]
 

@@ -185,6 +185,10 @@ def check_window(window: tuple[int, int] | None, stride: tuple[int, int] | None)
             raise UsageError("a stride is given without a window; give both, for example 352x512 and 160x160")
         return
     steps = stride or window
+    if not all(isinstance(side, int) for side in (*window, *steps)):
+        raise UsageError(
+            f"sides of windows and strides are whole numbers of pixels, got {_short(window)}, {_short(steps)}"
+        )
     if not all(1 <= step <= side for side, step in zip(window, steps, strict=True)):
         raise UsageError(
             f"windows of {_short(window)} pixels every {_short(steps)} do not cover an image; both sides of the "

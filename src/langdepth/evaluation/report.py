@@ -15,9 +15,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from langdepth.errors import LangdepthError
 from langdepth.prediction import viz
 from langdepth.prediction.options import AUTOMATIC, ColorScale
 from langdepth.utils.files import atomic_path
+from langdepth.utils.images import PNG_TAG
 from langdepth.utils.png import own_png
 
 if TYPE_CHECKING:
@@ -26,6 +28,36 @@ if TYPE_CHECKING:
     from langdepth.evaluation.evaluate import Judged
 
 SHEET_ROWS = 2  # images each of the best, the median and the worst
+
+
+_OWN_PNG = (PNG_TAG.encode() + b"\0", b"Software\0Matplotlib")  # the latter: plots of earlier versions
+
+
+def require_own(path: Path, *marks: bytes) -> None:
+    """Raise LangdepthError where ``path`` is somebody else's file: not empty, and none of ``marks`` near its start."""
+    if path.is_file() and path.stat().st_size > 0:
+        with path.open("rb") as file:
+            start = file.read(1 << 16)
+        if any(mark in start for mark in marks):
+            return
+    elif not path.exists() or path.is_file():
+        return
+    raise LangdepthError(f"{path}: is there already and no report of langdepth; give another name, or remove it")
+
+
+def require_own_report(out: Path | None, html: Path | None) -> None:
+    """Raise LangdepthError where writing the report to these places would replace a file of somebody else."""
+    if out is not None:
+        require_own(out, b'"image_mean": {')
+        for name in images_beside(out):
+            require_own(name, *_OWN_PNG)
+    if html is not None:
+        require_own(html, escape(_POLICY).encode())
+
+
+def images_beside(out: Path) -> tuple[Path, Path]:
+    """The plot and the sheet of a report."""
+    return out.with_name(f"{out.stem}_error_by_range.png"), out.with_name(f"{out.stem}_sheet.png")
 
 
 def write_json(content: Any, path: Path) -> None:
@@ -93,7 +125,7 @@ def plot_medians(medians: npt.NDArray[np.float64]) -> Figure:
 def write_figure(figure: Figure, path: Path) -> None:
     """A figure as PNG."""
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+        figure.savefig(temporary, dpi=120, metadata={PNG_TAG: json.dumps({"kind": "plot"})})
 
 
 def _ticks(low: float, high: float) -> Any:

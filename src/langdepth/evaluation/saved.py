@@ -73,6 +73,8 @@ class MapsRecord:
 
     protocol: str
     hash: str
+    ends: tuple[str, ...]
+    """Ends of the names of its depth maps, the best first."""
     fitted: tuple[str, ...]
     """Steps behind the maps that must not be done again under other rules: "alignment median", "training_focal 518.9".
     """
@@ -93,7 +95,13 @@ def read_record(folder: Path) -> MapsRecord | None:
         fitted = [f"alignment {protocol['alignment']}"] if protocol["alignment"] != "none" else []
         if protocol["training_focal"] is not None:
             fitted.append(f"training_focal {protocol['training_focal']:g}")
-        record = MapsRecord(protocol=str(protocol["name"]), hash=str(protocol["hash"]), fitted=tuple(fitted))
+        written = {FORMATS[form].suffix for form in content["formats"]}
+        record = MapsRecord(
+            protocol=str(protocol["name"]),
+            hash=str(protocol["hash"]),
+            ends=tuple(end for end in DEPTH_ENDS if end in written),
+            fitted=tuple(fitted),
+        )
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError):
@@ -115,6 +123,7 @@ class MapStore:
             raise UsageError(f"'{dataset.name}' has no list of images, by which saved maps could be named")
         self._save, self._protocol, self._system = save, protocol, str(facts.get("system", ""))
         self._names = _names([str(row.key) for row in rows], dataset.name)
+        self._require_own_files(dataset.name)
         suffix = max((FORMATS[form].suffix for form in save.formats), key=len)
         longest = max((name.name for name in self._names), key=lambda name: len(os.fsencode(name)), default="")
         if len(os.fsencode(longest + suffix)) > LONGEST_NAME:
@@ -155,6 +164,19 @@ class MapStore:
     def complete(self) -> None:
         """Say in the record that nothing is missing."""
         self._write_record(complete=True)
+
+    def _require_own_files(self, dataset: str) -> None:
+        """Raise LangdepthError where the maps of two images would have one file: x_depth.png of x and of x_depth."""
+        owners: dict[str, Path] = {}
+        for name in self._names:
+            for form in self._save.formats:
+                file = f"{name}{FORMATS[form].suffix}"
+                other = owners.setdefault(file.casefold(), name)
+                if other != name:
+                    raise LangdepthError(
+                        f"'{dataset}': {file} would be a map of {other} and one of {name}; save fewer formats at once, "
+                        f"not {','.join(self._save.formats)}"
+                    )
 
     def _require_own(self, folder: Path) -> None:
         """Raise LangdepthError for a folder with depth maps or images of something else."""
