@@ -19,8 +19,7 @@ from langdepth.errors import LangdepthError
 from langdepth.prediction import viz
 from langdepth.prediction.options import AUTOMATIC, ColorScale
 from langdepth.utils.files import atomic_path
-from langdepth.utils.images import PNG_TAG
-from langdepth.utils.png import own_png
+from langdepth.utils.png import PNG_TAG, own_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
