@@ -16,9 +16,10 @@ from langdepth.evaluation import protocols
 from langdepth.evaluation.accumulator import DepthMetrics
 from langdepth.evaluation.evaluate import judge
 from langdepth.evaluation.protocols import Protocol
+from langdepth.parts.upsample import resize_aligned
 from langdepth.records import DepthOutput, InputSpec, Sample
 from langdepth.systems.base import System
-from langdepth.systems.clip_adapters.losses import AdapterLosses, SourceView, adapter_losses, resize
+from langdepth.systems.clip_adapters.losses import AdapterLosses, SourceView, adapter_losses
 from langdepth.systems.clip_adapters.pipeline import (
     NyuImage,
     SelfSupervisedDraws,
@@ -153,7 +154,7 @@ def losses_clip_adapters(arrays: dict[str, np.ndarray], weights: dict[str, Tenso
     yield "l1", losses.l1(image, source), CLOSE
     yield "ssim_dissimilarity", losses.ssim_dissimilarity(image, source), CLOSE
     yield "photometric_loss", losses.photometric(image, source, reference_exact=True), Tolerance(rtol=1e-4)
-    depth = resize(_tensor(arrays["depth_second_mirrored"]), image)
+    depth = resize_aligned(_tensor(arrays["depth_second_mirrored"]), image.shape[-2:])
     yield "smooth_loss", losses.smoothness(depth, image), CLOSE
     yield "bin_upper", (centers[1:] + centers[:-1]) / 2, EXACT
     yield "target_bin", losses.bin_index(target, centers), EXACT
@@ -177,8 +178,8 @@ def losses_eigen_adapters(arrays: dict[str, np.ndarray], weights: dict[str, Tens
     """One step of the loop of the ``eigen`` tree, for a quarter model and one of full resolution."""
     target, image = _tensor(arrays["target_dense"]), _tensor(arrays["image"])
     small = torch.empty(target.shape[-2] // 4, target.shape[-1] // 4)
-    yield "target_quarter", resize(target, small), Tolerance(rtol=1e-5, atol=1e-5)
-    yield "image_quarter", resize(image, small), Tolerance(rtol=1e-5, atol=5e-5)
+    yield "target_quarter", resize_aligned(target, small.shape[-2:]), Tolerance(rtol=1e-5, atol=1e-5)
+    yield "image_quarter", resize_aligned(image, small.shape[-2:]), Tolerance(rtol=1e-5, atol=5e-5)
     for system, shrink in (("depth_coarse", 4), ("depth_eigen_coarse", 1)):
         settings = AdapterLosses(depth_norm="l2", symmetry=0.3, smoothness=0.001, depth=1.0, bins=0.05, shrink=shrink)
         terms = _adapter_terms(arrays, settings)

@@ -15,7 +15,9 @@ from langdepth.prediction.predictor import infer
 from langdepth.records import Batch
 from langdepth.systems import registry
 from langdepth.systems.official import rename
-from langdepth.systems.scaledepth.model import CLIP_MEAN, CLIP_STD, Reading, ScaleDepth
+from langdepth.systems.scaledepth.config import CLIP_MEAN, CLIP_STD
+from langdepth.systems.scaledepth.model import LayerPrediction, ScaleDepth
+from langdepth.systems.scaledepth.official import official_names
 from langdepth.training.module import rate
 from langdepth.training.recipe import OptimSection
 from tests.parity.runner import Compared, Tolerance
@@ -76,7 +78,7 @@ def scaledepth_decode(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] 
     for layer in system.query_decoder.layers:
         layer.register_forward_hook(lambda module, inputs, output: found["contents"].append(output))
         layer.cross_attention.register_forward_pre_hook(lambda module, inputs: found["allowed"].append(inputs[-1]))
-    readings = system.read(maps, range(9))
+    layers = system.decode(maps, range(9))
     pixels = system.pixel_decoder(maps)
     yield "pixel.encoder_layers_c16", torch.stack(found["encoder"][:6])[..., ::16], PIXELS
     for level, memory in enumerate(pixels.memories):
@@ -87,32 +89,34 @@ def scaledepth_decode(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] 
     contents = torch.stack(found["contents"])
     yield "query.after_layer_c4", contents[..., ::4], QUERIES
     yield "scale_queries", contents[:, :, 64:], QUERIES
-    yield "bin_logits", torch.stack([reading.bin_logits for reading in readings]), CLOSE
-    yield "mask_logits_s4", torch.stack([reading.mask_logits[..., ::4, ::4] for reading in readings]), CLOSE
-    yield "mask_logits.last_s2", readings[-1].mask_logits[..., ::2, ::2], CLOSE
-    yield from _readings("", readings)
-    yield "similarity_logits", torch.stack([_similarity(reading) for reading in readings]), SIMILARITY
-    for name, reading in zip(("layer2", "layer5", "last"), readings[2::3], strict=True):
-        yield f"relative_depth.{name}", reading.relative, RELATIVE
-    last, size = readings[-1], arrays["size"].tolist()
+    yield "bin_logits", torch.stack([layer.bin_logits for layer in layers]), CLOSE
+    yield "mask_logits_s4", torch.stack([layer.mask_logits[..., ::4, ::4] for layer in layers]), CLOSE
+    yield "mask_logits.last_s2", layers[-1].mask_logits[..., ::2, ::2], CLOSE
+    yield from _layers("", layers)
+    yield "similarity_logits", torch.stack([_similarity(layer) for layer in layers]), SIMILARITY
+    for name, layer in zip(("layer2", "layer5", "last"), layers[2::3], strict=True):
+        yield f"relative_depth.{name}", layer.relative, RELATIVE
+    last, size = layers[-1], arrays["size"].tolist()
     depth = last.relative * last.scale[:, None, None, None]
     yield "depth", F.interpolate(depth, size=size, mode="bilinear", align_corners=False), DEPTH
-    yield from _losses(arrays, system, readings[2::3], maps)
+    yield from _losses(arrays, system, layers[2::3], maps)
 
 
-def _similarity(reading: Reading) -> Tensor:
-    assert reading.similarity is not None
-    return reading.similarity
+def _similarity(layer: LayerPrediction) -> Tensor:
+    assert layer.similarity is not None
+    return layer.similarity
 
 
-def _readings(prefix: str, readings: list[Reading]) -> Compared:
-    """What all nine layers say."""
-    yield f"{prefix}bin_edges", torch.stack([reading.edges for reading in readings]), EDGES
-    yield f"{prefix}scale", torch.stack([reading.scale[:, None] for reading in readings]), SCALE
-    yield f"{prefix}scene_probs", torch.stack([_similarity(reading).softmax(-1) for reading in readings]), PROBS
+def _layers(prefix: str, layers: list[LayerPrediction]) -> Compared:
+    """Predictions of all nine layers."""
+    yield f"{prefix}bin_edges", torch.stack([layer.edges for layer in layers]), EDGES
+    yield f"{prefix}scale", torch.stack([layer.scale[:, None] for layer in layers]), SCALE
+    yield f"{prefix}scene_probs", torch.stack([_similarity(layer).softmax(-1) for layer in layers]), PROBS
 
 
-def _losses(arrays: dict[str, np.ndarray], system: ScaleDepth, readings: list[Reading], maps: list[Tensor]) -> Compared:
+def _losses(
+    arrays: dict[str, np.ndarray], system: ScaleDepth, layers: list[LayerPrediction], maps: list[Tensor]
+) -> Compared:
     """Losses of the three variants, gradients of that with scenes and without a limit of depth."""
     depth = torch.from_numpy(arrays["gt_depth"])
     batch = Batch(
@@ -127,9 +131,9 @@ def _losses(arrays: dict[str, np.ndarray], system: ScaleDepth, readings: list[Re
     names |= {
         f"{ours}_{i}": f"aux_loss_{their}_{i}" for i in (2, 5) for ours, their in (("depth", "depth"), ("scene", "ce"))
     }
-    without = [reading._replace(similarity=None) for reading in readings]
+    without = [layer._replace(similarity=None) for layer in layers]
     config = system.config
-    for variant, limit, said in (("n", 10.0, readings), ("k", None, without), ("nk", None, readings)):
+    for variant, limit, said in (("n", 10.0, layers), ("k", None, without), ("nk", None, layers)):
         system.config = replace(config, loss_max_depth=limit)
         terms = system.losses_of(said, batch)
         for name, value in terms.items():
@@ -146,10 +150,14 @@ def _losses(arrays: dict[str, np.ndarray], system: ScaleDepth, readings: list[Re
     yield "grad_nk.param_norms", torch.stack(norms), Tolerance(rtol_of_max=1e-3)
 
 
+def _names(system: ScaleDepth) -> dict[str, str]:
+    return official_names(system.config.pixel_layers, system.config.decoder_layers)
+
+
 def _our_names(official: list[str], system: ScaleDepth) -> list[str]:
     """Our names of the authors' tensors."""
     markers = {name: torch.tensor(float(index)) for index, name in enumerate(official)}
-    tensors, _ = rename(markers, system.official_names(), system.state_dict())
+    tensors, _ = rename(markers, _names(system), system.state_dict())
     ours = {int(marker): name for name, marker in tensors.items()}
     return [ours[index] for index in range(len(official))]
 
@@ -166,12 +174,12 @@ def scaledepth_full(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | 
         image, size = pixels / 255, (pixels.shape[-2], pixels.shape[-1])
         network, wanted = (tuple(arrays[f"{run}.{name}"].tolist()) for name in ("img_shape", "ori_shape"))
         if f"{run}.res5_c16" in arrays:
-            maps = system.maps(image)
+            maps = system.encode(image)
             yield f"{run}.res5_c16", maps[-1][:, ::16], MAPS
             yield f"{run}.res2_c48_s4", maps[0][:, ::48, ::4, ::4], MAPS
-            readings = system.read(maps, range(9))
-            yield from _readings(f"{run}.", readings)
-            yield f"{run}.relative_depth_s2", readings[-1].relative[..., ::2, ::2], RELATIVE
+            layers = system.decode(maps, range(9))
+            yield from _layers(f"{run}.", layers)
+            yield f"{run}.relative_depth_s2", layers[-1].relative[..., ::2, ::2], RELATIVE
         if run == "slide_flip":
             window, stride = WINDOWS[size]
             depth = infer(system, image, flip=True, window=window, stride=stride).depth
@@ -190,7 +198,7 @@ def scaledepth_optim(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] |
     groups = system.parameter_groups(1e-4, 0.05)
     of = {id(parameter): group for group in groups for parameter in group["params"]}
     tensors, report = rename(
-        {name: torch.tensor(float(index)) for index, name in enumerate(names)}, system.official_names(), parameters
+        {name: torch.tensor(float(index)) for index, name in enumerate(names)}, _names(system), parameters
     )
     assert set(tensors) == set(parameters)
     assert all(name.startswith("backbone.") for name in report["ignored"])

@@ -18,6 +18,7 @@ from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.systems import registry
 from langdepth.systems.base import System
+from langdepth.systems.scaledepth.official import official_names
 from langdepth.text.scene_table import encode_scenes, write_scene_table
 from langdepth.text.scenes import CAPTION_SCENES, SCENES
 from langdepth.weights import checkpoint
@@ -80,7 +81,7 @@ class TestScaleDepth(ScaleDepthTester):
     @torch.no_grad()
     def test_earlier_layers_count_less_for_depth_and_as_much_for_scenes(self, system: Any) -> None:
         batch = self.batch(system)
-        reading = system.read(system.maps(batch.image), range(3))[-1]
+        reading = system.decode(system.encode(batch.image), range(3))[-1]
         found = {name: float(value) for name, value in system.losses_of([reading] * 3, batch).items()}
         assert found["depth_0"] == pytest.approx(found["depth"] / 4)
         assert found["depth_1"] == pytest.approx(found["depth"] / 2)
@@ -361,7 +362,7 @@ def test_a_table_that_names_another_clip_is_refused(tmp_path: Path, monkeypatch:
     clip = find_clip_weights("random", "RN-small", quick_gelu=True)
     write_scene_table(tmp_path / "t.safetensors", torch.rand(28, 256), clip, SCENES, ["{}"])
     system: Any = registry.build("scaledepth-n", SMALL | {"scale_queries": 8})
-    with pytest.raises(CheckpointError, match="is of CLIP RN-small, 'scaledepth-n' takes that of convnext_large_d_320"):
+    with pytest.raises(CheckpointError, match="is of CLIP RN-small, the system takes that of convnext_large_d_320"):
         system.prepare_training(scene_table=str(tmp_path / "t.safetensors"), encoder_weights="random")
 
 
@@ -389,7 +390,10 @@ def test_a_short_training_lowers_the_loss_and_its_file_predicts_the_same(
 
 def official(system: Any) -> dict[str, Tensor]:
     """The system's tensors as the authors' program names them, with two that it does not use."""
-    names = {ours: theirs for theirs, ours in system.official_names().items()}
+    names = {
+        ours: theirs
+        for theirs, ours in official_names(system.config.pixel_layers, system.config.decoder_layers).items()
+    }
     found = {
         "backbone.clip_model.visual.head.mlp.fc1.weight": torch.zeros(2, 2),
         "backbone.clip_model.token_embedding.weight": torch.zeros(2, 2),

@@ -7,10 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from langdepth.systems.scaledepth.deformable_attention import DeformableAttention, cell_centers
-from langdepth.systems.scaledepth.pixel_decoder import PixelDecoder
-from langdepth.systems.scaledepth.positions import sine_positions
-from langdepth.systems.scaledepth.query_decoder import QueryDecoder
+from langdepth.systems.scaledepth.blocks import (
+    DeformableAttention,
+    PixelDecoder,
+    QueryDecoder,
+    cell_centers,
+    sine_positions,
+)
 
 SIZES = [(2, 3), (4, 5)]
 
@@ -97,7 +100,7 @@ def test_pixel_decoder_keeps_the_sizes_of_its_maps() -> None:
 
 
 @torch.no_grad()
-def test_queries_look_where_their_masks_are() -> None:
+def test_queries_attend_inside_their_masks() -> None:
     torch.manual_seed(0)
     decoder = QueryDecoder(masked=3, free=2, channels=16, layers=3, hidden=16)
     memories = [torch.randn(1, 16, *size) for size in ((2, 3), (4, 6), (8, 12))]
@@ -136,7 +139,7 @@ def _cross_attended(decoder: QueryDecoder, memories: list[Tensor], allowed: Tens
 
 
 @torch.no_grad()
-def test_a_query_that_might_look_nowhere_looks_everywhere() -> None:
+def test_a_query_with_an_empty_mask_attends_everywhere() -> None:
     decoder = QueryDecoder(masked=2, free=1, channels=16, layers=3, hidden=16)
     contents = decoder.contents[None]
     embedding = decoder.mask_embedding(decoder.norm(contents[:, :2]))
