@@ -78,11 +78,11 @@ def measure(threads: int, repetitions: int) -> dict[str, Any]:
 
 def published_system() -> tuple[Any, Any]:
     """`wordepth-nyu` with weights that follow from the tensors' names, and the last refinement's unused network."""
-    from langdepth.systems.wordepth.refine import Refiner
+    from langdepth.systems.wordepth.blocks import TwoConvs
 
     system, weights = keyed_system("wordepth-nyu", "wordepth_full")
     head = {key.removeprefix("ref_2.fw."): value for key, value in weights.items() if key.startswith("ref_2.fw.")}
-    unused = Refiner(len(head["0.bias"]), len(head["2.bias"]))
+    unused = TwoConvs(len(head["0.bias"]), len(head["2.bias"]))
     unused.load_state_dict(head)
     return system, unused
 
@@ -91,7 +91,7 @@ def published(system: Any, unused: Any, image: Tensor, text: Tensor) -> Tensor:
     """The image step as published, in skip mode never."""
     import torch
 
-    from langdepth.systems.wordepth.refine import enlarged
+    from langdepth.systems.wordepth.blocks import enlarged
 
     scenes = system.text_vae(text)
     x2, x3, x4, x5 = encode(system.encoder, (image - system._mean) / system._std)

@@ -28,7 +28,7 @@ from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.data.sets import kitti, nyu
 from langdepth.data.tools.sample import write_sample
 from langdepth.systems import registry
-from langdepth.systems.wordepth import model as wordepth
+from langdepth.systems.wordepth.official import OFFICIAL_NAMES
 from langdepth.text.scene_table import encode_scenes
 from langdepth.text.scenes import SCENES
 from langdepth.training import recipe
@@ -280,7 +280,7 @@ def wordepth_checkpoint(path: Path) -> None:
     tensors = {
         f"module.{theirs}{key.removeprefix(prefix)}": value
         for key, value in registry.build("wordepth-nyu-legacy").state_dict().items()
-        for theirs, prefix in wordepth.OFFICIAL.items()
+        for theirs, prefix in OFFICIAL_NAMES.items()
         if key.startswith(prefix)
     }
     best = {

@@ -15,9 +15,8 @@ from langdepth.backbones.swin import SIZES, Swin
 from langdepth.evaluation.metrics import error_sums, metrics_from_sums
 from langdepth.records import Batch
 from langdepth.systems import registry
+from langdepth.systems.wordepth.blocks import Gaussian, TwoConvs, enlarged, kl_of_noise, kl_of_text
 from langdepth.systems.wordepth.model import Step
-from langdepth.systems.wordepth.refine import Refiner, enlarged
-from langdepth.systems.wordepth.variational import Gaussian, kl_of_noise, kl_of_text
 from langdepth.training.module import rate
 from langdepth.training.recipe import OptimSection
 from tests.parity.runner import Compared, Tolerance
@@ -73,7 +72,7 @@ def wordepth(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, c
     for name, value in zip(("x2", "x3", "x4", "x5"), system.encoder(image), strict=True):
         if name in arrays:
             yield name, _part(arrays, name, value), FEATURE
-    scenes, seen = system.scenes_of(torch.from_numpy(arrays["text"])), system.look(image)
+    scenes, seen = system.scene_distribution(torch.from_numpy(arrays["text"])), system.encode_image(image)
     yield "text_mean", scenes.mean, FEATURE
     yield "text_logvar", scenes.logvar, FEATURE
     yield "text_std", scenes.std, FEATURE
@@ -114,7 +113,7 @@ def _unseen_feature(weights: dict[str, Tensor] | None, both: Tensor) -> Tensor:
     """The last refinement's feature, which the system leaves out because nothing looks at it."""
     assert weights is not None
     own = {key.removeprefix("ref_2.fw."): value for key, value in weights.items() if key.startswith("ref_2.fw.")}
-    head = Refiner(both.shape[1], len(own["2.bias"]))
+    head = TwoConvs(both.shape[1], len(own["2.bias"]))
     head.load_state_dict(own)
     feature: Tensor = head(both)
     return feature
@@ -125,7 +124,7 @@ def wordepth_train(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | N
     system, image = _official(weights, case).train(), torch.from_numpy(arrays["image"])
     system.encoder.eval()
     # The captions' features are enlarged in this file, and the noise is given.
-    system.features_of = lambda batch: torch.from_numpy(arrays["text"])
+    system.batch_features = lambda batch: torch.from_numpy(arrays["text"])
     system.draw_noise = lambda *shape: torch.from_numpy(arrays["noise"])
     depth = torch.from_numpy(arrays["depth_gt"])
     batch = Batch(

@@ -21,8 +21,9 @@ from langdepth.errors import CheckpointError, LangdepthError, UsageError
 from langdepth.records import Batch
 from langdepth.systems import registry
 from langdepth.systems.base import System
-from langdepth.systems.wordepth.model import OFFICIAL, Seen, WorDepth
-from langdepth.systems.wordepth.variational import Gaussian, kl_of_noise
+from langdepth.systems.wordepth.blocks import Gaussian, kl_of_noise
+from langdepth.systems.wordepth.model import ImageFeatures, WorDepth
+from langdepth.systems.wordepth.official import OFFICIAL_NAMES
 from langdepth.text.encoders import words_of
 from langdepth.text.scenes import SCENES
 from langdepth.weights import checkpoint
@@ -139,7 +140,7 @@ def test_what_is_not_seen_counts_as_zeros(small: WorDepth) -> None:
         *(torch.zeros(2, c, 4 * k, 6 * k) for c, k in ((16, 1), (48, 2), (24, 4))),
     )
     with torch.no_grad():
-        zeros = small.decode(latent, Seen(x, x3, x2, torch.zeros(2, 2)))
+        zeros = small.decode(latent, ImageFeatures(x, x3, x2, torch.zeros(2, 2)))
         torch.testing.assert_close(small.decode(latent, None), zeros, rtol=1e-4, atol=1e-5)
 
 
@@ -241,7 +242,7 @@ def test_spread_goes_from_the_image_to_the_noise(small: WorDepth, image: Tensor,
     with torch.no_grad():
         plain = small(image, text).depth
         assert torch.equal(small.draw(image, text, noise, 0.0).depth, plain)
-        seen, scenes = small.look(image), small.text_vae(text)
+        seen, scenes = small.encode_image(image), small.text_vae(text)
         assert torch.equal(small.draw(image, text, noise, 1.0).depth, small.image_step(seen, scenes, noise))
         little, more = ((small.draw(image, text, noise, s).depth - plain).abs().mean() for s in (0.1, 0.5))
         assert 0 < little < more
@@ -299,7 +300,7 @@ def test_the_head_before_enlarging_is_the_head_after_it(small: WorDepth) -> None
     d2, d3, d4 = (torch.randn(2, 8, 64 // k, 96 // k) for k in (4, 8, 16))
     enlarged = [nn.functional.interpolate(d, (64, 96), mode="bilinear", align_corners=True) for d in (d2, d3, d4)]
     with torch.no_grad():
-        torch.testing.assert_close(small.project(d2, d3, d4), small.head(sum(enlarged)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(small._project(d2, d3, d4), small.head(sum(enlarged)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -356,9 +357,9 @@ def test_training_takes_captions_of_the_image_then_of_its_scene(caption_file: Pa
     batch = Batch(image=image, depth=depth, mask=depth > 0, scene=scene, text=[None] * 2, path=["", ""])
     assert system.captions is not None
     bathroom = next(features for features in system.captions.by_scene if len(features))
-    assert torch.equal(system.features_of(batch), torch.stack([bathroom[0], system.neutral_text]))
+    assert torch.equal(system.batch_features(batch), torch.stack([bathroom[0], system.neutral_text]))
     own = nn.functional.normalize(torch.randn(2, FEATURES), dim=1)
-    torch.testing.assert_close(system.features_of(replace(batch, text_features=own)), own)
+    torch.testing.assert_close(system.batch_features(replace(batch, text_features=own)), own)
 
 
 def test_captions_of_another_width_are_refused(caption_file: Path) -> None:
@@ -379,7 +380,7 @@ def official(small: WorDepth, tmp_path: Path) -> Path:
     ours = small.state_dict()
     tensors = {
         f"module.{theirs}{key.removeprefix(prefix)}": value
-        for theirs, prefix in OFFICIAL.items()
+        for theirs, prefix in OFFICIAL_NAMES.items()
         for key, value in ours.items()
         if key.startswith(prefix)
     }

@@ -49,9 +49,9 @@ def taught(monkeypatch: pytest.MonkeyPatch) -> tuple[WorDepthTiny, Tensor, Tenso
     """A system that knows twelve images; their noise (12, 8, 2, 3) and words (12, 32)."""
     system = small()
     noise, words = torch.randn(12, 8, 2, 3), torch.nn.functional.normalize(torch.randn(12, 32), dim=1)
-    monkeypatch.setattr(WorDepthTiny, "look", lambda self, image: _Seen(image))
+    monkeypatch.setattr(WorDepthTiny, "encode_image", lambda self, image: _Seen(image))
     monkeypatch.setattr(system.sampler, "forward", lambda x, scenes: x)
-    monkeypatch.setattr(WorDepthTiny, "features_of", lambda self, batch: batch.words)
+    monkeypatch.setattr(WorDepthTiny, "batch_features", lambda self, batch: batch.words)
     share = system.learn_noise([_Batch(noise[:7], words[:7]), _Batch(noise[7:], words[7:])])  # type: ignore[list-item]
     assert 0.3 < share < 1
     return system, noise, words
@@ -70,11 +70,11 @@ def test_imagined_noise_is_that_of_images_with_such_words(monkeypatch: pytest.Mo
     known = (noise.mean(0).flatten() + rest @ axes.T @ axes).view_as(noise)
     numbers = system.draw_noise(500, 64, 96, torch.Generator().manual_seed(0))
     for image in (0, 11):
-        drawn = system.noise_for(system.scenes_of(words[image : image + 1]), numbers)
+        drawn = system.noise_for(system.scene_distribution(words[image : image + 1]), numbers)
         nearest = torch.cdist(drawn.flatten(1), resize_aligned(known, drawn.shape[-2:]).flatten(1)).min(1)
         assert nearest.values.max() < 0.01
         shares = nearest.indices.bincount(minlength=12) / 500
-        means = system.scenes_of(words).mean @ system.word_axes.T
+        means = system.scene_distribution(words).mean @ system.word_axes.T
         distances = torch.cdist(means[image : image + 1], means)[0].square()
         expected = (-3 * distances / distances.sort().values[2]).softmax(0)
         torch.testing.assert_close(shares, expected, rtol=0, atol=0.08)
@@ -85,16 +85,16 @@ def test_imagined_noise_is_that_of_images_with_such_words(monkeypatch: pytest.Mo
 def test_imagined_noise_varies_along_the_main_directions(monkeypatch: pytest.MonkeyPatch) -> None:
     system, _, words = taught(monkeypatch)
     numbers = system.draw_noise(4000, 64, 96, torch.Generator().manual_seed(0))
-    drawn = coarse(system.noise_for(system.scenes_of(words[:1]), numbers))
+    drawn = coarse(system.noise_for(system.scene_distribution(words[:1]), numbers))
     assert drawn.shape == (4000, 48)
     assert torch.linalg.matrix_rank(drawn[:50] - drawn[:50].mean(0), rtol=1e-4) == 3
     assert len(drawn.unique(dim=0)) == 4000
-    assert torch.equal(coarse(system.noise_for(system.scenes_of(words[:1]), numbers[:5])), drawn[:5])
+    assert torch.equal(coarse(system.noise_for(system.scene_distribution(words[:1]), numbers[:5])), drawn[:5])
 
 
 def test_too_few_images_to_remember(monkeypatch: pytest.MonkeyPatch) -> None:
     system, noise, words = taught(monkeypatch)
-    with pytest.raises(UsageError, match=r"11 images are too few; 'wordepth-tiny' remembers 12"):
+    with pytest.raises(UsageError, match=r"11 images are too few; 'wordepth-tiny' stores 12"):
         system.learn_noise([_Batch(noise[:11], words[:11])])  # type: ignore[list-item]
 
 
@@ -111,7 +111,7 @@ class _Batch:
 def test_noise_is_independent_until_images_taught_it() -> None:
     system = small()
     noise = system.draw_noise(2, 64, 96)
-    assert system.noise_for(system.scenes_of(system.neutral_text[None]), noise) is noise
+    assert system.noise_for(system.scene_distribution(system.neutral_text[None]), noise) is noise
 
 
 def test_training_leaves_out_and_exchanges_words() -> None:
@@ -121,8 +121,8 @@ def test_training_leaves_out_and_exchanges_words() -> None:
     batch = TestWorDepthTiny().batch(system)
     batch = replace(batch, text_features=torch.nn.functional.normalize(torch.randn(4, 32), dim=1))
     assert batch.text_features is not None
-    assert torch.equal(system.features_of(batch), batch.text_features)
-    assert torch.equal(system.train().features_of(batch), system.neutral_text.expand(4, -1))
+    assert torch.equal(system.batch_features(batch), batch.text_features)
+    assert torch.equal(system.train().batch_features(batch), system.neutral_text.expand(4, -1))
 
 
 FEATURE = 32**-0.5

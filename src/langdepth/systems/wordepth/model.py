@@ -1,4 +1,4 @@
-"""WorDepth: words say which scenes are likely, the image picks one of them (CVPR 2024, arXiv 2404.03635).
+"""WorDepth: a caption gives a distribution of scenes, the image picks one of them (CVPR 2024, arXiv 2404.03635).
 
 A caption fixes kind and scale of a scene but not its layout, an image the layout but not the scale. Specification and
 numbers: docs/systems/wordepth.md.
@@ -15,15 +15,16 @@ Data flow (published size)
     image step: depth = sigmoid(m0) * (o + exp(m1)), metres;  text step: depth = o
 
 Training alternates between the two steps; a step draws its kind (``draw_step``), ``forward`` is the image step and
-nothing in it is random. ``skip_mode`` says where the decoder sees x, x3 and x2: ``always``, ``image_only`` (paper),
-``never`` (the authors since July 2024); elsewhere it sees zeros, and text alone gives depth (``imagine``).
+nothing in it is random. ``skip_mode`` says when the decoder gets x, x3 and x2: ``always``, in image steps alone
+(``image_only``, the paper), ``never`` (the authors since July 2024); otherwise it gets zeros, and text alone gives
+depth (``imagine``).
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -33,14 +34,24 @@ from torch.nn import functional as F
 
 from langdepth import losses
 from langdepth.backbones.encoders import make_encoder, start_encoder
-from langdepth.backbones.swin import PATCH, SIZES, Swin
+from langdepth.backbones.swin import SIZES, Swin
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import ConvertsOfficial, Imagines, ReadsWithClip, Trainable
 from langdepth.systems.official import rename
-from langdepth.systems.wordepth.refine import Refine, Up, enlarged
-from langdepth.systems.wordepth.variational import ConditionalSampler, Gaussian, TextVae, kl_of_noise, kl_of_text
+from langdepth.systems.wordepth.blocks import (
+    ConditionalSampler,
+    Gaussian,
+    Refine,
+    TextVae,
+    Up,
+    enlarged,
+    kl_of_noise,
+    kl_of_text,
+)
+from langdepth.systems.wordepth.config import LEAST_DEPTH, MULTIPLE, WorDepthConfig
+from langdepth.systems.wordepth.official import OFFICIAL_NAMES
 from langdepth.text.caption_features import NO_CAPTIONS, Captions, checked_features, read_caption_features
 from langdepth.text.captions import ClipSentences
 from langdepth.text.encoders import (
@@ -51,61 +62,11 @@ from langdepth.text.encoders import (
     packaged_encoder,
 )
 
-MULTIPLE = 32
-LEAST_DEPTH = 0.1  # metres; nearer truth is not learned from
 Step = Literal["image", "text"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorDepthConfig:
-    """Options of every WorDepth."""
-
-    encoder: Literal["swin-large", "swin-tiny", "swin-mini", "efficientnet-lite0", "efficientnet-lite2"] = "swin-large"
-    frozen: int = 0
-    """First stages of an EfficientNet-Lite that keep their ImageNet weights."""
-    encoder_lr: float = 1.0
-    """Learning rate of the encoder as a share of the rest's."""
-    drop_path: float = 0.2
-    """Share of dropped residual branches in the last block of a Swin, rising from 0."""
-    resolution: tuple[int, int] = (480, 640)
-    """Height and width of training images: a Swin's position table is made for them, and other images are brought
-    to as many pixels in their own shape."""
-    widths: tuple[int, int, int] = (512, 256, 64)
-    """Decoder channels at strides 16, 8 and 4."""
-    latent: int = 128
-    """Dimensions of the Gaussian over scenes."""
-    text_features: int = 1024
-    """Length of a caption's feature."""
-    vocabulary: tuple[str, ...] = ()
-    """Words that the sentence encoder knows; filled in by training."""
-    skip_mode: Literal["never", "image_only", "always"] = "never"
-    """When the decoder sees the encoder's maps: never, in image steps (as published), or in text steps, too."""
-    noise: Literal["cell", "image"] = "cell"
-    """Whether a text step draws noise for every cell (the authors' code) or one vector for the image (the paper)."""
-    prior_mean: float = 1.54
-    """Added to the logarithm of depth: 1.54 starts at 4.66 m (NYU), 2.54 at 12.68 m (KITTI)."""
-    max_depth: float = 10.0
-    """Metres; farther truth is not learned from."""
-    alter_prob: float = 0.5
-    """Share of text steps in training."""
-    weight_kld: float = 1e-3
-    variance_focus: float = 0.85
-    silog: Literal["sum", "mean"] = "sum"
-    """Whether the silog losses of a batch's images are added (as published) or averaged."""
-
-    def __post_init__(self) -> None:
-        if min(self.resolution) < MULTIPLE or any(side % PATCH for side in self.resolution):
-            found = " x ".join(map(str, self.resolution))
-            raise ValueError(f"resolution must be multiples of {PATCH}, at least {MULTIPLE}, got {found}")
-        if not self.max_depth > LEAST_DEPTH:
-            raise ValueError(f"max_depth must be above {LEAST_DEPTH}, got {self.max_depth}")
-        for name in ("alter_prob", "encoder_lr"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-
-
-class Seen(NamedTuple):
-    """What the decoder may see of an image: x (B, C, H/16, W/16), x3 at H/8, x2 at H/4; and m0, m1 in (B, 2)."""
+class ImageFeatures(NamedTuple):
+    """Of an image: x (B, C, H/16, W/16), x3 at H/8, x2 at H/4 for the decoder; m0 and m1 in ``metric`` (B, 2)."""
 
     x: Tensor
     x3: Tensor
@@ -148,8 +109,8 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
         self.refine_2 = Refine(narrow, config.latent, last=True)
         self.head = nn.Conv2d(config.latent, 1, 3, padding=1)
         if isinstance(self.encoder, Swin) and config.skip_mode == "never":
-            for unseen in (self.encoder.norm0, self.encoder.norm1):
-                unseen.requires_grad_(False)
+            for unused in (self.encoder.norm0, self.encoder.norm1):
+                unused.requires_grad_(False)
 
         self.sentences: SentenceEncoder | None = None
         if config.vocabulary:
@@ -161,28 +122,30 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
 
     # -- words -----------------------------------------------------------------------------------------------------
 
-    def features(self, count: int, text: list[str] | Tensor | None = None, scene: list[str] | None = None) -> Tensor:
-        """The words about ``count`` images as (B, 1024) features. Raises UsageError."""
+    def text_features(
+        self, count: int, text: list[str] | Tensor | None = None, scene: list[str] | None = None
+    ) -> Tensor:
+        """Features (B, 1024) of the words about ``count`` images. Raises UsageError."""
         if scene is not None:
-            raise UsageError(f"the system '{self.name}' takes no scene; say it in words, as text")
+            raise UsageError(f"the system '{self.name}' takes no scene; name it in a sentence, as text")
         if text is None:
             return self.neutral_text.expand(count, -1)
         if len(text) != count:
             raise UsageError(f"{len(text)} texts for {count} images; give one for each")
         if not isinstance(text, Tensor):
-            return self.encode(text).to(self.neutral_text)
+            return self.encode_text(text).to(self.neutral_text)
         text = checked_features(text, (count, self.config.text_features), self.name).to(self.neutral_text)
         return torch.where(text.norm(dim=1, keepdim=True) > 0, text, self.neutral_text)
 
-    def encode(self, sentences: Sequence[str]) -> Tensor:
+    def encode_text(self, sentences: Sequence[str]) -> Tensor:
         """Sentences to (B, 1024) features: by CLIP where it was given, else by the small encoder of these weights."""
         if self.encode_words is not None:
             return self.encode_words(sentences)
         if self.sentences is not None:
             return self.sentences.encode(sentences)
         warnings.warn(
-            f"these weights of '{self.name}' hold no sentence encoder: the small one of the package reads the text "
-            "instead; CLIP's own, as published, reads it with --clip-weights RN50.pt",
+            f"these weights of '{self.name}' hold no sentence encoder: the small one of the package encodes the text "
+            "instead; CLIP's own text tower, as published, does so with --clip-weights RN50.pt",
             stacklevel=2,
         )
         self.encode_words = packaged_encoder().encode
@@ -191,7 +154,7 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
     def read_with_clip(self, clip_weights: str | Path) -> None:
         self.encode_words = ClipSentences(clip_weights).encode
 
-    def scenes_of(self, features: Tensor) -> Gaussian:
+    def scene_distribution(self, features: Tensor) -> Gaussian:
         """Text features (B, 1024) to the Gaussian over scenes, (B, 128)."""
         with torch.autocast(features.device.type, enabled=False):
             found: Gaussian = self.text_vae(features.float())
@@ -199,24 +162,24 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
 
     # -- depth -----------------------------------------------------------------------------------------------------
 
-    def look(self, image: Tensor) -> Seen:
-        """The image (B, 3, H, W), RGB in [0, 1], as decoder and sampler see it. Raises UsageError for other sizes."""
+    def encode_image(self, image: Tensor) -> ImageFeatures:
+        """Features of (B, 3, H, W) RGB images in [0, 1]. Raises UsageError where H or W is no multiple of 32."""
         height, width = image.shape[-2:]
         if height % MULTIPLE or width % MULTIPLE:
             raise UsageError(f"images are {width} x {height}; '{self.name}' takes multiples of {MULTIPLE}: resize them")
         x2, x3, x4, x5 = self.encoder(self.normalise(image))[-4:]
-        return Seen(self.up_4(x5, x4), x3, x2, self.metric(x5.amax((2, 3))).float())
+        return ImageFeatures(self.up_4(x5, x4), x3, x2, self.metric(x5.amax((2, 3))).float())
 
-    def decode(self, latent: Tensor, seen: Seen | None) -> Tensor:
-        """Latent (B, 128, H/16, W/16) to o (B, 1, H, W); ``seen`` None: without the encoder's maps."""
-        x, x3, x2 = (None, None, None) if seen is None else seen[:3]
+    def decode(self, latent: Tensor, maps: ImageFeatures | None) -> Tensor:
+        """Latent (B, 128, H/16, W/16) to o (B, 1, H, W); ``maps`` None: without the encoder's maps."""
+        x, x3, x2 = (None, None, None) if maps is None else maps[:3]
         x, d4 = self.refine_4(x, latent)
         x, d3 = self.refine_3(self.up_3(x, x3), enlarged(d4, 2))
         _, d2 = self.refine_2(self.up_2(x, x2), enlarged(d3, 2))
         with torch.autocast(latent.device.type, enabled=False):
-            return (self.project(d2.float(), d3.float(), d4.float()) + self.config.prior_mean).exp()
+            return (self._project(d2.float(), d3.float(), d4.float()) + self.config.prior_mean).exp()
 
-    def project(self, d2: Tensor, d3: Tensor, d4: Tensor) -> Tensor:
+    def _project(self, d2: Tensor, d3: Tensor, d4: Tensor) -> Tensor:
         """The head's convolution of the depth features, enlarged 4, 8 and 16 times and added; (B, 1, H, W).
 
         Its nine taps are sums over channels, which commute with enlarging: they come first, so that 9 and not 128
@@ -228,18 +191,18 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
         moves = torch.eye(9, dtype=taps.dtype, device=taps.device).view(1, 9, 3, 3)
         return F.conv2d(summed, moves, self.head.bias, padding=1)
 
-    def image_step(self, seen: Seen, scenes: Gaussian, noise: Tensor) -> Tensor:
+    def image_step(self, maps: ImageFeatures, scenes: Gaussian, noise: Tensor) -> Tensor:
         """Depth (B, 1, H, W) of the scene that ``noise`` (B, 128, H/16, W/16) picks, at the image's own scale."""
-        o = self.decode(scenes.at(noise), None if self.config.skip_mode == "never" else seen)
-        scale, offset = seen.metric[..., None, None].split(1, 1)
+        o = self.decode(scenes.at(noise), None if self.config.skip_mode == "never" else maps)
+        scale, offset = maps.metric[..., None, None].split(1, 1)
         return scale.sigmoid() * (o + offset.exp())
 
     def forward(
         self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
     ) -> DepthOutput:
-        scenes = self.scenes_of(self.features(len(image), text, scene))
-        seen = self.look(image)
-        return DepthOutput(depth=self.image_step(seen, scenes, self.sampler(seen.x, scenes).float()))
+        scenes = self.scene_distribution(self.text_features(len(image), text, scene))
+        maps = self.encode_image(image)
+        return DepthOutput(depth=self.image_step(maps, scenes, self.sampler(maps.x, scenes).float()))
 
     def draw_noise(self, count: int, height: int, width: int, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal noise (count, 128, H/16, W/16) for depth maps of ``height`` x ``width`` pixels.
@@ -256,18 +219,18 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
     def imagine(self, text: list[str] | Tensor | None, noise: Tensor) -> DepthOutput:
         """Depth of scenes that words describe, without an image: (B, 1, H, W) for noise (B, 128, H/16, W/16).
 
-        Raises UsageError for systems that never learned to do without an image.
+        Raises UsageError for systems that were not trained to predict without an image.
         """
         if self.config.skip_mode == "always":
             raise UsageError(
-                f"these weights of '{self.name}' have skip_mode always: their text steps saw the image, and nothing "
-                "can be imagined without one"
+                f"these weights of '{self.name}' have skip_mode always: their text steps were given the image, "
+                "so they give no depth without one"
             )
-        scenes = self.scenes_of(self.features(len(noise), text))
+        scenes = self.scene_distribution(self.text_features(len(noise), text))
         return DepthOutput(depth=self.decode(scenes.at(self.noise_for(scenes, noise)), None))
 
     def noise_for(self, scenes: Gaussian, noise: Tensor) -> Tensor:
-        """What noise (B, 128, H/16, W/16) becomes for words, which are one or B ``scenes``: itself, as published."""
+        """Noise (B, 128, H/16, W/16) for words, which are one or B ``scenes``: unchanged, as published."""
         return noise
 
     def draw(self, image: Tensor, text: list[str] | Tensor | None, noise: Tensor, spread: float) -> DepthOutput:
@@ -278,13 +241,13 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
         """
         if not 0 <= spread <= 1:
             raise UsageError(f"spread must lie between 0 and 1, got {spread}")
-        scenes = self.scenes_of(self.features(len(image), text))
-        seen = self.look(image)
-        picked = self.sampler(seen.x, scenes).float()
+        scenes = self.scene_distribution(self.text_features(len(image), text))
+        maps = self.encode_image(image)
+        picked = self.sampler(maps.x, scenes).float()
         mixed = (1 - spread**2) ** 0.5 * picked + spread * self.noise_for(scenes, noise)
         count = len(mixed)
-        seen = Seen(*(part.expand(count, *part.shape[1:]) for part in seen))
-        return DepthOutput(depth=self.image_step(seen, scenes, mixed))
+        maps = ImageFeatures(*(part.expand(count, *part.shape[1:]) for part in maps))
+        return DepthOutput(depth=self.image_step(maps, scenes, mixed))
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -299,24 +262,24 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
         gradient at all, so Adam leaves it and its moments alone.
         """
         config = self.config
-        scenes = self.scenes_of(self.features_of(batch))
+        scenes = self.scene_distribution(self.batch_features(batch))
         if kind == "text":
-            seen = self.look(batch.image) if config.skip_mode == "always" else None
-            depth = self.decode(scenes.at(self.draw_noise(*batch.image[:, 0].shape)), seen)
+            maps = self.encode_image(batch.image) if config.skip_mode == "always" else None
+            depth = self.decode(scenes.at(self.draw_noise(*batch.image[:, 0].shape)), maps)
             kl = kl_of_text(scenes)
         else:
-            scenes, seen = scenes.detach(), self.look(batch.image)
-            noise = self.sampler(seen.x, scenes).float()
-            depth = self.image_step(seen, scenes, noise)
+            scenes, maps = scenes.detach(), self.encode_image(batch.image)
+            noise = self.sampler(maps.x, scenes).float()
+            depth = self.image_step(maps, scenes, noise)
             kl = kl_of_noise(noise)
         mask = batch.mask & (batch.depth > LEAST_DEPTH) & (batch.depth < config.max_depth)
         silog = losses.silog_by_image(depth, batch.depth, mask, config.variance_focus)
         parts = {"silog": silog.sum() if config.silog == "sum" else silog.mean(), "kl": kl}
         return {"total": parts["silog"] + config.weight_kld * kl, **parts}
 
-    def features_of(self, batch: Batch) -> Tensor:
-        """Words of a batch as features (B, 1024): those that the data brings; else the sentences, encoded, and
-        for images without one a random caption of the labelled scene, else neutral ones.
+    def batch_features(self, batch: Batch) -> Tensor:
+        """Features (B, 1024) of a batch's words: those of the data; else of its sentences, and for images without one
+        of a random caption of the labelled scene, or else the neutral ones.
         """
         known = torch.zeros_like(self.neutral_text).expand(len(batch.image), -1)
         if batch.text_features is not None:
@@ -324,11 +287,11 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
         else:
             if self.captions is not None:
                 known = self.captions.draw(self.label_to_scene[batch.scene])
-            told = {index: sentence for index, sentence in enumerate(batch.text) if sentence}
-            if told:
+            given = {index: sentence for index, sentence in enumerate(batch.text) if sentence}
+            if given:
                 known = known.clone()
-                known[list(told)] = self.encode(list(told.values())).to(known)
-        return self.features(len(batch.image), known)
+                known[list(given)] = self.encode_text(list(given.values())).to(known)
+        return self.text_features(len(batch.image), known)
 
     def prepare_training(self, text_features: str | Captions | None = None, encoder_weights: str | None = None) -> None:
         """Start weights of the encoder; sentence encoder, neutral feature and captions from CLIP caption features.
@@ -363,36 +326,14 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
     # -- the authors' checkpoints ----------------------------------------------------------------------------------
 
     def convert_official(self, state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-        """Official names, see OFFICIAL; a position table of another resolution is resized."""
+        """Official names, see official.py; a position table of another resolution is resized."""
         if not isinstance(self.encoder, Swin) or self.sentences is not None:
             raise CheckpointError(
                 f"official checkpoints have a Swin and no sentences; '{self.name}' is another network"
             )
-        tensors, report = rename(state_dict, OFFICIAL, self.state_dict())
+        tensors, report = rename(state_dict, OFFICIAL_NAMES, self.state_dict())
         inside = {key.removeprefix("encoder."): v for key, v in tensors.items() if key.startswith("encoder.")}
         tensors |= {f"encoder.{key}": value for key, value in self.encoder.fitted(inside).items()}
         tensors["neutral_text"] = self.neutral_text.clone()
         report["missing"].remove("neutral_text")
         return tensors, report
-
-
-# The authors' names -> ours; the last refinement's feature, which nothing looks at, is left out.
-OFFICIAL = {
-    "backbone.": "encoder.",
-    "mlayer.1.ln.": "metric.",
-    "text_encoder.mean.": "text_vae.mean.",
-    "text_encoder.deviation.": "text_vae.logvar.",
-    "eps_layer.eps_net.": "sampler.mix.",
-    "eps_layer.post.": "sampler.noise.",
-    "outc.conv.": "head.",
-    **{
-        f"up_{level}.conv.{theirs}.": f"up_{level}.conv.{ours}."
-        for level in (4, 3, 2)
-        for theirs, ours in (("conv1.0", "grouped"), ("conv2.0", "conv"), ("bt", "shortcut"))
-    },
-    **{
-        f"ref_{level}.{theirs}.": f"refine_{level}.{ours}."
-        for level in (4, 3, 2)
-        for theirs, ours in (("fw", "feature"), ("dw", "depth"))
-    },
-}

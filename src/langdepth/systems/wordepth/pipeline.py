@@ -1,4 +1,4 @@
-"""How WorDepth cuts, turns and colours its training images (CVPR 2024; specification, section 5).
+"""The training images of WorDepth: cropped, rotated and coloured (CVPR 2024; specification, section 5).
 
 Data flow: image and depth as stored -> KITTI: the benchmark's 352 x 1216; NYU: depth outside the inner frame unknown
 -> NYU: rotation -> crop to the network's size -> mirror -> gamma, brightness, colours -> Sample. Images stay in
@@ -18,7 +18,7 @@ from langdepth.errors import ImageError
 from langdepth.evaluation.protocols import Protocol
 from langdepth.records import Sample
 
-INNER = slice(45, 472), slice(43, 608)  # of a 480 x 640 NYU image; around it depth is not to be trusted
+INNER = slice(45, 472), slice(43, 608)  # of a 480 x 640 NYU image; around it depth is unreliable
 GAMMA = COLOURS = (0.9, 1.1)
 
 
@@ -38,7 +38,7 @@ RULES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draws:
+class Augmentation:
     """What is random in a training image.
 
     angle in degrees, counter-clockwise; x, y: place of the crop as shares of the free space, 0 to 1; gamma: exponent of
@@ -59,7 +59,7 @@ class Draws:
         return (self.gamma, self.brightness, *self.colours) != (1.0,) * 5
 
     @classmethod
-    def draw(cls, rules: Rules, random: np.random.Generator) -> Draws:
+    def draw(cls, rules: Rules, random: np.random.Generator) -> Augmentation:
         """The published distributions: half of the images are mirrored, half are coloured."""
         moved = cls(
             angle=random.uniform(-rules.degrees, rules.degrees),
@@ -75,15 +75,15 @@ class Draws:
 
 
 def evaluation_sample(sample: Sample, rules: Rules) -> Sample:
-    """The image as it is judged: as stored, or KITTI's frame of it."""
+    """The image as it is evaluated: as stored, or KITTI's frame of it."""
     if rules.frame != "kb":
         return sample
     window = (..., *Protocol(name="kb", frame="kb").frame_window(*sample.image.shape[-2:]))
     return _with(sample, sample.image[window], sample.depth[window])
 
 
-def training_sample(sample: Sample, size: tuple[int, int], rules: Rules, draws: Draws) -> Sample:
-    """An image to learn from, of (height, width) ``size``, from one in [0, 1] or in bytes.
+def training_sample(sample: Sample, size: tuple[int, int], rules: Rules, augmentation: Augmentation) -> Sample:
+    """A training image of (height, width) ``size``, from one in [0, 1] or in bytes.
 
     Raises ImageError for images smaller than that.
     """
@@ -95,20 +95,22 @@ def training_sample(sample: Sample, size: tuple[int, int], rules: Rules, draws: 
     if min(free) < 0:
         height, width = image.shape[-2:]
         raise ImageError(f"{sample.path}: {width}x{height} is too small for training at {size[1]}x{size[0]}")
-    top, left = (min(int(share * (side + 1)), side) for share, side in zip((draws.y, draws.x), free, strict=True))
+    top, left = (
+        min(int(share * (side + 1)), side) for share, side in zip((augmentation.y, augmentation.x), free, strict=True)
+    )
     levels = image.mul(255).round() if image.is_floating_point() else image
-    if draws.angle:
+    if augmentation.angle:
         # Pillow rounds down, in float64: what is whole there may lie just below here.
         levels = _planes(levels).add_(1e-4)
-        levels, depth = turned(levels, depth, draws.angle, (top, left, *size), mirrored=draws.mirror)
+        levels, depth = turned(levels, depth, augmentation.angle, (top, left, *size), mirrored=augmentation.mirror)
     else:
         window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
         levels, depth = levels[window], depth[window]
-        if draws.mirror:
+        if augmentation.mirror:
             levels, depth = levels.flip(-1), depth.flip(-1)
         levels = _planes(levels)
-    image = _coloured(levels, draws) if draws.coloured else levels.floor_().div_(255)
-    return replace(_with(sample, image, depth.contiguous()), mirrored=draws.mirror)
+    image = _coloured(levels, augmentation) if augmentation.coloured else levels.floor_().div_(255)
+    return replace(_with(sample, image, depth.contiguous()), mirrored=augmentation.mirror)
 
 
 def _planes(levels: Tensor) -> Tensor:
@@ -116,18 +118,18 @@ def _planes(levels: Tensor) -> Tensor:
     return levels.to(torch.float32, memory_format=torch.contiguous_format)
 
 
-def _coloured(levels: Tensor, draws: Draws) -> Tensor:
+def _coloured(levels: Tensor, augmentation: Augmentation) -> Tensor:
     """Grey levels, rounded down, to [0, 1] with gamma, brightness and colours, each channel through a table."""
-    curve = (torch.arange(256) / 255) ** draws.gamma
+    curve = (torch.arange(256) / 255) ** augmentation.gamma
     image = torch.empty_like(levels)
-    for coloured, channel, factor in zip(image, levels.int(), draws.colours, strict=True):
-        table = (curve * (factor * draws.brightness)).clamp(0, 1)
+    for coloured, channel, factor in zip(image, levels.int(), augmentation.colours, strict=True):
+        table = (curve * (factor * augmentation.brightness)).clamp(0, 1)
         torch.index_select(table, 0, channel.flatten(), out=coloured.view(-1))
     return image
 
 
 class WorDepthTransform:
-    """The paper's training images from stored samples; draws follow torch's global generator."""
+    """The paper's training images from stored samples; random numbers follow torch's global generator."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
@@ -135,7 +137,7 @@ class WorDepthTransform:
     def __call__(self, sample: Sample, size: tuple[int, int]) -> Sample:
         """``sample`` at (height, width) ``size``. Raises ImageError for images smaller than that."""
         random = np.random.default_rng(int(torch.randint(2**62, ())))
-        return training_sample(sample, size, self.rules, Draws.draw(self.rules, random))
+        return training_sample(sample, size, self.rules, Augmentation.draw(self.rules, random))
 
 
 def _inner(sample: Sample, cut: bool) -> tuple[Tensor, Tensor]:

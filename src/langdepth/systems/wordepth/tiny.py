@@ -1,14 +1,14 @@
 """`wordepth-tiny`: WorDepth small enough to be part of the package, for depth from words alone on any CPU.
 
-Ours, after WorDepth (systems/wordepth.py, where the data flow is), with a latent of (B, 48, H/16, W/16). A thousand
-images teach it instead of tens of thousands, so it differs in what follows.
+Ours, after WorDepth (model.py beside this file has the data flow), with a latent of (B, 48, H/16, W/16). It is trained
+on a thousand images instead of tens of thousands, and differs from WorDepth as follows.
 
-* Encoder and sentence encoder are those of `tiny`, frozen: they know depth and words already.
+* Encoder and sentence encoder are those of `tiny`, frozen and already trained.
 * Words enter by their difference to the mean caption, enlarged: CLIP's features of captions differ little.
-* A learned map is added to the latent: without an image, the decoder could not tell floor from ceiling.
-* Both kinds of step give depth in the same way, without a metric head, so that what one learns serves the other.
-* To imagine, noise is drawn as images have it that words like these are about (``noise_for``): a long hallway gets
-  the layout of hallways. Independent cells, as published, give one blurred room.
+* A learned map is added to the latent: without an image, the decoder could not distinguish floor and ceiling.
+* Both kinds of step give depth in the same way, without a metric head, so that each helps the other.
+* To imagine, noise is drawn like that of training images with similar words (``noise_for``): a long hallway gets the
+  layout of hallways. Independent cells, as published, give one blurred room.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from torch.nn import functional as F
 from langdepth.errors import UsageError
 from langdepth.parts.upsample import resize_aligned
 from langdepth.records import Batch
-from langdepth.systems.wordepth.model import Seen, WorDepth, WorDepthConfig
-from langdepth.systems.wordepth.variational import Gaussian
+from langdepth.systems.wordepth.blocks import Gaussian
+from langdepth.systems.wordepth.config import WorDepthConfig
+from langdepth.systems.wordepth.model import ImageFeatures, WorDepth
 from langdepth.text.caption_features import Captions, read_caption_features
 from langdepth.text.encoders import CaptionBank
 
@@ -38,7 +39,7 @@ class WorDepthTinyConfig(WorDepthConfig):
     directions: int = 16
     """Main directions of images' noise that imagined noise lies along."""
     pictures: int = 768
-    """Training images whose noise and words are remembered."""
+    """Training images whose noise and words are stored."""
     word_axes: int = 12
     """Main directions of the images' words in which words are compared."""
     near: int = 10
@@ -70,22 +71,22 @@ class WorDepthTiny(WorDepth):
         coarse = (config.latent, height // 2, width // 2)  # enough for what is smooth
         self.register_buffer("noise_mean", torch.zeros(coarse))
         self.register_buffer("noise_directions", torch.zeros(config.directions, *coarse))
-        # Of the remembered images: steps along these directions, and their words along the axes.
+        # Of the stored images: steps along these directions, and their words along the axes.
         self.register_buffer("noise_steps", torch.zeros(config.pictures, config.directions))
         self.register_buffer("noise_words", torch.zeros(config.pictures, config.word_axes))
         self.register_buffer("word_axes", torch.zeros(config.word_axes, config.latent))
 
-    def scenes_of(self, features: Tensor) -> Gaussian:
+    def scene_distribution(self, features: Tensor) -> Gaussian:
         """Text features (B, 1024) to the Gaussian over scenes, (B, 48)."""
-        return super().scenes_of((features - self.neutral_text) * CONTRAST)
+        return super().scene_distribution((features - self.neutral_text) * CONTRAST)
 
-    def decode(self, latent: Tensor, seen: Seen | None) -> Tensor:
+    def decode(self, latent: Tensor, maps: ImageFeatures | None) -> Tensor:
         """Latent (B, 48, H/16, W/16) to depth (B, 1, H, W), metres."""
-        return super().decode(latent + resize_aligned(self.place, latent.shape[-2:]), seen)
+        return super().decode(latent + resize_aligned(self.place, latent.shape[-2:]), maps)
 
-    def image_step(self, seen: Seen, scenes: Gaussian, noise: Tensor) -> Tensor:
+    def image_step(self, maps: ImageFeatures, scenes: Gaussian, noise: Tensor) -> Tensor:
         """Depth (B, 1, H, W) of the scene that ``noise`` (B, 48, H/16, W/16) picks."""
-        return self.decode(scenes.at(noise), None if self.config.skip_mode == "never" else seen)
+        return self.decode(scenes.at(noise), None if self.config.skip_mode == "never" else maps)
 
     def noise_for(self, scenes: Gaussian, noise: Tensor) -> Tensor:
         """The noise of a training image with words like these, somewhat changed; (B, 48, H/16, W/16).
@@ -108,19 +109,19 @@ class WorDepthTiny(WorDepth):
 
     @torch.inference_mode()
     def learn_noise(self, batches: Iterable[Batch]) -> float:
-        """Remember noise and words of images, along their main directions.
+        """Store noise and words of images, along their main directions.
 
         Returns the share of the noise's variance that lies along these. Raises UsageError for too few images.
         """
         config, (height, width) = self.config, self.noise_mean.shape[-2:]
         found, means = [], []
         for batch in batches:
-            seen, scenes = self.look(batch.image), self.scenes_of(self.features_of(batch))
-            found.append(F.adaptive_avg_pool2d(self.sampler(seen.x, scenes).float(), (height, width)).flatten(1))
+            maps, scenes = self.encode_image(batch.image), self.scene_distribution(self.batch_features(batch))
+            found.append(F.adaptive_avg_pool2d(self.sampler(maps.x, scenes).float(), (height, width)).flatten(1))
             means.append(scenes.mean)
         noise, words = torch.cat(found), torch.cat(means)
         if len(noise) < config.pictures:
-            raise UsageError(f"{len(noise)} images are too few; '{self.name}' remembers {config.pictures}")
+            raise UsageError(f"{len(noise)} images are too few; '{self.name}' stores {config.pictures}")
         directions, deviations, share = _main_directions(noise, config.directions)
         axes, lengths, _ = _main_directions(words, config.word_axes)
         kept = torch.linspace(0, len(noise) - 1, config.pictures).round().long()
@@ -133,9 +134,9 @@ class WorDepthTiny(WorDepth):
 
     # -- training --------------------------------------------------------------------------------------------------
 
-    def features_of(self, batch: Batch) -> Tensor:
+    def batch_features(self, batch: Batch) -> Tensor:
         """The images' words as features (B, 1024); in training some are left out and some exchanged."""
-        features = super().features_of(batch)
+        features = super().batch_features(batch)
         if not self.training:
             return features
         choice = torch.rand(len(features), 1, device=features.device)
