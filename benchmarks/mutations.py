@@ -1567,7 +1567,7 @@ def prepare(folder: Path) -> None:
     from PIL import Image
     from tests.helpers import Learner
 
-    from langdepth.systems import registry
+    from langdepth.systems import card, registry
 
     class Small(Learner):
         """Its checkpoints have our names."""
@@ -1584,9 +1584,7 @@ def prepare(folder: Path) -> None:
     state["Small"] = Small
     sys.modules["mutations_small"] = type(sys)("mutations_small")
     sys.modules["mutations_small"].Small = Small  # type: ignore[attr-defined]
-    registry.REGISTRY["small"] = registry.Entry(
-        name="small", target="mutations_small:Small", summary="small", paper="none"
-    )
+    registry.REGISTRY["small"] = card.Entry(name="small", target="mutations_small:Small", summary="small", paper="none")
     torch.manual_seed(0)
     state["small system"] = registry.build("small").eval()
     state["small file"] = state["small system"].save(folder / "small.safetensors")

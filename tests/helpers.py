@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import Trainable
-from langdepth.systems.registry import Entry
+from langdepth.systems.card import Entry
 from langdepth.text.scenes import scene_index
 
 Run = Callable[..., tuple[int, str, str]]  # arguments to exit code, stdout, stderr

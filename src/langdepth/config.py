@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -165,7 +166,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T
     """
     if not isinstance(mapping, Mapping):
         raise UsageError(f"{where.rstrip('.') or 'recipe'}: expected a mapping of keys to values, got {mapping!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)  # type: ignore[arg-type]
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for key in mapping:
         if key not in fields:
@@ -180,6 +181,11 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T
         raise
     except ValueError as error:
         raise UsageError(f"{where.rstrip('.') or 'recipe'}: {error}") from None
+
+
+@lru_cache
+def _type_hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

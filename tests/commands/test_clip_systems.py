@@ -16,7 +16,7 @@ from torch import Tensor
 
 from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.data.tools.sample import write_sample
-from langdepth.systems import registry
+from langdepth.systems import card, registry
 from langdepth.systems.base import System
 from langdepth.weights import checkpoint
 from tests.backbones.test_clip_weights import LAYOUTS, write_openai, write_state_dict
@@ -39,7 +39,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> Run:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LANGDEPTH_CACHE", str(tmp_path / "cache"))
     for name, preset in SMALL.items():
-        entry = registry.Entry(**{**vars(registry.entry(name)), "preset": preset})
+        entry = card.Entry(**{**vars(registry.entry(name)), "preset": preset})
         monkeypatch.setitem(registry.REGISTRY, name, entry)
     save_image(tmp_path / "photo.png", ramp(96, 64))
     return command

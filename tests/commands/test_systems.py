@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from langdepth.cli import main
-from langdepth.systems import registry
+from langdepth.systems import card, registry
 
 
 def test_list_has_a_line_per_system(capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,18 +28,18 @@ def test_list_tells_embedded_from_missing_weights(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
     entry = registry.entry("tiny")
-    record = registry.WeightRecord(file="there.safetensors", sha256="", licence="free", source="a test")
-    bare = registry.Entry(name="bare", target=entry.target, summary="without weights", paper="none")
-    packed = registry.Entry(name="packed", target=entry.target, summary="packed", paper="none", weights=record)
+    record = card.WeightRecord(file="there.safetensors", sha256="", licence="free", source="a test")
+    bare = card.Entry(name="bare", target=entry.target, summary="without weights", paper="none")
+    packed = card.Entry(name="packed", target=entry.target, summary="packed", paper="none", weights=record)
     monkeypatch.setattr(registry, "REGISTRY", {"bare": bare, "packed": packed})
-    monkeypatch.setattr(registry, "MODELS_FOLDER", tmp_path)
+    monkeypatch.setattr(card, "MODELS_FOLDER", tmp_path)
 
     def status() -> list[str]:
         assert main(["systems"]) == 0
         return [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]]
 
     assert status() == ["none", "missing"]
-    (registry.MODELS_FOLDER / "there.safetensors").touch()
+    (card.MODELS_FOLDER / "there.safetensors").touch()
     assert status() == ["none", "embedded"]
 
 

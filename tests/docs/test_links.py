@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from langdepth.commands.systems import describe
-from langdepth.systems import registry
+from langdepth.systems import card, registry
 from tests.docs.things import ROOT
 
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in ROOT.glob("docs/systems/*.md")}
@@ -18,7 +18,7 @@ ENTRIES = {(entry.paper_url, entry.repository): entry for entry in registry.REGI
 
 
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=lambda entry: entry.name)
-def test_paper_and_repository_are_linked(entry: registry.Entry) -> None:
+def test_paper_and_repository_are_linked(entry: card.Entry) -> None:
     addresses = [address for address in (entry.paper_url, entry.repository) if address]
     assert addresses
     for address in addresses:

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from langdepth.errors import CheckpointError, UsageError
-from langdepth.systems import registry
+from langdepth.systems import card, registry
 from langdepth.systems.base import System
 from langdepth.systems.depthclip.model import DepthClip
 from langdepth.text.prompts import PROMPT_SETS, PromptSet, find_prompts, read_changes
@@ -187,11 +187,11 @@ def test_own_prompts_from_options_and_files(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def depthclip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> registry.Entry:
+def depthclip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> card.Entry:
     """``depthclip`` by name on a small architecture."""
     monkeypatch.setenv("LANGDEPTH_CACHE", str(tmp_path / "cache"))
     entry = registry.entry("depthclip")
-    small = registry.Entry(**{**vars(entry), "preset": SMALL})
+    small = card.Entry(**{**vars(entry), "preset": SMALL})
     monkeypatch.setitem(registry.REGISTRY, "depthclip", small)
     return small
 

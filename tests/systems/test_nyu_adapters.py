@@ -49,7 +49,7 @@ def test_evaluation_shows_the_inner_window(image: NyuImage) -> None:
 
 
 def test_supervised_learns_from_the_filled_depth_and_the_published_program_from_the_raw_one(
-    image_size: NyuImage,
+    image: NyuImage,
 ) -> None:
     draws = SupervisedDraws(x=3, y=7)
     assert supervised_sample(image, draws).mask.all()

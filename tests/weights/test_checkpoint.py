@@ -21,7 +21,7 @@ from torch import nn
 
 from langdepth.errors import CheckpointError, LangdepthError, MissingCheckpointError, UsageError
 from langdepth.records import DepthOutput, InputSpec
-from langdepth.systems import registry
+from langdepth.systems import card, registry
 from langdepth.systems.base import System
 from langdepth.weights import checkpoint
 
@@ -51,17 +51,17 @@ class Toy(System):
         return DepthOutput(depth=self.last(self.norm(self.first(self.normalise(image)))).exp())
 
 
-def toy_entry(name: str, **values: Any) -> registry.Entry:
-    return registry.Entry(name=name, target=f"{__name__}:Toy", summary="for tests", paper="none", **values)
+def toy_entry(name: str, **values: Any) -> card.Entry:
+    return card.Entry(name=name, target=f"{__name__}:Toy", summary="for tests", paper="none", **values)
 
 
 @pytest.fixture(autouse=True)
 def _toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    record = registry.WeightRecord(file="packed.safetensors", sha256="", licence="test licence", source="a test")
+    record = card.WeightRecord(file="packed.safetensors", sha256="", licence="test licence", source="a test")
     entries = (toy_entry("toy"), toy_entry("packed-toy", weights=record))
     monkeypatch.setattr(registry, "REGISTRY", {entry.name: entry for entry in entries})
-    monkeypatch.setattr(registry, "MODELS_FOLDER", tmp_path / "weights")
-    monkeypatch.setattr(registry.Entry, "system_class", lambda self: Toy)
+    monkeypatch.setattr(card, "MODELS_FOLDER", tmp_path / "weights")
+    monkeypatch.setattr(card.Entry, "system_class", lambda self: Toy)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
 
 
@@ -210,7 +210,7 @@ def test_packaged_weights(toy: System, monkeypatch: pytest.MonkeyPatch) -> None:
     assert checkpoint.load("packed-toy").provenance["weights"] == "packed-toy"  # nothing published yet to check against
 
     def publish(sha256: str) -> None:
-        published = registry.WeightRecord(file=record.file, sha256=sha256, licence="test", source="a test")
+        published = card.WeightRecord(file=record.file, sha256=sha256, licence="test", source="a test")
         monkeypatch.setitem(registry.REGISTRY, "packed-toy", toy_entry("packed-toy", weights=published))
 
     right = hashlib.sha256(content).hexdigest()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from langdepth.commands._parse import list_or_show, run
-from langdepth.systems import registry
+from langdepth.systems import card, registry
 from langdepth.utils.tables import columns
 
 EXAMPLE = "langdepth systems\nlangdepth systems show tiny"
@@ -76,7 +76,7 @@ def _shortened(value: Any) -> Any:
     return value
 
 
-def _where(entry: registry.Entry) -> str:
+def _where(entry: card.Entry) -> str:
     """Whether the package holds the weights ("embedded"), should but does not ("missing"), or has none ("none")."""
     if entry.weights is None:
         return "none"

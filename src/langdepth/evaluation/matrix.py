@@ -24,7 +24,7 @@ from langdepth.data.base import layout, open_dataset
 from langdepth.data.overlays import with_overlays
 from langdepth.data.rows import RowDataset, made_of
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.evaluation import metrics, paper_numbers, protocols
+from langdepth.evaluation import metrics, protocols
 from langdepth.evaluation.evaluate import evaluate
 from langdepth.evaluation.foreign import PREFIX, Predictions, ScaleKind, load_transformers
 from langdepth.evaluation.metrics import EXTRA_METRICS, METRICS
@@ -161,7 +161,7 @@ class Cell:
         name = self.row.system
         if isinstance(self.system, System) and name not in registry.REGISTRY:  # weights of one that is
             name = self.system.name
-        paper = paper_numbers.find(name, self.protocol.name)
+        paper = registry.REGISTRY[name].numbers.get(self.protocol.name) if name in registry.REGISTRY else None
         return {
             "system": self.row.label,
             "data": self.data.label,

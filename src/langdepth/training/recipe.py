@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import re
@@ -79,7 +80,11 @@ class SystemSection:
         registry.entry(self.name)
 
 
-Pipeline = Literal["standard", "nyu-adapters", "nyu-adapters-two-views", "wordepth-nyu", "wordepth-kitti"]
+def _repeats_mistakes(pipeline: str) -> bool:
+    """Whether a pipeline can make the images of official code that has mistakes."""
+    if pipeline == "standard":
+        return False
+    return "reference_exact" in inspect.signature(registry.pipeline(pipeline)).parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,12 +149,12 @@ class DataSection:
     """Images per batch and device."""
     workers: int = 2
     """Processes that read images; 0 reads in the training process."""
-    pipeline: Pipeline = "standard"
-    """How training images are made: cut and varied by ``augmentation``; as the CLIP adapters do with 640x480 images
-    (data/nyu_adapters.py), where two-views adds the second view that a photometric loss needs; or as WorDepth does with
-    images of NYU or KITTI (data/wordepth_images.py)."""
+    pipeline: str = "standard"
+    """How training images are made: standard cuts and varies them by ``augmentation``; the others are a paper's own:
+    nyu-adapters, nyu-adapters-two-views (adds the second view that a photometric loss needs), wordepth-nyu,
+    wordepth-kitti, and those of installed plug-ins."""
     reference_exact: bool = False
-    """The official images of the nyu-adapters pipelines, their mistakes included."""
+    """The official images of a paper's pipeline, their mistakes included, where it has some."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Of the standard pipeline."""
     cache: Literal["none", "features"] = "none"
@@ -173,6 +178,8 @@ class DataSection:
         if not self.validation_named and self.hold_out is None:
             object.__setattr__(self, "val_split", "val")
         standard = self.pipeline == "standard"
+        if not standard:
+            registry.pipeline(self.pipeline)
         wanted = {} if standard else {"data.pipeline": "standard"}
         wanted |= {f"data.augmentation.{name}": value for name, value in self.augmentation.varying().items()}
         if self.cache == "features" and wanted:
@@ -182,7 +189,7 @@ class DataSection:
             hold_out=(self.hold_out is None or 0 < self.hold_out < 1, "between 0 and 1"),
             without_caption=(self.captions is not None or self.without_caption == "stop", "used with captions"),
             reference_exact=(
-                not self.reference_exact or self.pipeline.startswith("nyu-adapters"),
+                not self.reference_exact or _repeats_mistakes(self.pipeline),
                 f"false with the {self.pipeline} pipeline",
             ),
             augmentation=(standard or self.augmentation == Augmentation(), f"left out with pipeline {self.pipeline}"),

@@ -38,8 +38,6 @@ from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import require_comparable
 from langdepth.systems import registry
 from langdepth.systems.capabilities import DepthSystem, Trainable
-from langdepth.systems.clip_adapters.pipeline import NyuAdapterTransform
-from langdepth.systems.wordepth.pipeline import RULES, WorDepthTransform
 from langdepth.text.caption_features import Captions
 from langdepth.training.callbacks import FillFeatures, ResumePoint
 from langdepth.training.checkpoint_io import PlainCheckpointIO
@@ -279,10 +277,9 @@ def _transform(data: DataSection, system: DepthSystem, sizes: list[tuple[int, in
             resized=data.crop is None,
             kb_sources=data.kb_sources,
         )
-    if data.pipeline in RULES:
-        return WorDepthTransform(RULES[data.pipeline])
-    two_views = data.pipeline == "nyu-adapters-two-views"
-    return NyuAdapterTransform(sizes, two_views=two_views, reference_exact=data.reference_exact)
+    options = {"reference_exact": True} if data.reference_exact else {}
+    transform: Transform = registry.pipeline(data.pipeline)(sizes, **options)
+    return transform
 
 
 def _trainer(recipe: Recipe, callbacks: list[Callback], resume: bool) -> pl.Trainer:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -188,6 +189,9 @@ class NyuAdapterTransform:
             made = supervised_sample(image, draws, reference_exact=self.reference_exact)
         words = sample.text_features
         return replace(made, scene=sample.scene, text=sample.text, text_features=words, source=sample.source)
+
+
+two_views = partial(NyuAdapterTransform, two_views=True)
 
 
 # Photo, depth and overlay are Pillow images of one size, moved alike.

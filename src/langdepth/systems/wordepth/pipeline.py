@@ -7,6 +7,7 @@ Data flow: image and depth as stored -> KITTI: the benchmark's 352 x 1216; NYU: 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -138,6 +139,16 @@ class WorDepthTransform:
         """``sample`` at (height, width) ``size``. Raises ImageError for images smaller than that."""
         random = np.random.default_rng(int(torch.randint(2**62, ())))
         return training_sample(sample, size, self.rules, Augmentation.draw(self.rules, random))
+
+
+def nyu_images(sizes: Sequence[tuple[int, int]]) -> WorDepthTransform:
+    """The pipeline wordepth-nyu."""
+    return WorDepthTransform(RULES["wordepth-nyu"])
+
+
+def kitti_images(sizes: Sequence[tuple[int, int]]) -> WorDepthTransform:
+    """The pipeline wordepth-kitti."""
+    return WorDepthTransform(RULES["wordepth-kitti"])
 
 
 def _inner(sample: Sample, cut: bool) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,145 @@
+"""card.yaml: what is known about the systems of a folder without importing them. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from langdepth.config import from_mapping
+from langdepth.errors import UsageError, first_line
+from langdepth.utils.plugins import load_target
+
+if TYPE_CHECKING:
+    from langdepth.systems.base import System
+
+MODELS_FOLDER = Path(__file__).parents[1] / "models"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightRecord:
+    """Where weights come from and what may be done with them.
+
+    ``file`` is relative to langdepth's ``models`` folder, in the card of another package to the card's folder. An empty
+    ``sha256`` is not checked.
+    """
+
+    file: str
+    sha256: str
+    licence: str
+    source: str
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies in the installed package."""
+        return MODELS_FOLDER / self.file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """A row of a paper's results table: ``metrics`` by our names; ``source`` says where it stands."""
+
+    source: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardEntry:
+    """One system of a card; what it leaves out is the card's own. Fields as in ``Entry``."""
+
+    summary: str
+    target: str | None = None
+    paper: str | None = None
+    paper_url: str | None = None
+    repository: str | None = None
+    preset: dict[str, Any] = field(default_factory=dict)
+    weights: WeightRecord | None = None
+    numbers: dict[str, Numbers] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A card.yaml. Targets are "module:class", the module relative to the card's package.
+
+    ``pipelines``: names of the paper's training images (``data.pipeline`` of a recipe) -> "module:function". The
+    function takes the network's sizes, a list of (height, width), and ``reference_exact=`` where the official code has
+    mistakes to repeat. It returns what makes a training sample: (stored Sample, (height, width)) -> Sample.
+    """
+
+    paper: str
+    paper_url: str | None = None
+    repository: str | None = None
+    target: str | None = None
+    systems: dict[str, CardEntry]
+    pipelines: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One registry name. ``target`` is "module:class"; ``preset`` holds config values that differ from its defaults.
+
+    ``paper_url`` and ``repository`` are addresses of the paper and of its authors' program, None where there is none.
+    ``numbers``: the paper's results by protocol. ``package``: what pip calls the package that adds it, None for
+    langdepth.
+    """
+
+    name: str
+    target: str
+    summary: str
+    paper: str
+    paper_url: str | None = None
+    repository: str | None = None
+    preset: dict[str, Any] = field(default_factory=dict)
+    weights: WeightRecord | None = None
+    numbers: dict[str, Numbers] = field(default_factory=dict)
+    package: str | None = None
+
+    def system_class(self) -> type[System]:
+        """Import and return the class."""
+        cls: type[System] = load_target(self.target, f"the system '{self.name}'")
+        return cls
+
+
+def read_card(path: Path, module: str, package: str | None = None) -> tuple[list[Entry], dict[str, str]]:
+    """The systems of a card, and its training pipelines as name -> "module:function".
+
+    Args:
+        path: The card.yaml.
+        module: The package it lies in, to which its targets are relative.
+        package: What pip calls the package, None for langdepth itself.
+
+    Raises:
+        UsageError: The card cannot be read, or a key or value is wrong.
+    """
+    import yaml
+
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        card = from_mapping(Card, content, "card.")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"{path}: cannot be read as a card: {first_line(error)}") from None
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    entries = []
+    for name, system in card.systems.items():
+        target = system.target or card.target
+        if target is None or ":" not in target:
+            raise UsageError(f"{path}: the system '{name}' needs a target, for example model:MySystem")
+        weights = system.weights
+        if weights is not None and package is not None:
+            weights = replace(weights, file=str(path.parent / weights.file))
+        entries.append(
+            Entry(
+                name=name,
+                target=f"{module}.{target}",
+                summary=system.summary,
+                paper=system.paper or card.paper,
+                paper_url=system.paper_url or card.paper_url,
+                repository=system.repository or card.repository,
+                preset=system.preset,
+                weights=weights,
+                numbers=system.numbers,
+                package=package,
+            )
+        )
+    return entries, {name: f"{module}.{target}" for name, target in card.pipelines.items()}

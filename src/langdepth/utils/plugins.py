@@ -1,0 +1,49 @@
+"""What other installed packages add by entry points, found by name. Nothing of them is imported until it is asked for.
+
+Groups: ``langdepth.systems`` (a package with a card.yaml), ``langdepth.datasets`` (a module, or a part of one, with a
+CARD and rows), ``langdepth.protocols`` (a ``Protocol``). CONTRIBUTING.md shows one of each.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from langdepth.errors import LangdepthError, first_line
+
+
+@cache
+def plugins(group: str, own: tuple[str, ...] = ()) -> dict[str, EntryPoint]:
+    """Entry points of a group, for example "datasets", by name. Warns of those whose name is one of ``own``."""
+    known = {point.name: point for point in entry_points(group=f"langdepth.{group}")}
+    for name in set(known) & set(own):
+        warnings.warn(f"{source_of(known[name])}: the name '{name}' is taken; it is left out", stacklevel=2)
+    return {name: point for name, point in known.items() if name not in own}
+
+
+def source_of(point: EntryPoint) -> str:
+    """The package that adds an entry point, as pip calls it."""
+    return point.dist.name if point.dist is not None else point.value
+
+
+def load_target(target: str, what: str) -> Any:
+    """What "module" or "module:attribute" names.
+
+    Args:
+        target: The name.
+        what: What it is, for the message.
+
+    Raises:
+        LangdepthError: It cannot be imported.
+    """
+    module, _, attribute = target.partition(":")
+    try:
+        found = import_module(module)
+        return getattr(found, attribute) if attribute else found
+    except LangdepthError:
+        raise
+    except Exception as error:  # a module of others may fail in any way
+        raise LangdepthError(f"{what}: '{target}' cannot be imported: {first_line(error)}") from error
