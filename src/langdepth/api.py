@@ -11,6 +11,7 @@ from typing import Any
 from langdepth.prediction.predictor import predict_images
 from langdepth.prediction.results import DepthResult
 from langdepth.systems.base import System
+from langdepth.utils.files import file_stamp
 from langdepth.weights.checkpoint import load
 
 __all__ = ["load", "predict"]
@@ -30,11 +31,11 @@ def predict(
     if isinstance(system, str | Path | Sequence):
         options.setdefault("device", "auto")
         names = (str(system),) if isinstance(system, str | Path) else tuple(map(str, system))
-        system = _loaded(names, tuple(os.stat(name).st_mtime_ns if os.path.isfile(name) else 0 for name in names))
+        system = _loaded(names, tuple(file_stamp(name) if os.path.isfile(name) else None for name in names))
     return predict_images(system, images, **options)
 
 
 @lru_cache(maxsize=2)
-def _loaded(names: tuple[str, ...], modified: tuple[int, ...]) -> System:
-    """``modified`` makes a file that was written again a new entry."""
+def _loaded(names: tuple[str, ...], stamps: tuple[object, ...]) -> System:
+    """``stamps`` make another file of the same name, and one that was written again, a new entry."""
     return load(names[0] if len(names) == 1 else names)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
+from typing import IO
 
 from langdepth.errors import LangdepthError, first_line, is_memory_error, nearest, one_line
 
@@ -42,9 +43,29 @@ def usage() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    _open_missing_streams()
     argv = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # a full disk is met here, not by the interpreter when it ends
+    except KeyboardInterrupt:
+        _complain(argv, "interrupted; what was already written is kept")
+        return 130
+    except BrokenPipeError:
+        _drop_output()
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        _complain(argv, _explained(error))
+        return error.exit_code if isinstance(error, LangdepthError) else 1
+
+
+def _run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage(), end="")
         return 0 if argv else 2
@@ -54,24 +75,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if argv[0] not in COMMANDS:
-        print(f"langdepth: unknown command '{argv[0]}': {nearest(argv[0], COMMANDS)}", file=sys.stderr)
+        _complain([], f"unknown command '{argv[0]}': {nearest(argv[0], COMMANDS)}")
         return 2
     module, _, function = COMMANDS[argv[0]][0].partition(":")
-    try:
-        code = int(getattr(import_module(module), function)(argv[1:]) or 0)
-        sys.stdout.flush()  # a full disk is told here, not by the interpreter when it ends
-        return code
-    except KeyboardInterrupt:
-        _complain(argv[0], "interrupted; what was already written is kept")
-        return 130
-    except BrokenPipeError:
-        _drop_output()
-        return 1
-    except Exception as error:
-        if debug:
-            raise
-        _complain(argv[0], _explained(error))
-        return error.exit_code if isinstance(error, LangdepthError) else 1
+    return int(getattr(import_module(module), function)(argv[1:]) or 0)
+
+
+def _open_missing_streams() -> None:
+    """Whoever closes a standard stream gets and gives nothing there. Python has None in its place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None or stream.closed:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def _explained(error: Exception) -> str:
@@ -88,15 +103,17 @@ def _explained(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}; this was not foreseen, --debug shows where it happened"
 
 
-def _complain(command: str, message: str) -> None:
-    with suppress(OSError):  # nobody may be listening
-        print(f"langdepth {command}: {one_line(message)}", file=sys.stderr)
+def _complain(argv: Sequence[str], message: str) -> None:
+    try:
+        print(f"{' '.join(['langdepth', *argv[:1]])}: {one_line(message)}", file=sys.stderr)
+    except OSError:  # nobody listens
+        _drop_output(sys.stderr)
 
 
-def _drop_output() -> None:
+def _drop_output(stream: IO[str] | None = None) -> None:
     """Let what is still to be printed go nowhere, so that the interpreter ends in silence."""
     with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
 
 
 def entry_point() -> None:

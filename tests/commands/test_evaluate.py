@@ -167,7 +167,7 @@ def test_missing_data_folder(run: Run) -> None:
 
 def test_out_is_required(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["evaluate", "--root", "data"]) == 2
-    assert "required: out" in capsys.readouterr().err
+    assert "required: --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["out", "html"])

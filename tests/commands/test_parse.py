@@ -56,9 +56,19 @@ def test_an_option_that_is_given_is_not_taken_as_left_out(option: str, value: st
         _called(option, value)
 
 
-def test_what_yaml_stumbles_over_is_one_line() -> None:
-    with pytest.raises(UsageError, match=r"^a value is not understood"):
-        _called("--number", "!!int")
+@pytest.mark.parametrize("value", ["1:30", "0b11", "0x1f", "1_000", "1.5", "1e3", "²"])
+def test_whole_numbers_are_decimal_digits(value: str) -> None:
+    """YAML reads 1:30 as 90, 0b11 as 3 and 010 as 8."""
+    with pytest.raises(UsageError, match=r"^--count: expected a whole number, got '"):
+        _called("--count", value)
+    got = _called("--count", "010", "--number", "1e-3")
+    assert (got["count"], got["number"]) == (10, 0.001)
+
+
+@pytest.mark.parametrize("value", ["1:0", "1_0", "0x1f", "1,5", ".", "!!int"])
+def test_numbers_are_decimal(value: str) -> None:
+    with pytest.raises(UsageError, match=r"^--number: expected a number, got '"):
+        _called("--number", value)
 
 
 @pytest.mark.parametrize("option", ["--file", "--out"])

@@ -24,6 +24,7 @@ from langdepth.prediction import predictor
 from langdepth.prediction.predictor import infer, predict_images, predict_stream
 from langdepth.prediction.results import DepthResult
 from langdepth.records import DepthOutput, InputSpec
+from langdepth.utils.devices import move
 from langdepth.weights.checkpoint import load
 from tests.helpers import FakeSystem, grey, ramp, save_image
 
@@ -236,12 +237,39 @@ def test_words_for_each_image(system: FakeSystem) -> None:
         ({"scene": "kitchn"}, "did you mean 'kitchen'"),
         ({"dtype": "float23"}, "did you mean 'float32'"),
         ({"device": "warp"}, "device 'warp' cannot be used"),
+        ({"device": "meta"}, "device 'meta' cannot be used here; there is cpu"),
+        ({"device": "hpu"}, "device 'hpu' cannot be used here; there is cpu"),
         ({"batch_size": 0}, "batch size must be at least 1"),
     ],
 )
 def test_wrong_options_are_usage_errors(system: FakeSystem, options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         predict_images(system, [grey(0.5)] * 2, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", ["meta", "hpu", "cuda:7", "warp"])
+def test_a_wrong_device_leaves_the_model_as_it_was(device: str) -> None:
+    model = load("tiny")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UsageError, match=f"^device '{device}' cannot be used here"):
+        model.predict(ramp(), device=device)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_device_whose_memory_is_short_leaves_the_model_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+
+    def half_way(device: object) -> None:
+        module[0].to(torch.float64)
+        if device != torch.device("cpu"):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        asked.append(device)
+
+    asked: list[object] = []
+    monkeypatch.setattr(module, "to", half_way)
+    with pytest.raises(ShortMemoryError, match=r"^device 'cpu:0': not enough memory for the network$"):
+        move(module, "cpu:0")
+    assert asked == [torch.device("cpu")]
 
 
 def test_scene_for_a_system_without_scenes_is_refused(system: FakeSystem) -> None:
@@ -280,6 +308,22 @@ def test_module_level_predict_loads_once(monkeypatch: pytest.MonkeyPatch) -> Non
     api._loaded.cache_clear()
     assert loaded == ["anything"]
     assert isinstance(predict(grey(0.5), FakeSystem()), DepthResult)
+
+
+def test_another_file_under_the_same_name_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As after os.chdir, or when a file of equal size and age replaces another."""
+    loaded: list[str] = []
+    monkeypatch.setattr(api, "load", lambda name: loaded.append(name) or FakeSystem())
+    api._loaded.cache_clear()
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        Path("m.safetensors").write_bytes(b"weights")
+        os.utime("m.safetensors", (1e9, 1e9))
+        for _ in range(2):
+            predict(grey(0.5), "m.safetensors")
+    api._loaded.cache_clear()
+    assert len(loaded) == 2
 
 
 # Inference at the image's size, as evaluation uses it

@@ -240,3 +240,19 @@ def test_depth_follows_the_focal_length_when_asked() -> None:
     camera = Camera(fx=750.0, fy=700.0, cx=0.0, cy=0.0, width=1242, height=375)
     found = judge(Seer(), [replace(plain, camera=camera)], protocol).prediction
     torch.testing.assert_close(found, 1.5 * judge(Seer(), [plain], protocols.get("full")).prediction)
+
+
+@pytest.mark.parametrize(("window", "stride"), [((1, 1), (1, 1)), ((64, 64), (1, 1))])
+def test_more_windows_than_anybody_waits_for_are_refused(window: tuple[int, int], stride: tuple[int, int]) -> None:
+    for predict in (
+        lambda: infer(Seer(), photos(300, 200), window=window, stride=stride),
+        lambda: predict_images(Seer(), ramp(200, 300), window=window, stride=stride),
+    ):
+        with pytest.raises(UsageError, match=r"^\d+ windows in an image of 200x300 pixels are more than the limit"):
+            predict()
+
+
+def test_windows_that_grow_inside_the_network_do_not_fill_the_memory() -> None:
+    seer = Seer(InputSpec(size=(64, 64)))
+    infer(seer, photos(64, 128, count=1), window=(8, 8))
+    assert max(shape[0] for shape in seer.batches) == 2

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from langdepth.errors import LangdepthError
 from langdepth.utils import files
-from langdepth.utils.files import LOCK, atomic_path, locked, temporary_folder, temporary_path, write_tensors
+from langdepth.utils.files import LOCK, atomic_path, file_stamp, locked, temporary_folder, temporary_path, write_tensors
 
 DAYS = 24 * 3600
 
@@ -268,3 +268,37 @@ def test_folders_that_are_locked(work: Any, tmp_path: Path, sample_folder: Path)
     with locked(tmp_path / "run"), pytest.raises(LangdepthError, match=f"run: is in use by process {os.getpid()}"):
         work(tmp_path / "run", sample_folder)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_lock_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path) -> None:
+    """What is written into the lock would replace the content of the file behind the link."""
+    precious = tmp_path / "precious"
+    precious.write_text("not to be lost")
+    for make in (lambda lock: lock.symlink_to(precious), lambda lock: lock.hardlink_to(precious), os.mkfifo):
+        (tmp_path / "run").mkdir()
+        make(tmp_path / "run" / LOCK)
+        with pytest.raises(LangdepthError, match="is no lock of langdepth"), locked(tmp_path / "run"):
+            pass
+        assert precious.read_text() == "not to be lost"
+        (tmp_path / "run" / LOCK).unlink()
+        (tmp_path / "run").rmdir()
+
+
+def test_a_full_disk_is_named_where_a_library_gives_no_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+    with pytest.raises(LangdepthError, match=r"a.npy: cannot be written \(No space left on device\)"):  # noqa: SIM117
+        with atomic_path(tmp_path / "a.npy"):
+            raise OSError("307200 requested and 92128 written")  # as NumPy does
+
+
+def test_a_stamp_tells_files_of_one_name_and_age_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stamps = set()
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        for content in ("1", "2"):
+            with atomic_path("m") as path:
+                path.write_text(content)
+            os.utime("m", (1e9, 1e9))
+            stamps.add(file_stamp("m"))
+    assert len(stamps) == 4

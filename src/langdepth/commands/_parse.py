@@ -9,12 +9,14 @@ import sys
 import types
 import typing
 import warnings
-from argparse import SUPPRESS, ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator, Sequence
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from langdepth.errors import FileWarning, UsageError, first_line, nearest
+from langdepth.errors import FileWarning, UsageError, nearest
+
+_LARGEST = 1e300  # beyond it no calculation goes
 
 
 def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str, example: str) -> int:
@@ -22,28 +24,16 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
 
     Parameters before ``*`` are words on the command line: one each, optional if they have a default, any number if
     typed ``list[str]``. Keyword-only parameters are options: ``batch_size: int = 4`` is ``--batch-size 8``,
-    ``flip: bool = False`` a switch ``--flip``, one without a default is required, ``system: list[str] | None = None``
-    may be given several times. Types are checked. The help comes
-    from the docstring (Google style, section "Args:") and ends with ``example``, one command per line.
+    ``flip: bool = False`` a switch ``--flip``, ``window: tuple[int, int]`` takes HEIGHTxWIDTH, one without a default is
+    required, ``system: list[str] | None = None`` may be given several times. Types are checked. The help comes from the
+    docstring (Google style, section "Args:") and ends with ``example``, one command per line.
 
-    Warnings during the call cost one line on stderr, too. Raises UsageError (one line) for anything the command line
-    gets wrong.
+    Each warning during the call is one line on stderr.
+
+    Raises:
+        UsageError: For anything the command line gets wrong.
     """
-    parser = build_parser(function, prog, example)
-    try:
-        values = parser.parse_args([word.translate(_AWAY) for word in arguments])
-    except ArgumentError as error:
-        raise UsageError(_explain(str(error), function, parser, prog, arguments).translate(_BACK)) from None
-    except OverflowError:
-        flag, _ = max((pair for pair in _typed(arguments) if pair[0][:2] == "--"), key=lambda pair: len(pair[1]))
-        raise UsageError(f"{flag}: expected a number that is not so large") from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # YAML's readers, of "!!int"
-        raise UsageError(f"a value is not understood ({first_line(error)}); see '{prog} --help'") from None
-    for flag, value in _typed(arguments):
-        if not value and values.get(flag.removeprefix("--").replace("-", "_")) == Path():
-            raise UsageError(f"{flag}: expected a path, got ''")  # an empty variable of a shell, not this folder
-        _require_number(flag, values.get(flag.removeprefix("--").replace("-", "_")))
-
+    values = vars(build_parser(function, prog, example).parse_args(arguments))
     shown: set[str] = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -55,80 +45,132 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata that nobody uses
-        logging.getLogger("PIL").addHandler(logging.NullHandler())  # whose errors are told with the file's name
+        logging.getLogger("PIL").addHandler(logging.NullHandler())  # its errors are reported with the file's name
         warnings.showwarning = show
-        return int(function(**{name: _back(values[name]) for name in inspect.signature(function).parameters}) or 0)
+        return int(function(**values) or 0)
 
 
-def _require_number(flag: str, value: Any) -> None:
-    """Raise UsageError for a whole number of hundreds of digits, which no calculation takes."""
-    if isinstance(value, int) and abs(value) >= 10**300:
-        raise UsageError(f"{flag}: expected a number that is not so large")
+class _Parser(ArgumentParser):
+    """Raises UsageError in one line for what argparse would print with the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        if unknown:
+            word = unknown[1].partition("=")[0]
+            if not word.startswith("-"):
+                raise UsageError(f"'{word}' is not understood there; write all names together, before the options")
+            flags = [f for a in self._actions for f in a.option_strings if f.startswith("--") and a.help != SUPPRESS]
+            raise UsageError(f"unknown option '{word}': {nearest(word, flags)}")
+        if message.startswith("the following arguments are required"):
+            message += f"; see '{self.prog} --help'"
+        raise UsageError(message.removeprefix("argument "))
 
 
-# Bytes of names that are not UTF-8, which the parser cannot read, and characters in their place that nobody types.
-_AWAY = {0xDC00 + byte: chr(0x10FE00 + byte) for byte in range(128, 256)}
-_BACK = {ord(kept): chr(byte) for byte, kept in _AWAY.items()}
-
-
-def _back(value: Any) -> Any:
-    """A parsed value with the bytes of its names."""
-    if isinstance(value, str):
-        return value.translate(_BACK)
-    if isinstance(value, Path):
-        return Path(str(value).translate(_BACK))
-    return [_back(part) for part in value] if isinstance(value, list) else value
-
-
-def build_parser(function: Callable[..., Any], prog: str, example: str) -> Any:
-    """The jsonargparse parser that ``run`` uses."""
+def build_parser(function: Callable[..., Any], prog: str, example: str) -> ArgumentParser:
+    """The parser that ``run`` uses."""
     import docstring_parser
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter
-
-    class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-        """Keeps the line breaks of the example."""
 
     doc = docstring_parser.parse(inspect.getdoc(function) or "")
-    meaning = {parameter.arg_name: parameter.description for parameter in doc.params}
+    meaning = {parameter.arg_name: parameter.description or "" for parameter in doc.params}
     lines = "\n".join(f"  {line.strip()}" for line in example.strip().splitlines())
-    parser = ArgumentParser(
+    parser = _Parser(
         prog=prog,
         description=doc.description,
         epilog=f"example:\n{lines}",
-        exit_on_error=False,
-        formatter_class=Formatter,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     hints = typing.get_type_hints(function)
     for name, parameter in inspect.signature(function).parameters.items():
-        hint, optional = hints[name], parameter.default is not parameter.empty
-        settings: dict[str, Any] = {"help": meaning.get(name), "type": _given(hint)}
+        hint, optional = _given(hints[name]), parameter.default is not parameter.empty
+        settings: dict[str, Any] = {"help": meaning.get(name, "").replace("%", "%%")}
         if optional:
             settings["default"] = parameter.default
+            if parameter.default not in (None, False):
+                settings["help"] += f" (default: {parameter.default})"
+        several = typing.get_origin(hint) is list
         if parameter.kind is parameter.KEYWORD_ONLY:
             flag = "--" + name.replace("_", "-")
+            settings |= {"required": not optional, "dest": name}
             if hint is bool and parameter.default is False:
                 settings["action"] = "store_true"
-                del settings["type"]
-            elif not optional:
-                settings["required"] = True
-            if any(typing.get_origin(kind) is list for kind in (hint, *typing.get_args(hint))):
-                settings |= {"type": str, "action": "append"}
+            else:
+                settings |= {"type": _reader(hint), "metavar": _metavar(name, hint)}
+                settings |= {"action": "append"} if several else {}
         else:
             flag = name
-            if typing.get_origin(hint) is list:
-                settings |= {"type": typing.get_args(hint)[0], "nargs": "*" if optional else "+"}
-            elif optional:
-                settings["nargs"] = "?"
+            settings |= {
+                "type": _reader(hint),
+                "nargs": ("*" if optional else "+") if several else "?" if optional else None,
+            }
         parser.add_argument(flag, **settings)
     return parser
 
 
 def _given(hint: Any) -> Any:
-    """The type of an option that is given: without None, as which YAML reads "#kitchen", "~" and "null"."""
+    """The type of an option that is given: without None."""
     kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
     if typing.get_origin(hint) in (typing.Union, types.UnionType) and len(kinds) == 1:
         return kinds[0]
     return hint
+
+
+def _metavar(name: str, hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "{" + ",".join(map(str, typing.get_args(hint))) + "}"
+    return name.upper() if typing.get_origin(hint) is not tuple else "HEIGHTxWIDTH"
+
+
+def _reader(hint: Any) -> Callable[[str], Any]:
+    """What makes a value of the type ``hint`` of the text that was typed."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list:
+        return _reader(arguments[0])
+    if origin is typing.Literal:
+        return lambda text: _refuse("one of " + ", ".join(arguments), text) if text not in arguments else text
+    if origin is tuple:
+        return _size
+    return {int: _whole_number, float: _number, bool: _truth, Path: _path}.get(hint, str)
+
+
+def _refuse(expected: str, text: str) -> NoReturn:
+    raise ArgumentTypeError(f"expected {expected}, got '{text}'")
+
+
+def _whole_number(text: str) -> int:
+    if not re.fullmatch(r"[+-]?[0-9]+", text):
+        _refuse("a whole number", text)
+    return int(text) if abs(_number(text)) < _LARGEST else 0
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text if "_" not in text else "")
+    except ValueError:
+        _refuse("a number", text)
+    if "n" not in text.lower() and abs(number) >= _LARGEST:
+        raise ArgumentTypeError("expected a number that is not so large")
+    return number
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        _refuse("true or false", text)
+    return text.lower() == "true"
+
+
+def _path(text: str) -> Path:
+    if not text:
+        _refuse("a path", text)  # an empty variable of a shell, not this folder
+    return Path(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(re.fullmatch("[0-9]{1,9}", side) for side in sides):
+        _refuse("HEIGHTxWIDTH in pixels, for example 352x512", text)
+    return int(sides[0]), int(sides[1])
 
 
 def members(systems: list[str] | None) -> list[str]:
@@ -137,16 +179,6 @@ def members(systems: list[str] | None) -> list[str]:
         if "," in name and not Path(name).exists():
             raise UsageError(f"--system: '{name}' is no file; of several systems give each its own --system")
     return systems or ["tiny"]
-
-
-def size(option: str, text: str | None) -> tuple[int, int] | None:
-    """(height, width) from HEIGHTxWIDTH. Raises UsageError naming the option."""
-    if text is None:
-        return None
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and len(side) < 10 for side in sides):
-        raise UsageError(f"{option}: expected HEIGHTxWIDTH in pixels, for example 352x512, got '{text}'")
-    return int(sides[0]), int(sides[1])
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -193,46 +225,3 @@ def list_or_show(
         raise UsageError(f"list takes no name; to see one {noun}: {command} {name}")
     else:
         print(table())
-
-
-def _explain(message: str, function: Callable[..., Any], parser: Any, prog: str, arguments: Sequence[str]) -> str:
-    """The parser's complaint in one line, in the words the user typed."""
-    message = " ".join(message.split())
-    unknown = re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
-    if unknown:
-        word = unknown[1].partition("=")[0]
-        if not word.startswith("-"):
-            return f"'{word}' is not understood there; write all names together, before the options"
-        flags = [f for a in parser._actions for f in a.option_strings if f.startswith("--") and a.help != SUPPRESS]
-        return f"unknown option '{word}': {nearest(word, flags)}"
-    wrong = re.match(r'Parser key "(\w+)":(?:.*value: ?(.*)|.*)', message)
-    if wrong:
-        name, value = wrong.groups()
-        option = inspect.signature(function).parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
-        place = "--" + name.replace("_", "-") if option else name
-        if value in ("None", None):  # what YAML makes of it, or the parser says something else
-            value = next((typed for flag, typed in _typed(arguments) if flag == place), value)
-        return f"{place}: expected {_kind(typing.get_type_hints(function)[name])}, got '{value}'"
-    lacking = re.match(r"Option '([\w.-]+)' is required", message)  # as jsonargparse says it in some versions
-    if lacking:
-        message = f"the following arguments are required: {lacking[1]}"
-    if message.startswith("the following arguments are required"):
-        return f"{message}; see '{prog} --help'"
-    return message
-
-
-def _typed(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Options and the values that follow them."""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        flag, equals, value = word.partition("=")
-        yield flag, value if equals else following
-
-
-def _kind(hint: Any) -> str:
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(map(str, arguments))
-    if arguments:
-        return " or ".join(_kind(a) for a in arguments if a is not type(None))
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from langdepth.commands._parse import members, run, size
+from langdepth.commands._parse import members, run
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluation import protocols
 from langdepth.prediction.options import ColorScale, read_formats
@@ -56,8 +56,8 @@ def evaluate(
     alignment: protocols.Alignment | None = None,
     frame: protocols.Frame | None = None,
     crop: protocols.Crop | None = None,
-    window: str | None = None,
-    stride: str | None = None,
+    window: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
     resize: protocols.Resize | None = None,
     clamp_views: bool | None = None,
     mask_prediction: bool | None = None,
@@ -146,8 +146,8 @@ def evaluate(
         alignment=alignment,
         frame=frame,
         crop=crop,
-        window=size("--window", window),
-        stride=size("--stride", stride),
+        window=window,
+        stride=stride,
         resize=resize,
         clamp_views=clamp_views,
         mask_prediction=mask_prediction,

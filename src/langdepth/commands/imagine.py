@@ -11,7 +11,6 @@ from pathlib import Path
 
 from langdepth.camera import GUESSED_FOV_DEGREES, Camera
 from langdepth.commands._parse import run
-from langdepth.commands._parse import size as size_of
 from langdepth.commands.predict import read_camera
 from langdepth.errors import UsageError
 from langdepth.prediction.options import ColorScale, read_formats, writer_options
@@ -35,11 +34,11 @@ def imagine(
     clip_weights: str | None = None,
     samples: int = 4,
     seed: int = 0,
-    size: str | None = None,
+    size: tuple[int, int] | None = None,
     save: str = "depth16,color",
     range: str | None = None,
     colormap: str | None = None,
-    out: str = "imagined",
+    out: Path = Path("imagined"),
     intrinsics: str | None = None,
     fov: float | None = None,
     device: str = "auto",
@@ -71,7 +70,6 @@ def imagine(
 
     formats, camera = read_formats(save, WRITERS), read_camera(intrinsics, fov)
     colors = ColorScale.from_text(range, colormap)
-    height_width = size_of("--size", size)
     if "" in (prompt.strip() for prompt in prompts):
         raise UsageError("a prompt is empty; describe a scene, for example 'a bedroom with a desk'")
 
@@ -84,7 +82,7 @@ def imagine(
     loaded = load(system, clip_weights=clip_weights)
     rows = []
     for prompt, name in zip(prompts, file_names(prompts), strict=True):
-        results = imagination.imagine(loaded, prompt, samples=samples, seed=seed, size=height_width, device=device)
+        results = imagination.imagine(loaded, prompt, samples=samples, seed=seed, size=size, device=device)
         height, width = results[0].depth.shape
         lens = Camera.guess(width, height) if camera is None else camera(width, height)
         for number, result in enumerate(results, 1):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from tqdm import tqdm
 
 from langdepth.camera import Camera, parse_intrinsics
-from langdepth.commands._parse import members, run, size
+from langdepth.commands._parse import members, run
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluation.protocols import check_window
 from langdepth.prediction.background import Background
@@ -61,12 +61,12 @@ def predict(
     save: str = "depth16,color",
     range: str | None = None,
     colormap: str | None = None,
-    out: str = "depth",
+    out: Path = Path("depth"),
     intrinsics: str | None = None,
     fov: float | None = None,
     flip: bool = False,
-    window: str | None = None,
-    stride: str | None = None,
+    window: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
     samples: int | None = None,
     spread: float = 0.5,
     seed: int = 0,
@@ -126,9 +126,8 @@ def predict(
     formats, colors = read_formats(save, WRITERS), ColorScale.from_text(range, colormap)
     changes = read_changes(prompts, words, bins)
     camera = read_camera(intrinsics, fov)
-    window_size, stride_size = size("--window", window), size("--stride", stride)
-    check_window(window_size, stride_size)
-    jobs, problems = find_jobs(images, Path(out), formats, recursive)
+    check_window(window, stride)
+    jobs, problems = find_jobs(images, out, formats, recursive)
     for problem in problems:
         _complain(problem)
     if overlay is not None:
@@ -143,7 +142,7 @@ def predict(
     if not jobs:
         return 1 if problems else 0
     try:
-        Path(out).mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LangdepthError(f"{out}: cannot be written ({error.strerror}); give another folder with --out") from None
 
@@ -159,8 +158,8 @@ def predict(
         camera=camera,
         overlay=lambda job: job.overlay,
         flip=flip,
-        window=window_size,
-        stride=stride_size,
+        window=window,
+        stride=stride,
         samples=samples,
         spread=spread,
         seed=seed,

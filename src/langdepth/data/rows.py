@@ -18,6 +18,7 @@ from langdepth.data.tools.sam import read_overlay
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_few
 from langdepth.records import Sample, WithoutCaption
 from langdepth.utils.depth_files import read_depth
+from langdepth.utils.files import file_stamp
 from langdepth.utils.images import MAX_PIXELS, DecodedImage, decoding, read_image
 
 if TYPE_CHECKING:
@@ -91,8 +92,7 @@ MATLAB = Decoder(_mat_image, _mat_depth)  # the same in MATLAB 7.3, which stores
 def read_hdf5(path: Path, names: Sequence[str], item: int | None = None) -> npt.NDArray[Any]:
     """The first of the arrays ``names`` that an HDF5 file has, or the ``item`` of it. Raises ImageError."""
     with decoding(str(path)):
-        status = path.stat()
-        file = _open_hdf5(path, status.st_mtime_ns, status.st_size, os.getpid())
+        file = _open_hdf5(path, file_stamp(path), os.getpid())
         name = next((name for name in names if name in file), None)
         if name is None:
             raise ImageError(f"has none of the arrays {', '.join(names)}; found {', '.join(sorted(file)[:8])}")
@@ -125,7 +125,7 @@ def own_dataset(file: Any, name: str, *, references: bool = False) -> Any:
 
 
 @lru_cache(maxsize=4)
-def _open_hdf5(path: Path, changed: int, size: int, process: int) -> Any:
+def _open_hdf5(path: Path, stamp: object, process: int) -> Any:
     """An HDF5 file, kept open; each process has its own, since a forked handle would share its place in the file."""
     import h5py
 

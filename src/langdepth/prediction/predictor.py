@@ -6,6 +6,7 @@ Data flow: sources -> ``read_image`` -> uint8 at the system's network size (in t
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections import deque
@@ -52,6 +53,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 BATCH_SIZE = 4
+MAX_WINDOWS = 10_000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # The camera of every image, or a function of (width, height) that makes it.
 CameraOption = Camera | Callable[[int, int], Camera] | None
@@ -323,12 +325,13 @@ def _through_windows(
     count, size = len(image), image.shape[-2:]
     height, width = min(window[0], size[0]), min(window[1], size[1])
     network_size, shrink = replace(system.input_spec, area=None).network_size(height, width), system.input_spec.shrink
-    starts = [
-        [min(start, whole - side) for start in range(0, whole - side + step, step)]
-        for whole, side, step in zip(size, (height, width), stride, strict=True)
+    tops, lefts = _window_starts(size, window, stride)
+    places = [
+        (..., slice(top, top + height), slice(left, left + width))
+        for top in (min(top, size[0] - height) for top in tops)
+        for left in (min(left, size[1] - width) for left in lefts)
     ]
-    places = [(..., slice(top, top + height), slice(left, left + width)) for top in starts[0] for left in starts[1]]
-    at_once = max(1, size[0] * size[1] // (height * width))
+    at_once = max(1, size[0] * size[1] // max(height * width, math.prod(network_size)))
     total, seen = (torch.zeros(n, 1, *size, device=image.device) for n in (count, 1))
     scene_probs: list[Tensor] = []
     for some in (places[i : i + at_once] for i in range(0, len(places), at_once)):
@@ -345,6 +348,24 @@ def _through_windows(
         if output.scene_probs is not None:
             scene_probs.extend(output.scene_probs.split(count))
     return DepthOutput(depth=total / seen, scene_probs=torch.stack(scene_probs).mean(0) if scene_probs else None)
+
+
+def _window_starts(size: Sequence[int], window: Sequence[int], stride: Sequence[int]) -> list[range]:
+    """Where windows begin, vertically and horizontally; the last may reach beyond the image.
+
+    Raises:
+        UsageError: There would be more than ``MAX_WINDOWS``.
+    """
+    starts = [
+        range(0, whole - min(side, whole) + step, step) for whole, side, step in zip(size, window, stride, strict=True)
+    ]
+    count = math.prod(map(len, starts))
+    if count > MAX_WINDOWS:
+        raise UsageError(
+            f"{count} windows in an image of {size[1]}x{size[0]} pixels are more than the limit of {MAX_WINDOWS}; give "
+            "larger windows or a larger stride"
+        )
+    return starts
 
 
 def _stated(system: DepthSystem, resize: Resize) -> Enlarge:
@@ -475,6 +496,8 @@ class _Predictor:
         """Decode and shrink. Raises ImageError for an unusable image, UsageError for a camera that does not fit."""
         image = read_image(request.source)
         height, width = image.pixels.shape[:2]
+        if self.window is not None:
+            _window_starts((height, width), self.window, self.stride or self.window)
         if image.cut and request.camera is None:
             note = "EXIF describes a larger image, of which this is a part: its focal length is not used"
             warnings.warn(FileWarning(image.path or "image", note), stacklevel=2)

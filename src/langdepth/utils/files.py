@@ -14,6 +14,7 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 import sys
 import tempfile
 import threading
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOCK = ".langdepth-lock"
+_NO_LOCK = "is no lock of langdepth but a link or another kind of file; remove it"
 LONGEST_NAME = 255  # bytes; what file systems take
 _LONGEST_SUFFIX = 16
 _ABANDONED_AFTER = 2 * 24 * 3600  # seconds without a change; no writer is idle for so long
+_FULL = 1 << 20  # bytes; with less than this a disk counts as full
 _GRACE = 10.0  # seconds that workers of a killed run may take to notice it
 _OWNED = re.compile(r"\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-\d+-[0-9a-f]+\.partial(\.[^.]*)?", re.DOTALL)
 _swept: set[str] = set()  # folders that this process has rid of leftovers
@@ -42,6 +45,15 @@ _swept: set[str] = set()  # folders that this process has rid of leftovers
 def real_path(path: str | Path) -> Path:
     """The path without links. One that points at itself stays as it is; ``Path.resolve`` raises RuntimeError there."""
     return Path(os.path.realpath(path))
+
+
+def file_stamp(path: str | Path) -> tuple[str, int, int, int]:
+    """What changes when another file is found under a name or its content is written again; a key for caches.
+
+    Raises OSError.
+    """
+    status = os.stat(path)
+    return os.path.realpath(path), status.st_ino, status.st_size, status.st_mtime_ns
 
 
 # One file
@@ -88,10 +100,20 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     except OSError as error:
         if error.filename is not None and Path(os.fsdecode(error.filename)) not in (path, temporary, *path.parents):
             raise  # something else went wrong inside, for example reading another file
-        raise LangdepthError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise LangdepthError(f"{path}: cannot be written ({_reason(error, path.parent)})") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _reason(error: OSError, folder: Path) -> str:
+    """Why something was not written. NumPy and Pillow do not say that a disk is full."""
+    if error.strerror:
+        return error.strerror
+    with suppress(OSError):
+        if shutil.disk_usage(folder).free < _FULL:
+            return os.strerror(errno.ENOSPC)
+    return str(error)
 
 
 def second_name(path: Path, name: Path) -> None:
@@ -287,7 +309,17 @@ def _try_lock(path: Path) -> int | None:
 
     The library filelock leaves its files behind, and older versions empty them, in which the holder names itself.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise LangdepthError(f"{path}: {_NO_LOCK}") from None
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:  # what is written there would be lost
+        os.close(descriptor)
+        raise LangdepthError(f"{path}: {_NO_LOCK}")
     try:
         _lock_descriptor(descriptor)
         if os.path.samestat(os.fstat(descriptor), os.stat(path)):

@@ -45,7 +45,7 @@ from langdepth.data.rows import (
 )
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.evaluation.protocols import Protocol
-from langdepth.utils.files import atomic_path, locked, real_path
+from langdepth.utils.files import atomic_path, file_stamp, locked, real_path
 from langdepth.utils.images import MAX_PIXELS, DecodedImage
 from langdepth.utils.threads import reading_threads
 
@@ -188,8 +188,7 @@ class _Frames:
     def _read(self, row: Row, name: str) -> npt.NDArray[np.uint8]:
         number, path, part = row.item or 0, self.root / name, PARTS.index(name)
         try:
-            status = path.stat()
-            content = _mapped(path, status.st_mtime_ns, status.st_size)
+            content = _mapped(path, file_stamp(path))
         except (OSError, ValueError) as error:
             raise ImageError(f"{path}: cannot be read ({error})") from None
         frame, end = self.frames[number], self.ends[number, part]
@@ -200,7 +199,7 @@ class _Frames:
 
 
 @lru_cache(maxsize=8)
-def _mapped(path: Path, changed: int, size: int) -> npt.NDArray[np.uint8]:
+def _mapped(path: Path, stamp: object) -> npt.NDArray[np.uint8]:
     return np.memmap(path, np.uint8, "r")
 
 

@@ -24,6 +24,7 @@ from langdepth.data.lists import read_list
 from langdepth.data.rows import FILES, Decoder, Intrinsics, Mask, Metres, Row
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.utils.arrays import load_matlab
+from langdepth.utils.files import file_stamp
 from langdepth.utils.images import DecodedImage, decoding, read_image
 from langdepth.utils.reading import visible
 
@@ -112,14 +113,13 @@ def _rows(
 
 def _content(path: Path) -> Any:
     """The fields of a published file."""
-    status = path.stat()
-    if status.st_size > _MAX_MAT_BYTES:
+    if path.stat().st_size > _MAX_MAT_BYTES:
         raise ImageError("is larger than an image of this data set may be")
-    return _loaded(path, status.st_mtime_ns)
+    return _loaded(path, file_stamp(path))
 
 
 @lru_cache(maxsize=4)  # image, depth, edges and camera are asked for one after the other
-def _loaded(path: Path, changed: int) -> Any:
+def _loaded(path: Path, stamp: object) -> Any:
     content = load_matlab(path, "data", squeeze_me=True, struct_as_record=False)
     if content is None:
         raise ImageError("has no structure data")
