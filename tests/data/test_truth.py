@@ -13,6 +13,8 @@ from PIL import Image
 from langdepth.camera import Camera
 from langdepth.cli import main
 from langdepth.data.base import layout, open_dataset
+from langdepth.data.lists import read_list
+from langdepth.data.pairs import listed_rows
 from langdepth.data.sets.frame_cache import write_cache
 from langdepth.data.tools.check import check_dataset
 from langdepth.errors import ImageError, LangdepthError, UsageError
@@ -34,15 +36,27 @@ def folder(root: Path, *maps: np.ndarray[Any, Any], scale: float = 0.001) -> Pat
     return root
 
 
-def saturated() -> np.ndarray[Any, Any]:
+def saturated(number: int = 65535) -> np.ndarray[Any, Any]:
     stored = (SLOPE * 1000).astype(np.uint16)
-    stored[:, :13] = 65535  # a fifth
+    stored[:, :13] = number  # a fifth
     return stored
+
+
+def renamed(root: Path, old: str, new: str) -> Path:
+    """The folder, with a file under another name, also in its index."""
+    (root / old).rename(root / new)
+    (root / "index.csv").write_text((root / "index.csv").read_text().replace(old, new))
+    return root
 
 
 MILLIMETRES = (SLOPE * 1000).astype(np.uint16)
 CANNOT_BE = {
     "no value as 65535": (lambda root: folder(root, saturated()), "20.3% of the known pixels are 65535"),
+    "no value as 65534": (lambda root: folder(root, saturated(65534)), "20.3% of the known pixels are 65534"),
+    "no value as 32767": (lambda root: folder(root, saturated(32767)), "20.3% of the known pixels are 32767"),
+    "the same in metres": (lambda root: folder(root, saturated() * np.float32(0.001)), "known pixels are 65535"),
+    "the same of 1/256 m": (lambda root: folder(root, saturated() / np.float32(256)), "known pixels are 65535"),
+    "a PNG by another name": (lambda root: renamed(folder(root, saturated()), "d0.png", "d0.dat"), "pixels are 65535"),
     "1000 times too small": (lambda root: folder(root, MILLIMETRES, scale=1e-6), "maps is 0.002499 m"),
     "centimetres as millimetres": (lambda root: folder(root, MILLIMETRES // 10), "maps is 0.2495 m"),
     "millimetres as metres": (lambda root: folder(root, SLOPE * 1000), "is 2500 m"),
@@ -110,7 +124,40 @@ def test_a_scale_beside_a_file_in_metres_is_told(tmp_path: Path) -> None:
     assert any("is not applied" in problem for problem in check_dataset("folder", root).problems)
 
 
+def test_an_image_is_not_its_own_ground_truth(tmp_path: Path) -> None:
+    root = folder(tmp_path / "d", MILLIMETRES, MILLIMETRES)
+    index = root / "index.csv"
+    index.write_text(index.read_text().replace("0.png,d0.png", "d0.png,./d0.png"))
+    with pytest.raises(LangdepthError, match=r"index\.csv line 2: '.*d0\.png' is named as the image and as its depth"):
+        open_dataset("folder", root)
+    assert len(check_dataset("folder", root).problems) == 1
+    (tmp_path / "list.txt").write_text("a.png a_depth.png\nb.png ./b.png\n")
+    for read in (lambda file: read_list(file, 2), lambda file: listed_rows(file, layout("nyu").LISTS, root)):
+        with pytest.raises(LangdepthError, match=r"list\.txt line 2: 'b\.png' is named as the image and as its depth"):
+            read(tmp_path / "list.txt")
+
+
 # Evidence in files
+
+
+def test_a_pgm_with_numbers_beyond_its_largest_is_refused(tmp_path: Path) -> None:
+    stored = np.full((48, 64), 5367, ">u2")
+    (tmp_path / "d.pgm").write_bytes(b"P5 64 48 3000\n" + stored.tobytes())
+    with pytest.raises(ImageError, match=r"d\.pgm: holds the number 5367, but its header states 3000"):
+        read_depth(tmp_path / "d.pgm", 0.001)
+    (tmp_path / "d.pgm").write_bytes(b"P5 64 48 5367\n" + stored.tobytes()[:-1])
+    with pytest.raises(ImageError, match="damaged or truncated"):
+        read_depth(tmp_path / "d.pgm", 0.001)
+
+
+def test_a_tiff_of_several_pages_or_with_white_as_zero_is_refused(tmp_path: Path) -> None:
+    page = Image.fromarray(MILLIMETRES)
+    page.save(tmp_path / "pages.tif", save_all=True, append_images=[page])
+    with pytest.raises(ImageError, match=r"pages\.tif: holds several pages"):
+        read_depth(tmp_path / "pages.tif", 0.001)
+    page.save(tmp_path / "white.tif", tiffinfo={262: 0})
+    with pytest.raises(ImageError, match=r"white\.tif: .*white is zero"):
+        read_depth(tmp_path / "white.tif", 0.001)
 
 
 @pytest.mark.parametrize("largest", [65535, 40000, 10000, 4095, 3000])

@@ -240,7 +240,7 @@ def test_ddad_keeps_the_nearest_point_and_only_those_in_front(tmp_path: Path) ->
         (np.nan, 0, 2),
     ]
     np.savez(path, data=np.array(points))
-    row = Row(key="a", path_rgb=path, path_depth=path)
+    row = Row(key="a", path_rgb=tmp_path / "a.png", path_depth=path)
 
     def seen(motion: np.ndarray) -> np.ndarray:
         return ddad._projected(row, [0, 1, 2], motion, (4.0, 4.0, 3.0, 2.0), (4, 6))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+import os
 from pathlib import Path
 
 from langdepth.errors import LangdepthError, text_flaw
+from langdepth.utils.reading import read_text
 
+_MAX_SMALL = 100_000  # bytes of a file with a few numbers
 _FOLDER = Path(__file__).parent / "lists"
 
 # Name -> SHA-256 of the text. Each line is an image's path; a second column "None" says that it has no ground truth.
@@ -38,7 +41,7 @@ def read_list(path: Path, columns: int = 1) -> list[tuple[str, ...]]:
     empty file, a line with fewer than ``columns`` columns, and a path that leads out of the data set.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path).splitlines()
     except FileNotFoundError:
         raise LangdepthError(f"{path}: the split list is missing") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -50,6 +53,8 @@ def read_list(path: Path, columns: int = 1) -> list[tuple[str, ...]]:
             continue
         if len(parts) < columns:
             raise LangdepthError(f"{path} line {number}: has {len(parts)} columns, {columns} are needed")
+        if columns > 1:
+            require_two(parts[0], parts[1], f"{path} line {number}")
         rows.append(tuple(inside(part, f"{path} line {number}") for part in parts))
     if not rows:
         raise LangdepthError(f"{path}: the split list is empty")
@@ -59,6 +64,12 @@ def read_list(path: Path, columns: int = 1) -> list[tuple[str, ...]]:
 def listed(path: Path, columns: int = 2) -> list[tuple[str, ...]]:
     """The first ``columns`` of a list file, or none where there is no such file. Raises as ``read_list`` does."""
     return [line[:columns] for line in read_list(path, columns)] if path.is_file() else []
+
+
+def require_two(image: str, depth: str, where: str) -> None:
+    """Raise LangdepthError, naming ``where``, when an image is named as its own ground truth."""
+    if os.path.normpath(image) == os.path.normpath(depth):
+        raise LangdepthError(f"{where}: '{image}' is named as the image and as its depth")
 
 
 def inside(name: str, where: str) -> str:
@@ -73,7 +84,7 @@ def read_intrinsics(path: Path) -> tuple[float, float, float, float] | None:
     if not path.is_file():
         return None
     try:
-        fx, _, cx, _, fy, cy, *_ = map(float, path.read_text().split())
-    except ValueError:
+        fx, _, cx, _, fy, cy, *_ = map(float, read_text(path, _MAX_SMALL).split())
+    except (OSError, ValueError):
         raise LangdepthError(f"{path}: expected the nine numbers of a camera matrix") from None
     return fx, fy, cx, cy

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from langdepth.data.lists import require_two
 from langdepth.data.rows import Listing, Row, first_process
 from langdepth.errors import LangdepthError, text_flaw
+from langdepth.utils.reading import read_text
 
 _SUFFIXES = (".png", ".jpg")  # an image may have been stored in the other format
 _PROBED = 20  # rows that tell where in the tree of the ground truth things lie
@@ -66,7 +68,7 @@ def listed_rows(file: Path, rules: ListRules, root: Path, truth_root: Path | Non
 def _lines(file: Path) -> Iterator[tuple[int, tuple[str, str]]]:
     """Number, image and depth of every line that is not empty."""
     try:
-        content = file.read_text(encoding="utf-8-sig")
+        content = read_text(file)
     except (OSError, UnicodeDecodeError) as error:
         raise LangdepthError(f"{file}: not readable as a list of pairs ({text_flaw(error)})") from None
     for number, line in enumerate(content.splitlines(), 1):
@@ -76,6 +78,7 @@ def _lines(file: Path) -> Iterator[tuple[int, tuple[str, str]]]:
                 f"{file} line {number}: a line names an image and its depth, with a blank between them"
             )
         if columns:
+            require_two(columns[0], columns[1], f"{file} line {number}")
             yield number, (columns[0], columns[1])
 
 

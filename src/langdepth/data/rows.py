@@ -17,9 +17,10 @@ from langdepth.camera import Camera, turned_upright
 from langdepth.data.tools.sam import read_overlay
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_few
 from langdepth.records import Sample, WithoutCaption
-from langdepth.utils.depth_files import read_depth
+from langdepth.utils.depth_files import depth_orientation, read_depth
 from langdepth.utils.files import file_stamp
 from langdepth.utils.images import MAX_PIXELS, DecodedImage, decoding, read_image
+from langdepth.utils.reading import require_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +93,7 @@ MATLAB = Decoder(_mat_image, _mat_depth)  # the same in MATLAB 7.3, which stores
 def read_hdf5(path: Path, names: Sequence[str], item: int | None = None) -> npt.NDArray[Any]:
     """The first of the arrays ``names`` that an HDF5 file has, or the ``item`` of it. Raises ImageError."""
     with decoding(str(path)):
+        require_regular(path)
         file = _open_hdf5(path, file_stamp(path), os.getpid())
         name = next((name for name in names if name in file), None)
         if name is None:
@@ -195,34 +197,37 @@ def read_pair(row: Row, doubt: Doubt | None = None) -> Upright:
     Raises ImageError naming a file that is unusable or does not fit the other, also where there is a ``doubt``.
     """
     image, depth = row.decoder.image(row), known_depth(row)
-    turn = turn_of(row, image, depth.shape)
-    told = None if doubt is None else doubt(row, depth)
-    if told is not None:
-        raise ImageError(f"{told}; {TRUST}")
-    camera = known_camera(row, depth.shape[1], depth.shape[0])
-    return Upright(image.pixels, turned_upright(depth, turn), None if camera is None else camera.oriented(turn))
+    upright, camera = turned_with_image(row, image, depth)
+    doubtful = None if doubt is None else doubt(row, depth)
+    if doubtful is not None:
+        raise ImageError(f"{doubtful}; {TRUST}")
+    return Upright(image.pixels, upright, camera)
 
 
-def turn_of(row: Row, image: DecodedImage, size: tuple[int, ...]) -> int:
-    """The EXIF orientation by which depth of this ``size`` (H, W), and a camera for it, are to be turned.
+def turned_with_image(row: Row, image: DecodedImage, depth: Metres) -> tuple[Metres, Camera | None]:
+    """Depth (H, W) as the row's decoder gives it, and the row's camera, both turned upright as the image was.
 
-    Depth belongs to the pixels of the image as they are stored, and is turned with them; if only the upright image
-    has its size, it is upright itself.
+    Depth and stated intrinsics belong to the pixels of the image as they are stored, and are turned with them. If only
+    the upright image has the size of the depth, both belong to that. Depth whose file states an orientation of its own
+    has been turned by it and is upright.
 
     Raises:
-        ImageError: It has neither size.
+        ImageError: The depth has neither size, or the stated intrinsics cannot be.
     """
-    upright = image.pixels.shape[:2]
+    size, upright = depth.shape, image.pixels.shape[:2]
     stored = upright[::-1] if image.orientation >= 5 else upright
-    if size == stored:
-        return image.orientation
-    if size == upright:
-        return 1
-    exif = "" if image.orientation == 1 else f", turned from its stored size by EXIF orientation {image.orientation}"
-    raise ImageError(
-        f"{row.path_depth}: depth is {size[1]}x{size[0]}, but its image {row.path_rgb.name} "
-        f"is {upright[1]}x{upright[0]}{exif}; both must have one size"
-    )
+    has_own = image.orientation != 1 and depth_orientation(row.path_depth) != 1
+    if size not in ((upright,) if has_own else (stored, upright)):
+        turn = image.orientation
+        exif = "" if turn == 1 else f", turned from its stored size by EXIF orientation {turn}"
+        raise ImageError(
+            f"{row.path_depth}: depth is {size[1]}x{size[0]}, but its image {row.path_rgb.name} "
+            f"is {upright[1]}x{upright[0]}{exif}; both must have one size"
+        )
+    if has_own:
+        return depth, _camera(row, stored, image.orientation)
+    turn = image.orientation if size == stored else 1
+    return turned_upright(depth, turn), _camera(row, size, turn)
 
 
 def known_depth(row: Row) -> Metres:
@@ -246,22 +251,24 @@ def true_edges(row: Row, size: Sequence[int]) -> Mask | None:
     return edges
 
 
-def known_camera(row: Row, width: int, height: int) -> Camera | None:
-    """The camera of a row whose depth, as stored, has this size, from its file where only that states one.
+def _camera(row: Row, size: tuple[int, ...], turn: int) -> Camera | None:
+    """The camera of a row, stated for pixels of this ``size`` (H, W) that were turned upright afterwards.
 
-    Raises ImageError naming the file of the image, also for stated intrinsics that cannot be. The cameras of published
-    sets are taken as they are, for copies in another size, too.
+    Raises ImageError naming the file of the image for stated intrinsics that cannot be. The cameras of published sets
+    are taken as they are, for copies in another size, too.
     """
     stated = row.intrinsics if row.decoder.intrinsics is None else row.decoder.intrinsics(row)
     if stated is None:
         return None
-    fx, fy, cx, cy = stated
+    (fx, fy, cx, cy), (height, width) = stated, size
     try:
         if row.stated:
-            return Camera.from_intrinsics(fx, fy, cx, cy, width, height, "data set")
-        return Camera(fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height, source="data set")
+            camera = Camera.from_intrinsics(fx, fy, cx, cy, width, height, "data set")
+        else:
+            camera = Camera(fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height, source="data set")
     except UsageError as error:
         raise ImageError(f"{row.path_rgb}: {error}") from None
+    return camera.oriented(turn)
 
 
 # Files of rows

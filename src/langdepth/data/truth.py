@@ -11,10 +11,11 @@ from langdepth.data.rows import Metres, Row, known_depth
 from langdepth.errors import ImageError
 
 IN_METRES = (".npy", ".npz")
-IN_16_BITS = (".png", ".pgm", ".tif", ".tiff")
 MAPS_MEASURED = 5  # of a data set, before it is used
-_LARGEST = 65535  # of 16 bits
+_LARGEST = (65535, 65534, 32767)  # numbers of 16 bits that stand for no value
+_USUAL_SCALES = (0.001, 1 / 256, 0.01)  # metres per unit that files of metres were made from
 _SATURATED = 0.01  # share of the known pixels at that number, from which it is no depth
+_ROUNDING = 2e-6  # of float32
 _BEYOND = 4.0  # times the end of the range that single sensors, and single windows of rooms, reach
 _SCATTER = 3.0  # times by which the median of one map may lie outside the range of that of several
 
@@ -44,14 +45,14 @@ def impossible_depth(card: Expected, row: Row, metres: Metres) -> str | None:
         metres: Of any shape, 0 where it is unknown.
     """
     farthest = float(metres.max(initial=0))
-    largest = row.depth_scale * _LARGEST * (1 - 1e-6)
-    in_16_bits = row.path_depth.suffix.lower() in IN_16_BITS
-    if in_16_bits and farthest >= largest and not 0.99 < card.depth_range[1] / largest < 1.01:
-        share = np.count_nonzero(metres >= largest) / np.count_nonzero(metres)
+    # A file of many items, such as the cache, chooses its scale by the farthest point.
+    largest = _saturation(farthest, row.depth_scale if row.item is None else _USUAL_SCALES[0])
+    if largest is not None and not 0.99 < card.depth_range[1] / farthest < 1.01:
+        share = np.count_nonzero(metres >= farthest * (1 - _ROUNDING)) / np.count_nonzero(metres)
         if share >= _SATURATED:
             return (
-                f"{row.path_depth}: {share:.1%} of the known pixels are {_LARGEST}, the largest number of 16 bits, "
-                f"read as {farthest:.5g} m; where it stands for no value, store 0"
+                f"{row.path_depth}: {share:.1%} of the known pixels are {largest}, the largest number of "
+                f"{16 if largest > 2**15 else 15} bits, read as {farthest:.5g} m; where it stands for no value, store 0"
             )
     if farthest > _BEYOND * card.depth_range[1]:
         return (
@@ -59,6 +60,12 @@ def impossible_depth(card: Expected, row: Row, metres: Metres) -> str | None:
             f"{card.depth_range[1]:g} m ({card.unit})"
         )
     return None
+
+
+def _saturation(farthest: float, scale: float) -> int | None:
+    """The number of ``_LARGEST`` that a distance is, stored at its own ``scale`` or at a usual one, or None."""
+    numbers = ((number, number * unit) for unit in (scale, *_USUAL_SCALES) for number in _LARGEST)
+    return next((number for number, metres in numbers if abs(farthest - metres) <= _ROUNDING * metres), None)
 
 
 def impossible_median(card: Expected, row: Row, median: float) -> str | None:

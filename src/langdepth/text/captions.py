@@ -28,7 +28,7 @@ from torch import Tensor
 from langdepth.errors import LangdepthError, UsageError, text_flaw
 from langdepth.utils.arrays import read_npz
 from langdepth.utils.files import atomic_path, locked
-from langdepth.utils.reading import visible
+from langdepth.utils.reading import open_regular, read_text, visible
 from langdepth.utils.tensors import read_pickle, reading_tensors, require_plain, require_ratio
 
 FEATURES, INDEX = "features.npy", "captions.csv"
@@ -64,7 +64,7 @@ def check_norms(features: npt.NDArray[np.floating[Any]], where: str) -> None:
 def csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and values of every row of a ``.csv`` or ``.csv.gz``."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with open_regular(path) as stream, gzip.open(stream) if path.suffix == ".gz" else stream as file:
             content: bytes = file.read(_MAX_CSV_BYTES + 1)
         if len(content) > _MAX_CSV_BYTES:
             raise LangdepthError(f"{path}: unpacks to more than {_MAX_CSV_BYTES >> 20} MB")
@@ -116,12 +116,10 @@ def _from_tables(tables: Iterable[Path]) -> Iterator[Caption]:
 
 def _from_tree(root: Path) -> Iterator[Caption]:
     for file in visible(root, "**/*.txt"):
-        if file.stat().st_size > _MAX_TXT_BYTES:
-            raise LangdepthError(f"{file}: too large for a caption")
         try:
-            sentence = file.read_text(encoding="utf-8").strip()
-        except UnicodeDecodeError:
-            raise LangdepthError(f"{file}: not UTF-8 text") from None
+            sentence = read_text(file, _MAX_TXT_BYTES).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise LangdepthError(f"{file}: not readable as a caption ({text_flaw(error)})") from None
         if not sentence:
             raise LangdepthError(f"{file}: the caption is empty")
         yield Caption(_without_set(file.relative_to(root)), sentence)
@@ -189,7 +187,7 @@ def table_features(path: Path) -> dict[str, Half]:
             a caption is empty or has two features.
     """
     what = "a file of caption features, the arrays caption (N,) and feature (N, D)"
-    with reading_tensors(path, what), path.open("rb") as stream:
+    with reading_tensors(path, what), open_regular(path) as stream:
         require_ratio(path)
         captions, stored = read_npz(stream, lambda _: "caption"), read_npz(stream, lambda _: "feature")
         sentences, features = [str(sentence) for sentence in captions], stored.astype(np.float32)

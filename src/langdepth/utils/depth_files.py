@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from langdepth.camera import turned_upright
 from langdepth.errors import ImageError
 from langdepth.utils.arrays import read_npy, read_npz
 from langdepth.utils.images import (
@@ -21,10 +22,13 @@ from langdepth.utils.images import (
     binary_stream,
     check_pixels,
     decoding,
+    exif_of,
     integers_as_uint16,
     opened_image,
 )
 from langdepth.utils.png import PNG_TAG
+
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a TIFF tag, and its value for numbers that count from white to black
 
 
 def read_depth(path: str | Path, scale: float, *, keep_invalid: bool = False) -> npt.NDArray[np.float32]:
@@ -32,10 +36,11 @@ def read_depth(path: str | Path, scale: float, *, keep_invalid: bool = False) ->
 
     A 16-bit grey PNG (or TIFF) holds ``value * scale`` metres. An ``.npy``, or an ``.npz`` with the key "depth" or a
     single array, holds metres in floating point; ``scale`` is not applied to it. NaN, infinite and negative values
-    become 0, no value; ``keep_invalid`` leaves them in, for checks that count them.
+    become 0, no value; ``keep_invalid`` leaves them in, for checks that count them. A file that states an EXIF
+    orientation of its own is turned upright by it, whatever its format.
 
-    Raises ImageError, naming the file, for anything missing, broken, 8-bit, of another shape or above ``MAX_PIXELS``,
-    and for a PNG of this library that states another scale.
+    Raises ImageError, naming the file, for anything missing, broken, 8-bit, of several pages, of another shape or above
+    ``MAX_PIXELS``, and for a PNG of this library that states another scale.
     """
     if Path(path).suffix.lower() in (".npy", ".npz"):
         with binary_stream(path) as (stream, name), decoding(name):
@@ -65,6 +70,17 @@ def read_depth16(path: str | Path) -> tuple[npt.NDArray[np.float32], float]:
     return values.astype(np.float32) * np.float32(scale), scale
 
 
+def depth_orientation(path: str | Path) -> int:
+    """The EXIF orientation that a depth file states, by which ``read_depth`` has turned it; 1 where there is none."""
+    if Path(path).suffix.lower() in (".npy", ".npz"):
+        return 1
+    try:
+        with opened_image(path) as (image, _):
+            return exif_of(image)[1]
+    except ImageError:  # for example an HDF5 file
+        return 1
+
+
 def _stated_scale(image: Image.Image) -> float | None:
     """The depth scale that a PNG of this library states, None in other files."""
     try:
@@ -77,20 +93,34 @@ def _decode_grey_16_bit(image: Image.Image) -> npt.NDArray[np.uint16]:
     check_pixels(*image.size, MAX_PIXELS)
     if image.mode not in GREY_16_BIT:
         raise ImageError(f"a depth map is a 16-bit grey PNG, this one is a {image.format} of mode {image.mode}")
-    largest = _pgm_maximum(image)  # forgotten once it is decoded
-    values = integers_as_uint16(np.asarray(image))
-    if largest is None:
-        return values
-    return np.rint(values * (largest / 65535)).astype(np.uint16)
+    if getattr(image, "is_animated", False):
+        raise ImageError("holds several pages or frames; a depth map is a file of its own")
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        raise ImageError("its numbers count from white to black (white is zero); save it with black as zero")
+    orientation = 1 if image.format == "TIFF" else exif_of(image)[1]  # Pillow turns a TIFF by itself
+    values = _pgm_values(image)
+    if values is None:
+        values = integers_as_uint16(np.asarray(image))
+    return turned_upright(values, orientation)
 
 
-def _pgm_maximum(image: Image.Image) -> int | None:
-    """The largest value that a PGM states, where Pillow stretches that to 65535; depth is the stored number."""
-    tiles = getattr(image, "tile", None)
-    if image.format != "PPM" or not tiles:
+def _pgm_values(image: Image.Image) -> npt.NDArray[np.uint16] | None:
+    """The numbers of a PGM that states a largest one, which Pillow would stretch to 65535; None for other images."""
+    tiles: Any = getattr(image, "tile", None)
+    if image.format != "PPM" or not tiles or tiles[0][0] == "raw":
         return None
-    codec, _, _, arguments = tiles[0]
-    return int(arguments[1]) if codec != "raw" and isinstance(arguments, tuple) else None
+    codec, _, offset, (_, largest) = tiles[0]
+    if codec != "ppm":  # in decimal digits, which Pillow compares with the largest
+        return np.rint(integers_as_uint16(np.asarray(image)) * (largest / 65535)).astype(np.uint16)
+    stream: IO[bytes] = getattr(image, "fp")  # noqa: B009
+    stream.seek(offset)
+    count = image.width * image.height
+    values = np.frombuffer(stream.read(2 * count), ">u2")
+    if len(values) < count:
+        raise ImageError("damaged or truncated")
+    if values.max() > largest:
+        raise ImageError(f"holds the number {values.max()}, but its header states {largest} as the largest")
+    return values.astype(np.uint16).reshape(image.height, image.width)
 
 
 def _load_numpy(stream: IO[bytes]) -> npt.NDArray[np.float32]:

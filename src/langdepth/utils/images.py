@@ -88,7 +88,7 @@ def read_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
 
 def _from_pil(image: Image.Image, path: str, max_pixels: int) -> DecodedImage:
     _check_size(*image.size, max_pixels)
-    tags, orientation = _exif(image)
+    tags, orientation = exif_of(image)
     if image.format == "TIFF":
         image.load()  # Pillow turns these by itself
     elif orientation != 1:
@@ -106,7 +106,7 @@ def _from_pil(image: Image.Image, path: str, max_pixels: int) -> DecodedImage:
     return DecodedImage(pixels=np.asarray(image if image.mode == "RGB" else image.convert("RGB")), **facts)
 
 
-def _exif(image: Image.Image) -> tuple[Mapping[int, Any], int]:
+def exif_of(image: Image.Image) -> tuple[Mapping[int, Any], int]:
     """The Exif block, and the orientation that it states, 1 to 8; broken ones state nothing."""
     tags: Mapping[int, Any] = {}
     orientation: Any = 1
@@ -122,7 +122,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
     with opened_image(path) as (image, _):
         width, height = image.size
         # Pillow reports the upright size of TIFF files, whose pixels it turns by itself.
-        lying = image.format != "TIFF" and _exif(image)[1] >= 5
+        lying = image.format != "TIFF" and exif_of(image)[1] >= 5
         return (width, height) if lying else (height, width)
 
 

@@ -30,7 +30,7 @@ from langdepth.data.rows import FILES, Decoder, Intrinsics, Metres, Row
 from langdepth.errors import ImageError, LangdepthError, first_line
 from langdepth.utils.arrays import read_npz
 from langdepth.utils.images import MAX_PIXELS, decoding
-from langdepth.utils.reading import visible
+from langdepth.utils.reading import open_regular, read_bytes, visible
 
 CARD = DatasetCard(
     name="ddad",
@@ -98,7 +98,7 @@ def _published(base: Path, split: str) -> list[Row]:
     if not file.is_file():
         return []
     with _understood(file):
-        scenes = json.loads(file.read_bytes())["scene_splits"].get(_SPLITS[split], {}).get("filenames", [])
+        scenes = json.loads(read_bytes(file))["scene_splits"].get(_SPLITS[split], {}).get("filenames", [])
         names = sorted(inside(name, str(file)) for name in scenes)
     return [row for name in names for row in _scene(base, name, split)]
 
@@ -109,7 +109,7 @@ def _scene(base: Path, name: str, split: str) -> Iterator[Row]:
     folder = file.parent.relative_to(base).as_posix()
     calibrations: dict[str, Intrinsics] = {}
     with _understood(file):
-        scene = json.loads(file.read_bytes())
+        scene = json.loads(read_bytes(file))
         data = {datum["key"]: datum for datum in scene["data"]}
         for sample in scene["samples"]:
             sensors = {data[key]["id"]["name"].upper(): data[key]["datum"] for key in sample["datum_keys"]}
@@ -161,7 +161,7 @@ def _understood(file: Path) -> Iterator[None]:
 def _intrinsics(scene: Path, key: str) -> Intrinsics:
     file = scene.parent / inside(f"calibration/{key}.json", str(scene))
     with _understood(file):
-        calibration = json.loads(file.read_bytes())
+        calibration = json.loads(read_bytes(file))
         place = [name.upper() for name in calibration["names"]].index(CAMERA)
         fx, fy, cx, cy = (float(calibration["intrinsics"][place][name]) for name in ("fx", "fy", "cx", "cy"))
     return fx, fy, cx, cy
@@ -199,7 +199,7 @@ def _projected(row: Row, columns: list[int], motion: Matrix, intrinsics: Intrins
 
 def _points(path: Path) -> Matrix:
     """(N, columns)"""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         return read_npz(stream, lambda _: "data", _require_cloud).astype(np.float64)
 
 

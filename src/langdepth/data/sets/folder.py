@@ -14,10 +14,12 @@ import os
 from pathlib import Path
 
 from langdepth.data.base import DatasetCard, keep
+from langdepth.data.lists import require_two
 from langdepth.data.rows import Row
 from langdepth.errors import LangdepthError, nearest, text_flaw
 from langdepth.text.scenes import SCENES
 from langdepth.utils.files import real_path
+from langdepth.utils.reading import read_csv
 
 _PIXELS = 1e6  # beyond any focal length and image; whether a camera fits its image is known with the image (rows.py)
 REQUIRED = ("path_rgb", "path_depth", "depth_scale")
@@ -63,22 +65,21 @@ def read_index(
     index = root / "index.csv"
     if not root.is_dir():
         raise LangdepthError(f"{root}: no such folder")
-    if not index.is_file():
+    if not index.exists():
         raise LangdepthError(f"{root}: has no index.csv; make one with the columns {', '.join(REQUIRED)}")
     try:
-        with index.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            missing = [column for column in REQUIRED if column not in (reader.fieldnames or ())]
-            if missing:
-                raise LangdepthError(f"{index}: column {', '.join(missing)} is missing")
-            rows = []
-            for values in reader:
-                try:
-                    rows.append(_row(root, truth_root or root, reader.line_num, values))
-                except LangdepthError as error:
-                    if problems is None:
-                        raise
-                    problems.append(error)
+        reader = read_csv(index)
+        missing = [column for column in REQUIRED if column not in (reader.fieldnames or ())]
+        if missing:
+            raise LangdepthError(f"{index}: column {', '.join(missing)} is missing")
+        rows = []
+        for values in reader:
+            try:
+                rows.append(_row(root, truth_root or root, reader.line_num, values))
+            except LangdepthError as error:
+                if problems is None:
+                    raise
+                problems.append(error)
     except (csv.Error, OSError, UnicodeDecodeError) as error:
         raise LangdepthError(f"{index}: not readable as CSV ({text_flaw(error)})") from None
     if not rows and not problems:
@@ -147,12 +148,14 @@ def _row(root: Path, truth_root: Path, line: int, values: dict[str, str]) -> Row
             )
         if not max(map(abs, intrinsics[2:])) < _PIXELS:
             raise LangdepthError(f"{where}: the principal point {intrinsics[2]:g}, {intrinsics[3]:g} is in no image")
+    path_rgb, path_depth = inside("path_rgb"), inside("path_depth", truth_root)
+    require_two(str(path_rgb), str(path_depth), where)
     size = [int(text) for text in (values.get("height"), values.get("width")) if text and _is_width(text)]
     return Row(
         key=values["path_rgb"],
         line=line,
-        path_rgb=inside("path_rgb"),
-        path_depth=inside("path_depth", truth_root),
+        path_rgb=path_rgb,
+        path_depth=path_depth,
         depth_scale=scale,
         source=values.get("source") or "",
         scene_run=values.get("scene") or "",

@@ -47,6 +47,7 @@ from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.evaluation.protocols import Protocol
 from langdepth.utils.files import atomic_path, file_stamp, locked, real_path
 from langdepth.utils.images import MAX_PIXELS, DecodedImage
+from langdepth.utils.reading import read_bytes
 from langdepth.utils.threads import reading_threads
 
 CARD = DatasetCard(
@@ -71,6 +72,7 @@ FORMAT = 3  # to be raised where the files change, or the same originals give ot
 PARTS = IMAGES, DEPTHS, EDGES = "images.u8", "depths.u16", "edges.u8"
 INDEX, PARTIAL = "index.jsonl", "index.partial"
 _AGAIN = "run 'langdepth data cache' again"
+_MAX_INDEX = 1 << 30  # bytes; a line has about a thousand
 _AT_ONCE = 16
 
 
@@ -207,9 +209,9 @@ def _read_index(path: Path) -> tuple[dict[str, Any], list[Stored], bool]:
     """First line, the lines after it before one that is damaged, and whether all are there and good."""
     lines: list[Stored] = []
     try:
-        first, *texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        first, *texts = read_bytes(path, _MAX_INDEX).decode(errors="replace").splitlines()
         head = dict(json.loads(first))
-    except (ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}, lines, False
     for text in texts:
         try:

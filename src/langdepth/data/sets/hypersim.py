@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +27,8 @@ import numpy.typing as npt
 from langdepth.data.base import DatasetCard, first_layout
 from langdepth.data.lists import inside, listed
 from langdepth.data.rows import FILES, Decoder, Intrinsics, Metres, Row, read_hdf5
-from langdepth.errors import ImageError, LangdepthError
-from langdepth.utils.reading import visible
+from langdepth.errors import ImageError, LangdepthError, text_flaw
+from langdepth.utils.reading import read_csv, visible
 
 CARD = DatasetCard(
     name="hypersim",
@@ -110,16 +109,14 @@ def _table(root: Path, name: str) -> Path | None:
 def _readable(file: Path, what: str) -> Iterator[Iterator[dict[str, str]]]:
     """The lines of a table; whatever is wrong with it or them, as one line that names it."""
     try:
-        with file.open(newline="", encoding="utf-8") as stream:
-            yield _whole_lines(stream)
+        yield _whole_lines(read_csv(file))
     except LangdepthError:
         raise
     except (csv.Error, KeyError, ValueError, OSError) as error:
-        raise LangdepthError(f"{file}: not readable as {what} ({error})") from None
+        raise LangdepthError(f"{file}: not readable as {what} ({text_flaw(error)})") from None
 
 
-def _whole_lines(stream: TextIO) -> Iterator[dict[str, str]]:
-    reader = csv.DictReader(stream)
+def _whole_lines(reader: csv.DictReader[str]) -> Iterator[dict[str, str]]:
     for line in reader:
         if None in line.values():
             raise ValueError(f"line {reader.line_num} ends too early")

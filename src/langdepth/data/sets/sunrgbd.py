@@ -11,6 +11,7 @@ The list has the first word where both are there. Depth is the sensor's, with ho
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from langdepth.text.scenes import SCENES
 from langdepth.utils.arrays import load_matlab
 from langdepth.utils.depth_files import read_depth
 from langdepth.utils.images import decoding
-from langdepth.utils.reading import visible
+from langdepth.utils.reading import read_bytes, visible
 
 CARD = DatasetCard(
     name="sunrgbd",
@@ -48,6 +49,7 @@ CARD = DatasetCard(
     protocol="sunrgbd",
 )
 LIST = "SUNRGBD_val_splits.txt"
+_MAX_LABEL = 1000  # bytes
 _BESIDE = (("image", "*.jpg"), ("depth", "*.png"))  # of a scene: folder and files of image and depth
 _SPLIT_FILES = tuple(
     f"{folder}allsplit.mat" for folder in ("", "traintestSUNRGBD/", "SUNRGBDtoolbox/traintestSUNRGBD/")
@@ -110,8 +112,9 @@ def _row(root: Path, image: Path, depth: Path, split: str, focal: float | None =
     if focal is not None:
         cx, cy = intrinsics[2:] if intrinsics else _middle(image)
         intrinsics = (focal, focal, cx, cy)
-    label = scene / "scene.txt"
-    kind = label.read_text(encoding="utf-8", errors="replace").strip() if label.is_file() else ""
+    kind = ""
+    with suppress(OSError):  # there is none
+        kind = read_bytes(scene / "scene.txt", _MAX_LABEL).decode(errors="replace").strip()
     return Row(
         key=image.relative_to(root).as_posix(),
         path_rgb=image,

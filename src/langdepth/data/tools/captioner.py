@@ -24,6 +24,7 @@ from langdepth.utils.devices import move
 from langdepth.utils.files import atomic_path
 from langdepth.utils.images import read_image
 from langdepth.utils.network import hub_or_cache
+from langdepth.utils.reading import read_csv
 
 Pixels = npt.NDArray[np.uint8]
 Describe = Callable[[Sequence[Pixels]], list[str]]
@@ -124,8 +125,7 @@ def _described(
 
 def _known(out: Path) -> dict[str, str]:
     read_captions(out)  # says what is wrong with it
-    with out.open(newline="", encoding="utf-8") as file:
-        return {row["image"]: row["caption"] for row in csv.DictReader(file)}
+    return {row["image"]: row["caption"] for row in read_csv(out)}
 
 
 def _save(out: Path, captions: dict[str, str]) -> None:

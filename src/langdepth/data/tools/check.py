@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from langdepth.data.base import DatasetCard, card_of, find_rows, folder_with, split_counts, unfinished
-from langdepth.data.rows import Row, known_camera, true_edges, turn_of
+from langdepth.data.rows import Row, true_edges, turned_with_image
 from langdepth.data.tools.prepare import MANIFEST, read_manifest
 from langdepth.data.tools.sam import read_overlay
 from langdepth.data.truth import impossible_depth, impossible_median, unused_scale, wrong_unit
@@ -233,9 +233,8 @@ def _check_pair(card: DatasetCard, row: Row) -> Pair:
     except LangdepthError as error:
         return Pair(row=row, problems=(*problems, str(error)), **known)
     try:
-        known_camera(row, depth.shape[1], depth.shape[0])
         if image is not None:
-            turn_of(row, image, depth.shape)
+            turned_with_image(row, image, depth)
     except LangdepthError as error:
         problems.append(str(error))
     bad = {"NaN": np.isnan(depth), "infinite": np.isinf(depth), "negative": depth < 0}

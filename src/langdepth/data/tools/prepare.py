@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import lzma
 import math
 import os
@@ -26,9 +27,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, NamedTuple
 
 from langdepth.data.base import INCOMPLETE, find_rows, layout
-from langdepth.errors import LangdepthError, UsageError
+from langdepth.errors import LangdepthError, UsageError, text_flaw
 from langdepth.utils.files import atomic_path, locked, real_path
-from langdepth.utils.reading import file_sha256, visible
+from langdepth.utils.reading import file_sha256, read_bytes, visible
 
 MANIFEST = "langdepth-manifest.csv"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -43,6 +44,7 @@ _MAX_RATIO = 100  # how much larger than an archive its content may be
 _SMALL = 1_000_000_000  # bytes that it may have in any case
 _MAX_DICTIONARY = 256_000_000  # bytes that unpacking LZMA may keep in memory; "xz -9" wants 64 MiB
 _TOO_LARGE_DICTIONARY = f"wants a dictionary of more than {_MAX_DICTIONARY // 10**6} MB to be unpacked; refused"
+_MAX_MANIFEST = 1 << 30  # of five million files
 _SPARE = 64_000_000  # bytes that stay free on the disk
 # How the manifest is opened: any name that a file can have is kept.
 _TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
@@ -157,10 +159,12 @@ class Extraction:
 def read_manifest(root: Path) -> dict[str, Written]:
     """Path -> what was written there; empty without a manifest. A line that a stopped run left half is passed over."""
     try:
-        with (root / MANIFEST).open(**_TEXT) as file:
-            rows = list(csv.reader(line for line in file if "\0" not in line))  # zeros: what a power failure leaves
+        lines = io.TextIOWrapper(io.BytesIO(read_bytes(root / MANIFEST, _MAX_MANIFEST)), **_TEXT)
+        rows = list(csv.reader(line for line in lines if "\0" not in line))  # zeros: what a power failure leaves
     except FileNotFoundError:
         return {}
+    except (OSError, csv.Error) as error:
+        raise LangdepthError(f"{root / MANIFEST}: not readable as a manifest ({text_flaw(error)})") from None
     whole = (row for row in rows if len(row) == 4 and row[1].isdecimal() and len(row[1]) < 20 and len(row[2]) == 64)
     return {path: Written(int(size), digest, source) for path, size, digest, source in whole}
 

@@ -30,6 +30,7 @@ from langdepth.errors import (
 from langdepth.utils.arrays import ArrayError, read_npz
 from langdepth.utils.files import atomic_path, real_path
 from langdepth.utils.images import read_image
+from langdepth.utils.reading import open_regular, read_csv
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,7 @@ def read_overlay(source: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.ui
         return np.asarray(overlay.resize((image.shape[1], image.shape[0])))  # Pillow's default, as published
     path = Path(source)
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             check = partial(_require_fit, image.shape[:2])
             masks = read_npz(stream, lambda names: "masks", check).astype(bool, copy=False)
     except ImageError as error:
@@ -167,19 +168,18 @@ def read_index(folder: Path) -> dict[str, str]:
     Raises LangdepthError naming the line of a mistake, also of a path that leads out of the folder.
     """
     index, found = folder / INDEX, dict[str, str]()
-    if not index.is_file():
+    if not index.exists():
         return found
     try:
-        with index.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            if not set(COLUMNS) <= set(reader.fieldnames or ()):
-                raise LangdepthError(f"{index}: needs the columns {', '.join(COLUMNS)}")
-            for line in reader:
-                image, overlay = line["image"] or "", PurePosixPath(line["overlay"] or "")
-                if not image or not overlay.parts or overlay.is_absolute() or ".." in overlay.parts:
-                    where = f"{index} line {reader.line_num}"
-                    raise LangdepthError(f"{where}: overlay '{overlay}' of '{image}' does not lie inside the folder")
-                found[image] = overlay.as_posix()
+        reader = read_csv(index)
+        if not set(COLUMNS) <= set(reader.fieldnames or ()):
+            raise LangdepthError(f"{index}: needs the columns {', '.join(COLUMNS)}")
+        for line in reader:
+            image, overlay = line["image"] or "", PurePosixPath(line["overlay"] or "")
+            if not image or not overlay.parts or overlay.is_absolute() or ".." in overlay.parts:
+                where = f"{index} line {reader.line_num}"
+                raise LangdepthError(f"{where}: overlay '{overlay}' of '{image}' does not lie inside the folder")
+            found[image] = overlay.as_posix()
     except (csv.Error, OSError, UnicodeDecodeError) as error:
         raise LangdepthError(f"{index}: not readable as CSV ({text_flaw(error)})") from None
     return found

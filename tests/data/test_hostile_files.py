@@ -1,0 +1,65 @@
+"""Small files beside the images: pipes and devices are refused without waiting, huge ones before they are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from langdepth.data.lists import read_intrinsics, read_list
+from langdepth.data.overlays import Overlays
+from langdepth.data.pairs import ListRules, listed_rows
+from langdepth.data.rows import Row, read_hdf5
+from langdepth.data.sets import ddad, folder, hypersim
+from langdepth.data.tools.prepare import MANIFEST, read_manifest
+from langdepth.errors import LangdepthError
+from langdepth.text.captions import read_captions
+from langdepth.utils.depth_files import read_depth
+
+RULES = ListRules(row=lambda *_: Row(key="a", path_rgb=Path("a"), path_depth=Path("b")), key=str)
+# Name below the folder -> what reads it, given the folder
+READERS: dict[str, Callable[[Path], object]] = {
+    "index.csv": folder.read_index,
+    "overlays.csv": Overlays,
+    "ddad.json": lambda root: ddad.rows(root, "val"),
+    "metadata_images_split_scene_v1.csv": lambda root: hypersim.rows(root, "test"),
+    "list.txt": lambda root: listed_rows(root / "list.txt", RULES, root),
+    "official.txt": lambda root: read_list(root / "official.txt"),
+    "intrinsics.txt": lambda root: read_intrinsics(root / "intrinsics.txt"),
+    MANIFEST: read_manifest,
+    "nyu/train/kitchen.txt": read_captions,
+    "captions.csv.gz": read_captions,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_far_too_large_is_refused_before_it_is_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, 20 << 30)  # takes no room on the disk
+    with pytest.raises(LangdepthError, match=Path(name).name):
+        READERS[name](tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+@pytest.mark.parametrize("name", READERS)
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    if name in ("ddad.json", "metadata_images_split_scene_v1.csv", "intrinsics.txt"):  # as if it were not there
+        with suppress(LangdepthError):
+            assert READERS[name](tmp_path) is None
+        return
+    with pytest.raises(LangdepthError, match=r"not a regular file|no captions"):
+        READERS[name](tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+@pytest.mark.parametrize("name", ["d.npy", "d.npz", "d.png", "d.h5"])
+def test_a_pipe_for_depth_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(LangdepthError, match=rf"{name}: .*not a regular file"):
+        read_hdf5(tmp_path / name, ["depth"]) if name == "d.h5" else read_depth(tmp_path / name, 1.0)
