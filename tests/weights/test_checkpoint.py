@@ -23,6 +23,7 @@ from langdepth.errors import CheckpointError, LangdepthError, MissingCheckpointE
 from langdepth.records import DepthOutput, InputSpec
 from langdepth.systems import card, registry
 from langdepth.systems.base import System
+from langdepth.systems.capabilities import Trainable
 from langdepth.weights import checkpoint
 
 
@@ -36,7 +37,7 @@ class ToyConfig:
             raise ValueError("channels must be positive")
 
 
-class Toy(System):
+class Toy(System, Trainable):
     Config = ToyConfig
 
     def __init__(self, config: ToyConfig) -> None:

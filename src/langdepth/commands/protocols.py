@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from langdepth.commands._parse import list_or_show, run
 from langdepth.evaluation import protocols
-from langdepth.evaluation.protocols import PROTOCOLS, Protocol
+from langdepth.evaluation.protocols import Protocol
+from langdepth.utils.plugins import usable
 from langdepth.utils.tables import columns
 
 EXAMPLE = "langdepth protocols\nlangdepth protocols show nyu-eigen"
@@ -59,7 +60,7 @@ def show_protocols(action: Literal["list", "show"] = "list", name: str | None = 
 def table() -> str:
     """All protocols, one line each."""
     rows = [("name", "hash", "frame", "crop", "metres", "flip", "clamp", "alignment")]
-    for protocol in PROTOCOLS.values():
+    for protocol in usable(protocols.names(), protocols.get):
         metres = f"{protocol.min_depth:g} to {protocol.max_depth:g}"
         flip, clamp = ("yes" if switch else "no" for switch in (protocol.flip, protocol.clamp_prediction))
         rows.append(

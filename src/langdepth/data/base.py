@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -19,11 +18,12 @@ from langdepth.data.rows import TRUST, Row, RowDataset, first_process, present
 from langdepth.data.truth import impossible_depth, unused_scale, wrong_unit
 from langdepth.errors import LangdepthError, UsageError, nearest
 from langdepth.records import Sample, WithoutCaption
+from langdepth.utils.plugins import load_target, plugins
 
 if TYPE_CHECKING:
     from langdepth.text.caption_features import Captions
 
-DATASETS = {
+_OWN = {
     "cache": "langdepth.data.sets.frame_cache",
     "ddad": "langdepth.data.sets.ddad",
     "diml-outdoor": "langdepth.data.sets.diml",
@@ -37,6 +37,7 @@ DATASETS = {
     "sunrgbd": "langdepth.data.sets.sunrgbd",
     "vkitti2": "langdepth.data.sets.vkitti2",
 }
+DATASETS = _OWN | {name: point.value for name, point in plugins("datasets", tuple(_OWN)).items()}
 INCOMPLETE = ".langdepth-incomplete"  # lies in a folder that is still being prepared
 
 
@@ -111,9 +112,7 @@ def layout(name: str) -> Layout:
     """The module of the data set ``name``, or the part of one. Raises UsageError naming the nearest known one."""
     if name not in DATASETS:
         raise UsageError(f"unknown data set '{name}': {nearest(name, DATASETS)}")
-    module, _, part = DATASETS[name].partition(":")
-    found = import_module(module)
-    return cast(Layout, getattr(found, part) if part else found)
+    return cast(Layout, load_target(DATASETS[name], f"the data set '{name}'"))
 
 
 def card_of(name: str, root: str | Path) -> DatasetCard:

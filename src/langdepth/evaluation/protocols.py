@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from langdepth.errors import UsageError, nearest
+from langdepth.utils.plugins import load_target, plugins, source_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -289,9 +290,19 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
+def names() -> list[str]:
+    """The names of all presets, those of installed plug-ins last."""
+    return [*PROTOCOLS, *plugins("protocols", tuple(PROTOCOLS))]
+
+
 def get(name: str) -> Protocol:
     """The preset called ``name``. Raises UsageError naming the nearest known one."""
-    try:
+    if name in PROTOCOLS:
         return PROTOCOLS[name]
-    except KeyError:
-        raise UsageError(f"unknown protocol '{name}': {nearest(name, PROTOCOLS)}") from None
+    if name not in names():
+        raise UsageError(f"unknown protocol '{name}': {nearest(name, names())}")
+    point = plugins("protocols", tuple(PROTOCOLS))[name]
+    found = load_target(point.value, f"the protocol '{name}'")
+    if not isinstance(found, Protocol) or found.name != name:
+        raise UsageError(f"{source_of(point)}: '{point.value}' is no Protocol called '{name}'")
+    return found

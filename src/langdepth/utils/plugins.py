@@ -7,12 +7,15 @@ CARD and rows), ``langdepth.protocols`` (a ``Protocol``). CONTRIBUTING.md shows 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from langdepth.errors import LangdepthError, first_line
+
+T = TypeVar("T")
 
 
 @cache
@@ -27,6 +30,15 @@ def plugins(group: str, own: tuple[str, ...] = ()) -> dict[str, EntryPoint]:
 def source_of(point: EntryPoint) -> str:
     """The package that adds an entry point, as pip calls it."""
     return point.dist.name if point.dist is not None else point.value
+
+
+def usable(names: Iterable[str], load: Callable[[str], T]) -> Iterator[T]:
+    """What ``load`` makes of each name. Warns of those that cannot be loaded: a bad plug-in costs itself alone."""
+    for name in names:
+        try:
+            yield load(name)
+        except LangdepthError as error:
+            warnings.warn(str(error), stacklevel=2)
 
 
 def load_target(target: str, what: str) -> Any:
@@ -46,4 +58,4 @@ def load_target(target: str, what: str) -> Any:
     except LangdepthError:
         raise
     except Exception as error:  # a module of others may fail in any way
-        raise LangdepthError(f"{what}: '{target}' cannot be imported: {first_line(error)}") from error
+        raise LangdepthError(f"{what} cannot be imported: {first_line(error)}") from error

@@ -24,7 +24,7 @@ from langdepth.errors import (
     nearest,
 )
 from langdepth.systems import registry
-from langdepth.systems.capabilities import DepthSystem, ReadsWithClip, StandsOnClip, TakesPrompts, require
+from langdepth.systems.capabilities import DepthSystem, ReadsWithClip, StandsOnClip, TakesPrompts, Trainable, require
 from langdepth.utils.devices import move
 from langdepth.utils.files import atomic_path, real_path, second_name, temporary_folder, write_tensors
 from langdepth.utils.network import hub_or_cache
@@ -86,8 +86,9 @@ def load(
 ) -> System:
     """A system with its weights, in eval mode.
 
-    ``name``: a registry name ("tiny"), a ``.safetensors`` file, or a hub id "owner/name" or "owner/name@revision". A
-    list of them gives the mean of all these systems, which may differ in network size but must all give metres.
+    ``name``: a registry name ("tiny"), a ``.safetensors`` file, or a hub id "owner/name" or "owner/name@revision";
+    "module:Class" for a class of one's own, with weights "module:Class@FILE.safetensors". A list of them gives the mean
+    of all these systems, which may differ in network size but must all give metres.
     ``device``: where to put it (default: CPU). ``offline``: use only what the hub's cache holds; the default follows
     the environment variable HF_HUB_OFFLINE.
 
@@ -105,13 +106,14 @@ def load(
 
         options: dict[str, Any] = {"offline": offline, "clip_weights": clip_weights, "prompts": prompts}
         return move(combine([load(one, **options) for one in name]).eval(), device)
-    if _is_zero_shot(str(name)):
-        return move(_load_zero_shot(str(name), clip_weights, prompts).eval(), device)
-    path, label, sha256 = _locate(str(name), offline)
+    own, weights = _own_class(str(name))
+    if _needs_no_file(str(name)):
+        return move(_load_without_file(str(name), clip_weights, prompts).eval(), device)
+    path, label, sha256 = _locate(weights, offline)
     if sha256:
         _check_sha256(path, label, sha256)
     metadata, tensors = _read(path, label)
-    system = _build(metadata, label, tensors)
+    system = _build(own or metadata.get("system", ""), metadata, label, tensors)
     _fill(system, tensors, label)
     system.provenance = {
         **_json(metadata, "provenance", label),
@@ -128,16 +130,30 @@ def load(
     return move(system.eval(), device)
 
 
-def _is_zero_shot(name: str) -> bool:
+def _own_class(name: str) -> tuple[str | None, str]:
+    """The class and the weights of "module:Class@weights" or "module:Class", whose module is imported; (None, name)."""
+    cls, _, weights = name.partition("@")
+    if name in registry.REGISTRY or Path(name).exists() or not registry.OWN_CLASS.fullmatch(cls):
+        return None, name
+    registry.entry(cls)
+    return cls, weights or name
+
+
+def _needs_no_file(name: str) -> bool:
+    """Whether a system is complete without trained weights: from CLIP's alone, or because nothing in it is trained."""
     if name not in registry.REGISTRY:
         return False
-    cls = registry.entry(name).system_class()
-    return issubclass(cls, StandsOnClip) and cls.zero_shot
+    found = registry.entry(name)
+    cls = found.system_class()
+    return (issubclass(cls, StandsOnClip) and cls.zero_shot) or (
+        found.weights is None and not issubclass(cls, Trainable | StandsOnClip)
+    )
 
 
-def _load_zero_shot(name: str, clip_weights: str | Path | None, prompts: Mapping[str, Any] | None) -> System:
+def _load_without_file(name: str, clip_weights: str | Path | None, prompts: Mapping[str, Any] | None) -> System:
     system = registry.build(name)
-    require(system, StandsOnClip).load_foundation(clip_weights, prompts)
+    if isinstance(system, StandsOnClip) or clip_weights is not None or prompts:
+        require(system, StandsOnClip).load_foundation(clip_weights, prompts)
     system.provenance |= {"weights": name, "sha256": None, "langdepth_version": __version__}
     return system
 
@@ -188,9 +204,11 @@ def _facts_to_store(system: DepthSystem, extra: dict[str, Any] | None) -> dict[s
 
 
 def _write_tensors(system: DepthSystem, path: Path, facts: Mapping[str, Any], dtype: torch.dtype | None) -> None:
+    package = registry.entry(system.name).package
     metadata = {
         "format": FORMAT,
         "system": system.name,
+        **({"package": package} if package else {}),
         "config": json.dumps(to_mapping(system.config)),
         "langdepth_version": __version__,
         "licence": str(facts["licence"]),
@@ -387,10 +405,17 @@ def _json(metadata: dict[str, str], key: str, label: str) -> dict[str, Any]:
     return value
 
 
-def _build(metadata: dict[str, str], label: str, tensors: Mapping[str, Tensor]) -> System:
-    """The system that a file states, of the size of its ``tensors``."""
-    name = metadata.get("system", "")
+def _build(name: str, metadata: dict[str, str], label: str, tensors: Mapping[str, Tensor]) -> System:
+    """The system called ``name`` with the configuration of a file, of the size of its ``tensors``."""
     if name not in registry.REGISTRY:
+        package = metadata.get("package", "")
+        if re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", package):
+            raise CheckpointError(
+                f"{label}: holds the system '{name}' of the package '{package}', which is not installed; install it "
+                f"with pip install {package}, if you trust it"
+            )
+        if registry.OWN_CLASS.fullmatch(name):
+            raise CheckpointError(f"{label}: holds a system of the class {name}; name it too: {name}@{label}")
         raise CheckpointError(
             f"{label}: holds the system '{name}', which langdepth {__version__} does not know: "
             f"{nearest(name, registry.REGISTRY)}"

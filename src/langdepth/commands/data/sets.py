@@ -22,6 +22,7 @@ def list_sets(name: str | None = None, *, root: Path | None = None) -> None:
             itself.
     """
     from langdepth.data.base import DATASETS, layout
+    from langdepth.utils.plugins import usable
 
     if root is not None and not root.is_dir():
         raise LangdepthError(f"{root}: no such folder")
@@ -30,8 +31,7 @@ def list_sets(name: str | None = None, *, root: Path | None = None) -> None:
             print(one_line(line))
         return
     table = [("name", "title", "splits", "protocol", *(("found",) if root else ()))]
-    for known in DATASETS:
-        card = layout(known).CARD
+    for known, card in usable(DATASETS, lambda known: (known, layout(known).CARD)):
         splits = ", ".join(f"{split} {count or ''}".strip() for split, count in card.splits.items()) or "of its index"
         table.append((known, card.title, splits, card.protocol, *((_found(known, root),) if root else ())))
     print("\n".join(columns(table)))
