@@ -148,3 +148,14 @@ def test_a_class_in_a_file_of_ones_own(tmp_path: Path) -> None:
     ((code, _, err),) = run(tmp_path, ["predict", image, "--system", weights])
     assert code == 1
     assert f"name it too: my_depth:Example@{weights}" in err
+
+
+def test_contributing_quotes_the_package() -> None:
+    page = (HERE.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    sources = [
+        path.read_text(encoding="utf-8") for path in HERE.glob("**/*") if path.suffix in (".py", ".toml", ".yaml")
+    ]
+    quoted = re.findall(r"```(?:python|toml|yaml)\n(.*?)```", page, re.DOTALL)
+    assert len(quoted) == 8
+    for block in quoted:
+        assert any(block in source for source in sources), block
