@@ -38,14 +38,9 @@ RANK = {name: rank for rank, line in enumerate(ROOMS) for name in line}
 # Arrows against the order, or that close a circle, which are still to be removed: (from, to).
 LEFT = {
     ("backbones.encoders", "weights.convert"),
-    ("data.overlays", "data.tools.sam"),
-    ("data.overlays", "systems.capabilities"),
-    ("data.rows", "data.tools.sam"),
-    ("data.sets.nyu", "data.tools.prepare"),
     ("evaluation.report", "evaluation.evaluate"),
     ("evaluation.saved", "evaluation.evaluate"),
     ("evaluation.tally", "evaluation.evaluate"),
-    ("prediction.predictor", "data.tools.sam"),
     ("systems.base", "weights.checkpoint"),
     ("text.encoders", "weights.checkpoint"),
 }

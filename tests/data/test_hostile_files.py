@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from langdepth.data.base import Search
 from langdepth.data.lists import read_intrinsics, read_list
 from langdepth.data.overlays import Overlays
 from langdepth.data.pairs import ListRules, listed_rows
@@ -24,8 +25,8 @@ RULES = ListRules(row=lambda *_: Row(key="a", path_rgb=Path("a"), path_depth=Pat
 READERS: dict[str, Callable[[Path], object]] = {
     "index.csv": folder.read_index,
     "overlays.csv": Overlays,
-    "ddad.json": lambda root: ddad.rows(root, "val"),
-    "metadata_images_split_scene_v1.csv": lambda root: hypersim.rows(root, "test"),
+    "ddad.json": lambda root: ddad.rows(Search(root, "val")),
+    "metadata_images_split_scene_v1.csv": lambda root: hypersim.rows(Search(root, "test")),
     "list.txt": lambda root: listed_rows(root / "list.txt", RULES, root),
     "official.txt": lambda root: read_list(root / "official.txt"),
     "intrinsics.txt": lambda root: read_intrinsics(root / "intrinsics.txt"),

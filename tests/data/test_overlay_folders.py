@@ -13,9 +13,9 @@ import pytest
 
 from langdepth import cli
 from langdepth.data.base import open_dataset
-from langdepth.data.overlays import Overlays, with_overlays
+from langdepth.data.overlays import Overlays, overlay_names, with_overlays
 from langdepth.data.tools import sam
-from langdepth.data.tools.sam import overlay_names, write_overlays
+from langdepth.data.tools.sam import write_overlays
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate

@@ -10,13 +10,12 @@ import torch
 from PIL import Image
 
 from langdepth.cli import main
+from langdepth.data.masks import draw_masks, read_overlay
+from langdepth.data.overlays import overlay_names
 from langdepth.data.tools.sam import (
     ENCODER_WIDTHS,
-    draw_masks,
     load_sam,
     masks_of,
-    overlay_names,
-    read_overlay,
     write_overlays,
 )
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError

@@ -20,11 +20,11 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from langdepth.data.masks import read_overlay
 from langdepth.data.rows import read_hdf5
 from langdepth.data.sets import nyu
-from langdepth.data.sets.folder import rows
+from langdepth.data.sets.folder import read_index
 from langdepth.data.tools.prepare import prepare
-from langdepth.data.tools.sam import read_overlay
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError
 from langdepth.records import InputSpec
 from langdepth.utils.arrays import ArrayError, load_matlab
@@ -71,7 +71,7 @@ def test_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert path.stat().st_size < 200_000
     with refused(ImageError, r"a.npz: masks of shape \(1, 20000, 5000\) do not fit an image of 600x400"):
         read_overlay(path, photo)
-    monkeypatch.setattr("langdepth.data.tools.sam.MAX_MASK_BYTES", 100_000_000)
+    monkeypatch.setattr("langdepth.data.masks.MAX_MASK_BYTES", 100_000_000)
     path = zeros(tmp_path / "b.npz", "masks", (900, 400, 600), "?")
     with refused(ImageError, r"b.npz: 900 masks of 600x400 are more than 100 MB"):
         read_overlay(path, photo)
@@ -268,7 +268,7 @@ def test_network_sizes() -> None:
 
 def test_numbers_of_thousands_of_digits(tmp_path: Path, command: Run) -> None:
     (tmp_path / "index.csv").write_text(f"path_rgb,path_depth,depth_scale,width,height\na.png,b.png,1,{'9' * 5000},5\n")
-    assert rows(tmp_path)[0].size is None
+    assert read_index(tmp_path)[0].size is None
     for words in (("imagine", "a room", "--seed", 10**21), ("predict", "x.png", "--window", f"{'9' * 5000}x5")):
         code, _, err = command(*words)
         assert code == 2
@@ -280,7 +280,7 @@ def test_links_that_point_at_themselves(tmp_path: Path, command: Run) -> None:
     (tmp_path / "loop.png").symlink_to("loop.png")
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     (tmp_path / "index.csv").write_text("path_rgb,path_depth,depth_scale\nloop.png,b.png,1\na.png,b.png,1\n")
-    assert len(rows(tmp_path)) == 2
+    assert len(read_index(tmp_path)) == 2
     from langdepth.commands.predict import find_jobs
 
     jobs, problems = find_jobs([str(tmp_path)], tmp_path / "out", ["npy"], False)

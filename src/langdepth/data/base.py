@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from langdepth.data.pairs import ListRules, listed_rows, with_truth_below
 from langdepth.data.rows import TRUST, Row, RowDataset, first_process, present
@@ -85,27 +85,56 @@ class DatasetCard:
     """The evaluation protocol unless another is asked for."""
 
 
+class Member(NamedTuple):
+    """A file that a source gives: where it goes below the folder, its bytes, and what its content is read by.
+
+    info: in an archive what that opens it by, else a function that returns the content. exact: ``size`` is no estimate.
+    anew: it is written in any case.
+    """
+
+    path: str
+    size: int
+    info: Any
+    exact: bool = True
+    anew: bool = False
+
+    def is_in(self, out: Path) -> bool:
+        """Whether a file lies at its place, of its size where that is known."""
+        target = out / self.path
+        return target.is_file() and (not self.exact or target.stat().st_size == self.size)
+
+
+@dataclass(frozen=True)
+class Search:
+    """Where the pairs of a data set are looked for, and which.
+
+    root: the folder of the data set. split: one of the card's; None: all that are there. problems: where errors about
+    single pairs are appended; without it they are raised. truth_root: where the ground truth lies, in the same tree as
+    below ``root``, if not there.
+    """
+
+    root: Path
+    split: str | None = None
+    problems: list[LangdepthError] | None = None
+    truth_root: Path | None = None
+
+
 class Layout(Protocol):
     """The module of a data set."""
 
     CARD: DatasetCard
 
-    def rows(
-        self,
-        root: Path,
-        split: str | None = None,
-        problems: list[LangdepthError] | None = None,
-        truth_root: Path | None = None,
-    ) -> list[Row]:
-        """The pairs of ``split``, or all that are there, in the order of the official list.
+    def rows(self, search: Search) -> list[Row]:
+        """The pairs that are there, in the order of the official list. Pairs that a list names in vain are left out.
 
-        Pairs that a list names and that are not there are left out. ``truth_root``: where the ground truth lies, in the
-        same tree as below ``root``, if not there. ``split`` is one of the card.
-
-        Raises LangdepthError when ``root`` has none of the layouts, a list is missing, or all files that it names are;
-        with ``problems``, unusable rows are left out and their errors appended to it instead.
+        Raises:
+            LangdepthError: The root has none of the layouts, a list is missing, or all files that it names are.
         """
         ...
+
+
+Reader = Callable[[Path, str], list[Row]]
+"""From a folder and a split to the rows of one layout; none where that layout is not there."""
 
 
 def layout(name: str) -> Layout:
@@ -153,7 +182,7 @@ def find_rows(
             raise LangdepthError(f"{folder}: no such folder")
     truth = None if truth_root is None else Path(truth_root)
     if pairs is None:
-        return source.rows(Path(root), split, problems, truth)
+        return source.rows(Search(Path(root), split, problems, truth))
     if split is not None:
         raise UsageError(f"{pairs}: a list says which pairs are read; leave the split '{split}' out")
     rules: ListRules | None = getattr(source, "LISTS", None)
@@ -164,35 +193,34 @@ def find_rows(
     return present(found, f"{pairs} below {root}", problems, counted=False)
 
 
-def first_layout(
-    card: DatasetCard,
-    root: Path,
-    split: str | None,
-    readers: Sequence[Callable[[str], list[Row]]],
-    problems: list[LangdepthError] | None,
-    truth_root: Path | None = None,
-) -> list[Row]:
+def first_layout(card: DatasetCard, search: Search, *readers: Reader, folders: Sequence[str] = ("",)) -> list[Row]:
     """What ``Layout.rows`` returns, for sets with several layouts: each split from the first reader that finds it.
 
-    ``readers``: from a split to its rows, none where their layout is not there. Of a split whose official number is not
-    known, a part is told of here; of the others ``split_counts`` tells.
+    Args:
+        card: Of the data set.
+        search: What is asked for.
+        readers: One per layout.
+        folders: Below the root, where the layouts may begin; the first that has a split counts.
     """
     found: list[Row] = []
+    root, problems = search.root, search.problems
     known = 0 if problems is None else len(problems)
-    for wanted in card.splits if split is None else (split,):
+    bases = [base for folder in folders if (base := root / folder).is_dir()]
+    for wanted in card.splits if search.split is None else (search.split,):
         try:
-            rows = next((rows for read in readers if (rows := read(wanted))), [])
+            rows = next((rows for base in bases for read in readers if (rows := read(base, wanted))), [])
         except LangdepthError as error:
             if problems is None:
                 raise
             if str(error) not in map(str, problems):
                 problems.append(error)
             continue
-        if truth_root is not None:
-            rows = with_truth_below(rows, root, truth_root)
+        if search.truth_root is not None:
+            rows = with_truth_below(rows, root, search.truth_root)
+        # ``split_counts`` warns of a part where the official number of pairs is known.
         found += present(rows, f"{root}, split {wanted}", problems, counted=card.splits[wanted] is not None)
     if not found and (problems is None or len(problems) == known):
-        part = "" if split is None else f" split {split} of"
+        part = "" if search.split is None else f" split {search.split} of"
         nothing = LangdepthError(f"{root}: holds no{part} {card.title}; known layouts: {'; '.join(card.layouts)}")
         if problems is None:
             raise nothing

@@ -61,6 +61,12 @@ def read_list(path: Path, columns: int = 1) -> list[tuple[str, ...]]:
     return sorted(rows)
 
 
+def list_of(folder: Path, name: str) -> Path:
+    """Where the list ``name`` lies: in the folder of the data or in the one above it."""
+    above = folder.parent / name
+    return above if above.is_file() and not (folder / name).is_file() else folder / name
+
+
 def listed(path: Path, columns: int = 2) -> list[tuple[str, ...]]:
     """The first ``columns`` of a list file, or none where there is no such file. Raises as ``read_list`` does."""
     return [line[:columns] for line in read_list(path, columns)] if path.is_file() else []
@@ -88,3 +94,18 @@ def read_intrinsics(path: Path) -> tuple[float, float, float, float] | None:
     except (OSError, ValueError):
         raise LangdepthError(f"{path}: expected the nine numbers of a camera matrix") from None
     return fx, fy, cx, cy
+
+
+class Listing:
+    """Which files there are; each folder is asked once, since a question per file takes a network drive minutes."""
+
+    def __init__(self) -> None:
+        self._names: dict[Path, set[str]] = {}
+
+    def __contains__(self, path: Path) -> bool:
+        if path.parent not in self._names:
+            try:
+                self._names[path.parent] = set(os.listdir(path.parent))
+            except OSError:  # no such folder
+                self._names[path.parent] = set()
+        return path.name in self._names[path.parent]

@@ -8,20 +8,78 @@ The overlay of an image is looked up by the end of the image's path, the longest
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import Protocol
 
-from langdepth.data.rows import Listing, Row
-from langdepth.data.tools.sam import FOLDER, overlay_names, read_index
-from langdepth.errors import LangdepthError, UsageError, first_few
+from langdepth.data.lists import Listing
+from langdepth.data.rows import Row
+from langdepth.errors import LangdepthError, UsageError, first_few, text_flaw
+from langdepth.utils.files import atomic_path
+from langdepth.utils.reading import read_csv
 
-if TYPE_CHECKING:
-    from langdepth.systems.capabilities import DepthSystem
-
+FOLDER = "sam_out"
+"""Where the published data has its overlays, beside the images."""
+INDEX = "overlays.csv"
+COLUMNS = ("image", "overlay")
 _SUFFIXES = (".jpg", ".png", ".npz")
+
+
+class TakesOverlay(Protocol):
+    """A system, of which this module asks its name and whether it takes an overlay."""
+
+    name: str
+    takes_overlay: bool
+
+
+def overlay_names(images: Sequence[Path]) -> dict[Path, Path]:
+    """Each image -> its overlay, both relative: the image's name as .jpg without ``rgb_``, as published.
+
+    Images of one folder that would share an overlay have their ending in its name, too: ``1_png.jpg``.
+    """
+    published = {image: image.parent / f"{image.stem.removeprefix('rgb_')}.jpg" for image in images}
+    taken: dict[Path, int] = {}
+    for overlay in published.values():
+        taken[overlay] = taken.get(overlay, 0) + 1
+    return {
+        image: overlay if taken[overlay] == 1 else image.parent / f"{image.name.replace('.', '_')}.jpg"
+        for image, overlay in published.items()
+    }
+
+
+def write_index(folder: Path, overlays: dict[Path, Path]) -> None:
+    """Write which image has which overlay, beside what the index in ``folder`` says of others."""
+    known = read_index(folder) | {image.as_posix(): overlay.as_posix() for image, overlay in overlays.items()}
+    with atomic_path(folder / INDEX) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(sorted(known.items()))
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """Image -> overlay, both relative, of the folder's index; empty without one.
+
+    Raises LangdepthError naming the line of a mistake, also of a path that leads out of the folder.
+    """
+    index, found = folder / INDEX, dict[str, str]()
+    if not index.exists():
+        return found
+    try:
+        reader = read_csv(index)
+        if not set(COLUMNS) <= set(reader.fieldnames or ()):
+            raise LangdepthError(f"{index}: needs the columns {', '.join(COLUMNS)}")
+        for line in reader:
+            image, overlay = line["image"] or "", PurePosixPath(line["overlay"] or "")
+            if not image or not overlay.parts or overlay.is_absolute() or ".." in overlay.parts:
+                where = f"{index} line {reader.line_num}"
+                raise LangdepthError(f"{where}: overlay '{overlay}' of '{image}' does not lie inside the folder")
+            found[image] = overlay.as_posix()
+    except (csv.Error, OSError, UnicodeDecodeError) as error:
+        raise LangdepthError(f"{index}: not readable as CSV ({text_flaw(error)})") from None
+    return found
 
 
 class Overlays:
@@ -56,12 +114,12 @@ class Overlays:
         yield self.folder / image
 
 
-def with_overlays(rows: Sequence[Row], system: DepthSystem, folder: str | Path | None) -> list[Row]:
+def with_overlays(rows: Sequence[Row], system: TakesOverlay, folder: str | Path | None) -> list[Row]:
     """The rows, each with its overlay if the system takes one.
 
     Args:
         rows: Of a data set.
-        system: What will see them.
+        system: What they are for.
         folder: Of the overlays; without it what the data set's index names, or else the nearest ``sam_out`` beside or
             above each image.
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from langdepth.data.lists import require_two
-from langdepth.data.rows import Listing, Row, first_process
+from langdepth.data.lists import Listing, require_two
+from langdepth.data.rows import Row, first_process
 from langdepth.errors import LangdepthError, text_flaw
 from langdepth.utils.reading import read_text
 

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from langdepth.camera import Camera, turned_upright
-from langdepth.data.tools.sam import read_overlay
+from langdepth.data.lists import Listing
+from langdepth.data.masks import read_overlay
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_few
 from langdepth.records import Sample, WithoutCaption
 from langdepth.utils.depth_files import depth_orientation, read_depth
@@ -297,21 +298,6 @@ def file_state(path: Path) -> list[int] | None:
     except OSError:
         return None
     return [status.st_size, status.st_mtime_ns]
-
-
-class Listing:
-    """Which files there are; each folder is asked once, since a question per file takes a network drive minutes."""
-
-    def __init__(self) -> None:
-        self._names: dict[Path, set[str]] = {}
-
-    def __contains__(self, path: Path) -> bool:
-        if path.parent not in self._names:
-            try:
-                self._names[path.parent] = set(os.listdir(path.parent))
-            except OSError:  # no such folder
-                self._names[path.parent] = set()
-        return path.name in self._names[path.parent]
 
 
 _RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # where the launchers of processes say which one this is

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from langdepth._version import __version__
 from langdepth.camera import Camera
-from langdepth.data.tools.sam import read_overlay
+from langdepth.data.masks import read_overlay
 from langdepth.errors import (
     FileWarning,
     ImageError,

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from langdepth.data.base import DatasetCard, first_layout
-from langdepth.data.lists import inside, read_list
+from langdepth.data.base import DatasetCard, Search, first_layout
+from langdepth.data.lists import inside, list_of, read_list
 from langdepth.data.rows import FILES, Decoder, Intrinsics, Metres, Row
 from langdepth.errors import ImageError, LangdepthError, first_line
 from langdepth.utils.arrays import read_npz
@@ -60,19 +60,12 @@ _MAX_CLOUD_BYTES = 512_000_000
 Matrix = npt.NDArray[np.float64]
 
 
-def rows(
-    root: Path,
-    split: str | None = None,
-    problems: list[LangdepthError] | None = None,
-    truth_root: Path | None = None,
-) -> list[Row]:
+def rows(search: Search) -> list[Row]:
     """See ``data.base.Layout``."""
-    listed = [partial(_listed, root, base) for base in (root / "ddad_results", root)]
-    published = [partial(_published, base) for base in (root / "ddad_train_val", root)]
-    return first_layout(CARD, root, split, [*listed, *published], problems, truth_root)
+    return first_layout(CARD, search, _listed, _published, folders=("ddad_results", "ddad_train_val", ""))
 
 
-def _listed(root: Path, base: Path, split: str) -> list[Row]:
+def _listed(base: Path, split: str) -> list[Row]:
     converted = visible(base, f"*/depth/{CAMERA}") or (base / LIST).is_file()
     if split != "val" or not converted:
         return []
@@ -86,7 +79,7 @@ def _listed(root: Path, base: Path, split: str) -> list[Row]:
             scene_run=image.split("/")[0],
             split=split,
         )
-        for image, depth, *_ in read_list(base / LIST if (base / LIST).is_file() else root / LIST, 2)
+        for image, depth, *_ in read_list(list_of(base, LIST), 2)
     ]
 
 

@@ -10,13 +10,11 @@ Depth comes from stereo; what is nearer than 2 m is not to be trusted (the proto
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
-from langdepth.data.base import DatasetCard, first_layout
+from langdepth.data.base import DatasetCard, Search, first_layout
 from langdepth.data.lists import listed
 from langdepth.data.rows import Row
-from langdepth.errors import LangdepthError
 from langdepth.utils.reading import visible
 
 CARD = DatasetCard(
@@ -39,14 +37,9 @@ CARD = DatasetCard(
 LIST = "test_outdoor.txt"
 
 
-def rows(
-    root: Path,
-    split: str | None = None,
-    problems: list[LangdepthError] | None = None,
-    truth_root: Path | None = None,
-) -> list[Row]:
+def rows(search: Search) -> list[Row]:
     """See ``data.base.Layout``."""
-    return first_layout(CARD, root, split, [partial(_listed, root), partial(_published, root)], problems, truth_root)
+    return first_layout(CARD, search, _listed, _published)
 
 
 def _listed(root: Path, split: str) -> list[Row]:

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from langdepth.data.base import DatasetCard, first_layout
+from langdepth.data.base import DatasetCard, Search, first_layout
 from langdepth.data.lists import listed
 from langdepth.data.rows import FILES, Decoder, Metres, Row
-from langdepth.errors import ImageError, LangdepthError
+from langdepth.errors import ImageError
 from langdepth.utils.arrays import load_npy
 from langdepth.utils.images import MAX_PIXELS, decoding
 from langdepth.utils.reading import visible
@@ -40,16 +39,9 @@ class Part:
         self.CARD = card
         self.folder, self.listed, self.scale = folder, listed, scale
 
-    def rows(
-        self,
-        root: Path,
-        split: str | None = None,
-        problems: list[LangdepthError] | None = None,
-        truth_root: Path | None = None,
-    ) -> list[Row]:
+    def rows(self, search: Search) -> list[Row]:
         """See ``data.base.Layout``."""
-        readers = [partial(self._converted, root), partial(self._published, root)]
-        return first_layout(self.CARD, root, split, readers, problems, truth_root)
+        return first_layout(self.CARD, search, self._converted, self._published)
 
     def _converted(self, root: Path, split: str) -> list[Row]:
         lines = listed(root / self.listed) if split == "val" else []

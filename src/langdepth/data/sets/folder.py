@@ -13,7 +13,7 @@ import math
 import os
 from pathlib import Path
 
-from langdepth.data.base import DatasetCard, keep
+from langdepth.data.base import DatasetCard, Search, keep
 from langdepth.data.lists import require_two
 from langdepth.data.rows import Row
 from langdepth.errors import LangdepthError, nearest, text_flaw
@@ -42,15 +42,10 @@ CARD = DatasetCard(
 )
 
 
-def rows(
-    root: Path,
-    split: str | None = None,
-    problems: list[LangdepthError] | None = None,
-    truth_root: Path | None = None,
-) -> list[Row]:
-    """The rows of ``root/index.csv``, see ``data.base.Layout``."""
-    found = read_index(root, problems, truth_root)
-    return found if split is None else keep(found, "split", split, root)
+def rows(search: Search) -> list[Row]:
+    """The rows of ``index.csv``, see ``data.base.Layout``."""
+    found = read_index(search.root, search.problems, search.truth_root)
+    return found if search.split is None else keep(found, "split", search.split, search.root)
 
 
 def read_index(

@@ -29,7 +29,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from langdepth.data.base import DATASETS, DatasetCard, keep, layout, open_dataset
+from langdepth.data.base import DATASETS, DatasetCard, Search, keep, layout, open_dataset
 from langdepth.data.rows import (
     FACTS,
     Decoder,
@@ -108,23 +108,20 @@ def card(root: Path) -> DatasetCard:
     return replace(CARD, training=layout(name).CARD.training) if name in DATASETS else CARD
 
 
-def rows(
-    root: Path,
-    split: str | None = None,
-    problems: list[LangdepthError] | None = None,
-    truth_root: Path | None = None,
-) -> list[Row]:
+def rows(search: Search) -> list[Row]:
     """The frames of the cache, see ``data.base.Layout``."""
-    if truth_root is not None:
-        raise UsageError(f"{root}: cached frames have their ground truth beside them; leave {truth_root} out")
+    if search.truth_root is not None:
+        raise UsageError(
+            f"{search.root}: cached frames have their ground truth beside them; leave {search.truth_root} out"
+        )
     try:
-        found = _rows(root)
+        found = _rows(search.root)
     except LangdepthError as error:
-        if problems is None:
+        if search.problems is None:
             raise
-        problems.append(error)
+        search.problems.append(error)
         return []
-    return found if split is None else keep(found, "split", split, root)
+    return found if search.split is None else keep(found, "split", search.split, search.root)
 
 
 def _rows(root: Path) -> list[Row]:

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from langdepth.data.base import DatasetCard, first_layout
+from langdepth.data.base import DatasetCard, Search, first_layout
 from langdepth.data.lists import inside, listed
 from langdepth.data.rows import FILES, Decoder, Intrinsics, Metres, Row, read_hdf5
 from langdepth.errors import ImageError, LangdepthError, text_flaw
@@ -62,14 +62,9 @@ _UPRIGHT = 1e-6  # what a lens may be off and still count as not tilted
 Lens = npt.NDArray[np.float64]
 
 
-def rows(
-    root: Path,
-    split: str | None = None,
-    problems: list[LangdepthError] | None = None,
-    truth_root: Path | None = None,
-) -> list[Row]:
+def rows(search: Search) -> list[Row]:
     """See ``data.base.Layout``."""
-    return first_layout(CARD, root, split, [partial(_converted, root), partial(_official, root)], problems, truth_root)
+    return first_layout(CARD, search, _converted, _official)
 
 
 def _converted(root: Path, split: str) -> list[Row]:

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from langdepth.data.base import DatasetCard, first_layout
-from langdepth.data.lists import read_list
+from langdepth.data.base import DatasetCard, Search, first_layout
+from langdepth.data.lists import list_of, read_list
 from langdepth.data.rows import FILES, Decoder, Intrinsics, Mask, Metres, Row
-from langdepth.errors import ImageError, LangdepthError
+from langdepth.errors import ImageError
 from langdepth.utils.arrays import load_matlab
 from langdepth.utils.files import file_stamp
 from langdepth.utils.images import DecodedImage, decoding, read_image
@@ -54,16 +54,9 @@ MASKS = ("mask_invalid", "mask_transp")
 _MAX_MAT_BYTES = 64_000_000
 
 
-def rows(
-    root: Path,
-    split: str | None = None,
-    problems: list[LangdepthError] | None = None,
-    truth_root: Path | None = None,
-) -> list[Row]:
+def rows(search: Search) -> list[Row]:
     """See ``data.base.Layout``."""
-    bases = [base for base in (root, root / "ibims1_core_mat", root / "ibims1_core_raw") if base.is_dir()]
-    readers = [partial(read, base) for base in bases for read in (_converted, _raw, _published)]
-    return first_layout(CARD, root, split, readers, problems, truth_root)
+    return first_layout(CARD, search, _converted, _raw, _published, folders=("", "ibims1_core_mat", "ibims1_core_raw"))
 
 
 def _converted(base: Path, split: str) -> list[Row]:
@@ -93,7 +86,6 @@ def _rows(
     """``drawn``: folders with an image for each depth map."""
     if decoder.edges is None and (base / "edges").is_dir():
         decoder, drawn = decoder._replace(edges=_drawn_edges), (*drawn, "edges")
-    place = base / LIST if (base / LIST).is_file() or not (base.parent / LIST).is_file() else base.parent / LIST
     return [
         Row(
             key=image.format(name),
@@ -107,7 +99,7 @@ def _rows(
             split=split,
             size=(480, 640),
         )
-        for name, *_ in read_list(place)
+        for name, *_ in read_list(list_of(base, LIST))
     ]
 
 

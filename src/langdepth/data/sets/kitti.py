@@ -19,11 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from langdepth.data.base import DatasetCard, first_layout
-from langdepth.data.lists import read_intrinsics, shipped
+from langdepth.data.base import DatasetCard, Search, first_layout
+from langdepth.data.lists import Listing, read_intrinsics, shipped
 from langdepth.data.pairs import ListRules
-from langdepth.data.rows import Listing, Row
-from langdepth.errors import LangdepthError
+from langdepth.data.rows import Row
 from langdepth.text.scenes import SCENES
 from langdepth.utils.reading import visible
 
@@ -61,18 +60,12 @@ _TRUTH = ("", "gt_depth", "gt", "ground_truth", "kitti_ground_truth", "data_dept
 _SELECTION = ("depth_selection/val_selection_cropped", "val_selection_cropped")
 
 
-def rows(
-    root: Path,
-    split: str | None = None,
-    problems: list[LangdepthError] | None = None,
-    truth_root: Path | None = None,
-) -> list[Row]:
+def rows(search: Search) -> list[Row]:
     """See ``data.base.Layout``."""
-    readers = [partial(_eigen, root, truth_root or root), partial(_selection, root)]
-    return first_layout(CARD, root, split, readers, problems, truth_root)
+    return first_layout(CARD, search, partial(_eigen, search.truth_root or search.root), _selection)
 
 
-def _eigen(root: Path, truth_root: Path, split: str) -> list[Row]:
+def _eigen(truth_root: Path, root: Path, split: str) -> list[Row]:
     if split not in ("train", "test"):
         return []
     images = next((root / name for name in _IMAGES if any((root / name / date).is_dir() for date in CAMERAS)), None)

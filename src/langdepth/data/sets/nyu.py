@@ -31,11 +31,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from langdepth.data.base import DatasetCard, first_layout
-from langdepth.data.lists import shipped
+from langdepth.data.base import DatasetCard, Member, Search, first_layout
+from langdepth.data.lists import Listing, shipped
 from langdepth.data.pairs import ListRules
-from langdepth.data.rows import HDF5, MATLAB, Listing, Row, known_depth, own_dataset, read_hdf5, read_pair
-from langdepth.data.tools.prepare import Member
+from langdepth.data.rows import HDF5, MATLAB, Row, known_depth, own_dataset, read_hdf5, read_pair
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.text.scenes import SCENES
 from langdepth.utils.arrays import load_matlab
@@ -76,17 +75,10 @@ _JPEG_QUALITY = 95
 _PAIRS_MEASURED = 8  # whose sizes tell how much room the export takes
 
 
-def rows(
-    root: Path,
-    split: str | None = None,
-    problems: list[LangdepthError] | None = None,
-    truth_root: Path | None = None,
-) -> list[Row]:
+def rows(search: Search) -> list[Row]:
     """See ``data.base.Layout``."""
-    bases = [base for base in (root / "nyu_depth_v2", root) if base.is_dir()]
-    readers = [partial(read, base) for base in bases for read in (_sync, _exported, _annotated, _labelled, _hdf5)]
-    readers.append(partial(_scene_folders, root))
-    return first_layout(CARD, root, split, readers, problems, truth_root)
+    readers = _sync, _exported, _annotated, _labelled, _hdf5, _scene_folders
+    return first_layout(CARD, search, *readers, folders=("nyu_depth_v2", ""))
 
 
 def scene_label(name: str) -> int:

@@ -12,13 +12,12 @@ The list has the first word where both are there. Depth is the sensor's, with ho
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from langdepth.data.base import DatasetCard, first_layout
+from langdepth.data.base import DatasetCard, Search, first_layout
 from langdepth.data.lists import listed, read_intrinsics
 from langdepth.data.rows import FILES, Decoder, Metres, Row
 from langdepth.errors import ImageError, LangdepthError
@@ -56,14 +55,9 @@ _SPLIT_FILES = tuple(
 )
 
 
-def rows(
-    root: Path,
-    split: str | None = None,
-    problems: list[LangdepthError] | None = None,
-    truth_root: Path | None = None,
-) -> list[Row]:
+def rows(search: Search) -> list[Row]:
     """See ``data.base.Layout``."""
-    return first_layout(CARD, root, split, [partial(_listed, root), partial(_official, root)], problems, truth_root)
+    return first_layout(CARD, search, _listed, _official)
 
 
 def _listed(root: Path, split: str) -> list[Row]:

@@ -11,13 +11,11 @@ stored as the largest number there is, 655.35 m, which is no distance of it: its
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
-from langdepth.data.base import DatasetCard, first_layout
+from langdepth.data.base import DatasetCard, Search, first_layout
 from langdepth.data.lists import read_list
 from langdepth.data.rows import FILES, Decoder, Metres, Row
-from langdepth.errors import LangdepthError
 from langdepth.text.scenes import SCENES
 from langdepth.utils.reading import visible
 
@@ -43,14 +41,9 @@ PREFIX = "data/vkitti2.0/"
 OUTDOOR = SCENES.index("outdoor_scene")
 
 
-def rows(
-    root: Path,
-    split: str | None = None,
-    problems: list[LangdepthError] | None = None,
-    truth_root: Path | None = None,
-) -> list[Row]:
+def rows(search: Search) -> list[Row]:
     """See ``data.base.Layout``."""
-    return first_layout(CARD, root, split, [partial(_frames, root)], problems, truth_root)
+    return first_layout(CARD, search, _frames)
 
 
 def _frames(root: Path, split: str) -> list[Row]:

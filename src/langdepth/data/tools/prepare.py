@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, NamedTuple
 
-from langdepth.data.base import INCOMPLETE, find_rows, layout
+from langdepth.data.base import INCOMPLETE, Member, find_rows, layout
 from langdepth.errors import LangdepthError, UsageError, text_flaw
 from langdepth.utils.files import atomic_path, locked, real_path
 from langdepth.utils.reading import file_sha256, read_bytes, visible
@@ -56,25 +56,6 @@ class Written(NamedTuple):
     size: int
     sha256: str
     source: str
-
-
-class Member(NamedTuple):
-    """A file that a source gives: where it goes below the folder, its bytes, and what its content is read by.
-
-    info: in an archive what that opens it by, else a function that returns the content. exact: ``size`` is no estimate.
-    anew: it is written in any case.
-    """
-
-    path: str
-    size: int
-    info: Any
-    exact: bool = True
-    anew: bool = False
-
-    def is_in(self, out: Path) -> bool:
-        """Whether a file lies at its place, of its size where that is known."""
-        target = out / self.path
-        return target.is_file() and (not self.exact or target.stat().st_size == self.size)
 
 
 Source = tuple[Path, list[Member]]  # an archive or a container file, and what comes from it
