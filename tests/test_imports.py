@@ -42,7 +42,6 @@ LEFT = {
     ("evaluation.saved", "evaluation.evaluate"),
     ("evaluation.tally", "evaluation.evaluate"),
     ("systems.base", "weights.checkpoint"),
-    ("text.encoders", "weights.checkpoint"),
 }
 
 

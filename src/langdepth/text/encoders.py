@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from langdepth.text.scenes import CAPTION_SCENES, SCENE_TO_CAPTION_SCENE, SCENES
 
 PADDING, UNKNOWN = 0, 1
 KEPT_SENTENCES = 1000  # whose features are not computed again
-PACKAGED = "tiny"  # whose weights, part of the package, hold an encoder
 
 
 def words_of(sentence: str) -> list[str]:
@@ -187,10 +186,3 @@ def distilled_encoder(data: CaptionFeatures) -> tuple[SentenceEncoder, Distillat
     vocabulary = sorted({word for caption in data.captions for word in words_of(caption)})
     encoder = SentenceEncoder(vocabulary, data.features.shape[1])
     return encoder, distil(encoder, data)
-
-
-def packaged_encoder() -> SentenceEncoder:
-    """The encoder in the weights that come with the package, for systems whose weights hold none."""
-    from langdepth.weights.checkpoint import load
-
-    return cast(SentenceEncoder, load(PACKAGED).get_submodule("sentences"))

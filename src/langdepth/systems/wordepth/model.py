@@ -59,10 +59,10 @@ from langdepth.text.encoders import (
     SentenceEncoder,
     caption_scene_of_label,
     distilled_encoder,
-    packaged_encoder,
 )
 
 Step = Literal["image", "text"]
+PACKAGED = "tiny"  # whose weights, part of the package, hold a sentence encoder
 
 
 class ImageFeatures(NamedTuple):
@@ -148,8 +148,11 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
             "instead; CLIP's own text tower, as published, does so with --clip-weights RN50.pt",
             stacklevel=2,
         )
-        self.encode_words = packaged_encoder().encode
-        return self.encode_words(sentences)
+        from langdepth.weights.checkpoint import load
+
+        packaged: Any = load(PACKAGED).get_submodule("sentences")
+        self.encode_words = packaged.encode
+        return packaged.encode(sentences)
 
     def read_with_clip(self, clip_weights: str | Path) -> None:
         self.encode_words = ClipSentences(clip_weights).encode
