@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from langdepth.data.base import DatasetCard
+from langdepth.data.base import DatasetCard, Search, first_layout
 from langdepth.data.rows import Row
-from langdepth.errors import LangdepthError
 
 CARD = DatasetCard(
     name="example-rooms",
@@ -27,27 +26,21 @@ CARD = DatasetCard(
 )
 
 
-def rows(
-    root: Path,
-    split: str | None = None,
-    problems: list[LangdepthError] | None = None,
-    truth_root: Path | None = None,
-) -> list[Row]:
-    """The pairs of ``split``, or of all splits, by name."""
-    truth = truth_root or root
-    found = [
+def rows(search: Search) -> list[Row]:
+    """The pairs of each split, by name."""
+    return first_layout(CARD, search, _beside)
+
+
+def _beside(root: Path, split: str) -> list[Row]:
+    return [
         Row(
-            key=f"{part}/{image.name}",
+            key=f"{split}/{image.name}",
             path_rgb=image,
-            path_depth=truth / part / f"{image.stem}_depth.png",
+            path_depth=image.with_name(f"{image.stem}_depth.png"),
             depth_scale=0.001,
             source="rooms",
-            split=part,
+            split=split,
         )
-        for part in ([split] if split else CARD.splits)
-        for image in sorted((root / part).glob("*.png"))
+        for image in sorted((root / split).glob("*.png"))
         if not image.stem.endswith("_depth")
     ]
-    if not found:
-        raise LangdepthError(f"{root}: holds no {CARD.title}; known layouts: {'; '.join(CARD.layouts)}")
-    return found
