@@ -17,6 +17,7 @@ from langdepth.errors import CheckpointError, UsageError
 from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.mde_clip.model import MdeClip
+from langdepth.systems.mde_clip.official import POSITIONS
 from langdepth.training.recipe import load_recipe, read_recipe
 from langdepth.weights import checkpoint
 from langdepth.weights.convert import convert
@@ -267,7 +268,7 @@ def test_an_official_checkpoint_predicts_the_same(trained: Any, clip: Path, tmp_
 @pytest.mark.parametrize("trained", ["mde-clip"], indirect=True)
 def test_without_a_position_table_a_fixed_random_one_stands_in(trained: Any, clip: Path, tmp_path: Path) -> None:
     theirs = official(trained)
-    del theirs[MdeClip.POSITIONS]
+    del theirs[POSITIONS]
     torch.save(theirs, tmp_path / "gpu.pt")
     tables = []
     for out in ("one.safetensors", "two.safetensors"):

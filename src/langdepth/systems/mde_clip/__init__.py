@@ -1,1 +1,1 @@
-"""MDE-CLIP and RefineCLIP."""
+"""MDE-CLIP."""

@@ -1,105 +1,38 @@
-"""`mde-clip`, `mde-clip-unet`, `refine-clip`: CLIP's feature pyramid and seven distance words, decoded together.
+"""`mde-clip`, `mde-clip-unet`: the pixels of CLIP's feature pyramid attend to seven distance words.
 
-"Harnessing Cross-Attention for Visual Perception with CLIP" (DME-CLIP, May 2024) and its predecessor RefineDepthCLIP
-(March 2024). Specification and numbers: docs/systems/mde-clip.md.
+"Harnessing Cross-Attention for Visual Perception with CLIP" (DME-CLIP, May 2024). Specification and numbers:
+docs/systems/mde-clip.md.
 
 Data flow (published size; RN50, frozen)
 
     image (B, 3, 480, 640) -> CLIP's ResNet -> F1 (B, 256, 120, 160), F2 (B, 512, 60, 80), F3 (B, 1024, 30, 40),
     F4 (B, 2048, 15, 20); "This object is giant", "... extremely close", ... -> text matrix T (7, 1024)
 
-    mde-clip, mde-clip-unet
-    every pixel of every F_i attends to the rows of T -> A_i, shaped like F_i       (parts/cross_attention.py)
+    every pixel of every F_i attends to the rows of T -> A_i, shaped like F_i
     A4 -> twice the size; three times: A_i beside it, two 3x3 convolutions, twice the size -> D1 (B, 128, 240, 320)
-    mde-clip       D1 -> bins that follow the image -> depth (B, 1, 240, 320)     (parts/adaptive_bins.py)
+    mde-clip       D1 -> bins that follow the image -> depth (B, 1, 240, 320)
     mde-clip-unet  D1 -> convolutions, twice the size -> 10 m x sigmoid -> depth (B, 1, 480, 640)
-
-    refine-clip
-    T through a layer per F_i; similarity of every pixel to the words -> S_i (B, 7, h_i, w_i)
-    S4 -> three times: enlarge, S_i beside it, 3x3 convolution -> softmax over words -> sum of probs x word's distance
-    -> depth (B, 1, 480, 640)
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from langdepth import losses
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.parts.upsample import resize_aligned
-from langdepth.parts.word_bins import words_output
 from langdepth.records import Batch, DepthOutput
-from langdepth.systems.capabilities import ConvertsOfficial, Trainable
-from langdepth.systems.clip_system import ClipConfig, ClipSystem
-from langdepth.systems.mde_clip.adaptive_bins import AdaptiveBins, WidthNorm
-from langdepth.systems.mde_clip.cross_attention import CrossAttention, split_multihead
+from langdepth.systems.clip_pyramid import PyramidClip, PyramidConfig
+from langdepth.systems.mde_clip.blocks import AdaptiveBins, WidthNorm, WordDecoder
+from langdepth.systems.mde_clip.official import ATTENTION, BINS_HEAD, DECODER, POSITIONS, UNET_HEAD, split_multihead
 from langdepth.systems.official import rename
-
-
-@dataclass(frozen=True, kw_only=True)
-class PyramidConfig(ClipConfig):
-    """Options of all three."""
-
-    QUIRKS: ClassVar[dict[str, Any]] = {**ClipConfig.QUIRKS, "clip_bn": "train", "clip_half": True}
-
-    size: tuple[int, int] | None = (480, 640)
-    """Height and width inside the network, multiples of 32; null: ``area`` pixels in the image's shape."""
-    clip_bn: Literal["eval", "train"] = "eval"
-    """Whether CLIP's BatchNorm keeps its statistics in training; the official code changes and saves them."""
-    clip_half: bool = False
-    """Whether CLIP runs in float16 on a GPU, as the official code does."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.size is not None and (min(self.size) < 32 or any(side % 32 for side in self.size)):
-            raise ValueError(f"size must be multiples of 32, got {self.size[0]} x {self.size[1]}")
-
-
-STRIDES = (4, 8, 16, 32)  # of the pyramid's maps
-
-
-class PyramidClip(ClipSystem, Trainable, ConvertsOfficial):
-    """Four maps of a frozen CLIP tower beside the words. ``text``: a (K, D) matrix instead of the words' features."""
-
-    def __init__(self, config: PyramidConfig) -> None:
-        super().__init__(config, config.size)
-        self.tower.batch_norm_trains = config.clip_bn == "train"
-        self.channels = self.tower.channels[-4:]
-        if tuple(self.tower.strides[-4:]) != STRIDES:
-            raise UsageError(
-                f"architecture '{config.architecture}' has no maps at strides 4, 8, 16 and 32; take a ResNet (RN50)"
-            )
-
-    TRUNK_OPTIONS = (*ClipSystem.TRUNK_OPTIONS, "size", "clip_half")
-
-    def frozen_features(self, image: Tensor) -> dict[str, Tensor]:
-        """CLIP's maps of images that were brought to ``config.size`` first."""
-        if self.config.size is not None:
-            image = resize_aligned(image, self.config.size)
-        half = self.config.clip_half and image.is_cuda
-        with torch.autocast("cuda", torch.float16) if half else nullcontext():
-            maps = self.tower.pyramid(self.normalise(image))[-4:]
-        return {f"stride_{s}": level.float() if half else level for s, level in zip(STRIDES, maps, strict=True)}
-
-    def maps(self, image: Tensor, features: dict[str, Tensor] | None = None) -> list[Tensor]:
-        """CLIP's maps of (B, 3, H, W) RGB in [0, 1], finest first, (B, C_i, h, w).
-
-        ``features``: what ``frozen_features`` gives, where it is known already.
-        """
-        features = features or self.frozen_features(image)
-        return [features[f"stride_{stride}"] for stride in STRIDES]
-
-
-# mde-clip and mde-clip-unet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,50 +81,10 @@ class MdeClipConfig(CrossAttentionConfig):
             raise ValueError(f"0 < min_depth < max_depth is needed, got {self.min_depth} and {self.max_depth}")
 
 
-def image_losses(prediction: Tensor, target: Tensor, mask: Tensor, *, masked_ssim: bool = False) -> dict[str, Tensor]:
-    """silog, l1 and ssim of every image, (B,) each; prediction, target, mask (B, 1, H, W), target 0 where unknown."""
-
-    def of_one(prediction: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        seen = mask if masked_ssim else None
-        return {
-            "silog": losses.silog(prediction, target, mask, 0.5, 1.0, root=False),
-            "l1": losses.l1(prediction, target, mask),
-            "ssim": losses.ssim_dissimilarity(prediction, target, seen, gaussian=True, data_range=10.0),
-        }
-
-    found: dict[str, Tensor] = torch.vmap(of_one)(prediction[:, None], target[:, None], mask[:, None])
-    return found
-
-
-class WordDecoder(nn.Module):
-    """Every level of the pyramid attends to the words; convolutions go from coarse to fine.
-
-    ``channels``: of the maps, finest first, each half of the next. Gives half of the finest's, at twice its size.
-    """
-
-    def __init__(self, channels: Sequence[int], text_channels: int) -> None:
-        super().__init__()
-        coarse_first = channels[::-1]
-        self.attention = nn.ModuleList(CrossAttention(width, text_channels) for width in coarse_first)
-        self.up = nn.ModuleList(nn.ConvTranspose2d(width, width // 2, 2, stride=2) for width in coarse_first)
-        self.fuse = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(2 * width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))
-            for width in coarse_first[1:]
-        )
-
-    def forward(self, maps: Sequence[Tensor], text: Tensor) -> Tensor:
-        """maps[i] (B, C_i, h / 2^i, w / 2^i), finest first, and text (N, K, D) to (B, C_0 / 2, 2 h, 2 w)."""
-        coarsest, *finer = (attend(level, text) for attend, level in zip(self.attention, reversed(maps), strict=True))
-        x: Tensor = self.up[0](coarsest)
-        for up, fuse, attended in zip(self.up[1:], self.fuse, finer, strict=True):
-            x = up(fuse(torch.cat([attended, x], dim=1)))
-        return x
-
-
 class CrossAttentionClip(PyramidClip):
     """What `mde-clip` and `mde-clip-unet` share. Subclasses set ``head`` and write ``depth_of``."""
 
-    HEAD: ClassVar[dict[str, str]]
+    OFFICIAL_HEAD: ClassVar[dict[str, str]]
     """The authors' names of the head's tensors -> ours."""
 
     def __init__(self, config: CrossAttentionConfig) -> None:
@@ -205,11 +98,12 @@ class CrossAttentionClip(PyramidClip):
         scene: list[str] | None = None,
         features: dict[str, Tensor] | None = None,
     ) -> DepthOutput:
-        matrix, _ = self.words(len(image), text, scene)
-        return self.depth_of(self.decoder(self.maps(image, features), matrix))
+        words, _ = self.words(len(image), text, scene)
+        decoded = self.decoder(self.maps(image, features), words)
+        return self.depth_of(decoded)
 
     def depth_of(self, decoded: Tensor) -> DepthOutput:
-        """What the head makes of the decoder's map (B, C_1 / 2, h / 2, w / 2)."""
+        """The head's depth from the decoder's map (B, C_1 / 2, h / 2, w / 2)."""
         raise NotImplementedError
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -230,7 +124,7 @@ class CrossAttentionClip(PyramidClip):
         return terms | {"total": torch.stack(list(weighted)).sum()}
 
     def use_prompts(self, prompts: Mapping[str, Any], clip_weights: str | Path | None = None) -> None:
-        """Put other words in the place of the system's own. Raises UsageError for bins, which are not the words'."""
+        """Replace the words. Raises UsageError for bins: the words have no distances here."""
         before = self.config.prompts
         if before.changed(prompts).bin_centers != before.bin_centers:
             raise UsageError(f"the words of '{self.name}' stand for no fixed distances; leave the bins out")
@@ -242,8 +136,7 @@ class CrossAttentionClip(PyramidClip):
         The words' features are in no checkpoint: they must have been loaded (``load_foundation``). Raises
         CheckpointError.
         """
-        prefixes = {f"cross_att_list.{level}.layer.": f"decoder.attention.{level}." for level in range(4)}
-        absent = next((f"{old}in_proj_bias" for old in prefixes if f"{old}in_proj_bias" not in state_dict), None)
+        absent = next((f"{old}in_proj_bias" for old in ATTENTION if f"{old}in_proj_bias" not in state_dict), None)
         if absent is not None:
             raise CheckpointError(f"the checkpoint is not one of '{self.name}' (no tensor '{absent}')")
         if not bool(self.word_bins.text.any()):
@@ -251,16 +144,14 @@ class CrossAttentionClip(PyramidClip):
                 f"checkpoints of '{self.name}' hold no features of the words; give the CLIP weights "
                 f"({self.config.architecture}) that encode them with --clip-weights"
             )
-        names = {"model.": "tower.", "up_layer.": "decoder.up.", **self.HEAD}
-        names |= {f"conv_block.{level}.layer.": f"decoder.fuse.{level}." for level in range(3)}
-        tensors, report = rename(state_dict, names, self.state_dict())
+        tensors, report = rename(state_dict, DECODER | self.OFFICIAL_HEAD, self.state_dict())
         tensors["word_bins.text"] = self.word_bins.text.clone()
         try:
-            for old, new in prefixes.items():
+            for old, new in ATTENTION.items():
                 tensors |= {new + name: value for name, value in split_multihead(state_dict, old).items()}
         except KeyError as error:
             raise CheckpointError(f"the checkpoint has no tensor {error}") from None
-        attention = [key for key in report["ignored"] if key.startswith(tuple(prefixes))]
+        attention = [key for key in report["ignored"] if key.startswith(tuple(ATTENTION))]
         report["used"] += attention
         report["ignored"] = [key for key in report["ignored"] if key not in set(attention)]
         report["missing"] = [key for key in report["missing"] if key not in tensors]
@@ -268,18 +159,10 @@ class CrossAttentionClip(PyramidClip):
 
 
 class MdeClip(CrossAttentionClip):
-    """Cross-attention and bins that follow the image, the published system."""
+    """The published system: bins that follow the image."""
 
     Config = MdeClipConfig
-    POSITIONS = "adaptive_bins_layer.patch_transformer.positional_encodings"
-    HEAD: ClassVar[dict[str, str]] = {
-        POSITIONS: "head.transformer.positions",
-        "adaptive_bins_layer.patch_transformer.transformer_encoder.": "head.transformer.encoder.",
-        "adaptive_bins_layer.patch_transformer.embedding_convPxP.": "head.transformer.patch_embedding.",
-        "adaptive_bins_layer.conv3x3.": "head.transformer.conv.",
-        "adaptive_bins_layer.regressor.": "head.transformer.regressor.",
-        "conv_out.0.": "head.logits.",
-    }
+    OFFICIAL_HEAD = BINS_HEAD
 
     def __init__(self, config: MdeClipConfig) -> None:
         super().__init__(config)
@@ -302,9 +185,9 @@ class MdeClip(CrossAttentionClip):
     def convert_official(self, state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
         """As ``CrossAttentionClip``; a missing position table is filled with random numbers, with a warning."""
         tensors, report = super().convert_official(state_dict)
-        if self.POSITIONS not in state_dict:
+        if POSITIONS not in state_dict:
             warnings.warn(
-                f"the checkpoint has no position table '{self.POSITIONS}': on a GPU the official program neither "
+                f"the checkpoint has no position table '{POSITIONS}': on a GPU the official program neither "
                 "trained nor saved it; random numbers stand in, as they do there at every start (here with seed 0)",
                 stacklevel=2,
             )
@@ -315,10 +198,10 @@ class MdeClip(CrossAttentionClip):
 
 
 class MdeClipUnet(CrossAttentionClip):
-    """The same decoder with a regression head."""
+    """The ablation with a regression head."""
 
     Config = CrossAttentionConfig
-    HEAD: ClassVar[dict[str, str]] = {"last_layer_depth.": "head."}
+    OFFICIAL_HEAD = UNET_HEAD
 
     def __init__(self, config: CrossAttentionConfig) -> None:
         super().__init__(config)
@@ -336,63 +219,17 @@ class MdeClipUnet(CrossAttentionClip):
         return DepthOutput(depth=self.config.max_depth * logit.sigmoid())
 
 
-# refine-clip
+def image_losses(prediction: Tensor, target: Tensor, mask: Tensor, *, masked_ssim: bool = False) -> dict[str, Tensor]:
+    """silog, l1 and ssim of every image, (B,) each; prediction, target, mask (B, 1, H, W), target 0 where unknown."""
 
+    def of_one(prediction: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return {
+            "silog": losses.silog(prediction, target, mask, 0.5, 1.0, root=False),
+            "l1": losses.l1(prediction, target, mask),
+            "ssim": losses.ssim_dissimilarity(
+                prediction, target, mask if masked_ssim else None, gaussian=True, data_range=10.0
+            ),
+        }
 
-class RefineClip(PyramidClip):
-    """Similarity to the words on four levels, refined from coarse to fine."""
-
-    Config = PyramidConfig
-
-    def __init__(self, config: PyramidConfig) -> None:
-        super().__init__(config)
-        words = len(self.config.prompts.words)
-        self.adapters = nn.ModuleList(
-            nn.Sequential(nn.Linear(self.tower.embed_dim, width), nn.ReLU()) for width in self.channels
-        )
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(2 * words, words, 3, padding=1), nn.BatchNorm2d(words), nn.ReLU()) for _ in range(3)
-        )
-
-    def similarities(self, image: Tensor, text: Tensor, features: dict[str, Tensor] | None = None) -> list[Tensor]:
-        """Of every pixel to the words (N, K, D), (B, K, h, w) on each level, finest first."""
-        levels = zip(self.maps(image, features), self.adapters, strict=True)
-        return [self.word_bins.logits(F.normalize(level.float(), dim=1), adapter(text)) for level, adapter in levels]
-
-    def forward(
-        self,
-        image: Tensor,
-        text: list[str] | Tensor | None = None,
-        scene: list[str] | None = None,
-        features: dict[str, Tensor] | None = None,
-    ) -> DepthOutput:
-        matrix, centers = self.words(len(image), text, scene)
-        *finer, x = self.similarities(image, matrix, features)
-        for block, level in zip(self.blocks, reversed(finer), strict=True):
-            x = block(torch.cat([resize_aligned(x, level.shape[-2:]), level], dim=1))
-        return words_output(x.float().softmax(1), centers, self.config.size or image.shape[-2:])
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The silog loss of the whole batch, without its square root, as "total"."""
-        depth = resize_aligned(self(batch.image, features=batch.features).depth, batch.depth.shape[-2:])
-        return {"total": losses.silog(depth, batch.depth, batch.mask, 0.5, 1.0, root=False)}
-
-    def use_prompts(self, prompts: Mapping[str, Any], clip_weights: str | Path | None = None) -> None:
-        """Put other words or bins in the place of the system's own. Raises UsageError for another number of words."""
-        before = self.config.prompts
-        if len(before.changed(prompts).words) != len(before.words):
-            raise UsageError(f"the convolutions of '{self.name}' were made for {len(before.words)} words; give as many")
-        super().use_prompts(prompts, clip_weights)
-
-    def convert_official(self, state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-        """Official names, see ``ClipSystem``. Raises CheckpointError for a checkpoint of CLIP alone."""
-        if not any(key.startswith("conv_block.") for key in state_dict):
-            raise CheckpointError(
-                "the checkpoint has no decoder (no tensor 'conv_block.0.conv.0.weight'): the official program neither "
-                f"trains nor saves it; train '{self.name}' with 'langdepth train'"
-            )
-        return super().convert_official(state_dict)
-
-    def official_names(self) -> dict[str, str]:
-        blocks = {f"conv_block.{level}.conv.": f"blocks.{level}." for level in range(3)}
-        return blocks | {f"adapter_list.{level}.fc.": f"adapters.{level}." for level in range(4)}
+    found: dict[str, Tensor] = torch.vmap(of_one)(prediction[:, None], target[:, None], mask[:, None])
+    return found

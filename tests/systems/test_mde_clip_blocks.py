@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from langdepth.errors import UsageError
-from langdepth.systems.mde_clip.adaptive_bins import AdaptiveBins, MiniViT
-from langdepth.systems.mde_clip.cross_attention import CrossAttention, split_multihead
+from langdepth.systems.mde_clip.blocks import AdaptiveBins, CrossAttention, MiniViT
+from langdepth.systems.mde_clip.official import split_multihead
 
 
 @pytest.mark.parametrize("text_channels", [8, 12])  # PyTorch's two layouts: projections in one tensor, or in three
@@ -31,7 +31,7 @@ def test_it_is_multihead_attention_with_one_head(text_channels: int) -> None:
     torch.testing.assert_close(alone, ours(features, text[:1].expand(2, -1, -1)))
 
 
-def test_a_missing_projection_is_told() -> None:
+def test_a_missing_projection_is_named() -> None:
     with pytest.raises(KeyError, match=r"layer\.q_proj_weight"):
         split_multihead({"layer.in_proj_bias": torch.zeros(3)}, "layer.")
 
