@@ -93,8 +93,8 @@ def _two_stage(name: str, arrays: dict[str, np.ndarray], weights: dict[str, Tens
 @torch.no_grad()
 def _maps(system: Any, arrays: dict[str, np.ndarray], image: Tensor) -> Compared:
     """What a two-stage system gives, before and after the mean with the mirror image."""
-    depth = system.tell(image).depth
-    mirrored = system.tell(image.flip(-1)).depth.flip(-1)
+    depth = system.raw_depth(image).depth
+    mirrored = system.raw_depth(image.flip(-1)).depth.flip(-1)
     enlarged = (system(image).depth + system(image.flip(-1)).depth.flip(-1)) / 2
     yield "depth", depth, MAPS
     yield "depth_flip", mirrored, MAPS
@@ -115,7 +115,7 @@ def coarse_adapter(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | N
     yield from _maps(system, arrays, image)
     for number, sharper in _other_temperatures(arrays, system):
         yield f"initial_depth_temp{number}", sharper.compare(sharper.dense(image)).depth, SHARP_MAPS
-        for name, value in subsampled(arrays, f"depth_temp{number}", sharper.tell(image).depth):
+        for name, value in subsampled(arrays, f"depth_temp{number}", sharper.raw_depth(image).depth):
             yield name, value, SHARP_MAPS
 
 
@@ -124,7 +124,7 @@ def refined_adapter(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | 
     """Both stages of clip-coarse-refined."""
     system = _two_stage("clip-coarse-refined", arrays, weights, "refined")
     _, image = next(images(arrays))
-    yield "coarse", system.coarse_depth(image, None, None), MAPS
+    yield "coarse", system.coarse_depth(image, system.frozen_features(image)), MAPS
     yield "logits", system.compare(system.dense(image)).logits, LOGITS
     for name, value in subsampled(arrays, "refiner_conv1", system.refiner.conv1(image)):
         yield name, value, FEATURES
@@ -150,7 +150,7 @@ def eigen_coarse(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | Non
     yield "conv_features", features, FEATURES
     for name, value in subsampled(arrays, "depth256", system.coarse(features.flatten(2))):
         yield name, value, FEATURES
-    yield "depth256_channel_mean", system.tell(image).depth, FEATURES
+    yield "depth256_channel_mean", system.raw_depth(image).depth, FEATURES
 
 
 @torch.no_grad()
@@ -159,10 +159,10 @@ def eigen_refine(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | Non
     system = _two_stage("eigen", arrays, weights, "refined")
     _, image = next(images(arrays))
     yield "logits", _eigen_logits(weights, image), LOGITS
-    yield "coarse_channel_mean", system.coarse_depth(image, None, None), FEATURES
+    yield "coarse_channel_mean", system.coarse_depth(image, {}), FEATURES
     for name, value in subsampled(arrays, "refiner_conv1", system.refiner.conv1(image)):
         yield name, value, FEATURES
-    yield "depth_from_channel_mean", system.tell(image).depth, FEATURES
+    yield "depth_from_channel_mean", system.raw_depth(image).depth, FEATURES
 
 
 @torch.no_grad()
@@ -181,18 +181,18 @@ def msa(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: 
         alphas = {found[1] for name in arrays if (found := re.match(rf"depth_alpha([\d.]+)\w*{tag}", name))}
         for alpha in sorted(alphas):
             system.config = replace(system.config, clip_weight=float(alpha))
-            depth = system.tell(image, overlay=overlay).depth
+            depth = system.raw_depth(image, overlay=overlay).depth
             tolerance = SHARP_MAPS if float(alpha) else FEATURES
             for name, value in subsampled(arrays, f"depth_alpha{alpha}{tag}", depth):
                 yield name, value, tolerance
             if any(name.startswith(f"depth_alpha{alpha}_avg_clamped{tag}") for name in arrays):
                 mirrored_overlay = None if overlay is None else overlay.flip(-1)
-                mirrored = system.tell(image.flip(-1), overlay=mirrored_overlay).depth.flip(-1)
+                mirrored = system.raw_depth(image.flip(-1), overlay=mirrored_overlay).depth.flip(-1)
                 mean = (depth.clamp(0, 10) + mirrored.clamp(0, 10)) / 2
                 for name, value in subsampled(arrays, f"depth_alpha{alpha}_avg_clamped{tag}", mean):
                     yield name, value, tolerance
         system.config = replace(system.config, clip_weight=0.0)
-        system.tell(image, overlay=overlay)
+        system.raw_depth(image, overlay=overlay)
         for base, value in blocks.items():
             for name, part in subsampled(arrays, f"{base}{tag}", value):
                 yield name, part, FEATURES

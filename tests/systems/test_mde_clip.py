@@ -201,7 +201,7 @@ def official(system: Any) -> dict[str, Tensor]:
     names = {"tower.": "model.", "decoder.up.": "up_layer.", "head.": "last_layer_depth."}
     names |= {f"decoder.fuse.{level}.": f"conv_block.{level}.layer." for level in range(3)}
     if isinstance(system, MdeClip):
-        names |= {ours: theirs for theirs, ours in system.HEAD.items()}
+        names |= {ours: theirs for theirs, ours in system.OFFICIAL_HEAD.items()}
     found: dict[str, Tensor] = {}
     for key, value in tensors.items():
         prefix = max((ours for ours in names if key.startswith(ours)), key=len, default=None)

@@ -1,4 +1,4 @@
-"""What the CLIP adapters' systems make of an image and its mirror image, with a network that repeats its input."""
+"""How the CLIP adapters use an image and its mirror image, with a network that repeats its input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from langdepth.records import Batch, InputSpec
 from langdepth.systems.clip_adapters.losses import AdapterLosses
-from langdepth.systems.clip_adapters.mirror_training import MirrorTraining, MirrorTrainingConfig, Told
+from langdepth.systems.clip_adapters.mirror_training import MirrorTraining, MirrorTrainingConfig, RawDepth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,8 @@ class Repeating(MirrorTraining):
     def __init__(self, **options: Any) -> None:
         super().__init__(Config(**options), InputSpec(multiple_of=1))
 
-    def tell(self, image: Tensor, *words: Any, overlay: Tensor | None = None, features: Any = None) -> Told:
-        return Told(10 * image[:, :1] + (0 if overlay is None else overlay[:, :1]))
+    def network(self, image: Tensor, features: Any, words: Any, overlay: Tensor | None) -> RawDepth:
+        return RawDepth(10 * image[:, :1] + (0 if overlay is None else overlay[:, :1]))
 
 
 def batch(overlay: bool = False) -> Batch:
@@ -47,7 +47,7 @@ def batch(overlay: bool = False) -> Batch:
 
 @pytest.mark.parametrize("overlay", [False, True])
 def test_the_mirror_image_is_mirrored_back_and_so_is_its_overlay(overlay: bool) -> None:
-    """A network that looks at each pixel alone then says the same twice."""
+    """A network that predicts every pixel from itself alone then gives the same twice."""
     found = Repeating().loss(batch(overlay))
     assert float(found["symmetry"]) == pytest.approx(0, abs=1e-10)
     assert (float(found["depth"]) < 1e-5) != overlay

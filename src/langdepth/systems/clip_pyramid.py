@@ -47,7 +47,6 @@ class PyramidClip(ClipSystem, Trainable, ConvertsOfficial):
 
     def __init__(self, config: PyramidConfig) -> None:
         super().__init__(config, config.size)
-        self.tower.batch_norm_trains = config.clip_bn == "train"
         self.channels = self.tower.channels[-4:]
         if tuple(self.tower.strides[-4:]) != STRIDES:
             raise UsageError(

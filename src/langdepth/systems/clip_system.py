@@ -102,6 +102,7 @@ class ClipSystem(System, StandsOnClip, TakesPrompts, HasFrozenTrunk):
             ),
         )
         self.tower = tower.requires_grad_(False)
+        self.tower.batch_norm_trains = getattr(config, "clip_bn", "eval") == "train"
         self.mode: DenseMode = "stage" if config.dense_mode == "decimate" else config.dense_mode
         self.cell_channels = tower.output_channels(self.mode)
         self._set_prompts(prompts)

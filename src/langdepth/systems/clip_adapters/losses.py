@@ -3,8 +3,8 @@
 Source: "Unveiling the Efficacy of Foundation Models for Depth Estimation" (2023; specification, section 8).
 
 Data flow: depth of the image and of its mirror image (mirrored back), both limited to [0, max_depth] -> symmetry of
-the two; their mean, resized to the truth -> depth, smoothness and photometric loss; the image's bin logits, resized
--> bin loss; each times its weight -> total.
+the two; their mean, resized to the ground truth -> depth, smoothness and photometric loss; the image's bin logits,
+resized -> bin loss; each times its weight -> total.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class AdapterLosses:
     photometric: float = 0.0
     """Needs a source view; 0.0 leaves the warp out."""
     shrink: int = 1
-    """Truth and image are made smaller by this factor first: 4 for the systems with a quarter of the resolution."""
+    """Factor by which ground truth and image are made smaller first: 4 for systems of a quarter of the resolution."""
     max_depth: float = 10.0
     """Metres."""
     reference_exact: bool = False
@@ -69,8 +69,8 @@ def adapter_losses(
     """Every loss unweighted (for the log), and the weighted sum as "total".
 
     depth, mirrored (B, 1, h, w) metres, the second predicted from the mirror image and mirrored back; logits
-    (B, K, h', w') and bin_centers (K,) rising, metres: None leaves the bin loss out; image (B, 3, H, W) normalised as
-    the network sees it; target (B, 1, H, W) metres; mask (B, 1, H, W) bool, None counts every pixel, holes too, as
+    (B, K, h', w') and bin_centers (K,) rising, metres: None leaves the bin loss out; image (B, 3, H, W) normalised for
+    the network; target (B, 1, H, W) metres; mask (B, 1, H, W) bool, None counts every pixel, holes too, as
     published.
     """
     depth, mirrored, mean = merge_views(depth, mirrored, settings.max_depth)
@@ -87,21 +87,18 @@ def adapter_losses(
     if settings.photometric:
         if source is None:
             raise ValueError("a photometric loss needs a source view")
-        seen, shown = warp_view(
-            source.image,
-            resize_aligned(mean, image.shape[-2:]),
-            source.transform,
-            source.intrinsics,
-            reference_exact=settings.reference_exact,
+        exact = settings.reference_exact
+        depth_of_image = resize_aligned(mean, image.shape[-2:])
+        warped, valid = warp_view(
+            source.image, depth_of_image, source.transform, source.intrinsics, reference_exact=exact
         )
-        shown_or_all = None if settings.reference_exact else shown
-        terms["photometric"] = losses.photometric(seen, image, shown_or_all, reference_exact=settings.reference_exact)
+        terms["photometric"] = losses.photometric(warped, image, None if exact else valid, reference_exact=exact)
     weighted = [getattr(settings, name) * value for name, value in terms.items() if getattr(settings, name)]
     return terms | {"total": sum(weighted, mean.new_zeros(()))}
 
 
 def _shrink(target: Tensor, mask: Tensor | None, image: Tensor, factor: int) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Truth, mask and image at 1 / ``factor``. With a mask, holes never blend into the depth beside them."""
+    """Ground truth, mask and image at 1 / ``factor``. With a mask, holes never blend into the depth beside them."""
     if factor == 1:
         return target, mask, image
     size = tuple(side // factor for side in target.shape[-2:])

@@ -1,11 +1,12 @@
-"""How the CLIP adapters predict and learn: from an image and its mirror image (pinying567, 2023).
+"""How the CLIP adapters predict and train: from an image and its mirror image (pinying567, 2023).
 
-A system writes ``tell``; depth limited to its range and enlarged is the prediction, ``parts/adapter_losses.py`` of both
-views the loss.
+A system writes ``network``. Its depth, limited to the range and enlarged, is the prediction; the loss (losses.py) takes
+both views.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,7 +16,7 @@ from langdepth.errors import UsageError
 from langdepth.parts.upsample import resize_aligned
 from langdepth.records import Batch, DepthOutput
 from langdepth.systems.base import System
-from langdepth.systems.capabilities import Trainable
+from langdepth.systems.capabilities import HasFrozenTrunk, Trainable
 from langdepth.systems.clip_adapters.losses import AdapterLosses, SourceView, adapter_losses
 
 
@@ -28,12 +29,12 @@ class MirrorTrainingConfig:
     losses: AdapterLosses = field(default_factory=AdapterLosses)
     """Weights of the losses, and the largest depth."""
     masked: bool = True
-    """Whether pixels without depth are left out; the official code learns that they are 0 m away."""
+    """Whether pixels without depth are left out; the official code trains them towards 0 m."""
     min_depth: float = 0.001
     """Metres; smaller depth is raised to it."""
 
 
-class Told(NamedTuple):
+class RawDepth(NamedTuple):
     """depth (B, 1, h, w) metres, not limited to its range; where words are trained, their logits and bins (K,)."""
 
     depth: Tensor
@@ -41,25 +42,35 @@ class Told(NamedTuple):
     bin_centers: Tensor | None = None
 
 
+Features = Mapping[str, Tensor]
+Words = tuple[list[str] | Tensor | None, list[str] | None]
+"""Text and scene."""
+
+
 class MirrorTraining(System, Trainable):
-    """Prediction and loss of a system that writes ``tell``."""
+    """Prediction and loss of a system that writes ``network``."""
 
     learns_from_mirror = True
     config: Any
 
-    def tell(
-        self,
-        image: Tensor,
-        text: list[str] | Tensor | None = None,
-        scene: list[str] | None = None,
-        overlay: Tensor | None = None,
-        features: dict[str, Tensor] | None = None,
-    ) -> Told:
-        """Depth of (B, 3, H, W) RGB images in [0, 1] at the size the network gives.
+    def network(self, image: Tensor, features: Features, words: Words, overlay: Tensor | None) -> RawDepth:
+        """Depth of (B, 3, H, W) RGB images in [0, 1] at the size of the network's output.
 
-        ``features``: their ``frozen_features``, where they are known already.
+        ``features``: their ``frozen_features``; empty for systems without a frozen trunk.
         """
         raise NotImplementedError
+
+    def raw_depth(
+        self,
+        image: Tensor,
+        words: Words = (None, None),
+        overlay: Tensor | None = None,
+        features: Features | None = None,
+    ) -> RawDepth:
+        """The result of ``network``; ``features`` are computed where they are not given."""
+        if features is None:
+            features = self.frozen_features(image) if isinstance(self, HasFrozenTrunk) else {}
+        return self.network(image, features, words, overlay)
 
     def forward(
         self,
@@ -68,12 +79,13 @@ class MirrorTraining(System, Trainable):
         scene: list[str] | None = None,
         overlay: Tensor | None = None,
     ) -> DepthOutput:
-        """Depth of (B, 3, H, W) RGB images in [0, 1]; ``overlay`` only where ``takes_overlay`` says so."""
-        depth = self.tell(image, text, scene, overlay).depth.clamp(self.config.min_depth, self.config.losses.max_depth)
+        """Depth of (B, 3, H, W) RGB images in [0, 1]; ``overlay`` only where ``takes_overlay`` is set."""
+        depth = self.raw_depth(image, (text, scene), overlay).depth
+        depth = depth.clamp(self.config.min_depth, self.config.losses.max_depth)
         return DepthOutput(depth=resize_aligned(depth, image.shape[-2:]))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of ``parts.adapter_losses``, as they are, and their weighted sum, "total"."""
+        """See ``adapter_losses``."""
         config = self.config
         settings = replace(config.losses, reference_exact=config.reference_exact)
         source = None
@@ -86,19 +98,19 @@ class MirrorTraining(System, Trainable):
             source = SourceView(
                 image=self.normalise(batch.source_image), transform=batch.pose, intrinsics=batch.intrinsics
             )
-        told = self.tell(batch.image, overlay=batch.overlay, features=batch.features)
-        if settings.bins > 0 and told.logits is None:
+        output = self.raw_depth(batch.image, overlay=batch.overlay, features=batch.features)
+        if settings.bins > 0 and output.logits is None:
             raise UsageError(f"losses.bins: '{self.name}' does not train its words; set it to 0")
         overlay = None if batch.overlay is None else batch.overlay.flip(-1)
-        mirrored = self.tell(batch.image.flip(-1), overlay=overlay, features=batch.mirror_features)
+        mirrored = self.raw_depth(batch.image.flip(-1), overlay=overlay, features=batch.mirror_features)
         return adapter_losses(
             settings,
-            depth=told.depth,
+            depth=output.depth,
             mirrored=mirrored.depth.flip(-1),
-            logits=told.logits if settings.bins > 0 else None,
+            logits=output.logits if settings.bins > 0 else None,
             image=self.normalise(batch.image),
             target=batch.depth,
             mask=batch.mask if config.masked else None,
-            bin_centers=told.bin_centers,
+            bin_centers=output.bin_centers,
             source=source,
         )

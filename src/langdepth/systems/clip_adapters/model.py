@@ -24,9 +24,16 @@ from torch import Tensor, nn
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.records import InputSpec
 from langdepth.systems.capabilities import ConvertsOfficial
-from langdepth.systems.clip_adapters.adapters import BottleneckAdapter, CoarseMap, Refiner
+from langdepth.systems.clip_adapters.blocks import BottleneckAdapter, CoarseMap, EigenRefiner
 from langdepth.systems.clip_adapters.losses import AdapterLosses
-from langdepth.systems.clip_adapters.mirror_training import MirrorTraining, MirrorTrainingConfig, Told
+from langdepth.systems.clip_adapters.mirror_training import (
+    Features,
+    MirrorTraining,
+    MirrorTrainingConfig,
+    RawDepth,
+    Words,
+)
+from langdepth.systems.clip_adapters.official import ADAPTER_NAMES, COARSE_NAMES, EIGEN_NAMES, both_stages
 from langdepth.systems.clip_system import ClipConfig, ClipSystem
 from langdepth.systems.official import rename, set_quirks
 
@@ -61,7 +68,6 @@ class ClipAdapter(MirrorTraining, ClipSystem, ConvertsOfficial):
 
     def __init__(self, config: ClipAdapterConfig) -> None:
         super().__init__(config)
-        self.tower.batch_norm_trains = config.clip_bn == "train"
         self.image_adapter = BottleneckAdapter(self.cell_channels, config.image_reduction, config.mix)
         self.text_adapter = BottleneckAdapter(self.tower.embed_dim, config.text_reduction, config.mix)
 
@@ -71,39 +77,23 @@ class ClipAdapter(MirrorTraining, ClipSystem, ConvertsOfficial):
         return adapted
 
     def compare(self, features: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None) -> Any:
-        """As without adapters, after both."""
+        """Cells and words through their adapters, then compared."""
         matrix, centers = self.words(len(features), text, scene)
         return self.word_bins(self.adapt(features), self.text_adapter(matrix), centers)
 
-    def tell(
-        self,
-        image: Tensor,
-        text: list[str] | Tensor | None = None,
-        scene: list[str] | None = None,
-        overlay: Tensor | None = None,
-        features: dict[str, Tensor] | None = None,
-    ) -> Told:
-        features = features or self.frozen_features(image)
-        found = self.compare(features["cells"], text, scene)
-        return Told(found.depth, found.logits, self.word_bins.bin_centers[0])
+    def network(self, image: Tensor, features: Features, words: Words, overlay: Tensor | None) -> RawDepth:
+        found = self.compare(features["cells"], *words)
+        return RawDepth(found.depth, found.logits, self.word_bins.bin_centers[0])
 
     def official_names(self) -> dict[str, str]:
-        return {name: name for name in ("image_adapter.", "text_adapter.")}
-
-
-# The authors' names of the two stages -> ours.
-COARSE_NAMES = {
-    "coarse_adapter.fc.0.": "coarse.fc.hidden.",
-    "coarse_adapter.fc.1.": "coarse.fc.output.",
-    "refiner.": "refiner.",
-}
+        return ADAPTER_NAMES
 
 
 class CoarseToFine(MirrorTraining, ConvertsOfficial):
     """A coarse map at a quarter of the image's size, trained first; then, on the frozen one, its refinement."""
 
     coarse: CoarseMap
-    refiner: Refiner | None
+    refiner: EigenRefiner | None
 
     def _build_maps(self, inputs: int, dropout: float | None) -> None:
         config = self.config
@@ -114,47 +104,34 @@ class CoarseToFine(MirrorTraining, ConvertsOfficial):
         self.refiner = None
         if config.stage == "refined":
             self.requires_grad_(False)
-            self.refiner = Refiner()
+            self.refiner = EigenRefiner()
 
-    def coarse_depth(
-        self,
-        image: Tensor,
-        text: list[str] | Tensor | None,
-        scene: list[str] | None,
-        features: dict[str, Tensor] | None = None,
-    ) -> Tensor:
+    def coarse_depth(self, image: Tensor, features: Features, words: Words = (None, None)) -> Tensor:
         """(B, 3, *config.size) to (B, 1, h / 4, w / 4) metres."""
         raise NotImplementedError
 
-    def tell(
-        self,
-        image: Tensor,
-        text: list[str] | Tensor | None = None,
-        scene: list[str] | None = None,
-        overlay: Tensor | None = None,
-        features: dict[str, Tensor] | None = None,
-    ) -> Told:
+    def network(self, image: Tensor, features: Features, words: Words, overlay: Tensor | None) -> RawDepth:
         if tuple(image.shape[-2:]) != self.config.size:
             raise UsageError(
                 f"'{self.name}' was made for images of {self.config.size[1]}x{self.config.size[0]} pixels inside the "
                 f"network, got {image.shape[-1]}x{image.shape[-2]}"
             )
-        depth = self.coarse_depth(image, text, scene, features)
+        depth = self.coarse_depth(image, features, words)
         if self.refiner is not None:
             depth = self.refiner(self.normalise(image), depth)
-        return Told(depth.float())
+        return RawDepth(depth.float())
 
     def train(self, mode: bool = True) -> Any:
         super().train(mode)
-        if self.refiner is not None:  # its first stage is finished: no dropout there
+        if self.refiner is not None:  # the first stage is trained already: no dropout there
             self.coarse.eval()
         return self
 
-    def _plain_names(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Official names of both stages alike: the refined one has the coarse under ``coarse_model.``."""
+    def _official_tensors(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Official names of both stages alike; the refined one's checkpoint holds its coarse stage."""
         if self.refiner is not None:
             self.provenance["coarse"] = "the same checkpoint"
-        return {key.removeprefix("coarse_model."): value for key, value in state_dict.items()}
+        return both_stages(state_dict)
 
     def load_coarse(self, coarse: str | Path | None) -> None:
         """For the second stage, the trained first one from a file; nothing if that is done. Raises UsageError."""
@@ -196,19 +173,11 @@ class CoarseRefined(CoarseToFine, ClipSystem):
 
     def __init__(self, config: CoarseRefinedConfig) -> None:
         super().__init__(config, config.size)
-        self.tower.batch_norm_trains = config.clip_bn == "train"
         rows, columns = (side // self.tower.stride for side in config.size)
         self._build_maps(rows * columns, dropout=None)
 
-    def coarse_depth(
-        self,
-        image: Tensor,
-        text: list[str] | Tensor | None,
-        scene: list[str] | None,
-        features: dict[str, Tensor] | None = None,
-    ) -> Tensor:
-        features = features or self.frozen_features(image)
-        depth: Tensor = self.coarse(self.compare(features["cells"], text, scene).depth.flatten(2))
+    def coarse_depth(self, image: Tensor, features: Features, words: Words = (None, None)) -> Tensor:
+        depth: Tensor = self.coarse(self.compare(features["cells"], *words).depth.flatten(2))
         return depth
 
     def prepare_training(self, clip_weights: str | None = None, coarse: str | None = None) -> None:
@@ -219,7 +188,7 @@ class CoarseRefined(CoarseToFine, ClipSystem):
             self.load_coarse(coarse)
 
     def convert_official(self, state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-        return super().convert_official(self._plain_names(state_dict))
+        return super().convert_official(self._official_tensors(state_dict))
 
     def official_names(self) -> dict[str, str]:
         return COARSE_NAMES
@@ -249,7 +218,7 @@ class EigenConfig(MirrorTrainingConfig):
 
 
 class Eigen(CoarseToFine):
-    """The baseline without language: convolutions in the place of CLIP and words."""
+    """The baseline without language: convolutions instead of CLIP and words."""
 
     Config = EigenConfig
 
@@ -274,14 +243,8 @@ class Eigen(CoarseToFine):
         else:
             self._build_maps(256 * cells, config.dropout)
 
-    def coarse_depth(
-        self,
-        image: Tensor,
-        text: list[str] | Tensor | None,
-        scene: list[str] | None,
-        features: dict[str, Tensor] | None = None,
-    ) -> Tensor:
-        if text is not None or scene is not None:
+    def coarse_depth(self, image: Tensor, features: Features, words: Words = (None, None)) -> Tensor:
+        if words != (None, None):
             raise UsageError(f"the system '{self.name}' takes no text or scene; leave it out")
         found = self.convs(self.normalise(image))
         if self.config.per_channel:
@@ -296,5 +259,4 @@ class Eigen(CoarseToFine):
 
     def convert_official(self, state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
         """Official names; the CLIP model in the checkpoint has no part in the depth and is ignored."""
-        names = {"convs.": "convs.", **COARSE_NAMES}
-        return rename(self._plain_names(state_dict), names, self.state_dict())
+        return rename(self._official_tensors(state_dict), EIGEN_NAMES, self.state_dict())

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from langdepth.errors import UsageError
 from langdepth.parts.upsample import resize_aligned
 from langdepth.systems.capabilities import ConvertsOfficial
-from langdepth.systems.clip_adapters.adapters import ConvBlock, MultiScaleDecoder
+from langdepth.systems.clip_adapters.blocks import ConvBlock, MultiScaleDecoder
 from langdepth.systems.clip_adapters.losses import AdapterLosses
-from langdepth.systems.clip_adapters.mirror_training import MirrorTraining, Told
+from langdepth.systems.clip_adapters.mirror_training import Features, MirrorTraining, RawDepth, Words
 from langdepth.systems.clip_adapters.model import AdapterConfig
+from langdepth.systems.clip_adapters.official import MULTI_SCALE_NAMES
 from langdepth.systems.clip_system import ClipSystem
 
 
@@ -51,7 +52,6 @@ class MultiScaleAdapter(MirrorTraining, ClipSystem, ConvertsOfficial):
 
     def __init__(self, config: MultiScaleConfig) -> None:
         super().__init__(config)
-        self.tower.batch_norm_trains = config.clip_bn == "train"
         self.takes_overlay = config.overlay
         if tuple(self.tower.strides) != (2, 4, 8, 16, 32):
             raise UsageError(
@@ -62,26 +62,18 @@ class MultiScaleAdapter(MirrorTraining, ClipSystem, ConvertsOfficial):
             nn.init.zeros_(self.decoder.out.bias)
         self.overlay_encoder = nn.Sequential(ConvBlock(3, 3), ConvBlock(3, 3)) if config.overlay else None
 
-    def tell(
-        self,
-        image: Tensor,
-        text: list[str] | Tensor | None = None,
-        scene: list[str] | None = None,
-        overlay: Tensor | None = None,
-        features: dict[str, Tensor] | None = None,
-    ) -> Told:
-        photo = self.normalise(image)
-        features = features or self.frozen_features(image)
+    def network(self, image: Tensor, features: Features, words: Words, overlay: Tensor | None) -> RawDepth:
+        normalised = self.normalise(image)
         maps = [features[f"stride_{stride}"] for stride in self.tower.strides]
-        words = self.words(len(image), text, scene)
+        matrix, centers = self.words(len(image), *words)
         if self.overlay_encoder is not None:
-            photo = torch.cat([photo, self.overlay_encoder(self._checked(overlay, image))], dim=1)
-        delta = self.decoder([photo, *maps]).float()
+            normalised = torch.cat([normalised, self.overlay_encoder(self._checked(overlay, image))], dim=1)
+        delta = self.decoder([normalised, *maps]).float()
         weight = self.config.clip_weight
         if weight == 0:
-            return Told(delta)
-        initial = self.word_bins(maps[-1], *words).depth.clamp(max=self.config.losses.max_depth)
-        return Told(weight * resize_aligned(initial, delta.shape[-2:]) + 2 * delta.sigmoid() - 1)
+            return RawDepth(delta)
+        initial = self.word_bins(maps[-1], matrix, centers).depth.clamp(max=self.config.losses.max_depth)
+        return RawDepth(weight * resize_aligned(initial, delta.shape[-2:]) + 2 * delta.sigmoid() - 1)
 
     def frozen_features(self, image: Tensor) -> dict[str, Tensor]:
         maps = self.tower.pyramid(self.normalise(image))
@@ -98,8 +90,4 @@ class MultiScaleAdapter(MirrorTraining, ClipSystem, ConvertsOfficial):
         return overlay
 
     def official_names(self) -> dict[str, str]:
-        return {
-            "image_adapter.bridge.bridge.": "decoder.bridge.",
-            "image_adapter.": "decoder.",
-            "seg_encoder.bridge.": "overlay_encoder.",
-        }
+        return MULTI_SCALE_NAMES

@@ -37,7 +37,7 @@ class NyuImage:
     """Decoded arrays of one image, (480, 640).
 
     rgb (H, W, 3) uint8; depth_mm (H, W): raw depth in millimetres, 0 where unknown; dense_mm: the same with holes
-    filled; overlay (h, w, 3) uint8 of any size: the photo with coloured masks. Raises ImageError for another size.
+    filled; overlay (h, w, 3) uint8 of any size: the image with coloured masks. Raises ImageError for another size.
     """
 
     rgb: npt.NDArray[np.uint8]
@@ -103,12 +103,12 @@ class SelfSupervisedDraws:
 
 
 def evaluation_sample(image: NyuImage, *, dense: bool = False) -> Sample:
-    """The image as it is judged; ``dense`` gives the filled depth instead of the raw one."""
+    """The image as it is evaluated; ``dense`` gives the filled depth instead of the raw one."""
     return _sample(_crop(_layers(image, dense), TEST_CORNER), image)
 
 
 def supervised_sample(image: NyuImage, draws: SupervisedDraws, *, reference_exact: bool = False) -> Sample:
-    """An image to learn depth from; the filled depth if there is one."""
+    """A training image with depth; the filled depth if there is one."""
     layers = _rotate(_layers(image, dense=not reference_exact), draws.angle)
     layers = _crop(layers, (TRAIN_CORNER[0] + draws.x, TRAIN_CORNER[1] + draws.y))
     if draws.mirror:
@@ -124,7 +124,7 @@ def supervised_sample(image: NyuImage, draws: SupervisedDraws, *, reference_exac
 def self_supervised_sample(image: NyuImage, draws: SelfSupervisedDraws, *, reference_exact: bool = False) -> Sample:
     """A turned and shifted image, the unturned one as its source view, and the pose between the two.
 
-    The pose moves pixels at a depth of 1 m by exactly the turn and shift; see ``parts.view_warp.in_plane_motion``.
+    The pose moves pixels at a depth of 1 m by exactly the turn and shift; see ``view_warp.in_plane_motion``.
     """
     layers = _layers(image, dense=not reference_exact)
     if draws.mirror:
@@ -169,7 +169,7 @@ class NyuAdapterTransform:
     def __call__(self, sample: Sample, size: tuple[int, int] = SIZE) -> Sample:
         """``sample`` in [0, 1] or in bytes; depth counts in whole millimetres.
 
-        Images of another size with the shape of 640x480 are brought to it first, depth by its nearest pixel. ``size``
+        Images of another size with the shape of 640x480 are resized to it first, depth by its nearest pixel. ``size``
         is (416, 544) and changes nothing. Raises ImageError for another shape.
         """
         depth_mm = (sample.depth[0] * 1000).round().clamp(max=1000 * MAX_DEPTH).numpy().astype(np.uint16)

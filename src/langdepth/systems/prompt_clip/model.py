@@ -104,7 +104,6 @@ class PromptClip(LearnedWords, Trainable, ConvertsOfficial):
 
     def __init__(self, config: PromptClipConfig) -> None:
         super().__init__(config)
-        self.tower.batch_norm_trains = config.clip_bn == "train"
         width = 0 if self.text_tower is None else self.text_tower.transformer.width
         if config.image_dependent and (self.learned is None or not len(self.learned.vectors)):
             raise ValueError("image_dependent needs learned tokens; the sentences have none")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 START_DEPTH = 2.5
-"""Metres that untrained layers give, about the middle of a room: below 0 m there would be no gradient."""
+"""Metres, the output of untrained layers, about the middle of a room: below 0 m there would be no gradient."""
 
 
 def _start(layer: nn.Linear | nn.Conv2d) -> None:
@@ -52,8 +52,8 @@ class CoarseMap(nn.Module):
         return depth.unflatten(-1, self.size)
 
 
-class Refiner(nn.Module):
-    """Eigen's fine-scale network: edges of the photo sharpen a coarse map at a quarter of its size."""
+class EigenRefiner(nn.Module):
+    """Eigen's fine-scale network: edges of the image sharpen a coarse map at a quarter of its size."""
 
     def __init__(self) -> None:
         super().__init__()
