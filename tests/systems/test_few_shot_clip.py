@@ -127,10 +127,10 @@ def test_bins_stay_ordered_and_positive_unless_asked_otherwise() -> None:
         assert system.codebook().max().item() == pytest.approx(math.exp(2), rel=1e-5)
 
 
-def test_the_oracle_has_to_be_told() -> None:
+def test_the_oracle_needs_the_scene() -> None:
     system = build(selector="oracle")
     image = torch.rand(1, 3, 64, 96)
-    with pytest.raises(UsageError, match="told the scene"):
+    with pytest.raises(UsageError, match="needs the images. scenes"):
         system(image)
     with torch.no_grad():
         assert system(image, scene=["foyer"]).scene_probs.tolist() == [[0, 0, 1]]

@@ -7,7 +7,7 @@ Data flow (published size)
     both -> parts/word_bins.py -> logits (B, K, h, w) -> depth (B, 1, h, w)
     -> bilinear, corners aligned (as published) -> (B, 1, 416, 544)
 
-The text tower is no part of the system: it is read when words have to be turned into their matrix, and let go.
+The text tower is no part of the system: it is loaded where words have to be turned into their matrix, and dropped.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from langdepth.backbones.clip import ClipImageTower, DenseMode
-from langdepth.errors import CheckpointError, UsageError
+from langdepth.backbones.clip_weights import ClipWeights, find_clip_weights
+from langdepth.errors import UsageError
 from langdepth.parts.word_bins import WordBins, WordDepth
 from langdepth.records import InputSpec
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import HasFrozenTrunk, StandsOnClip, TakesPrompts
-from langdepth.systems.official import rename, set_quirks
+from langdepth.systems.official import clip_in_checkpoint, rename, set_quirks
+from langdepth.text.clip_text import text_features
 from langdepth.text.prompts import PromptSet, find_prompts
-from langdepth.text.scenes import scene_index
-
-if TYPE_CHECKING:
-    from langdepth.backbones.clip_weights import ClipWeights
+from langdepth.text.scenes import scene_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +71,7 @@ class ClipSystem(System, StandsOnClip, TakesPrompts, HasFrozenTrunk):
 
     Config = ClipConfig
     text_per_image = False
-    TRUNK_OPTIONS: ClassVar[tuple[str, ...]] = (
-        "architecture",
-        "quick_gelu",
-        "dense_mode",
-        "position_resize",
-        "mean",
-        "std",
-    )
+    TRUNK_OPTIONS: tuple[str, ...] = ("architecture", "quick_gelu", "dense_mode", "position_resize", "mean", "std")
     config: Any
 
     def __init__(self, config: ClipConfig, size: tuple[int, int] | None = None) -> None:
@@ -90,17 +82,8 @@ class ClipSystem(System, StandsOnClip, TakesPrompts, HasFrozenTrunk):
             config.architecture, quick_gelu=config.quick_gelu, position_resize=config.position_resize
         )
         multiple = 32 if 32 % tower.stride == 0 else tower.stride
-        super().__init__(
-            replace(config, prompts=prompts),
-            InputSpec(
-                mean=config.mean,
-                std=config.std,
-                size=size,
-                area=area,
-                multiple_of=multiple,
-                enlarge="bilinear-aligned",
-            ),
-        )
+        spec = InputSpec(mean=config.mean, std=config.std, size=size, area=area, multiple_of=multiple)
+        super().__init__(replace(config, prompts=prompts), replace(spec, enlarge="bilinear-aligned"))
         self.tower = tower.requires_grad_(False)
         self.tower.batch_norm_trains = getattr(config, "clip_bn", "eval") == "train"
         self.mode: DenseMode = "stage" if config.dense_mode == "decimate" else config.dense_mode
@@ -118,8 +101,6 @@ class ClipSystem(System, StandsOnClip, TakesPrompts, HasFrozenTrunk):
 
     def _encode_words(self, weights: ClipWeights) -> None:
         """Fill the text matrix, (V, K, D): the set's own words, then each scene's."""
-        from langdepth.text.clip_text import text_features
-
         prompts = self.config.prompts
         sentences = [word for words, _ in prompts.variants() for word in words]
         features = text_features(sentences, weights, templates=prompts.templates)
@@ -139,7 +120,7 @@ class ClipSystem(System, StandsOnClip, TakesPrompts, HasFrozenTrunk):
         self.provenance |= {"source": source, "clip_sha256": weights.sha256}
 
     def use_prompts(self, prompts: Mapping[str, Any], clip_weights: str | Path | None = None) -> None:
-        """Put other words, templates or bins in the place of the system's own; new sentences need CLIP weights."""
+        """Replace words, templates or bins; new sentences need CLIP weights."""
         before, after = self.config.prompts, self.config.prompts.changed(prompts)
         known = {words: row for (words, _), row in zip(before.variants(), self.word_bins.text, strict=True)}
         wanted = [words for words, _ in after.variants()]
@@ -150,8 +131,6 @@ class ClipSystem(System, StandsOnClip, TakesPrompts, HasFrozenTrunk):
             self._encode_words(self._clip_weights(clip_weights))
 
     def _clip_weights(self, source: str | Path | None) -> ClipWeights:
-        from langdepth.backbones.clip_weights import find_clip_weights
-
         return find_clip_weights(source, self.config.architecture, self.config.quick_gelu)
 
     def words(
@@ -167,9 +146,7 @@ class ClipSystem(System, StandsOnClip, TakesPrompts, HasFrozenTrunk):
         else:
             if not self.scenes:
                 raise UsageError(f"the system '{self.name}' takes no scene; leave it out, or give prompts with scenes")
-            if len(scene) != count:
-                raise UsageError(f"{len(scene)} scenes for {count} images; give one for each")
-            rows = [1 + scene_index(name, self.scenes) for name in scene]
+            rows = [1 + row for row in scene_rows(scene, count, self.scenes)]
             matrix, centers = matrix[rows], centers[rows]
         if text is None:
             return matrix, centers
@@ -223,24 +200,10 @@ class ClipSystem(System, StandsOnClip, TakesPrompts, HasFrozenTrunk):
     def convert_official(self, state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
         """Official names: ``clip.`` is a whole CLIP model, whose words become the text matrix; see ``official_names``.
 
-        Raises CheckpointError for a checkpoint without a CLIP model.
+        Raises CheckpointError for a checkpoint without a CLIP model, and for one with another architecture.
         """
-        from langdepth.backbones.clip_weights import ClipWeights, tensor_shapes
-
-        config = self.config
         tensors, report = rename(state_dict, {"clip.visual.": "tower.", **self.official_names()}, self.state_dict())
-        clip = {key.removeprefix("clip."): value for key, value in state_dict.items() if key.startswith("clip.")}
-        if "token_embedding.weight" not in clip:
-            raise CheckpointError("the checkpoint has no CLIP model in it (no tensor 'clip.token_embedding.weight')")
-        for key, shape in tensor_shapes(config.architecture, config.quick_gelu).items():
-            if key not in clip or tuple(clip[key].shape) != shape:
-                found = tuple(clip[key].shape) if key in clip else "missing"
-                raise CheckpointError(
-                    f"the CLIP model in the checkpoint is not {config.architecture} ('clip.{key}' is {found}, expected "
-                    f"{shape}); choose another architecture"
-                )
-        clip = {key: value.float() for key, value in clip.items()}  # trained in half precision on GPUs
-        self._encode_words(ClipWeights(config.architecture, config.quick_gelu, clip, "the checkpoint", ""))
+        self._encode_words(clip_in_checkpoint(state_dict, self.config.architecture, self.config.quick_gelu))
         tensors["word_bins.text"] = self.word_bins.text.clone()
         text = [key for key in report["ignored"] if key.startswith("clip.") and not key.startswith("clip.visual.")]
         report["used"] += text

@@ -1,28 +1,26 @@
 """What the systems share whose sentences hold learned vectors: text tower and vectors beside tower and words.
 
-While they learn, the frozen text tower turns sentences into the text matrix at every step. Afterwards the matrix is
-fixed: whenever the system goes to eval mode or is saved, it is written anew if the vectors have changed, and prediction
-reads it as any system on CLIP does. The weights file keeps the text tower, so that training can go on.
+In training, the frozen text tower turns sentences into the text matrix at every step. Afterwards the matrix is fixed:
+whenever the system goes to eval mode or is saved, it is computed again if the vectors have changed, and prediction uses
+it as in any system on CLIP. The weights file keeps the text tower, so that training can go on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from langdepth.backbones.clip_weights import ClipWeights
 from langdepth.errors import UsageError
 from langdepth.systems.clip_system import ClipSystem
 from langdepth.text.clip_text import ClipTextTower
 from langdepth.text.learned_prompts import LearnedPrompts, count_added
 from langdepth.text.prompts import PromptSet
-
-if TYPE_CHECKING:
-    from langdepth.backbones.clip_weights import ClipWeights
 
 
 class LearnedWords(ClipSystem):
@@ -56,7 +54,7 @@ class LearnedWords(ClipSystem):
         return [template.replace("{}", word) for template in prompts.templates for word in words]
 
     def encode(self, features: Tensor | None = None) -> Tensor:
-        """Text matrix of the present vectors, unit rows: (V, K, D).
+        """Text matrix of the current vectors, unit rows: (V, K, D).
 
         Where sentences depend on the image, (B, K, D) or (B, h * w, K, D) for its ``features`` (B, C, h, w).
         """
@@ -69,30 +67,30 @@ class LearnedWords(ClipSystem):
         return F.normalize(rows.mean(-4), dim=-1)
 
     def vectors(self, features: Tensor | None) -> Tensor:
-        """What stands for the added tokens, (..., V, width): the learned vectors."""
+        """Vectors of the added tokens, (..., V, width): the learned ones."""
         assert self.learned is not None
         return self.learned.vectors
 
     @torch.no_grad()
-    def keep_words(self) -> None:
-        """Write the text matrix that the learned vectors amount to."""
+    def store_words(self) -> None:
+        """Compute and store the text matrix of the learned vectors."""
         assert self.learned is not None
         self.word_bins.text.copy_(self.encode())
         self.learned.encoded.copy_(self.learned.vectors)
 
-    def _keep_changed_words(self) -> None:
+    def _store_changed_words(self) -> None:
         if self.learned is not None and not torch.equal(self.learned.vectors, self.learned.encoded):
-            self.keep_words()
+            self.store_words()
 
     def train(self, mode: bool = True) -> Any:
         super().train(mode)
         if not mode:
-            self._keep_changed_words()
+            self._store_changed_words()
         return self
 
     def state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """As every module's, with the text matrix of the present vectors."""
-        self._keep_changed_words()
+        """As every module's, with the text matrix of the current vectors."""
+        self._store_changed_words()
         return super().state_dict(*arguments, **options)
 
     def _encode_words(self, weights: ClipWeights) -> None:
@@ -100,10 +98,10 @@ class LearnedWords(ClipSystem):
             super()._encode_words(weights)
         else:
             self.text_tower.transformer.load_state_dict(weights.text())
-            self.keep_words()
+            self.store_words()
 
     def use_prompts(self, prompts: Mapping[str, Any], clip_weights: str | Path | None = None) -> None:
-        """Put other words, templates or bins in the place of the system's own, around the same learned tokens."""
+        """Replace words, templates or bins around the same learned tokens."""
         if self.learned is None:
             super().use_prompts(prompts, clip_weights)
             return
@@ -115,7 +113,7 @@ class LearnedWords(ClipSystem):
                 f"({describe(counts)}); change the bins only, or the words between learned tokens"
             )
         self._set_prompts(after)
-        self.keep_words()
+        self.store_words()
 
 
 def describe(counts: Mapping[str, int]) -> str:

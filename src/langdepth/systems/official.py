@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from langdepth.backbones.clip_weights import ClipWeights, tensor_shapes
+from langdepth.errors import CheckpointError
+
 
 def rename(
     state_dict: dict[str, Tensor], names: Mapping[str, str], own: Mapping[str, Tensor]
@@ -25,6 +28,23 @@ def rename(
             report["used"].append(key)
             tensors[ours] = value
     return tensors, {**report, "missing": [key for key in own if key not in tensors]}
+
+
+def clip_in_checkpoint(state_dict: dict[str, Tensor], architecture: str, quick_gelu: bool) -> ClipWeights:
+    """The whole CLIP model under ``clip.``. Raises CheckpointError where there is none, or one of another kind."""
+    clip = {key.removeprefix("clip."): value for key, value in state_dict.items() if key.startswith("clip.")}
+    if "token_embedding.weight" not in clip:
+        raise CheckpointError("the checkpoint has no CLIP model in it (no tensor 'clip.token_embedding.weight')")
+    for key, shape in tensor_shapes(architecture, quick_gelu).items():
+        if key not in clip or tuple(clip[key].shape) != shape:
+            found = tuple(clip[key].shape) if key in clip else "missing"
+            raise CheckpointError(
+                f"the CLIP model in the checkpoint is not {architecture} ('clip.{key}' is {found}, expected {shape}); "
+                "choose another architecture"
+            )
+    # Checkpoints of training on GPUs are in half precision
+    clip = {key: value.float() for key, value in clip.items()}
+    return ClipWeights(architecture, quick_gelu, clip, "the checkpoint", "")
 
 
 def set_quirks(config: Any) -> None:

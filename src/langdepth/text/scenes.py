@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from langdepth.errors import UsageError, nearest
 
 # Index = label, as in ScaleDepth; "excercise_room" is spelled as in the official label files.
@@ -59,6 +61,13 @@ SCENE_TO_CAPTION_SCENE: dict[str, str] = {
     "bookstore": "library",
     "outdoor_scene": "street",
 }
+
+
+def scene_rows(names: Sequence[str], count: int, scenes: tuple[str, ...] = SCENES) -> list[int]:
+    """Indices of the scenes named for ``count`` images. Raises UsageError."""
+    if len(names) != count:
+        raise UsageError(f"{len(names)} scenes for {count} images; give one for each")
+    return [scene_index(name, scenes) for name in names]
 
 
 def scene_index(name: str, scenes: tuple[str, ...] = SCENES) -> int:

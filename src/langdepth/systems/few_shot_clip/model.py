@@ -1,6 +1,6 @@
 """`few-shot-clip`: DepthCLIP with bins of each scene, learned from a few images of it.
 
-After the abstract of Hu et al. (WACV 2024, arXiv 2311.01034); neither their code nor their text was at hand.
+After the abstract of Hu et al. (WACV 2024, arXiv 2311.01034); neither code nor full text was available.
 
 Data flow (B images of 416 x 544; RN50; S scenes, 7 words)
 
@@ -17,13 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from langdepth import losses
+from langdepth.backbones.clip_weights import ClipWeights
 from langdepth.errors import UsageError
 from langdepth.parts.upsample import resize_aligned
 from langdepth.parts.word_bins import words_output
@@ -31,11 +32,9 @@ from langdepth.records import Batch, DepthOutput
 from langdepth.systems.capabilities import Trainable
 from langdepth.systems.clip_system import ClipConfig
 from langdepth.systems.learned_words import LearnedWords
+from langdepth.text.clip_text import text_features
 from langdepth.text.prompts import PromptSet
-from langdepth.text.scenes import SCENES, scene_index
-
-if TYPE_CHECKING:
-    from langdepth.backbones.clip_weights import ClipWeights
+from langdepth.text.scenes import SCENES, scene_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ class FewShotClipConfig(ClipConfig):
     scenes: tuple[str, ...] = SCENES[:-1]
     """The codebook's rows; the default are the scene types of NYU Depth V2's training images."""
     selector: Literal["text", "image", "oracle"] = "text"
-    """What tells an image's scene: the scenes' names, the mean embedding of their training images, or the caller."""
+    """What selects an image's scene: the scenes' names, the mean embedding of their training images, or the caller."""
     soft: bool = False
     """Bins mixed by the scenes' probabilities, instead of those of the likeliest scene."""
     scene_template: str = "a photo of a {}"
@@ -108,22 +107,19 @@ class FewShotClip(LearnedWords, Trainable):
         return bins.sort(1).values if self.config.sort_bins else bins
 
     def scene_probs(self, embedding: Tensor) -> Tensor:
-        """(B, S) for CLIP's (B, D): softmax over 100 x cosine similarity; unseen scenes count as opposite."""
+        """(B, S) for CLIP's (B, D): softmax over 100 x cosine similarity; scenes without images count as opposite."""
         with torch.autocast(embedding.device.type, enabled=False):
             cosine = F.normalize(embedding.float(), dim=-1) @ F.normalize(self.scene_keys, dim=-1).T
         return torch.where(self.scene_keys.any(1), cosine, -1.0).mul(100).softmax(-1)
 
     def select(self, embedding: Tensor) -> Tensor:
-        """Shares (B, S) of the codebook's rows for images that CLIP sees as (B, D); their sum is 1."""
+        """Shares (B, S) of the codebook's rows, with sum 1, for images of CLIP's embedding (B, D)."""
         probs = self.scene_probs(embedding)
         return probs if self.config.soft else self._one_hot(probs.argmax(-1))
 
-    def told(self, scene: list[str], count: int) -> Tensor:
+    def shares_of(self, scene: list[str], count: int) -> Tensor:
         """Shares (B, S) for the scenes' names."""
-        if len(scene) != count:
-            raise UsageError(f"{len(scene)} scenes for {count} images; give one for each")
-        rows = [scene_index(name, self.scenes) for name in scene]
-        return self._one_hot(torch.tensor(rows, device=self.scene_keys.device))
+        return self._one_hot(torch.tensor(scene_rows(scene, count, self.scenes), device=self.scene_keys.device))
 
     def _one_hot(self, rows: Tensor) -> Tensor:
         return F.one_hot(rows, len(self.scenes)).float()
@@ -137,9 +133,11 @@ class FewShotClip(LearnedWords, Trainable):
     ) -> DepthOutput:
         matrix, _ = self.words(len(image), text)
         if scene is not None:
-            cells, shares = self.dense(image), self.told(scene, len(image))
+            cells, shares = self.dense(image), self.shares_of(scene, len(image))
         elif self.config.selector == "oracle":
-            raise UsageError(f"this '{self.name}' was made to be told the scene; give one, or another selector")
+            raise UsageError(
+                f"selector oracle of '{self.name}' needs the scene of every image; give it, or take another selector"
+            )
         else:
             features = self.frozen_features(image)
             cells, shares = features["cells"], self.select(features["embedding"])
@@ -169,8 +167,8 @@ class FewShotClip(LearnedWords, Trainable):
         shares = torch.where(known[:, None], labels, self.select(features["embedding"])) if unlabelled else labels
         if learned_keys:
             with torch.no_grad():
-                seen = F.normalize(features["embedding"].float(), dim=-1)
-                self.scene_keys += (labels * known[:, None]).T @ seen
+                embedding = F.normalize(features["embedding"].float(), dim=-1)
+                self.scene_keys += (labels * known[:, None]).T @ embedding
         text = self.words(len(batch.image))[0] if self.learned is None else self.encode()
         depth = self.word_bins(features["cells"], text, self.bins_of(shares)).depth
         depth = resize_aligned(depth, batch.depth.shape[-2:])
@@ -187,8 +185,6 @@ class FewShotClip(LearnedWords, Trainable):
         return groups
 
     def _encode_words(self, weights: ClipWeights) -> None:
-        from langdepth.text.clip_text import text_features
-
         super()._encode_words(weights)
         if self.config.selector == "text":
             names = [scene.replace("_", " ") for scene in self.scenes]

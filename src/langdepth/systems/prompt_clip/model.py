@@ -10,7 +10,7 @@ Data flow (the published row; NYU Depth V2)
 
 Only the learned vectors train, and the decoders of the stages. Variants: other templates, objects, words and bins;
 words that depend on the image (`image_dependent`) or on each cell (`object_word: patch`); stages that enlarge. The
-presets are in registry.py. Specification and numbers: docs/systems/prompt-clip.md.
+presets are in the registry. Specification and numbers: docs/systems/prompt-clip.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from langdepth.records import Batch, DepthOutput
 from langdepth.systems.capabilities import ConvertsOfficial, Trainable
 from langdepth.systems.clip_system import ClipConfig
 from langdepth.systems.learned_words import LearnedWords, describe
-from langdepth.text.learned_prompts import GROUPS
+from langdepth.systems.prompt_clip.official import OFFICIAL_NAMES, model_tensors, split_tokens
 from langdepth.text.prompts import PromptSet, compose_prompts
 
 StageKind = Literal["none", "half", "full", "upsample-2", "upsample-4", "decoder-4", "decoder-5"]
@@ -54,7 +54,7 @@ class PromptClipConfig(ClipConfig):
     depth_range: tuple[float, float] = (0.001, 10.0)
     """Of the data set, metres."""
     prompts: PromptSet | str = ""
-    """What the five options above amount to; if given, it takes their place."""
+    """The set that the five options above make; if given, they are ignored."""
     image_dependent: bool = False
     """Whether the image's mean feature goes into every learned token."""
     feature_stage: StageKind = "none"
@@ -75,7 +75,7 @@ class PromptClipConfig(ClipConfig):
             object.__setattr__(self, "prompts", compose_prompts(*parts))
 
 
-class Stage(nn.Module):
+class Enlargement(nn.Module):
     """Enlarges a map (B, C, h, w): bilinear without aligned corners, or a decoder."""
 
     def __init__(self, kind: StageKind, channels: int) -> None:
@@ -118,8 +118,8 @@ class PromptClip(LearnedWords, Trainable, ConvertsOfficial):
                 nn.Linear(self.cell_channels + width, width), nn.Tanh(), nn.Linear(width, width)
             )
         words = len(self.config.prompts.words)
-        self.feature_stage = Stage(config.feature_stage, self.tower.embed_dim)
-        self.logit_stage = Stage(config.logit_stage, words)
+        self.feature_stage = Enlargement(config.feature_stage, self.tower.embed_dim)
+        self.logit_stage = Enlargement(config.logit_stage, words)
 
     def _set_prompts(self, prompts: PromptSet) -> None:
         super()._set_prompts(prompts)
@@ -173,7 +173,7 @@ class PromptClip(LearnedWords, Trainable, ConvertsOfficial):
         return DepthOutput(depth=found.depth, bin_centers=centers.expand(len(image), -1), bin_probs=found.probs)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """SILog of the depth enlarged to the truth's size, as published."""
+        """SILog of the depth enlarged to the size of the ground truth, as published."""
         features = (batch.features or self.frozen_features(batch.image))["cells"]
         text, centers = self.words(len(features))
         if self.learned is not None:
@@ -187,11 +187,8 @@ class PromptClip(LearnedWords, Trainable, ConvertsOfficial):
 
         Raises CheckpointError when learned tokens, decoders or the CLIP model are not this variant's.
         """
-        if any(key.startswith("model.") for key in state_dict):  # what lies beside it is no part of the model
-            inside = {key: value for key, value in state_dict.items() if key.startswith("model.")}
-            state_dict = {key.removeprefix("model."): value for key, value in inside.items()}
-        state_dict = {key.removesuffix(".embeddings.weight"): value for key, value in state_dict.items()}
-        plain, stacked = _stack_tokens(state_dict)
+        state_dict = model_tensors(state_dict)
+        plain, stacked = split_tokens(state_dict)
         counts = {group: len(rows) for group, rows in stacked.items()}
         own = {} if self.learned is None else {g: n for g, n in self.learned.counts.items() if g != "imgf"}
         if counts != own and "clip.token_embedding.weight" in plain:  # else it is of another kind altogether
@@ -222,31 +219,10 @@ class PromptClip(LearnedWords, Trainable, ConvertsOfficial):
         return tensors, report
 
     def official_names(self) -> dict[str, str]:
-        return {
-            "clip.": "text_tower.transformer.",
-            "img_f_2_txt_tkns.img_f_agg2tkndim.model.": "conditioner.",
-            "post_img_feat_stage.decoder_block_list.": "feature_stage.decoder.convs.",
-            "post_lang_corr_stage.decoder_block_list.": "logit_stage.decoder.convs.",
-        }
+        return OFFICIAL_NAMES
 
 
 class PromptClipWords(PromptClip):
     """The variants without anything learned."""
 
     zero_shot = True
-
-
-def _stack_tokens(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors without ``extra_tkns_learnables_{group}.{i}``, and these: group -> (count, width), as in GROUPS."""
-    prefix = "extra_tkns_learnables_"
-    plain = {key: value for key, value in state_dict.items() if not key.startswith(prefix)}
-    stacked = {}
-    for group in GROUPS:
-        rows = {
-            int(key.rpartition(".")[2]): value
-            for key, value in state_dict.items()
-            if key.startswith(f"{prefix}{group}.") and key.rpartition(".")[2].isdecimal()
-        }
-        if rows:
-            stacked[group] = torch.cat([rows[i] for i in sorted(rows)])
-    return plain, stacked

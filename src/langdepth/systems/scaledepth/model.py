@@ -46,7 +46,7 @@ from langdepth.systems.scaledepth.config import ScaleDepthConfig
 from langdepth.systems.scaledepth.official import QUERY_FEATURES, SCENE_TABLE, official_names
 from langdepth.systems.scaledepth.scenes import table_of_captions, table_of_file
 from langdepth.text.scene_table import check_same_clip, encode_scenes, read_scene_table
-from langdepth.text.scenes import SCENES, scene_index
+from langdepth.text.scenes import SCENES, scene_rows
 
 SMALLEST = 32  # pixels: one cell of the coarsest map
 
@@ -192,9 +192,7 @@ class ScaleDepth(System, Trainable, StandsOnClip, ConvertsOfficial):
         """Factors (B,) on the scales from the named scenes, for images with ``similarity`` (B, K) to all scenes."""
         if similarity is None:
             raise UsageError(f"the system '{self.name}' takes no scene; leave it out")
-        if len(scene) != len(similarity):
-            raise UsageError(f"{len(scene)} scenes for {len(similarity)} images; give one for each")
-        named = torch.tensor([scene_index(name, self.scenes) for name in scene], device=similarity.device)
+        named = torch.tensor(scene_rows(scene, len(similarity), self.scenes), device=similarity.device)
         trained = self.scene_counts > 0
         for name, known in zip(scene, trained[named].tolist(), strict=True):
             if not known:
