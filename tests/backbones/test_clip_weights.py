@@ -361,7 +361,7 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def publish(monkeypatch: pytest.MonkeyPatch, **record: Any) -> None:
     """Pretend that open_clip knows published weights of RN-small."""
-    monkeypatch.setattr(clip_weights, "_published", lambda *_: {"openai": record})
+    monkeypatch.setattr(clip_weights, "published_records", lambda *_: {"openai": record})
 
 
 def test_offline_and_missing_names_the_file_and_the_place(caches: Path) -> None:
@@ -437,7 +437,7 @@ def test_a_failed_download_is_one_line_and_leaves_no_half_file(caches: Path, mon
         raise OSError("no route to host\nand more")
 
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr("langdepth.backbones.clip_weights.unreachable", lambda url: None)
+    monkeypatch.setattr("langdepth.backbones.clip_download.unreachable", lambda url: None)
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", fails)
     with pytest.raises(CheckpointError) as refused:
         find_clip_weights(None, "RN50", True)
@@ -467,7 +467,7 @@ def test_an_address_that_cannot_be_reached_is_not_tried(caches: Path, monkeypatc
         raise OSError("not in the cache")
 
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr("langdepth.backbones.clip_weights.unreachable", lambda url: "timed out")
+    monkeypatch.setattr("langdepth.backbones.clip_download.unreachable", lambda url: "timed out")
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", fails)
     with pytest.raises(CheckpointError, match=r"cannot be downloaded \(timed out\): wanted is"):
         find_clip_weights(None, "RN50", True)

@@ -3,40 +3,29 @@
     file (OpenAI archive, open_clip or Hugging Face state dict) -> tensors -> open_clip's names -> checked by name and
     shape against the wanted architecture -> float32
 
-No file runs code here: safetensors and archives of tensors hold none, pickles are read with ``weights_only``, and of a
-TorchScript archive only the tensors are taken.
+Files are data here, see clip_files.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import math
-import os
-import pickle
 import re
 import warnings
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from langdepth.backbones.clip import SMALL_ARCHITECTURES, model_config
-from langdepth.errors import CheckpointError, UsageError, first_line
-from langdepth.utils.files import not_the_file_itself, real_path
-from langdepth.utils.network import hub_or_cache, unreachable
+from langdepth.backbones.clip import model_config
+from langdepth.backbones.clip_download import fetch, published_records
+from langdepth.backbones.clip_files import check_file, in_open_clip_names, read_tensors, stated_activation
+from langdepth.errors import CheckpointError, UsageError
 from langdepth.utils.reading import file_sha256
-from langdepth.utils.tensors import read_pickle, read_safetensors, reading_tensors, require_plain, without_prefixes
 
 ACTIVATIONS = {True: "QuickGELU", False: "GELU"}
-# Beside the weights in some files: OpenAI's three scalars, and tables that networks compute themselves.
-_NO_WEIGHTS = re.compile(r"input_resolution|context_length|vocab_size|(.*\.)?(attn_mask|position_ids)")
 
 
 @dataclass(frozen=True)
@@ -71,8 +60,8 @@ def find_clip_weights(source: str | Path | None, architecture: str, quick_gelu: 
     """
     if source == "random":
         return _random_weights(architecture, quick_gelu)
-    model_config(architecture, quick_gelu)  # an unknown name is told before anything is fetched
-    tags = _published(architecture, quick_gelu)
+    model_config(architecture, quick_gelu)  # refuses an unknown name before anything is fetched
+    tags = published_records(architecture, quick_gelu)
     if source is not None and source not in tags:
         return read_clip_weights(source, architecture, quick_gelu)
     if not tags:
@@ -81,7 +70,7 @@ def find_clip_weights(source: str | Path | None, architecture: str, quick_gelu: 
             "--clip-weights"
         )
     tag = str(source or ("openai" if "openai" in tags else next(iter(tags))))
-    path, sha256 = _fetch(architecture, tag, tags[tag])
+    path, sha256 = fetch(architecture, tag, tags[tag])
     return _read(path, architecture, quick_gelu, source=f"open_clip:{tag}", expected_sha256=sha256)
 
 
@@ -102,16 +91,16 @@ def _read(
     path: Path, architecture: str, quick_gelu: bool | None, source: str, expected_sha256: str = ""
 ) -> ClipWeights:
     wanted = tensor_shapes(architecture, quick_gelu)
-    limit = _check_file(path, architecture, 4 * sum(math.prod(shape) for shape in wanted.values()))
+    limit = check_file(path, architecture, 4 * sum(math.prod(shape) for shape in wanted.values()))
     sha256 = file_sha256(path)
     if not sha256.startswith(expected_sha256):
         raise CheckpointError(
             f"{path}: its sha256 is {sha256[:12]}..., the published one is {expected_sha256[:12]}...; "
             "delete the file and fetch it again"
         )
-    stored = _read_tensors(path, architecture, limit)
-    stated = _stated_activation(path, stored)
-    tensors = _in_open_clip_names(path, stored)
+    stored = read_tensors(path, architecture, limit)
+    stated = stated_activation(path, stored)
+    tensors = in_open_clip_names(path, stored)
     _check_shapes(path, architecture, tensors, wanted)
     quick_gelu = stated if quick_gelu is None else quick_gelu
     if quick_gelu is None:
@@ -152,7 +141,7 @@ def _random_weights(architecture: str, quick_gelu: bool) -> ClipWeights:
         torch.manual_seed(0)
         tensors = _build(architecture, quick_gelu, "cpu")
     warnings.warn(
-        f"CLIP {architecture} has RANDOM weights: what comes out means nothing; give --clip-weights a file",
+        f"CLIP {architecture} has RANDOM weights: its predictions mean nothing; give --clip-weights a file",
         stacklevel=3,
     )
     digest = hashlib.sha256()
@@ -160,199 +149,6 @@ def _random_weights(architecture: str, quick_gelu: bool) -> ClipWeights:
         digest.update(name.encode())
         digest.update(tensor.contiguous().numpy().data)
     return ClipWeights(architecture, quick_gelu, tensors, "random", digest.hexdigest())
-
-
-# --- files
-
-
-def _check_file(path: Path, architecture: str, expected_bytes: int) -> int:
-    """The most bytes a training checkpoint of this model could have; the file must be readable and within that."""
-    if not path.is_file():
-        what = "is not a regular file" if path.exists() else "no such file"
-        raise CheckpointError(f"{path}: {what}; give a file of CLIP weights")
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    size, limit = path.stat().st_size, 4 * expected_bytes + 2**26
-    if size > limit:
-        raise CheckpointError(
-            f"{path}: has {size / 1e6:.0f} MB, far more than {architecture} needs ({expected_bytes / 1e6:.0f} MB); "
-            "give its weights, or state the architecture of this file"
-        )
-    return limit
-
-
-def _read_tensors(path: Path, architecture: str, limit: int) -> dict[str, Tensor]:
-    """The tensors of a file under its own names; the content says which kind it is."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    with reading_tensors(path, "CLIP weights"):
-        if head.startswith(b"PK"):
-            with zipfile.ZipFile(path) as archive:
-                if sum(member.file_size for member in archive.infolist()) > limit:
-                    raise CheckpointError(f"{path}: unpacks to far more than {architecture} needs; refused")
-                script = any(name.endswith("/constants.pkl") for name in archive.namelist())
-                content = _read_torchscript(archive) if script else read_pickle(path)
-        elif head.startswith(b"\x80"):  # torch.save before version 1.6, or another pickle
-            content = read_pickle(path)
-        elif head.endswith(b"{"):
-            content = read_safetensors(path)[1]
-        else:
-            other = not_the_file_itself(path) or (
-                "is no weights file; known are OpenAI's archives, and state dicts as .safetensors, .pt or .bin"
-            )
-            raise CheckpointError(f"{path}: {other}")
-    content = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path}: holds no state dict (names with tensors)")
-    tensors = {str(name): value for name, value in content.items()}
-    require_plain(tensors, path)
-    return without_prefixes(tensors)
-
-
-class _Module:
-    """What stands for a TorchScript module while its archive is read: attributes, no code."""
-
-
-class _TensorReader(pickle.Unpickler):
-    """Reads the attributes of a TorchScript archive; every class in it becomes ``_Module``."""
-
-    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{folder}/data.pkl")))
-        self.archive, self.folder = archive, folder
-        self.storages: dict[str, Tensor] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "__torch__":
-            return _Module
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        if module == "torch.jit._pickle":  # typed lists and dictionaries
-            return lambda values, *_: values
-        if (module, name) == ("torch", "device"):
-            return str
-        raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not allowed")
-
-    def persistent_load(self, pid: Any) -> Tensor:
-        _, dtype, key, *_ = pid
-        if key not in self.storages:
-            content = bytearray(self.archive.read(f"{self.folder}/data/{key}"))
-            self.storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
-        return self.storages[key]
-
-
-_STORAGES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-
-
-def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    if math.prod(size) > storage.numel():
-        raise ValueError(f"a tensor of shape {size} does not fit its {storage.numel()} stored values")
-    return storage.as_strided(size, stride, offset)
-
-
-def _read_torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
-    (data,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-    tensors: dict[str, Tensor] = {}
-
-    def collect(module: _Module, prefix: str) -> None:
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor):
-                tensors[prefix + name] = value
-            elif isinstance(value, _Module):
-                collect(value, f"{prefix}{name}.")
-
-    collect(_TensorReader(archive, data.rpartition("/")[0]).load(), "")
-    return tensors
-
-
-# --- names
-
-
-def _is_hugging_face(names: Mapping[str, Tensor]) -> bool:
-    return any(name.startswith(("vision_model.", "text_model.")) for name in names)
-
-
-def _stated_activation(path: Path, stored: Mapping[str, Tensor]) -> bool | None:
-    """Whether the file, or the configuration beside it, says QuickGELU (True) or GELU (False)."""
-    if "input_resolution" in stored:  # OpenAI's archives, all of them trained with QuickGELU
-        return True
-    hugging_face = _is_hugging_face(stored)
-    beside = path.with_name("config.json" if hugging_face else "open_clip_config.json")
-    try:
-        config = json.loads(beside.read_text(encoding="utf-8"))
-        if hugging_face:
-            activation = config["vision_config"].get("hidden_act", "quick_gelu")
-            return {"quick_gelu": True, "gelu": False}.get(activation)
-        return bool(config["model_cfg"].get("quick_gelu", False))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # not there, or of another kind
-        return None
-
-
-def _in_open_clip_names(path: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    names = {name: tensor for name, tensor in stored.items() if not _NO_WEIGHTS.fullmatch(name)}
-    if _is_hugging_face(names):
-        return _from_hugging_face(path, names)
-    if not any(name.startswith("visual.") for name in names):
-        raise CheckpointError(f"{path}: holds no CLIP model (its tensors are called {', '.join(list(names)[:3])} ...)")
-    return {name.removeprefix("text."): tensor for name, tensor in names.items()}
-
-
-_HUGGING_FACE_NAMES = (
-    ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
-    ("vision_model.embeddings.patch_embedding.", "visual.conv1."),
-    ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
-    ("vision_model.pre_layrnorm.", "visual.ln_pre."),
-    ("vision_model.post_layernorm.", "visual.ln_post."),
-    ("vision_model.encoder.layers.", "visual.transformer.resblocks."),
-    ("visual_projection.weight", "visual.proj"),
-    ("text_model.embeddings.token_embedding.", "token_embedding."),
-    ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
-    ("text_model.encoder.layers.", "transformer.resblocks."),
-    ("text_model.final_layer_norm.", "ln_final."),
-    ("text_projection.weight", "text_projection"),
-    (".self_attn.out_proj.", ".attn.out_proj."),
-    (".layer_norm1.", ".ln_1."),
-    (".layer_norm2.", ".ln_2."),
-    (".mlp.fc1.", ".mlp.c_fc."),
-    (".mlp.fc2.", ".mlp.c_proj."),
-)
-_QUERY = re.compile(r"(.*)\.self_attn\.q_proj\.(weight|bias)")
-
-
-def _from_hugging_face(path: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' CLIPModel: projections are linear layers (transposed), query, key and value stand apart."""
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in stored.items():
-        query = _QUERY.fullmatch(name)
-        if query:
-            parts = [stored.get(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
-            if any(part is None or part.shape != tensor.shape for part in parts):
-                raise CheckpointError(f"{path}: query, key and value of '{query[1]}' do not belong together")
-            tensor = torch.cat([part for part in parts if part is not None])
-            name = f"{query[1]}.attn.in_proj_{query[2]}"
-        elif ".self_attn.k_proj." in name or ".self_attn.v_proj." in name:
-            continue
-        elif name in ("visual_projection.weight", "text_projection.weight"):
-            tensor = tensor.T
-        for theirs, ours in _HUGGING_FACE_NAMES:
-            name = name.replace(theirs, ours)
-        tensors[name] = tensor
-    return tensors
 
 
 # --- shapes
@@ -385,7 +181,7 @@ def _same_scalar(shape: tuple[int, ...], wanted: tuple[int, ...] | None) -> bool
 
 
 def _describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What model the shapes belong to, in words."""
+    """A sentence about the model that the shapes belong to."""
 
     def count(pattern: str) -> int:
         return len({found[1] for name in shapes if (found := re.match(pattern, name))})
@@ -423,88 +219,3 @@ def _as_float32(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, 
             raise CheckpointError(f"{path}: tensor '{name}' holds values that are not finite; fetch the file again")
         result[name] = tensor.contiguous()
     return result
-
-
-# --- download
-
-
-def _published(architecture: str, quick_gelu: bool) -> dict[str, dict[str, Any]]:
-    """open_clip's records of this architecture and activation, by tag."""
-    from open_clip import pretrained
-
-    if architecture in SMALL_ARCHITECTURES:
-        return {}
-    tags = pretrained.list_pretrained_tags_by_model(architecture)
-    records = {tag: pretrained.get_pretrained_cfg(architecture, tag) for tag in tags}
-    return {tag: record for tag, record in records.items() if bool(record.get("quick_gelu")) == quick_gelu}
-
-
-def _fetch(architecture: str, tag: str, record: Mapping[str, Any]) -> tuple[Path, str]:
-    """The file of a published record, from the caches or by open_clip's download; its published sha256 or ""."""
-    from huggingface_hub import constants
-    from open_clip.constants import HF_SAFE_WEIGHTS_NAME
-    from open_clip.pretrained import download_pretrained
-
-    path = _cached(record)
-    if path is None:
-        url_file = _url_cache(record)
-        repository, _, name = str(record.get("hf_hub", "")).rpartition("/")
-        places = [
-            f"{name or HF_SAFE_WEIGHTS_NAME} of {repository} in {constants.HF_HUB_CACHE}" if repository else "",
-            str(url_file or ""),
-        ]
-        wanted = (
-            f"wanted is {' or '.join(filter(None, places))}; fetch it on a machine with network, or give any file of "
-            "these weights with --clip-weights"
-        )
-        what = f"the weights of CLIP {architecture} ('{tag}') are not on this machine"
-        if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
-            raise CheckpointError(f"{what} and HF_HUB_OFFLINE is set: {wanted}")
-        for prefer_hub in (True, False):
-            address = None if prefer_hub else record.get("url")
-            problem = unreachable(str(address)) if address else None
-            if problem is not None:
-                break
-            try:
-                with hub_or_cache():
-                    path = Path(download_pretrained(dict(record), prefer_hf_hub=prefer_hub))
-                break
-            except Exception as error:  # the hub's, urllib's and open_clip's own
-                problem = first_line(error)[:200]
-            finally:
-                if path is None and url_file is not None:
-                    url_file.unlink(missing_ok=True)  # open_clip leaves half a file behind
-        if path is None:
-            raise CheckpointError(f"{what} and cannot be downloaded ({problem}): {wanted}")
-    return path, _published_sha256(path, record)
-
-
-def _url_cache(record: Mapping[str, Any]) -> Path | None:
-    """Where open_clip keeps what it downloads from an address."""
-    name = str(record.get("url", "")).rpartition("/")[2]
-    return Path("~/.cache/clip").expanduser() / name if name else None
-
-
-def _cached(record: Mapping[str, Any]) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
-
-    repository, _, name = str(record.get("hf_hub", "")).rpartition("/")
-    for file_name in (name,) if name else (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME):
-        found = try_to_load_from_cache(repository, file_name) if repository else None
-        if isinstance(found, str):
-            return Path(found)
-    path = _url_cache(record)
-    return path if path is not None and path.is_file() else None
-
-
-def _published_sha256(path: Path, record: Mapping[str, Any]) -> str:
-    """The hub's cache names files by their sha256; addresses carry it whole (OpenAI) or its start (open_clip)."""
-    stored = real_path(path).name
-    if re.fullmatch(r"[0-9a-f]{64}", stored):
-        return stored
-    url = str(record.get("url", ""))
-    if path == _url_cache(record):
-        found = re.search(r"/([0-9a-f]{64})/[^/]*$|-([0-9a-f]{8})\.pth?$", url)
-        return found[1] or found[2] if found else ""
-    return ""

@@ -1,6 +1,6 @@
 """The authors' checkpoints, and CLIP weights for zero-shot systems, to one of our ``.safetensors``.
 
-Official checkpoints are pickles: they are read here (and CLIP's in ``backbones/clip_weights.py``), with
+Official checkpoints are pickles: they are read here (and CLIP's in ``backbones/clip_files.py``), with
 ``weights_only=True``, and nowhere else.
 """
 
