@@ -60,7 +60,7 @@ class TestPromptClip(WordsTester):
 
     def test_bins_change_without_clip_weights_and_tokens_stay(self, system: Any) -> None:
         before = system.learned.vectors
-        system.keep_words()
+        system.store_words()
         text = system.word_bins.text.clone()
         system.use_prompts({"bin_centers": [1, 2, 3, 4, 5, 6, 7]})
         assert system.learned.vectors is before
@@ -263,7 +263,7 @@ def written(tensors: dict[str, torch.Tensor], folder: Path) -> Path:
 def test_official_checkpoints_of_both_ages(name: str, suffix: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     trained: Any = registry.build(name, SMALL)
-    trained.keep_words()
+    trained.store_words()
     trained.eval()
     file = written(official(trained, suffix), tmp_path)
     done = convert(file, name, tmp_path / "ours.safetensors", SMALL)
