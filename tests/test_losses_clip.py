@@ -78,7 +78,7 @@ def test_berhu_by_hand() -> None:
 
 def test_sobel_by_scipy() -> None:
     image = random(2, 3, 7, 9)
-    vertical, horizontal = losses.sobel(image)
+    vertical, horizontal = unused_losses.sobel(image)
     kernel = np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]])
     for found, used in ((vertical, kernel.T), (horizontal, kernel)):
         expected = [correlate(grey, used, mode="constant") for grey in image.mean(1).numpy()]
@@ -111,9 +111,9 @@ def test_bin_cross_entropy_by_hand() -> None:
 def test_known_depth_is_inside_the_region_and_the_union_is_the_published_one() -> None:
     depth = torch.tensor([0.0, 0.001, 2.0, 3.0])
     region = torch.tensor([True, False, True, False])
-    assert losses.known_depth(depth).tolist() == [False, False, True, True]
-    assert losses.known_depth(depth, region).tolist() == [False, False, True, False]
-    assert losses.known_depth(depth, region, union=True).tolist() == [True, False, True, True]
+    assert unused_losses.known_depth(depth).tolist() == [False, False, True, True]
+    assert unused_losses.known_depth(depth, region).tolist() == [False, False, True, False]
+    assert unused_losses.known_depth(depth, region, union=True).tolist() == [True, False, True, True]
 
 
 def test_smoothness_forgives_slopes_at_edges_of_the_image() -> None:

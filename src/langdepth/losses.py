@@ -162,7 +162,7 @@ def l2(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor
 
 
 def bin_cross_entropy(logits: Tensor, target: Tensor, bin_centers: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Cross-entropy of (B, K, H, W) logits against the bin that the true depth falls into; see ``bin_index``."""
+    """Cross-entropy of (B, K, H, W) logits against the bin of the target; see ``bin_index``."""
     loss = F.cross_entropy(logits, bin_index(target, bin_centers)[:, 0], reduction="none")
     return _mean(loss[:, None], mask)
 
@@ -194,26 +194,7 @@ def bin_chamfer(bin_centers: Tensor, target: Tensor, mask: Tensor | None = None)
     return (torch.minimum(below, above).mean(1) + of_depths).mean()
 
 
-def known_depth(depth: Tensor, region: Tensor | None = None, *, union: bool = False) -> Tensor:
-    """Mask of the pixels with depth above 1 mm, inside ``region`` (bool) if one is given.
-
-    ``union`` takes the pixels that are either in the region or known, as DepthCLIP's training helper does for KITTI
-    (specification, section 8): pixels without truth then count as 0 m.
-    """
-    known = depth > EPSILON
-    if region is None:
-        return known
-    return known | region if union else known & region
-
-
 # Its slopes
-
-
-def sobel(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Vertical and horizontal Sobel slopes of the channel mean of (B, C, H, W), each (B, 1, H, W); zeros outside."""
-    kernel = image.new_tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
-    slopes = F.conv2d(image.mean(1, keepdim=True), torch.stack([kernel.T, kernel])[:, None], padding=1)
-    return slopes[:, :1], slopes[:, 1:]
 
 
 def smoothness(depth: Tensor, image: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -284,8 +265,8 @@ def _gaussian_mean(values: Tensor) -> Tensor:
 def photometric(warped: Tensor, image: Tensor, mask: Tensor | None = None, *, reference_exact: bool = False) -> Tensor:
     """0.85 * dissimilarity + 0.15 * mean absolute difference of two (B, C, H, W) images; 0 when they are equal.
 
-    ``mask`` (B, 1, H, W): where ``warped`` shows something. ``reference_exact`` takes (1 - dissimilarity) / 2, as the
-    published CLIP adapters do, which rewards images for being different (specification, section 9.3).
+    ``mask`` (B, 1, H, W): where ``warped`` is known. ``reference_exact`` takes (1 - dissimilarity) / 2, as the
+    published CLIP adapters do, which rewards images for being different (clip-adapters, section 9.3).
     """
     dissimilarity = ssim_dissimilarity(warped, image, mask)
     if reference_exact:

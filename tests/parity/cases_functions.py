@@ -99,7 +99,7 @@ def losses_depthclip(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] |
     """The training helpers of the DepthCLIP repository."""
     prediction, target, image = (_tensor(arrays[name]) for name in ("pred", "gt", "image"))
     mask = _tensor(arrays["mask"]).bool()
-    vertical, horizontal = losses.sobel(image)
+    vertical, horizontal = unused_losses.sobel(image)
     yield "imgrad_y", vertical, Tolerance(rtol=1e-4, atol=1e-6)
     yield "imgrad_x", horizontal, Tolerance(rtol=1e-4, atol=1e-6)
     yield "imgrad_loss", unused_losses.sobel_gradient(prediction, target), Tolerance(rtol=1e-4)
@@ -112,10 +112,10 @@ def losses_depthclip(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] |
     region = torch.zeros_like(mask)
     region[..., mask.shape[-2] // 2 :, :] = True
     for dataset, final in (
-        ("KITTI", losses.known_depth(depth, region, union=True)),
-        ("NYU", losses.known_depth(depth)),
+        ("KITTI", unused_losses.known_depth(depth, region, union=True)),
+        ("NYU", unused_losses.known_depth(depth)),
     ):
-        yield f"make_mask_valid_{dataset}", losses.known_depth(depth), EXACT
+        yield f"make_mask_valid_{dataset}", unused_losses.known_depth(depth), EXACT
         yield f"make_mask_final_{dataset}", final, EXACT
 
 

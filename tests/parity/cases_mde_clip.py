@@ -129,7 +129,7 @@ def mde_clip_losses(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | 
     yield "base_loss", total.mean()[None], RELATIVE
     yield "chamfer_quarter", chamfer[None], RELATIVE
     yield "total_loss", (total.mean() + settings.chamfer * chamfer)[None], RELATIVE
-    known = losses.known_depth(target)
+    known = unused_losses.known_depth(target)
     scalars = {
         "silog_refine": losses.silog(upsampled, target, target > 0, 0.5, 1.0, root=False),
         "silog_adabins": losses.silog(upsampled, target, known),
@@ -140,7 +140,7 @@ def mde_clip_losses(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | 
     }
     for name, value in scalars.items():
         yield name, value[None], RELATIVE
-    for name, slopes in zip(("imgrad_y", "imgrad_x"), losses.sobel(target[..., :64, :64]), strict=True):
+    for name, slopes in zip(("imgrad_y", "imgrad_x"), unused_losses.sobel(target[..., :64, :64]), strict=True):
         yield name, slopes, CLOSE
     yield from _metrics(prediction, upsampled, target)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from langdepth.losses import _difference, _mean, _windows, sobel
+from langdepth.losses import _difference, _mean, _windows
 
 
 def berhu(prediction: Tensor, target: Tensor, mask: Tensor | None = None, threshold: float = 0.2) -> Tensor:
@@ -37,3 +38,22 @@ def sobel_gradient(
         else:
             total = total + torch.where(mask, difference, outside_weight * difference).mean()
     return total
+
+
+def known_depth(depth: Tensor, region: Tensor | None = None, *, union: bool = False) -> Tensor:
+    """Mask of the pixels with depth above 1 mm, inside ``region`` (bool) if one is given.
+
+    ``union`` takes the pixels that are either in the region or known, as DepthCLIP's training helper does for KITTI
+    (specification, section 8): pixels without ground truth then count as 0 m.
+    """
+    known = depth > 1e-3
+    if region is None:
+        return known
+    return known | region if union else known & region
+
+
+def sobel(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Vertical and horizontal Sobel slopes of the channel mean of (B, C, H, W), each (B, 1, H, W); zeros outside."""
+    kernel = image.new_tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+    slopes = F.conv2d(image.mean(1, keepdim=True), torch.stack([kernel.T, kernel])[:, None], padding=1)
+    return slopes[:, :1], slopes[:, 1:]

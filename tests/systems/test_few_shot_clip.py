@@ -130,7 +130,7 @@ def test_bins_stay_ordered_and_positive_unless_asked_otherwise() -> None:
 def test_the_oracle_needs_the_scene() -> None:
     system = build(selector="oracle")
     image = torch.rand(1, 3, 64, 96)
-    with pytest.raises(UsageError, match="needs the images' scenes"):
+    with pytest.raises(UsageError, match="needs the scene of every image"):
         system(image)
     with torch.no_grad():
         assert system(image, scene=["foyer"]).scene_probs.tolist() == [[0, 0, 1]]

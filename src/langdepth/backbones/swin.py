@@ -20,6 +20,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from torchvision.models.swin_transformer import PatchMerging
 
 from langdepth.errors import CheckpointError
 
@@ -225,21 +226,6 @@ class WindowAttention(nn.Module):
         attended = attended.transpose(1, 2).reshape(batch, count * tokens, channels)
         output: Tensor = self.proj(attended.index_select(1, windows.place))
         return output
-
-
-class PatchMerging(nn.Module):
-    """(B, h, w, C) to (B, ceil(h/2), ceil(w/2), 2C): four neighbours side by side, LayerNorm, linear layer."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * width)
-        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
-        neighbours = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        merged: Tensor = self.reduction(self.norm(torch.cat(neighbours, -1)))
-        return merged
 
 
 class Windows(NamedTuple):
