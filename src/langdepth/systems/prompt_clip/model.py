@@ -25,16 +25,15 @@ from torch.nn import functional as F
 
 from langdepth import losses
 from langdepth.errors import CheckpointError
-from langdepth.parts.upsample import NearestDecoder, resize_aligned
+from langdepth.parts.upsample import resize_aligned
 from langdepth.parts.word_bins import WordDepth, thin_channels
 from langdepth.records import Batch, DepthOutput
 from langdepth.systems.capabilities import ConvertsOfficial, Trainable
 from langdepth.systems.clip_system import ClipConfig
 from langdepth.systems.learned_words import LearnedWords, describe
+from langdepth.systems.prompt_clip.blocks import Enlargement, StageKind
 from langdepth.systems.prompt_clip.official import OFFICIAL_NAMES, model_tensors, split_tokens
 from langdepth.text.prompts import PromptSet, compose_prompts
-
-StageKind = Literal["none", "half", "full", "upsample-2", "upsample-4", "decoder-4", "decoder-5"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,28 +72,6 @@ class PromptClipConfig(ClipConfig):
         if self.prompts == "":
             parts = (self.template, self.object_word, self.depth_words, self.bins, self.depth_range)
             object.__setattr__(self, "prompts", compose_prompts(*parts))
-
-
-class Enlargement(nn.Module):
-    """Enlarges a map (B, C, h, w): bilinear without aligned corners, or a decoder."""
-
-    def __init__(self, kind: StageKind, channels: int) -> None:
-        super().__init__()
-        self.kind = kind
-        name, _, number = kind.partition("-")
-        self.factor = int(number) if name == "upsample" else 1
-        self.share = {"half": 0.5, "full": 1.0}.get(name)
-        self.decoder = NearestDecoder(channels, int(number)) if name == "decoder" else None
-
-    def forward(self, x: Tensor, image: torch.Size) -> Tensor:
-        """``image``: its (H, W)."""
-        if self.decoder is not None:
-            decoded: Tensor = self.decoder(x)
-            return decoded
-        size = [int(s * self.share) for s in image] if self.share else [s * self.factor for s in x.shape[-2:]]
-        if list(x.shape[-2:]) == size:
-            return x
-        return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
 class PromptClip(LearnedWords, Trainable, ConvertsOfficial):

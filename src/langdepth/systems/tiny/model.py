@@ -7,11 +7,11 @@ Data flow (4:3 image; network input 240 x 320)
 
     image (B, 3, 240, 320) -> EfficientNet-Lite -> maps at strides 4, 8, 16, 32
     stride 32 -> mean and maximum -> image vector (B, P)
-                                  -> reading in text space -> cosine with the scene table -> scene_probs (B, K)
+                                  -> point in text space -> cosine with the scene table -> scene_probs (B, K)
     words:  none   -> scene_probs-weighted mean of the scene table   \\
             scene  -> that scene's row                                > text vector (B, D)
             text   -> the sentence's feature                         /
-    text vector -> usual median depth of such scenes, metres; with words half of the way, in log scale, to what they say
+    text vector -> usual median depth of such scenes, metres; with words the mean of both, in log scale
     usual depth times a factor from the image -> scale (B,)
     maps -> feature pyramid -> (B, C, 60, 80) -> bins -> relative (B, 1, 60, 80) in (0, 1)
     depth = scale * relative, metres
@@ -32,11 +32,10 @@ from torch.nn import functional as F
 from langdepth import losses
 from langdepth.backbones.efficientnet_lite import EfficientNetLite
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.parts.upsample import FeaturePyramid
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import Trainable
-from langdepth.systems.tiny.bins import RelativeBins
+from langdepth.systems.tiny.blocks import FeaturePyramid, RelativeBins
 from langdepth.text.caption_features import NO_CAPTIONS, Captions, checked_features, read_caption_features
 from langdepth.text.encoders import CaptionBank, SentenceEncoder, caption_scene_of_label, distilled_encoder
 from langdepth.text.scenes import CAPTION_SCENES, scene_index
@@ -60,9 +59,9 @@ class TinyConfig:
     text_features: int = 128
     """Principal directions of the caption features that are kept."""
     vocabulary: tuple[str, ...] = ()
-    """Words that the sentence encoder knows; filled in by training."""
+    """Of the sentence encoder; filled in by training."""
     word_weight: float = 0.5
-    """How far words move the scale, between what the image is read as (0) and what they say (1), in log scale."""
+    """How far words move the usual depth in log scale: from that of the image's scenes (0) to that of the words (1)."""
     gradient_weight: float = 0.5
     l1_weight: float = 5.0
     scene_weight: float = 0.5
@@ -70,8 +69,9 @@ class TinyConfig:
 
 
 class Tiny(System, Trainable):
-    """The embedded default system. ``text`` is sentences or a (B, 1024) matrix of CLIP RN50 text features, where a row
-    of zeros says nothing.
+    """The embedded default system.
+
+    ``text`` is sentences or a (B, 1024) matrix of CLIP RN50 text features, where a row of zeros means no words.
     """
 
     Config = TinyConfig
@@ -140,24 +140,24 @@ class Tiny(System, Trainable):
     def forward(
         self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
     ) -> DepthOutput:
-        features, vector, logits = self._look(image)
+        features, vector, logits = self._encode(image)
         scene_probs = logits.softmax(-1)
-        return self._tell(features, vector, self._expected(scene_probs, text, scene), scene_probs)
+        return self._decode(features, vector, self._expected(scene_probs, text, scene), scene_probs)
 
     def _expected(
         self, scene_probs: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
     ) -> Tensor:
-        """Log of the usual median depth (B, 1): of what the image is read as and, with words, of what they say."""
+        """Log of the usual median depth (B, 1): of the image's scenes and, with words, of these."""
         with torch.autocast(scene_probs.device.type, enabled=False):  # bfloat16 would round the scale to 1 %
-            read = self.usual((scene_probs[..., None] * self.scene_table).sum(1))
+            of_image = self.usual((scene_probs[..., None] * self.scene_table).sum(1))
             if text is None and scene is None:
-                return read
-            told = self.usual(self.text_vector(len(scene_probs), text, scene))
-            if isinstance(text, Tensor):  # a row of zeros says nothing
-                told = torch.where((text != 0).any(1, keepdim=True), told, read)
-            return torch.lerp(read, told, self.config.word_weight)
+                return of_image
+            of_words = self.usual(self.text_vector(len(scene_probs), text, scene))
+            if isinstance(text, Tensor):  # a row of zeros means no words
+                of_words = torch.where((text != 0).any(1, keepdim=True), of_words, of_image)
+            return torch.lerp(of_image, of_words, self.config.word_weight)
 
-    def _look(self, image: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    def _encode(self, image: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """Encoder maps, image vector (B, P), scene logits (B, K)."""
         features = self.encoder(self.normalise(image))[1:]
         top = features[-1]
@@ -165,11 +165,11 @@ class Tiny(System, Trainable):
         with torch.autocast(image.device.type, enabled=False):
             pooled = self.pooled(pooled)
             vector = self.picture(pooled)
-            reading = F.normalize(self.reading(pooled), dim=-1)
-            logits = self.sharpness.clamp(1, 30) * reading @ self.scene_table.T
+            in_text_space = F.normalize(self.reading(pooled), dim=-1)
+            logits = self.sharpness.clamp(1, 30) * in_text_space @ self.scene_table.T
         return features, vector, logits
 
-    def _tell(self, features: list[Tensor], vector: Tensor, expected: Tensor, scene_probs: Tensor) -> DepthOutput:
+    def _decode(self, features: list[Tensor], vector: Tensor, expected: Tensor, scene_probs: Tensor) -> DepthOutput:
         """``expected``: (B, 1), log of the usual median depth."""
         relative, centers, probs = self.bins(self.decoder(features, self.context(vector)), vector)
         with torch.autocast(vector.device.type, enabled=False):
@@ -190,7 +190,7 @@ class Tiny(System, Trainable):
         """ImageNet weights for the encoder; sentence encoder, scene table and caption bank from CLIP caption features.
 
         Weights that were trained before keep all of these. For them ``text_features`` is optional and gives only the
-        captions that training names the scenes with; without it the scene table does.
+        captions of the scenes in training; without it the scene table does.
 
         Args:
             text_features: Captions with their features, in any form of ``text.caption_features``.
@@ -231,7 +231,7 @@ class Tiny(System, Trainable):
         return self.scene_table[scene] if self.captions is None else self.project(self.captions.draw(scene))
 
     def _usual_loss(self, batch: Batch, scene: Tensor) -> Tensor:
-        """Mean absolute log error of the median depth that a caption of the labelled scene lets expect."""
+        """Mean absolute log error of the median depth that is usual for a caption of the labelled scene."""
         with torch.autocast(batch.depth.device.type, enabled=False):
             expected = self.usual(self._caption_of(scene.clamp_min(0))).squeeze(1)
             median = torch.where(batch.mask, batch.depth, torch.nan).flatten(1).nanmedian(1).values
@@ -241,10 +241,10 @@ class Tiny(System, Trainable):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         config = self.config
-        features, vector, logits = self._look(batch.image)
+        features, vector, logits = self._encode(batch.image)
         scene = self.label_to_scene[batch.scene]
         scene_probs = logits.softmax(-1)
-        output = self._tell(features, vector, self._expected(scene_probs), scene_probs)
+        output = self._decode(features, vector, self._expected(scene_probs), scene_probs)
         depth = F.interpolate(output.depth, size=batch.depth.shape[-2:], mode="bilinear", align_corners=False)
         parts = {
             "silog": losses.silog(depth, batch.depth, batch.mask),

@@ -7,11 +7,10 @@ import math
 import pytest
 import torch
 
-from langdepth.parts.upsample import FeaturePyramid
-from langdepth.systems.tiny.bins import RelativeBins
+from langdepth.systems.tiny.blocks import FeaturePyramid, RelativeBins
 
 
-def trained_looking_bins(spread: float) -> RelativeBins:
+def bins_as_trained(spread: float) -> RelativeBins:
     """Bins whose widths depend on the image, as after training."""
     torch.manual_seed(0)
     bins = RelativeBins(5, 4, bins=16)
@@ -21,7 +20,7 @@ def trained_looking_bins(spread: float) -> RelativeBins:
 
 @pytest.mark.parametrize("spread", [0.0, 0.3, 2.0])
 def test_bins_are_ordered_and_depth_stays_between_them(spread: float) -> None:
-    bins = trained_looking_bins(spread)
+    bins = bins_as_trained(spread)
     pixels, image = torch.randn(3, 5, 6, 7) * 3, torch.randn(3, 4)
     relative, centers, probs = bins(pixels, image)
     assert relative.shape == (3, 1, 6, 7)
@@ -54,7 +53,7 @@ def test_a_certain_pixel_takes_its_bin() -> None:
 
 
 def test_bins_keep_float32_under_autocast() -> None:
-    bins = trained_looking_bins(0.3)
+    bins = bins_as_trained(0.3)
     pixels, image = torch.randn(1, 5, 4, 4), torch.randn(1, 4)
     plain = bins(pixels, image)
     with torch.autocast("cpu", torch.bfloat16):

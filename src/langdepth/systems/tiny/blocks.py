@@ -1,0 +1,94 @@
+"""What `tiny` is made of: a feature pyramid from coarse to fine, and depth as an expectation over bins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, BatchNorm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        )
+
+
+class ResidualConv(nn.Module):
+    """Two 3x3 convolutions with a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = ConvNormAct(channels, channels)
+        self.second = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.second(self.first(x)))
+
+
+class FeaturePyramid(nn.Module):
+    """Top-down decoder: at every level the coarser map is enlarged (bilinear) to the finer one's size and added to it.
+
+    ``inputs``: channels of the encoder maps, fine to coarse; ``widths``: channels of the decoder at the same levels.
+    """
+
+    def __init__(self, inputs: Sequence[int], widths: Sequence[int]) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(i, w, 1) for i, w in zip(inputs, widths, strict=True))
+        self.reduce = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in pairwise(widths))
+        self.refine = nn.ModuleList(ResidualConv(w) for w in widths)
+
+    def forward(self, features: Sequence[Tensor], top: Tensor | None = None) -> Tensor:
+        """features, fine to coarse, each (B, inputs[i], h_i, w_i). Returns (B, widths[0], h_0, w_0).
+
+        ``top`` (B, widths[-1]) is added everywhere on the coarsest level.
+        """
+        x = self.lateral[-1](features[-1])
+        if top is not None:
+            x = x + top[..., None, None]
+        x = self.refine[-1](x)
+        for level in range(len(features) - 2, -1, -1):
+            skip = self.lateral[level](features[level])
+            # Reducing channels before enlarging commutes with bilinear interpolation and costs a quarter.
+            x = F.interpolate(self.reduce[level](x), size=skip.shape[-2:], mode="bilinear", align_corners=False)
+            x = self.refine[level](skip + x)
+        return x
+
+
+class RelativeBins(nn.Module):
+    """Relative depth in (0, 1): per-pixel probabilities over bins whose widths follow the image.
+
+    As in AdaBins and ScaleDepth's ARDE. Widths start geometric, from ``nearest`` to 1, because depth ranges are: the
+    near bins are narrow.
+    """
+
+    def __init__(self, pixel_channels: int, image_channels: int, bins: int = 64, nearest: float = 0.02) -> None:
+        super().__init__()
+        self.logits = nn.Conv2d(pixel_channels, bins, 1)
+        self.widths = nn.Linear(image_channels, bins)
+        edges = torch.exp(torch.linspace(math.log(nearest), 0.0, bins + 1))
+        edges[0] = 0.0
+        nn.init.zeros_(self.widths.weight)
+        with torch.no_grad():
+            self.widths.bias.copy_(torch.log(edges.diff()))
+
+    def forward(self, pixels: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From pixels (B, C, h, w) and image (B, P).
+
+        Returns relative (B, 1, h, w), bin_centers (B, N) rising, bin_probs (B, N, h, w) with sum 1 over N.
+        """
+        widths, logits = self.widths(image).float(), self.logits(pixels).float()
+        with torch.autocast(pixels.device.type, enabled=False):  # a bfloat16 sum would step by 0.4 %
+            widths = widths.softmax(-1)
+            centers = torch.cumsum(widths, -1) - widths / 2
+            probs = logits.softmax(1)
+            relative = torch.einsum("bnhw,bn->bhw", probs, centers).unsqueeze(1)
+        return relative, centers, probs
