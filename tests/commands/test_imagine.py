@@ -53,6 +53,18 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> Run:
     return partial(command, "imagine", "--device", "cpu")
 
 
+@pytest.mark.parametrize("other", ["sheet.png", "a-street_1.npy", "a-street_1_depth.png"])
+def test_files_of_others_are_not_replaced(run: Run, other: str) -> None:
+    command = ["a street", "--samples", 1, "--size", "64x96", "--save", "depth16,npy"]
+    for _ in range(2):
+        assert run(*command)[0] == 0
+    Path("imagined", other).write_text("of somebody else")
+    code, _, err = run(*command)
+    assert code == 1
+    assert err.startswith(f"langdepth imagine: imagined/{other} is there already and is no result of langdepth")
+    assert Path("imagined", other).read_text() == "of somebody else"
+
+
 def test_words_to_files(run: Run) -> None:
     command = ["a bedroom with a bed", "a street", "--samples", 2, "--size", "64x96", "--save", "depth16,npy,color,ply"]
     code, out, err = run(*command, "--out", "a")

@@ -19,6 +19,9 @@ import pytest
 from PIL import Image
 
 from langdepth import cli
+from langdepth.prediction import results
+from langdepth.prediction.done import RECORD
+from langdepth.prediction.results import DepthResult
 from langdepth.utils.depth_files import read_depth16
 from tests.helpers import FakeSystem, Run, grey, ramp, save_image
 
@@ -32,7 +35,9 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> Run:
 
 
 def files(folder: str = "depth") -> list[str]:
-    return sorted(str(f.relative_to(folder)) for f in Path(folder).rglob("*") if f.is_file())
+    """What lies there but the record of the results."""
+    found = [f for f in Path(folder).rglob("*") if f.is_file() and f.name != RECORD]
+    return sorted(str(f.relative_to(folder)) for f in found)
 
 
 def test_photo_to_depth(run: Run) -> None:
@@ -193,6 +198,57 @@ def test_resume_skips_what_is_complete(run: Run) -> None:
     assert "3 of 3 images were already done" in out
 
 
+@pytest.mark.parametrize("change", ["option", "image", "weights", "empty", "folder", "record"])
+def test_resume_does_again_what_is_made_of_something_else(run: Run, change: str) -> None:
+    Path("m.safetensors").write_bytes(b"weights")
+    for i in range(2):
+        save_image(Path(f"p/{i}.png"), grey(0.3 + 0.3 * i))
+    options = ["--save", "npy", "--system", "m.safetensors"]
+    assert run("p", *options)[0] == 0
+    target = Path("depth/1.npy")
+    if change == "option":
+        options += ["--text", "no null 5"]
+    elif change == "image":
+        save_image(Path("p/1.png"), grey(0.9))
+    elif change == "weights":
+        Path("m.safetensors").write_bytes(b"others!")
+    elif change == "empty":
+        target.write_bytes(b"")
+    elif change == "folder":
+        target.unlink()
+        target.mkdir()
+    else:
+        Path("depth", RECORD).write_bytes(b"\xff{[")
+    code, out, err = run("p", *options, "--resume")
+    again = {"image": 1, "empty": 1, "folder": 1}.get(change, 2)
+    assert ("1 of " in out) == (again == 1)
+    if change == "folder":
+        assert (code, "depth/1.npy is there already" in err) == (1, True)
+        return
+    assert code == 0
+    assert run("p", *options, "--resume")[1].startswith("2 of 2 images were already done")
+    mean = {"option": 12.8, "image": 9.1}.get(change, 6.4)
+    np.testing.assert_allclose(np.load(target).mean(), mean, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "0"], "--seed is of samples; give --samples, too"),
+        (["--spread", "0.5"], "--spread is of samples; give --samples, too"),
+        (["--without-caption", "stop"], "--without-caption is of captions; give --captions, too"),
+        (["--range", "0,10", "--save", "npy"], "--range is of the format color; name it in --save"),
+        (["--colormap", "magma_r", "--save", "npy"], "--colormap is of the format color; name it in --save"),
+        (["--fov", "60"], "--fov is for ply and npz; name one in --save"),
+        (["--intrinsics", "60,60,32,24", "--save", "npy"], "--intrinsics is for ply and npz; name one in --save"),
+    ],
+)
+def test_an_option_without_a_use_is_refused(run: Run, options: list[str], message: str) -> None:
+    save_image(Path("a.png"), grey(0.5))
+    code, _, err = run("a.png", *options)
+    assert (code, err) == (2, f"langdepth predict: {message}\n")
+
+
 def test_results_inside_the_input_folder_are_not_images(run: Run) -> None:
     save_image(Path("photos/a.png"), grey(0.5))
     for _ in range(2):
@@ -204,10 +260,48 @@ def test_images_are_never_overwritten(run: Run) -> None:
     for name in ("a.png", "a_depth.png"):
         save_image(Path("photos", name), grey(0.5))
     before = Path("photos/a_depth.png").read_bytes()
-    code, _, err = run("photos", "--save", "depth16", "--out", "photos")
-    assert code == 2
-    assert "would be overwritten" in err
-    assert Path("photos/a_depth.png").read_bytes() == before
+    for word in ("photos", "photos/*.png", "photos/a.png"):
+        code, _, err = run(word, "--save", "depth16", "--out", "photos")
+        assert code == 1
+        assert re.search(r"a\.png: photos/a_depth\.png is there already and is no result of langdepth; give", err)
+        assert Path("photos/a_depth.png").read_bytes() == before
+    assert files("photos") == ["a.png", "a_depth.png", "a_depth_depth.png"]  # the other one was done
+
+
+@pytest.mark.parametrize("form", ["depth16", "kitti16", "npy", "npz", "color", "ply"])
+def test_only_results_of_langdepth_are_replaced(run: Run, form: str) -> None:
+    save_image(Path("p/a.jpg"), ramp())
+    for _ in range(2):
+        code, _, err = run("p/a.jpg", "--save", form)
+        assert code == 0, err
+    (name,) = files()
+    target = Path("depth", name)
+    target.unlink()
+    np.save("other.npy", np.ones((48, 64), np.float32))
+    np.savez("other.npz", depth=np.ones((48, 64), np.float32))
+    Image.fromarray(np.ones((48, 64), np.uint16)).save("other.png")
+    Path("other.ply").write_text("ply\nformat ascii 1.0\n")
+    others = [f"other{target.suffix}", "p/a.jpg"]
+    for other in others:
+        target.write_bytes(Path(other).read_bytes())
+        code, _, err = run("p/a.jpg", "--save", form, "--resume")
+        assert (code, err.count("\n")) == (1, 1)
+        assert f"p/a.jpg: {target} is there already and is no result of langdepth" in err
+        assert target.read_bytes() == Path(other).read_bytes()
+    target.unlink()
+    target.symlink_to(Path("p/a.jpg").absolute())
+    assert run("p/a.jpg", "--save", form)[0] == 1
+    assert target.is_symlink()
+
+
+def test_no_two_images_have_a_file_in_common(run: Run) -> None:
+    for i, name in enumerate(("x.jpg", "x_COLOR.jpg", "x_depth.jpg")):
+        save_image(Path("p", name), grey(0.2 + 0.3 * i))
+    code, out, _ = run("p", "--save", "depth16,kitti16,color")
+    assert (code, "3 done, 0 failed" in out) == (0, True)
+    assert len(files()) == 9
+    depths = [read_depth16(f"depth/{name}_depth.png")[0].mean() for name in ("x", "x_COLOR_2", "x_depth_2")]
+    np.testing.assert_allclose(depths, [2.8, 5.5, 8.2], atol=0.1)
 
 
 def test_guessed_cameras_are_said_once_with_their_number(run: Run) -> None:
@@ -239,7 +333,7 @@ def test_a_stated_camera_is_not_guessed(run: Run) -> None:
         (["a.png", "--dtype", "float23"], "--dtype: expected one of float32, bfloat16"),
         (["a.png", "--batch-size", "x"], "--batch-size: expected a whole number, got 'x'"),
         (["a.png", "--batch-size", "0"], "batch size must be at least 1"),
-        (["a.png", "--fov", "200"], "between 2 and 150 degrees"),
+        (["a.png", "--fov", "200", "--save", "ply"], "between 2 and 150 degrees"),
         (["a.png", "--fov", "60", "--intrinsics", "1,1,1,1"], "give one of them"),
         (["a.png", "--intrinsics", "1,2"], "expected fx,fy,cx,cy"),
         (["a.png", "--window", "352"], "--window: expected HEIGHTxWIDTH in pixels, for example 352x512, got '352'"),
@@ -278,17 +372,17 @@ def test_unwritable_output_is_one_line_and_exit_1(run: Run) -> None:
 def test_full_disk_stops_and_leaves_nothing_half_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(30):
         save_image(Path(f"photos/{i:02}.png"), grey(0.5))
-    save = np.save
     written: list[object] = []
 
-    def nearly_full(file: io.BufferedWriter, array: np.ndarray, **options: bool) -> None:
+    def nearly_full(result: DepthResult, file: io.BufferedWriter) -> None:
         if len(written) >= 5:
             file.write(b"the first bytes still fit")
             raise OSError(errno.ENOSPC, "No space left on device")
         written.append(file)
-        save(file, array, **options)
+        whole.write(result, file)
 
-    monkeypatch.setattr(np, "save", nearly_full)
+    whole = results.WRITERS["npy"]
+    monkeypatch.setitem(results.WRITERS, "npy", whole._replace(write=nearly_full))
     code, _, err = run("photos", "--save", "npy")
     assert code == 1
     assert len(err.splitlines()) == 1

@@ -13,6 +13,7 @@ from PIL import Image
 
 from langdepth.prediction import predictor, results
 from langdepth.prediction.results import DepthResult
+from tests.commands.test_predict import files
 from tests.helpers import FakeSystem, Run, grey, ramp, save_image
 
 
@@ -22,10 +23,6 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> Run:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: FakeSystem())
     return partial(command, "predict")
-
-
-def files(folder: str = "depth") -> list[str]:
-    return sorted(str(f.relative_to(folder)) for f in Path(folder).rglob("*") if f.is_file())
 
 
 def photos(count: int = 3) -> None:
@@ -51,8 +48,8 @@ def test_a_sensors_depth_map_is_not_overwritten(run: Run) -> None:
     Image.fromarray(np.full((48, 64), 1000, np.uint16)).save("p/0_depth.png")
     before = Path("p/0_depth.png").read_bytes()
     code, _, err = run("p", "--save", "depth16", "--out", "p")
-    assert code == 2
-    assert "would be overwritten" in err
+    assert code == 1
+    assert "p/0.png: p/0_depth.png is there already and is no result of langdepth" in err
     assert Path("p/0_depth.png").read_bytes() == before
 
 
@@ -101,7 +98,7 @@ def test_a_file_name_that_cannot_be_is_that_images_alone(run: Run) -> None:
     code, out, err = run("p", "--save", "npy")
     assert code == 1
     assert files() == ["0.npy", "2.npy"]
-    assert "p/1.png: depth/1.npy: cannot be written (Is a directory)" in err
+    assert "p/1.png: depth/1.npy is there already and is no result of langdepth" in err
     assert "2 done, 1 failed" in out
 
 
@@ -112,12 +109,12 @@ def test_a_place_that_cannot_be_written_ends_the_run(run: Run, monkeypatch: pyte
     def refuse(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(np, "save", refuse)
+    monkeypatch.setitem(results.WRITERS, "npy", results.WRITERS["npy"]._replace(write=refuse))
     exit_code, _, err = run("p", "--save", "npy")
     assert exit_code == 1
     assert len(err.splitlines()) == 1
     assert os.strerror(code) in err
-    assert os.listdir("depth") == []
+    assert files() == []
 
 
 def test_memory_for_the_files_of_one_image(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

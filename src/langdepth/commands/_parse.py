@@ -181,6 +181,13 @@ def members(systems: list[str] | None) -> list[str]:
     return systems or ["tiny"]
 
 
+def require_use(used: bool, reason: str, **given: Any) -> None:
+    """Raise UsageError for an option that is given and has no use, for the ``reason`` that its message states."""
+    for name, value in given.items():
+        if value is not None and not used:
+            raise UsageError(f"--{name.replace('_', '-')} {reason}")
+
+
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """The plain options, and the dotted ones (``--optim.lr 1e-4``, ``--optim.lr=1e-4``), whose values are YAML."""
     from langdepth.config import Typed, parse_yaml

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 from langdepth.camera import GUESSED_FOV_DEGREES, Camera
-from langdepth.commands._parse import run
+from langdepth.commands._parse import require_use, run
 from langdepth.commands.predict import read_camera
 from langdepth.errors import UsageError
 from langdepth.prediction.options import ColorScale, read_formats, writer_options
@@ -65,13 +65,20 @@ def imagine(
         fov: Camera as the field of view across the width, in degrees.
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
     """
-    from langdepth.prediction.results import WRITERS, write_result
+    from langdepth.prediction.results import WRITERS, require_own, write_result
     from langdepth.utils.png import own_png
 
     formats, camera = read_formats(save, WRITERS), read_camera(intrinsics, fov)
     colors = ColorScale.from_text(range, colormap)
+    require_use(
+        not {"ply", "npz"}.isdisjoint(formats), "is for ply and npz; name one in --save", intrinsics=intrinsics, fov=fov
+    )
     if "" in (prompt.strip() for prompt in prompts):
         raise UsageError("a prompt is empty; describe a scene, for example 'a bedroom with a desk'")
+
+    names = file_names(prompts)
+    for path in result_files(out, names, samples, [WRITERS[form].suffix for form in formats]):
+        require_own(path)
 
     from PIL import Image
 
@@ -81,7 +88,7 @@ def imagine(
 
     loaded = load(system, clip_weights=clip_weights)
     rows = []
-    for prompt, name in zip(prompts, file_names(prompts), strict=True):
+    for prompt, name in zip(prompts, names, strict=True):
         results = imagination.imagine(loaded, prompt, samples=samples, seed=seed, size=size, device=device)
         height, width = results[0].depth.shape
         lens = Camera.guess(width, height) if camera is None else camera(width, height)
@@ -103,6 +110,14 @@ def imagine(
     with atomic_path(Path(out, "sheet.png")) as path:
         Image.fromarray(viz.maps_sheet(rows, colors=colors)).save(path, pnginfo=own_png(kind="sheet"))
     print(f"all of them: {Path(out, 'sheet.png')}")
+
+
+def result_files(out: Path, names: Sequence[str], samples: int, ends: Sequence[str]) -> Iterator[Path]:
+    """All files that are written."""
+    yield out / "sheet.png"
+    for name in names:
+        for number in range(1, samples + 1):
+            yield from (out / f"{name}_{number}{end}" for end in ends)
 
 
 def file_names(prompts: Sequence[str]) -> list[str]:

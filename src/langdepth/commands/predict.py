@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
+from langdepth._version import __version__
 from langdepth.camera import Camera, parse_intrinsics
-from langdepth.commands._parse import members, run
+from langdepth.commands._parse import members, require_use, run
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluation.protocols import check_window
 from langdepth.prediction.background import Background
+from langdepth.prediction.done import Done, origin, stamp
 from langdepth.prediction.inputs import STDIN, find_images
 from langdepth.prediction.names import unique_names
 from langdepth.prediction.options import ColorScale, read_formats, writer_options
 from langdepth.records import WithoutCaption
 from langdepth.text.prompts import read_changes
-from langdepth.utils.files import LONGEST_NAME, real_path
+from langdepth.utils.files import LONGEST_NAME
 
 if TYPE_CHECKING:
     from langdepth.prediction.results import DepthResult
@@ -51,7 +53,7 @@ def predict(
     system: list[str] | None = None,
     text: str | None = None,
     captions: Path | None = None,
-    without_caption: WithoutCaption = "stop",
+    without_caption: WithoutCaption | None = None,
     scene: str | None = None,
     words: str | None = None,
     bins: str | None = None,
@@ -68,8 +70,8 @@ def predict(
     window: tuple[int, int] | None = None,
     stride: tuple[int, int] | None = None,
     samples: int | None = None,
-    spread: float = 0.5,
-    seed: int = 0,
+    spread: float | None = None,
+    seed: int | None = None,
     device: str = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
     batch_size: int = 4,
@@ -88,8 +90,8 @@ def predict(
         text: A sentence about the images, for example "a kitchen with a sink"; without it the image alone speaks.
         captions: The caption of each image: a folder of NAME.txt or a CSV with the columns image and caption; or
             captions with CLIP features, as evaluate takes them.
-        without_caption: What an image without one does: stop (it is reported and skipped), or be predicted without
-            words.
+        without_caption: What happens to an image without one: stop (it is reported and skipped; the default), or
+            neutral (it is predicted without words).
         scene: The name of the scene the images show, for example kitchen.
         words: Distance words from near to far, with commas, for systems that compare with such words.
         bins: The distance each of them stands for, metres with commas, rising.
@@ -113,13 +115,13 @@ def predict(
         stride: Distance of the windows, HEIGHTxWIDTH; without it they lie side by side.
         samples: Draw so many depths near the one that the image shows, and write their mean and, in npz files, their
             standard deviation; for systems that imagine (wordepth).
-        spread: How far the samples lie apart, up to 1.
-        seed: Of the samples: another seed, other ones.
+        spread: How far the samples lie apart, up to 1; without it 0.5.
+        seed: Of the samples: another seed, other ones; without it 0.
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
         dtype: Precision of the network.
         batch_size: How many images of one shape go through the network at once.
         recursive: Look into the sub-folders of folders.
-        resume: Skip images whose results are all there.
+        resume: Skip images whose results are all there, made of the same image with the same options and weights.
     """
     from langdepth.prediction.results import WRITERS
 
@@ -127,16 +129,27 @@ def predict(
     changes = read_changes(prompts, words, bins)
     camera = read_camera(intrinsics, fov)
     check_window(window, stride)
+    require_use(samples is not None, "is of samples; give --samples, too", spread=spread, seed=seed)
+    require_use(captions is not None, "is of captions; give --captions, too", without_caption=without_caption)
+    require_use("color" in formats, "is of the format color; name it in --save", range=range, colormap=colormap)
+    require_use(
+        not {"ply", "npz"}.isdisjoint(formats), "is for ply and npz; name one in --save", intrinsics=intrinsics, fov=fov
+    )
     jobs, problems = find_jobs(images, out, formats, recursive)
     for problem in problems:
         _complain(problem)
     if overlay is not None:
         jobs = _with_overlays(jobs, overlay)
     if captions is not None:
-        jobs = _with_captions(jobs, captions, text, without_caption, problems)
-    known = len(jobs)
+        jobs = _with_captions(jobs, captions, text, without_caption or "stop", problems)
+    done, known = Done(out), len(jobs)
+    how = origin(
+        *(__version__, [stamp(name) for name in members(system)], stamp(clip_weights), changes, text, scene),
+        *(intrinsics, fov, flip, window, stride, samples, spread, seed, dtype, range, colormap),
+    )
+    jobs = [replace(job, made_of=job.origin(how)) for job in jobs]
     if resume:
-        jobs = [job for job in jobs if not all(target.exists() for target in job.targets.values())]
+        jobs = [job for job in jobs if job.source == STDIN or not done.has([*job.targets.values()], job.made_of)]
     if known > len(jobs):
         print(f"{known - len(jobs)} of {known} images were already done")
     if not jobs:
@@ -145,6 +158,7 @@ def predict(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LangdepthError(f"{out}: cannot be written ({error.strerror}); give another folder with --out") from None
+    done.start()
 
     from langdepth.prediction.predictor import predict_stream
     from langdepth.weights.checkpoint import load
@@ -161,8 +175,8 @@ def predict(
         window=window,
         stride=stride,
         samples=samples,
-        spread=spread,
-        seed=seed,
+        spread=0.5 if spread is None else spread,
+        seed=seed or 0,
         device=device,
         dtype=dtype,
         batch_size=batch_size,
@@ -170,7 +184,7 @@ def predict(
     )
     failed, guessed = len(problems), 0
     with tqdm(total=len(jobs), unit="image", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:
-        for outcome in written(results, colors):
+        for outcome in written(results, colors, done):
             bar.update()
             if isinstance(outcome, LangdepthError):
                 failed += 1
@@ -190,13 +204,23 @@ def predict(
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One image: where it is ("-" is stdin), its place below the folder of results, the file for each format."""
+    """One image: where it is ("-" is stdin), its place below the folder of results, the file for each format.
+
+    made_of: what its results depend on, see ``prediction.done``.
+    """
 
     source: str
     place: Path
     targets: dict[str, Path]
     overlay: Path | None = None
     caption: Words | None = None
+    made_of: str = ""
+
+    def origin(self, how: str) -> str:
+        """What its results depend on, ``how`` it is predicted included."""
+        feature = None if self.caption is None or self.caption.feature is None else self.caption.feature.tolist()
+        sentence = None if self.caption is None else self.caption.sentence
+        return origin(how, stamp(self.source), stamp(self.overlay), sentence, feature)
 
     def open(self) -> Any:
         """What ``read_image`` takes."""
@@ -261,7 +285,7 @@ def find_jobs(
     inputs: list[str], out: Path, formats: Sequence[str], recursive: bool
 ) -> tuple[list[Job], list[LangdepthError]]:
     """The images to do, each with its own output names, and what is wrong with the inputs."""
-    from langdepth.prediction.results import WRITERS
+    from langdepth.prediction.results import WRITERS, require_own
 
     if STDIN in inputs and sys.stdin.isatty():
         raise UsageError("- reads one image from stdin; send one in: langdepth predict - < photo.jpg")
@@ -269,21 +293,20 @@ def find_jobs(
     problems = found.problems
     if found.note and found.files:
         _complain(found.note)
-    jobs, names = [], unique_names([place for _, place in found.files])
+    jobs = []
+    names = unique_names([place for _, place in found.files], [WRITERS[name].suffix for name in formats])
     for (source, place), base in zip(found.files, names, strict=True):
         targets = {name: out / base.with_name(base.name + WRITERS[name].suffix) for name in formats}
         longest = max((target.name for target in targets.values()), key=lambda name: len(os.fsencode(name)))
-        if len(os.fsencode(longest)) > LONGEST_NAME:
-            problems.append(
-                LangdepthError(f"{source}: the name of its result, {longest}, is too long; shorten its own")
-            )
+        try:
+            if len(os.fsencode(longest)) > LONGEST_NAME:
+                raise LangdepthError(f"the name of its result, {longest}, is too long; shorten its own")
+            for target in targets.values():
+                require_own(target)
+        except LangdepthError as error:
+            problems.append(LangdepthError(f"{source}: {error}"))
         else:
             jobs.append(Job(source, place, targets))
-    kept = {real_path(source) for source, _ in found.files} | {real_path(path) for path in found.depth_maps}
-    for job in jobs:
-        for target in job.targets.values():
-            if real_path(target) in kept:
-                raise UsageError(f"{target}: is one of the images and would be overwritten; give another --out")
     return jobs, problems
 
 
@@ -298,7 +321,7 @@ class Written(NamedTuple):
 
 
 def written(
-    results: Generator[tuple[Job, DepthResult | LangdepthError]], colors: ColorScale
+    results: Generator[tuple[Job, DepthResult | LangdepthError]], colors: ColorScale, done: Done
 ) -> Iterator[Written | LangdepthError]:
     """A line per image once its files are there, or the error. A place that cannot be written ends the run."""
     with Background("langdepth-write") as pool, closing(results):  # no more results before the threads are left
@@ -306,11 +329,11 @@ def written(
             if isinstance(result, LangdepthError):
                 yield result
             else:
-                yield from pool.submit(_write, job, result, colors)
+                yield from pool.submit(_write, job, result, colors, done)
         yield from pool.finish()
 
 
-def _write(job: Job, result: DepthResult, colors: ColorScale) -> Written | LangdepthError:
+def _write(job: Job, result: DepthResult, colors: ColorScale, done: Done) -> Written | LangdepthError:
     """Write the files of one image; the error, where it is only this image that has no file.
 
     Raises LangdepthError where others would fail as well.
@@ -330,6 +353,7 @@ def _write(job: Job, result: DepthResult, colors: ColorScale) -> Written | Langd
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_NAME:
             return LangdepthError(f"{job.source}: {error}")
         raise
+    done.add([*job.targets.values()], job.made_of)
     return Written(_line(job, result), guessed)
 
 

@@ -9,8 +9,14 @@ from itertools import chain
 from pathlib import Path
 
 
-def unique_names(places: Sequence[Path]) -> list[Path]:
-    """Names without ending; where those would be the same, with it (a_jpg, a_png), then with a number (a_jpg_2)."""
+def unique_names(places: Sequence[Path], ends: Sequence[str] = ("",)) -> list[Path]:
+    """Names without ending; where those would be the same, with it (a_jpg, a_png), then with a number (a_jpg_2).
+
+    Args:
+        places: Of the images, below the folder of results.
+        ends: What is added to a name for each file that bears it. No two images have a file in common: with the ends
+            "_depth.png" and ".png", x.jpg and x_depth.jpg would otherwise.
+    """
     count = Counter(str(place.with_suffix("")).casefold() for place in places)  # some file systems ignore case
     names: list[Path] = []
     taken: set[str] = set()
@@ -18,9 +24,12 @@ def unique_names(places: Sequence[Path]) -> list[Path]:
         name = place.with_suffix("")
         if count[str(name).casefold()] > 1:
             name = names_of(place)[1]
-        candidates = chain([name], (name.with_name(f"{name.name}_{number}") for number in itertools.count(2)))
-        names.append(next(c for c in candidates if str(c).casefold() not in taken))
-        taken.add(str(names[-1]).casefold())
+        for candidate in chain([name], (name.with_name(f"{name.name}_{number}") for number in itertools.count(2))):
+            files = {f"{candidate}{end}".casefold() for end in ends}
+            if taken.isdisjoint(files):
+                break
+        names.append(candidate)
+        taken |= files
     return names
 
 

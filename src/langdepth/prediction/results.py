@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,11 +16,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from langdepth.camera import Camera
-from langdepth.errors import FileWarning, UsageError, nearest
+from langdepth.errors import FileWarning, LangdepthError, UsageError, nearest
 from langdepth.utils.files import atomic_path
-from langdepth.utils.png import own_png
+from langdepth.utils.png import is_own_png, own_png
+from langdepth.utils.reading import open_regular
 
 _PNG_COMPRESSION = 1  # 8 ms for a 640x480 depth map; level 6 takes 37 ms and saves a fifth of the bytes
+_NPY_HEADER = 246  # bytes, more than NumPy pads such a header to; by this the files of this library are recognised
+_NPY_START = b"\x93NUMPY\x01\x00" + _NPY_HEADER.to_bytes(2, "little")
+_PLY_MARK = b"; x right, y down, z forward\ncomment camera from "
 _KITTI_SCALE = 1 / 256  # metres per unit of the KITTI benchmark's depth PNGs
 
 
@@ -164,7 +170,10 @@ def _write_grey_16_bit(depth: npt.NDArray[np.float32], scale: float, result: Dep
 
 
 def _write_npy(result: DepthResult, file: IO[bytes]) -> None:
-    np.save(file, _clean_depth(result), allow_pickle=False)
+    depth = _clean_depth(result)
+    facts = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {depth.shape}, }}"
+    file.write(_NPY_START + facts.ljust(_NPY_HEADER - 1).encode("ascii") + b"\n")
+    file.write(np.ascontiguousarray(depth, "<f4").data)
 
 
 def _write_npz(result: DepthResult, file: IO[bytes]) -> None:
@@ -235,3 +244,22 @@ WRITERS: dict[str, Writer] = {
     "color": Writer("_color.png", _write_color),
     "ply": Writer(".ply", _write_ply),
 }
+
+
+def is_own_result(path: Path) -> bool:
+    """Whether a file may be replaced by a result: one of this library, by its content, or an empty file."""
+    try:
+        with open_regular(path) as file:
+            head = file.read(512)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return {"depth.npy", "valid.npy", "metadata.npy"} <= set(archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return False
+    return not head or is_own_png(path) or head.startswith(_NPY_START) or _PLY_MARK in head
+
+
+def require_own(path: Path) -> None:
+    """Raise LangdepthError where a result would replace a file of somebody else."""
+    if os.path.lexists(path) and not is_own_result(path):
+        raise LangdepthError(f"{path} is there already and is no result of langdepth; give another --out, or remove it")

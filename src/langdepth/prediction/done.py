@@ -1,0 +1,63 @@
+"""Which results a folder has, and what they were made of, so that a later run need not make them again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from langdepth.utils.files import atomic_path, file_stamp
+from langdepth.utils.reading import read_text
+
+RECORD = ".langdepth-results.jsonl"
+
+
+def origin(*facts: Any) -> str:
+    """Sixteen hex digits for what a result is made of: options, and files by their place, size and time."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def stamp(name: str | Path | None) -> Any:
+    """What tells the content of a file, for ``origin``; what is no file, such as a registry name, is its own stamp."""
+    return file_stamp(name) if name is not None and os.path.isfile(name) else name
+
+
+class Done:
+    """The results in a folder: a line of JSON for each, ["a_depth.png", origin], beside them in ``RECORD``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._lock = folder, threading.Lock()
+        self._known: dict[str, str] = {}
+        with suppress(OSError, ValueError, TypeError, RecursionError):  # without a record all results are made again
+            self._known = dict(json.loads(line) for line in read_text(folder / RECORD).splitlines())
+
+    def has(self, files: Sequence[Path], made_of: str) -> bool:
+        """Whether all of these files are there, whole and made of the same."""
+        return all(self._known.get(self._name(file)) == made_of and _has_content(file) for file in files)
+
+    def start(self) -> None:
+        """Write what is known, before ``add`` is called. Raises LangdepthError."""
+        with atomic_path(self._folder / RECORD, durable=False) as path:
+            path.write_text("".join(map(_line, self._known.items())), encoding="utf-8")
+
+    def add(self, files: Sequence[Path], made_of: str) -> None:
+        """Record that files were written. Any thread may call it. Raises OSError."""
+        lines = "".join(_line((self._name(file), made_of)) for file in files)
+        with self._lock, (self._folder / RECORD).open("a", encoding="utf-8") as record:
+            record.write(lines)
+
+    def _name(self, file: Path) -> str:
+        return str(file.relative_to(self._folder))
+
+
+def _line(entry: tuple[str, str]) -> str:
+    return json.dumps(entry) + "\n"
+
+
+def _has_content(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
