@@ -130,7 +130,7 @@ def test_systems_that_cannot_name_those_that_can(monkeypatch: pytest.MonkeyPatch
     assert "tiny" not in able
     with pytest.raises(UsageError, match=r"'tiny' draws no depth from words; choose another system: wordepth"):
         imagine(registry.build("tiny"), "a bed")
-    with pytest.raises(UsageError, match="nothing can be imagined without one"):
+    with pytest.raises(UsageError, match="they give no depth without one"):
         imagine(small(skip_mode="always"), "a bed")
     system: System = small()
     torch.nn.init.constant_(system.get_parameter("head.bias"), torch.nan)
