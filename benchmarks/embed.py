@@ -16,7 +16,8 @@ import torch
 
 from langdepth.systems import registry
 from langdepth.utils.reading import file_sha256
-from langdepth.weights.checkpoint import load, save
+from langdepth.weights.checkpoint import load
+from langdepth.weights.files import save
 
 LARGEST = {"tiny": 25_000_000, "wordepth-tiny": 15_000_000}  # bytes
 WEAKNESSES = {

@@ -19,7 +19,8 @@ from langdepth.data.rows import RowDataset
 from langdepth.prediction.predictor import as_float
 from langdepth.records import Batch
 from langdepth.systems.wordepth.tiny import WorDepthTiny
-from langdepth.weights.checkpoint import load, save
+from langdepth.weights.checkpoint import load
+from langdepth.weights.files import save
 
 
 def main() -> None:

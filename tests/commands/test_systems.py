@@ -8,7 +8,9 @@ import sys
 import pytest
 
 from langdepth.cli import main
+from langdepth.commands.systems import describe
 from langdepth.systems import card, registry
+from langdepth.systems.base import System
 
 
 def test_list_has_a_line_per_system(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,3 +80,12 @@ def test_mistakes_cost_one_line(capsys: pytest.CaptureFixture[str], words: list[
     error = capsys.readouterr().err
     assert hint in error
     assert error.count("\n") == 1
+
+
+def test_show_takes_no_memory_for_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[System] = []
+    build = registry.build
+    monkeypatch.setattr(registry, "build", lambda name: made.append(build(name)) or made[-1])
+    for name in {entry.target: entry.name for entry in registry.REGISTRY.values()}.values():
+        describe(name)
+        assert all(tensor.is_meta for tensor in made[-1].parameters()), name

@@ -13,7 +13,7 @@ from langdepth.data.tools.sample import write_sample
 from langdepth.systems.base import System
 from langdepth.training.recipe import read_recipe
 from langdepth.training.run import train
-from langdepth.weights import checkpoint
+from langdepth.weights import checkpoint, files
 from tests.helpers import logged
 
 
@@ -37,7 +37,7 @@ def train_shortly(
 
     def save(system: System, path: Path, **options: Any) -> Path:
         saved.append(system)
-        return checkpoint.save(system, path, **options)
+        return files.save(system, path, **options)
 
     monkeypatch.setattr("langdepth.training.validation.save", save)
     out = train(read_recipe(recipe))

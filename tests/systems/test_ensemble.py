@@ -24,7 +24,7 @@ from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.ensemble import Ensemble, combine
 from langdepth.utils.images import read_image
-from langdepth.weights import checkpoint
+from langdepth.weights import files
 from tests.helpers import LEARNER, FakeConfig, FakeSystem, Learner, Run, ramp, save_image, write_folder
 
 
@@ -140,7 +140,7 @@ def test_loaded_by_a_list_of_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for seed, name in enumerate(("a,b.safetensors", "c.safetensors")):
         torch.manual_seed(seed)
         system = registry.build("learner")
-        paths.append(checkpoint.save(system, tmp_path / name, extra={"licence": f"L{seed}"}))
+        paths.append(files.save(system, tmp_path / name, extra={"licence": f"L{seed}"}))
     ensemble = langdepth.load(paths)
     alone = [result(langdepth.load(path).predict(ramp())).depth for path in paths]
     np.testing.assert_allclose(result(ensemble.predict(ramp())).depth, (alone[0] + alone[1]) / 2, rtol=1e-6)

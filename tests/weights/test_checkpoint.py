@@ -24,7 +24,7 @@ from langdepth.records import DepthOutput, InputSpec
 from langdepth.systems import card, registry
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import Trainable
-from langdepth.weights import checkpoint
+from langdepth.weights import checkpoint, files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def toy() -> System:
 
 @pytest.fixture
 def saved(toy: System, tmp_path: Path) -> Path:
-    return checkpoint.save(toy, tmp_path / "toy.safetensors")
+    return files.save(toy, tmp_path / "toy.safetensors")
 
 
 def rewrite(path: Path, metadata: dict[str, str] | None = None, **tensors: torch.Tensor | None) -> Path:
@@ -133,9 +133,7 @@ def test_saving_again_keeps_the_facts_and_forgets_the_old_place(saved: Path, tmp
 
 
 def test_extra_facts_and_the_model_card(toy: System, tmp_path: Path) -> None:
-    path = checkpoint.save(
-        toy, tmp_path / "a.safetensors", extra={"numbers": {"delta1": 0.812345}, "recipe": "toy.yaml"}
-    )
+    path = files.save(toy, tmp_path / "a.safetensors", extra={"numbers": {"delta1": 0.812345}, "recipe": "toy.yaml"})
     card = path.with_suffix(".md").read_text()
     for words in ("research only", "| data.rooms | 3 |", "| delta1 | 0.8123 |", "| recipe | toy.yaml |", "channels: 6"):
         assert words in card
@@ -144,7 +142,7 @@ def test_extra_facts_and_the_model_card(toy: System, tmp_path: Path) -> None:
 
 
 def test_float16_file_loads_into_float32(toy: System, tmp_path: Path) -> None:
-    path = checkpoint.save(toy, tmp_path / "half.safetensors", dtype=torch.float16)
+    path = files.save(toy, tmp_path / "half.safetensors", dtype=torch.float16)
     assert load_file(path)["first.weight"].dtype == torch.float16
     assert load_file(path)["norm.num_batches_tracked"].dtype == torch.int64
     loaded = checkpoint.load(path)
@@ -156,7 +154,7 @@ def test_float16_file_loads_into_float32(toy: System, tmp_path: Path) -> None:
 def test_values_too_large_for_the_dtype_are_refused(toy: System, tmp_path: Path) -> None:
     toy.get_parameter("last.bias").data.fill_(1e6)
     with pytest.raises(CheckpointError, match=r"last\.bias.*float16"):
-        checkpoint.save(toy, tmp_path / "half.safetensors", dtype=torch.float16)
+        files.save(toy, tmp_path / "half.safetensors", dtype=torch.float16)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -164,7 +162,7 @@ def test_a_failed_save_keeps_the_old_file(toy: System, saved: Path) -> None:
     before = saved.read_bytes()
     toy.provenance["training"] = object()  # not JSON
     with pytest.raises(LangdepthError, match="JSON"):
-        checkpoint.save(toy, saved)
+        files.save(toy, saved)
     assert saved.read_bytes() == before
 
 
@@ -176,27 +174,27 @@ def test_unwritable_place(toy: System, monkeypatch: pytest.MonkeyPatch, tmp_path
 
     monkeypatch.setattr(Path, "write_bytes", no_space)
     with pytest.raises(LangdepthError, match=r"full.safetensors: cannot be written \(No space left"):
-        checkpoint.save(toy, full)
+        files.save(toy, full)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_further_names_share_the_weights_until_one_is_written_anew(toy: System, tmp_path: Path) -> None:
     first, second = tmp_path / "last.safetensors", tmp_path / "best.safetensors"
-    checkpoint.save(toy, first, also=[second])
+    files.save(toy, first, also=[second])
     assert first.samefile(second)
     assert '"best.safetensors"' in second.with_suffix(".md").read_text()
     before = second.read_bytes()
     with torch.no_grad():
         next(toy.parameters()).add_(1)
-    checkpoint.save(toy, first)
+    files.save(toy, first)
     assert second.read_bytes() == before != first.read_bytes()
 
 
 def test_save_wants_the_right_ending_and_a_name(toy: System, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="safetensors"):
-        checkpoint.save(toy, tmp_path / "toy.pt")
+        files.save(toy, tmp_path / "toy.pt")
     with pytest.raises(LangdepthError, match="registry name"):
-        checkpoint.save(Toy(ToyConfig()), tmp_path / "toy.safetensors")
+        files.save(Toy(ToyConfig()), tmp_path / "toy.safetensors")
 
 
 # Names
@@ -207,7 +205,7 @@ def test_packaged_weights(toy: System, monkeypatch: pytest.MonkeyPatch) -> None:
     assert record is not None
     refused("packed-toy", "packed.safetensors", "missing")
     toy.name = "packed-toy"
-    content = checkpoint.save(toy, record.path).read_bytes()
+    content = files.save(toy, record.path).read_bytes()
     assert checkpoint.load("packed-toy").provenance["weights"] == "packed-toy"  # nothing published yet to check against
 
     def publish(sha256: str) -> None:
@@ -231,6 +229,15 @@ def test_unknown_name_hints_at_the_nearest() -> None:
 
 def test_unknown_device(saved: Path) -> None:
     refused(saved, "quantum", error=UsageError, device="quantum")
+
+
+def test_a_folder_as_on_the_hub(toy: System, tmp_path: Path) -> None:
+    folder = toy.save_pretrained(tmp_path / "toy-depth")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert json.loads((folder / "config.json").read_text()) == {"system": "toy", "channels": 6, "bias": True}
+    loaded = checkpoint.load(folder)
+    assert loaded.provenance["weights"] == str(folder)
+    assert torch.equal(loaded.get_parameter("last.weight"), toy.get_parameter("last.weight"))
 
 
 # Damaged and foreign files
@@ -419,7 +426,11 @@ def test_push_to_hub(toy: System, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
     assert toy.push_to_hub("someone/toy", token="t", message="first") == "https://hub.test/someone/toy"
     assert seen == {"token": "t", "private": True, "message": "first"}
-    assert sorted(p.name for p in (tmp_path / "uploaded").iterdir()) == ["README.md", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "uploaded").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     assert 'langdepth.load("someone/toy")' in (tmp_path / "uploaded" / "README.md").read_text()
     assert checkpoint.load(tmp_path / "uploaded" / "model.safetensors").config == toy.config
     with pytest.raises(LangdepthError, match=r"someone/forbidden.*403"):
@@ -435,12 +446,18 @@ def test_weights_that_are_not_finite(toy: System, saved: Path, tmp_path: Path, n
     refused(path, f"{path}: tensor '{name}' holds values that are not finite")
     toy.load_state_dict({**toy.state_dict(), name: tensor})
     with pytest.raises(CheckpointError, match=f"tensor '{name}' holds values that are not finite; nothing is written"):
-        checkpoint.save(toy, tmp_path / "never.safetensors")
+        files.save(toy, tmp_path / "never.safetensors")
     assert not (tmp_path / "never.safetensors").exists()
 
 
 def test_a_configuration_of_far_more_than_the_file_holds(saved: Path) -> None:
     refused(rewrite(saved, {"config": '{"channels": 100000000, "bias": true}'}), "asks for far more memory")
+
+
+def test_a_network_that_takes_far_more_than_the_file_holds(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "SPARE_MEMORY", 0)
+    monkeypatch.setattr(checkpoint, "MEMORY_RATIO", 0)
+    refused(saved, "asks for far more memory")
 
 
 def test_short_memory_for_the_network_is_called_so(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

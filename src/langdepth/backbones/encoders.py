@@ -9,7 +9,7 @@ from langdepth.backbones.convnext import ConvNeXt
 from langdepth.backbones.efficientnet_lite import EfficientNetLite
 from langdepth.backbones.swin import SIZES, Swin
 from langdepth.errors import UsageError, nearest
-from langdepth.utils.tensors import require_finite
+from langdepth.utils.tensors import read_checkpoint, require_finite
 
 Encoder = ConvNeXt | Swin | EfficientNetLite
 _LITE = {f"efficientnet-lite{size}": size for size in (0, 1, 2)}
@@ -51,8 +51,6 @@ def start_encoder(encoder: Encoder, weights: str | None) -> str:
         return "random"
     if isinstance(encoder, ConvNeXt):
         return encoder.load_pretrained(weights)
-    from langdepth.weights.convert import read_checkpoint
-
     encoder.load_release(read_checkpoint(Path(weights or "")))
     require_finite(encoder.state_dict(), Path(weights or ""))
     return Path(weights or "").name

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     ) -> None:
         """Convert a checkpoint of a system's authors, or CLIP weights for a zero-shot system, to one .safetensors.
 
-        Says which tensors were used, which have no part in the system, and which are missing.
+        Prints how many tensors were used and which have no part in the system; none may be missing.
 
         Args:
             checkpoint: The file to read; pickles are opened for tensors only.

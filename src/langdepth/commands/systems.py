@@ -39,12 +39,14 @@ def table() -> str:
 
 def describe(name: str) -> str:
     """Everything known about one system, as text. Raises UsageError for an unknown name."""
+    import torch
     import yaml
 
     from langdepth.config import to_mapping
 
     entry = registry.entry(name)
-    system = registry.build(name)
+    with torch.device("meta"):  # its sizes are enough
+        system = registry.build(name)
     parameters = sum(parameter.numel() for parameter in system.parameters())
     weights = {"status": _where(entry)}
     if entry.weights is not None:

@@ -13,6 +13,8 @@ from langdepth.parts.folding import fingerprint, folded
 from langdepth.prediction.results import DepthResult
 from langdepth.records import InputSpec
 from langdepth.systems.capabilities import DepthSystem
+from langdepth.weights.files import save
+from langdepth.weights.hub import push_to_hub, save_pretrained
 
 
 class System(DepthSystem):
@@ -58,12 +60,12 @@ class System(DepthSystem):
 
     def save(self, path: str | Path) -> Path:
         """Write a self-describing ``.safetensors`` and, beside it, a model card."""
-        from langdepth.weights.checkpoint import save
-
         return save(self, path)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write a folder with weights, ``config.json`` and model card, as repositories of the hub have them."""
+        return save_pretrained(self, folder)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload weights and model card to the Hugging Face hub; returns the address."""
-        from langdepth.weights.checkpoint import push_to_hub
-
         return push_to_hub(self, repo_id, **options)

@@ -26,6 +26,10 @@ class DepthSystem(nn.Module):
     """
 
     name: str = ""
+    about: str = ""
+    """What the registry states of it, as Markdown for model cards."""
+    package: str | None = None
+    """What pip calls the package that adds it, None for langdepth."""
     scale_kind: str = "metric"
     scenes: tuple[str, ...] = ()
     """The scene vocabulary of systems that accept ``scene=``; empty for the others."""

@@ -94,6 +94,11 @@ class Entry:
     numbers: dict[str, Numbers] = field(default_factory=dict)
     package: str | None = None
 
+    @property
+    def about(self) -> str:
+        """Summary and paper, as Markdown for model cards."""
+        return f"{self.summary[:1].upper()}{self.summary[1:]}.\n\nPaper: {self.paper}.\n\n"
+
     def system_class(self) -> type[System]:
         """Import and return the class."""
         cls: type[System] = load_target(self.target, f"the system '{self.name}'")

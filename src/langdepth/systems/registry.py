@@ -109,6 +109,12 @@ def build(name: str, options: dict[str, Any] | None = None) -> System:
         capabilities.systems_with.append(systems_with)
     found = entry(name)
     cls: Any = found.system_class()  # every system is made from its config alone
-    system: System = cls(from_mapping(cls.Config, {**found.preset, **(options or {})}, where="system.options."))
-    system.name = name
+    config = from_mapping(cls.Config, {**found.preset, **(options or {})}, where="system.options.")
+    try:
+        system: System = cls(config)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"system.options: {error}") from None
+    system.name, system.about, system.package = name, found.about, found.package
     return system

@@ -83,7 +83,8 @@ class LearnedPrompts(nn.Module):
         super().__init__()
         self.counts = count_added(sentences)
         self.from_image = self.counts.get("imgf", 0)
-        tokens = PromptTokenizer(self.counts)(sentences)
+        with torch.device("cpu"):  # their number counts, also where the network is built without content
+            tokens = PromptTokenizer(self.counts)(sentences)
         longest = int((tokens == END_OF_TEXT).nonzero()[:, 1].max()) + 1
         self.register_buffer("tokens", tokens[:, :longest].clone(), persistent=False)
         learned = sum(self.counts.values()) - self.from_image

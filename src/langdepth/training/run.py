@@ -53,7 +53,8 @@ from langdepth.training.validation import KeepWeights, Validation
 from langdepth.utils.files import atomic_path, locked
 from langdepth.utils.reading import file_sha256
 from langdepth.utils.tensors import nested_tensors, require_finite
-from langdepth.weights.checkpoint import load, save
+from langdepth.weights.checkpoint import load
+from langdepth.weights.files import save
 
 __all__ = ["Recipe", "read_recipe", "train"]
 

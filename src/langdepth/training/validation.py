@@ -26,7 +26,7 @@ from langdepth.training.module import OPTIMISERS, DepthTraining
 from langdepth.training.recipe import Recipe
 from langdepth.training.stopping import Stopping
 from langdepth.utils.files import atomic_path
-from langdepth.weights.checkpoint import save
+from langdepth.weights.files import save
 
 SHOWN = ("abs_rel", "rmse", "log10", "delta1")
 

@@ -10,7 +10,7 @@ import math
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from langdepth.errors import CheckpointError, LangdepthError, MissingCheckpointError, is_disk_error, is_memory_error
 from langdepth.utils.arrays import ArrayError
@@ -29,6 +28,7 @@ from langdepth.utils.reading import require_regular
 MAX_RATIO = 8  # how much larger than its file the content of an archive of tensors may be
 SPARE_BYTES = 64_000_000  # that it may be larger in any case
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+_NESTS = ("state_dict", "model_state_dict", "model")  # where training scripts put the tensors
 _NUMPY_CORES = ("numpy.core", "numpy._core")
 
 
@@ -95,6 +95,22 @@ def read_pickle(path: Path) -> Any:
             require_ratio(path)
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of somebody's checkpoint, without the prefixes of DataParallel and torch.compile.
+
+    Raises CheckpointError.
+    """
+    content = read_safetensors(path)[1] if path.suffix == ".safetensors" else read_pickle(path)
+    for nest in _NESTS:
+        if isinstance(content, dict) and isinstance(content.get(nest), dict):
+            content = content[nest]
+    tensors = content if isinstance(content, dict) else {}
+    if not tensors or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()):
+        raise CheckpointError(f"{path}: unknown layout; expected tensors by name, or these under {', '.join(_NESTS)}")
+    require_plain(tensors, path)
+    return without_prefixes(tensors)
 
 
 def require_ratio(path: Path) -> None:
@@ -188,49 +204,3 @@ def nested_tensors(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor
         pairs = content.items() if isinstance(content, Mapping) else enumerate(content)
         for key, value in pairs:
             yield from nested_tensors(value, f"{prefix}.{key}" if prefix else str(key))
-
-
-class AllocationBudget(TorchDispatchMode):
-    """Raises CheckpointError before what is made inside needs more memory than ``limit`` bytes.
-
-    For networks whose sizes a file states: a few bytes there must not fill the machine.
-    """
-
-    def __init__(self, limit: int, where: object) -> None:
-        super().__init__()
-        self.left, self.where = limit, where
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        kind = (kwargs or {}).get("dtype") or torch.get_default_dtype()
-        self._require(_elements(name, args) * kind.itemsize)
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and name.startswith(_FACTORIES):
-            self.left -= result.numel() * result.element_size()
-        return result
-
-    def _require(self, needed: int) -> None:
-        if needed > self.left:
-            raise CheckpointError(
-                f"{self.where}: its configuration asks for far more memory than its tensors have; refused"
-            )
-
-
-_FACTORIES = ("empty", "zeros", "ones", "full", "rand", "arange", "eye", "linspace", "repeat", "new_")
-
-
-def _elements(name: str, args: Sequence[Any]) -> int:
-    """About how many numbers an operator's result has, before it runs."""
-    shapes = [arg.shape for arg in args if isinstance(arg, Tensor)]
-    numbers = [arg for arg in args if isinstance(arg, int | float) and not isinstance(arg, bool)]
-    lists = [arg for arg in args if isinstance(arg, list | tuple) and all(isinstance(size, int) for size in arg)]
-    if not shapes and lists:
-        return math.prod(lists[0])
-    if name in ("arange", "eye", "randperm", "linspace") and numbers:
-        return int(min(numbers[0] * numbers[-1] if name == "eye" else max(map(abs, numbers)), 1e30))
-    if name == "repeat" and shapes and lists:
-        return math.prod(shapes[0]) * math.prod(lists[0])
-    try:
-        return math.prod(torch.broadcast_shapes(*shapes))
-    except RuntimeError:  # no operator that works number by number
-        return 0

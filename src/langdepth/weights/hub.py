@@ -1,0 +1,88 @@
+"""Weights on the Hugging Face hub, and in a folder laid out as there."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from langdepth.config import to_mapping
+from langdepth.errors import CheckpointError, LangdepthError, first_line
+from langdepth.utils.files import temporary_folder
+from langdepth.utils.network import hub_or_cache
+from langdepth.weights.card import Storable, model_card
+from langdepth.weights.files import facts_to_store, write, write_text
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+def save_pretrained(system: Storable, folder: str | Path, *, load_from: str | None = None) -> Path:
+    """Write a folder with the weights, ``config.json`` and the model card ``README.md``; returns the folder.
+
+    ``load_from``: what the card says to give to ``langdepth.load``; the folder unless given.
+    """
+    folder = Path(folder)
+    facts = facts_to_store(system)
+    write(system, folder / WEIGHTS_FILE, facts)
+    config = {"system": system.name, **to_mapping(system.config)}
+    write_text(folder / "config.json", json.dumps(config, indent=2))
+    write_text(folder / "README.md", model_card(system, facts, load_from or str(folder)))
+    return folder
+
+
+def push_to_hub(
+    system: Storable, repo_id: str, *, private: bool = True, token: str | None = None, message: str = "Upload weights"
+) -> str:
+    """Upload what ``save_pretrained`` writes to a repository, made if missing; returns its address.
+
+    Raises:
+        LangdepthError: The hub refused; with its answer.
+    """
+    from huggingface_hub import HfApi
+
+    with temporary_folder() as folder:
+        save_pretrained(system, folder, load_from=repo_id)
+        api = HfApi(token=token)
+        try:
+            address = api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+        except Exception as error:  # the hub client raises its own, its transport's and plain value errors
+            raise LangdepthError(f"{repo_id}: upload to the hub failed: {first_line(error)}") from error
+    return str(address)
+
+
+def download(repo: str, revision: str | None, offline: bool | None) -> Path:
+    """The weights file of a hub repository, in the hub's cache. Raises CheckpointError.
+
+    ``offline``: use only what the cache holds; None follows the environment variable HF_HUB_OFFLINE.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    if offline is None:
+        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+    at = f"{repo}@{revision}" if revision else repo
+    try:
+        with hub_or_cache():
+            found = huggingface_hub.hf_hub_download(
+                repo, WEIGHTS_FILE, revision=revision, local_files_only=offline, library_name="langdepth"
+            )
+        return Path(found)
+    except errors.LocalEntryNotFoundError:
+        why = "offline" if offline else "the hub cannot be reached"
+        problem = (
+            f"'{WEIGHTS_FILE}' is not in the cache {constants.HF_HUB_CACHE} and {why}; load it once with network, "
+            "or fetch that file on another machine and give its path instead"
+        )
+    except errors.RevisionNotFoundError:
+        problem = f"the hub has no such revision of '{repo}'"
+    except errors.EntryNotFoundError:
+        problem = f"the hub repository has no '{WEIGHTS_FILE}'"
+    except errors.RepositoryNotFoundError:
+        problem = (
+            "neither a file here nor a repository on the hub that you may read; check the name, "
+            "or log in with `hf auth login` if it is private"
+        )
+    except Exception as error:  # the client's transport has exceptions of its own
+        problem = f"download from the hub failed: {first_line(error)}"
+    raise CheckpointError(f"{at}: {problem}")
