@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, Dataset
 from common import parser, write
 from langdepth.data.base import open_dataset
 from langdepth.data.rows import Row, RowDataset
-from langdepth.data.sets.frame_cache import write_cache
+from langdepth.data.tools.cache import write_cache
 from langdepth.data.tools.synthetic import room
 from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.records import Sample

@@ -25,7 +25,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from langdepth.data.sets import ddad, diode, hypersim, ibims1, kitti, nyu, sunrgbd
-from langdepth.data.sets.frame_cache import write_cache
+from langdepth.data.tools.cache import write_cache
 from tests.helpers import ramp, save_image, write_folder
 
 Builder = Callable[[Path, pytest.MonkeyPatch], Path]

@@ -325,7 +325,7 @@ def test_of_one_folder_the_last_images_are_held_back() -> None:
 def test_the_labelled_set_is_held_back_by_runs_without_a_test_image_between() -> None:
     test = {int(key[-9:-4]): key for key in shipped("nyu_test")}
     train_numbers = [number for number in range(1449) if number not in test]
-    run_of = {number: nyu._labelled_run(f"kitchen/rgb_{number:05d}.jpg", "train") for number in train_numbers}
+    run_of = {number: nyu._run(f"kitchen/rgb_{number:05d}.jpg", "train") for number in train_numbers}
     assert len(train_numbers) == 795
     for one, other in pairwise(train_numbers):
         assert (run_of[one] == run_of[other]) == (other == one + 1)

@@ -20,9 +20,9 @@ import scipy.io
 from PIL import Image
 
 from langdepth import cli
-from langdepth.data.base import find_rows, open_dataset
+from langdepth.data.base import INCOMPLETE, MANIFEST, find_rows, open_dataset
 from langdepth.data.tools import prepare as module
-from langdepth.data.tools.prepare import INCOMPLETE, MANIFEST, prepare, read_manifest
+from langdepth.data.tools.prepare import prepare, read_manifest
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.utils.reading import file_sha256
 from tests import miniatures

@@ -15,7 +15,8 @@ import torch
 
 from langdepth.data.base import find_rows, open_dataset
 from langdepth.data.sets import frame_cache
-from langdepth.data.sets.frame_cache import DEPTHS, EDGES, IMAGES, INDEX, PARTIAL, as_numbers, write_cache
+from langdepth.data.sets.frame_cache import DEPTHS, EDGES, IMAGES, INDEX, PARTIAL
+from langdepth.data.tools.cache import as_numbers, write_cache
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from tests import miniatures
 from tests.helpers import Run, write_folder

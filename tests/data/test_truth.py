@@ -15,7 +15,7 @@ from langdepth.cli import main
 from langdepth.data.base import layout, open_dataset
 from langdepth.data.lists import read_list
 from langdepth.data.pairs import listed_rows
-from langdepth.data.sets.frame_cache import write_cache
+from langdepth.data.tools.cache import write_cache
 from langdepth.data.tools.check import check_dataset
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluation.plausibility import Plausibility

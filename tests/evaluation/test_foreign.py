@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from langdepth.data.base import open_dataset
-from langdepth.data.sets.frame_cache import write_cache
+from langdepth.data.tools.cache import write_cache
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate

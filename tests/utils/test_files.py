@@ -242,7 +242,7 @@ def matrix(folder: Path, sample: Path) -> Any:
 
 
 def cache(folder: Path, sample: Path) -> Any:
-    from langdepth.data.sets.frame_cache import write_cache
+    from langdepth.data.tools.cache import write_cache
 
     return write_cache("folder", sample, folder)
 

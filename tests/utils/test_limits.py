@@ -138,7 +138,7 @@ def test_headers_of_a_tape(tmp_path: Path, kind: int) -> None:
 
 
 def test_ratio_of_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("langdepth.data.tools.prepare._SMALL", 10_000_000)
+    monkeypatch.setattr("langdepth.data.tools.archives._SMALL", 10_000_000)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.txt", bytes(20_000_000))
     with refused(LangdepthError, r"a.zip: unpacks to more than 100 times its size"):

@@ -38,6 +38,7 @@ _OWN = {
     "vkitti2": "langdepth.data.sets.vkitti2",
 }
 DATASETS = _OWN | {name: point.value for name, point in plugins("datasets", tuple(_OWN)).items()}
+MANIFEST = "langdepth-manifest.csv"  # of what was prepared
 INCOMPLETE = ".langdepth-incomplete"  # lies in a folder that is still being prepared
 
 

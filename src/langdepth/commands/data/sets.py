@@ -170,7 +170,7 @@ def cache(
         frame: What is kept of an image; "kb" is the KITTI benchmark's bottom 352 rows and middle 1216 columns.
         trust_unit: Take depth as it is, even where its unit looks wrong.
     """
-    from langdepth.data.sets.frame_cache import write_cache
+    from langdepth.data.tools.cache import write_cache
 
     with progress_bar("pair") as progress:
         written = write_cache(

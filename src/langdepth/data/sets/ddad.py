@@ -1,11 +1,11 @@
-"""DDAD: drives with long-range laser, seen by the front camera.
+"""DDAD: drives with long-range laser, through the front camera.
 
 Layouts below the root:
 
     ddad.json, SCENE/scene_HASH.json and what they name            train, val: as published (also below ddad_train_val)
-    camera01.txt: lines "PICTURE DEPTH", as SCENE/{rgb,depth}/CAMERA_01/N.png        val (also below ddad_results)
+    camera01.txt: lines "IMAGE DEPTH", as SCENE/{rgb,depth}/CAMERA_01/N.png        val (also below ddad_results)
 
-The list has the first word where both are there. As published, in the DGP format, a sample's depth is a cloud of points
+The list, which ScaleDepth evaluates, comes first. As published (DGP format), a sample's depth is a cloud of points
 (SCENE/point_cloud/LIDAR/N.npz), measured at another moment than the image. Each sensor has a pose in the world; by
 both poses the points are moved into the camera's frame, and by the camera matrix (SCENE/calibration/HASH.json) into the
 image. The pixel whose centre is nearest gets a point's depth, of several points the nearest one's.

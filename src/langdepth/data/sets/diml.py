@@ -2,8 +2,8 @@
 
 Layouts below the root:
 
-    test_outdoor.txt: lines "PICTURE DEPTH" below the root              test
-    {train,test}/{HR,LR}/outleft/N.png and depthmap/N.png               as published, where there is no list
+    {train,test}/{HR,LR}/outleft/N.png and depthmap/N.png       as published
+    test_outdoor.txt: lines "IMAGE DEPTH" below the root        test, the list that ScaleDepth evaluates; it comes first
 
 Depth comes from stereo; what is nearer than 2 m is not to be trusted (the protocol leaves it out).
 """
@@ -34,7 +34,6 @@ CARD = DatasetCard(
     split="test",
     protocol="diml-outdoor",
 )
-LIST = "test_outdoor.txt"
 
 
 def rows(search: Search) -> list[Row]:
@@ -43,7 +42,7 @@ def rows(search: Search) -> list[Row]:
 
 
 def _listed(root: Path, split: str) -> list[Row]:
-    lines = listed(root / LIST) if split == "test" else []
+    lines = listed(root / "test_outdoor.txt") if split == "test" else []
     return [_row(root, image, depth, split) for image, depth in lines]
 
 

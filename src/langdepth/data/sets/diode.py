@@ -1,11 +1,11 @@
-"""DIODE: rooms and streets measured by one laser scanner, two data sets here since they are judged by other rules.
+"""DIODE: rooms and streets measured by one laser scanner, two data sets here since they are evaluated by other rules.
 
 Layouts below the root:
 
     {train,val}/{indoors,outdoor}/scene_N/scan_N/{NAME.png, NAME_depth.npy, NAME_depth_mask.npy}    as published
-    indoors_test.txt or outdoor_test.txt: lines "PICTURE DEPTH" below the root                      val, depth as PNG
+    indoors_test.txt or outdoor_test.txt: lines "IMAGE DEPTH" below the root                        val, depth as PNG
 
-The list has the first word where both are there. Where the mask is 0, the scanner's depth is not to be trusted.
+The list, which ScaleDepth evaluates, comes first. Where the mask is 0, the scanner's depth is not to be trusted.
 """
 
 from __future__ import annotations
@@ -25,19 +25,12 @@ from langdepth.utils.arrays import load_npy
 from langdepth.utils.images import MAX_PIXELS, decoding
 from langdepth.utils.reading import visible
 
-INTRINSICS = (886.81, 927.06, 512.0, 384.0)
-SIZE = (768, 1024)
-
 
 class Part:
-    """Indoors or outdoors: ``folder`` of the published tree, ``listed``: list file of the converted one.
+    """Indoors or outdoors: its ``folder`` in the published tree, the ``listed`` file of the tree that users convert."""
 
-    ``scale``: metres per unit of its PNG.
-    """
-
-    def __init__(self, card: DatasetCard, folder: str, listed: str, scale: float) -> None:
-        self.CARD = card
-        self.folder, self.listed, self.scale = folder, listed, scale
+    def __init__(self, card: DatasetCard, folder: str, listed: str) -> None:
+        self.CARD, self.folder, self.listed = card, folder, listed
 
     def rows(self, search: Search) -> list[Row]:
         """See ``data.base.Layout``."""
@@ -48,28 +41,24 @@ class Part:
         return [self._row(root, root / image, root / depth, split) for image, depth in lines]
 
     def _published(self, root: Path, split: str) -> list[Row]:
-        images = visible(root / split / self.folder, "scene_*/scan_*/*.png")
-        images = [path for path in images if not path.stem.endswith(("_depth", "_depth_mask"))]
-        return [
-            replace(
-                self._row(root, path, path.with_name(f"{path.stem}_depth.npy"), split),
-                decoder=MASKED,
-                needs=(path.with_name(f"{path.stem}_depth_mask.npy"),),
-            )
-            for path in images
-        ]
+        found = []
+        for image in visible(root / split / self.folder, "scene_*/scan_*/*.png"):
+            if not image.stem.endswith(("_depth", "_depth_mask")):
+                depth, mask = (image.with_name(f"{image.stem}_{what}.npy") for what in ("depth", "depth_mask"))
+                found.append(replace(self._row(root, image, depth, split), decoder=MASKED, needs=(mask,)))
+        return found
 
     def _row(self, root: Path, image: Path, depth: Path, split: str) -> Row:
         return Row(
             key=image.relative_to(root).as_posix(),
             path_rgb=image,
             path_depth=depth,
-            depth_scale=self.scale,
+            depth_scale=self.CARD.depth_scale or 1.0,
             source=self.CARD.name,
             scene_run=image.parent.relative_to(root).as_posix(),
             split=split,
-            size=SIZE,
-            intrinsics=INTRINSICS,
+            size=(768, 1024),
+            intrinsics=(886.81, 927.06, 512.0, 384.0),
         )
 
 
@@ -115,7 +104,6 @@ INDOOR = Part(
     ),
     "indoors",
     "indoors_test.txt",
-    0.001,
 )
 OUTDOOR = Part(
     replace(
@@ -132,5 +120,4 @@ OUTDOOR = Part(
     ),
     "outdoor",
     "outdoor_test.txt",
-    1 / 256,
 )

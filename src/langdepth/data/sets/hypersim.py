@@ -4,9 +4,9 @@ Layouts below the root:
 
     metadata_images_split_scene_v1.csv, ai_V_N/images/scene_CAM_final_preview/frame.N.tonemap.jpg and
     scene_CAM_geometry_hdf5/frame.N.depth_meters.hdf5               train, val, test
-    hypersim_list2.txt: lines "PICTURE DEPTH" below the root        test, depth as PNG
+    hypersim_list2.txt: lines "IMAGE DEPTH" below the root        test, depth as PNG
 
-The list has the first word where both are there. In the HDF5 files is the distance from the camera's centre; read
+The list, which ScaleDepth evaluates, comes first. In the HDF5 files is the distance from the camera's centre; read
 here, it is depth along the camera's z axis. For that the direction of each pixel's ray must be known. Many scenes have
 one and the same lens, others have it shifted or tilted, as metadata_camera_parameters.csv says (beside the split list).
 Where that file is missing, or has no line for a scene, the usual lens is taken.
@@ -15,8 +15,6 @@ Where that file is missing, or has no line for a scene, the usual lens is taken.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -80,16 +78,20 @@ def _official(root: Path, split: str) -> list[Row]:
             raise LangdepthError(f"{root / SPLIT_FILE}: the split list is missing")
         return []
     lenses, cameras, found = _lenses(root), _table(root, CAMERA_FILE), []
-    with _readable(file, "the split list") as lines:
-        for line in lines:
+    what = "the split list"
+    for line in _lines(file, what):
+        try:
             scene, camera, number, released, partition = (line[column] for column in _COLUMNS)
-            if partition == split and released == "True":
-                images, frame = inside(f"{scene}/images/scene_{camera}", str(file)), f"frame.{int(number):04d}"
-                image = f"{images}_final_preview/{frame}.tonemap.jpg"
-                depth = f"{images}_geometry_hdf5/{frame}.depth_meters.hdf5"
-                row = _row(root, image, depth, split, lenses)
-                along_ray = Decoder(FILES.image, partial(_depth, lens=lenses.get(scene, USUAL)))
-                found.append(replace(row, decoder=along_ray, needs=() if cameras is None else (cameras,)))
+            frame = f"frame.{int(number):04d}"
+        except (KeyError, ValueError) as error:
+            raise LangdepthError(f"{file}: not readable as {what} ({error})") from None
+        if partition == split and released == "True":
+            images = inside(f"{scene}/images/scene_{camera}", str(file))
+            image = f"{images}_final_preview/{frame}.tonemap.jpg"
+            depth = f"{images}_geometry_hdf5/{frame}.depth_meters.hdf5"
+            along_ray = Decoder(FILES.image, partial(_depth, lens=lenses.get(scene, USUAL)))
+            row = _row(root, image, depth, split, lenses)
+            found.append(replace(row, decoder=along_ray, needs=() if cameras is None else (cameras,)))
     if not found:
         raise LangdepthError(f"{file}: names no image of split {split}; get it again")
     return sorted(found, key=lambda row: row.key)
@@ -100,22 +102,18 @@ def _table(root: Path, name: str) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-@contextmanager
-def _readable(file: Path, what: str) -> Iterator[Iterator[dict[str, str]]]:
-    """The lines of a table; whatever is wrong with it or them, as one line that names it."""
+def _lines(file: Path, what: str) -> list[dict[str, str]]:
+    """The lines of a table. Raises LangdepthError naming it where it is no table, or a line is not whole."""
     try:
-        yield _whole_lines(read_csv(file))
-    except LangdepthError:
-        raise
-    except (csv.Error, KeyError, ValueError, OSError) as error:
+        reader = read_csv(file)
+        lines = []
+        for line in reader:
+            if None in line.values():
+                raise ValueError(f"line {reader.line_num} ends too early")
+            lines.append(line)
+        return lines
+    except (csv.Error, ValueError, OSError) as error:
         raise LangdepthError(f"{file}: not readable as {what} ({text_flaw(error)})") from None
-
-
-def _whole_lines(reader: csv.DictReader[str]) -> Iterator[dict[str, str]]:
-    for line in reader:
-        if None in line.values():
-            raise ValueError(f"line {reader.line_num} ends too early")
-        yield line
 
 
 def _lenses(root: Path) -> dict[str, Lens]:
@@ -123,8 +121,11 @@ def _lenses(root: Path) -> dict[str, Lens]:
     file = _table(root, CAMERA_FILE)
     if file is None:
         return {}
-    with _readable(file, "the table of cameras") as lines:
-        return {line["scene_name"]: _lens(line) for line in lines}
+    what = "the table of cameras"
+    try:
+        return {line["scene_name"]: _lens(line) for line in _lines(file, what)}
+    except (KeyError, ValueError) as error:
+        raise LangdepthError(f"{file}: not readable as {what} ({error})") from None
 
 
 def _lens(line: dict[str, str]) -> Lens:

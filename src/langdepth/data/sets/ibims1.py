@@ -49,7 +49,6 @@ CARD = DatasetCard(
     split="test",
     protocol="ibims1",
 )
-LIST = "imagelist.txt"
 MASKS = ("mask_invalid", "mask_transp")
 _MAX_MAT_BYTES = 64_000_000
 
@@ -60,32 +59,30 @@ def rows(search: Search) -> list[Row]:
 
 
 def _converted(base: Path, split: str) -> list[Row]:
-    there = (base / "masked_depth").is_dir()
-    return _rows(base, "rgb/{}.png", "masked_depth/{}.png", split) if there else []
+    return _rows(base, split, "rgb/{}.png", "masked_depth/{}.png") if (base / "masked_depth").is_dir() else []
 
 
 def _raw(base: Path, split: str) -> list[Row]:
     there = (base / "mask_invalid").is_dir()
-    return _rows(base, "rgb/{}.png", "depth/{}.png", split, RAW, 50 / 65535, MASKS) if there else []
+    return _rows(base, split, "rgb/{}.png", "depth/{}.png", RAW, 50 / 65535, MASKS) if there else []
 
 
 def _published(base: Path, split: str) -> list[Row]:
-    there = visible(base, "*.mat")
-    return _rows(base, "{}.mat", "{}.mat", split, PUBLISHED, 1.0) if there else []
+    return _rows(base, split, "{}.mat", "{}.mat", PUBLISHED, 1.0) if visible(base, "*.mat") else []
 
 
 def _rows(
     base: Path,
+    split: str,
     image: str,
     depth: str,
-    split: str,
     decoder: Decoder = FILES,
     scale: float = 0.001,
     drawn: tuple[str, ...] = (),
 ) -> list[Row]:
     """``drawn``: folders with an image for each depth map."""
     if decoder.edges is None and (base / "edges").is_dir():
-        decoder, drawn = decoder._replace(edges=_drawn_edges), (*drawn, "edges")
+        decoder, drawn = decoder._replace(edges=partial(_drawn, name="edges")), (*drawn, "edges")
     return [
         Row(
             key=image.format(name),
@@ -99,7 +96,7 @@ def _rows(
             split=split,
             size=(480, 640),
         )
-        for name, *_ in read_list(list_of(base, LIST))
+        for name, *_ in read_list(list_of(base, "imagelist.txt"))
     ]
 
 
@@ -165,4 +162,3 @@ def _intrinsics(row: Row) -> Intrinsics | None:
 
 PUBLISHED = Decoder(_image, _depth, _edges, _intrinsics)
 RAW = Decoder(FILES.image, _raw_depth)
-_drawn_edges = partial(_drawn, name="edges")

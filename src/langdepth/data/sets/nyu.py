@@ -11,8 +11,8 @@ Layouts below the root (or its folder nyu_depth_v2):
     kitchen/{rgb_00045.jpg, sync_depth_00045.png}                                  one of the splits alone
 
 Depth is the sensor's, with holes; in files in millimetres, in HDF5 in metres. Photos of the labelled file have a white
-rim; the published export, which networks were trained and judged on, painted it black, and so do reading and exporting
-that file here. Images in the other layouts stay as they are.
+rim; the published export, on which networks were trained and evaluated, painted it black, and so do reading and
+exporting that file here. Images in the other layouts stay as they are.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ def scene_label(name: str) -> int:
 
 
 @lru_cache
-def _test_numbers(shipped: Callable[[str], list[str]]) -> tuple[int, ...]:
+def _test_numbers(shipped: Callable[[str], list[str]]) -> list[int]:
     """The places in the labelled file of the official test images, rising."""
-    return tuple(sorted(number for key in shipped("nyu_test") if (number := _number(key)) is not None))
+    return sorted(number for key in shipped("nyu_test") if (number := _number(key)) is not None)
 
 
 def _number(key: str) -> int | None:
@@ -106,12 +106,16 @@ def _number(key: str) -> int | None:
     return int(digits[1]) if digits else None
 
 
-def _labelled_run(key: str, split: str) -> str:
-    """A name for the run of training images, without a test image between them, that one of the labelled set is in.
+def _run(key: str, split: str) -> str:
+    """Which place an image is from: the folder of its raw sequence, or a run of the labelled training images.
 
-    The set is ordered by scenes, and its folders are types of scenes: images of one place lie in one run.
+    The labelled set is ordered by scenes, and its folders are types of scenes: images without a test image between them
+    are of one place.
     """
-    number = _number(key)
+    folder, _, name = key.rpartition("/")
+    if re.search(r"\d", folder):
+        return folder.split("/")[0]
+    number = _number(name)
     return f"labelled run {bisect(_test_numbers(shipped), number)}" if split == "train" and number is not None else ""
 
 
@@ -132,9 +136,7 @@ def _listed(folder: Path, keys: list[str], split: str) -> list[Row]:
         image = folder / key
         if image not in there and image.with_suffix(".png") in there:
             image = image.with_suffix(".png")
-        scene = key.split("/")[0]
-        run = scene if re.search(r"\d", scene) else _labelled_run(key, split)
-        found.append(_row(key, image, _beside(image), split, line=line, scene_run=run))
+        found.append(_row(key, image, _beside(image), split, line=line, scene_run=_run(key, split)))
     return found
 
 
@@ -178,7 +180,7 @@ def _annotated(base: Path, split: str) -> list[Row]:
     for path in visible(images, "**/*.jpg"):
         key, frame = path.relative_to(images), bool(_SYNC_NAME.fullmatch(path.name))
         if frame == (split == "sync") or split == "test":
-            run = path.stem.rpartition("_")[0] if frame else _labelled_run(key.name, split)
+            run = path.stem.rpartition("_")[0] if frame else _run(key.name, split)
             depth = depths / key.with_suffix(".png")
             found.append(_row(key.as_posix(), path, depth, split, scene=scene_label(key.name), scene_run=run))
     return found
@@ -189,17 +191,11 @@ def _hdf5(base: Path, split: str) -> list[Row]:
     for folder in folders:
         files = visible(folder, "*/*.h5")
         if files:
+            facts: dict[str, Any] = {"decoder": HDF5, "depth_scale": 1.0}
+            keys = [path.relative_to(folder).as_posix() for path in files]
             return [
-                _row(
-                    path.relative_to(folder).as_posix(),
-                    path,
-                    path,
-                    split,
-                    decoder=HDF5,
-                    depth_scale=1.0,
-                    scene_run=path.parent.name,
-                )
-                for path in files
+                _row(key, path, path, split, scene_run=path.parent.name, **facts)
+                for key, path in zip(keys, files, strict=True)
             ]
     return []
 
@@ -294,9 +290,7 @@ def _list_key(image: str) -> str:
 
 
 def _list_row(key: str, image: Path, depth: Path, split: str) -> Row:
-    scene = key.split("/")[0]
-    run = scene if re.search(r"\d", scene) else _labelled_run(key, "train")
-    return _row(key, image, depth, split, scene_run=run)
+    return _row(key, image, depth, split, scene_run=_run(key, "train"))
 
 
 _LIST_FOLDERS = tuple(f"{top}{part}" for top in ("", "nyu_depth_v2/")

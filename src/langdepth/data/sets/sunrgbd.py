@@ -2,11 +2,11 @@
 
 Layouts below the root:
 
-    SUNRGBD_val_splits.txt: lines "PICTURE DEPTH FOCAL" below the root                             test
+    SUNRGBD_val_splits.txt: lines "IMAGE DEPTH FOCAL" below the root                             test
     allsplit.mat, or (SUNRGBDtoolbox/)traintestSUNRGBD/allsplit.mat, and SUNRGBD/SENSOR/.../SCENE/{image/*.jpg,
     depth/*.png, intrinsics.txt, scene.txt}                                                        train, test
 
-The list has the first word where both are there. Depth is the sensor's, with holes.
+The list comes first. Depth is the sensor's, with holes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from langdepth.data.base import DatasetCard, Search, first_layout
 from langdepth.data.lists import listed, read_intrinsics
@@ -24,7 +23,7 @@ from langdepth.errors import ImageError, LangdepthError
 from langdepth.text.scenes import SCENES
 from langdepth.utils.arrays import load_matlab
 from langdepth.utils.depth_files import read_depth
-from langdepth.utils.images import decoding
+from langdepth.utils.images import decoding, read_size
 from langdepth.utils.reading import read_bytes, visible
 
 CARD = DatasetCard(
@@ -125,10 +124,9 @@ def _row(root: Path, image: Path, depth: Path, split: str, focal: float | None =
 
 def _middle(image: Path) -> tuple[float, float]:
     try:
-        with Image.open(image) as opened:
-            width, height = opened.size
-    except (OSError, Image.DecompressionBombError):
-        return 0.0, 0.0  # whoever decodes it tells
+        height, width = read_size(image)
+    except ImageError:
+        return 0.0, 0.0  # it is named when it is decoded
     return (width - 1) / 2, (height - 1) / 2
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from langdepth.data.base import DatasetCard, card_of, find_rows, folder_with, split_counts, unfinished
+from langdepth.data.base import MANIFEST, DatasetCard, card_of, find_rows, folder_with, split_counts, unfinished
 from langdepth.data.masks import read_overlay
 from langdepth.data.rows import Row, true_edges, turned_with_image
-from langdepth.data.tools.prepare import MANIFEST, read_manifest
+from langdepth.data.tools.prepare import read_manifest
 from langdepth.data.truth import impossible_depth, impossible_median, unused_scale, wrong_unit
 from langdepth.errors import LangdepthError, UsageError, first_few, nearest
 from langdepth.utils.images import DecodedImage
