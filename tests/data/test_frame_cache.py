@@ -16,6 +16,7 @@ import torch
 from langdepth.data.base import find_rows, open_dataset
 from langdepth.data.sets import frame_cache
 from langdepth.data.sets.frame_cache import DEPTHS, EDGES, IMAGES, INDEX, PARTIAL
+from langdepth.data.tools import cache
 from langdepth.data.tools.cache import as_numbers, write_cache
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from tests import miniatures
@@ -104,7 +105,8 @@ def test_true_edges_are_cached_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_caches_of_another_version_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, out = write_pair(tmp_path / "data", 6, name="0.png"), tmp_path / "cache"
-    monkeypatch.setattr(frame_cache, "FORMAT", frame_cache.FORMAT - 1)
+    for module in (frame_cache, cache):
+        monkeypatch.setattr(module, "FORMAT", module.FORMAT - 1)
     assert write_cache("folder", root, out).added == 1
     monkeypatch.undo()
     with pytest.raises(LangdepthError, match="cache: the cache was written by another version of langdepth; run"):
