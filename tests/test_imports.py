@@ -38,9 +38,6 @@ RANK = {name: rank for rank, line in enumerate(ROOMS) for name in line}
 
 # Arrows against the order, or that close a circle, which are still to be removed: (from, to).
 LEFT = {
-    ("evaluation.report", "evaluation.evaluate"),
-    ("evaluation.saved", "evaluation.evaluate"),
-    ("evaluation.tally", "evaluation.evaluate"),
 }
 
 

@@ -19,7 +19,7 @@ from langdepth.data.overlays import Overlays
 from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluation import protocols
-from langdepth.evaluation.evaluate import judge
+from langdepth.evaluation.batch import evaluate_batch
 from langdepth.prediction.predictor import as_float, infer
 from langdepth.records import DepthOutput
 from tests.helpers import FakeSystem, grey, ramp, save_image, write_folder
@@ -108,13 +108,13 @@ def test_it_moves_with_its_photo_and_keeps_its_colours(folder: Path) -> None:
 
 def test_evaluation_shows_it(folder: Path) -> None:
     samples = [open_dataset("folder", folder)[0]]
-    plain = judge(Looker(), samples, protocols.get("full"))
+    plain = evaluate_batch(Looker(), samples, protocols.get("full"))
     assert plain.prediction.mean().item() == pytest.approx(10.0, abs=0.05)
-    both = judge(Looker(), samples, protocols.get("full").override(flip=True))
+    both = evaluate_batch(Looker(), samples, protocols.get("full").override(flip=True))
     assert both.prediction.mean().item() == pytest.approx((10.0 + 2.8) / 2, abs=0.05)
     samples[0].overlay = None
     with pytest.raises(UsageError, match=r"0\.png: 'looker' needs an overlay, and this sample has none"):
-        judge(Looker(), samples, protocols.get("full"))
+        evaluate_batch(Looker(), samples, protocols.get("full"))
 
 
 def test_prediction_takes_files_arrays_and_lists(folder: Path) -> None:

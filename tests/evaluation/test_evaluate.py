@@ -21,10 +21,12 @@ from torch import Tensor
 
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluation import protocols
-from langdepth.evaluation.evaluate import evaluate, judge
+from langdepth.evaluation.batch import evaluate_batch
+from langdepth.evaluation.evaluate import evaluate
 from langdepth.evaluation.metrics import METRICS
+from langdepth.evaluation.plots import plot_medians
 from langdepth.evaluation.protocols import Protocol
-from langdepth.evaluation.report import extremes, plot_medians, sheet_row, write_sheet
+from langdepth.evaluation.sheet import Sheet, chosen_images, sheet_row
 from langdepth.evaluation.tally import Tally
 from langdepth.prediction.predictor import predict_images
 from langdepth.records import DepthOutput, Sample
@@ -218,7 +220,7 @@ def test_depth_is_judged_that_predict_gives(area: int, rules: dict[str, Any]) ->
     stored = Images(1)[0]
     stored.image = torch.randint(256, (3, 48, 64), generator=random, dtype=torch.uint8)
     system = FakeSystem(FakeConfig(area=area))  # sees the image at its own size, or a smaller one
-    judged = judge(system, [stored], FULL.override(flip=True, **rules))
+    judged = evaluate_batch(system, [stored], FULL.override(flip=True, **rules))
     predicted = predict_images(system, stored.image, flip=True, **rules)
     assert np.array_equal(judged.prediction[0, 0].numpy(), predicted.depth)
     assert judged.prediction.std() > 0.1
@@ -229,9 +231,11 @@ def test_bytes_are_judged_as_floats_are() -> None:
     stored = Images(1)[0]
     stored.image = torch.randint(256, (3, 48, 64), generator=random, dtype=torch.uint8)
     system = FakeSystem(FakeConfig(area=48 * 64))
-    judged, same = (judge(system, [replace(stored, image=i)], FULL) for i in (stored.image, stored.image / 255))
+    judged, same = (
+        evaluate_batch(system, [replace(stored, image=i)], FULL) for i in (stored.image, stored.image / 255)
+    )
     assert torch.equal(judged.prediction, same.prediction)
-    assert np.array_equal(sheet_row(judged, "").image, sheet_row(same, "").image)
+    assert np.array_equal(sheet_row(judged, 0, "").image, sheet_row(same, 0, "").image)
 
 
 def test_flip_averages_with_the_mirrored_image() -> None:
@@ -257,12 +261,14 @@ def test_a_fit_to_a_handful_of_pixels_is_no_number(capsys: pytest.CaptureFixture
         one.depth[:] = 0
         one.depth.view(-1)[:known] = torch.linspace(1, 5, known)
         one.mask = one.depth > 0
-    judged = judge(FakeSystem(), [sample, other], FULL.override(alignment="least_squares"))
+    judged = evaluate_batch(FakeSystem(), [sample, other], FULL.override(alignment="least_squares"))
     assert judged.valid.flatten(1).sum(1).tolist() == [0, 10]
-    assert int(judge(FakeSystem(), [sample], FULL).valid.sum()) == 9  # metric depth: every pixel, as in the literature
+    assert (
+        int(evaluate_batch(FakeSystem(), [sample], FULL).valid.sum()) == 9
+    )  # metric depth: every pixel, as in the literature
     told = FULL.override(alignment="least_squares", min_pixels=9)
-    assert int(judge(FakeSystem(), [sample], told).valid.sum()) == 9
-    assert int(judge(FakeSystem(), [other], FULL.override(min_pixels=11)).valid.sum()) == 0
+    assert int(evaluate_batch(FakeSystem(), [sample], told).valid.sum()) == 9
+    assert int(evaluate_batch(FakeSystem(), [other], FULL.override(min_pixels=11)).valid.sum()) == 0
     assert told.hash != FULL.override(alignment="least_squares").hash
 
     class Few(Images):
@@ -276,7 +282,7 @@ def test_a_fit_to_a_handful_of_pixels_is_no_number(capsys: pytest.CaptureFixture
 def test_relative_depth_needs_an_alignment() -> None:
     system = FakeSystem()
     system.scale_kind = "relative"
-    with pytest.raises(UsageError, match="give an alignment: median or least_squares"):
+    with pytest.raises(UsageError, match="add an alignment: median or least_squares"):
         run(Images(1), system=system)
     assert run(Images(3), FULL.override(alignment="median"), system)["image_mean"]["delta1"] == 1
 
@@ -313,7 +319,7 @@ def test_crop_and_range_decide_what_counts() -> None:
     sample = Images(1, size=(480, 640))[0]
     sample.depth[:, :45] = 9.5  # wrong everywhere outside the window, and beyond the range inside
     sample.depth[:, 100:200] = 10.0
-    judged = judge(FakeSystem(), [sample], protocols.get("nyu-eigen"))
+    judged = evaluate_batch(FakeSystem(), [sample], protocols.get("nyu-eigen"))
     assert int(judged.valid.sum()) == (426 - 100) * 560
     assert torch.allclose(judged.prediction[judged.valid], judged.target[judged.valid])
 
@@ -321,7 +327,7 @@ def test_crop_and_range_decide_what_counts() -> None:
 def test_kb_frame_cuts_what_the_system_sees() -> None:
     sample = Images(1, size=(375, 1242))[0]
     sample.image[:, :23] = 1.0  # would change the depth if the system saw it
-    judged = judge(FakeSystem(), [sample], protocols.get("kitti-eigen-garg"))
+    judged = evaluate_batch(FakeSystem(), [sample], protocols.get("kitti-eigen-garg"))
     assert judged.image.shape == (1, 3, 352, 1216)
     assert judged.prediction.shape == judged.target.shape == judged.valid.shape == (1, 1, 352, 1216)
     assert torch.allclose(judged.prediction, judged.target)
@@ -343,7 +349,7 @@ def test_views_are_limited_before_they_are_averaged() -> None:
 
 def test_aligned_corners_stay_where_they_are() -> None:
     rules = FULL.override(resize="bilinear-aligned")
-    aligned, plain = (judge(Edges(), [FiveMetres(1)[0]], rule).prediction[0, 0, 0] for rule in (rules, FULL))
+    aligned, plain = (evaluate_batch(Edges(), [FiveMetres(1)[0]], rule).prediction[0, 0, 0] for rule in (rules, FULL))
     assert torch.allclose(aligned, torch.linspace(3, 13, 64), atol=1e-5)
     assert torch.equal(plain[:16], torch.full((16,), 3.0))  # constant up to the first pixel centre
 
@@ -361,7 +367,7 @@ def test_a_prediction_of_nothing_leaves_the_average_only_when_asked() -> None:
 def test_the_inner_frame_cuts_what_the_system_sees(name: str) -> None:
     sample = Images(1, size=(480, 640))[0]
     sample.image[:, :56] = sample.image[:, :, 604:] = 1.0  # would change the depth if the system saw it
-    judged = judge(FakeSystem(), [sample], protocols.get(name))
+    judged = evaluate_batch(FakeSystem(), [sample], protocols.get(name))
     assert judged.image.shape == (1, 3, 416, 544)
     assert torch.allclose(judged.prediction, judged.target)
 
@@ -392,26 +398,46 @@ def test_axes_have_a_few_labels(medians: tuple[float, float]) -> None:
     assert 3 <= len(axes.get_xticks()) <= 8
 
 
-def test_a_sheet_is_a_png_whatever_it_is_called(tmp_path: Path) -> None:
-    judged = judge(FakeSystem(), [Images(1)[0]], FULL)
-    write_sheet([sheet_row(judged, "row")], tmp_path / "sheet.of images")
-    with Image.open(tmp_path / "sheet.of images") as image:
-        assert image.format == "PNG"
-
-
 @pytest.mark.parametrize(
     ("count", "places"),
     [
         (1, "best:0"),
-        (2, "best:0 best:1"),
-        (3, "best:0 best:1 worst:2"),
-        (5, "best:0 best:1 median:2 worst:3 worst:4"),
-        (10, "best:0 best:1 median:4 median:5 worst:8 worst:9"),
+        (2, "best:0 worst:1"),
+        (3, "best:0 median:1 worst:2"),
+        (5, "best:0 median:2 worst:4"),
+        (10, "best:0 2nd best:1 median:4 median:5 2nd worst:8 worst:9"),
     ],
 )
 def test_sheet_shows_best_median_and_worst_once(count: int, places: str) -> None:
-    ordered = [(0.1 * i, i) for i in range(count)]
-    assert " ".join(f"{place}:{index}" for place, index in extremes(ordered)) == places
+    assert " ".join(f"{place}:{index}" for place, index in chosen_images(range(count), range(count))) == places
+
+
+def test_a_sheet_runs_no_image_again_and_keeps_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    titles: list[str] = []
+    gather, add = Sheet.gather, Sheet.add
+
+    def added(self: Sheet, *arguments: Any) -> None:
+        add(self, *arguments)
+        kept.append(len(self._rows))
+
+    def gathered(self: Sheet, table: Any) -> Any:
+        rows = gather(self, table)
+        titles.extend(row.title for row in rows)
+        return rows
+
+    monkeypatch.setattr(Sheet, "add", added)
+    monkeypatch.setattr(Sheet, "gather", gathered)
+    random = np.random.default_rng(0)
+    factors = 1 + random.permutation(100) / 100
+    system = FakeSystem()
+    run(Images(*factors), system=system, batch_size=4, out=tmp_path / "r.json")
+    assert sum(shape[0] for shape in system.batches) == 100
+    assert max(kept) <= 20
+    names, errors = zip(*(re.findall(r"^([\w ]+):  abs_rel ([\d.]+)", title)[0] for title in titles), strict=True)
+    assert names == ("best", "2nd best", "median", "median", "2nd worst", "worst")
+    assert [float(error) for error in errors[:2] + errors[-2:]] == [0, 0.01, 0.98, 0.99]
+    assert all(0.35 < float(error) < 0.65 for error in errors[2:4])
 
 
 class Watched(Images):
@@ -441,25 +467,10 @@ def test_memory_does_not_grow_with_the_data_set() -> None:
     assert (dataset.held[499] - dataset.held[100]) / 399 < 2000
 
 
-def test_a_record_is_19_numbers() -> None:
-    def held(count: int) -> int:
-        tally = Tally()
-        for index in range(count):
-            tally.skip(index)
-        tally.gather(count)
-        return tracemalloc.get_traced_memory()[0]
-
-    tracemalloc.start()
-    try:
-        assert 19 * 8 <= (held(4000) - held(1000)) / 3000 < 168
-    finally:
-        tracemalloc.stop()
-
-
 def test_no_sum_depends_on_the_order_of_images() -> None:
     random = torch.Generator().manual_seed(0)
     dataset = Images(*[1.0] * 20)
-    judged = [judge(FakeSystem(), [dataset[index]], FULL) for index in range(20)]
+    judged = [evaluate_batch(FakeSystem(), [dataset[index]], FULL) for index in range(20)]
     judged = [replace(one, prediction=one.prediction + torch.rand(48, 64, generator=random)) for one in judged]
     reports = []
     for order in (range(20), reversed(range(20))):
@@ -501,7 +512,7 @@ def test_every_image_is_counted_once() -> None:
     tally = Tally()
     for index in (0, 2):
         tally.skip(index)
-    with pytest.raises(LangdepthError, match="2 images were judged for 3 of the data set"):
+    with pytest.raises(LangdepthError, match="2 images were evaluated for 3 of the data set"):
         tally.gather(3)
 
 

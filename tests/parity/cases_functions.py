@@ -14,7 +14,7 @@ from torch import Tensor
 from langdepth import losses
 from langdepth.evaluation import protocols
 from langdepth.evaluation.accumulator import DepthMetrics
-from langdepth.evaluation.evaluate import judge
+from langdepth.evaluation.batch import evaluate_batch
 from langdepth.evaluation.protocols import Protocol
 from langdepth.parts.upsample import resize_aligned
 from langdepth.records import DepthOutput, InputSpec, Sample
@@ -84,7 +84,7 @@ def samples_of(target: Tensor) -> list[Sample]:
 
 def image_means(system: StandIn, target: Tensor, protocol: Protocol) -> dict[str, Tensor]:
     """Mean over images of every metric, by what ``langdepth evaluate`` does with a batch."""
-    judged = judge(system, samples_of(target), protocol)
+    judged = evaluate_batch(system, samples_of(target), protocol)
     metrics = DepthMetrics()
     metrics.update(judged.prediction, judged.target, judged.valid)
     return metrics.compute()

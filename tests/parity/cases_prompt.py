@@ -12,7 +12,7 @@ from torch import Tensor
 from langdepth import losses
 from langdepth.evaluation import protocols
 from langdepth.evaluation.accumulator import DepthMetrics
-from langdepth.evaluation.evaluate import judge
+from langdepth.evaluation.batch import evaluate_batch
 from langdepth.parts.upsample import resize_aligned
 from langdepth.text.learned_prompts import PromptTokenizer, count_added
 from tests.parity.cases_depthclip import images, official
@@ -104,7 +104,7 @@ def losses_metrics(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | N
         low, high = protocol.min_depth, protocol.max_depth
         prepared = resize_aligned(torch.where(hole, math.nan, stored), target.shape[-2:]).nan_to_num(low, high, high)
         rules = protocol.override(frame="stored", clamp_views=False, clamp_prediction=False)
-        judged = judge(StandIn(prepared, prepared.flip(-1)), samples_of(target), rules)
+        judged = evaluate_batch(StandIn(prepared, prepared.flip(-1)), samples_of(target), rules)
         yield f"{dataset}_pre_mean", judged.prediction.mean()[None], tight
         yield f"{dataset}_mask_count", judged.valid.flatten(1).sum(1), EXACT
         metrics = DepthMetrics()

@@ -18,7 +18,7 @@ from langdepth.camera import Camera
 from langdepth.data.sets.nyu import scene_label
 from langdepth.data.transforms import Augmentation, TrainTransform, depth_stripe
 from langdepth.evaluation import protocols
-from langdepth.evaluation.evaluate import judge
+from langdepth.evaluation.batch import evaluate_batch
 from langdepth.evaluation.metrics import depth_metrics
 from langdepth.evaluation.protocols import Protocol
 from langdepth.records import Sample
@@ -173,7 +173,7 @@ def _judged(arrays: dict[str, np.ndarray], name: str, protocol: Protocol) -> Com
         replace(sample, camera=Camera(fx=focal, fy=focal, cx=0.0, cy=0.0, width=width, height=height))
         for sample, focal in zip(samples_of(target), read["focal"].tolist(), strict=True)
     ]
-    judged = judge(StandIn(prediction, prediction), samples, protocol)
+    judged = evaluate_batch(StandIn(prediction, prediction), samples, protocol)
     yield f"{name}.n_valid", judged.valid.flatten(1).sum(1), Tolerance()
     found = depth_metrics(judged.prediction, judged.target, judged.valid)
     per_image = torch.stack([found[METRICS[metric]] for metric in read["names"].tolist()], dim=1)

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from langdepth.camera import Camera
 from langdepth.errors import UsageError
 from langdepth.evaluation import protocols
-from langdepth.evaluation.evaluate import evaluate, judge
+from langdepth.evaluation.batch import evaluate_batch
+from langdepth.evaluation.evaluate import evaluate
 from langdepth.evaluation.foreign import Predictions
 from langdepth.prediction.predictor import infer, predict_images
 from langdepth.prediction.results import DepthResult
@@ -141,7 +142,7 @@ def kitti() -> Sample:
 
 def test_a_protocol_looks_through_its_windows() -> None:
     sample, protocol = kitti(), protocols.get("scaledepth-nk-kitti-reference")
-    judged = judge(Seer(), [sample], protocol)
+    judged = evaluate_batch(Seer(), [sample], protocol)
     cut = sample.image[None, :, 23:375, 13:1229]
     expected = infer(Seer(), cut, flip=True, window=(352, 512), stride=(160, 160)).depth
     torch.testing.assert_close(judged.prediction, expected.clamp(0.001, 80))
@@ -149,11 +150,11 @@ def test_a_protocol_looks_through_its_windows() -> None:
 
 def test_the_depth_of_a_kitti_image_is_resized_twice_when_asked() -> None:
     sample = kitti()
-    judged = judge(Seer(), [sample], protocols.get("scaledepth-k-reference"))
+    judged = evaluate_batch(Seer(), [sample], protocols.get("scaledepth-k-reference"))
     half = Seer()(sample.image[None, :, 23:375, 13:1229]).depth
     twice = F.interpolate(F.interpolate(half, (375, 1242), mode="bilinear"), (352, 1216), mode="bilinear")
     torch.testing.assert_close(judged.prediction, twice)
-    once = judge(Seer(), [sample], protocols.get("scaledepth-k-reference").override(resize="bilinear"))
+    once = evaluate_batch(Seer(), [sample], protocols.get("scaledepth-k-reference").override(resize="bilinear"))
     assert (once.prediction - judged.prediction).abs().max() > 1e-3
 
 
@@ -224,7 +225,7 @@ def test_what_the_network_does_not_see_has_no_depth() -> None:
     sample = Sample(
         image=photos(400, 1242, count=1)[0], depth=torch.ones(1, 400, 1242), mask=torch.ones(1, 400, 1242) > 0
     )
-    judged = judge(Seer(), [sample], protocols.get("kitti-eigen-garg-bts").override(crop="none"))
+    judged = evaluate_batch(Seer(), [sample], protocols.get("kitti-eigen-garg-bts").override(crop="none"))
     assert judged.valid.all()
     seen = torch.zeros(400, 1242, dtype=torch.bool)
     seen[48:, 13:1229] = True
@@ -236,10 +237,10 @@ def test_depth_follows_the_focal_length_when_asked() -> None:
     protocol = protocols.get("full").override(training_focal=500.0)
     plain = kitti()
     with pytest.raises(UsageError, match=r"kitti\.png: the protocol needs its focal length"):
-        judge(Seer(), [plain], protocol)
+        evaluate_batch(Seer(), [plain], protocol)
     camera = Camera(fx=750.0, fy=700.0, cx=0.0, cy=0.0, width=1242, height=375)
-    found = judge(Seer(), [replace(plain, camera=camera)], protocol).prediction
-    torch.testing.assert_close(found, 1.5 * judge(Seer(), [plain], protocols.get("full")).prediction)
+    found = evaluate_batch(Seer(), [replace(plain, camera=camera)], protocol).prediction
+    torch.testing.assert_close(found, 1.5 * evaluate_batch(Seer(), [plain], protocols.get("full")).prediction)
 
 
 @pytest.mark.parametrize(("window", "stride"), [((1, 1), (1, 1)), ((64, 64), (1, 1))])

@@ -14,7 +14,7 @@ from langdepth.cli import main
 from langdepth.data.base import open_dataset
 from langdepth.errors import UsageError
 from langdepth.evaluation import protocols
-from langdepth.evaluation.evaluate import judge
+from langdepth.evaluation.batch import evaluate_batch
 from langdepth.prediction.predictor import as_float, predict_images
 from langdepth.systems import registry
 from langdepth.systems.wordepth.model import WorDepth
@@ -102,11 +102,11 @@ def test_evaluation_and_training_read_packed_captions(clip: dict[str, torch.Tens
     dataset = open_dataset("folder", root, captions=packed(tmp_path / "captions", features.numpy()))
     system, protocol = build(), protocols.get("full")
     samples = [dataset[0], dataset[1]]
-    judged = judge(system, samples, protocol)
+    judged = evaluate_batch(system, samples, protocol)
     with torch.inference_mode():
         expected = system(as_float(torch.stack([sample.image for sample in samples])), features.float()).depth
     torch.testing.assert_close(judged.prediction, expected)
-    bare = judge(system, [open_dataset("folder", root)[i] for i in (0, 1)], protocol)
+    bare = evaluate_batch(system, [open_dataset("folder", root)[i] for i in (0, 1)], protocol)
     assert not torch.equal(judged.prediction, bare.prediction)
 
 
@@ -136,13 +136,13 @@ def test_captions_of_another_width_and_systems_for_which_they_are_no_words(tmp_p
     root = write_folder(tmp_path / "data", [{"size": (64, 64)}, {"size": (64, 64)}])
     dataset = open_dataset("folder", root, captions=packed(tmp_path / "captions", narrow))
     with pytest.raises(UsageError, match=r"text features have shape \(1, 8\); 'wordepth-s' takes .* \(1, 1024\)"):
-        judge(build(), [dataset[0]], protocols.get("full"))
+        evaluate_batch(build(), [dataset[0]], protocols.get("full"))
 
     class Wordy(FakeSystem):
         text_per_image = False
 
     with pytest.raises(UsageError, match="'fake' takes no captions of images"):
-        judge(Wordy(), [dataset[0]], protocols.get("full"))
+        evaluate_batch(Wordy(), [dataset[0]], protocols.get("full"))
 
 
 # Training from the authors' captions

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from langdepth.config import from_mapping, to_mapping
 from langdepth.errors import UsageError
 from langdepth.evaluation import protocols
-from langdepth.evaluation.evaluate import judge
+from langdepth.evaluation.batch import evaluate_batch
 from langdepth.prediction.predictor import infer, to_network_size
 from langdepth.prediction.results import DepthResult
 from langdepth.records import Batch, DepthOutput, Enlarge, Sample
@@ -252,7 +252,7 @@ class SystemTester:
         torch.testing.assert_close(torch.from_numpy(result.depth), expected, rtol=1e-4, atol=1e-5)
         known = torch.ones(1, height, width)
         sample = Sample(image=image[0], depth=known, mask=known > 0)
-        judged = judge(system, [sample], protocols.get("full")).prediction[0, 0]
+        judged = evaluate_batch(system, [sample], protocols.get("full")).prediction[0, 0]
         torch.testing.assert_close(judged, expected.clamp(min=0.001), rtol=1e-4, atol=1e-5)
 
     # Words

@@ -24,7 +24,7 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from langdepth.data.rows import Row
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_few, first_line
-from langdepth.evaluation.protocols import Frame
+from langdepth.evaluation.protocols import Protocol as EvaluationProtocol
 from langdepth.evaluation.saved import DEPTH_ENDS, read_record
 from langdepth.prediction.names import names_of, place_of_key
 from langdepth.records import DepthOutput, InputSpec, Sample
@@ -41,17 +42,9 @@ from langdepth.systems.base import System
 from langdepth.utils.depth_files import read_depth, read_depth16
 from langdepth.utils.network import hub_or_cache
 
-if TYPE_CHECKING:
-    from langdepth.data.rows import Row
-    from langdepth.evaluation.protocols import Protocol as EvaluationProtocol
-
 ScaleKind = Literal["metric", "relative", "disparity"]
 Size = tuple[int, int]  # height, width
 PREFIX = "transformers:"  # of the names of models of that library
-# How much two aspect ratios may differ. Networks round both sides to multiples of 14, 16 or 32: half a step of 32 on
-# sides of 352 and 1216, of 16 on 192 and 640, or of 14 on 224 and 299 pixels makes 6 % at most. The formats of cameras
-# (5:4, 4:3, 3:2, 16:10, 16:9) lie farther apart.
-_NEAR = 0.06
 
 
 class DepthModel(Protocol):
@@ -189,6 +182,16 @@ class Predictions:
             return self._matched[image]
         return next((path for path in self.places(*image) if path.is_file()), None)
 
+    def why_missing(self, sample: Sample) -> str:
+        """Why ``find`` gives nothing."""
+        places = self.places(sample.path, sample.key)
+        if not places:
+            return f"{self.folder} holds no depth maps"
+        other = next((place for place in places if place.is_file()), None)
+        if other is not None:
+            return f"{other} belongs to another image; name the maps of a.jpg and a.png a_jpg and a_png"
+        return ", nor ".join((f"there is no {places[0]}", *self.ends[1:]))
+
     def depth(self, samples: list[Sample], protocol: EvaluationProtocol) -> Tensor:
         """(B, 1, H, W) of the protocol's frame of the samples' images, NaN for no depth.
 
@@ -284,47 +287,22 @@ def _own_png(path: Path) -> npt.NDArray[np.float32]:
 
 
 def part_of(size: Size, image: Size, protocol: EvaluationProtocol) -> Size:
-    """What a finished map of this size shows: the size of the ``image`` or of what a network sees of it.
+    """What a finished map of this size shows: the size of the image or of the network's view of it.
 
-    A map has one of these sizes, or comes from one by a plain change of size (to a pixel), or has nearly its aspect
-    ratio. Raises ImageError for one that fits neither, that fits both equally well, or that has the size of another
-    frame: a wrong guess would stretch it over what it does not show, and the numbers would mean nothing.
+    A map has one of these sizes, or comes from one by a plain change of size (to a pixel). Raises ImageError for one
+    that fits neither or both: stretched over what it does not show, its numbers would mean nothing.
     """
-    known = dict.fromkeys((image, _seen(protocol, image)))
+    known = dict.fromkeys((image, _size(protocol.view_window(*_size(protocol.frame_window(*image))))))
     if size in known:
         return size
-    found: list[Size] = []
-    for fits in (_is_resized, _is_near):
-        found = found or [one for one in known if fits(size, one)]
-    others = [dataclasses.replace(protocol, frame=frame) for frame in get_args(Frame)]
-    cut = any(size == _seen(other, image) or _seen(other, size) == image for other in others)
-    if len(found) == 1 and not cut:
+    found = [one for one in known if abs(size[0] * one[1] - size[1] * one[0]) <= sum(one)]
+    if len(found) == 1:
         return found[0]
     wanted = " or ".join(f"{width}x{height}" for height, width in known)
-    wanted += ", the size of the image" + (f" or of its frame {protocol.frame}" if len(known) > 1 else "")
-    advice = (
-        f"which may be of another part of the image; resize it to {wanted}"
-        if found
-        else f"expected {wanted}, or nearly that aspect ratio"
-    )
-    raise ImageError(f"is {size[1]}x{size[0]}, {advice}")
-
-
-def _seen(protocol: EvaluationProtocol, image: Size) -> Size:
-    """The size of what a network sees of a ``image``."""
-    return _size(protocol.view_window(*_size(protocol.frame_window(*image))))
+    part = "the size of the image" + (f" or of its frame {protocol.frame}" if len(known) > 1 else "")
+    raise ImageError(f"is {size[1]}x{size[0]}, expected {wanted}, {part}; resize it to what it shows")
 
 
 def _size(window: tuple[slice, slice]) -> Size:
     rows, columns = window
     return rows.stop - rows.start, columns.stop - columns.start
-
-
-def _is_resized(size: Size, of: Size) -> bool:
-    """Whether one scale makes both sides of the other, each to a pixel."""
-    return abs(size[0] * of[1] - size[1] * of[0]) <= sum(of)
-
-
-def _is_near(size: Size, of: Size) -> bool:
-    ratios = size[0] * of[1], size[1] * of[0]
-    return max(ratios) <= (1 + _NEAR) * min(ratios)

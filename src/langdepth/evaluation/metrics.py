@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -204,57 +204,35 @@ def _median(values: Tensor, valid: Tensor, count: Tensor) -> Tensor:
     return ordered.gather(1, middle).double().mean(1, keepdim=True)
 
 
-class _Cells(NamedTuple):
-    """Cells of a histogram from ``low`` to ``high``: 2^``bits`` to each doubling, as wide as each other within it.
-
-    Such a cell is a float's exponent and the first bits of its mantissa, and so is found without a logarithm.
-    """
-
-    low: float
-    high: float
-    bits: int
-
-    def edges(self) -> Values:
-        """(N + 1,)"""
-        first, last = (int(np.float32(end).view(np.int32)) >> self._shift for end in (self.low, self.high))
-        return (np.arange(first, last + 1, dtype=np.int32) << self._shift).view(np.float32)
-
-    def find(self, values: Values) -> npt.NDArray[np.int32]:
-        """The cell of each value; those outside are in the outermost."""
-        inside = values.clip(np.float32(self.low), np.nextafter(np.float32(self.high), np.float32(0)))
-        place = inside.view(np.int32)
-        place >>= self._shift
-        place -= np.float32(self.low).view(np.int32) >> self._shift
-        return place
-
-    @property
-    def _shift(self) -> int:
-        return 23 - self.bits
-
-
-_DEPTHS, _ERRORS = _Cells(2.0**-5, 2.0**10, bits=2), _Cells(2.0**-14, 2.0**4, bits=4)
-_HISTOGRAM = len(_DEPTHS.edges()) - 1, len(_ERRORS.edges()) - 1
+DEPTH_EDGES = np.geomspace(2.0**-5, 2.0**10, 15 * 4 + 1)
+"""Metres between the cells of ``error_histogram``, each 19 % wide."""
+ERROR_EDGES = np.geomspace(2.0**-14, 2.0**4, 18 * 16 + 1)
+"""abs_rel between its cells, each 4 % wide."""
 
 
 def error_histogram(p: Values, t: Values) -> npt.NDArray[np.int64]:
-    """How abs_rel spreads at each true depth: numbers of pixels (D, E), of ``p`` and ``t`` (N,).
-
-    A depth cell is about 19 % wide, from 0.03 to 1024 m, one of abs_rel about 4 %, from 6e-5 to 16.
-    """
-    cell = _DEPTHS.find(t)
-    cell *= _HISTOGRAM[1]
-    cell += _ERRORS.find(np.abs(p - t) / t)
-    return np.bincount(cell, minlength=math.prod(_HISTOGRAM)).reshape(_HISTOGRAM)
+    """How abs_rel spreads at each true depth: numbers of pixels (D, E), of ``p`` and ``t`` (N,)."""
+    shape = len(DEPTH_EDGES) - 1, len(ERROR_EDGES) - 1
+    cell = _cells(t, DEPTH_EDGES) * shape[1] + _cells(np.abs(p - t) / t, ERROR_EDGES)
+    return np.bincount(cell, minlength=math.prod(shape)).reshape(shape)
 
 
-def error_quartiles(counts: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
-    """Of an ``error_histogram``: depth ``edges`` (D + 1,), ``count`` (D,) of pixels and ``quartiles`` (3, D) of
-    abs_rel, exact to one cell and NaN where there is no pixel."""
-    count, edges = counts.sum(1), _ERRORS.edges()
+def _cells(values: Values, edges: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
+    """The cell of each value between ``edges``, whose logarithms are evenly spaced; the outermost for those outside."""
+    low, high = np.log2(edges[[0, -1]]).tolist()
+    count = len(edges) - 1
+    place = np.log2(values.clip(edges[0], edges[-1])) - np.float32(low)
+    place *= np.float32(count / (high - low))
+    return place.astype(np.int32).clip(max=count - 1)
+
+
+def error_quartiles(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Quartiles (3, D) of abs_rel in an ``error_histogram``, exact to one cell, NaN where there is no pixel."""
+    count = counts.sum(1)
     share = counts.cumsum(1) / np.maximum(count, 1)[:, None]
-    middles = (edges[1:] + edges[:-1]) / 2
+    middles = (ERROR_EDGES[1:] + ERROR_EDGES[:-1]) / 2
     quartiles = [middles[np.minimum((share < q).sum(1), len(middles) - 1)] for q in (0.25, 0.5, 0.75)]
-    return {"edges": _DEPTHS.edges(), "count": count, "quartiles": np.where(count > 0, quartiles, np.nan)}
+    return np.where(count > 0, quartiles, np.nan)
 
 
 def edge_counts(prediction: Tensor, target: Tensor, mask: Tensor) -> npt.NDArray[np.int64]:

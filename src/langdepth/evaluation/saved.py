@@ -12,29 +12,26 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from langdepth._version import __version__
 from langdepth.camera import Camera
+from langdepth.data.base import DepthDataset
 from langdepth.errors import LangdepthError, UsageError, nearest
+from langdepth.evaluation.protocols import Protocol
+from langdepth.evaluation.records import EvaluatedBatch
 from langdepth.prediction import viz
 from langdepth.prediction.background import Background
 from langdepth.prediction.names import names_of, place_of_key, unique_names
 from langdepth.prediction.options import AUTOMATIC, ColorScale, writer_options
 from langdepth.prediction.results import WRITERS, DepthResult, Writer, write_result
+from langdepth.records import Sample
 from langdepth.utils.files import LONGEST_NAME, atomic_path
 from langdepth.utils.png import own_png
-
-if TYPE_CHECKING:
-    from langdepth.data.base import DepthDataset
-    from langdepth.evaluation.evaluate import Judged
-    from langdepth.evaluation.protocols import Protocol
-    from langdepth.records import Sample
 
 RECORD = "maps.json"
 DEPTH_ENDS = (".npy", ".npz", "_depth.png", ".png")
@@ -148,11 +145,11 @@ class MapStore:
     def __exit__(self, *error: Any) -> None:
         self._pool.__exit__(*error)
 
-    def add(self, indices: Sequence[int], samples: Sequence[Sample], judged: Judged) -> None:
+    def add(self, indices: Sequence[int], samples: Sequence[Sample], batch: EvaluatedBatch) -> None:
         """Queue the maps of an evaluated batch. Raises what went wrong with earlier ones."""
         for place, (index, sample) in enumerate(zip(indices, samples, strict=True)):
-            result = self._result(sample, judged, place)
-            target, valid = (part[place, 0].numpy() for part in (judged.target, judged.valid))
+            result = self._result(sample, batch, place)
+            target, valid = (part[place, 0].numpy() for part in (batch.target, batch.valid))
             for _ in self._pool.submit(self._write, self._names[index], result, target, valid):
                 pass
 
@@ -199,10 +196,9 @@ class MapStore:
         with atomic_path(self._save.folder / RECORD) as temporary:
             temporary.write_text(json.dumps({**self._record, "complete": complete}, indent=2) + "\n", encoding="utf-8")
 
-    def _result(self, sample: Sample, judged: Judged, place: int) -> DepthResult:
+    def _result(self, sample: Sample, batch: EvaluatedBatch, place: int) -> DepthResult:
         """A batch's map ``place`` as a result of its own, of the protocol's frame."""
-        depth, image = judged.prediction[place, 0].numpy(), judged.image[place]
-        pixels = image if image.dtype == torch.uint8 else image.mul(255).round().byte()
+        depth = batch.prediction[place, 0].numpy()
         rows, columns = self._protocol.frame_window(*sample.image.shape[-2:])
         camera = sample.camera
         if camera is not None:
@@ -217,7 +213,7 @@ class MapStore:
             system=self._system,
             camera=camera,
             provenance={"path": sample.path, "key": sample.key, "evaluation": self._record},
-            image=pixels.permute(1, 2, 0).numpy(),
+            image=batch.pixels(place),
         )
 
     def _write(

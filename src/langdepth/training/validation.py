@@ -18,8 +18,9 @@ from torch import distributed
 from langdepth.data.rows import RowDataset
 from langdepth.errors import ImageError
 from langdepth.evaluation import protocols
-from langdepth.evaluation.evaluate import evaluate, judge
-from langdepth.evaluation.report import sheet_row
+from langdepth.evaluation.batch import evaluate_batch
+from langdepth.evaluation.evaluate import evaluate
+from langdepth.evaluation.sheet import sheet_row
 from langdepth.prediction import viz
 from langdepth.records import Batch
 from langdepth.training.module import OPTIMISERS, DepthTraining
@@ -185,9 +186,8 @@ class Validation(Callback):
         for index in range(0, len(self.dataset), len(self.dataset) // max(1, count))[:count]:
             with suppress(ImageError):  # evaluation has reported it
                 sample = self.dataset[index]
-                rows.append(
-                    sheet_row(judge(module.judged, [sample], self.protocol), "/".join(Path(sample.path).parts[-2:]))
-                )
+                batch = evaluate_batch(module.judged, [sample], self.protocol)
+                rows.append(sheet_row(batch, 0, "/".join(Path(sample.path).parts[-2:])))
         if rows:
             with atomic_path(self.recipe.train.out / "previews" / f"step_{step:07d}.jpg") as path:
                 Image.fromarray(viz.sheet(rows)).save(path, quality=85)
