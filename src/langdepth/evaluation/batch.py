@@ -87,10 +87,11 @@ def _predict(system: DepthSystem, samples: list[Sample], image: Tensor, protocol
     view = (..., *protocol.view_window(*image.shape[-2:]))
     overlay = None
     if system.takes_overlay:
-        overlays = [sample.overlay for sample in samples if sample.overlay is not None]
-        if len(overlays) < len(samples):
-            raise UsageError(f"{samples[0].path}: '{system.name}' needs an overlay of every image")
-        overlay = torch.stack(overlays)[window][view].to(system.device)
+        without = [sample.path for sample in samples if sample.overlay is None]
+        if without:
+            raise UsageError(f"{without[0]}: '{system.name}' needs an overlay, and this sample has none")
+        overlays = torch.stack([sample.overlay for sample in samples if sample.overlay is not None])
+        overlay = overlays[window][view].to(system.device)
     words = [sample.text_features for sample in samples if sample.text_features is not None]
     if words and not system.text_per_image:
         raise UsageError(f"'{system.name}' takes no captions of images; leave them out")
