@@ -85,16 +85,18 @@ def test_a_package_adds_a_system_a_data_set_and_a_protocol(installed: Path, tmp_
         "sets": ["data", "list"],
         "protocols": ["protocols"],
         "train": ["train", "--config", "recipe.yaml"],
-        "predict": ["predict", "rooms/val/0.png", "--system", "runs/run/last.safetensors", "--save", "npy"],
+        "predict": ["predict", "rooms/val/0.png", "--system", "runs/run/last.safetensors", "--save", "npy,example-csv"],
         "evaluate": ["evaluate", "--system", "runs/run/last.safetensors", *data, "--out", "report.json"],
     }
     found = dict(zip(steps, run(tmp_path, *steps.values(), path=installed), strict=True))
-    assert {name: code for name, (code, _, _) in found.items()} == dict.fromkeys(steps, 0), found
+    assert {name: err for name, (code, _, err) in found.items() if code} == {}
     assert re.search(r"^example-wide +none +example with 16 channels", found["systems"][1], re.MULTILINE)
     assert "channels: 16" in found["show"][1]
     assert "Rooms of the example" in found["sets"][1]
     assert "example-near" in found["protocols"][1]
-    assert np.load(tmp_path / "depth/0.npy").shape == (48, 128)
+    depth = np.load(tmp_path / "depth/0.npy")
+    np.testing.assert_allclose(np.loadtxt(tmp_path / "depth/0_depth.csv", delimiter=","), depth, atol=6e-4)
+    assert depth.shape == (48, 128)
     report: dict[str, Any] = json.loads((tmp_path / "report.json").read_text())
     assert report["protocol"]["name"] == "example-near"
     assert report["images"] == 2
@@ -156,6 +158,6 @@ def test_contributing_quotes_the_package() -> None:
         path.read_text(encoding="utf-8") for path in HERE.glob("**/*") if path.suffix in (".py", ".toml", ".yaml")
     ]
     quoted = re.findall(r"```(?:python|toml|yaml)\n(.*?)```", page, re.DOTALL)
-    assert len(quoted) == 8
+    assert len(quoted) == 9
     for block in quoted:
         assert any(block in source for source in sources), block

@@ -18,6 +18,7 @@ from PIL import Image
 from langdepth.camera import Camera
 from langdepth.errors import FileWarning, LangdepthError, UsageError, nearest
 from langdepth.utils.files import atomic_path
+from langdepth.utils.plugins import load_target, plugins, source_of, usable
 from langdepth.utils.png import is_own_png, own_png
 from langdepth.utils.reading import open_regular
 
@@ -263,3 +264,13 @@ def require_own(path: Path) -> None:
     """Raise LangdepthError where a result would replace a file of somebody else."""
     if os.path.lexists(path) and not is_own_result(path):
         raise LangdepthError(f"{path} is there already and is no result of langdepth; give another --out, or remove it")
+
+
+def _of_plugin(name: str) -> tuple[str, Writer]:
+    found = load_target(plugins("formats")[name].value, f"the output format '{name}'")
+    if not isinstance(found, Writer):
+        raise UsageError(f"{source_of(plugins('formats')[name])}: the output format '{name}' is no Writer")
+    return name, found
+
+
+WRITERS |= dict(usable(plugins("formats", tuple(WRITERS)), _of_plugin))

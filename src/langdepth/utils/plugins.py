@@ -1,7 +1,8 @@
 """What other installed packages add by entry points, found by name. Nothing of them is imported until it is asked for.
 
 Groups: ``langdepth.systems`` (a package with a card.yaml), ``langdepth.datasets`` (a module, or a part of one, with a
-CARD and rows), ``langdepth.protocols`` (a ``Protocol``). CONTRIBUTING.md shows one of each.
+CARD and rows), ``langdepth.protocols`` (a ``Protocol``), ``langdepth.formats`` (a ``prediction.results.Writer``).
+CONTRIBUTING.md shows one of each.
 """
 
 from __future__ import annotations

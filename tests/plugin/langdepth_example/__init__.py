@@ -1,1 +1,1 @@
-"""An example of a package that adds a system, a data set and a protocol to langdepth."""
+"""An example of a package that adds a system, a data set, a protocol and an output format to langdepth."""

@@ -1,0 +1,61 @@
+"""What the framework asks of systems, and what the package exports."""
+
+from __future__ import annotations
+
+import pytest
+
+import langdepth
+from langdepth.errors import UsageError
+from langdepth.systems import registry
+from langdepth.systems.base import System
+from langdepth.systems.capabilities import (
+    ConvertsOfficial,
+    DepthSystem,
+    HasFrozenTrunk,
+    Imagines,
+    StandsOnClip,
+    TakesPrompts,
+    Trainable,
+    require,
+)
+from tests.helpers import FakeSystem
+
+
+@pytest.mark.parametrize(
+    ("capability", "words", "able"),
+    [
+        (Imagines, "draws no depth from words; choose another system: wordepth-", {"wordepth-tiny"}),
+        (StandsOnClip, "uses no CLIP weights; leave them out, or choose another system: clip-", {"depthclip"}),
+        (TakesPrompts, "has no distance words or bins to set; leave them out, or choose", {"prompt-clip"}),
+        (ConvertsOfficial, "has no official checkpoint to convert; choose another system: clip-adapter", {"msa"}),
+        (HasFrozenTrunk, "has no trunk that stays as it is in training; choose another", {"few-shot-clip"}),
+    ],
+)
+def test_a_system_without_a_capability_names_systems_with_it(
+    capability: type[DepthSystem], words: str, able: set[str]
+) -> None:
+    tiny = registry.build("tiny")
+    with pytest.raises(UsageError, match=f"the system 'tiny' {words}"):
+        require(tiny, capability)
+    assert able <= set(registry.systems_with(capability))
+    assert "tiny" not in registry.systems_with(capability)
+
+
+def test_a_system_with_it_is_returned() -> None:
+    tiny = registry.build("tiny")
+    assert require(tiny, Trainable) is tiny
+
+
+def test_every_system_can_do_what_the_base_class_says_and_no_more() -> None:
+    """Optional abilities are inherited: none is a member of System that refuses."""
+    own = {name for name in vars(System) if not name.startswith("_")}
+    assert own == {"device", "normalise", "inference_copy", "predict", "save", "push_to_hub"}
+    assert not isinstance(System(None, FakeSystem().input_spec), Trainable | Imagines | StandsOnClip)
+
+
+def test_the_package_exports_what_users_need() -> None:
+    assert set(langdepth.__all__) <= set(dir(langdepth))
+    assert all(getattr(langdepth, name) is not None for name in langdepth.__all__)
+    assert issubclass(langdepth.UsageError, langdepth.LangdepthError)
+    with pytest.raises(AttributeError, match="has no attribute 'lode'"):
+        langdepth.lode  # noqa: B018
