@@ -33,7 +33,7 @@ from langdepth.data.base import open_dataset
 from langdepth.data.rows import RowDataset
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate
-from langdepth.prediction.predictor import as_float, infer
+from langdepth.prediction.network import as_float, infer
 from langdepth.records import Sample
 from langdepth.systems.base import System
 from langdepth.weights.checkpoint import load

@@ -59,10 +59,10 @@ def ours(system: System, image: Tensor, dtype: str) -> Callable[[], Tensor]:
     """What prediction does with a batch: inference copy, one pass for image and mirror."""
     import torch
 
-    from langdepth.prediction.predictor import DTYPES, infer
+    from langdepth.prediction.network import infer
 
     def run() -> Tensor:
-        with torch.autocast("cpu", DTYPES[dtype], enabled=dtype != "float32"):
+        with torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != "float32"):
             return infer(system.inference_copy(), image, flip=True).depth
 
     return run

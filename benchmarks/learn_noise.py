@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from langdepth.data.base import open_dataset
 from langdepth.data.rows import RowDataset
-from langdepth.prediction.predictor import as_float
+from langdepth.prediction.network import as_float
 from langdepth.records import Batch
 from langdepth.systems.wordepth.tiny import WorDepthTiny
 from langdepth.weights.checkpoint import load

@@ -103,10 +103,10 @@ def ours(system: System, dtype: str) -> Callable[[Tensor], Tensor]:
     """What prediction does."""
     import torch
 
-    from langdepth.prediction.predictor import DTYPES, infer
+    from langdepth.prediction.network import infer
 
     def run(image: Tensor) -> Tensor:
-        with torch.autocast("cpu", DTYPES[dtype], enabled=dtype != "float32"):
+        with torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != "float32"):
             return infer(system.inference_copy(), image).depth
 
     return run

@@ -20,7 +20,7 @@ from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.batch import evaluate_batch
-from langdepth.prediction.predictor import as_float, infer
+from langdepth.prediction.network import as_float, infer
 from langdepth.records import DepthOutput
 from tests.helpers import FakeSystem, grey, ramp, save_image, write_folder
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from langdepth.backbones.encoders import make_encoder
-from langdepth.prediction.predictor import infer
+from langdepth.prediction.network import infer
 from langdepth.records import Batch
 from langdepth.systems import registry
 from langdepth.systems.official import rename

@@ -20,8 +20,9 @@ from langdepth import api
 from langdepth.api import predict
 from langdepth.camera import Camera
 from langdepth.errors import ImageError, LangdepthError, ShortMemoryError, UsageError
-from langdepth.prediction import predictor
-from langdepth.prediction.predictor import infer, predict_images, predict_stream
+from langdepth.prediction import network, predictor
+from langdepth.prediction.network import infer
+from langdepth.prediction.predictor import predict_images, predict_stream
 from langdepth.prediction.results import DepthResult
 from langdepth.records import DepthOutput, InputSpec
 from langdepth.utils.devices import move
@@ -118,13 +119,13 @@ def test_any_size_comes_back_at_its_own_size(system: FakeSystem, size: tuple[int
 @pytest.mark.slow
 def test_fifty_megapixels_never_become_float(system: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[torch.dtype, int]] = []
-    as_float = predictor.as_float
+    as_float = network.as_float
 
     def watch(image: torch.Tensor) -> torch.Tensor:
         seen.append((image.dtype, image.numel()))
         return as_float(image)
 
-    monkeypatch.setattr(predictor, "as_float", watch)
+    monkeypatch.setattr(network, "as_float", watch)
     result = predict_images(system, np.full((6250, 8000, 3), 51, np.uint8))
     assert isinstance(result, DepthResult)
     assert result.depth.shape == (6250, 8000)
@@ -239,7 +240,16 @@ def test_words_for_each_image(system: FakeSystem) -> None:
         ({"device": "warp"}, "device 'warp' cannot be used"),
         ({"device": "meta"}, "device 'meta' cannot be used here; there is cpu"),
         ({"device": "hpu"}, "device 'hpu' cannot be used here; there is cpu"),
-        ({"batch_size": 0}, "batch size must be at least 1"),
+        ({"batch_size": 0}, "batch size must be a whole number of at least 1, got 0"),
+        ({"batch_size": 1.5}, "batch size must be a whole number of at least 1, got 1.5"),
+        ({"batchsize": 2}, "unknown option 'batchsize': did you mean 'batch_size'"),
+        ({"window": 64}, r"window: expected \(height, width\), got 64"),
+        ({"window": (64,)}, r"window: expected \(height, width\), got \(64,\)"),
+        ({"window": (64.5, 64)}, "whole numbers of pixels"),
+        ({"scene": 3}, "scene: expected a name, got 3"),
+        ({"text": 3}, "text: give a sentence or CLIP features, not int"),
+        ({"seed": 3}, "seed is of samples"),
+        ({"samples": 2.5}, "draws no depth from words"),
     ],
 )
 def test_wrong_options_are_usage_errors(system: FakeSystem, options: dict[str, object], message: str) -> None:
@@ -270,6 +280,12 @@ def test_a_device_whose_memory_is_short_leaves_the_model_where_it_was(monkeypatc
     with pytest.raises(ShortMemoryError, match=r"^device 'cpu:0': not enough memory for the network$"):
         move(module, "cpu:0")
     assert asked == [torch.device("cpu")]
+
+
+@pytest.mark.parametrize("camera", [lambda width, height: None, 60, "60"])
+def test_what_is_no_camera(system: FakeSystem, camera: object) -> None:
+    with pytest.raises(UsageError, match="camera: expected a Camera, or a function"):
+        predict_images(system, grey(0.5), camera=camera)  # type: ignore[arg-type]
 
 
 def test_scene_for_a_system_without_scenes_is_refused(system: FakeSystem) -> None:

@@ -18,7 +18,8 @@ from langdepth.evaluation import protocols
 from langdepth.evaluation.batch import evaluate_batch
 from langdepth.evaluation.evaluate import evaluate
 from langdepth.evaluation.foreign import Predictions
-from langdepth.prediction.predictor import infer, predict_images
+from langdepth.prediction.network import infer
+from langdepth.prediction.predictor import predict_images
 from langdepth.prediction.results import DepthResult
 from langdepth.records import DepthOutput, InputSpec, Sample
 from langdepth.systems.base import System

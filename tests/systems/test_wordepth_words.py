@@ -15,7 +15,8 @@ from langdepth.data.base import open_dataset
 from langdepth.errors import UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.batch import evaluate_batch
-from langdepth.prediction.predictor import as_float, predict_images
+from langdepth.prediction.network import as_float
+from langdepth.prediction.predictor import predict_images
 from langdepth.systems import registry
 from langdepth.systems.wordepth.model import WorDepth
 from langdepth.text.caption_features import open_captions

@@ -23,7 +23,7 @@ from langdepth.config import from_mapping, to_mapping
 from langdepth.errors import UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.batch import evaluate_batch
-from langdepth.prediction.predictor import infer, to_network_size
+from langdepth.prediction.network import infer, to_network_size
 from langdepth.prediction.results import DepthResult
 from langdepth.records import Batch, DepthOutput, Enlarge, Sample
 from langdepth.systems import registry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 import re
@@ -10,7 +11,7 @@ import types
 import typing
 import warnings
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,8 +26,9 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
     Parameters before ``*`` are words on the command line: one each, optional if they have a default, any number if
     typed ``list[str]``. Keyword-only parameters are options: ``batch_size: int = 4`` is ``--batch-size 8``,
     ``flip: bool = False`` a switch ``--flip``, ``window: tuple[int, int]`` takes HEIGHTxWIDTH, one without a default is
-    required, ``system: list[str] | None = None`` may be given several times. Types are checked. The help comes from the
-    docstring (Google style, section "Args:") and ends with ``example``, one command per line.
+    required, ``system: list[str] | None = None`` may be given several times; of a dataclass each field is an option.
+    Types are checked. The help comes from the docstrings (Google style, section "Args:") and ends with ``example``, one
+    command per line.
 
     Each warning during the call is one line on stderr.
 
@@ -34,6 +36,9 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
         UsageError: For anything the command line gets wrong.
     """
     values = vars(build_parser(function, prog, example).parse_args(arguments))
+    for name, hint in typing.get_type_hints(function).items():
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            values[name] = hint(**{field.name: values.pop(field.name) for field in dataclasses.fields(hint)})
     shown: set[str] = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -72,7 +77,9 @@ def build_parser(function: Callable[..., Any], prog: str, example: str) -> Argum
     import docstring_parser
 
     doc = docstring_parser.parse(inspect.getdoc(function) or "")
-    meaning = {parameter.arg_name: parameter.description or "" for parameter in doc.params}
+    kinds = [hint for hint in typing.get_type_hints(function).values() if dataclasses.is_dataclass(hint)]
+    params = [param for kind in kinds for param in docstring_parser.parse(inspect.getdoc(kind) or "").params]
+    meaning = {param.arg_name: param.description or "" for param in (*params, *doc.params)}
     lines = "\n".join(f"  {line.strip()}" for line in example.strip().splitlines())
     parser = _Parser(
         prog=prog,
@@ -81,31 +88,42 @@ def build_parser(function: Callable[..., Any], prog: str, example: str) -> Argum
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    hints = typing.get_type_hints(function)
-    for name, parameter in inspect.signature(function).parameters.items():
-        hint, optional = _given(hints[name]), parameter.default is not parameter.empty
-        settings: dict[str, Any] = {"help": meaning.get(name, "").replace("%", "%%")}
-        if optional:
-            settings["default"] = parameter.default
-            if parameter.default not in (None, False):
-                settings["help"] += f" (default: {parameter.default})"
-        several = typing.get_origin(hint) is list
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            flag = "--" + name.replace("_", "-")
-            settings |= {"required": not optional, "dest": name}
-            if hint is bool and parameter.default is False:
-                settings["action"] = "store_true"
-            else:
-                settings |= {"type": _reader(hint), "metavar": _metavar(name, hint)}
-                settings |= {"action": "append"} if several else {}
-        else:
-            flag = name
-            settings |= {
-                "type": _reader(hint),
-                "nargs": ("*" if optional else "+") if several else "?" if optional else None,
-            }
+    for parameter in _parameters(function):
+        flag, settings = _argument(parameter, meaning.get(parameter.name, ""))
         parser.add_argument(flag, **settings)
     return parser
+
+
+def _parameters(function: Callable[..., Any]) -> Iterator[inspect.Parameter]:
+    """The parameters of a function with their types; in place of one whose type is a dataclass, that one's fields."""
+    hints = typing.get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if dataclasses.is_dataclass(hints[name]):
+            yield from _parameters(typing.cast("Callable[..., Any]", hints[name]))
+        else:
+            yield parameter.replace(annotation=_given(hints[name]))
+
+
+def _argument(parameter: inspect.Parameter, meaning: str) -> tuple[str, dict[str, Any]]:
+    """The name of a parameter on the command line, and what argparse is to know of it."""
+    hint, optional = parameter.annotation, parameter.default is not parameter.empty
+    several = typing.get_origin(hint) is list
+    settings: dict[str, Any] = {"help": meaning.replace("%", "%%"), "type": _reader(hint)}
+    if optional:
+        settings["default"] = parameter.default
+        if parameter.default not in (None, False):
+            settings["help"] += f" (default: {parameter.default})"
+    if parameter.kind is not parameter.KEYWORD_ONLY:
+        if several or optional:
+            settings["nargs"] = "?" if not several else "*" if optional else "+"
+        return parameter.name, settings
+    settings |= {"required": not optional, "dest": parameter.name, "metavar": _metavar(parameter.name, hint)}
+    if several:
+        settings["action"] = "append"
+    if hint is bool and parameter.default is False:
+        settings["action"] = "store_true"
+        del settings["type"], settings["metavar"]
+    return "--" + parameter.name.replace("_", "-"), settings
 
 
 def _given(hint: Any) -> Any:

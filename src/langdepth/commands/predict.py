@@ -7,10 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -18,12 +18,11 @@ from langdepth._version import __version__
 from langdepth.camera import Camera, parse_intrinsics
 from langdepth.commands._parse import members, require_use, run
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.evaluation.protocols import check_window
 from langdepth.prediction.background import Background
 from langdepth.prediction.done import Done, origin, stamp
 from langdepth.prediction.inputs import STDIN, find_images
 from langdepth.prediction.names import unique_names
-from langdepth.prediction.options import ColorScale, read_formats, writer_options
+from langdepth.prediction.options import ColorScale, PredictOptions, read_formats, writer_options
 from langdepth.records import WithoutCaption
 from langdepth.text.prompts import read_changes
 from langdepth.utils.files import LONGEST_NAME
@@ -66,15 +65,7 @@ def predict(
     out: Path = Path("depth"),
     intrinsics: str | None = None,
     fov: float | None = None,
-    flip: bool = False,
-    window: tuple[int, int] | None = None,
-    stride: tuple[int, int] | None = None,
-    samples: int | None = None,
-    spread: float | None = None,
-    seed: int | None = None,
-    device: str = "auto",
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    batch_size: int = 4,
+    options: PredictOptions,
     recursive: bool = False,
     resume: bool = False,
 ) -> int:
@@ -109,17 +100,7 @@ def predict(
         out: Folder for the results; sub-folders of the input are kept.
         intrinsics: Camera as fx,fy,cx,cy in pixels of the images, for ply; otherwise EXIF or a guess is used.
         fov: Camera as the field of view across the width, in degrees.
-        flip: Average with the mirrored image: a little better, twice the time.
-        window: Look through windows of HEIGHTxWIDTH pixels and average, for example 352x512; for systems that were
-            trained on parts of that size.
-        stride: Distance of the windows, HEIGHTxWIDTH; without it they lie side by side.
-        samples: Draw so many depths near the one that the image shows, and write their mean and, in npz files, their
-            standard deviation; for systems that imagine (wordepth).
-        spread: How far the samples lie apart, up to 1; without it 0.5.
-        seed: Of the samples: another seed, other ones; without it 0.
-        device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
-        dtype: Precision of the network.
-        batch_size: How many images of one shape go through the network at once.
+        options: How depth is predicted.
         recursive: Look into the sub-folders of folders.
         resume: Skip images whose results are all there, made of the same image with the same options and weights.
     """
@@ -128,8 +109,6 @@ def predict(
     formats, colors = read_formats(save, WRITERS), ColorScale.from_text(range, colormap)
     changes = read_changes(prompts, words, bins)
     camera = read_camera(intrinsics, fov)
-    check_window(window, stride)
-    require_use(samples is not None, "is of samples; give --samples, too", spread=spread, seed=seed)
     require_use(captions is not None, "is of captions; give --captions, too", without_caption=without_caption)
     require_use("color" in formats, "is of the format color; name it in --save", range=range, colormap=colormap)
     require_use(
@@ -145,7 +124,7 @@ def predict(
     done, known = Done(out), len(jobs)
     how = origin(
         *(__version__, [stamp(name) for name in members(system)], stamp(clip_weights), changes, text, scene),
-        *(intrinsics, fov, flip, window, stride, samples, spread, seed, dtype, range, colormap),
+        *(intrinsics, fov, range, colormap, asdict(replace(options, device=None, batch_size=1))),
     )
     jobs = [replace(job, made_of=job.origin(how)) for job in jobs]
     if resume:
@@ -171,16 +150,8 @@ def predict(
         scene=scene,
         camera=camera,
         overlay=lambda job: job.overlay,
-        flip=flip,
-        window=window,
-        stride=stride,
-        samples=samples,
-        spread=0.5 if spread is None else spread,
-        seed=seed or 0,
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
         keep_image="ply" in formats,
+        **{**vars(options), "device": options.device or "auto"},
     )
     failed, guessed = len(problems), 0
     with tqdm(total=len(jobs), unit="image", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:

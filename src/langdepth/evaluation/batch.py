@@ -10,7 +10,7 @@ from langdepth.evaluation.foreign import Predictions
 from langdepth.evaluation.metrics import align
 from langdepth.evaluation.protocols import Protocol
 from langdepth.evaluation.records import EvaluatedBatch
-from langdepth.prediction.predictor import DTYPES, infer
+from langdepth.prediction.network import infer
 from langdepth.records import Sample
 from langdepth.systems.capabilities import DepthSystem
 
@@ -96,7 +96,7 @@ def _predict(system: DepthSystem, samples: list[Sample], image: Tensor, protocol
     if words and not system.text_per_image:
         raise UsageError(f"'{system.name}' takes no captions of images; leave them out")
     try:
-        with torch.autocast(system.device.type, dtype=DTYPES[dtype], enabled=dtype != "float32"):
+        with torch.autocast(system.device.type, dtype=getattr(torch, dtype), enabled=dtype != "float32"):
             output = infer(
                 system,
                 image[view].to(system.device),

@@ -34,8 +34,7 @@ from langdepth.evaluation.report import require_own_report, write_html, write_re
 from langdepth.evaluation.saved import MapStore, SaveMaps
 from langdepth.evaluation.sheet import Sheet
 from langdepth.evaluation.tally import Tally
-from langdepth.prediction.options import AUTOMATIC, ColorScale
-from langdepth.prediction.predictor import DTYPES
+from langdepth.prediction.options import AUTOMATIC, DTYPES, ColorScale
 from langdepth.records import Sample
 from langdepth.systems.capabilities import DepthSystem, HasMembers
 from langdepth.utils.devices import move

@@ -54,7 +54,7 @@ class Protocol:
     352 rows and centred 1216 columns; "kb-pasted", all of it, of which the network sees the "kb" part, and its depth is
     pasted into zeros; "nyu-inner", the middle 416x544 of a 480x640 NYU image. window, stride: look at
     the frame through windows of (height, width) pixels, every stride (None: side by side), and average; see
-    ``langdepth.prediction.predictor.infer``. clamp_views: limit the depth of the image and of its mirror image to
+    ``langdepth.prediction.network.infer``. clamp_views: limit the depth of the image and of its mirror image to
     [0, max_depth] before they are averaged. flip: average the two. resize: how depth gets from network size to image
     size: "system", as the system states it (``InputSpec.enlarge``); "bilinear" puts pixel centres on pixel centres,
     "bilinear-aligned" corners on corners, "bilinear-twice" goes by the size of the stored image before the frame was

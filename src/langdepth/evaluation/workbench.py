@@ -19,8 +19,8 @@ from torch import Tensor
 
 from langdepth.errors import UsageError, nearest
 from langdepth.prediction import viz
+from langdepth.prediction.network import to_network_size
 from langdepth.prediction.options import COLORMAP, ColorScale
-from langdepth.prediction.predictor import to_network_size
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import ClipSystem
 from langdepth.text.scenes import scene_index

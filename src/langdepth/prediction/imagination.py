@@ -10,8 +10,8 @@ import torch
 
 from langdepth._version import __version__
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.prediction.predictor import require_seed
 from langdepth.prediction.results import DepthResult
+from langdepth.prediction.sampling import generator_of
 from langdepth.systems.capabilities import DepthSystem, Imagines, require
 from langdepth.utils.devices import move
 
@@ -44,8 +44,7 @@ def imagine(
         raise UsageError("the prompt is empty; describe a scene, for example 'a bedroom with a desk'")
     network = require(move(system, device), Imagines).eval().inference_copy()
     height, width = size or system.input_spec.network_size(480, 640)
-    require_seed(seed)
-    noise = network.draw_noise(samples, height, width, torch.Generator().manual_seed(seed))
+    noise = network.draw_noise(samples, height, width, generator_of(seed))
     depth = network.imagine([prompt] * samples, noise).depth.float().cpu()
     if not bool(depth.isfinite().all()):
         raise LangdepthError(f"'{system.name}' imagined depth that is not finite; its weights may be damaged")

@@ -5,11 +5,62 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from numbers import Integral
+from typing import Any, Literal
 
 from langdepth.errors import UsageError, nearest
+from langdepth.evaluation.protocols import check_window
 
+DTYPES = ("float32", "bfloat16")
 COLORMAP = "magma_r"  # perceptually uniform, near bright and far dark
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """How depth is predicted, the same for all images of a call.
+
+    Args:
+        flip: Average with the mirrored image: a little better, twice the time.
+        window: Predict windows of HEIGHTxWIDTH pixels and average them, for example 352x512; for systems that were
+            trained on parts of that size.
+        stride: Distance of the windows, HEIGHTxWIDTH; without it they lie side by side.
+        samples: Draw this many depths near the one of the image; the result is their mean, with their standard
+            deviation (in npz files). For systems that imagine (wordepth).
+        spread: How far the samples lie apart, above 0 and up to 1; without it 0.5.
+        seed: Of the samples: another seed, other ones; without it 0. Every image takes the same noise.
+        device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
+        dtype: Precision of the network.
+        batch_size: How many images of one shape go through the network at once.
+
+    Raises:
+        UsageError: For values of the wrong type or range, and for options that do not fit together.
+    """
+
+    flip: bool = False
+    window: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    samples: int | None = None
+    spread: float | None = None
+    seed: int | None = None
+    device: Any = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch_size: int = 4
+
+    def __post_init__(self) -> None:
+        for name, sides in (("window", self.window), ("stride", self.stride)):
+            if sides is not None and not (isinstance(sides, tuple | list) and len(sides) == 2):
+                raise UsageError(f"{name}: expected (height, width), got {sides!r}")
+        check_window(self.window, self.stride)
+        if self.dtype not in DTYPES:
+            raise UsageError(f"unknown dtype '{self.dtype}': {nearest(str(self.dtype), DTYPES)}")
+        if not isinstance(self.batch_size, Integral) or self.batch_size < 1:
+            raise UsageError(f"batch size must be a whole number of at least 1, got {self.batch_size!r}")
+        if self.samples is None:
+            for name in ("spread", "seed"):
+                if getattr(self, name) is not None:
+                    raise UsageError(f"{name} is of samples; give samples, too")
+        elif self.flip or self.window is not None:
+            raise UsageError("samples go with neither flip nor windows; leave one of them out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from langdepth.config import to_mapping
 from langdepth.errors import UsageError
-from langdepth.prediction.predictor import infer
+from langdepth.prediction.network import infer
 from langdepth.records import DepthOutput, InputSpec
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import HasMembers
@@ -31,7 +31,7 @@ def combine(systems: Sequence[System]) -> System:
 class Ensemble(System, HasMembers):
     """The mean of its members' depth in metres; a pixel has depth where all members give a finite one.
 
-    Images come at their own size, see ``langdepth.prediction.predictor.infer``. Scenes, overlays and captions are
+    Images come at their own size, see ``langdepth.prediction.network.infer``. Scenes, overlays and captions are
     accepted where all members understand them alike. ``provenance["members"]`` lists weights, licence and source of
     each.
 

@@ -1,0 +1,221 @@
+"""A batch of images through a system: to the network's size and back, mirrored, and window by window.
+
+Training's validation, evaluation and prediction share ``infer``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from langdepth.errors import UsageError
+from langdepth.evaluation.protocols import Resize
+from langdepth.records import DepthOutput, Enlarge, Shrink
+from langdepth.systems.capabilities import DepthSystem, HasMembers
+
+MAX_WINDOWS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """What ``System.forward`` takes: image and overlay (B, 3, H, W), and the words about each image."""
+
+    image: Tensor
+    text: list[str] | Tensor | None = None
+    scene: list[str] | None = None
+    overlay: Tensor | None = None
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Views:
+        """With image and overlay changed alike."""
+        overlay = None if self.overlay is None else change(self.overlay)
+        return replace(self, image=change(self.image), overlay=overlay)
+
+    def times(self, count: int, system: DepthSystem) -> Views:
+        """With the words ``count`` times, for a batch that holds all images so often."""
+        text, scene = self.text, self.scene
+        if isinstance(text, Tensor):
+            text = torch.cat([text] * count) if system.text_per_image else text
+        elif text is not None:
+            text = text * count
+        return replace(self, text=text, scene=None if scene is None else scene * count)
+
+    def forward(self, system: DepthSystem, *, flip: bool = False, limit: float | None = None) -> DepthOutput:
+        """The system's output at this size, depth in float32; see ``infer``. Mirrored images are in the same batch."""
+        count, views = len(self.image), self
+        if flip:
+            views = self.times(2, system).changed(lambda image: torch.cat([image, image.flip(-1)]))
+        second = {} if views.overlay is None else {"overlay": as_float(views.overlay)}
+        output: DepthOutput = system(as_float(views.image), views.text, views.scene, **second)
+        depth = output.depth.float()
+        if limit is not None:
+            depth = depth.clamp(0, limit)
+        if not flip:
+            return replace(output, depth=depth)
+        fields = {name: value[:count] for name, value in vars(output).items() if value is not None}
+        return DepthOutput(**{**fields, "depth": (depth[:count] + depth[count:].flip(-1)) / 2})
+
+    def through_windows(
+        self,
+        system: DepthSystem,
+        window: tuple[int, int],
+        stride: tuple[int, int] | None = None,
+        *,
+        enlarge: Enlarge | None = None,
+        flip: bool = False,
+        limit: float | None = None,
+    ) -> DepthOutput:
+        """Depth (B, 1, H, W) by overlapping windows, see ``infer``."""
+        count, size, spec = len(self.image), self.image.shape[-2:], system.input_spec
+        height, width = min(window[0], size[0]), min(window[1], size[1])
+        network_size = replace(spec, area=None).network_size(height, width)
+        tops, lefts = window_starts(size, window, stride or window)
+        places = [
+            (..., slice(top, top + height), slice(left, left + width))
+            for top in (min(top, size[0] - height) for top in tops)
+            for left in (min(left, size[1] - width) for left in lefts)
+        ]
+        at_once = max(1, size[0] * size[1] // max(height * width, math.prod(network_size)))
+        total, windows = (torch.zeros(n, 1, *size, device=self.image.device) for n in (count, 1))
+        scene_probs: list[Tensor] = []
+        for some in (places[i : i + at_once] for i in range(0, len(places), at_once)):
+            views = self.times(len(some), system).changed(
+                lambda image, some=some: _resized(  # type: ignore[misc]
+                    torch.cat([image[place] for place in some]), network_size, spec.shrink
+                )
+            )
+            output = views.forward(system, flip=flip, limit=limit)
+            depth = to_image_size(output.depth, (height, width), enlarge or spec.enlarge)
+            for place, part in zip(some, depth.split(count), strict=True):
+                total[place] += part
+                windows[place] += 1
+            if output.scene_probs is not None:
+                scene_probs.extend(output.scene_probs.split(count))
+        return DepthOutput(depth=total / windows, scene_probs=torch.stack(scene_probs).mean(0) if scene_probs else None)
+
+
+@torch.inference_mode()
+def infer(
+    system: DepthSystem,
+    image: Tensor,
+    text: list[str] | Tensor | None = None,
+    scene: list[str] | None = None,
+    *,
+    overlay: Tensor | None = None,
+    flip: bool = False,
+    resize: Resize = "system",
+    limit: float | None = None,
+    window: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
+    via: tuple[int, int] | None = None,
+) -> DepthOutput:
+    """Depth of a batch at its own size.
+
+    Args:
+        system: In eval mode.
+        image: (B, 3, H, W), float32 in [0, 1] or uint8, any size. It is resized as the system's InputSpec states.
+        text: As ``System.forward`` takes it.
+        scene: The same.
+        overlay: Like ``image``, for systems that take one (the images with masks drawn over them).
+        flip: Average the depth with that of the mirrored image.
+        resize: How the depth gets to (B, 1, H, W): as the InputSpec states ("system"), bilinearly with pixel centres
+            ("bilinear"), or with corners of the depth on those of the image ("bilinear-aligned").
+        limit: Put depth into [0, limit] metres before it is averaged.
+        window: Predict windows of (height, width) pixels and average them; smaller images are one window. Each is an
+            image of its own to the system, as it is and not enlarged to the area of the InputSpec. As many go through
+            the network at once as make up the pixels of the images.
+        stride: Distance of the windows, None for side by side; the last ones are moved back to the border.
+        via: The depth takes this (height, width) first.
+
+    Raises:
+        UsageError: For more than ``MAX_WINDOWS`` windows, and what the system does not take.
+    """
+    if isinstance(system, HasMembers):
+        outputs = [
+            infer(
+                member,
+                *(image, text, scene),
+                overlay=overlay if member.takes_overlay else None,
+                flip=flip,
+                resize=resize,
+                limit=limit,
+                window=window,
+                stride=stride,
+                via=via,
+            )
+            for member in system.members
+        ]
+        return _mean(outputs, with_scenes=bool(system.scenes))
+    views = Views(image=image, text=text, scene=scene, overlay=overlay)
+    enlarge = _enlarge(system, resize)
+    if window is not None:
+        return views.through_windows(system, window, stride, enlarge=enlarge, flip=flip, limit=limit)
+    output = views.changed(lambda one: to_network_size(system, one)).forward(system, flip=flip, limit=limit)
+    depth = output.depth if via is None else to_image_size(output.depth, via, enlarge)
+    return replace(output, depth=to_image_size(depth, image.shape[-2:], enlarge))
+
+
+def _mean(outputs: Sequence[DepthOutput], with_scenes: bool) -> DepthOutput:
+    """Depth and, where all have the same scenes, scene probabilities averaged over systems."""
+    probs = [output.scene_probs for output in outputs if output.scene_probs is not None]
+    agree = with_scenes and len(probs) == len(outputs)
+    return DepthOutput(
+        depth=torch.stack([output.depth for output in outputs]).mean(0),
+        scene_probs=torch.stack(probs).mean(0) if agree else None,
+    )
+
+
+def _enlarge(system: DepthSystem, resize: Resize) -> Enlarge:
+    """How depth maps are enlarged: by the system's own statement, unless a protocol has fixed it."""
+    if resize == "system":
+        return system.input_spec.enlarge
+    return "bilinear-aligned" if resize == "bilinear-aligned" else "bilinear"
+
+
+def window_starts(size: Sequence[int], window: Sequence[int], stride: Sequence[int]) -> list[range]:
+    """Where windows begin, vertically and horizontally; the last may reach beyond the image.
+
+    Raises:
+        UsageError: There would be more than ``MAX_WINDOWS``.
+    """
+    starts = [
+        range(0, whole - min(side, whole) + step, step) for whole, side, step in zip(size, window, stride, strict=True)
+    ]
+    count = math.prod(map(len, starts))
+    if count > MAX_WINDOWS:
+        raise UsageError(
+            f"{count} windows in an image of {size[1]}x{size[0]} pixels are more than the limit of {MAX_WINDOWS}; give "
+            "larger windows or a larger stride"
+        )
+    return starts
+
+
+def to_network_size(system: DepthSystem, image: Tensor) -> Tensor:
+    """(B, 3, H, W) to (B, 3, h, w). Bytes stay bytes when they are averaged, so that nothing large becomes float."""
+    return _resized(image, system.input_spec.network_size(*image.shape[-2:]), system.input_spec.shrink)
+
+
+def _resized(image: Tensor, size: tuple[int, int], shrink: Shrink) -> Tensor:
+    if tuple(image.shape[-2:]) == size:
+        return image
+    if shrink == "bilinear-aligned":
+        return F.interpolate(as_float(image), size=size, mode="bilinear", align_corners=True)
+    if image.dtype == torch.uint8 and image.device.type != "cpu":  # where torch cannot resize bytes
+        return _resized(image.float(), size, shrink).round_().byte()
+    return F.interpolate(image, size=size, mode="bilinear", antialias=True)
+
+
+def to_image_size(depth: Tensor, size: Sequence[int], enlarge: Enlarge) -> Tensor:
+    """Depth (B, 1, h, w) at (height, width) ``size``."""
+    if tuple(depth.shape[-2:]) == tuple(size):
+        return depth
+    return F.interpolate(depth, size=tuple(size), mode="bilinear", align_corners=enlarge == "bilinear-aligned")
+
+
+def as_float(image: Tensor) -> Tensor:
+    """Bytes in [0, 255] as float32 in [0, 1]; floats as they are."""
+    return image.float().div_(255) if image.dtype == torch.uint8 else image

@@ -1,0 +1,50 @@
+"""Several depths near the one of an image, and what they have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor
+
+from langdepth.errors import UsageError
+from langdepth.prediction.network import as_float
+from langdepth.records import DepthOutput
+from langdepth.systems.capabilities import DepthSystem, Imagines, require
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """Random numbers of a seed. Raises UsageError for one that torch does not take."""
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise UsageError("seed must be from 0 to below 2^63, which this one is not")
+    return torch.Generator().manual_seed(int(seed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How samples are drawn, see ``PredictOptions``. Raises UsageError for values that make no sense."""
+
+    samples: int
+    spread: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.samples, Integral) or self.samples < 2:
+            raise UsageError(f"samples must be a whole number of at least 2, got {self.samples!r}: one has no spread")
+        if not isinstance(self.spread, Real) or not 0 < self.spread <= 1:
+            raise UsageError(f"spread must be above 0 and at most 1, got {self.spread!r}")
+        generator_of(self.seed)
+
+    def __call__(self, system: DepthSystem, image: Tensor, text: list[str] | Tensor | None) -> DepthOutput:
+        """Mean and standard deviation (B, 1, h, w); an image's own do not depend on what else is in the batch."""
+        imagining = require(system, Imagines)
+        height, width = image.shape[-2:]
+        noise = imagining.draw_noise(self.samples, height, width, generator_of(self.seed))
+        image = as_float(image)
+        drawn = []
+        for i in range(len(image)):  # one by one: each fills the network with its samples
+            words = None if text is None else text[i : i + 1]
+            drawn.append(torch.std_mean(imagining.draw(image[i : i + 1], words, noise, self.spread).depth.float(), 0))
+        std, mean = (torch.stack(maps) for maps in zip(*drawn, strict=True))
+        return DepthOutput(depth=mean, std=std)
