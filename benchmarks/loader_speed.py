@@ -40,7 +40,7 @@ from common import parser, write
 from langdepth.data.base import open_dataset
 from langdepth.data.rows import Row, RowDataset
 from langdepth.data.tools.cache import write_cache
-from langdepth.data.tools.synthetic import room
+from langdepth.data.tools.scenes import room
 from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.records import Sample
 from langdepth.systems.wordepth.pipeline import RULES, WorDepthTransform

@@ -14,7 +14,7 @@ from PIL import Image
 from langdepth.cli import main
 from langdepth.data.base import open_dataset
 from langdepth.data.tools import sample
-from langdepth.data.tools.synthetic import room
+from langdepth.data.tools.scenes import room
 from tests.helpers import Run, write_folder
 
 Row = dict[str, str]

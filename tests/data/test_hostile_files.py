@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from langdepth.data.base import MANIFEST, Search
+from langdepth.data.hdf5 import read_hdf5
 from langdepth.data.lists import read_intrinsics, read_list
 from langdepth.data.overlays import Overlays
 from langdepth.data.pairs import ListRules, listed_rows
-from langdepth.data.rows import Row, read_hdf5
+from langdepth.data.rows import Row
 from langdepth.data.sets import ddad, folder, hypersim
 from langdepth.data.tools.prepare import read_manifest
 from langdepth.errors import LangdepthError

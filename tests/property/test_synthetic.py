@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langdepth.camera import Camera
-from langdepth.data.tools.synthetic import ROOMS, STREET, Box, Material, Pose, Sphere, render, room, street
+from langdepth.data.tools.raycast import Box, Material, Pose, Sphere, render
+from langdepth.data.tools.scenes import ROOMS, STREET, room, street
 from langdepth.errors import UsageError
 from langdepth.text.scenes import SCENES
 

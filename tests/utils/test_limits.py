@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from langdepth.data.hdf5 import read_hdf5
 from langdepth.data.masks import read_overlay
-from langdepth.data.rows import read_hdf5
 from langdepth.data.sets import nyu
 from langdepth.data.sets.folder import read_index
 from langdepth.data.tools.prepare import prepare

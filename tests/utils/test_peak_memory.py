@@ -36,7 +36,7 @@ import numpy as np
 import langdepth
 from langdepth.config import load_yaml
 from langdepth.data.tools.prepare import prepare
-from langdepth.data.rows import read_hdf5
+from langdepth.data.hdf5 import read_hdf5
 from langdepth.data.masks import read_overlay
 from langdepth.utils.depth_files import read_depth
 from langdepth.utils.images import read_image

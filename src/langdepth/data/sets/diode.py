@@ -26,7 +26,7 @@ from langdepth.utils.images import MAX_PIXELS, decoding
 from langdepth.utils.reading import visible
 
 
-class Part:
+class DiodePart:
     """Indoors or outdoors: its ``folder`` in the published tree, the ``listed`` file of the tree that users convert."""
 
     def __init__(self, card: DatasetCard, folder: str, listed: str) -> None:
@@ -84,7 +84,7 @@ def _require_one_channel(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
 
 MASKED = Decoder(FILES.image, _depth)
 _TREE = "{train,val}/%s/scene_N/scan_N/{NAME.png, NAME_depth.npy, NAME_depth_mask.npy}"
-INDOOR = Part(
+INDOOR = DiodePart(
     DatasetCard(
         name="diode-indoor",
         title="DIODE, indoors",
@@ -105,7 +105,7 @@ INDOOR = Part(
     "indoors",
     "indoors_test.txt",
 )
-OUTDOOR = Part(
+OUTDOOR = DiodePart(
     replace(
         INDOOR.CARD,
         name="diode-outdoor",

@@ -23,8 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from langdepth.data.base import DatasetCard, Search, first_layout
+from langdepth.data.hdf5 import read_hdf5
 from langdepth.data.lists import inside, listed
-from langdepth.data.rows import FILES, Decoder, Intrinsics, Metres, Row, read_hdf5
+from langdepth.data.rows import FILES, Decoder, Intrinsics, Metres, Row
 from langdepth.errors import ImageError, LangdepthError, text_flaw
 from langdepth.utils.reading import read_csv, visible
 

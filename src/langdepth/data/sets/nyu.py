@@ -32,9 +32,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from langdepth.data.base import DatasetCard, Member, Search, first_layout
+from langdepth.data.hdf5 import own_dataset, read_hdf5
 from langdepth.data.lists import Listing, shipped
 from langdepth.data.pairs import ListRules
-from langdepth.data.rows import HDF5, MATLAB, Row, known_depth, own_dataset, read_hdf5, read_pair
+from langdepth.data.rows import HDF5, MATLAB, Row, known_depth, read_pair
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.text.scenes import SCENES
 from langdepth.utils.arrays import load_matlab

@@ -36,7 +36,7 @@ _SMALL = 1_000_000_000  # bytes that it may have in any case
 _MAX_DICTIONARY = 256_000_000  # bytes that unpacking LZMA may keep in memory; "xz -9" wants 64 MiB
 _TOO_LARGE_DICTIONARY = f"wants a dictionary of more than {_MAX_DICTIONARY // 10**6} MB to be unpacked; refused"
 
-Reader = Callable[[Member], Iterable[bytes]]
+MemberReader = Callable[[Member], Iterable[bytes]]
 
 
 def _is_zip(path: Path) -> bool:
@@ -68,7 +68,7 @@ def _content(archive: Path, opened: Callable[[Any], IO[bytes]], member: Member) 
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Reader]:
+def opened(path: Path) -> Iterator[MemberReader]:
     """What reads the members of a source."""
     if not is_archive(path):
         yield lambda member: [member.info()]

@@ -26,8 +26,8 @@ from langdepth.utils.images import read_image
 from langdepth.utils.network import hub_or_cache
 from langdepth.utils.reading import read_csv
 
-Pixels = npt.NDArray[np.uint8]
-Describe = Callable[[Sequence[Pixels]], list[str]]
+RgbArray = npt.NDArray[np.uint8]
+Describe = Callable[[Sequence[RgbArray]], list[str]]
 SAVE_EVERY = 100  # images between two writings of the file
 LONGEST = 30  # tokens
 
@@ -58,7 +58,7 @@ class Captioner:
         self.model: Any = move(loaded, device).eval()
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[Pixels]) -> list[str]:
+    def __call__(self, images: Sequence[RgbArray]) -> list[str]:
         """A sentence for each image, the most likely one by greedy search."""
         pixels = self.processor(list(images), return_tensors="pt").pixel_values.to(self.model.device)
         tokens = self.model.generate(pixel_values=pixels, max_new_tokens=LONGEST, do_sample=False)
@@ -108,7 +108,7 @@ def write_captions(
 def _described(
     root: Path, batch: list[str], describe: Describe, done: dict[str, str]
 ) -> Iterator[tuple[str, str] | LangdepthError]:
-    read: dict[str, Pixels] = {}
+    read: dict[str, RgbArray] = {}
     for image in batch:
         try:
             read[image] = read_image(root / image).pixels

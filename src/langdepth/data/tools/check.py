@@ -1,11 +1,12 @@
-"""Looking through a data set for everything that would spoil training or evaluation."""
+"""Checking a data set for everything that would spoil training or evaluation."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations, product
@@ -16,7 +17,7 @@ import numpy as np
 
 from langdepth.data.base import MANIFEST, DatasetCard, card_of, find_rows, folder_with, split_counts, unfinished
 from langdepth.data.masks import read_overlay
-from langdepth.data.rows import Row, true_edges, turned_with_image
+from langdepth.data.rows import Metres, Row, true_edges, turned_with_image
 from langdepth.data.tools.prepare import read_manifest
 from langdepth.data.truth import impossible_depth, impossible_median, unused_scale, wrong_unit
 from langdepth.errors import LangdepthError, UsageError, first_few, nearest
@@ -29,7 +30,7 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class CheckedPair:
     """What one row's files hold; None where unreadable. size: (width, height), depth_range: metres.
 
     digest: of the image's pixels. turned: whether EXIF turns it, and depth and camera with it.
@@ -45,14 +46,14 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class CheckReport:
     """pairs: one per row that can be used; problems, notes: one line each, in the order of the rows.
 
     overlaps: what splits that must not share anything share, one line each.
     """
 
     card: DatasetCard
-    pairs: list[Pair]
+    pairs: list[CheckedPair]
     problems: list[str]
     overlaps: list[str]
     notes: list[str] = field(default_factory=list)
@@ -73,7 +74,7 @@ def check_dataset(
     *,
     truth_root: Path | None = None,
     pairs: Path | None = None,
-) -> Report:
+) -> CheckReport:
     """Read every image and depth map of a data set (or of one ``split``) and compare them with what is stated.
 
     ``progress`` is called once per pair. ``truth_root``, ``pairs``: see ``data.base.find_rows``. Raises LangdepthError
@@ -104,10 +105,10 @@ def check_dataset(
         problems += [f"{where}: {text}" for text in (*repeated.get(id(row), ()), *pair.problems)]
     turned = sum(pair.turned for pair in checked)
     notes = [f"{turned} images are turned upright as their EXIF says, and with them depth and camera"] if turned else []
-    return Report(card=card, pairs=checked, problems=problems, overlaps=_overlaps(card, checked), notes=notes)
+    return CheckReport(card=card, pairs=checked, problems=problems, overlaps=_overlaps(card, checked), notes=notes)
 
 
-def summary(report: Report) -> list[str]:
+def summary(report: CheckReport) -> list[str]:
     """Two tables: a line per split of the card, and a line per source: pairs, sizes, depth, valid fraction."""
     by_source = defaultdict(list)
     for pair in report.pairs:
@@ -135,7 +136,7 @@ def summary(report: Report) -> list[str]:
     return [*(columns(expected) if report.card.splits else ()), *columns(table)]
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def as_json(report: CheckReport) -> dict[str, Any]:
     """The report as plain data for JSON."""
     return {
         "dataset": report.card.name,
@@ -170,7 +171,7 @@ def _manifest_problems(root: Path) -> list[str]:
     return problems
 
 
-def _overlaps(card: DatasetCard, pairs: list[Pair]) -> list[str]:
+def _overlaps(card: DatasetCard, pairs: list[CheckedPair]) -> list[str]:
     """Scenes (or drives) and images that are in two splits, unless both are learned from."""
     scenes: dict[str, set[str]] = defaultdict(set)
     images: dict[str, dict[bytes, str]] = defaultdict(dict)
@@ -203,40 +204,45 @@ def _repeated(rows: list[Row]) -> dict[int, list[str]]:
     return complaints
 
 
-def _check_pair(card: DatasetCard, row: Row) -> Pair:
-    problems = []
+@contextmanager
+def _added_to(problems: list[str]) -> Iterator[None]:
+    """What is wrong inside becomes a line of ``problems``."""
+    try:
+        yield
+    except LangdepthError as error:
+        problems.append(str(error))
+
+
+def _check_pair(card: DatasetCard, row: Row) -> CheckedPair:
+    problems: list[str] = []
+    facts: dict[str, Any] = {}
+    image: DecodedImage | None = None
+    depth: Metres | None = None
     split = row.stated.get("split")
     if split is not None and split not in SPLITS:
         problems.append(f"unknown split '{split}': {nearest(split, SPLITS)}")
-    image: DecodedImage | None = None
-    known: dict[str, Any] = {}
-    try:
+    with _added_to(problems):
         image = row.decoder.image(row)
-    except LangdepthError as error:
-        problems.append(str(error))
-    else:
         height, width = image.pixels.shape[:2]
-        known = {
-            "size": (width, height),
-            "digest": hashlib.blake2b(image.pixels.data, digest_size=16).digest(),
-            "turned": image.orientation != 1,
-        }
+        digest = hashlib.blake2b(image.pixels.data, digest_size=16).digest()
+        facts = {"size": (width, height), "digest": digest, "turned": image.orientation != 1}
         problems += _stated_size(row, image)
         if row.path_overlay is not None:
-            try:
-                read_overlay(row.path_overlay, image.pixels)
-            except LangdepthError as error:
-                problems.append(str(error))
-    try:
-        depth = row.decoder.depth(row)
-        true_edges(row, depth.shape)
-    except LangdepthError as error:
-        return Pair(row=row, problems=(*problems, str(error)), **known)
-    try:
-        if image is not None:
-            turned_with_image(row, image, depth)
-    except LangdepthError as error:
-        problems.append(str(error))
+            read_overlay(row.path_overlay, image.pixels)
+    with _added_to(problems):
+        decoded = row.decoder.depth(row)
+        true_edges(row, decoded.shape)
+        depth = decoded
+    if depth is not None:
+        with _added_to(problems):
+            if image is not None:
+                turned_with_image(row, image, depth)
+        facts |= _measured(card, row, depth, problems)
+    return CheckedPair(row=row, problems=tuple(problems), **facts)
+
+
+def _measured(card: DatasetCard, row: Row, depth: Metres, problems: list[str]) -> dict[str, Any]:
+    """Range and known share of a depth map, a line of ``problems`` for each of its values that cannot be right."""
     bad = {"NaN": np.isnan(depth), "infinite": np.isinf(depth), "negative": depth < 0}
     found = [f"{count} {name}" for name, mask in bad.items() if (count := int(mask.sum()))]
     if found and row.stated:  # an index states its own rule; published sets may mark "no value" so
@@ -244,17 +250,14 @@ def _check_pair(card: DatasetCard, row: Row) -> Pair:
     values = depth[np.isfinite(depth) & (depth > 0)]
     if values.size == 0:
         problems.append(f"{row.path_depth}: no pixel has depth")
-        return Pair(row=row, valid_fraction=0.0, problems=tuple(problems), **known)
-    doubts = [
-        unused_scale(row),
-        impossible_depth(card, row, values),
-        impossible_median(card, row, float(np.median(values))),
-    ]
+        return {"valid_fraction": 0.0}
+    median = float(np.median(values))
+    doubts = unused_scale(row), impossible_depth(card, row, values), impossible_median(card, row, median)
     problems += [doubt for doubt in doubts if doubt is not None]
     low, high, valid = float(values.min()), float(values.max()), values.size / depth.size
     step = max(row.depth_scale, 0.002)  # the index may be rounded to millimetres
     problems += _differences(row, {"min_m": (low, step), "max_m": (high, step), "valid_fraction": (valid, 0.001)})
-    return Pair(row=row, depth_range=(low, high), valid_fraction=valid, problems=tuple(problems), **known)
+    return {"depth_range": (low, high), "valid_fraction": valid}
 
 
 def _stated_size(row: Row, image: DecodedImage) -> list[str]:

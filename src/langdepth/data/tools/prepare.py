@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from langdepth.data.base import INCOMPLETE, MANIFEST, Member, find_rows, layout
-from langdepth.data.tools.archives import ARCHIVES, Reader, checked_members, is_archive, opened
+from langdepth.data.tools.archives import ARCHIVES, MemberReader, checked_members, is_archive, opened
 from langdepth.errors import LangdepthError, UsageError, text_flaw
 from langdepth.utils.files import atomic_path, locked, real_path
 from langdepth.utils.reading import file_sha256, read_bytes, visible
@@ -69,7 +69,7 @@ class Extraction:
         if given - self._written:
             self._rewrite_manifest()
 
-    def write(self, member: Member, read: Reader) -> None:
+    def write(self, member: Member, read: MemberReader) -> None:
         """Write ``member`` unless it is there as an earlier run wrote it from the same source.
 
         Raises LangdepthError for a path that leads out of the folder, another size than stated, and a place that

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from langdepth.data.tools.synthetic import Rendering, room, street
+from langdepth.data.tools.scenes import Rendering, room, street
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.utils.files import temporary_folder
 
