@@ -41,8 +41,18 @@ def test_show_states_both() -> None:
     assert "repository" not in yaml.safe_load(describe("wordepth-tiny"))
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *ROOT.glob("docs/**/*.md")], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page: object) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):  # type: ignore[attr-defined]
         if "://" not in target:
             assert (page.parent / target).exists(), target  # type: ignore[attr-defined]
+
+
+def test_the_architecture_page_names_files_that_are_there() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    there = [f"/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("**/*") if path.is_file()]
+    named = set(re.findall(r"[\w/]+\.py\b", page))
+    assert len(named) > 60
+    assert [name for name in sorted(named) if not any(path.endswith(f"/{name}") for path in there)] == []
+    for folder in (ROOT / "src/langdepth").iterdir():
+        assert not (folder / "__init__.py").exists() or f"{folder.name}/" in page, folder

@@ -92,6 +92,7 @@ def test_a_package_adds_a_system_a_data_set_and_a_protocol(installed: Path, tmp_
     assert {name: err for name, (code, _, err) in found.items() if code} == {}
     assert re.search(r"^example-wide +none +example with 16 channels", found["systems"][1], re.MULTILINE)
     assert "channels: 16" in found["show"][1]
+    assert "package: langdepth-example" in found["show"][1]
     assert "Rooms of the example" in found["sets"][1]
     assert "example-near" in found["protocols"][1]
     depth = np.load(tmp_path / "depth/0.npy")

@@ -57,6 +57,7 @@ def describe(name: str) -> str:
         "paper": entry.paper,
         **{key: address for key in ("paper_url", "repository") if (address := getattr(entry, key))},
         "class": entry.target,
+        **({"package": entry.package} if entry.package else {}),
         "depth": system.scale_kind,
         "parameters": f"{parameters / 1e6:.2f} million",
         "scenes": ", ".join(system.scenes) or "none",
