@@ -1,7 +1,7 @@
 """Training losses.
 
 Depth tensors are (B, 1, H, W) metres, masks are bool of the same shape; masked-out pixels never count. A mask of None
-means all pixels. Means are over all counting pixels of the batch and 0 when there is none, unless said otherwise.
+means all pixels. Means are over all counting pixels of the batch and 0 when there is none, unless stated otherwise.
 """
 
 from __future__ import annotations

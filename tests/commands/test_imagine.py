@@ -121,7 +121,7 @@ def test_wrong_use_costs_one_line(run: Run, arguments: list[str], message: str) 
 def test_unknown_words_are_named(run: Run) -> None:
     code, _, err = run("a bed with gryphons", "--save", "npy", "--samples", 1)
     assert code == 0
-    assert "not known and left out of account: gryphons" in err
+    assert "unknown words are ignored: gryphons" in err
 
 
 def test_systems_that_cannot_name_those_that_can(monkeypatch: pytest.MonkeyPatch) -> None:

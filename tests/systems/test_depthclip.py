@@ -145,7 +145,7 @@ class TestDepthClipScenes(WordsTester):
     [
         ({"words": ("near", "far")}, "2 words but 7 bin_centers"),
         ({"words": ("near",), "bin_centers": (1.0,)}, "at least 2"),
-        ({"words": ("near", "near"), "bin_centers": (1.0, 2.0)}, "stand twice"),
+        ({"words": ("near", "near"), "bin_centers": (1.0, 2.0)}, "appear twice"),
         ({"words": ("near", " "), "bin_centers": (1.0, 2.0)}, "must not be empty"),
         ({"words": ("near", "far"), "bin_centers": (2.0, 1.0)}, "must rise"),
         ({"words": ("near", "far"), "bin_centers": (0.0, 1.0)}, "above 0"),

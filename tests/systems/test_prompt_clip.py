@@ -201,7 +201,7 @@ def test_a_vector_equal_to_a_words_embedding_reads_as_that_word() -> None:
         ({"bins": "evn-7"}, "unknown bins 'evn-7'"),
         ({"depth_range": [10, 1]}, "depth_range 10.0 to 1.0 must rise"),
         ({"prompts": {"words": [], "bin_centers": []}}, "0 words; at least 2"),
-        ({"prompts": {"words": ["a", "a"], "bin_centers": [1, 2]}}, "stand twice"),
+        ({"prompts": {"words": ["a", "a"], "bin_centers": [1, 2]}}, "appear twice"),
         ({"prompts": {"words": ["a", "b"], "bin_centers": [2, 1]}}, "bin_centers must rise"),
         ({"template": "{depth} <|prompt_0|> " + "very long " * 40}, "has 84 tokens with its start and end"),
         ({"template": "<|promt_0|> {depth}"}, "unknown learned token '<|promt_0|>': did you mean 'prompt'"),

@@ -280,7 +280,7 @@ def test_features_that_were_not_divided_by_their_norm_are_refused(
 
 def test_words_that_nobody_knows_are_told(image: Tensor) -> None:
     system = registry.build("wordepth-s", {**SMALL, "vocabulary": ("a", "kitchen")}).eval()
-    with pytest.warns(UserWarning, match="not known and left out of account: zebra"):
+    with pytest.warns(UserWarning, match="unknown words are ignored: zebra"):
         system(image[:1], text=["a zebra"])
     with pytest.raises(UsageError, match="text 'zebra': none of its words is known"):
         system(image[:1], text=["zebra"])

@@ -62,7 +62,7 @@ def test_clip_reads_the_text_of_a_loaded_system(clip: dict[str, torch.Tensor], t
     with torch.inference_mode():
         told = with_clip(image, SENTENCES).depth
         assert torch.equal(told, with_clip(image, torch.stack(list(clip.values()))).depth)
-        with pytest.warns(UserWarning, match="not known and left out of account: in, room"):
+        with pytest.warns(UserWarning, match="unknown words are ignored: in, room"):
             assert not torch.equal(told, plain(image, SENTENCES).depth)
     assert set(with_clip.state_dict()) == set(plain.state_dict())
     result: Any = predict_images(with_clip, grey(0.5), text=SENTENCES[0])

@@ -67,7 +67,7 @@ def test_tokens_equal_those_of_open_clip() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(tokenize(sentences), open_clip.tokenize(sentences))
-    with pytest.warns(UserWarning, match="80 tokens, of which CLIP reads the first 75"):
+    with pytest.warns(UserWarning, match="80 tokens, of which CLIP takes the first 75"):
         cut = tokenize(["far " * 80])
     assert torch.equal(cut, open_clip.tokenize(["far " * 80]))
     assert cut[0, -1] == 49407
@@ -125,7 +125,7 @@ def test_a_cut_sentence_is_told_every_time(weights: ClipWeights) -> None:
     long = " ".join(["very long text"] * 40)
     for forget in (lambda: None, lambda: None, cache._memory.clear):
         forget()
-        with pytest.warns(UserWarning, match="120 tokens, of which CLIP reads the first 75"):
+        with pytest.warns(UserWarning, match="120 tokens, of which CLIP takes the first 75"):
             text_features(["short", long], weights)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -145,14 +145,14 @@ class ClipImageTower(nn.Module):
         return list(self._family.maps(self, image))
 
     def dense_and_embedding(self, image: Tensor, mode: DenseMode = "stage") -> tuple[Tensor, Tensor]:
-        """What ``forward`` gives, and the embedding (B, embed_dim) of whole images, not normalised, from one pass.
+        """The result of ``forward``, and the embedding (B, embed_dim) of whole images, not normalised, from one pass.
 
         At the pre-training size the embedding is CLIP's own.
         """
         self._check_mode(mode)
         self._check_image(image)
-        seen = self._family.trunk(self, image)
-        return self._family.cells(self, seen, mode), self._family.embedding(self, seen)
+        trunk = self._family.trunk(self, image)
+        return self._family.cells(self, trunk, mode), self._family.embedding(self, trunk)
 
     def _check_mode(self, mode: str) -> None:
         if mode not in self.modes:
@@ -170,7 +170,7 @@ class ClipImageTower(nn.Module):
 
 
 class _Family(Protocol):
-    """What the towers of one family have in common; the tensors are the tower's."""
+    """Common to the towers of one family; the tensors are the tower's."""
 
     @property
     def modes(self) -> tuple[DenseMode, ...]: ...
@@ -184,11 +184,11 @@ class _Family(Protocol):
     def maps(self, tower: Any, image: Tensor) -> Iterator[Tensor]: ...
 
     def trunk(self, tower: Any, image: Tensor) -> Any:
-        """What cells and embedding are made of."""
+        """The features that cells and embedding follow from."""
 
-    def cells(self, tower: Any, seen: Any, mode: str) -> Tensor: ...
+    def cells(self, tower: Any, trunk: Any, mode: str) -> Tensor: ...
 
-    def embedding(self, tower: Any, seen: Any) -> Tensor: ...
+    def embedding(self, tower: Any, trunk: Any) -> Tensor: ...
 
 
 def _family_of(visual: nn.Module) -> _Family:
@@ -282,14 +282,14 @@ class _VisionTransformer:
             tokens = block(tokens)
         return patches, tokens
 
-    def cells(self, tower: Any, seen: tuple[Tensor, Tensor], mode: str) -> Tensor:
-        patches, tokens = seen
+    def cells(self, tower: Any, trunk: tuple[Tensor, Tensor], mode: str) -> Tensor:
+        patches, tokens = trunk
         last = tower.transformer.resblocks[-1]
         tokens = self._value_block(last, tokens) if mode == "value" else last(tokens)
         return _as_map(tower.ln_post(tokens[:, 1:]) @ tower.proj, patches)
 
-    def embedding(self, tower: Any, seen: tuple[Tensor, Tensor]) -> Tensor:
-        tokens = tower.transformer.resblocks[-1](seen[1])
+    def embedding(self, tower: Any, trunk: tuple[Tensor, Tensor]) -> Tensor:
+        tokens = tower.transformer.resblocks[-1](trunk[1])
         embedding: Tensor = tower.ln_post(tokens[:, 0]) @ tower.proj
         return embedding
 
@@ -311,7 +311,7 @@ class _VisionTransformer:
 
     @staticmethod
     def _value_block(block: Any, tokens: Tensor) -> Tensor:
-        """The block when each token attends to itself alone: what attention gives is then the token's own value."""
+        """The block when each token attends to itself alone: the result of attention is then its own value."""
         value_weight, value_bias = block.attn.in_proj_weight.chunk(3)[2], block.attn.in_proj_bias.chunk(3)[2]
         value = F.linear(block.ln_1(tokens), value_weight, value_bias)
         tokens = tokens + block.ls_1(block.attn.out_proj(value))

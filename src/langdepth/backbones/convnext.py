@@ -72,9 +72,7 @@ class ConvNeXt(nn.Module):
             with hub_or_cache() if source is None else nullcontext():
                 model: Any = timm.create_model(self.name, num_classes=0, pretrained=True, **options)
         except Exception as error:  # timm's, the hub's and safetensors' errors are of many kinds
-            raise CheckpointError(
-                f"{source or 'hub'}: no weights of {self.name} to be had ({first_line(error)})"
-            ) from None
+            raise CheckpointError(f"{source or 'hub'}: no weights of {self.name} found ({first_line(error)})") from None
         self.stem.load_state_dict(model.stem.state_dict())
         self.stages.load_state_dict(model.stages.state_dict())
         return f"timm {self.name}" if source is None else source

@@ -20,7 +20,7 @@ Module = TypeVar("Module", bound=nn.Module)
 def folded(module: Module) -> Module:
     """A copy in eval mode in which every BatchNorm directly after a convolution is part of that convolution.
 
-    "After" means the next child of the same parent, which is how networks are written that run their children in order;
+    "After" means the next child of the same parent, as in networks that run their children in order;
     the systems' shared tests compare both. Linear layers become ``InferenceLinear``, with the activation that follows
     them in an ``nn.Sequential``. A module's method ``fold`` does what else it can, without writing to its tensors. All
     other tensors are shared with ``module``, not copied.
@@ -139,7 +139,7 @@ def _fused_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: nn
 @torch.no_grad()
 @torch.autocast("cpu", enabled=False)
 def _onednn_fuses(dtype: torch.dtype) -> bool:
-    """Found out by trying: the operators are those of torch.compile, which torch does not promise to keep."""
+    """Whether oneDNN has them, by trying: they are operators of torch.compile, which torch does not promise to keep."""
     if platform.machine() not in ("x86_64", "AMD64") or dtype not in (torch.float32, torch.bfloat16):
         return False
     conv, linear = skip_init(nn.Conv2d, 8, 8, 3, padding=1), skip_init(nn.Linear, 6, 8)

@@ -1,4 +1,4 @@
-"""Text features that were computed before, found again by what went into them: in memory, then on disk.
+"""Text features computed before, by a key of their inputs: in memory, then on disk.
 
 Files lie in ``$LANGDEPTH_CACHE``, else ``$XDG_CACHE_HOME/langdepth``, else ``~/.cache/langdepth``; any of them may be
 deleted at any time.
@@ -35,12 +35,12 @@ def cache_folder() -> Path:
 
 
 def content_key(*content: Any) -> str:
-    """The sha256 of plain data, as a name for what follows from it."""
+    """The sha256 of plain data, as a name for results computed from it."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def add_tensors(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
-    """Make names, kinds, shapes and numbers of tensors a part of what ``digest`` follows from."""
+    """Add names, kinds, shapes and numbers of tensors to ``digest``."""
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -61,7 +61,7 @@ def remembered(key: str, compute: Callable[[], Tensor]) -> Tensor:
     _memory.move_to_end(key)
     while len(_memory) > _IN_MEMORY:
         _memory.popitem(last=False)
-    return _memory[key].clone()  # whoever changes it changes no other's
+    return _memory[key].clone()  # so that changes stay with the caller
 
 
 def _read(path: Path) -> Tensor | None:

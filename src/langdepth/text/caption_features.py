@@ -85,7 +85,7 @@ class Captions:
 
     @property
     def sha256(self) -> str:
-        """Of all captions and features, whatever form they were read from."""
+        """Of all captions and features, independent of their form."""
         digest = hashlib.sha256(json.dumps([sorted(self._by_image.items()), *self._by_sentence.items()]).encode())
         if self.features is not None:
             digest.update(np.ascontiguousarray(self.features).data)
@@ -94,7 +94,7 @@ class Captions:
     def find(self, image: str, sentence: str | None = None) -> Found | None:
         """Caption and feature row of an image, or None.
 
-        A ``sentence`` that somebody else gave the image goes first. Otherwise the end of the path decides: the image
+        A given ``sentence`` is preferred. Otherwise the end of the path decides: the image
         "sync/kitchen_0028b/rgb_00045.jpg" has the caption of "kitchen_0028b/rgb_00045", never of "rgb_00045".
         """
         if sentence is not None:
@@ -214,14 +214,14 @@ def _joined(captions: Iterable[Caption], features: Mapping[str, Half], where: st
     return Captions(where, by_image, by_sentence, np.stack(list(features.values())))
 
 
-# --- what systems are given
+# --- features given to systems
 
 
 def checked_features(text: Tensor, shape: tuple[int, int], system: str) -> Tensor:
-    """Features (B, D) that somebody gives a system, as they are.
+    """Features (B, D) given to a system, checked.
 
     Raises:
-        UsageError: They have another ``shape``, or a row's norm is neither 1 nor, which says nothing, 0.
+        UsageError: They have another ``shape``, or a row's norm is neither 1 nor 0 (no words).
     """
     if text.shape != shape:
         raise UsageError(f"text features have shape {tuple(text.shape)}; '{system}' takes one row per image, {shape}")
@@ -234,7 +234,7 @@ def checked_features(text: Tensor, shape: tuple[int, int], system: str) -> Tenso
     return text
 
 
-# --- what training starts from
+# --- start of training
 
 
 class CaptionFeatures(NamedTuple):

@@ -1,4 +1,4 @@
-"""Captions of images and their CLIP text features: the files they are published in, and the packed form they go into.
+"""Captions of images and their CLIP text features: published files, and the packed form.
 
 Published (WorDepth): one ``<nyu|kitti>/<train|test>/<image without suffix>.txt`` per image, and beside that tree
 another of ``.pt`` files, each a float16 tensor (1, 1024) of norm 1. Packed: a folder with
@@ -81,7 +81,7 @@ def csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[s
         raise LangdepthError(f"{path}: not readable as CSV ({text_flaw(error)})") from None
 
 
-# --- what others publish
+# --- published files
 
 
 def read_captions(source: str | Path) -> list[Caption]:
@@ -225,14 +225,14 @@ class ClipSentences:
         self._encoded: dict[str, Tensor] = {}
 
     def __deepcopy__(self, _: Any) -> ClipSentences:
-        return self  # large, and whoever shares it shares what it has encoded
+        return self  # large; copies share the encoded sentences
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
         """(B, D) float32 of norm 1; each distinct sentence is computed once. Raises UsageError for an empty one."""
         from langdepth.text.clip_text import text_features
 
         if not all(sentence.strip() for sentence in sentences):
-            raise UsageError("a text is empty; say what the image shows, or leave it out")
+            raise UsageError("a text is empty; describe the image, or leave it out")
         new = [sentence for sentence in dict.fromkeys(sentences) if sentence not in self._encoded]
         if new:
             self._encoded.update(zip(new, text_features(new, self.weights).half().float(), strict=True))
@@ -243,7 +243,7 @@ class ClipSentences:
 
 
 class Packed(NamedTuple):
-    """What was written: images, distinct captions, and how many images were left out for lack of a feature."""
+    """Numbers of images and distinct captions written, and of images left out for lack of a feature."""
 
     images: int
     distinct: int

@@ -38,7 +38,7 @@ class ClipTextTower(nn.Module):
     @classmethod
     def from_weights(cls, weights: ClipWeights) -> ClipTextTower:
         """The tower of these weights, in eval mode."""
-        with torch.device("meta"):  # no time spent on random weights; what is no weight is made again below
+        with torch.device("meta"):  # no time spent on random weights; the mask is made again below
             tower = cls(weights.architecture, quick_gelu=weights.quick_gelu)
         tower.transformer.load_state_dict(weights.text(), assign=True)
         tower.transformer.attn_mask = tower.transformer.build_causal_mask()
@@ -47,8 +47,8 @@ class ClipTextTower(nn.Module):
     def forward(self, tokens: Tensor, added: Tensor | None = None) -> Tensor:
         """Tokens (N, 77) int64 to features (N, embed_dim) at the end-of-text position, projected, not normalised.
 
-        ``added`` (..., V, width): what the V token ids from VOCABULARY on stand for, any number of sets; then features
-        are (..., N, embed_dim), and tokens may end with the longest sentence, since nothing looks behind it.
+        ``added`` (..., V, width): vectors of the V token ids from VOCABULARY on, any number of sets; then features
+        are (..., N, embed_dim), and tokens may end with the longest sentence, since nothing after it is used.
         """
         if added is not None:
             return self._with_added(tokens, added)
@@ -84,7 +84,7 @@ def tokenize(sentences: Sequence[str]) -> Tensor:
         words = tokenizer.encode(sentence)
         if len(words) > CONTEXT_LENGTH - 2:
             warnings.warn(
-                f"text '{sentence[:40]}...': {len(words)} tokens, of which CLIP reads the first {CONTEXT_LENGTH - 2}",
+                f"text '{sentence[:40]}...': {len(words)} tokens, of which CLIP takes the first {CONTEXT_LENGTH - 2}",
                 stacklevel=2,
             )
         tokens = [tokenizer.sot_token_id, *words[: CONTEXT_LENGTH - 2], tokenizer.eot_token_id]
@@ -118,7 +118,7 @@ def text_features(sentences: Sequence[str], weights: ClipWeights, *, templates: 
         raw = remembered(key, compute)
     else:
         raw = compute()
-    if not computed:  # sentences that are cut are warned of every time; a token is a byte or more
+    if not computed:  # sentences that are cut give a warning every time; a token is a byte or more
         tokenize([sentence for sentence in final if len(sentence.encode()) > CONTEXT_LENGTH - 2])
     features = F.normalize(raw.unflatten(0, (len(templates), len(sentences))), dim=-1)
     return F.normalize(features.mean(0), dim=-1)
@@ -132,7 +132,7 @@ def _encode(sentences: Sequence[str], weights: ClipWeights) -> Tensor:
 
 @cache
 def byte_pairs() -> Any:
-    """CLIP's own tokenizer; it has no state that anybody changes."""
+    """CLIP's own tokenizer; it has no state that changes."""
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer(context_length=CONTEXT_LENGTH)

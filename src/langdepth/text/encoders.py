@@ -1,7 +1,7 @@
 """A small sentence encoder distilled from CLIP text features: sentences in, unit vectors of CLIP's text space out.
 
-It knows the words of the captions it was trained on and says which words of a sentence it does not know. It stands in
-for CLIP's text tower where that cannot be downloaded; it is not a general language model.
+It knows the words of its training captions and names the others in a warning. It replaces CLIP's text tower where that
+cannot be downloaded; it is not a general language model.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SentenceEncoder(nn.Module):
         for sentence in sentences:
             found = [self._index.get(word, UNKNOWN) for word in words_of(sentence)][: self.max_words]
             if not found:
-                raise LangdepthError(f"the text {sentence!r} has no words; say what the image shows, or leave it out")
+                raise LangdepthError(f"the text {sentence!r} has no words; describe the image, or leave it out")
             rows.append(torch.tensor(found))
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING)
 
@@ -79,11 +79,11 @@ class SentenceEncoder(nn.Module):
         unknown = self.unknown_words(sentence)
         if unknown and set(unknown) == set(words_of(sentence)):
             raise UsageError(
-                f"text '{sentence}': none of its words is known; say it in plain words such as "
+                f"text '{sentence}': none of its words is known; use plain words such as "
                 "'a kitchen with a table', or name a scene"
             )
         if unknown:
-            warnings.warn(f"text '{sentence}': not known and left out of account: {', '.join(unknown)}", stacklevel=2)
+            warnings.warn(f"text '{sentence}': unknown words are ignored: {', '.join(unknown)}", stacklevel=2)
         with torch.autocast(self.position.device.type, enabled=False):
             feature: Tensor = self(self.tokenize([sentence]).to(self.position.device))[0]
         return feature.detach()
@@ -159,7 +159,7 @@ def distil(
         for _ in range(epochs):
             for chosen in train[torch.randperm(len(train))].split(batch_size):
                 words = tokens[chosen]
-                # Dropped words teach the encoder what an unknown word means: not much.
+                # Dropped words train the feature of unknown words.
                 dropped = (torch.rand(words.shape) < 0.05) & (words != PADDING)
                 with torch.autocast(words.device.type, torch.bfloat16):
                     output = encoder(words.masked_fill(dropped, UNKNOWN)).float()

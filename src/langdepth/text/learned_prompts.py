@@ -55,7 +55,7 @@ class PromptTokenizer:
             if len(tokens) > CONTEXT_LENGTH:
                 raise UsageError(
                     f"the sentence '{sentence[:60]}...' has {len(tokens)} tokens with its start and end, but CLIP "
-                    f"reads {CONTEXT_LENGTH}; shorten it"
+                    f"takes {CONTEXT_LENGTH}; shorten it"
                 )
             row[: len(tokens)] = torch.tensor(tokens)
         return rows
@@ -72,8 +72,8 @@ class PromptTokenizer:
 class LearnedPrompts(nn.Module):
     """The learned vectors of N sentences, (V, ``width``), in the order of GROUPS; they start as N(0, 0.02).
 
-    ``encoded`` is what the vectors were when somebody last kept the features that they amount to. Raises UsageError
-    for sentences of more than 77 tokens or with unknown learned tokens.
+    ``encoded`` holds the vectors whose features were stored last. Raises UsageError for sentences of more than 77
+    tokens or with unknown learned tokens.
     """
 
     tokens: Tensor
@@ -94,7 +94,7 @@ class LearnedPrompts(nn.Module):
     def forward(self, tower: ClipTextTower, vectors: Tensor | None = None) -> Tensor:
         """Unit vectors (..., N, D) float32.
 
-        ``vectors`` (..., V, width): others in the place of the learned ones, and behind them those from the image.
+        ``vectors`` (..., V, width): others instead of the learned ones, followed by those from the image.
         """
         features: Tensor = tower(self.tokens, self.vectors if vectors is None else vectors)
         return F.normalize(features.float(), dim=-1)

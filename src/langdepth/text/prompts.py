@@ -1,4 +1,4 @@
-"""Which words stand for which distance: prompt sets, the published ones by name, and one's own from YAML.
+"""Prompt sets: words that stand for distances; the published sets by name, others from YAML.
 
 Word sets and bins of DepthCLIP (arXiv 2207.01077) and of learned prompts (Auty & Mikolajczyk 2023). A sentence may hold
 learned tokens, spelled ``<|prompt_0|>``, see ``text/learned_prompts.py``. Importing this module does not import torch.
@@ -28,10 +28,10 @@ class ScenePrompts:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSet:
-    """Distance words, the sentences they are put into, and the distance in metres that each stands for.
+    """Distance words, the sentences they are put into, and the distance of each in metres.
 
     The defaults are DepthCLIP's. ``templates`` each have one place "{}" for the word; ``scenes``: scene name -> its own
-    words or bins, as many as in the set. Raises ValueError for a set that makes no sense.
+    words or bins, as many as in the set. Raises ValueError for contradictions.
     """
 
     words: tuple[str, ...] = (
@@ -56,9 +56,9 @@ class PromptSet:
             if len(words) != len(self.words):
                 raise ValueError(f"{where}{len(words)} words, but the set has {len(self.words)}; give as many")
             if len(words) < 2:
-                raise ValueError(f"{where}{len(words)} words; at least 2 are needed to tell distances apart")
+                raise ValueError(f"{where}{len(words)} words; at least 2 are needed")
             if not all(word.strip() for word in words) or len(set(words)) < len(words):
-                raise ValueError(f"{where}words must not be empty or stand twice: {', '.join(words)}")
+                raise ValueError(f"{where}words must not be empty or appear twice: {', '.join(words)}")
             if not all(math.isfinite(center) and center > 0 for center in centers):
                 raise ValueError(f"{where}bin_centers must be distances above 0 in metres")
             if any(after <= before for before, after in pairwise(centers)):
@@ -83,7 +83,7 @@ PROMPT_SETS: dict[str, PromptSet] = {
     "depthclip-bins-2": PromptSet(bin_centers=(1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)),
     "depthclip-bins-3": PromptSet(bin_centers=_NEAR_BINS),
     "depthclip-bins-4": PromptSet(bin_centers=_FAR_BINS),
-    # ... the bins that suit the two scenes it looked at best ...
+    # ... the best bins of the two scenes it examines ...
     "depthclip-scene-bins": PromptSet(
         scenes={"bathroom": ScenePrompts(bin_centers=_NEAR_BINS), "classroom": ScenePrompts(bin_centers=_FAR_BINS)}
     ),

@@ -32,21 +32,21 @@ _WRITE_ONE = "write one with 'langdepth scenes encode'"
 
 
 def imagenet_templates() -> tuple[str, ...]:
-    """The 80 sentences that CLIP reads ImageNet's names in, each with one "{}"."""
+    """CLIP's 80 sentences for ImageNet's names, each with one "{}"."""
     from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
     return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 
 
 def encode_scenes(weights: ClipWeights, scenes: Sequence[str] = SCENES, templates: Sequence[str] = (PROMPT,)) -> Tensor:
-    """Unit vectors (K, D) float32 of scene names, "_" read as a space; see ``text_features`` for ``templates``."""
+    """Unit vectors (K, D) float32 of scene names, "_" taken as a space; see ``text_features`` for ``templates``."""
     return text_features([name.replace("_", " ") for name in scenes], weights, templates=templates)
 
 
 def write_scene_table(
     path: str | Path, table: Tensor, weights: ClipWeights, scenes: Sequence[str], templates: Sequence[str]
 ) -> None:
-    """Write a table (K, D) with what it was made of. Raises LangdepthError when the file cannot be written."""
+    """Write a table (K, D) with its scenes, CLIP and templates. Raises LangdepthError where that fails."""
     metadata = {
         "scenes": json.dumps(list(scenes)),
         "architecture": weights.architecture,
@@ -60,7 +60,7 @@ def write_scene_table(
 class SceneTable(NamedTuple):
     """Rows (K, D) float32 of the scenes that were asked for.
 
-    ``taken_for``: what the file's rows were taken for, in their order, where it names no scenes itself.
+    ``taken_for``: the scenes that the file's rows are taken for, in their order, where it names none itself.
     ``architecture``: of the CLIP that made them, where the file states it.
     """
 
@@ -184,5 +184,5 @@ def check_same_clip(rows: Tensor, known: Tensor, scenes: Sequence[str], where: s
             first = int(wrong.nonzero()[0])
             raise CheckpointError(
                 f"{where}: its rows are in another order than 'langdepth scenes': row {first}, '{scenes[first]}', is "
-                f"nearest to what {whose} makes of '{scenes[int(nearest[first])]}'"
+                f"nearest to that of {whose} for '{scenes[int(nearest[first])]}'"
             )

@@ -24,7 +24,7 @@ from langdepth.records import InputSpec, Sample
 from langdepth.systems.clip_adapters.view_warp import in_plane_motion
 
 STORED = (480, 640)  # height, width of the images of NYU
-SIZE = (416, 544)  # height, width of what comes out
+SIZE = (416, 544)  # height, width of the result
 TEST_CORNER = (60, 56)  # x, y
 TRAIN_CORNER = (43, 45)  # of the 427 x 565 pixels that training images are cut from
 CENTRAL = (10, 6)  # x, y of their centre
@@ -122,9 +122,9 @@ def supervised_sample(image: NyuImage, draws: SupervisedDraws, *, reference_exac
 
 
 def self_supervised_sample(image: NyuImage, draws: SelfSupervisedDraws, *, reference_exact: bool = False) -> Sample:
-    """A turned and shifted image, the unturned one as its source view, and the pose between the two.
+    """A rotated and shifted image, the original as its source view, and the pose between the two.
 
-    The pose moves pixels at a depth of 1 m by exactly the turn and shift; see ``view_warp.in_plane_motion``.
+    The pose moves pixels at a depth of 1 m by exactly this rotation and shift; see ``view_warp.in_plane_motion``.
     """
     layers = _layers(image, dense=not reference_exact)
     if draws.mirror:

@@ -19,11 +19,11 @@ ROUNDING = 1e-3  # pixels that float32 may be off: so much beyond the border sti
 def warp_view(
     source: Tensor, depth: Tensor, transform: Tensor, intrinsics: Tensor, *, reference_exact: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The source image as it would look from the target's place.
+    """The source image warped to the target's view.
 
     source (B, C, H, W); depth (B, 1, H, W) of the target, metres; transform (B, 3, 4): rotation and translation from
     target to source camera; intrinsics (3, 3) or (B, 3, 3), pixels. Returns the warped image (B, C, H, W) and where
-    it shows something, (B, 1, H, W) bool: in front of the source camera and between its outermost pixel centres.
+    it is known, (B, 1, H, W) bool: in front of the source camera and between its outermost pixel centres.
     Elsewhere it is 0. ``reference_exact`` bends indices back to the border before the weights are taken, so that the
     last row and column become 0 too, and calls every pixel valid (specification, section 9.12).
     """
@@ -48,7 +48,7 @@ def warp_view(
 
 
 def _gather_clamped(source: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Bilinear look-up whose neighbours are moved into the image first and weighted from there."""
+    """Bilinear sampling whose neighbours are moved into the image first and weighted from there."""
     height, width = source.shape[-2:]
     left, top = x.floor(), y.floor()
     columns = [column.clamp(0, width - 1) for column in (left, left + 1)]
@@ -70,7 +70,7 @@ def in_plane_motion(
     ``angle`` in degrees, from x towards y; ``shift`` and ``centre`` = (x, y) in pixels; ``intrinsics`` (3, 3). The
     pixel q goes to R (q + shift - centre) + centre. This pixel map H is the homography that a plane one metre in front
     of the camera induces, K^-1 H K = R + t n^T with n the optical axis: R turns about that axis and t, which has no z,
-    is read off the last column. At other depths the camera's translation moves pixels by t / depth.
+    is in the last column. At other depths the camera's translation moves pixels by t / depth.
     """
     c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     turn = np.array([[c, -s], [s, c]])

@@ -115,7 +115,7 @@ class ScaleDepth(System, Trainable, StandsOnClip, ConvertsOfficial):
 
         Args:
             image: RGB.
-            text: A (K, D) matrix in the place of the scene table.
+            text: A (K, D) matrix instead of the scene table.
             scene: Names of ``scenes``. The paper predicts without; here a name moves the scale half of the way (option
                 ``scene_share``), in log scale, from the usual depth of the scenes that the image resembles to that of
                 the named one. The usual depth of a scene is the mean log median depth of its training images.
@@ -149,7 +149,7 @@ class ScaleDepth(System, Trainable, StandsOnClip, ConvertsOfficial):
     ) -> list[LayerPrediction]:
         """Predictions after the query decoder's ``layers`` (indices) from the encoder's maps, finest first.
 
-        ``table``: (K, D) in the place of the scene table.
+        ``table``: (K, D) instead of the scene table.
         """
         pixels: PixelFeatures = self.pixel_decoder(maps)
         contents = self.query_decoder(pixels.memories, pixels.masks)
