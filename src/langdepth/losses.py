@@ -197,33 +197,28 @@ def bin_chamfer(bin_centers: Tensor, target: Tensor, mask: Tensor | None = None)
 # Its slopes
 
 
-def smoothness(depth: Tensor, image: Tensor, mask: Tensor | None = None) -> Tensor:
+def smoothness(depth: Tensor, image: Tensor) -> Tensor:
     """Edge-aware smoothness: mean of abs(slope of depth) * exp(-abs(slope of image)), over x and over y, added.
 
     Slopes are differences of neighbours, those of image (B, C, H, W) averaged over channels (Godard et al. 2017;
-    depth is not divided by its mean). With a mask only neighbours count that are both valid.
+    depth is not divided by its mean).
     """
     total = depth.new_zeros(())
     for axis in (-1, -2):
-        both = (
-            None
-            if mask is None
-            else mask.narrow(axis, 1, mask.shape[axis] - 1) & mask.narrow(axis, 0, mask.shape[axis] - 1)
-        )
         slope = depth.diff(dim=axis).abs() * torch.exp(-image.diff(dim=axis).abs().mean(1, keepdim=True))
-        total = total + _mean(slope, both)
+        total = total + slope.mean()
     return total
 
 
 # Two views
 
 
-def symmetry(depth: Tensor, mirrored: Tensor, mask: Tensor | None = None) -> Tensor:
+def symmetry(depth: Tensor, mirrored: Tensor) -> Tensor:
     """Squared difference between the depth of an image and that of its mirror image, mirrored back.
 
     Each is pulled towards the other taken as a constant, so the value is twice the mean squared difference.
     """
-    return l2(depth, mirrored.detach(), mask) + l2(mirrored, depth.detach(), mask)
+    return l2(depth, mirrored.detach()) + l2(mirrored, depth.detach())
 
 
 def ssim_dissimilarity(

@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +132,8 @@ class ClipImageTower(nn.Module):
         """
         self._check_mode(mode)
         self._check_image(image)
-        return self._family.cells(self, self._family.trunk(self, image), mode)
+        trunk: Any = self._family.trunk(self, image)
+        return self._family.cells(self, trunk, mode)
 
     def pyramid(self, image: Tensor) -> list[Tensor]:
         """Maps of normalised images (B, 3, H, W), finest first, with ``channels`` at ``strides``.
@@ -151,7 +152,7 @@ class ClipImageTower(nn.Module):
         """
         self._check_mode(mode)
         self._check_image(image)
-        trunk = self._family.trunk(self, image)
+        trunk: Any = self._family.trunk(self, image)
         return self._family.cells(self, trunk, mode), self._family.embedding(self, trunk)
 
     def _check_mode(self, mode: str) -> None:
@@ -167,39 +168,6 @@ class ClipImageTower(nn.Module):
                 f"{self.architecture} needs images of at least {self.stride} x {self.stride} pixels (one cell), "
                 f"got {height} x {width}"
             )
-
-
-class _Family(Protocol):
-    """Common to the towers of one family; the tensors are the tower's."""
-
-    @property
-    def modes(self) -> tuple[DenseMode, ...]: ...
-
-    @property
-    def channels(self) -> tuple[int, ...]: ...
-
-    @property
-    def strides(self) -> tuple[int, ...]: ...
-
-    def maps(self, tower: Any, image: Tensor) -> Iterator[Tensor]: ...
-
-    def trunk(self, tower: Any, image: Tensor) -> Any:
-        """The features that cells and embedding follow from."""
-
-    def cells(self, tower: Any, trunk: Any, mode: str) -> Tensor: ...
-
-    def embedding(self, tower: Any, trunk: Any) -> Tensor: ...
-
-
-def _family_of(visual: nn.Module) -> _Family:
-    from open_clip.modified_resnet import ModifiedResNet
-    from open_clip.transformer import VisionTransformer
-
-    if isinstance(visual, ModifiedResNet):
-        return _ModifiedResNet(visual)
-    if isinstance(visual, VisionTransformer):
-        return _VisionTransformer(visual)
-    return _ConvNeXt(visual)
 
 
 class _ModifiedResNet:
@@ -230,6 +198,7 @@ class _ModifiedResNet:
         return conv_norm_relu(block.conv3, block.bn3, out, shortcut)
 
     def trunk(self, tower: Any, image: Tensor) -> Tensor:
+        """The features that cells and embedding follow from."""
         return _last(self.maps(tower, image))
 
     def cells(self, tower: Any, last: Tensor, mode: str) -> Tensor:
@@ -344,6 +313,21 @@ class _ConvNeXt:
     def embedding(self, tower: Any, last: Tensor) -> Tensor:
         embedding: Tensor = tower.head(tower.trunk.forward_head(tower.trunk.norm_pre(last)))
         return embedding
+
+
+_Family = _ModifiedResNet | _VisionTransformer | _ConvNeXt
+"""Dense modes, channels and strides of the towers of one family, and their parts; the tensors are the tower's."""
+
+
+def _family_of(visual: nn.Module) -> _Family:
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.transformer import VisionTransformer
+
+    if isinstance(visual, ModifiedResNet):
+        return _ModifiedResNet(visual)
+    if isinstance(visual, VisionTransformer):
+        return _VisionTransformer(visual)
+    return _ConvNeXt(visual)
 
 
 def _last(maps: Iterator[Tensor]) -> Tensor:

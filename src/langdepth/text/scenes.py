@@ -30,37 +30,22 @@ CAPTION_SCENES: dict[str, tuple[str, ...]] = {
     "street": ("street", "road", "highway", "driving"),
 }
 
-# Where captions have no word for a label, the nearest scene they do know.
-SCENE_TO_CAPTION_SCENE: dict[str, str] = {
-    "printer_room": "office",
-    "bathroom": "bathroom",
-    "living_room": "living room",
-    "study": "office",
-    "conference_room": "office",
-    "study_room": "office",
-    "kitchen": "kitchen",
-    "home_office": "office",
-    "bedroom": "bedroom",
-    "dinette": "dining room",
-    "playroom": "living room",
-    "indoor_balcony": "hallway",
-    "laundry_room": "bathroom",
-    "basement": "hallway",
-    "excercise_room": "living room",
-    "foyer": "hallway",
-    "home_storage": "store",
-    "cafe": "dining room",
-    "furniture_store": "store",
-    "office_kitchen": "kitchen",
-    "student_lounge": "living room",
-    "dining_room": "dining room",
-    "reception_room": "living room",
-    "computer_lab": "computer lab",
-    "classroom": "classroom",
-    "office": "office",
-    "bookstore": "library",
-    "outdoor_scene": "street",
+# The labels that captions have no word for belong to the nearest scene that they name.
+_LABELS_OF_CAPTION_SCENES = {
+    "office": ("printer_room", "study", "conference_room", "study_room", "home_office", "office"),
+    "bathroom": ("bathroom", "laundry_room"),
+    "living room": ("living_room", "playroom", "excercise_room", "student_lounge", "reception_room"),
+    "kitchen": ("kitchen", "office_kitchen"),
+    "bedroom": ("bedroom",),
+    "dining room": ("dinette", "cafe", "dining_room"),
+    "hallway": ("indoor_balcony", "basement", "foyer"),
+    "store": ("home_storage", "furniture_store"),
+    "computer lab": ("computer_lab",),
+    "classroom": ("classroom",),
+    "library": ("bookstore",),
+    "street": ("outdoor_scene",),
 }
+SCENE_TO_CAPTION_SCENE = {label: scene for scene, labels in _LABELS_OF_CAPTION_SCENES.items() for label in labels}
 
 
 def scene_rows(names: Sequence[str], count: int, scenes: tuple[str, ...] = SCENES) -> list[int]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from langdepth.errors import UsageError
+from langdepth.parts.bins import bin_edges, expected_depth
 
 WidthNorm = Literal["linear", "softmax", "sigmoid"]
 
@@ -168,8 +169,6 @@ class AdaptiveBins(nn.Module):
         widths, maps = self.transformer(features)
         logits = self.logits(maps).float()
         with torch.autocast(features.device.type, enabled=False):  # a bfloat16 sum would step by 0.4 %
-            edges = F.pad((self.max_depth - self.min_depth) * widths, (1, 0), value=self.min_depth).cumsum(1)
-            centers = (edges[:, 1:] + edges[:, :-1]) / 2
+            edges, centers = bin_edges((self.max_depth - self.min_depth) * widths, nearest=self.min_depth)
             probs = logits.softmax(1)
-            depth = torch.einsum("bnhw,bn->bhw", probs, centers).unsqueeze(1)
-        return BinDepth(edges, centers, probs, depth)
+            return BinDepth(edges, centers, probs, expected_depth(probs, centers))

@@ -37,6 +37,7 @@ from langdepth.backbones.convnext import ConvNeXt
 from langdepth.backbones.encoders import make_encoder, start_encoder
 from langdepth.backbones.swin import Swin
 from langdepth.errors import CheckpointError, UsageError
+from langdepth.parts.bins import bin_edges, expected_depth
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import ConvertsOfficial, StandsOnClip, Trainable
@@ -54,21 +55,17 @@ SMALLEST = 32  # pixels: one cell of the coarsest map
 class LayerPrediction(NamedTuple):
     """What follows from the queries after one decoder layer.
 
-    bin_logits (B, N); edges (B, N + 1); mask_logits (B, N, h, w); relative (B, 1, h, w) at stride 4; scale (B,) metres;
-    similarity (B, K), before the softmax, None without scenes.
+    bin_logits (B, N); edges (B, N + 1) and centers (B, N) of the bins, rising; mask_logits (B, N, h, w); relative
+    (B, 1, h, w) at stride 4; scale (B,) metres; similarity (B, K), before the softmax, None without scenes.
     """
 
     bin_logits: Tensor
     edges: Tensor
+    centers: Tensor
     mask_logits: Tensor
     relative: Tensor
     scale: Tensor
     similarity: Tensor | None
-
-    @property
-    def centers(self) -> Tensor:
-        """Of the bins, (B, N), rising."""
-        return (self.edges[:, 1:] + self.edges[:, :-1]) / 2
 
 
 class ScaleDepth(System, Trainable, StandsOnClip, ConvertsOfficial):
@@ -160,9 +157,8 @@ class ScaleDepth(System, Trainable, StandsOnClip, ConvertsOfficial):
         bin_logits, mask_logits = decoder.class_logits(contents).float(), decoder.mask_logits(contents, mask_features)
         with torch.autocast(contents.device.type, enabled=False):  # a bfloat16 sum would step by 0.4 %
             # Relative depth: bins from their queries, and at every pixel a mixture of them
-            edges = F.pad(bin_logits.softmax(-1), (1, 0), value=0.001).cumsum(-1)
-            centers = (edges[:, 1:] + edges[:, :-1]) / 2
-            relative = torch.einsum("bnhw,bn->bhw", mask_logits.softmax(1), centers).unsqueeze(1)
+            edges, centers = bin_edges(bin_logits.softmax(-1), nearest=0.001)
+            relative = expected_depth(mask_logits.softmax(1), centers)
             # Scale and scene from the scale queries
             queries = contents[:, config.bins :].flatten(1).float()
             scale = self.scale(queries).squeeze(-1).relu() + 0.1
@@ -172,7 +168,7 @@ class ScaleDepth(System, Trainable, StandsOnClip, ConvertsOfficial):
                 if config.scene_similarity == "cosine":
                     queries, rows = F.normalize(queries, dim=-1), F.normalize(rows, dim=-1)
                 similarity = 100 * queries @ rows.T
-        return LayerPrediction(bin_logits, edges, mask_logits, relative, scale, similarity)
+        return LayerPrediction(bin_logits, edges, centers, mask_logits, relative, scale, similarity)
 
     # -- scenes ----------------------------------------------------------------------------------------------------
 

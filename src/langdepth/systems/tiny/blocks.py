@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from langdepth.parts.bins import expected_depth
+
 
 class ConvNormAct(nn.Sequential):
     """Convolution, BatchNorm, ReLU."""
@@ -90,5 +92,4 @@ class RelativeBins(nn.Module):
             widths = widths.softmax(-1)
             centers = torch.cumsum(widths, -1) - widths / 2
             probs = logits.softmax(1)
-            relative = torch.einsum("bnhw,bn->bhw", probs, centers).unsqueeze(1)
-        return relative, centers, probs
+            return expected_depth(probs, centers), centers, probs
