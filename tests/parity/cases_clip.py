@@ -79,4 +79,5 @@ def _computations(tower: ClipImageTower) -> dict[str, Any]:
 
     levels = {f"down{number}_{{size}}": level(number) for number in (1, 2, 3, 4, 5)}
     modes = {"dense_{size}": dense("stage"), "attnpool_{size}": dense("attnpool")}
-    return {"pooled_{size}": tower.embed, **modes, **levels}
+    embedding = {"pooled_{size}": lambda image: tower.dense_and_embedding(image)[1]}
+    return embedding | modes | levels
