@@ -166,7 +166,7 @@ def test_folders_on_top_of_all_lead_to_the_data_set(run: Run, tmp_path: Path, mo
     assert code == 0
     assert text.splitlines() == [
         f"8 files in {out}: train 2 pairs, val 1 pairs",
-        f"look through them with: langdepth data check folder --root {root}",
+        f"check them with: langdepth data check folder --root {root}",
     ]
     (root / "index.csv").write_text((root / "index.csv").read_text() + "\n")
     (root.parent / "readme.txt").unlink()

@@ -54,7 +54,7 @@ class DepthDataset(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetCard:
-    """What is to be known about a data set."""
+    """Facts about a data set."""
 
     name: str
     title: str
@@ -107,7 +107,7 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class Search:
-    """Where the pairs of a data set are looked for, and which.
+    """Where the pairs of a data set are searched for, and which.
 
     root: the folder of the data set. split: one of the card's; None: all that are there. problems: where errors about
     single pairs are appended; without it they are raised. truth_root: where the ground truth lies, in the same tree as

@@ -1,9 +1,9 @@
 """Which overlay belongs to which image: the image with masks drawn over it lies in a folder of its own.
 
-The overlay of an image is looked up by the end of the image's path, the longest end first:
+The overlay of an image is found by the end of the image's path, the longest end first:
 ``.../train/kitchen/rgb_00045.jpg`` has ``train/kitchen/00045.jpg`` below the folder, else ``kitchen/00045.jpg``, else
 ``00045.jpg``. So one folder serves images in any layout, also those inside a file, which go by their key.
-``overlays.csv``, which ``langdepth data sam`` writes, names the overlay of each image where names alone do not tell.
+``overlays.csv``, which ``langdepth data sam`` writes, names the overlay of each image where names are ambiguous.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def with_overlays(rows: Sequence[Row], system: TakesOverlay, folder: str | Path 
 
 
 def _require_own(rows: Sequence[Row]) -> None:
-    """Raise LangdepthError where two images would share an overlay: names that short do not tell whose it is."""
+    """Raise LangdepthError where two images would share an overlay: so short a name fits both."""
     owners: dict[Path | None, Row] = {}
     for row in rows:
         first = owners.setdefault(row.path_overlay, row)
@@ -169,19 +169,19 @@ class _Folders:
 
     def __init__(self, folder: str | Path | None) -> None:
         self.named = None if folder is None else Overlays(folder)
-        self._above: dict[Path, Overlays | None] = {}
+        self._known: dict[Path, Overlays | None] = {}
 
     def of(self, row: Row) -> Overlays | None:
         return self.named or self._nearest(Path(os.path.abspath(row.path_rgb.parent)))
 
     def _nearest(self, folder: Path) -> Overlays | None:
-        if folder not in self._above:
-            here = folder / FOLDER
+        if folder not in self._known:
+            here, above = folder / FOLDER, folder.parent
             if here.is_dir():
-                self._above[folder] = Overlays(here)
+                self._known[folder] = Overlays(here)
             else:
-                self._above[folder] = None if folder == folder.parent else self._nearest(folder.parent)
-        return self._above[folder]
+                self._known[folder] = None if folder == above else self._nearest(above)
+        return self._known[folder]
 
 
 def _ends(path: Path) -> Iterator[Path]:

@@ -19,7 +19,7 @@ from langdepth.errors import LangdepthError, text_flaw
 from langdepth.utils.reading import read_text
 
 _SUFFIXES = (".png", ".jpg")  # an image may have been stored in the other format
-_PROBED = 20  # rows that tell where in the tree of the ground truth things lie
+_PROBED = 20  # rows by which the place in the tree of the ground truth is found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ def with_truth_below(rows: list[Row], root: Path, truth_root: Path) -> list[Row]
     """
     below = [row for row in rows if row.path_depth.is_relative_to(root)]
     if not below or below[0].path_depth.is_relative_to(truth_root):
-        return rows  # the reader knew where to look
+        return rows  # the reader has found it already
     there = Listing()
 
     def moved(path: Path, levels: int) -> Path:

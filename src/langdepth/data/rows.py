@@ -330,7 +330,7 @@ class RowDataset:
         return sample if edges is None else replace(sample, edges=torch.from_numpy(edges)[None])
 
     def stored(self, index: int) -> Sample:
-        """``self[index]`` without its true edges, which only judging needs."""
+        """``self[index]`` without its true edges, which only evaluation needs."""
         import torch
 
         row = self.rows[index]

@@ -93,7 +93,7 @@ def wrong_unit(card: Expected, rows: Sequence[Row]) -> str | None:
         try:
             depth = known_depth(row)
         except ImageError:
-            continue  # whoever reads it tells
+            continue  # reported when it is read for a sample
         doubt = impossible_depth(card, row, depth)
         if doubt is not None:
             return doubt

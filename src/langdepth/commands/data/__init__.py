@@ -1,4 +1,4 @@
-"""``langdepth data``: get data sets ready, look through them, and write folders of images with depth."""
+"""``langdepth data``: prepare and check data sets, and write folders of images with depth."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ VERBS: dict[str, tuple[Callable[..., int | None], str, str]] = {
     ),
     "check": (
         sets.check,
-        "look through a data set or an indexed folder for mistakes",
+        "check a data set or an indexed folder for mistakes",
         "langdepth data check nyu --root nyu\n  langdepth data check images --split train",
     ),
     "cache": (

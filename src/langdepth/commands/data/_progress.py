@@ -11,7 +11,7 @@ from langdepth.errors import LangdepthError
 
 @contextmanager
 def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives what is to be called with how many units are done and how many there are.
+    """Yield a function to call with how many units are done and how many there are.
 
     Off a terminal, work on a thousand units or more prints a line for each tenth of it.
     """
@@ -29,7 +29,7 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def count_outcomes(outcomes: Iterable[object], command: str, unit: str) -> tuple[int, int]:
-    """How many images were done and how many failed; each error is told on stderr as it comes."""
+    """How many images were done and how many failed; each error is printed on stderr as it comes."""
     from tqdm import tqdm
 
     done = failed = 0

@@ -24,7 +24,7 @@ def sample(directory: str, *, count: int = 24, seed: int = 0, height: int = 240,
 
     with tqdm(total=count, unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
         root = write_sample(directory, count, seed, (height, width), progress=bar.update)
-    print(f"{count} synthetic images with exact depth in {root}; look through them with: langdepth data check {root}")
+    print(f"{count} synthetic images with exact depth in {root}; check them with: langdepth data check {root}")
     print("to try commands on: figures on them do not compare with those on photos")
 
 

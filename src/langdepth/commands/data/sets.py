@@ -18,7 +18,7 @@ def list_sets(name: str | None = None, *, root: Path | None = None) -> None:
 
     Args:
         name: Show everything about this data set.
-        root: Say what is there: each set is looked for in the folder of its name below this one, and in the folder
+        root: Say what is there: each set is searched for in the folder of its name below this one, and in the folder
             itself.
     """
     from langdepth.data.base import DATASETS, layout
@@ -76,8 +76,8 @@ def _found(name: str, root: Path) -> str:
 def prepare(name: str, *, source: Path, out: Path) -> int:
     """Unpack or convert what a data set is published as, into a folder that evaluation and training read.
 
-    Archives (zip, tar, also compressed) are unpacked after a look at all their members: none may lie outside the
-    folder, be a link or a device. The labelled file of NYU becomes images and 16-bit depth maps with an index.csv.
+    Archives (zip, tar, also compressed) are unpacked once all their members are found harmless: none may lie outside
+    the folder, be a link or a device. The labelled file of NYU becomes images and 16-bit depth maps with an index.csv.
     What an earlier run completed is kept; a manifest records size, checksum and source of every file. The exit code is
     1 when a split is there with fewer pairs than the official one.
 
@@ -100,7 +100,7 @@ def prepare(name: str, *, source: Path, out: Path) -> int:
         print(one_line(problem))
     counts = Counter(row.split or "no split" for row in rows)
     print(f"{work.done} files in {out}: " + ", ".join(f"{split} {count} pairs" for split, count in counts.items()))
-    print(f"look through them with: langdepth data check {name} --root {root}")
+    print(f"check them with: langdepth data check {name} --root {root}")
     return 1 if problems else 0
 
 

@@ -182,10 +182,10 @@ def _projected(row: Row, columns: list[int], motion: Matrix, intrinsics: Intrins
     ahead = z > 0
     x, y, z = x[ahead], y[ahead], z[ahead]
     right, down = np.rint(fx * x / z + cx), np.rint(fy * y / z + cy)
-    seen = (right >= 0) & (right < width) & (down >= 0) & (down < height)
-    pixels = (down[seen] * width + right[seen]).astype(np.intp)
+    inside_image = (right >= 0) & (right < width) & (down >= 0) & (down < height)
+    pixels = (down[inside_image] * width + right[inside_image]).astype(np.intp)
     depth = np.full(height * width, np.inf, dtype=np.float32)
-    np.minimum.at(depth, pixels, z[seen].astype(np.float32))
+    np.minimum.at(depth, pixels, z[inside_image].astype(np.float32))
     depth[np.isinf(depth)] = 0
     return depth.reshape(height, width)
 

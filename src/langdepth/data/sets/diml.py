@@ -1,4 +1,4 @@
-"""DIML/CVL outdoor: streets and parks seen by a stereo camera.
+"""DIML/CVL outdoor: streets and parks through a stereo camera.
 
 Layouts below the root:
 

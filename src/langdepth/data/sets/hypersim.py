@@ -152,7 +152,7 @@ def _row(root: Path, image: str, depth: str, split: str, lenses: dict[str, Lens]
 
 
 def _intrinsics(lens: Lens) -> Intrinsics | None:
-    """fx, fy, cx, cy, or None for a tilted lens, which is no pinhole camera that looks along its z axis."""
+    """fx, fy, cx, cy, or None for a tilted lens, which is no pinhole camera along its z axis."""
     across, upwards, backwards = np.diag(lens)
     if np.abs(lens[[0, 1, 2, 2], [1, 0, 0, 1]]).max() > _UPRIGHT:
         return None

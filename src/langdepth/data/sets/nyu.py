@@ -73,7 +73,7 @@ LABELLED = ("nyu_depth_v2_labeled.mat", "nyu_depth_v2_labeled.h5", "nyu_depth_v2
 INDEX = ("path_rgb", "path_depth", "source", "scene", "split", "width", "height", "depth_scale",
          "fx", "fy", "cx", "cy", "scene_type")  # fmt: skip
 _JPEG_QUALITY = 95
-_PAIRS_MEASURED = 8  # whose sizes tell how much room the export takes
+_PAIRS_MEASURED = 8  # by which the size of the export is estimated
 
 
 def rows(search: Search) -> list[Row]:
@@ -156,7 +156,7 @@ def _exported(base: Path, split: str) -> list[Row]:
 
 
 def _scene_folders(root: Path, split: str) -> list[Row]:
-    """Where ``root`` itself holds the scenes' folders, such as official_splits/test; they tell which split it is."""
+    """Where ``root`` itself holds the scenes' folders, such as official_splits/test, whose names say the split."""
     first = next((path for path in root.glob("*/rgb_*.[jp][pn]g") if not path.name.startswith(".")), None)
     if first is None:
         return []

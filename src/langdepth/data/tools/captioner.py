@@ -1,7 +1,7 @@
 """Captions of one's own images, by any image-to-text model of the package ``transformers``.
 
 WorDepth's published captions came from ExpansionNet v2; other models describe in other words, but any plain sentence
-about what is to be seen will do. Model files are data: only ``.safetensors`` weights and classes of ``transformers``
+about the image will do. Model files are data: only ``.safetensors`` weights and classes of ``transformers``
 itself are loaded.
 """
 
@@ -80,18 +80,28 @@ def write_captions(
     batch_size: int = 8,
     resume: bool = False,
 ) -> Iterator[tuple[str, str] | LangdepthError]:
-    """Describe ``images``, paths below ``root``; yields (image, sentence), or what was wrong.
+    """Describe images; yields (image, sentence), or what was wrong.
 
-    ``out``: a CSV with the columns image (relative to ``root``) and caption, written again every ``SAVE_EVERY``
-    images. ``resume`` keeps what it holds. Raises UsageError when ``out`` exists and is not to be
-    continued.
+    Args:
+        root: The folder of the images.
+        out: A CSV with the columns image (relative to ``root``) and caption, saved every ``SAVE_EVERY`` images.
+        describe: From images to their sentences.
+        images: Paths below ``root``.
+        batch_size: How many images are described at once.
+        resume: Keep what ``out`` holds.
+
+    Raises:
+        UsageError: ``out`` exists and is not to be continued.
     """
     root, out = Path(root), Path(out)
     if out.exists() and not resume:
         raise UsageError(f"{out}: exists; continue it with --resume, or give another --out")
     if batch_size < 1:
         raise UsageError(f"batch size must be at least 1, got {batch_size}")
-    done = _known(out) if resume and out.exists() else {}
+    done = {}
+    if out.exists():
+        read_captions(out)  # says what is wrong with it
+        done = {row["image"]: row["caption"] for row in read_csv(out)}
     rest = iter([image.as_posix() for image in images if image.as_posix() not in done])
     saved = len(done)
     try:
@@ -121,11 +131,6 @@ def _described(
             yield image, sentence
         else:
             yield LangdepthError(f"{root / image}: the model had nothing to say about it")
-
-
-def _known(out: Path) -> dict[str, str]:
-    read_captions(out)  # says what is wrong with it
-    return {row["image"]: row["caption"] for row in read_csv(out)}
 
 
 def _save(out: Path, captions: dict[str, str]) -> None:

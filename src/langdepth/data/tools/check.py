@@ -78,7 +78,7 @@ def check_dataset(
     """Read every image and depth map of a data set (or of one ``split``) and compare them with what is stated.
 
     ``progress`` is called once per pair. ``truth_root``, ``pairs``: see ``data.base.find_rows``. Raises LangdepthError
-    when there is nothing to look through, UsageError for a split that does not exist.
+    when there is nothing to check, UsageError for a split that does not exist.
     """
     root = Path(root)
     card = card_of(name, root)

@@ -89,7 +89,7 @@ class Surface(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """A box turned by ``yaw`` radians about the vertical; with ``inside`` it is seen from within, as a room."""
+    """A box turned by ``yaw`` radians about the vertical; with ``inside`` it is a room around the camera."""
 
     centre: tuple[float, float, float]
     size: tuple[float, float, float]
@@ -127,7 +127,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True)
 class Sphere:
-    """A ball seen from outside."""
+    """A ball."""
 
     centre: tuple[float, float, float]
     radius: float

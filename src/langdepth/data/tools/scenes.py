@@ -174,7 +174,7 @@ def _furnish(rng: np.random.Generator, scene: str, wide: float, deep: float, eye
 
 
 def _photographed(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """The image (H, W, 3) as a camera sees it: darker towards the corners, a little soft, with noise."""
+    """The image (H, W, 3) as a camera records it: darker towards the corners, a little soft, with noise."""
     height, width = image.shape[:2]
     y, x = np.linspace(-1, 1, height)[:, None, None], np.linspace(-1, 1, width)[None, :, None]
     soft = np.pad(image * (1 - 0.25 * (x * x + y * y)), ((1, 1), (1, 1), (0, 0)), mode="edge")
@@ -211,7 +211,7 @@ def room(index: int, *, height: int, width: int, seed: int = 0) -> Rendering:
         Box(centre=(0, -tall - 0.1, 0), size=slab, material=ceiling),
     ]
 
-    # The camera stands in the half of the room before z = 0 and looks roughly at its middle, as somebody holds it.
+    # The camera stands in the half of the room before z = 0 and points roughly at its middle.
     x, z = rng.uniform(-0.3, 0.3) * wide, rng.uniform(-0.42, -0.25) * deep
     yaw = math.atan2(-x, deep * 0.3 - z) + rng.normal(0, 0.25)
     pose = Pose(
