@@ -134,3 +134,11 @@ def test_a_name_that_reads_as_another_value_is_used_as_it_was_typed(text: str) -
         from_mapping(DataSection, {"shots": Typed(True, "yes")})
     with pytest.raises(UsageError, match="root: expected Path, got 7; put it in quotes"):  # a file's value has no text
         from_mapping(DataSection, {"root": 7})
+
+
+def test_a_switch_takes_no_value() -> None:
+    def command(*, flip: bool = False) -> None:
+        """Nothing."""
+
+    with pytest.raises(UsageError, match=r"^--flip: is a switch, which takes no value$"):
+        _parse.run(command, ["--flip=yes\nno"], "langdepth x", "")

@@ -287,7 +287,7 @@ def test_ddad_clouds_that_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ImageError, match=r"2\.npz: a cloud is \(points, columns\), found shape \(4, 2, 2\)"):
         dataset[0]
     np.savez(path, data=np.array([{"x": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ImageError, match=r"2\.npz: damaged or truncated \(it holds Python objects"):
+    with pytest.raises(ImageError, match=r"2\.npz: it holds Python objects"):
         dataset[0]
     monkeypatch.setattr(ddad, "_MAX_CLOUD_BYTES", 100)
     with pytest.raises(ImageError, match="more than a cloud of points needs"):

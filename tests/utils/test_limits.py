@@ -27,9 +27,10 @@ from langdepth.data.sets.folder import read_index
 from langdepth.data.tools.prepare import prepare
 from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError
 from langdepth.records import InputSpec
-from langdepth.utils.arrays import ArrayError, load_matlab
+from langdepth.utils.arrays import ArrayError, UnreadArrayError, load_npy
 from langdepth.utils.depth_files import read_depth
 from langdepth.utils.images import read_image
+from langdepth.utils.matlab import read_matlab
 from langdepth.utils.tensors import reading_tensors
 from tests.helpers import Run
 
@@ -92,6 +93,13 @@ def test_damaged_headers(tmp_path: Path, header: bytes) -> None:
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     with refused(ImageError, r"a.npy: damaged or truncated \(its .npy header is damaged\)"):
         read_depth(tmp_path / "a.npy", 1)
+
+
+@pytest.mark.parametrize("kind", ["c8", "M8[s]"])
+def test_what_is_no_real_number(kind: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((40, 40), kind))
+    with refused(UnreadArrayError, r"^it holds values of type \S+, which are not read$"):
+        load_npy(tmp_path / "a.npy")
 
 
 def test_an_archive_that_lacks_bytes_is_damaged_not_the_disk(tmp_path: Path) -> None:
@@ -206,6 +214,12 @@ class TestHdf5:
             file.create_dataset("depth", (10, 10), "<f4", maxshape=(None, None), chunks=(30000, 30000), compression=9)
         self.check(tmp_path / "a.h5", "'depth' is stored in pieces of 3,600 MB, more than 256")
 
+    @pytest.mark.parametrize("kind", ["c8", "S3"])
+    def test_what_is_no_real_number(self, kind: str, tmp_path: Path) -> None:
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file["depth"] = np.ones((40, 40)).astype(kind)
+        self.check(tmp_path / "a.h5", "'depth' holds .*, no real numbers")
+
     def test_other_files(self, tmp_path: Path) -> None:
         (tmp_path / "secret.bin").write_bytes(bytes(400))
         with h5py.File(tmp_path / "other.h5", "w") as file:
@@ -238,11 +252,11 @@ class TestMatlab:
     def test_before_version_7(self, compressed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "a.mat"
         savemat(path, {"small": np.ones(3), "large": np.zeros(2_000_000)}, do_compression=compressed)
-        assert load_matlab(path, "small").tolist() == [[1, 1, 1]]
-        assert load_matlab(path, "other") is None
-        monkeypatch.setattr("langdepth.utils.arrays.MAX_MATLAB_BYTES", 10_000_000)
-        with refused(ArrayError, "^a variable has more than 10 MB$"):
-            load_matlab(path, "small")
+        assert read_matlab(path, "small").tolist() == [1, 1, 1]
+        assert read_matlab(path, "other") is None
+        monkeypatch.setattr("langdepth.utils.matlab.MAX_BYTES", 5_000_000)
+        with refused(ArrayError if compressed else OSError, "has a variable of more than 5 MB|more than 5 MB, far"):
+            read_matlab(path, "large")
 
     def test_split_list_of_nyu(self, tmp_path: Path) -> None:
         with h5py.File(tmp_path / "splits.mat", "w") as file:

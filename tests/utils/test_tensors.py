@@ -25,6 +25,7 @@ from langdepth.utils.tensors import (
     require_plain,
     without_prefixes,
 )
+from tests.helpers import grey, save_image
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.float16)}
 
@@ -171,3 +172,9 @@ def test_metadata_and_tensors(tmp_path: Path) -> None:
     metadata, tensors = read_safetensors(tmp_path / "a.safetensors")
     assert metadata == {"k": "v"}
     assert tensors.keys() == WEIGHTS.keys()
+
+
+def test_an_image_is_no_pickle(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "a.png", grey(0.5))
+    with pytest.raises(CheckpointError, match=r"a\.png: is damaged, truncated or not a checkpoint of torch\.save"):
+        read_pickle(path)

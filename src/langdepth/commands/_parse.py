@@ -67,6 +67,7 @@ class _Parser(ArgumentParser):
                 raise UsageError(f"'{word}' is not understood there; write all names together, before the options")
             flags = [f for a in self._actions for f in a.option_strings if f.startswith("--") and a.help != SUPPRESS]
             raise UsageError(f"unknown option '{word}': {nearest(word, flags)}")
+        message = re.sub(r"ignored explicit argument .*", "is a switch, which takes no value", message, flags=re.DOTALL)
         if message.startswith("the following arguments are required"):
             message += f"; see '{self.prog} --help'"
         raise UsageError(message.removeprefix("argument "))

@@ -47,8 +47,8 @@ def own_dataset(file: Any, name: str, *, references: bool = False) -> Any:
         raise ImageError(f"'{name}' is no array of this file")
     if array.file.filename != file.filename or array.external or array.is_virtual:
         raise ImageError(f"'{name}' lies in another file, which is not opened")
-    if array.dtype.hasobject != references:
-        raise ImageError(f"'{name}' holds {'no references' if references else 'no numbers'}")
+    if references != array.dtype.hasobject or not (references or array.dtype.kind in "biuf"):
+        raise ImageError(f"'{name}' holds {'no references' if references else f'{array.dtype}, no real numbers'}")
     chunk = int(np.prod(array.chunks or (1,), dtype=np.float64)) * array.dtype.itemsize
     if chunk > MAX_CHUNK_BYTES:  # a reader unpacks whole chunks
         raise ImageError(f"'{name}' is stored in pieces of {chunk / 1e6:,.0f} MB, more than {MAX_CHUNK_BYTES // 10**6}")

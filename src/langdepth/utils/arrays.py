@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +14,13 @@ from numpy.lib import format as npy
 
 from langdepth.utils.reading import open_regular
 
-MAX_MATLAB_BYTES = 500_000_000  # of a variable, before MATLAB 7.3
-_MATLAB_HEADER, _COMPRESSED, _BLOCK = 128, 15, 1 << 20
-
 
 class ArrayError(ValueError):
     """What is wrong with a file of arrays, without its name."""
+
+
+class UnreadArrayError(ArrayError):
+    """What a file of arrays holds that is not read, though it need not be damaged."""
 
 
 Check = Callable[[tuple[int, ...], np.dtype[Any]], None]
@@ -39,7 +39,9 @@ def read_npy(stream: IO[bytes], check: Check, stored_bytes: int) -> npt.NDArray[
     except Exception as error:  # whatever the parser of a Python literal raises
         raise ArrayError("its .npy header is damaged") from error
     if dtype.hasobject:
-        raise ArrayError("it holds Python objects, which are not opened")
+        raise UnreadArrayError("it holds Python objects, which are not opened")
+    if dtype.kind in "cmM":
+        raise UnreadArrayError(f"it holds values of type {dtype}, which are not read")
     check(shape, dtype)
     if math.prod(shape) * dtype.itemsize > stored_bytes:
         raise ArrayError("it ends before its last number")
@@ -66,31 +68,3 @@ def read_npz(
         info = members[name]
         with archive.open(info) as member:
             return read_npy(member, check, info.file_size)
-
-
-def load_matlab(path: Path, name: str, **options: Any) -> Any:
-    """A variable of a MATLAB file before 7.3, None where it has none; ``options`` are those of ``scipy.io.loadmat``.
-
-    Raises ArrayError where the file unpacks to more than ``MAX_MATLAB_BYTES`` per variable.
-    """
-    from scipy.io import loadmat
-
-    with open_regular(path) as stream:
-        order: Literal["big", "little"] = "big" if stream.read(_MATLAB_HEADER)[-2:] == b"MI" else "little"
-        while len(head := stream.read(8)) == 8:
-            kind, size = (int.from_bytes(number, order) for number in (head[:4], head[4:]))
-            content = stream.read(min(size, MAX_MATLAB_BYTES))
-            if max(size, _unpacked_bytes(content) if kind == _COMPRESSED else 0) > MAX_MATLAB_BYTES:
-                raise ArrayError(f"a variable has more than {MAX_MATLAB_BYTES // 10**6} MB")
-    return loadmat(path, variable_names=[name], **options).get(name)
-
-
-def _unpacked_bytes(content: bytes) -> int:
-    """How much zlib makes of it; of what is too much, not all is counted."""
-    unpacker, total = zlib.decompressobj(), 0
-    for start in range(0, len(content), _BLOCK):
-        block = content[start : start + _BLOCK]
-        while block and total <= MAX_MATLAB_BYTES:
-            total += len(unpacker.decompress(block, _BLOCK))
-            block = unpacker.unconsumed_tail
-    return total

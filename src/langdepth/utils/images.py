@@ -21,7 +21,7 @@ from PIL import Image
 
 from langdepth.camera import Camera, is_cut
 from langdepth.errors import ImageError, MissingImageError, is_disk_error, is_memory_error
-from langdepth.utils.arrays import ArrayError
+from langdepth.utils.arrays import ArrayError, UnreadArrayError
 from langdepth.utils.files import not_the_file_itself
 from langdepth.utils.image_kinds import HEAD, RAW_REFUSAL, formats, image_kind, refusal
 from langdepth.utils.png import without_broken_metadata
@@ -219,6 +219,8 @@ def decoding(name: str) -> Iterator[None]:
             raise ImageError(f"{name}: not enough memory to decode it; make it smaller") from None
         if isinstance(error, OSError) and is_disk_error(error):
             raise ImageError(f"{name}: cannot be read ({error.strerror})") from None
+        if isinstance(error, UnreadArrayError):
+            raise ImageError(f"{name}: {error}") from None
         reason = f" ({error})" if isinstance(error, ArrayError) else ""  # others have the words of their library
         raise ImageError(f"{name}: damaged or truncated{reason}") from None
 

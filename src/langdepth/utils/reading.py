@@ -48,8 +48,9 @@ def _require_regular(mode: int, path: str | Path) -> None:
 def read_bytes(path: str | Path, limit: int = MAX_TEXT_BYTES) -> bytes:
     """The content of a regular file of at most ``limit`` bytes. Raises OSError."""
     with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size <= limit:
-            content = file.read(limit + 1)
+        stored = os.fstat(file.fileno()).st_size
+        if stored <= limit:
+            content = file.read(min(limit, max(stored, 1 << 20)) + 1)  # as much memory is taken at once
             if len(content) <= limit:
                 return content
     size = f"{limit / 1e6:.0f} MB" if limit >= 10**6 else f"{limit} bytes"

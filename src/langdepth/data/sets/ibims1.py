@@ -23,9 +23,9 @@ from langdepth.data.base import DatasetCard, Search, first_layout
 from langdepth.data.lists import list_of, read_list
 from langdepth.data.rows import FILES, Decoder, Intrinsics, Mask, Metres, Row
 from langdepth.errors import ImageError
-from langdepth.utils.arrays import load_matlab
 from langdepth.utils.files import file_stamp
 from langdepth.utils.images import DecodedImage, decoding, read_image
+from langdepth.utils.matlab import read_matlab
 from langdepth.utils.reading import visible
 
 CARD = DatasetCard(
@@ -109,27 +109,27 @@ def _content(path: Path) -> Any:
 
 @lru_cache(maxsize=4)  # image, depth, edges and camera are asked for one after the other
 def _loaded(path: Path, stamp: object) -> Any:
-    content = load_matlab(path, "data", squeeze_me=True, struct_as_record=False)
-    if content is None:
+    content = read_matlab(path, "data")
+    if not isinstance(content, dict):
         raise ImageError("has no structure data")
     return content
 
 
 def _image(row: Row) -> DecodedImage:
     with decoding(str(row.path_rgb)):
-        return read_image(np.asarray(_content(row.path_rgb).rgb))
+        return read_image(np.asarray(_content(row.path_rgb)["rgb"]))
 
 
 def _depth(row: Row) -> Metres:
     with decoding(str(row.path_depth)):
         data = _content(row.path_depth)
-        valid = (np.asarray(data.mask_invalid) > 0) & (np.asarray(data.mask_transp) > 0)
-        return np.where(valid, data.depth, 0).astype(np.float32)
+        valid = (np.asarray(data["mask_invalid"]) > 0) & (np.asarray(data["mask_transp"]) > 0)
+        return np.where(valid, data["depth"], 0).astype(np.float32)
 
 
 def _edges(row: Row) -> Mask:
     with decoding(str(row.path_depth)):
-        return np.asarray(_content(row.path_depth).edges) > 0
+        return np.asarray(_content(row.path_depth)["edges"]) > 0
 
 
 def _raw_depth(row: Row) -> Metres:
@@ -151,7 +151,7 @@ def _drawn(row: Row, name: str) -> Mask:
 
 def _intrinsics(row: Row) -> Intrinsics | None:
     with decoding(str(row.path_rgb)):
-        matrix = getattr(_content(row.path_rgb), "calib", None)
+        matrix = _content(row.path_rgb).get("calib")
         if matrix is None:
             return None
         (fx, _, _), (_, fy, _), (cx, cy, _) = np.asarray(matrix, dtype=np.float64).tolist()  # transposed

@@ -38,8 +38,8 @@ from langdepth.data.pairs import ListRules
 from langdepth.data.rows import HDF5, MATLAB, Row, known_depth, read_pair
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.text.scenes import SCENES
-from langdepth.utils.arrays import load_matlab
 from langdepth.utils.images import DecodedImage, decoding
+from langdepth.utils.matlab import read_matlab
 from langdepth.utils.reading import visible
 
 CARD = DatasetCard(
@@ -262,7 +262,7 @@ def _places(path: Path, split: str) -> npt.NDArray[np.intp]:
         raise LangdepthError(f"{path}: the official split list is missing; put it beside the labelled file")
     name = f"{split}Ndxs"
     with decoding(str(path)):
-        numbers = read_hdf5(path, (name,)) if h5py.is_hdf5(path) else load_matlab(path, name)
+        numbers = read_hdf5(path, (name,)) if h5py.is_hdf5(path) else read_matlab(path, name)
         if numbers is None:
             raise ImageError(f"has no array {name}")
         return np.sort(np.asarray(numbers).ravel().astype(np.intp)) - 1

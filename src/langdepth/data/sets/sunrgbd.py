@@ -21,9 +21,9 @@ from langdepth.data.lists import listed, read_intrinsics
 from langdepth.data.rows import FILES, Decoder, Metres, Row
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.text.scenes import SCENES
-from langdepth.utils.arrays import load_matlab
 from langdepth.utils.depth_files import read_depth
 from langdepth.utils.images import decoding, read_size
+from langdepth.utils.matlab import read_matlab
 from langdepth.utils.reading import read_bytes, visible
 
 CARD = DatasetCard(
@@ -89,7 +89,7 @@ def _scene_folders(file: Path, split: str) -> list[str]:
     """Folders of the scenes of ``split``, below the root; the file has the paths of the authors' computer."""
     name = f"all{split}"
     with decoding(str(file)):
-        paths = load_matlab(file, name, squeeze_me=True)
+        paths = read_matlab(file, name)
         if paths is None:
             raise ImageError(f"has no array {name}")
     return [
