@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from langdepth.prediction import predictor, results
+from langdepth.prediction import pipeline, results
 from langdepth.prediction.results import DepthResult
 from tests.commands.test_predict import files
 from tests.helpers import FakeSystem, Run, grey, ramp, save_image
@@ -141,7 +141,7 @@ def test_memory_for_one_image_before_and_after_the_network(
 ) -> None:
     photos(2)
     save_image(Path("p/large.png"), grey(0.5, 128, 96))
-    resize = getattr(predictor, place)
+    resize = getattr(pipeline, place)
 
     def fails_for_the_large(*arguments: object) -> object:
         size = arguments[1].shape[-2:] if place == "to_network_size" else arguments[1]  # type: ignore[attr-defined]
@@ -149,7 +149,7 @@ def test_memory_for_one_image_before_and_after_the_network(
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         return resize(*arguments)
 
-    monkeypatch.setattr(predictor, place, fails_for_the_large)
+    monkeypatch.setattr(pipeline, place, fails_for_the_large)
     code, out, err = run("p", "--save", "npy")
     assert code == 1
     assert files() == ["0.npy", "1.npy"]

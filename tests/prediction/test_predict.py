@@ -20,7 +20,7 @@ from langdepth import api
 from langdepth.api import predict
 from langdepth.camera import Camera
 from langdepth.errors import ImageError, LangdepthError, ShortMemoryError, UsageError
-from langdepth.prediction import network, predictor
+from langdepth.prediction import network, pipeline
 from langdepth.prediction.network import infer
 from langdepth.prediction.predictor import predict_images, predict_stream
 from langdepth.prediction.results import DepthResult
@@ -386,7 +386,7 @@ def test_memory_does_not_grow_with_the_number_of_images(
     system.input_spec = InputSpec(multiple_of=16)  # every shape of an image is one of the network
     alive, most = 0, 0
     lock = threading.Lock()
-    read_image = predictor.read_image
+    read_image = pipeline.read_image
 
     def gone() -> None:
         nonlocal alive
@@ -402,7 +402,7 @@ def test_memory_does_not_grow_with_the_number_of_images(
             most = max(most, alive)
         return image
 
-    monkeypatch.setattr(predictor, "read_image", counted)
+    monkeypatch.setattr(pipeline, "read_image", counted)
     images = predict_stream(
         system, range(150), read=lambda i: ramp(64 + 16 * (i % shapes), 64), batch_size=2, workers=2, keep_image=True
     )

@@ -1,0 +1,276 @@
+"""One image, or a batch of one network size, through a system: decode and shrink, predict, enlarge.
+
+What takes memory reports a lack of it by the image's name.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from langdepth._version import __version__
+from langdepth.camera import Camera
+from langdepth.data.masks import read_overlay
+from langdepth.errors import (
+    FileWarning,
+    ImageError,
+    LangdepthError,
+    ShortMemoryError,
+    UsageError,
+    first_few,
+    is_memory_error,
+    nearest,
+)
+from langdepth.prediction.network import Views, infer, to_image_size, to_network_size, window_starts
+from langdepth.prediction.options import PredictOptions
+from langdepth.prediction.results import DepthResult
+from langdepth.prediction.sampling import Sampling
+from langdepth.prediction.words import Words, batch_of
+from langdepth.records import DepthOutput
+from langdepth.systems.capabilities import DepthSystem, HasMembers, Imagines, require
+from langdepth.utils.devices import move
+from langdepth.utils.images import DecodedImage, read_image
+
+# Whoever forks after torch has used its threads has a child without them, which would wait for them for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
+
+# The camera of every image, or a function of (width, height) that makes it.
+CameraOption = Camera | Callable[[int, int], Camera] | None
+Outcome = DepthResult | LangdepthError
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One image to predict and what was said about it."""
+
+    source: Any
+    text: Words | None
+    scene: str | None
+    camera: CameraOption
+    overlay: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A decoded image: ``image``, ``overlay`` (1, 3, h, w) at network size or, for windows, at its own ``size``
+    (H, W); uint8, or floats where the system's ``shrink`` makes some."""
+
+    request: Request
+    image: Tensor
+    overlay: Tensor | None
+    size: tuple[int, int]
+    camera: Camera | None
+    path: str
+    pixels: npt.NDArray[np.uint8] | None
+
+    @property
+    def group(self) -> Hashable:
+        """Images of one group can share a batch: of one size, and with words of one kind."""
+        words = self.request.text
+        return (*self.image.shape, words is None, words is not None and words.feature is None)
+
+
+@contextmanager
+def _enough_memory(name: str) -> Iterator[None]:
+    """Whatever says inside that memory is short, as ShortMemoryError naming the image."""
+    try:
+        yield
+    except LangdepthError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory_error(error):
+            raise
+        raise ShortMemoryError(
+            f"{name or 'image in memory'}: not enough memory for its pixels; make it smaller, or use a smaller batch "
+            "size, smaller windows or another device"
+        ) from None
+
+
+class Predictor:
+    """A system with the options that hold for all images. Its methods may run in any thread."""
+
+    def __init__(
+        self, system: DepthSystem, options: dict[str, Any], *, keep_image: bool, each_its_words: bool = False
+    ) -> None:
+        self.options = _options(options)
+        self.sampling = _sampling(system, self.options)
+        self.system = move(system, self.options.device).eval()
+        self.network = self.system.inference_copy()
+        self.device = system.device
+        self.keep_image, self.each_its_words = keep_image, each_its_words
+
+    def prepare(self, request: Request) -> Prepared:
+        """Decode and shrink. Raises ImageError for an unusable image, UsageError for a camera that does not fit."""
+        image = read_image(request.source)
+        height, width = image.pixels.shape[:2]
+        if self.options.window is not None:
+            window_starts((height, width), self.options.window, self.options.stride or self.options.window)
+        if image.cut and request.camera is None:
+            note = "EXIF describes a larger image, of which this is a part: its focal length is not used"
+            warnings.warn(FileWarning(image.path or "image", note), stacklevel=2)
+        with _enough_memory(image.path):
+            overlay = self._overlay(request, image)
+            return Prepared(
+                request=request,
+                image=self._shrink(image.pixels),
+                overlay=None if overlay is None else self._shrink(overlay),
+                size=(height, width),
+                camera=_camera_of(request.camera, width, height, image.path) or image.camera,
+                path=image.path,
+                pixels=image.pixels if self.keep_image else None,
+            )
+
+    def _overlay(self, request: Request, image: DecodedImage) -> npt.NDArray[np.uint8] | None:
+        if request.overlay is None:
+            return None
+        try:
+            return read_overlay(request.overlay, image.pixels)
+        except ImageError as error:
+            raise ImageError(f"{image.path or 'image in memory'}: its overlay {error}") from None
+
+    def _shrink(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
+        """(H, W, 3) to (1, 3, h, w) at network size; for windows at its own."""
+        writeable = torch.from_numpy(np.require(pixels, requirements="W"))  # torch has no read-only tensors
+        image = writeable.permute(2, 0, 1)[None]
+        return to_network_size(self.system, image) if self.options.window is None else image
+
+    def run(self, batch: list[tuple[Key, Prepared]]) -> Iterator[tuple[Key, Outcome]]:
+        """Images of one network size to their results."""
+        return self.results(batch, self.infer(batch))
+
+    def own_sentences(self, batch: Sequence[tuple[Any, Prepared]]) -> bool:
+        """Whether each image of the batch has a sentence of its own."""
+        words = [prepared.request.text for _, prepared in batch]
+        return self.each_its_words and all(one is not None and one.feature is None for one in words)
+
+    def results(self, batch: list[tuple[Key, Prepared]], output: DepthOutput) -> Iterator[tuple[Key, Outcome]]:
+        """Depth at network size to results at image size, made one by one as the caller takes them."""
+        finite = output.depth.isfinite().flatten(1).all(1).tolist()
+        for index, (key, prepared) in enumerate(batch):
+            try:
+                with _enough_memory(prepared.path):
+                    result = self._result(prepared, output, index) if finite[index] else self._not_finite(prepared)
+            except LangdepthError as error:
+                result = error
+            yield key, result
+
+    @torch.inference_mode()
+    def infer(self, batch: Sequence[tuple[Any, Prepared]]) -> DepthOutput:
+        """Images of one network size through the system; depth, std and scene_probs at network size, on the CPU."""
+        named = first_few([prepared.path or "image in memory" for _, prepared in batch])
+        with _enough_memory(named):
+            return self._infer(batch)
+
+    def _infer(self, batch: Sequence[tuple[Any, Prepared]]) -> DepthOutput:
+        options, requests = self.options, [prepared.request for _, prepared in batch]
+        text = batch_of(self.system, [request.text for request in requests])
+        overlays = [prepared.overlay for _, prepared in batch if prepared.overlay is not None]
+        views = Views(
+            image=torch.cat([prepared.image for _, prepared in batch]).to(self.device),
+            text=text.to(self.device) if isinstance(text, Tensor) else text,
+            scene=[request.scene for request in requests if request.scene is not None] or None,  # of all or of none
+            overlay=torch.cat(overlays).to(self.device) if overlays else None,
+        )
+        dtype = getattr(torch, options.dtype)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=options.dtype != "float32"):
+            if self.sampling is not None:
+                output = self.sampling(self.network, views.image, views.text)
+            elif isinstance(self.network, HasMembers):
+                output = infer(
+                    self.network, **vars(views), flip=options.flip, window=options.window, stride=options.stride
+                )
+            elif options.window is None:
+                output = views.forward(self.network, flip=options.flip)
+            else:
+                output = views.through_windows(self.network, options.window, options.stride, flip=options.flip)
+        probs, std = (None if part is None else part.float().cpu() for part in (output.scene_probs, output.std))
+        return DepthOutput(depth=output.depth.cpu(), scene_probs=probs, std=std)
+
+    @torch.inference_mode()
+    def _result(self, prepared: Prepared, output: DepthOutput, index: int) -> DepthResult:
+        def own(maps: Tensor) -> npt.NDArray[np.float32]:
+            enlarged = to_image_size(maps[index : index + 1], prepared.size, self.system.input_spec.enlarge)
+            found: npt.NDArray[np.float32] = enlarged[0, 0].numpy()
+            return found
+
+        depth = own(output.depth)
+        system, request = self.system, prepared.request
+        return DepthResult(
+            depth=depth,
+            valid=depth > 0,
+            system=system.name,
+            unit="metre" if system.scale_kind == "metric" else "relative",
+            scale_kind=system.scale_kind,
+            camera=prepared.camera,
+            provenance={
+                "langdepth_version": __version__,
+                "weights": {key: system.provenance.get(key) for key in ("weights", "source", "licence", "sha256")},
+                **({"members": system.provenance["members"]} if isinstance(system, HasMembers) else {}),
+                "path": prepared.path,
+                "text": None if request.text is None else request.text.label,
+                "scene": request.scene,
+                "network_size": None if isinstance(system, HasMembers) else list(prepared.image.shape[-2:]),
+                "flip": self.options.flip,
+                "window": self.options.window,
+                "stride": self.options.stride,
+                "sampling": None if self.sampling is None else asdict(self.sampling),
+                "dtype": self.options.dtype,
+            },
+            scene_probs=(
+                None
+                if output.scene_probs is None
+                else dict(zip(system.scenes, output.scene_probs[index].tolist(), strict=True))
+            ),
+            image=prepared.pixels,
+            std=None if output.std is None else own(output.std),
+        )
+
+    def _not_finite(self, prepared: Prepared) -> LangdepthError:
+        coarse = "" if self.options.dtype == "float32" else f", or {self.options.dtype} too coarse"
+        return LangdepthError(
+            f"{prepared.path or 'image in memory'}: the system '{self.system.name}' gave depth that is not finite; "
+            f"its weights may be damaged{coarse}"
+        )
+
+
+def _options(options: dict[str, Any]) -> PredictOptions:
+    known = [field.name for field in fields(PredictOptions)]
+    unknown = next((name for name in options if name not in known), None)
+    if unknown is not None:
+        raise UsageError(f"unknown option '{unknown}': {nearest(unknown, known)}")
+    return PredictOptions(**{name: value for name, value in options.items() if value is not None})
+
+
+def _sampling(system: DepthSystem, options: PredictOptions) -> Sampling | None:
+    if options.samples is None:
+        return None
+    require(system, Imagines)
+    spread, seed = 0.5 if options.spread is None else options.spread, options.seed or 0
+    return Sampling(samples=options.samples, spread=spread, seed=seed)
+
+
+def _camera_of(option: CameraOption, width: int, height: int, path: str) -> Camera | None:
+    if option is None:
+        return None
+    try:
+        camera = option(width, height) if callable(option) else option
+        if not isinstance(camera, Camera):
+            raise UsageError(f"camera: expected a Camera, or a function (width, height) that gives one, got {camera!r}")
+        camera.require_credible()
+        if abs(camera.height * width / camera.width - height) > 1:
+            raise UsageError(f"the camera is for {camera.width}x{camera.height} pixels, the image is {width}x{height}")
+    except UsageError as error:
+        raise UsageError(f"{path or 'image in memory'}: {error}") from None
+    return camera if (camera.width, camera.height) == (width, height) else camera.scaled(width, height)

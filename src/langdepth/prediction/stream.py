@@ -1,0 +1,88 @@
+"""Any number of images in bounded memory: decoded ahead, gathered by network size, predicted in batches."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Generator, Hashable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import TypeAlias
+
+import torch
+
+from langdepth.errors import LangdepthError, ShortMemoryError, UsageError
+from langdepth.prediction.pipeline import Key, Outcome, Predictor, Prepared, Request
+from langdepth.records import DepthOutput
+
+Running: TypeAlias = deque[tuple[list[tuple[Key, Prepared]], Future[DepthOutput]]]
+
+
+def run_ahead(
+    predictor: Predictor, requests: Iterable[tuple[Key, Request]], workers: int | None = None
+) -> Generator[tuple[Key, Outcome]]:
+    """Decode ahead, gather images of one network size, predict; bounded however many requests there are."""
+    requests, batch_size, workers = iter(requests), predictor.options.batch_size, workers or min(8, os.cpu_count() or 1)
+    # On a CPU several networks side by side, each with its share of the threads and of the batch, do more than one with
+    # all threads: there is less waiting for each other, also for the threads that decode and write.
+    threads = torch.get_num_threads()
+    lanes = min(threads, batch_size) if predictor.device.type == "cpu" else 1
+    share = -(-batch_size // lanes)
+    decoders = ThreadPoolExecutor(workers, "langdepth-decode")
+    networks = ThreadPoolExecutor(lanes, "langdepth-network", torch.set_num_threads, (threads // lanes,))
+    ahead: deque[tuple[Key, Future[Prepared]]] = deque()
+    waiting: dict[Hashable, list[tuple[Key, Prepared]]] = {}  # by what can share a batch
+    running: Running[Key] = deque()
+    try:
+        while True:
+            for key, request in islice(requests, batch_size + workers - len(ahead)):
+                ahead.append((key, decoders.submit(predictor.prepare, request)))
+            if not ahead:
+                break
+            key, decoded = ahead.popleft()
+            try:
+                prepared = decoded.result()
+            except LangdepthError as error:  # also a camera that does not fit this image
+                yield key, error
+                continue
+            waiting.setdefault(prepared.group, []).append((key, prepared))
+            largest = max(waiting, key=lambda group: len(waiting[group]))
+            # Many sizes at once: the fullest batch goes before it is full, so that few images are held.
+            if len(waiting[largest]) == share or sum(map(len, waiting.values())) == 4 * batch_size:
+                batch = waiting.pop(largest)
+                running.append((batch, networks.submit(predictor.infer, batch)))
+                yield from _finished(predictor, running, most=lanes)
+        running.extend((batch, networks.submit(predictor.infer, batch)) for batch in waiting.values())
+        yield from _finished(predictor, running, most=0)
+    finally:
+        decoders.shutdown(wait=True, cancel_futures=True)
+        networks.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)  # setting it in a thread also set what later threads start with
+
+
+def _finished(predictor: Predictor, running: Running[Key], most: int) -> Iterator[tuple[Key, Outcome]]:
+    """Results of the oldest batches until ``most`` are left running."""
+    while len(running) > most:
+        batch, future = running.popleft()
+        try:
+            output = future.result()
+        except UsageError:
+            if not predictor.own_sentences(batch):
+                raise
+            yield from _one_by_one(predictor, batch)
+        except ShortMemoryError:
+            wait([other for _, other in running])  # what they hold may be all that lacks
+            yield from _one_by_one(predictor, batch)
+        else:
+            yield from predictor.results(batch, output)
+
+
+def _one_by_one(predictor: Predictor, batch: list[tuple[Key, Prepared]]) -> Iterator[tuple[Key, Outcome]]:
+    """The results of a batch that failed by a sentence or for lack of memory: that costs its own image alone."""
+    for key, prepared in batch:
+        try:
+            yield from predictor.run([(key, prepared)])
+        except UsageError as error:
+            yield key, LangdepthError(f"{prepared.path or 'image in memory'}: {error}")
+        except ShortMemoryError as error:
+            yield key, error
