@@ -224,7 +224,17 @@ class TrainTransform:
         elif mirrored:
             image, depth = TF.horizontal_flip(image), TF.horizontal_flip(depth)
         overlay = None if sample.overlay is None else TF.to_dtype(image[3:], torch.float32, scale=True)
-        image = image[:3]
+        image = self._recolored(image[:3], depth, size)
+        missing = (0, size[1] - image.shape[-1], 0, size[0] - image.shape[-2])
+        if any(missing):
+            image, depth = F.pad(image, missing), F.pad(depth, missing)
+            overlay = None if overlay is None else F.pad(overlay, missing)
+        moved = replace(sample, image=image, depth=depth, mask=depth > 0, overlay=overlay, mirrored=mirrored)
+        return replace(moved, camera=None, source_image=None, pose=None, intrinsics=None)
+
+    def _recolored(self, image: Tensor, depth: Tensor, size: tuple[int, int]) -> Tensor:
+        """The image (3, H, W) with other colors, and with boxes of depth or grey."""
+        a = self.augmentation
         image = self._curved(self.colour(TF.to_dtype(image, torch.float32, scale=True)))
         if a.cut_depth > 0 or a.erase > 0:
             image = image.clone()  # what follows writes into it, and up to here it may still be the caller's image
@@ -234,12 +244,7 @@ class TrainTransform:
         if _chance(a.erase):
             rows, columns = _box(*size)
             image[:, rows, columns] = image.mean()
-        missing = (0, size[1] - image.shape[-1], 0, size[0] - image.shape[-2])
-        if any(missing):
-            image, depth = F.pad(image, missing), F.pad(depth, missing)
-            overlay = None if overlay is None else F.pad(overlay, missing)
-        moved = replace(sample, image=image, depth=depth, mask=depth > 0, overlay=overlay, mirrored=mirrored)
-        return replace(moved, camera=None, source_image=None, pose=None, intrinsics=None)
+        return image
 
     def _fitted(self, image: Tensor, depth: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """A part of the shape of ``size``, resized to it; depth as if the camera had moved."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from langdepth.data.base import DatasetCard, Search, keep
 from langdepth.data.lists import require_two
-from langdepth.data.rows import Row
+from langdepth.data.rows import Intrinsics, Row
 from langdepth.errors import LangdepthError, nearest, text_flaw
 from langdepth.text.scenes import SCENES
 from langdepth.utils.files import real_path
@@ -102,50 +102,19 @@ def _outside(folder: Path, path: Path) -> str | None:
     return "does not lie inside the folder"
 
 
-def _is_width(text: str) -> bool:
-    return text.isdecimal() and len(text) < 10
-
-
 def _row(root: Path, truth_root: Path, line: int, values: dict[str, str]) -> Row:
     where = f"{root / 'index.csv'} line {line}"
-
-    def inside(column: str, folder: Path = root) -> Path:
-        text = values[column] or ""
-        if not text or "\0" in text:
-            raise LangdepthError(f"{where}: {column} '{text}' does not lie inside the folder")
-        outside = _outside(folder, folder / text)
-        if outside is not None:
-            raise LangdepthError(f"{where}: {column} '{text}' {outside}")
-        return folder / text
-
-    def number(column: str) -> float:
-        text = values.get(column) or ""
-        try:
-            value = float(text)
-        except ValueError:
-            raise LangdepthError(f"{where}: {column} '{text}' is not a number") from None
-        if not math.isfinite(value):
-            raise LangdepthError(f"{where}: {column} '{text}' is not finite")
-        return value
-
-    scale = number("depth_scale")
+    scale = _number(where, values, "depth_scale")
     if scale <= 0:
         raise LangdepthError(f"{where}: depth_scale {scale} must be positive (metres per stored unit)")
     scene_type = (values.get("scene_type") or "").strip()
     if scene_type and scene_type not in SCENES:
         raise LangdepthError(f"{where}: unknown scene_type '{scene_type}': {nearest(scene_type, SCENES)}")
-    intrinsics = None
-    if any(values.get(column) for column in ("fx", "fy", "cx", "cy")):
-        intrinsics = (number("fx"), number("fy"), number("cx"), number("cy"))
-        if not 0 < min(intrinsics[:2]) <= max(intrinsics[:2]) < _PIXELS:
-            raise LangdepthError(
-                f"{where}: focal lengths fx {intrinsics[0]:g}, fy {intrinsics[1]:g} must be positive numbers of pixels"
-            )
-        if not max(map(abs, intrinsics[2:])) < _PIXELS:
-            raise LangdepthError(f"{where}: the principal point {intrinsics[2]:g}, {intrinsics[3]:g} is in no image")
-    path_rgb, path_depth = inside("path_rgb"), inside("path_depth", truth_root)
+    path_rgb = _inside(where, values, "path_rgb", root)
+    path_depth = _inside(where, values, "path_depth", truth_root)
     require_two(str(path_rgb), str(path_depth), where)
-    size = [int(text) for text in (values.get("height"), values.get("width")) if text and _is_width(text)]
+    sides = [values.get(name) or "" for name in ("height", "width")]
+    size = [int(side) for side in sides if side.isdecimal() and len(side) < 10 and int(side)]
     return Row(
         key=values["path_rgb"],
         line=line,
@@ -157,8 +126,39 @@ def _row(root: Path, truth_root: Path, line: int, values: dict[str, str]) -> Row
         split=values.get("split") or "",
         scene=SCENES.index(scene_type) if scene_type else -1,
         text=values.get("text") or None,
-        path_overlay=inside("path_overlay") if values.get("path_overlay") else None,
-        size=(size[0], size[1]) if len(size) == 2 and all(size) else None,
-        intrinsics=intrinsics,
+        path_overlay=_inside(where, values, "path_overlay", root) if values.get("path_overlay") else None,
+        size=(size[0], size[1]) if len(size) == 2 else None,
+        intrinsics=_intrinsics(where, values),
         stated={key: value for key, value in values.items() if key and value},
     )
+
+
+def _inside(where: str, values: dict[str, str], column: str, folder: Path) -> Path:
+    text = values[column] or ""
+    outside = "does not lie inside the folder" if not text or "\0" in text else _outside(folder, folder / text)
+    if outside is not None:
+        raise LangdepthError(f"{where}: {column} '{text}' {outside}")
+    return folder / text
+
+
+def _number(where: str, values: dict[str, str], column: str) -> float:
+    text = values.get(column) or ""
+    try:
+        value = float(text)
+    except ValueError:
+        raise LangdepthError(f"{where}: {column} '{text}' is not a number") from None
+    if not math.isfinite(value):
+        raise LangdepthError(f"{where}: {column} '{text}' is not finite")
+    return value
+
+
+def _intrinsics(where: str, values: dict[str, str]) -> Intrinsics | None:
+    names = ("fx", "fy", "cx", "cy")
+    if not any(values.get(name) for name in names):
+        return None
+    fx, fy, cx, cy = (_number(where, values, name) for name in names)
+    if not (0 < fx < _PIXELS and 0 < fy < _PIXELS):
+        raise LangdepthError(f"{where}: focal lengths fx {fx:g}, fy {fy:g} must be positive numbers of pixels")
+    if not max(abs(cx), abs(cy)) < _PIXELS:
+        raise LangdepthError(f"{where}: the principal point {cx:g}, {cy:g} is in no image")
+    return fx, fy, cx, cy

@@ -15,7 +15,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from langdepth.data.base import INCOMPLETE, MANIFEST, Member, find_rows, layout
@@ -225,23 +225,24 @@ def _each_file_once(sources: list[Source]) -> list[Source]:
             else:
                 again[earlier, path].append((same, member))
     for (earlier, path), pairs in again.items():
-        with opened(earlier) as read_earlier, opened(path) as read:
-            for same, member in pairs:
-                sized = same.exact and same.size == member.size
-                if not (sized and _digest(read_earlier(same)) == _digest(read(member))):
-                    raise LangdepthError(
-                        f"{path}: {member.path!r} is in {earlier}, too, and differs; prepare them into two folders"
-                    )
-    folders: set[str] = set()
-    for name in first:
-        folder = name.rpartition("/")[0]
-        while folder and folder not in folders:
-            folders.add(folder)
-            folder = folder.rpartition("/")[0]
+        _require_same(earlier, path, pairs)
+    homes = {PurePosixPath(name).parent for name in first}
+    folders = {folder.as_posix() for home in homes for folder in (home, *home.parents)}
     for name, (path, _) in first.items():
         if name in folders:
             raise LangdepthError(f"{path}: member {name!r} is a file, and a folder of other members")
     return kept
+
+
+def _require_same(earlier: Path, path: Path, pairs: list[tuple[Member, Member]]) -> None:
+    """Raise LangdepthError unless the members of two sources that have one name have one content."""
+    with opened(earlier) as read_earlier, opened(path) as read:
+        for same, member in pairs:
+            sized = same.exact and same.size == member.size
+            if not (sized and _digest(read_earlier(same)) == _digest(read(member))):
+                raise LangdepthError(
+                    f"{path}: {member.path!r} is in {earlier}, too, and differs; prepare them into two folders"
+                )
 
 
 def _digest(content: Iterable[bytes]) -> bytes:
