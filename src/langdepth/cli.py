@@ -118,6 +118,7 @@ def _drop_output(stream: IO[str] | None = None) -> None:
 
 def entry_point() -> None:
     """Console script."""
+    os.environ["MPLBACKEND"] = "agg"  # no window is opened, and matplotlib stumbles over a backend that is not there
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     sys.exit(main())

@@ -39,3 +39,11 @@ def test_a_full_disk_behind_the_streams_is_no_traceback(word: str, code: int) ->
         assert len(ended.stderr.splitlines()) == 1
         if word == "nope":
             assert subprocess.run(command, stderr=full, check=False).returncode == code
+
+
+def test_a_backend_of_matplotlib_that_is_not_there(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "langdepth", "predict", str(tmp_path / "a.jpg"), "--colormap", "virids"]
+    ended = subprocess.run(
+        command, stderr=subprocess.PIPE, text=True, check=False, env={**os.environ, "MPLBACKEND": "nope"}
+    )
+    assert ended.stderr == "langdepth predict: unknown color map 'virids': did you mean 'viridis'?\n"

@@ -150,17 +150,17 @@ class TestLegend:
 class TestSheet:
     def row(self, **changes: Any) -> SheetRow:
         image = np.full((48, 64, 3), (10, 200, 30), np.uint8)
-        return SheetRow(**{"image": image, "truth": ramp(48, 64), "prediction": ramp(48, 64), "title": "a", **changes})
+        return SheetRow(**{"image": image, "target": ramp(48, 64), "prediction": ramp(48, 64), "title": "a", **changes})
 
     def cells(self, pixels: npt.NDArray[np.uint8], count: int, width: int = 64, height: int = 48) -> list[Any]:
         """The cells of a sheet of one row, below its header and title."""
         return [pixels[40 : 40 + height, i * (width + 6) : i * (width + 6) + width] for i in range(count)]
 
-    def test_truth_and_prediction_share_their_colours(self) -> None:
+    def test_target_and_prediction_share_their_colours(self) -> None:
         pixels = sheet([self.row(prediction=ramp(48, 64) * 2)], cell_width=64)
-        image, truth, prediction, error = self.cells(pixels, 4)
+        image, target, prediction, error = self.cells(pixels, 4)
         assert (image == (10, 200, 30)).all()
-        np.testing.assert_array_equal(truth, colorize(ramp(48, 64)))
+        np.testing.assert_array_equal(target, colorize(ramp(48, 64)))
         low, high = robust_range(ramp(48, 64))
         np.testing.assert_array_equal(
             prediction, colorize(ramp(48, 64) * 2, None, ColorScale(minimum=low, maximum=high))
@@ -169,32 +169,32 @@ class TestSheet:
         assert (error == brightest).all()  # an error of 100 % everywhere
 
     def test_a_perfect_prediction_has_a_dark_error_not_a_missing_one(self) -> None:
-        truth = ramp(48, 64)
-        truth[:10] = 0
-        error = self.cells(sheet([self.row(truth=truth)], cell_width=64), 4)[3]
+        target = ramp(48, 64)
+        target[:10] = 0
+        error = self.cells(sheet([self.row(target=target)], cell_width=64), 4)[3]
         assert (error[:10] == INVALID_GREY).all()
         assert (luminance(error[10:]) < 5).all()
 
-    def test_sparse_truth_stays_visible_in_small_cells(self) -> None:
-        truth = np.zeros((480, 640), np.float32)
-        truth[5::10, 7::10] = 3  # one pixel of each block that becomes a pixel of the cell
+    def test_sparse_target_stays_visible_in_small_cells(self) -> None:
+        target = np.zeros((480, 640), np.float32)
+        target[5::10, 7::10] = 3  # one pixel of each block that becomes a pixel of the cell
         large = np.zeros((480, 640, 3), np.uint8)
-        row = SheetRow(large, truth, np.full((480, 640), 3, np.float32), "lidar")
+        row = SheetRow(large, target, np.full((480, 640), 3, np.float32), "lidar")
         shown = self.cells(sheet([row], cell_width=64), 4)
         for cell in (shown[1], shown[3]):
             assert not (cell == INVALID_GREY).all(-1).any()
 
-    def test_rows_of_different_shape_and_without_truth(self) -> None:
+    def test_rows_of_different_shape_and_without_target(self) -> None:
         wide = SheetRow(np.zeros((30, 300, 3), np.uint8), None, ramp(30, 300), "wide")
         tall = SheetRow(np.zeros((90, 30, 3), np.uint8), ramp(90, 30), ramp(90, 30), "tall")
         pixels = sheet([wide, tall], cell_width=60)
         assert pixels.shape[0] == 20 + (20 + 48) + (20 + 180)
-        truth = pixels[40:88, 66:126]
-        assert (truth == INVALID_GREY).all()
-        assert sheet([wide], cell_width=60).shape[1] < pixels.shape[1]  # no truth at all, no column of errors
+        target = pixels[40:88, 66:126]
+        assert (target == INVALID_GREY).all()
+        assert sheet([wide], cell_width=60).shape[1] < pixels.shape[1]  # no target at all, no column of errors
 
     def test_bad_requests(self) -> None:
         with pytest.raises(UsageError, match="at least one"):
             sheet([])
         with pytest.raises(UsageError, match=r"contact sheet, a: .*differ in size"):
-            sheet([self.row(truth=ramp(24, 32))])
+            sheet([self.row(target=ramp(24, 32))])

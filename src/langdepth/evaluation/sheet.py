@@ -24,7 +24,7 @@ def sheet_row(batch: EvaluatedBatch, place: int, title: str) -> viz.SheetRow:
     """An image of an evaluated batch as a row of a contact sheet."""
     return viz.SheetRow(
         image=batch.pixels(place),
-        truth=torch.where(batch.valid, batch.target, 0)[place, 0].numpy(),
+        target=torch.where(batch.valid, batch.target, 0)[place, 0].numpy(),
         prediction=batch.prediction[place, 0].numpy(),
         title=title,
     )

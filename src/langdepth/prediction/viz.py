@@ -1,4 +1,4 @@
-"""Depth as images: colours, a legend in metres, and contact sheets of image, truth and prediction."""
+"""Depth as images: colours, a legend in metres, and contact sheets of image, ground truth and prediction."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _MIN_CELL_HEIGHT = 48
 _MARGIN = 6
 _SPARSE = 0.25  # share of known pixels below which errors are drawn thicker
 _LEAST_SHARE = 0.01  # of the farthest depth that a logarithmic scale starts at
-ERROR_COLORS = ColorScale(minimum=0.0, maximum=0.5, colormap="inferno")  # of |prediction - truth| / truth
+ERROR_COLORS = ColorScale(minimum=0.0, maximum=0.5, colormap="inferno")  # of |prediction - target| / target
 
 
 class SheetRow(NamedTuple):
     """One row of a contact sheet.
 
-    image: (H, W, 3) uint8 RGB. truth, prediction: (H, W) metres, 0 or not finite where there is no value; one of them
-    may be None, the truth in single rows, the prediction only in all of a sheet.
+    image: (H, W, 3) uint8 RGB. target, prediction: (H, W) metres, 0 or not finite where there is no value; one of them
+    may be None, the target in single rows, the prediction only in all of a sheet.
     """
 
     image: Pixels
-    truth: Depth | None
+    target: Depth | None
     prediction: Depth | None
     title: str = ""
 
@@ -96,20 +96,26 @@ def sheet(
     errors: bool = True,
     colors: ColorScale = AUTOMATIC,
 ) -> Pixels:
-    """A contact sheet, RGB uint8: per row image, truth, prediction and (``errors``) |prediction - truth| / truth.
+    """A contact sheet, RGB uint8: per row image, target, prediction and (``errors``) |prediction - target| / target.
 
-    Truth and prediction of a row share one range of ``colors`` (where it states none, that of the truth, or of the
-    prediction where there is no truth), shown in the bar at the row's end. Sparse truth stays visible when a cell is
-    smaller than the image. Errors go from black (0) to bright (50 % and more). Raises UsageError without rows, or
-    when sizes in a row differ.
+    Target and prediction of a row share one range of ``colors`` (where it states none, that of the target, or of the
+    prediction where there is no target). Sparse targets stay visible when a cell is smaller than the image.
+
+    Raises:
+        UsageError: Without rows, or when sizes in a row differ.
     """
     rows = list(rows)
     if not rows:
         raise UsageError("a contact sheet needs at least one image")
     predicted = any(row.prediction is not None for row in rows)
-    with_errors = errors and predicted and any(row.truth is not None for row in rows)
+    with_errors = errors and predicted and any(row.target is not None for row in rows)
     strips = [_sheet_row(row, cell_width, unit, with_errors, colors) for row in rows]
-    names = ["image", "truth", *(["prediction"] if predicted else []), *(["error 0 to 50 %"] if with_errors else [])]
+    names = [
+        "image",
+        "ground truth",
+        *(["prediction"] if predicted else []),
+        *(["error 0 to 50 %"] if with_errors else []),
+    ]
     header = text_strip(strips[0].shape[1], {i * (cell_width + _MARGIN): name for i, name in enumerate(names)})
     return np.concatenate((header, *strips), axis=0)
 
@@ -137,57 +143,52 @@ def maps_sheet(
     strips = []
     for title, maps in rows:
         height = max(_MIN_CELL_HEIGHT, *(round(cell_width * depth.shape[0] / depth.shape[1]) for depth in maps))
-        gap = np.full((height, _MARGIN, 3), 255, dtype=np.uint8)
         # From 1 on: colours are for what is above 0.
         levels = [1 + np.log(_resampled(depth, (height, cell_width)) / low).clip(0) for depth in maps]
-        cells = [colorize(level, None, levels_of) for level in levels]
-        parts = [part for cell in cells for part in (cell, gap)]
-        strip = np.concatenate(
-            (*parts, _legend(height, 12, low, high, colors.colormap, unit, width=72, logarithmic=True)), axis=1
-        )
-        strips += [text_strip(strip.shape[1], {0: title}), strip]
+        bar = _legend(height, 12, low, high, colors.colormap, unit, width=72, logarithmic=True)
+        strips.append(_strip(title, [colorize(level, None, levels_of) for level in levels], bar))
     return np.concatenate(strips, axis=0)
 
 
+def _strip(title: str, cells: Sequence[Pixels], bar: Pixels) -> Pixels:
+    """A row of a sheet: its title, and below it the cells and the legend side by side."""
+    gap = np.full((bar.shape[0], _MARGIN, 3), 255, dtype=np.uint8)
+    strip = np.concatenate((*(part for cell in cells for part in (cell, gap)), bar), axis=1)
+    return np.concatenate((text_strip(strip.shape[1], {0: title}), strip), axis=0)
+
+
 def _sheet_row(row: SheetRow, cell_width: int, unit: str, with_errors: bool, colors: ColorScale) -> Pixels:
-    nothing = np.zeros(row.image.shape[:2], dtype=np.float32)
-    truth = nothing if row.truth is None else row.truth
-    prediction = truth if row.prediction is None else row.prediction
-    if not row.image.shape[:2] == truth.shape == prediction.shape:
+    target = np.zeros(row.image.shape[:2], dtype=np.float32) if row.target is None else row.target
+    prediction = target if row.prediction is None else row.prediction
+    if not row.image.shape[:2] == target.shape == prediction.shape:
         raise UsageError(
-            f"contact sheet, {row.title or 'row'}: image {row.image.shape}, truth {truth.shape} and prediction "
+            f"contact sheet, {row.title or 'row'}: image {row.image.shape}, ground truth {target.shape} and prediction "
             f"{prediction.shape} differ in size"
         )
-    height, width = truth.shape
-    size = (max(_MIN_CELL_HEIGHT, round(cell_width * height / width)), cell_width)
-    image = Image.fromarray(np.ascontiguousarray(row.image)).resize(size[::-1], Image.Resampling.BOX)
-    leading = prediction if row.truth is None else truth
+    size = (max(_MIN_CELL_HEIGHT, round(cell_width * target.shape[0] / target.shape[1])), cell_width)
+    leading = prediction if row.target is None else target
     low, high = _range(leading, _usable(leading, None), colors)
     colors = replace(colors, minimum=low, maximum=high)
-    cells = [np.asarray(image)]
-    shown = (truth,) if row.prediction is None else (truth, prediction)
-    cells += [colorize(_resampled(depth, size), None, colors) for depth in shown]
+    image = Image.fromarray(np.ascontiguousarray(row.image)).resize(size[::-1], Image.Resampling.BOX)
+    shown = (target,) if row.prediction is None else (target, prediction)
+    cells = [np.asarray(image), *(colorize(_resampled(depth, size), None, colors) for depth in shown)]
     if with_errors:
-        known = _usable(truth, None) & _usable(prediction, None)
-        error = _relative_error(prediction, truth, known)
+        error = _relative_error(prediction, target, _usable(target, None) & _usable(prediction, None))
         cells.append(colorize(_resampled(error, size), None, ERROR_COLORS))
-    gap = np.full((size[0], _MARGIN, 3), 255, dtype=np.uint8)
-    parts = [part for cell in cells for part in (cell, gap)]
-    strip = np.concatenate((*parts, _legend(size[0], 12, low, high, colors.colormap, unit, width=72)), axis=1)
-    return np.concatenate((text_strip(strip.shape[1], {0: row.title}), strip), axis=0)
+    return _strip(row.title, cells, _legend(size[0], 12, low, high, colors.colormap, unit, width=72))
 
 
-def error_map(prediction: Depth, truth: Depth, valid: npt.NDArray[np.bool_]) -> Pixels:
-    """|prediction - truth| / truth in percent with a legend, RGB uint8: 0 is black, 50 % and more bright.
+def error_map(prediction: Depth, target: Depth, valid: npt.NDArray[np.bool_]) -> Pixels:
+    """|prediction - target| / target in percent with a legend, RGB uint8: 0 is black, 50 % and more bright.
 
     Args:
         prediction: Depth (H, W) in metres.
-        truth: Depth (H, W) in metres.
+        target: Depth (H, W) in metres.
         valid: (H, W), where the two are compared; the other pixels are grey.
 
-    Sparse truth (a laser scanner's) is drawn three pixels wide where nothing else is known.
+    Sparse ground truth (a laser scanner's) is drawn three pixels wide where nothing else is known.
     """
-    error = _relative_error(prediction, truth, valid & _usable(truth, None) & np.isfinite(prediction))
+    error = _relative_error(prediction, target, valid & _usable(target, None) & np.isfinite(prediction))
     if 0 < np.count_nonzero(error) < _SPARSE * error.size:
         error = _thickened(error)
     assert ERROR_COLORS.minimum is not None
@@ -196,9 +197,9 @@ def error_map(prediction: Depth, truth: Depth, valid: npt.NDArray[np.bool_]) -> 
     return color_with_legend(100 * error, None, percent, unit="%")
 
 
-def _relative_error(prediction: Depth, truth: Depth, known: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    """|prediction - truth| / truth (H, W) and a trifle, 0 where it is not known: no error is a value, too."""
-    error = np.abs(np.where(known, prediction, 0) - truth) / np.where(known, truth, 1)
+def _relative_error(prediction: Depth, target: Depth, known: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """|prediction - target| / target (H, W) and a trifle, as no error is a value, too; 0 where it is not known."""
+    error = np.abs(np.where(known, prediction, 0) - target) / np.where(known, target, 1)
     return np.where(known, error + 1e-6, 0).astype(np.float32)
 
 
@@ -246,6 +247,29 @@ def _palette(colormap: str) -> Pixels:
     return palette
 
 
+def _places(values: Sequence[float], low: float, high: float, logarithmic: bool) -> npt.NDArray[np.float64]:
+    """Where values lie between low (0) and high (1)."""
+    if logarithmic:
+        return np.asarray(np.log(np.divide(values, low)) / math.log(high / low))
+    return np.subtract(values, low) / (high - low)
+
+
+def _ticks(low: float, high: float, logarithmic: bool, most: float) -> list[float]:
+    """As many round values as there is room for, ``most`` side by side."""
+    from matplotlib.ticker import MaxNLocator
+
+    choices: Iterable[Any] = (
+        (np.outer(10.0 ** np.arange(-3, 5), steps).ravel() for steps in ((1, 2, 5), (1, 3), (1,)))
+        if logarithmic
+        else (MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) for bins in range(8, 0, -1))
+    )
+    for values in choices:
+        ticks = [tick for tick in values if low <= tick <= high]
+        if min(np.diff(_places(ticks, low, high, logarithmic)), default=1) * most >= 1:
+            break
+    return ticks
+
+
 def _legend(
     height: int,
     font_size: int,
@@ -257,29 +281,13 @@ def _legend(
     logarithmic: bool = False,
 ) -> Pixels:
     """A white strip of the given height with a bar of colours, ``low`` at the top, and labels at round values."""
-    from matplotlib.ticker import MaxNLocator
-
     font = ImageFont.load_default(font_size)
     top, bottom = font_size, height - font_size  # half a label sticks out at either end
-    choices: Iterable[Any] = (
-        (np.outer(10.0 ** np.arange(-3, 5), steps).ravel() for steps in ((1, 2, 5), (1, 3), (1,)))
-        if logarithmic
-        else (MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) for bins in range(8, 0, -1))
-    )
-    for values in choices:  # as many labels as fit
-        ticks = [tick for tick in values if low <= tick <= high]
-        if logarithmic:
-            places = np.log(np.divide(ticks, low)) / math.log(high / low)
-        else:
-            places = np.subtract(ticks, low) / (high - low)
-        if min(np.diff(places), default=1) * (bottom - top) >= _LABEL_SPACING * font_size:
-            break
-    if logarithmic:
-        labels = [f"{tick:g} {unit}".rstrip() for tick in ticks]
-    else:
-        step = min(np.diff(ticks), default=high - low)
-        decimals = next(n for n in range(10) if n == 9 or abs(round(step, n) - step) < 1e-3 * step)
-        labels = [f"{tick:.{decimals}f} {unit}".rstrip() for tick in ticks]
+    ticks = _ticks(low, high, logarithmic, (bottom - top) / (_LABEL_SPACING * font_size))
+    places = _places(ticks, low, high, logarithmic)
+    step = min(np.diff(ticks), default=high - low)
+    decimals = next(n for n in range(10) if n == 9 or abs(round(step, n) - step) < 1e-3 * step)
+    labels = [f"{f'{tick:g}' if logarithmic else f'{tick:.{decimals}f}'} {unit}".rstrip() for tick in ticks]
     bar_left, bar_width = font_size // 2, font_size
     label_left = bar_left + bar_width + font_size // 2
     if width is None:
