@@ -45,7 +45,12 @@ class Numbers:
 
 @dataclass(frozen=True, kw_only=True)
 class CardEntry:
-    """One system of a card; what it leaves out is the card's own. Fields as in ``Entry``."""
+    """One system of a card; what it leaves out is the card's own.
+
+    ``target`` is "module:class", the module relative to the card's package; ``preset`` holds config values that differ
+    from the defaults. ``paper_url`` and ``repository`` are addresses of the paper and of its authors' program, None
+    where there is none. ``numbers``: the paper's results by protocol.
+    """
 
     summary: str
     target: str | None = None
@@ -59,7 +64,7 @@ class CardEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """A card.yaml. Targets are "module:class", the module relative to the card's package.
+    """A card.yaml: what its systems share, and each of them.
 
     ``pipelines``: names of the paper's training images (``data.pipeline`` of a recipe) -> "module:function". The
     function takes the network's sizes, a list of (height, width), and ``reference_exact=`` where the official code has
@@ -75,23 +80,15 @@ class Card:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One registry name. ``target`` is "module:class"; ``preset`` holds config values that differ from its defaults.
+class Entry(CardEntry):
+    """One registry name; its ``target`` has the full name of the module.
 
-    ``paper_url`` and ``repository`` are addresses of the paper and of its authors' program, None where there is none.
-    ``numbers``: the paper's results by protocol. ``package``: what pip calls the package that adds it, None for
-    langdepth.
+    ``package``: what pip calls the package that adds it, None for langdepth.
     """
 
     name: str
     target: str
-    summary: str
     paper: str
-    paper_url: str | None = None
-    repository: str | None = None
-    preset: dict[str, Any] = field(default_factory=dict)
-    weights: WeightRecord | None = None
-    numbers: dict[str, Numbers] = field(default_factory=dict)
     package: str | None = None
 
     @property
@@ -125,26 +122,14 @@ def read_card(path: Path, module: str, package: str | None = None) -> tuple[list
         raise UsageError(f"{path}: cannot be read as a card: {first_line(error)}") from None
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
+    shared = {name: getattr(card, name) for name in ("target", "paper", "paper_url", "repository")}
     entries = []
     for name, system in card.systems.items():
-        target = system.target or card.target
-        if target is None or ":" not in target:
+        facts = shared | {key: value for key, value in vars(system).items() if value is not None}
+        if ":" not in (facts["target"] or ""):
             raise UsageError(f"{path}: the system '{name}' needs a target, for example model:MySystem")
-        weights = system.weights
-        if weights is not None and package is not None:
-            weights = replace(weights, file=str(path.parent / weights.file))
-        entries.append(
-            Entry(
-                name=name,
-                target=f"{module}.{target}",
-                summary=system.summary,
-                paper=system.paper or card.paper,
-                paper_url=system.paper_url or card.paper_url,
-                repository=system.repository or card.repository,
-                preset=system.preset,
-                weights=weights,
-                numbers=system.numbers,
-                package=package,
-            )
-        )
+        facts["target"] = f"{module}.{facts['target']}"
+        if system.weights is not None and package is not None:
+            facts["weights"] = replace(system.weights, file=str(path.parent / system.weights.file))
+        entries.append(Entry(name=name, package=package, **facts))
     return entries, {name: f"{module}.{target}" for name, target in card.pipelines.items()}
