@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -65,3 +66,15 @@ def test_a_pipe_for_depth_is_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(LangdepthError, match=rf"{name}: .*not a regular file"):
         read_hdf5(tmp_path / name, ["depth"]) if name == "d.h5" else read_depth(tmp_path / name, 1.0)
+
+
+@pytest.mark.parametrize("name", ["index.csv", "overlays.csv", "metadata_images_split_scene_v1.csv"])
+def test_a_line_without_an_end_is_refused_before_it_takes_memory(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, 40 << 20)  # zeros
+    tracemalloc.start()
+    with pytest.raises(LangdepthError, match=rf"{name}: not readable .* \(a line of more than 1000000 characters\)"):
+        READERS[name](tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 << 20  # twice its size

@@ -12,10 +12,12 @@ import hashlib
 import io
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 MAX_TEXT_BYTES = 1 << 28  # of an index with a million rows
+MAX_LINE = 1_000_000  # characters of a line of CSV
 
 
 def require_regular(path: str | Path) -> None:
@@ -68,8 +70,20 @@ def read_text(path: str | Path, limit: int = MAX_TEXT_BYTES) -> str:
 
 
 def read_csv(path: str | Path, limit: int = MAX_TEXT_BYTES) -> csv.DictReader[str]:
-    """The rows of a CSV file, read as ``read_text`` does; the reader raises csv.Error for what is no CSV."""
-    return csv.DictReader(io.StringIO(read_text(path, limit), newline=""), strict=True)
+    """The rows of a CSV file of at most ``limit`` bytes. Raises OSError as ``read_bytes`` does.
+
+    While its rows are read, the reader raises UnicodeDecodeError for what is not UTF-8 and csv.Error for what is no
+    CSV, and for a line of more than ``MAX_LINE`` characters, before it takes memory for the rest of it.
+    """
+    return csv.DictReader(_lines(read_bytes(path, limit)), strict=True)
+
+
+def _lines(content: bytes) -> Iterator[str]:
+    text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
+    while line := text.readline(MAX_LINE + 1):
+        if len(line) > MAX_LINE:
+            raise csv.Error(f"a line of more than {MAX_LINE} characters")
+        yield line
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:
