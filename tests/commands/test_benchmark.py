@@ -62,7 +62,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_several_systems_on_several_data_sets(place: Path, command: Run) -> None:
     code, out, err = command("benchmark", "matrix.yaml", "--out", "out", "--device", "cpu")
-    assert code == 0, err
+    assert code == 1  # some cells have no report
+    assert err.splitlines()[-1] == "langdepth benchmark: 6 of 16 cells have no report, see the notes"
     cells = json.loads(Path("out/matrix.json").read_text())
     assert len(cells) == 4 * len(SYSTEMS)
     assert {(cell["data"], cell["protocol"]) for cell in cells} == TABLES.keys()
@@ -109,7 +110,7 @@ def test_several_systems_on_several_data_sets(place: Path, command: Run) -> None
     # A second run does what is missing and nothing else, and tells the same
     Path("out", f"{cells[1]['file']}.json").unlink()
     code, again, _ = command("benchmark", "matrix.yaml", "--out", "out", "--device", "cpu")
-    assert (code, again.count(": as before\n"), again.count(": done\n")) == (0, 9, 1)
+    assert (code, again.count(": as before\n"), again.count(": done\n")) == (1, 9, 1)
     assert "tiny on kitti, kitti-eigen-garg: done" in again
     assert Path("out/matrix.md").read_text() == table
 

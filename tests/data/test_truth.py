@@ -265,7 +265,7 @@ def test_disparity_and_other_units_show_in_predictions() -> None:
 def test_evaluation_warns_of_predictions_of_another_kind(tmp_path: Path, change: Any, words: str) -> None:
     from langdepth.evaluation import protocols
     from langdepth.evaluation.evaluate import evaluate
-    from langdepth.evaluation.foreign import Predictions
+    from langdepth.evaluation.predictions import Predictions
 
     root = folder(tmp_path / "d", *[(SLOPE * 1000).astype(np.uint16)] * 2)
     for i in range(2):

@@ -16,8 +16,9 @@ from langdepth.data.tools.cache import write_cache
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate
-from langdepth.evaluation.foreign import Foreign, Predictions, ScaleKind, Size, load_transformers, part_of
-from langdepth.evaluation.matrix import fingerprint, load_system
+from langdepth.evaluation.foreign import Foreign, fingerprint, load_system, load_transformers
+from langdepth.evaluation.predictions import Predictions, Size, part_of
+from langdepth.evaluation.protocols import ScaleKind
 from langdepth.records import Sample
 from tests import miniatures
 from tests.helpers import write_folder

@@ -18,8 +18,9 @@ from langdepth.data.base import open_dataset
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate
-from langdepth.evaluation.foreign import Foreign, Predictions, ScaleKind
-from langdepth.evaluation.protocols import Protocol
+from langdepth.evaluation.foreign import Foreign
+from langdepth.evaluation.predictions import Predictions
+from langdepth.evaluation.protocols import Protocol, ScaleKind
 from langdepth.evaluation.saved import FORMATS, RECORD, MapStore, SaveMaps
 from langdepth.prediction import viz
 from langdepth.prediction.names import place_of_key, unique_names

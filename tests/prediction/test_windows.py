@@ -17,7 +17,7 @@ from langdepth.errors import UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.batch import evaluate_batch
 from langdepth.evaluation.evaluate import evaluate
-from langdepth.evaluation.foreign import Predictions
+from langdepth.evaluation.predictions import Predictions
 from langdepth.prediction.network import infer
 from langdepth.prediction.predictor import predict_images
 from langdepth.prediction.results import DepthResult

@@ -16,7 +16,7 @@ from langdepth.data.base import open_dataset
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate
-from langdepth.evaluation.foreign import Predictions
+from langdepth.evaluation.predictions import Predictions
 from langdepth.evaluation.saved import SaveMaps
 from langdepth.prediction.results import DepthResult
 from langdepth.records import DepthOutput, InputSpec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -163,8 +164,8 @@ def evaluate(
         _check_writable(html, "--html", ".html")
 
     from langdepth.evaluation.evaluate import evaluate as run_evaluation
-    from langdepth.evaluation.foreign import Predictions
-    from langdepth.evaluation.matrix import load_system
+    from langdepth.evaluation.foreign import load_system
+    from langdepth.evaluation.predictions import Predictions
     from langdepth.evaluation.saved import FORMATS, SaveMaps
 
     maps = None
@@ -183,6 +184,8 @@ def evaluate(
         truth_root=truth_root,
         pairs=list,
     )
+    if predictions is None and sys.stderr.isatty():
+        print(f"loading {', '.join(members(system))}", file=sys.stderr)
     report = run_evaluation(
         load_system(members(system), clip_weights, depth_kind)
         if predictions is None

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from langdepth.errors import LangdepthError, ShortMemoryError, UsageError, is_memory_error
-from langdepth.evaluation.foreign import Predictions
 from langdepth.evaluation.metrics import align
+from langdepth.evaluation.predictions import Predictions
 from langdepth.evaluation.protocols import Protocol
 from langdepth.evaluation.records import EvaluatedBatch
 from langdepth.prediction.network import infer

@@ -27,8 +27,8 @@ from langdepth.data.overlays import with_overlays
 from langdepth.data.rows import RowDataset
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_few, first_line, nearest
 from langdepth.evaluation.batch import evaluate_batch, require_comparable, too_few_pixels
-from langdepth.evaluation.foreign import Predictions
 from langdepth.evaluation.plausibility import Plausibility
+from langdepth.evaluation.predictions import Predictions
 from langdepth.evaluation.protocols import Protocol
 from langdepth.evaluation.report import require_own_report, write_html, write_report
 from langdepth.evaluation.saved import MapStore, SaveMaps

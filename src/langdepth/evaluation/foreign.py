@@ -1,4 +1,4 @@
-"""Depth from elsewhere, so that evaluation can score it: models that are no systems of ours, and finished depth maps.
+"""Models from elsewhere, so that evaluation can score them.
 
 A foreign model is anything with ``predict_depth`` and ``scale_kind``; ``Foreign(model, name)`` is then a system:
 
@@ -8,42 +8,34 @@ A foreign model is anything with ``predict_depth`` and ``scale_kind``; ``Foreign
 
     evaluate(Foreign(Mine(), "mine"), dataset, protocol)
 
-``scale_kind`` says what its numbers are: "metric" (depth in metres), "relative" (depth up to a factor, or a factor and
-a shift), "disparity" (1 / depth up to a factor and a shift: MiDaS, Depth Anything). Disparity is no depth: the larger
-the nearer, and only the alignment "disparity" makes depth of it.
+``scale_kind`` states what its numbers are: "metric" (depth in metres), "relative" (depth up to a factor, or a factor
+and a shift), "disparity" (1 / depth up to a factor and a shift: MiDaS, Depth Anything). Disparity is not depth: the
+larger the nearer, and only the alignment "disparity" makes depth of it.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import hashlib
 import inspect
-import math
-import os
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from langdepth.data.rows import Row
-from langdepth.errors import ImageError, LangdepthError, UsageError, first_few, first_line
-from langdepth.evaluation.protocols import Protocol as EvaluationProtocol
-from langdepth.evaluation.saved import DEPTH_ENDS, read_record
-from langdepth.prediction.names import names_of, place_of_key
-from langdepth.records import DepthOutput, InputSpec, Sample
+from langdepth.config import to_mapping
+from langdepth.errors import LangdepthError, UsageError, first_line
+from langdepth.evaluation.protocols import ScaleKind
+from langdepth.records import DepthOutput, InputSpec
 from langdepth.systems.base import System
-from langdepth.utils.depth_files import read_depth, read_depth16
+from langdepth.systems.ensemble import combine
+from langdepth.text.cache import add_tensors
 from langdepth.utils.network import hub_or_cache
+from langdepth.weights import checkpoint
 
-ScaleKind = Literal["metric", "relative", "disparity"]
-Size = tuple[int, int]  # height, width
 PREFIX = "transformers:"  # of the names of models of that library
 
 
@@ -118,191 +110,27 @@ def load_transformers(source: str, scale_kind: ScaleKind) -> Foreign:
     return Foreign(TransformersModel(network.eval(), processor, scale_kind), f"{PREFIX}{source}")
 
 
-class Predictions:
-    """Finished depth maps in a folder, found by the path of their image.
+def load_system(
+    name: str | Sequence[str], clip_weights: str | None = None, depth_kind: ScaleKind | None = None
+) -> System:
+    """A system of ours or, under ``transformers:FOLDER``, one of that library; of several names their mean.
 
-    The image ``ROOT/a/b.jpg`` belongs to ``a/b.npy``, ``a/b.npz``, ``a/b_depth.png`` or ``a/b.png`` below ``folder``
-    (or to ``a/b_jpg.npy`` and so on), or else to the same with its key (its path in the data set's own lists), so that
-    one folder of maps fits images in files of their own, in a file that holds many, and in a cache.
-
-    NumPy files hold the numbers themselves, in metres for "metric"; a 16-bit PNG holds ``value * png_scale``, or says
-    its own scale (those of ``langdepth predict``). What is not finite is no depth, nor is what is not above 0, unless
-    any number makes sense: disparity, and relative depth that gets a shift (alignment least_squares). A map is of the
-    whole image or of the protocol's frame, see ``part_of``; of another size it is resized, and pixels that would mix
-    depth with none have none.
+    Raises UsageError for wrong options.
     """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        root: str | Path,
-        scale_kind: ScaleKind = "metric",
-        png_scale: float | None = None,
-    ) -> None:
-        self.folder, self.root = Path(folder), Path(os.path.abspath(root))
-        if not self.folder.is_dir():
-            raise LangdepthError(f"{folder}: no such folder of depth maps")
-        if png_scale is not None and not png_scale > 0:
-            raise UsageError(f"the scale of the predictions must be above 0, got {png_scale:g}")
-        self.name, self.scale_kind, self.png_scale = f"predictions ({folder})", scale_kind, png_scale
-        self.record = read_record(self.folder)
-        self.ends = DEPTH_ENDS if self.record is None else self.record.ends
-        self._matched: dict[tuple[str, str], Path | None] = {}
-
-    def places(self, path: str, key: str) -> list[Path]:
-        """The files that may hold the depth of the image with this path and key, the likeliest first."""
-        image = Path(os.path.abspath(path))  # links are not followed: those inside the root may lead out of it
-        places = [image.relative_to(self.root)] if image.is_relative_to(self.root) else []
-        # Maps that an evaluation has saved are called by the key.
-        places = [place_of_key(key), *places] if self.record is not None else [*places, place_of_key(key)]
-        names = [name for place in places if place.name for name in names_of(place)]
-        return [self.folder / f"{name}{end}" for name in names for end in self.ends]
-
-    def matched(self, rows: Sequence[Row]) -> Predictions:
-        """These predictions for the images of a data set, each file for one image.
-
-        ``x_depth.png`` may be the depth of ``x.jpg`` or, in KITTI's format, of ``x_depth.jpg``. Where both are in the
-        data set, the image with the longer name chooses first, and the other one takes what is left.
-        """
-        taken: set[Path] = set()
-        matched: dict[tuple[str, str], Path | None] = {}
-        for path, key in sorted({(row.path, row.key) for row in rows}, key=lambda image: (-len(image[0]), image)):
-            free = (place for place in self.places(path, key) if place not in taken and place.is_file())
-            matched[path, key] = found = next(free, None)
-            if found is not None:
-                taken.add(found)
-        result = copy.copy(self)
-        result._matched = matched
-        return result
-
-    def find(self, sample: Sample) -> Path | None:
-        """The file with the depth of an image, or None."""
-        image = sample.path, sample.key
-        if image in self._matched:
-            return self._matched[image]
-        return next((path for path in self.places(*image) if path.is_file()), None)
-
-    def why_missing(self, sample: Sample) -> str:
-        """Why ``find`` gives nothing."""
-        places = self.places(sample.path, sample.key)
-        if not places:
-            return f"{self.folder} holds no depth maps"
-        other = next((place for place in places if place.is_file()), None)
-        if other is not None:
-            return f"{other} belongs to another image; name the maps of a.jpg and a.png a_jpg and a_png"
-        return ", nor ".join((f"there is no {places[0]}", *self.ends[1:]))
-
-    def depth(self, samples: list[Sample], protocol: EvaluationProtocol) -> Tensor:
-        """(B, 1, H, W) of the protocol's frame of the samples' images, NaN for no depth.
-
-        Raises ImageError naming a bad file, or one whose size fits neither the image nor the frame.
-        """
-        return torch.cat([self._read(sample, protocol) for sample in samples])
-
-    def _read(self, sample: Sample, protocol: EvaluationProtocol) -> Tensor:
-        path = self.find(sample)
-        assert path is not None, sample.path
-        if path.suffix != ".png" and self.png_scale is not None:
-            raise UsageError(
-                f"{path}: NumPy files hold metres, and --prediction-scale (prediction_scale in a matrix) is for 16-bit "
-                "PNGs; leave it out, or store the maps in metres"
-            )
-        if path.suffix == ".png" and self.png_scale is None:
-            values = _own_png(path)
-        else:
-            values = read_depth(path, self.png_scale or 1.0, keep_invalid=True)
-        shifted = self.scale_kind == "disparity" or (
-            self.scale_kind == "relative" and protocol.alignment == "least_squares"
-        )
-        depth = torch.from_numpy(values)[None, None]
-        depth = torch.where(depth.isfinite() if shifted else depth.isfinite() & (depth > 0), depth, math.nan)
-        (rows, columns), (height, width) = values.shape, sample.image.shape[-2:]
-        try:
-            part = part_of((rows, columns), (height, width), protocol)
-        except ImageError as error:
-            raise ImageError(f"{path}: {error}") from None
-        if depth.shape[-2:] != part:
-            depth = F.interpolate(depth, part, mode="bilinear", align_corners=protocol.resize == "bilinear-aligned")
-        window = (..., *protocol.frame_window(height, width))
-        if part == (height, width):
-            return depth[window]
-        frame = torch.full((1, 1, *_size(protocol.frame_window(height, width))), math.nan)
-        view = (..., *protocol.view_window(*frame.shape[-2:]))
-        frame[view] = depth
-        return frame
-
-    def obeyed(self, protocol: EvaluationProtocol) -> EvaluationProtocol:
-        """The protocol that the maps are evaluated under.
-
-        That is ``protocol`` itself where they were saved by an evaluation under the same rules, and otherwise ``rules``
-        of it. Raises UsageError for maps that were fitted to the truth, or to a focal length, under other rules.
-        """
-        if self.record is None:
-            return self.rules(protocol)
-        if self.record.hash == protocol.hash:
-            return protocol
-        if self.record.fitted:
-            raise UsageError(
-                f"{self.folder}: these maps were saved under {self.record.protocol}, after "
-                f"{first_few(self.record.fitted)}; evaluate them under the same rules"
-            )
-        return self.rules(protocol)
-
-    def steps(self, protocol: EvaluationProtocol) -> EvaluationProtocol:
-        """What of the ``obeyed`` protocol is left to do: of maps saved under it, neither fitting nor averaging."""
-        if self.record is None or self.record.hash != protocol.hash:
-            return protocol
-        done = ("flip", "clamp_views", "window", "stride", "alignment", "training_focal")
-        return dataclasses.replace(protocol.without(*done), name=protocol.name)
-
-    @staticmethod
-    def rules(protocol: EvaluationProtocol) -> EvaluationProtocol:
-        """The protocol without what is done around a network: flip, limits of both views, windows, a second resize.
-
-        Its name says so.
-        """
-        around = ("flip", "clamp_views", "window", "stride")
-        return protocol.without(*around, *(("resize",) if protocol.resize == "bilinear-twice" else ()))
-
-    def fingerprint(self) -> str:
-        """Changes when a file of the folder does (names, sizes and times), or what its numbers are."""
-        digest = hashlib.sha256(f"{self.scale_kind} {self.png_scale}".encode())
-        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
-            status = path.stat()
-            digest.update(f"{path.relative_to(self.folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()[:16]
+    if not isinstance(name, str):
+        return combine([load_system(one, clip_weights, depth_kind) for one in name])
+    if name.startswith(PREFIX):
+        if depth_kind is None:
+            raise UsageError(f"'{name}': say what its numbers are: metric, relative or disparity (depth kind)")
+        return load_transformers(name.removeprefix(PREFIX), depth_kind)
+    if depth_kind is not None:
+        raise UsageError(f"'{name}' knows what its numbers are; leave the depth kind out")
+    return checkpoint.load(name, clip_weights=clip_weights)
 
 
-def _own_png(path: Path) -> npt.NDArray[np.float32]:
-    """The depth of a PNG that states its scale. Raises ImageError for others."""
-    try:
-        return read_depth16(path)[0]
-    except ImageError as error:
-        if "carries no depth scale" not in str(error):
-            raise
-        raise ImageError(
-            f"{path}: does not state its depth scale; say how many metres a stored unit is: --prediction-scale 0.001 "
-            "for millimetres, 0.00390625 for 1/256 m (prediction_scale in a matrix)"
-        ) from None
-
-
-def part_of(size: Size, image: Size, protocol: EvaluationProtocol) -> Size:
-    """What a finished map of this size shows: the size of the image or of the network's view of it.
-
-    A map has one of these sizes, or comes from one by a plain change of size (to a pixel). Raises ImageError for one
-    that fits neither or both: stretched over what it does not show, its numbers would mean nothing.
-    """
-    known = dict.fromkeys((image, _size(protocol.view_window(*_size(protocol.frame_window(*image))))))
-    if size in known:
-        return size
-    found = [one for one in known if abs(size[0] * one[1] - size[1] * one[0]) <= sum(one)]
-    if len(found) == 1:
-        return found[0]
-    wanted = " or ".join(f"{width}x{height}" for height, width in known)
-    part = "the size of the image" + (f" or of its frame {protocol.frame}" if len(known) > 1 else "")
-    raise ImageError(f"is {size[1]}x{size[0]}, expected {wanted}, {part}; resize it to what it shows")
-
-
-def _size(window: tuple[slice, slice]) -> Size:
-    rows, columns = window
-    return rows.stop - rows.start, columns.stop - columns.start
+def fingerprint(system: System) -> str:
+    """Sixteen hex digits that change with the weights or the configuration."""
+    facts = [system.name, system.scale_kind, to_mapping(system.config)]
+    digest = hashlib.sha256(json.dumps(facts, default=str).encode())
+    add_tensors(digest, system.state_dict())
+    return digest.hexdigest()[:16]

@@ -23,6 +23,8 @@ Frame = Literal["stored", "kb", "kb-pasted", "nyu-inner"]
 Crop = Literal["none", "eigen-nyu", "eigen-nyu-46", "eigen-nyu-inner", "eigen-nyu-pixels", "eigen-kitti", "garg"]
 Alignment = Literal["none", "median", "least_squares", "disparity"]
 Resize = Literal["system", "bilinear", "bilinear-aligned", "bilinear-twice"]
+ScaleKind = Literal["metric", "relative", "disparity"]
+"""What the numbers of a model are: metres, depth up to a factor (or a factor and a shift), or disparity."""
 
 # top, bottom, left, right as shares of height and width, rounded down; exact fractions keep 45/480 of 480 at 45
 _CROPS: dict[str, tuple[Fraction, Fraction, Fraction, Fraction]] = {

@@ -35,6 +35,14 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
+def table_cell(text: str) -> str:
+    """Plain text inside a Markdown table."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+_TEMPLATES.filters["cell"] = table_cell
+
+
 def require_own(path: Path, *marks: bytes) -> None:
     """Raise LangdepthError where ``path`` is somebody else's file: not empty, and none of ``marks`` near its start."""
     if path.is_file() and path.stat().st_size > 0:
@@ -90,9 +98,8 @@ def write_html(
         numbers = dict(part)
         low, high = numbers.pop("from"), numbers.pop("to")
         by_depth.append((f"{low:g} to {high:g} m" if high else f"from {low:g} m", numbers))
-    render(
+    page = render(
         "report.html.jinja",
-        path,
         report=report,
         by_depth=by_depth,
         switches={key: value for key, value in report["protocol"].items() if key not in ("name", "hash")},
@@ -101,16 +108,11 @@ def write_html(
         medians=_figure(plot_medians(tally.table()["medians"])),
         images=[(row.title, _embedded(row, colors)) for row in rows],
     )
-
-
-def render(template: str, path: Path, **values: Any) -> None:
-    """Fill in a template of this package and write the text to ``path``."""
-    text = render_text(template, **values)
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def render_text(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
     """Fill in a template of this package."""
     return _TEMPLATES.get_template(template).render(values)
 
