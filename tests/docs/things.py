@@ -219,11 +219,14 @@ def matrix(path: Path) -> None:
 
 
 def finished_maps(path: Path) -> None:
-    """Depth maps of the images of a folder ``rooms`` beside it, as .npy."""
-    for image in sorted((path.parent / "rooms").rglob("*.jpg")):
-        file = path / image.relative_to(path.parent / "rooms").with_suffix(".npy")
+    """Depth maps as .npy of the images of a folder ``rooms`` beside it and of NYU, in folders called like the sets."""
+    rooms = path.parent / "rooms"
+    images = {f"folder/{image.relative_to(rooms)}": (240, 320) for image in rooms.rglob("*.jpg")}
+    images |= {f"{name}/{key}": NYU_SIZE for name in ("nyu", "nyu with captions") for key in NYU_TEST}
+    for image, size in images.items():
+        file = (path / image).with_suffix(".npy")
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, np.full((240, 320), 3, np.float32))
+        np.save(file, np.full(size, 3, np.float32))
 
 
 # Captions
@@ -236,17 +239,17 @@ def sentences(path: Path) -> None:
         (path / f"{name}.txt").write_text("A kitchen with a table.")
 
 
-def trees(folder: Path) -> tuple[Path, Path]:
+def trees(folder: Path, features: int = FEATURES) -> tuple[Path, Path]:
     """The published trees of captions and of their features."""
     images = {"nyu/train": NYU_SYNC, "nyu/test": NYU_TEST, "kitti/train": KITTI_TRAIN, "kitti/test": KITTI_TEST}
-    return caption_trees(folder, images, FEATURES)
+    return caption_trees(folder, images, features)
 
 
-def packed(path: Path) -> None:
+def packed(path: Path, width: int = FEATURES) -> None:
     """What ``langdepth data pack-captions`` makes of the published captions."""
     from langdepth.text.captions import pack, read_captions, tree_features
 
-    text, features = trees(path.with_name("published"))
+    text, features = trees(path.with_name("published"), width)
     found = read_captions(text)
     pack(found, tree_features(found, features, lambda: None), path)
 
@@ -357,6 +360,7 @@ THINGS: dict[str, Thing] = {
     "text": lambda path: trees(path.parent),
     "text_feat": lambda path: None,  # comes with the text
     "packed": packed,
+    "nyu_captions": partial(packed, width=1024),  # as published, for the embedded tiny
     "sentences": sentences,
     "captions.csv": lambda path: path.write_text("image,caption\nphotos/a,A kitchen.\nphotos/b,A street with cars.\n"),
     # checkpoints
