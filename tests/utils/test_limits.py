@@ -297,7 +297,7 @@ def test_links_that_point_at_themselves(tmp_path: Path, command: Run) -> None:
     assert len(read_index(tmp_path)) == 2
     from langdepth.commands.predict import find_jobs
 
-    jobs, problems = find_jobs([str(tmp_path)], tmp_path / "out", ["npy"], False)
+    jobs, problems = find_jobs([str(tmp_path)], tmp_path / "out", {"npy": ".npy"}, False)
     assert [job.place.name for job in jobs] == ["a.png", "loop.png"]
     assert problems == []
     code, out, err = command("data", "check", tmp_path)

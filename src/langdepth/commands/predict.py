@@ -5,24 +5,24 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
 from langdepth._version import __version__
-from langdepth.camera import Camera, parse_intrinsics
+from langdepth.camera import Camera
 from langdepth.commands._parse import members, require_use, run
+from langdepth.commands._results import ResultOptions
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.prediction.background import Background
 from langdepth.prediction.done import Done, origin, stamp
 from langdepth.prediction.inputs import STDIN, find_images
 from langdepth.prediction.names import unique_names
-from langdepth.prediction.options import ColorScale, PredictOptions, read_formats, writer_options
+from langdepth.prediction.options import PredictOptions
 from langdepth.records import WithoutCaption
 from langdepth.text.prompts import read_changes
 from langdepth.utils.files import LONGEST_NAME
@@ -59,12 +59,8 @@ def predict(
     prompts: str | None = None,
     clip_weights: str | None = None,
     overlay: Path | None = None,
-    save: str = "depth16,color",
-    range: str | None = None,
-    colormap: str | None = None,
+    output: ResultOptions,
     out: Path = Path("depth"),
-    intrinsics: str | None = None,
-    fov: float | None = None,
     options: PredictOptions,
     recursive: bool = False,
     resume: bool = False,
@@ -78,7 +74,7 @@ def predict(
         images: Image files, folders, quoted globs, or - for one image on stdin.
         system: Registry name (see "langdepth systems"), .safetensors file, or hub id owner/name; without it tiny. Given
             several times, the mean of all of them is predicted.
-        text: A sentence about the images, for example "a kitchen with a sink"; without it the image alone speaks.
+        text: A sentence about the images, for example "a kitchen with a sink"; without it the image alone is used.
         captions: The caption of each image: a folder of NAME.txt or a CSV with the columns image and caption; or
             captions with CLIP features, as evaluate takes them.
         without_caption: What happens to an image without one: stop (it is reported and skipped; the default), or
@@ -90,31 +86,23 @@ def predict(
             and, where they differ, scenes.
         clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
             or the word random; without it open_clip downloads them.
-        overlay: For systems that look at one (msa-sam): the image with masks drawn over it, or the masks (.npz); for
+        overlay: For systems that take one (msa-sam): the image with masks drawn over it, or the masks (.npz); for
             many images the folder that "langdepth data sam" wrote, or one with files of the same names.
-        save: What to write, with commas: depth16 (16-bit PNG, millimetres), kitti16 (the KITTI benchmark's 16-bit PNG,
-            metres x 256), npy, npz, color (PNG to look at), ply.
-        range: NEAR,FAR in metres, for example 0,10: the depths that the first and the last color stand for, the same in
-            every image; without it each image has its own.
-        colormap: Name of a matplotlib color map; without it magma_r, near bright and far dark.
+        output: Which files are written of each image.
         out: Folder for the results; sub-folders of the input are kept.
-        intrinsics: Camera as fx,fy,cx,cy in pixels of the images, for ply; otherwise EXIF or a guess is used.
-        fov: Camera as the field of view across the width, in degrees.
         options: How depth is predicted.
         recursive: Look into the sub-folders of folders.
         resume: Skip images whose results are all there, made of the same image with the same options and weights.
     """
-    from langdepth.prediction.results import WRITERS
-
-    formats, colors = read_formats(save, WRITERS), ColorScale.from_text(range, colormap)
     changes = read_changes(prompts, words, bins)
-    camera = read_camera(intrinsics, fov)
     require_use(captions is not None, "is of captions; give --captions, too", without_caption=without_caption)
-    require_use("color" in formats, "is of the format color; name it in --save", range=range, colormap=colormap)
     require_use(
-        not {"ply", "npz"}.isdisjoint(formats), "is for ply and npz; name one in --save", intrinsics=intrinsics, fov=fov
+        "color" in output.formats,
+        "is of the format color; name it in --save",
+        range=output.range,
+        colormap=output.colormap,
     )
-    jobs, problems = find_jobs(images, out, formats, recursive)
+    jobs, problems = find_jobs(images, out, output.suffixes, recursive)
     for problem in problems:
         _complain(problem)
     if overlay is not None:
@@ -124,7 +112,7 @@ def predict(
     done, known = Done(out), len(jobs)
     how = origin(
         *(__version__, [stamp(name) for name in members(system)], stamp(clip_weights), changes, text, scene),
-        *(intrinsics, fov, range, colormap, asdict(replace(options, device=None, batch_size=1))),
+        *(asdict(replace(output, save="npz")), asdict(replace(options, device=None, batch_size=1))),
     )
     jobs = [replace(job, made_of=job.origin(how)) for job in jobs]
     if resume:
@@ -148,26 +136,12 @@ def predict(
         read=Job.open,
         text=text if captions is None else lambda job: job.caption,
         scene=scene,
-        camera=camera,
+        camera=output.camera,
         overlay=lambda job: job.overlay,
-        keep_image="ply" in formats,
+        keep_image="ply" in output.formats,
         **{**vars(options), "device": options.device or "auto"},
     )
-    failed, guessed = len(problems), 0
-    with tqdm(total=len(jobs), unit="image", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:
-        for outcome in written(results, colors, done):
-            bar.update()
-            if isinstance(outcome, LangdepthError):
-                failed += 1
-                _complain(outcome)
-            else:
-                bar.write(outcome.line)
-                guessed += outcome.camera_guessed
-    if guessed:
-        _complain(
-            f"camera unknown for {guessed} of {len(jobs)} images, guessed for the point clouds; give --fov or "
-            "--intrinsics for their true shape"
-        )
+    failed = len(problems) + _write_all(results, len(jobs), output, done)
     if known + len(problems) > 1:
         print(f"{known + len(problems) - failed} done, {failed} failed, results in {out}")
     return 1 if failed else 0
@@ -199,20 +173,6 @@ class Job:
 
 
 # Before the work: options, inputs, names of outputs.
-
-
-def read_camera(intrinsics: str | None, fov: float | None) -> Callable[[int, int], Camera] | None:
-    """What makes a camera of (width, height), or None. Raises UsageError."""
-    if intrinsics is not None and fov is not None:
-        raise UsageError("--intrinsics and --fov both describe the camera; give one of them")
-    if intrinsics is not None:
-        fx, fy, cx, cy = parse_intrinsics(intrinsics)
-        Camera(fx=fx, fy=fy, cx=cx, cy=cy, width=1, height=1)  # the rest depends on the image
-        return partial(Camera.from_intrinsics_text, intrinsics)
-    if fov is not None:
-        Camera.from_fov(fov, 640, 480)  # a wrong angle is reported before any work
-        return partial(Camera.from_fov, fov)
-    return None
 
 
 def _with_overlays(jobs: list[Job], overlay: Path) -> list[Job]:
@@ -253,10 +213,10 @@ def _with_captions(
 
 
 def find_jobs(
-    inputs: list[str], out: Path, formats: Sequence[str], recursive: bool
+    inputs: list[str], out: Path, suffixes: dict[str, str], recursive: bool
 ) -> tuple[list[Job], list[LangdepthError]]:
     """The images to do, each with its own output names, and what is wrong with the inputs."""
-    from langdepth.prediction.results import WRITERS, require_own
+    from langdepth.prediction.results import require_own
 
     if STDIN in inputs and sys.stdin.isatty():
         raise UsageError("- reads one image from stdin; send one in: langdepth predict - < photo.jpg")
@@ -265,9 +225,9 @@ def find_jobs(
     if found.note and found.files:
         _complain(found.note)
     jobs = []
-    names = unique_names([place for _, place in found.files], [WRITERS[name].suffix for name in formats])
+    names = unique_names([place for _, place in found.files], [*suffixes.values()])
     for (source, place), base in zip(found.files, names, strict=True):
-        targets = {name: out / base.with_name(base.name + WRITERS[name].suffix) for name in formats}
+        targets = {name: out / base.with_name(base.name + suffix) for name, suffix in suffixes.items()}
         longest = max((target.name for target in targets.values()), key=lambda name: len(os.fsencode(name)))
         try:
             if len(os.fsencode(longest)) > LONGEST_NAME:
@@ -284,40 +244,59 @@ def find_jobs(
 # The work: write in the background while the next images are predicted.
 
 
-class Written(NamedTuple):
-    """What is said of an image whose files are there."""
+def _write_all(
+    results: Generator[tuple[Job, DepthResult | LangdepthError]], count: int, output: ResultOptions, done: Done
+) -> int:
+    """Write the results of ``count`` images and print a line for each; returns how many failed."""
+    failed, guessed = 0, 0
+    with tqdm(total=count, unit="image", disable=count == 1 or not sys.stderr.isatty()) as bar:
+        for line in written(results, output, done):
+            bar.update()
+            if isinstance(line, LangdepthError):
+                failed += 1
+                _complain(line)
+            else:
+                bar.write(line.text)
+                guessed += line.camera_guessed
+    if guessed:
+        _complain(
+            f"camera unknown for {guessed} of {count} images, guessed for the point clouds; give --fov or "
+            "--intrinsics for their true shape"
+        )
+    return failed
 
-    line: str
+
+class Line(NamedTuple):
+    """What is printed of an image whose files are there."""
+
+    text: str
     camera_guessed: bool
 
 
 def written(
-    results: Generator[tuple[Job, DepthResult | LangdepthError]], colors: ColorScale, done: Done
-) -> Iterator[Written | LangdepthError]:
+    results: Generator[tuple[Job, DepthResult | LangdepthError]], output: ResultOptions, done: Done
+) -> Iterator[Line | LangdepthError]:
     """A line per image once its files are there, or the error. A place that cannot be written ends the run."""
     with Background("langdepth-write") as pool, closing(results):  # no more results before the threads are left
         for job, result in results:
             if isinstance(result, LangdepthError):
                 yield result
             else:
-                yield from pool.submit(_write, job, result, colors, done)
+                yield from pool.submit(_write, job, result, output, done)
         yield from pool.finish()
 
 
-def _write(job: Job, result: DepthResult, colors: ColorScale, done: Done) -> Written | LangdepthError:
+def _write(job: Job, result: DepthResult, output: ResultOptions, done: Done) -> Line | LangdepthError:
     """Write the files of one image; the error, where it is only this image that has no file.
 
     Raises LangdepthError where others would fail as well.
     """
-    from langdepth.prediction.results import write_result
-
     guessed = "ply" in job.targets and result.camera is None
     if guessed:
         height, width = result.depth.shape
         result = replace(result, camera=Camera.guess(width, height))
     try:
-        for name, target in job.targets.items():
-            write_result(result, target, format=name, **writer_options(name, colors))
+        output.write(result, job.targets)
     except MemoryError:
         return LangdepthError(f"{job.source}: not enough memory to write its results")
     except LangdepthError as error:
@@ -325,7 +304,7 @@ def _write(job: Job, result: DepthResult, colors: ColorScale, done: Done) -> Wri
             return LangdepthError(f"{job.source}: {error}")
         raise
     done.add([*job.targets.values()], job.made_of)
-    return Written(_line(job, result), guessed)
+    return Line(_line(job, result), guessed)
 
 
 def _line(job: Job, result: DepthResult) -> str:
