@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from langdepth.errors import UsageError
 from langdepth.evaluation.protocols import Resize
 from langdepth.records import DepthOutput, Enlarge, Shrink
-from langdepth.systems.capabilities import DepthSystem, HasMembers
+from langdepth.systems.capabilities import DepthSystem, HasMembers, Scene, Text
 
 MAX_WINDOWS = 10_000
 
@@ -26,8 +26,8 @@ class Views:
     """What ``System.forward`` takes: image and overlay (B, 3, H, W), and the words about each image."""
 
     image: Tensor
-    text: list[str] | Tensor | None = None
-    scene: list[str] | None = None
+    text: Text = None
+    scene: Scene = None
     overlay: Tensor | None = None
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Views:
@@ -102,8 +102,8 @@ class Views:
 def infer(
     system: DepthSystem,
     image: Tensor,
-    text: list[str] | Tensor | None = None,
-    scene: list[str] | None = None,
+    text: Text = None,
+    scene: Scene = None,
     *,
     overlay: Tensor | None = None,
     flip: bool = False,

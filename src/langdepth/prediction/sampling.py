@@ -11,7 +11,7 @@ from torch import Tensor
 from langdepth.errors import UsageError
 from langdepth.prediction.network import as_float
 from langdepth.records import DepthOutput
-from langdepth.systems.capabilities import DepthSystem, Imagines, require
+from langdepth.systems.capabilities import DepthSystem, Imagines, Text, require
 
 
 def generator_of(seed: int) -> torch.Generator:
@@ -36,7 +36,7 @@ class Sampling:
             raise UsageError(f"spread must be above 0 and at most 1, got {self.spread!r}")
         generator_of(self.seed)
 
-    def __call__(self, system: DepthSystem, image: Tensor, text: list[str] | Tensor | None) -> DepthOutput:
+    def __call__(self, system: DepthSystem, image: Tensor, text: Text) -> DepthOutput:
         """Mean and standard deviation (B, 1, h, w); an image's own do not depend on what else is in the batch."""
         imagining = require(system, Imagines)
         height, width = image.shape[-2:]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from langdepth.errors import UsageError
-from langdepth.systems.capabilities import DepthSystem
+from langdepth.systems.capabilities import DepthSystem, Text
 
 if TYPE_CHECKING:
     from langdepth.text.caption_features import Captions
@@ -83,7 +83,7 @@ def _as_features(text: Any) -> Tensor:
     return features
 
 
-def batch_of(system: DepthSystem, words: Sequence[Words | None]) -> list[str] | Tensor | None:
+def batch_of(system: DepthSystem, words: Sequence[Words | None]) -> Text:
     """The words of a batch as a system takes them: all are sentences, all features, or all None."""
     known = [one for one in words if one is not None]
     features = [one.feature for one in known if one.feature is not None]

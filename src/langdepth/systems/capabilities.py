@@ -18,6 +18,11 @@ from typing_extensions import Self
 from langdepth.errors import UsageError, first_few
 from langdepth.records import Batch, DepthOutput, InputSpec
 
+Text = list[str] | Tensor | None
+"""One sentence per image, or a precomputed feature matrix, whose shape the system defines."""
+Scene = list[str] | None
+"""One name of ``scenes`` per image."""
+
 
 class DepthSystem(nn.Module):
     """A module that maps images (and words) to depth: what prediction, evaluation and weights files need of it.
@@ -46,9 +51,7 @@ class DepthSystem(nn.Module):
         """Where the tensors are."""
         raise NotImplementedError
 
-    def forward(
-        self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
-    ) -> DepthOutput:
+    def forward(self, image: Tensor, text: Text = None, scene: Scene = None) -> DepthOutput:
         """Depth of (B, 3, H, W) RGB images in [0, 1] at network size.
 
         Args:
@@ -135,11 +138,11 @@ class Imagines(DepthSystem):
         """
         raise NotImplementedError
 
-    def imagine(self, text: list[str] | Tensor | None, noise: Tensor) -> DepthOutput:
+    def imagine(self, text: Text, noise: Tensor) -> DepthOutput:
         """Depth of scenes that words describe, without an image: a map for each row of noise."""
         raise NotImplementedError
 
-    def draw(self, image: Tensor, text: list[str] | Tensor | None, noise: Tensor, spread: float) -> DepthOutput:
+    def draw(self, image: Tensor, text: Text, noise: Tensor, spread: float) -> DepthOutput:
         """Scenes near the one in the image: a map for each row of noise.
 
         ``spread``: from 0, all as ``forward`` gives it, to 1, the noise alone.

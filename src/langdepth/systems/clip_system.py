@@ -26,7 +26,7 @@ from langdepth.errors import UsageError
 from langdepth.parts.word_bins import WordBins, WordDepth
 from langdepth.records import InputSpec
 from langdepth.systems.base import System
-from langdepth.systems.capabilities import HasFrozenTrunk, StandsOnClip, TakesPrompts
+from langdepth.systems.capabilities import HasFrozenTrunk, Scene, StandsOnClip, TakesPrompts, Text
 from langdepth.systems.official import clip_in_checkpoint, rename, set_quirks
 from langdepth.text.clip_text import text_features
 from langdepth.text.prompts import PromptSet, find_prompts
@@ -133,9 +133,7 @@ class ClipSystem(System, StandsOnClip, TakesPrompts, HasFrozenTrunk):
     def _clip_weights(self, source: str | Path | None) -> ClipWeights:
         return find_clip_weights(source, self.config.architecture, self.config.quick_gelu)
 
-    def words(
-        self, count: int, text: list[str] | Tensor | None = None, scene: list[str] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def words(self, count: int, text: Text = None, scene: Scene = None) -> tuple[Tensor, Tensor]:
         """Text matrix (N, K, D) and bin centres (N, K) for ``count`` images, N = 1 or, with scenes, ``count``.
 
         ``text``: a (K, D) matrix instead of the system's own words.
@@ -183,9 +181,7 @@ class ClipSystem(System, StandsOnClip, TakesPrompts, HasFrozenTrunk):
     def frozen_features(self, image: Tensor) -> dict[str, Tensor]:
         return {"cells": self.dense(image)}
 
-    def compare(
-        self, features: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
-    ) -> WordDepth:
+    def compare(self, features: Tensor, text: Text = None, scene: Scene = None) -> WordDepth:
         """Cell features (B, C, h, w) against the words, see ``words``."""
         found: WordDepth = self.word_bins(features, *self.words(len(features), text, scene))
         return found

@@ -11,7 +11,7 @@ from langdepth.errors import UsageError
 from langdepth.prediction.network import infer
 from langdepth.records import DepthOutput, InputSpec
 from langdepth.systems.base import System
-from langdepth.systems.capabilities import HasMembers
+from langdepth.systems.capabilities import HasMembers, Scene, Text
 from langdepth.utils.devices import move
 
 FACTS = ("weights", "sha256", "licence", "source")
@@ -69,9 +69,7 @@ class Ensemble(System, HasMembers):
         """The systems that are averaged."""
         return tuple(self._members)  # type: ignore[arg-type]
 
-    def forward(
-        self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
-    ) -> DepthOutput:
+    def forward(self, image: Tensor, text: Text = None, scene: Scene = None) -> DepthOutput:
         """Depth (B, 1, H, W) of (B, 3, H, W) RGB images in [0, 1], rounded to bytes as files hold them."""
         return infer(self, image.mul(255).round().byte(), text, scene)
 

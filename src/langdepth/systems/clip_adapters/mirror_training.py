@@ -16,7 +16,7 @@ from langdepth.errors import UsageError
 from langdepth.parts.upsample import resize_aligned
 from langdepth.records import Batch, DepthOutput
 from langdepth.systems.base import System
-from langdepth.systems.capabilities import HasFrozenTrunk, Trainable
+from langdepth.systems.capabilities import HasFrozenTrunk, Scene, Text, Trainable
 from langdepth.systems.clip_adapters.losses import AdapterLosses, SourceView, adapter_losses
 
 
@@ -43,7 +43,7 @@ class RawDepth(NamedTuple):
 
 
 Features = Mapping[str, Tensor]
-Words = tuple[list[str] | Tensor | None, list[str] | None]
+Words = tuple[Text, Scene]
 """Text and scene."""
 
 
@@ -73,11 +73,7 @@ class MirrorTraining(System, Trainable):
         return self.network(image, features, words, overlay)
 
     def forward(
-        self,
-        image: Tensor,
-        text: list[str] | Tensor | None = None,
-        scene: list[str] | None = None,
-        overlay: Tensor | None = None,
+        self, image: Tensor, text: Text = None, scene: Scene = None, overlay: Tensor | None = None
     ) -> DepthOutput:
         """Depth of (B, 3, H, W) RGB images in [0, 1]; ``overlay`` only where ``takes_overlay`` is set."""
         depth = self.raw_depth(image, (text, scene), overlay).depth

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.records import InputSpec
-from langdepth.systems.capabilities import ConvertsOfficial
+from langdepth.systems.capabilities import ConvertsOfficial, Scene, Text
 from langdepth.systems.clip_adapters.blocks import BottleneckAdapter, CoarseMap, EigenRefiner
 from langdepth.systems.clip_adapters.losses import AdapterLosses
 from langdepth.systems.clip_adapters.mirror_training import (
@@ -76,7 +76,7 @@ class ClipAdapter(MirrorTraining, ClipSystem, ConvertsOfficial):
         adapted: Tensor = self.image_adapter(features.movedim(1, -1)).movedim(-1, 1)
         return adapted
 
-    def compare(self, features: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None) -> Any:
+    def compare(self, features: Tensor, text: Text = None, scene: Scene = None) -> Any:
         """Cells and words through their adapters, then compared."""
         matrix, centers = self.words(len(features), text, scene)
         return self.word_bins(self.adapt(features), self.text_adapter(matrix), centers)

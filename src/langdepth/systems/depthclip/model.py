@@ -18,7 +18,7 @@ from torch import Tensor
 
 from langdepth.parts.word_bins import words_output
 from langdepth.records import DepthOutput
-from langdepth.systems.capabilities import ConvertsOfficial
+from langdepth.systems.capabilities import ConvertsOfficial, Scene, Text
 from langdepth.systems.clip_system import ClipSystem
 
 
@@ -27,9 +27,7 @@ class DepthClip(ClipSystem, ConvertsOfficial):
 
     zero_shot = True
 
-    def forward(
-        self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
-    ) -> DepthOutput:
+    def forward(self, image: Tensor, text: Text = None, scene: Scene = None) -> DepthOutput:
         matrix, centers = self.words(len(image), text, scene)
         found = self.word_bins(self.dense(image), matrix, centers)
         return words_output(found.probs, centers, image.shape[-2:])

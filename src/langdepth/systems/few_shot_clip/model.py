@@ -29,7 +29,7 @@ from langdepth.errors import UsageError
 from langdepth.parts.upsample import resize_aligned
 from langdepth.parts.word_bins import words_output
 from langdepth.records import Batch, DepthOutput
-from langdepth.systems.capabilities import Trainable
+from langdepth.systems.capabilities import Scene, Text, Trainable
 from langdepth.systems.clip_system import ClipConfig
 from langdepth.systems.learned_words import LearnedWords
 from langdepth.text.clip_text import text_features
@@ -128,9 +128,7 @@ class FewShotClip(LearnedWords, Trainable):
         """Bins (B, K) of shares (B, S); products and sums, which no autocast makes coarser."""
         return (shares[..., None] * self.codebook()).sum(1)
 
-    def forward(
-        self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
-    ) -> DepthOutput:
+    def forward(self, image: Tensor, text: Text = None, scene: Scene = None) -> DepthOutput:
         matrix, _ = self.words(len(image), text)
         if scene is not None:
             cells, shares = self.dense(image), self.shares_of(scene, len(image))

@@ -29,6 +29,7 @@ from langdepth import losses
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.parts.upsample import resize_aligned
 from langdepth.records import Batch, DepthOutput
+from langdepth.systems.capabilities import Scene, Text
 from langdepth.systems.clip_pyramid import PyramidClip, PyramidConfig
 from langdepth.systems.mde_clip.blocks import AdaptiveBins, WidthNorm, WordDecoder
 from langdepth.systems.mde_clip.official import ATTENTION, BINS_HEAD, DECODER, POSITIONS, UNET_HEAD, split_multihead
@@ -92,11 +93,7 @@ class CrossAttentionClip(PyramidClip):
         self.decoder = WordDecoder(self.channels, self.tower.embed_dim)
 
     def forward(
-        self,
-        image: Tensor,
-        text: list[str] | Tensor | None = None,
-        scene: list[str] | None = None,
-        features: dict[str, Tensor] | None = None,
+        self, image: Tensor, text: Text = None, scene: Scene = None, features: dict[str, Tensor] | None = None
     ) -> DepthOutput:
         words, _ = self.words(len(image), text, scene)
         decoded = self.decoder(self.maps(image, features), words)

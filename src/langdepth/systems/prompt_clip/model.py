@@ -28,7 +28,7 @@ from langdepth.errors import CheckpointError
 from langdepth.parts.upsample import resize_aligned
 from langdepth.parts.word_bins import WordDepth, thin_channels
 from langdepth.records import Batch, DepthOutput
-from langdepth.systems.capabilities import ConvertsOfficial, Trainable
+from langdepth.systems.capabilities import ConvertsOfficial, Scene, Text, Trainable
 from langdepth.systems.clip_system import ClipConfig
 from langdepth.systems.learned_words import LearnedWords, describe
 from langdepth.systems.prompt_clip.blocks import Enlargement, StageKind
@@ -139,9 +139,7 @@ class PromptClip(LearnedWords, Trainable, ConvertsOfficial):
         logits = self.logit_stage(self.word_bins.logits(cells, text), image)
         return self.word_bins.expect(logits, centers)
 
-    def forward(
-        self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
-    ) -> DepthOutput:
+    def forward(self, image: Tensor, text: Text = None, scene: Scene = None) -> DepthOutput:
         features = self.dense(image)
         matrix, centers = self.words(len(image), text, scene)
         if text is None and self.image_words:

@@ -27,6 +27,7 @@ from langdepth.errors import CheckpointError, UsageError
 from langdepth.parts.upsample import resize_aligned
 from langdepth.parts.word_bins import words_output
 from langdepth.records import Batch, DepthOutput
+from langdepth.systems.capabilities import Scene, Text
 from langdepth.systems.clip_pyramid import PyramidClip, PyramidConfig
 from langdepth.systems.refine_clip.official import OFFICIAL_NAMES
 
@@ -52,11 +53,7 @@ class RefineClip(PyramidClip):
         return [self.word_bins.logits(F.normalize(level.float(), dim=1), adapter(text)) for level, adapter in levels]
 
     def forward(
-        self,
-        image: Tensor,
-        text: list[str] | Tensor | None = None,
-        scene: list[str] | None = None,
-        features: dict[str, Tensor] | None = None,
+        self, image: Tensor, text: Text = None, scene: Scene = None, features: dict[str, Tensor] | None = None
     ) -> DepthOutput:
         matrix, centers = self.words(len(image), text, scene)
         *finer, x = self.similarities(image, matrix, features)

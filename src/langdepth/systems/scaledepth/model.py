@@ -40,7 +40,7 @@ from langdepth.errors import CheckpointError, UsageError
 from langdepth.parts.bins import bin_edges, expected_depth
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
-from langdepth.systems.capabilities import ConvertsOfficial, StandsOnClip, Trainable
+from langdepth.systems.capabilities import ConvertsOfficial, Scene, StandsOnClip, Text, Trainable
 from langdepth.systems.official import rename
 from langdepth.systems.scaledepth.blocks import PixelDecoder, PixelFeatures, QueryDecoder
 from langdepth.systems.scaledepth.config import ScaleDepthConfig
@@ -105,9 +105,7 @@ class ScaleDepth(System, Trainable, StandsOnClip, ConvertsOfficial):
 
     # -- depth -----------------------------------------------------------------------------------------------------
 
-    def forward(
-        self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
-    ) -> DepthOutput:
+    def forward(self, image: Tensor, text: Text = None, scene: Scene = None) -> DepthOutput:
         """Depth of (B, 3, H, W) images in [0, 1], H and W at least 32, at a quarter of their size.
 
         Args:
@@ -172,7 +170,7 @@ class ScaleDepth(System, Trainable, StandsOnClip, ConvertsOfficial):
 
     # -- scenes ----------------------------------------------------------------------------------------------------
 
-    def _table(self, text: list[str] | Tensor | None) -> Tensor | None:
+    def _table(self, text: Text) -> Tensor | None:
         if text is None:
             return None
         if not isinstance(text, Tensor):

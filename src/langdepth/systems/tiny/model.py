@@ -34,7 +34,7 @@ from langdepth.backbones.efficientnet_lite import EfficientNetLite
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
-from langdepth.systems.capabilities import Trainable
+from langdepth.systems.capabilities import Scene, Text, Trainable
 from langdepth.systems.tiny.blocks import FeaturePyramid, RelativeBins
 from langdepth.text.caption_features import NO_CAPTIONS, Captions, checked_features, read_caption_features
 from langdepth.text.encoders import CaptionBank, SentenceEncoder, caption_scene_of_label, distilled_encoder
@@ -121,7 +121,7 @@ class Tiny(System, Trainable):
         """Sentences to (B, 1024) features of CLIP's text space, see ``SentenceEncoder.encode``."""
         return self.sentences.encode(sentences)
 
-    def text_vector(self, count: int, text: list[str] | Tensor | None, scene: list[str] | None) -> Tensor:
+    def text_vector(self, count: int, text: Text, scene: Scene) -> Tensor:
         """The words for ``count`` images, as (B, D) vectors. Raises UsageError."""
         if text is not None and scene is not None:
             raise UsageError("give a text or a scene, not both")
@@ -137,16 +137,12 @@ class Tiny(System, Trainable):
 
     # -- depth -----------------------------------------------------------------------------------------------------
 
-    def forward(
-        self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
-    ) -> DepthOutput:
+    def forward(self, image: Tensor, text: Text = None, scene: Scene = None) -> DepthOutput:
         features, vector, logits = self._encode(image)
         scene_probs = logits.softmax(-1)
         return self._decode(features, vector, self._expected(scene_probs, text, scene), scene_probs)
 
-    def _expected(
-        self, scene_probs: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
-    ) -> Tensor:
+    def _expected(self, scene_probs: Tensor, text: Text = None, scene: Scene = None) -> Tensor:
         """Log of the usual median depth (B, 1): of the image's scenes and, with words, of these."""
         with torch.autocast(scene_probs.device.type, enabled=False):  # bfloat16 would round the scale to 1 %
             of_image = self.usual((scene_probs[..., None] * self.scene_table).sum(1))

@@ -38,7 +38,7 @@ from langdepth.backbones.swin import SIZES, Swin
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
-from langdepth.systems.capabilities import ConvertsOfficial, Imagines, ReadsWithClip, Trainable
+from langdepth.systems.capabilities import ConvertsOfficial, Imagines, ReadsWithClip, Scene, Text, Trainable
 from langdepth.systems.official import rename
 from langdepth.systems.wordepth.blocks import (
     ConditionalSampler,
@@ -122,9 +122,7 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
 
     # -- words -----------------------------------------------------------------------------------------------------
 
-    def text_features(
-        self, count: int, text: list[str] | Tensor | None = None, scene: list[str] | None = None
-    ) -> Tensor:
+    def text_features(self, count: int, text: Text = None, scene: Scene = None) -> Tensor:
         """Features (B, 1024) of the words about ``count`` images. Raises UsageError."""
         if scene is not None:
             raise UsageError(f"the system '{self.name}' takes no scene; name it in a sentence, as text")
@@ -200,9 +198,7 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
         scale, offset = maps.metric[..., None, None].split(1, 1)
         return scale.sigmoid() * (o + offset.exp())
 
-    def forward(
-        self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
-    ) -> DepthOutput:
+    def forward(self, image: Tensor, text: Text = None, scene: Scene = None) -> DepthOutput:
         scenes = self.scene_distribution(self.text_features(len(image), text, scene))
         maps = self.encode_image(image)
         return DepthOutput(depth=self.image_step(maps, scenes, self.sampler(maps.x, scenes).float()))
@@ -219,7 +215,7 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
         noise = torch.randn(shape, generator=generator, device=generator.device if generator else None)
         return noise.to(self.neutral_text).expand(-1, -1, *grid)
 
-    def imagine(self, text: list[str] | Tensor | None, noise: Tensor) -> DepthOutput:
+    def imagine(self, text: Text, noise: Tensor) -> DepthOutput:
         """Depth of scenes that words describe, without an image: (B, 1, H, W) for noise (B, 128, H/16, W/16).
 
         Raises UsageError for systems that were not trained to predict without an image.
@@ -236,7 +232,7 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
         """Noise (B, 128, H/16, W/16) for words, which are one or B ``scenes``: unchanged, as published."""
         return noise
 
-    def draw(self, image: Tensor, text: list[str] | Tensor | None, noise: Tensor, spread: float) -> DepthOutput:
+    def draw(self, image: Tensor, text: Text, noise: Tensor, spread: float) -> DepthOutput:
         """Other scenes near the one that the image picks: its noise mixed with ``noise`` (B, 128, H/16, W/16).
 
         ``spread`` from 0 (``forward``) to 1 (the noise alone); sqrt(1 - spread^2) and spread are the shares, so that
