@@ -148,7 +148,7 @@ def test_position_resize_changes_other_sizes_only() -> None:
     assert not torch.allclose(plain(photo(64, 96)), official(photo(64, 96)), atol=1e-3)
 
 
-def test_batch_norm_stays_as_it_was_unless_told() -> None:
+def test_batch_norm_stays_in_eval_mode_by_default() -> None:
     made: Any = tower("RN-small")
     before = {name: value.clone() for name, value in made.named_buffers()}
     made.train()

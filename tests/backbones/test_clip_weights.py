@@ -303,7 +303,7 @@ def test_files_that_are_too_large(tmp_path: Path) -> None:
     assert "unpacks to far more" in refusal(tmp_path / "bomb.pt")
 
 
-def test_another_architecture_is_told_in_words(models: dict[str, ClipWeights], tmp_path: Path) -> None:
+def test_another_architecture_is_described(models: dict[str, ClipWeights], tmp_path: Path) -> None:
     write_safetensors(models["ViT-small"].tensors, tmp_path / "vit.safetensors")
     message = refusal(tmp_path / "vit.safetensors", "RN-small")
     assert "holds a ViT (patch 16, width 128, 2 layers, 197 positions, 64 features, text width 64)" in message

@@ -197,7 +197,7 @@ def test_other_tensors_are_shared() -> None:
     assert twin[0].weight is not net[0].weight
 
 
-def test_the_fingerprint_tells_every_change() -> None:
+def test_the_fingerprint_follows_every_change() -> None:
     net: Any = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     seen = {fingerprint(net)}
     with torch.no_grad():

@@ -175,7 +175,7 @@ class TestMsaWithWords(MultiScaleTester):
             registry.build(self.name, self.options | {"clip_weight": -1})
 
 
-def test_msa_sam_looks_at_its_overlay() -> None:
+def test_msa_sam_uses_its_overlay() -> None:
     torch.manual_seed(0)
     system: System = with_words(registry.build("msa-sam", SMALL)).eval()
     image, overlay = torch.rand(2, 3, 64, 96), torch.rand(2, 3, 64, 96)

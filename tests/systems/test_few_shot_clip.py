@@ -62,7 +62,7 @@ class TestByImage(FewShotTester):
 
     options = THREE | {"selector": "image", "soft": True, "l1": 0.1}
 
-    def test_training_remembers_what_scenes_look_like(self, system: Any) -> None:
+    def test_training_stores_the_mean_embedding_of_scenes(self, system: Any) -> None:
         system.scene_keys.zero_()
         batch = self.batch(system, scenes=(SCENES.index("kitchen"), SCENES.index("office"), -1, -1))
         system.loss(batch)

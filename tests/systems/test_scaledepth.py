@@ -184,7 +184,7 @@ class TestScaleDepth(ScaleDepthTester):
         torch.testing.assert_close(system.scene_log_sums[6], 2 * (medians[0] + medians[1]))
         assert not system.scene_log_sums[27]
 
-    def test_a_moving_average_knows_the_usual_depth_of_scenes_seen_late(self, system: Any) -> None:
+    def test_a_moving_average_keeps_the_usual_depth_of_scenes_that_come_late(self, system: Any) -> None:
         early, late = self.batch(system, scenes=(6,) * 4), self.batch(system, scenes=(9,) * 4)
         system.scene_counts.zero_()
         system.scene_log_sums.zero_()

@@ -76,7 +76,7 @@ class TestTiny(SystemTester):
             )
         assert torch.equal(labels, scenes)
 
-    def test_unknown_words_are_told(self, tiny: Tiny) -> None:
+    def test_unknown_words_are_named(self, tiny: Tiny) -> None:
         with pytest.warns(UserWarning, match="zebra"):
             tiny.encode_text(["a zebra with a sink"])
 

@@ -134,7 +134,7 @@ def test_with_a_image_image_only_and_always_are_one(small: WorDepth, image: Tens
     assert not torch.allclose(never, image_only, rtol=1e-3)
 
 
-def test_what_is_not_seen_counts_as_zeros(small: WorDepth) -> None:
+def test_maps_that_the_decoder_does_not_get_count_as_zeros(small: WorDepth) -> None:
     latent, x, x3, x2 = (
         torch.randn(2, 8, 4, 6),
         *(torch.zeros(2, c, 4 * k, 6 * k) for c, k in ((16, 1), (48, 2), (24, 4))),
@@ -144,7 +144,7 @@ def test_what_is_not_seen_counts_as_zeros(small: WorDepth) -> None:
         torch.testing.assert_close(small.decode(latent, None), zeros, rtol=1e-4, atol=1e-5)
 
 
-def test_text_steps_see_the_image_in_mode_always_only(small: WorDepth, image: Tensor) -> None:
+def test_text_steps_get_the_image_in_mode_always_only(small: WorDepth, image: Tensor) -> None:
     def silog(mode: str, photo: Tensor) -> float:
         torch.manual_seed(5)
         depth = torch.full((2, 1, 64, 96), 3.0)
@@ -202,7 +202,7 @@ def test_the_divergence_counts_a_thousandth(small: WorDepth, image: Tensor, kind
     assert parts["total"] - parts["silog"] == pytest.approx(1e-3 * parts["kl"], rel=1e-2)
 
 
-def test_one_cell_has_no_spread_to_judge() -> None:
+def test_one_cell_has_no_spread() -> None:
     noise = torch.randn(1, 4, 1, 1, requires_grad=True)
     value = kl_of_noise(noise)
     value.backward()
@@ -278,7 +278,7 @@ def test_features_that_were_not_divided_by_their_norm_are_refused(
         small(image, factor * text)
 
 
-def test_words_that_nobody_knows_are_told(image: Tensor) -> None:
+def test_unknown_words_are_named(image: Tensor) -> None:
     system = registry.build("wordepth-s", {**SMALL, "vocabulary": ("a", "kitchen")}).eval()
     with pytest.warns(UserWarning, match="unknown words are ignored: zebra"):
         system(image[:1], text=["a zebra"])

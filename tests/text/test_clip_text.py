@@ -120,7 +120,7 @@ def test_features_are_found_again(weights: ClipWeights, encodings: list[list[str
     assert len(list(empty_cache.rglob("*.safetensors"))) == 1
 
 
-def test_a_cut_sentence_is_told_every_time(weights: ClipWeights) -> None:
+def test_a_cut_sentence_warns_every_time(weights: ClipWeights) -> None:
     """Also when its features are known already, in memory or on disk."""
     long = " ".join(["very long text"] * 40)
     for forget in (lambda: None, lambda: None, cache._memory.clear):

@@ -161,7 +161,7 @@ def test_damaged_tensors_cost_one_line(damage: str, suffix: str, tmp_path: Path)
     assert "\n" not in str(caught.value)
 
 
-def test_another_clip_and_another_order_are_told_from_another_sentence() -> None:
+def test_another_clip_and_another_order_differ_from_another_sentence() -> None:
     torch.manual_seed(0)
     own = torch.randn(28, 64) + 2 * torch.randn(64)  # all names have much in common
     other_sentence = own + 0.3 * torch.randn(28, 64) + torch.randn(64)

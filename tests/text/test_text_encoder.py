@@ -77,7 +77,7 @@ def test_word_order_matters() -> None:
     assert (one - other).norm() > 1e-3
 
 
-def test_unknown_words_are_told_once_each_in_order() -> None:
+def test_unknown_words_are_named_once_each_in_order() -> None:
     encoder = fresh_encoder()
     assert encoder.unknown_words("A zebra, an apple and a ZEBRA in the kitchen") == ["zebra", "an", "apple", "and"]
     assert encoder.unknown_words("a bed") == []

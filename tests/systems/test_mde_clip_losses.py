@@ -68,7 +68,7 @@ def test_gaussian_ssim_by_scipy() -> None:
     assert losses.ssim_dissimilarity(a, b, gaussian=True, data_range=10.0).item() == pytest.approx(expected)
 
 
-def test_masked_gaussian_ssim_looks_only_at_whole_windows() -> None:
+def test_masked_gaussian_ssim_counts_whole_windows_only() -> None:
     a, b = random(2, 1, 20, 22).requires_grad_(), random(2, 1, 20, 22, seed=1)
     mask = torch.ones(2, 1, 20, 22, dtype=torch.bool)
     mask[..., 9:11, 8:12] = False
@@ -85,7 +85,7 @@ def test_masked_gaussian_ssim_looks_only_at_whole_windows() -> None:
 
 
 @pytest.mark.parametrize("masked_ssim", [False, True])
-def test_every_image_is_judged_alone(masked_ssim: bool) -> None:
+def test_every_image_counts_alone(masked_ssim: bool) -> None:
     prediction, target = random(3, 1, 12, 15), random(3, 1, 12, 15, seed=1)
     mask = random(3, 1, 12, 15, seed=2) < 5.4
     target = torch.where(mask, target, 0)

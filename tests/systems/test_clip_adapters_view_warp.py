@@ -31,7 +31,7 @@ def test_identity_returns_the_image(image: Tensor) -> None:
     torch.testing.assert_close(warped, image, rtol=0, atol=1e-5)
 
 
-def test_the_published_look_up_loses_the_last_row_and_column(image: Tensor) -> None:
+def test_the_published_sampling_loses_the_last_row_and_column(image: Tensor) -> None:
     depth = torch.full((1, 1, 16, 24), 1.0, dtype=torch.float64)
     intrinsics = torch.eye(3, dtype=torch.float64)  # no rounding
     warped, valid = warp_view(image.double(), depth, IDENTITY.double(), intrinsics, reference_exact=True)
