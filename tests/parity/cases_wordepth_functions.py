@@ -11,7 +11,7 @@ from torch import Tensor
 
 from langdepth.evaluation import protocols
 from langdepth.records import Sample
-from langdepth.systems.wordepth.pipeline import RULES, Augmentation, evaluation_sample, training_sample
+from langdepth.systems.wordepth.pipeline import RULES, WorDepthAugmentation, evaluation_sample, training_sample
 from tests.parity.cases_functions import CLOSE, EXACT, StandIn, image_means, normalised
 from tests.parity.runner import Compared, Tolerance
 
@@ -83,7 +83,7 @@ def _stored(arrays: dict[str, np.ndarray], name: str, scale: float) -> Sample:
     )
 
 
-def _draws(dataset: str, size: tuple[int, int], kinds: np.ndarray, values: np.ndarray) -> Augmentation:
+def _draws(dataset: str, size: tuple[int, int], kinds: np.ndarray, values: np.ndarray) -> WorDepthAugmentation:
     """The recorded values in the order of their drawing."""
     rest, found = values.tolist(), dict[str, Any]()
     if dataset == "nyu":
@@ -94,4 +94,4 @@ def _draws(dataset: str, size: tuple[int, int], kinds: np.ndarray, values: np.nd
     found["mirror"] = rest.pop(0) > 0.5
     if rest.pop(0) > 0.5:
         found |= {"gamma": rest[0], "brightness": rest[1], "colours": tuple(rest[2:])}
-    return Augmentation(**found)
+    return WorDepthAugmentation(**found)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from langdepth.backbones.clip import ClipImageTower
 from langdepth.backbones.efficientnet_lite import EfficientNetLite
 from langdepth.parts import folding
-from langdepth.parts.folding import InferenceLinear, conv_norm_relu, fingerprint, folded
+from langdepth.parts.folding import InferenceLinear, conv_norm_relu, folded, tensor_versions
 
 
 def disturbed(module: nn.Module) -> nn.Module:
@@ -197,15 +197,15 @@ def test_other_tensors_are_shared() -> None:
     assert twin[0].weight is not net[0].weight
 
 
-def test_the_fingerprint_follows_every_change() -> None:
+def test_tensor_versions_follow_every_change() -> None:
     net: Any = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    seen = {fingerprint(net)}
+    seen = {tensor_versions(net)}
     with torch.no_grad():
         net[0].weight.add_(1)
-    seen.add(fingerprint(net))
+    seen.add(tensor_versions(net))
     net.train()(torch.randn(2, 3, 4, 4))  # running statistics
-    seen.add(fingerprint(net))
+    seen.add(tensor_versions(net))
     net.load_state_dict(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).state_dict())
-    seen.add(fingerprint(net))
+    seen.add(tensor_versions(net))
     assert len(seen) == 4
-    assert fingerprint(net) in seen
+    assert tensor_versions(net) in seen

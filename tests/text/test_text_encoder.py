@@ -14,7 +14,7 @@ from langdepth.text.encoders import (
     UNKNOWN,
     SentenceEncoder,
     distil,
-    held_back,
+    report_captions,
     words_of,
 )
 
@@ -40,7 +40,7 @@ def fresh_encoder(seed: int = 0) -> SentenceEncoder:
 
 
 def held_back_cosine(encoder: SentenceEncoder, data: CaptionFeatures) -> float:
-    kept = held_back(len(data.captions))
+    kept = report_captions(len(data.captions))
     with torch.no_grad():
         return float(F.cosine_similarity(encoder(encoder.tokenize(data.captions))[kept], data.features[kept]).mean())
 
@@ -130,7 +130,7 @@ def test_distillation_repeats_for_a_seed_and_leaves_the_callers_randomness_alone
 
 
 def test_every_20th_caption_is_held_back() -> None:
-    assert torch.nonzero(held_back(45)).flatten().tolist() == [0, 20, 40]
+    assert torch.nonzero(report_captions(45)).flatten().tolist() == [0, 20, 40]
 
 
 def test_distillation_hides_a_twentieth_of_the_words() -> None:

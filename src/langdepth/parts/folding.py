@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-Module = TypeVar("Module", bound=nn.Module)
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-def folded(module: Module) -> Module:
+def folded(module: AnyModule) -> AnyModule:
     """A copy in eval mode in which every BatchNorm directly after a convolution is part of that convolution.
 
     "After" means the next child of the same parent, as in networks that run their children in order;
@@ -159,7 +159,7 @@ def _onednn_fuses(dtype: torch.dtype) -> bool:
     return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in zip(found, expected, strict=True))
 
 
-def fingerprint(module: nn.Module) -> tuple[tuple[int, int], ...]:
+def tensor_versions(module: nn.Module) -> tuple[tuple[int, int], ...]:
     """Changes whenever a tensor of the module is replaced, moved or written to."""
     tensors = (*module.parameters(), *module.buffers())
     return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from langdepth.parts.folding import fingerprint, folded
+from langdepth.parts.folding import folded, tensor_versions
 from langdepth.prediction.results import DepthResult
 from langdepth.records import InputSpec
 from langdepth.systems.capabilities import DepthSystem
@@ -46,7 +46,7 @@ class System(DepthSystem):
 
     def inference_copy(self) -> Self:
         """An equal system in eval mode that is faster and shares its tensors; made again once a tensor has changed."""
-        now = fingerprint(self)
+        now = tensor_versions(self)
         if self._inference_copy is None or self._inference_copy[0] != now:
             self._inference_copy = None  # not copied with the rest
             self._inference_copy = (now, folded(self))

@@ -109,13 +109,13 @@ class LearnedWords(ClipSystem):
         counts = count_added(self.sentences(after))
         if counts != self.learned.counts:
             raise UsageError(
-                f"'{self.name}' has learned tokens ({describe(self.learned.counts)}), the new sentences use others "
-                f"({describe(counts)}); change the bins only, or the words between learned tokens"
+                f"'{self.name}' has learned tokens ({token_text(self.learned.counts)}), the new sentences use others "
+                f"({token_text(counts)}); change the bins only, or the words between learned tokens"
             )
         self._set_prompts(after)
         self.store_words()
 
 
-def describe(counts: Mapping[str, int]) -> str:
+def token_text(counts: Mapping[str, int]) -> str:
     """Numbers of learned tokens in words."""
     return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"

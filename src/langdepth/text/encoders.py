@@ -137,7 +137,7 @@ class DistillationReport(NamedTuple):
     cosine_centred: float
 
 
-def held_back(count: int, every: int = 20) -> Tensor:
+def report_captions(count: int, every: int = 20) -> Tensor:
     """(count,) bool, True for the captions that are kept back for the report: every 20th."""
     return torch.arange(count) % every == 0
 
@@ -146,7 +146,7 @@ def distil(
     encoder: SentenceEncoder, data: CaptionFeatures, *, epochs: int = 24, batch_size: int = 256, seed: int = 0
 ) -> DistillationReport:
     """Fit the encoder to CLIP features (cosine loss, plain and mean-removed); deterministic for a seed."""
-    kept_back = held_back(len(data.captions))
+    kept_back = report_captions(len(data.captions))
     tokens = encoder.tokenize(data.captions)
     train = torch.nonzero(~kept_back).squeeze(1)
     mean = data.features[train].mean(0)

@@ -43,8 +43,7 @@ class RawDepth(NamedTuple):
 
 
 Features = Mapping[str, Tensor]
-Words = tuple[Text, Scene]
-"""Text and scene."""
+TextAndScene = tuple[Text, Scene]
 
 
 class MirrorTraining(System, Trainable):
@@ -53,7 +52,7 @@ class MirrorTraining(System, Trainable):
     learns_from_mirror = True
     config: Any
 
-    def network(self, image: Tensor, features: Features, words: Words, overlay: Tensor | None) -> RawDepth:
+    def network(self, image: Tensor, features: Features, words: TextAndScene, overlay: Tensor | None) -> RawDepth:
         """Depth of (B, 3, H, W) RGB images in [0, 1] at the size of the network's output.
 
         ``features``: their ``frozen_features``; empty for systems without a frozen trunk.
@@ -63,7 +62,7 @@ class MirrorTraining(System, Trainable):
     def raw_depth(
         self,
         image: Tensor,
-        words: Words = (None, None),
+        words: TextAndScene = (None, None),
         overlay: Tensor | None = None,
         features: Features | None = None,
     ) -> RawDepth:

@@ -31,7 +31,7 @@ from langdepth.systems.clip_adapters.mirror_training import (
     MirrorTraining,
     MirrorTrainingConfig,
     RawDepth,
-    Words,
+    TextAndScene,
 )
 from langdepth.systems.clip_adapters.official import ADAPTER_NAMES, COARSE_NAMES, EIGEN_NAMES, both_stages
 from langdepth.systems.clip_system import ClipConfig, ClipSystem
@@ -81,7 +81,7 @@ class ClipAdapter(MirrorTraining, ClipSystem, ConvertsOfficial):
         matrix, centers = self.words(len(features), text, scene)
         return self.word_bins(self.adapt(features), self.text_adapter(matrix), centers)
 
-    def network(self, image: Tensor, features: Features, words: Words, overlay: Tensor | None) -> RawDepth:
+    def network(self, image: Tensor, features: Features, words: TextAndScene, overlay: Tensor | None) -> RawDepth:
         found = self.compare(features["cells"], *words)
         return RawDepth(found.depth, found.logits, self.word_bins.bin_centers[0])
 
@@ -106,11 +106,11 @@ class CoarseToFine(MirrorTraining, ConvertsOfficial):
             self.requires_grad_(False)
             self.refiner = EigenRefiner()
 
-    def coarse_depth(self, image: Tensor, features: Features, words: Words = (None, None)) -> Tensor:
+    def coarse_depth(self, image: Tensor, features: Features, words: TextAndScene = (None, None)) -> Tensor:
         """(B, 3, *config.size) to (B, 1, h / 4, w / 4) metres."""
         raise NotImplementedError
 
-    def network(self, image: Tensor, features: Features, words: Words, overlay: Tensor | None) -> RawDepth:
+    def network(self, image: Tensor, features: Features, words: TextAndScene, overlay: Tensor | None) -> RawDepth:
         if tuple(image.shape[-2:]) != self.config.size:
             raise UsageError(
                 f"'{self.name}' was made for images of {self.config.size[1]}x{self.config.size[0]} pixels inside the "
@@ -176,7 +176,7 @@ class CoarseRefined(CoarseToFine, ClipSystem):
         rows, columns = (side // self.tower.stride for side in config.size)
         self._build_maps(rows * columns, dropout=None)
 
-    def coarse_depth(self, image: Tensor, features: Features, words: Words = (None, None)) -> Tensor:
+    def coarse_depth(self, image: Tensor, features: Features, words: TextAndScene = (None, None)) -> Tensor:
         depth: Tensor = self.coarse(self.compare(features["cells"], *words).depth.flatten(2))
         return depth
 
@@ -243,7 +243,7 @@ class Eigen(CoarseToFine):
         else:
             self._build_maps(256 * cells, config.dropout)
 
-    def coarse_depth(self, image: Tensor, features: Features, words: Words = (None, None)) -> Tensor:
+    def coarse_depth(self, image: Tensor, features: Features, words: TextAndScene = (None, None)) -> Tensor:
         if words != (None, None):
             raise UsageError(f"the system '{self.name}' takes no text or scene; leave it out")
         found = self.convs(self.normalise(image))

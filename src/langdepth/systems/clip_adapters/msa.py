@@ -22,7 +22,7 @@ from langdepth.parts.upsample import resize_aligned
 from langdepth.systems.capabilities import ConvertsOfficial
 from langdepth.systems.clip_adapters.blocks import ConvBlock, MultiScaleDecoder
 from langdepth.systems.clip_adapters.losses import AdapterLosses
-from langdepth.systems.clip_adapters.mirror_training import Features, MirrorTraining, RawDepth, Words
+from langdepth.systems.clip_adapters.mirror_training import Features, MirrorTraining, RawDepth, TextAndScene
 from langdepth.systems.clip_adapters.model import AdapterConfig
 from langdepth.systems.clip_adapters.official import MULTI_SCALE_NAMES
 from langdepth.systems.clip_system import ClipSystem
@@ -62,7 +62,7 @@ class MultiScaleAdapter(MirrorTraining, ClipSystem, ConvertsOfficial):
             nn.init.zeros_(self.decoder.out.bias)
         self.overlay_encoder = nn.Sequential(ConvBlock(3, 3), ConvBlock(3, 3)) if config.overlay else None
 
-    def network(self, image: Tensor, features: Features, words: Words, overlay: Tensor | None) -> RawDepth:
+    def network(self, image: Tensor, features: Features, words: TextAndScene, overlay: Tensor | None) -> RawDepth:
         normalised = self.normalise(image)
         maps = [features[f"stride_{stride}"] for stride in self.tower.strides]
         matrix, centers = self.words(len(image), *words)

@@ -30,7 +30,7 @@ from langdepth.parts.word_bins import WordDepth, thin_channels
 from langdepth.records import Batch, DepthOutput
 from langdepth.systems.capabilities import ConvertsOfficial, Scene, Text, Trainable
 from langdepth.systems.clip_system import ClipConfig
-from langdepth.systems.learned_words import LearnedWords, describe
+from langdepth.systems.learned_words import LearnedWords, token_text
 from langdepth.systems.prompt_clip.blocks import Enlargement, StageKind
 from langdepth.systems.prompt_clip.official import OFFICIAL_NAMES, model_tensors, split_tokens
 from langdepth.text.prompts import PromptSet, compose_prompts
@@ -168,8 +168,8 @@ class PromptClip(LearnedWords, Trainable, ConvertsOfficial):
         own = {} if self.learned is None else {g: n for g, n in self.learned.counts.items() if g != "imgf"}
         if counts != own and "clip.token_embedding.weight" in plain:  # else it is of another kind altogether
             raise CheckpointError(
-                f"the checkpoint has learned tokens {describe(counts)}, '{self.name}' has {describe(own)}; convert it "
-                "as the variant that it is"
+                f"the checkpoint has learned tokens {token_text(counts)}, '{self.name}' has {token_text(own)}; "
+                "convert it as the variant that it is"
             )
         vectors = None
         if self.learned is not None and counts:

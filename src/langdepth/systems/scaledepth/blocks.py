@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-Sizes = Sequence[tuple[int, int]]
+MapSizes = Sequence[tuple[int, int]]
 
 
 def sine_positions(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
@@ -47,7 +47,7 @@ def sine_positions(height: int, width: int, channels: int, device: torch.device 
     return grid.flatten(0, 1)
 
 
-def cell_centers(sizes: Sizes, device: torch.device | None = None) -> Tensor:
+def cell_centers(sizes: MapSizes, device: torch.device | None = None) -> Tensor:
     """Centres of all cells of maps of (height, width) ``sizes``, one map after the other: (N, 2), x and y in [0, 1]."""
     found = []
     for height, width in sizes:
@@ -89,7 +89,7 @@ class DeformableAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
-    def forward(self, queries: Tensor, tokens: Tensor, centers: Tensor, sizes: Sizes) -> Tensor:
+    def forward(self, queries: Tensor, tokens: Tensor, centers: Tensor, sizes: MapSizes) -> Tensor:
         """``queries``: tokens with positions; both (B, N, C), the levels of (h, w) ``sizes`` one after the other.
 
         ``centers``: of the cells, (N, 2), see ``cell_centers``. Returns (B, N, C).
@@ -137,7 +137,7 @@ class DeformableLayer(nn.Module):
         self.feed_forward = feed_forward(channels, hidden)
         self.norm2 = nn.LayerNorm(channels)
 
-    def forward(self, tokens: Tensor, positions: Tensor, centers: Tensor, sizes: Sizes) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, centers: Tensor, sizes: MapSizes) -> Tensor:
         """tokens (B, N, C), positions (N, C), centers (N, 2) of cells to (B, N, C)."""
         tokens = self.norm1(tokens + self.attention(tokens + positions, tokens, centers, sizes))
         done: Tensor = self.norm2(tokens + self.feed_forward(tokens))

@@ -39,7 +39,7 @@ RULES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
+class WorDepthAugmentation:
     """What is random in a training image.
 
     angle in degrees, counter-clockwise; x, y: place of the crop as shares of the free space, 0 to 1; gamma: exponent of
@@ -60,7 +60,7 @@ class Augmentation:
         return (self.gamma, self.brightness, *self.colours) != (1.0,) * 5
 
     @classmethod
-    def draw(cls, rules: Rules, random: np.random.Generator) -> Augmentation:
+    def draw(cls, rules: Rules, random: np.random.Generator) -> WorDepthAugmentation:
         """The published distributions: half of the images are mirrored, half are coloured."""
         moved = cls(
             angle=random.uniform(-rules.degrees, rules.degrees),
@@ -83,7 +83,7 @@ def evaluation_sample(sample: Sample, rules: Rules) -> Sample:
     return _with(sample, sample.image[window], sample.depth[window])
 
 
-def training_sample(sample: Sample, size: tuple[int, int], rules: Rules, augmentation: Augmentation) -> Sample:
+def training_sample(sample: Sample, size: tuple[int, int], rules: Rules, augmentation: WorDepthAugmentation) -> Sample:
     """A training image of (height, width) ``size``, from one in [0, 1] or in bytes.
 
     Raises ImageError for images smaller than that.
@@ -119,7 +119,7 @@ def _planes(levels: Tensor) -> Tensor:
     return levels.to(torch.float32, memory_format=torch.contiguous_format)
 
 
-def _coloured(levels: Tensor, augmentation: Augmentation) -> Tensor:
+def _coloured(levels: Tensor, augmentation: WorDepthAugmentation) -> Tensor:
     """Grey levels, rounded down, to [0, 1] with gamma, brightness and colours, each channel through a table."""
     curve = (torch.arange(256) / 255) ** augmentation.gamma
     image = torch.empty_like(levels)
@@ -138,7 +138,7 @@ class WorDepthTransform:
     def __call__(self, sample: Sample, size: tuple[int, int]) -> Sample:
         """``sample`` at (height, width) ``size``. Raises ImageError for images smaller than that."""
         random = np.random.default_rng(int(torch.randint(2**62, ())))
-        return training_sample(sample, size, self.rules, Augmentation.draw(self.rules, random))
+        return training_sample(sample, size, self.rules, WorDepthAugmentation.draw(self.rules, random))
 
 
 def nyu_images(sizes: Sequence[tuple[int, int]]) -> WorDepthTransform:
