@@ -240,7 +240,7 @@ def test_a_half_extracted_set_is_not_judged(run: Run, tmp_path: Path, monkeypatc
     root = miniatures.diode_indoor(out / "diode", monkeypatch)  # as in an archive with a folder of its own
     (out / INCOMPLETE).touch()
     code, _, err = run("evaluate", "--data", "diode-indoor", "--root", root, "--out", tmp_path / "r.json")
-    told = f"{out}: 'langdepth data prepare' did not come to its end here; run it again\n"
+    told = f"{out}: 'langdepth data prepare' was interrupted here; run it again\n"
     assert (code, err) == (1, f"langdepth evaluate: {told}")
     code, text, _ = run("data", "check", "diode-indoor", "--root", root)
     assert (code, text.count(told)) == (1, 1)

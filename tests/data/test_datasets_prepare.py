@@ -175,7 +175,7 @@ def test_folders_on_top_of_all_lead_to_the_data_set(run: Run, tmp_path: Path, mo
     assert (code, text.count(str(MANIFEST))) == (1, 1)
     assert line in text
     (out / INCOMPLETE).touch()
-    with pytest.raises(LangdepthError, match=f"{out}: 'langdepth data prepare' did not come to its end"):
+    with pytest.raises(LangdepthError, match=f"{out}: 'langdepth data prepare' was interrupted"):
         open_dataset("folder", root)
 
 
@@ -210,7 +210,7 @@ def test_a_stopped_run_goes_on_where_it_was(run: Run, tmp_path: Path, monkeypatc
     assert (out / INCOMPLETE).exists()
     code, text, _ = run("check", "nyu", "--root", out)
     assert code == 1
-    assert "'langdepth data prepare' did not come to its end here; run it again" in text
+    assert "'langdepth data prepare' was interrupted here; run it again" in text
     with (out / MANIFEST).open("a") as file:
         file.write("\0\0\0\nofficial_splits/te")  # zeros after a power failure, a line that the kill cut short
     assert run("prepare", "nyu", "--source", source, "--out", out)[0] == 0
@@ -615,7 +615,7 @@ def test_a_source_that_is_no_source(run: Run, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "notes.txt").write_text("nothing here")
     for source in (tmp_path / "source", tmp_path / "source" / "notes.txt"):
-        with pytest.raises(UsageError, match=r"nothing that nyu is prepared from; give one of nyu_.*\.zip"):
+        with pytest.raises(UsageError, match=r"nyu is prepared from one of nyu_.*\.zip"):
             prepare("nyu", source, tmp_path / "out")
     code, _, err = run("prepare", "nyu", "--source", tmp_path / "none", "--out", tmp_path / "out")
     assert (code, err) == (1, f"langdepth data: {tmp_path / 'none'}: no such file or folder\n")

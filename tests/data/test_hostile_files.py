@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -17,10 +18,12 @@ from langdepth.data.overlays import Overlays
 from langdepth.data.pairs import ListRules, listed_rows
 from langdepth.data.rows import Row
 from langdepth.data.sets import ddad, folder, hypersim
-from langdepth.data.tools.prepare import read_manifest
+from langdepth.data.tools.cache import write_cache
+from langdepth.data.tools.prepare import prepare, read_manifest
 from langdepth.errors import LangdepthError
 from langdepth.text.captions import read_captions
 from langdepth.utils.depth_files import read_depth
+from tests.helpers import write_folder
 
 RULES = ListRules(row=lambda *_: Row(key="a", path_rgb=Path("a"), path_depth=Path("b")), key=str)
 # Name below the folder -> what reads it, given the folder
@@ -78,3 +81,25 @@ def test_a_line_without_an_end_is_refused_before_it_takes_memory(tmp_path: Path,
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100 << 20  # twice its size
+
+
+def test_a_cache_and_a_manifest_are_not_written_through_links(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    root = write_folder(tmp_path / "images", [{}])
+    for name in ("images.u8", "depths.u16", "edges.u8", "index.partial", "index.jsonl"):
+        out = tmp_path / f"cache of {name}"
+        out.mkdir()
+        (out / name).symlink_to(precious)
+        with suppress(LangdepthError):
+            write_cache("folder", root, out)
+    for target in (precious, tmp_path / "new"):
+        out = tmp_path / f"set of {target.name}"
+        out.mkdir()
+        (out / MANIFEST).symlink_to(target)
+        with ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr("a.txt", "a")
+        prepare("folder", tmp_path / "a.zip", out)
+        assert not (out / MANIFEST).is_symlink()
+    assert precious.read_text() == "mine"
+    assert not (tmp_path / "new").exists()

@@ -288,9 +288,9 @@ def folder_with(name: str, root: Path) -> Path | None:
 
 
 def unfinished(root: Path) -> str | None:
-    """What is wrong with a data set whose preparation, into this folder or one above, did not come to its end."""
+    """What is wrong with a data set whose preparation, into this folder or one above, was interrupted."""
     place = folder_with(INCOMPLETE, root)
-    return None if place is None else f"{place}: 'langdepth data prepare' did not come to its end here; run it again"
+    return None if place is None else f"{place}: 'langdepth data prepare' was interrupted here; run it again"
 
 
 def keep(rows: list[Row], column: str, wanted: str, root: str | Path) -> list[Row]:

@@ -49,8 +49,8 @@ class Extraction:
         self.total = total
         self.progress = progress
         self.manifest = read_manifest(out)
-        if (out / MANIFEST).exists():
-            self._rewrite_manifest()  # without the line that a stopped run left half
+        if (out / MANIFEST).exists() or (out / MANIFEST).is_symlink():
+            self._rewrite_manifest()  # without the line that a stopped run left half, and no longer a link
         self.done = 0
         self._source = ""
         self._written: set[str] = set()
@@ -147,7 +147,7 @@ def prepare(
     files = [path for path in candidates if is_archive(path) or path.name in exports]
     if not files:
         kinds = ", ".join((*exports, *(f"*{suffix}" for suffix in ARCHIVES)))
-        raise UsageError(f"{source}: is nothing that {name} is prepared from; give one of {kinds}, or a folder of them")
+        raise UsageError(f"{source}: {name} is prepared from one of {kinds}, or a folder of them; give one of these")
     given = [(path, checked_members(path) if is_archive(path) else exports[path.name](path)) for path in files]
     sources = _each_file_once(given)
     members = [member for _, members in sources for member in members]
