@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from langdepth import cli
-from langdepth.commands.protocols import explain
 from langdepth.evaluation.protocols import PROTOCOLS
 
 
@@ -21,7 +20,7 @@ def test_list_has_every_protocol_with_its_hash(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("name", sorted(PROTOCOLS))
 def test_every_switch_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     protocol = PROTOCOLS[name]
-    assert set(explain(protocol)) == set(protocol.switches())
+    assert set(protocol.explain()) == set(protocol.switches())
     assert cli.main(["protocols", "show", name]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{name} ({protocol.hash})"

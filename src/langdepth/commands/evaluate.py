@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from langdepth.commands._parse import members, run
 from langdepth.errors import LangdepthError, UsageError
@@ -25,7 +28,25 @@ langdepth evaluate --system tiny --data nyu --root nyu --out nyu.json
 
 def main(arguments: Sequence[str]) -> int:
     """Entry of the command table."""
-    return run(evaluate, arguments, "langdepth evaluate", EXAMPLE)
+    return run(_with_switches(evaluate), arguments, "langdepth evaluate", EXAMPLE)
+
+
+def _with_switches(function: Callable[..., None]) -> Callable[..., None]:
+    """``function`` with an option for each switch of a protocol in the place of ``**switches``."""
+
+    @wraps(function)
+    def called(**values: Any) -> None:
+        function(**values)
+
+    own = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    hints = get_type_hints(protocols.Protocol)
+    for switch in fields(protocols.Protocol):
+        if "help" in switch.metadata:
+            own.append(inspect.Parameter(switch.name, inspect.Parameter.KEYWORD_ONLY, default=None))
+            called.__annotations__ = {**called.__annotations__, switch.name: hints[switch.name]}
+            called.__doc__ = f"{called.__doc__}    {switch.name}: {switch.metadata['help']}\n    "
+    called.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+    return called
 
 
 def evaluate(
@@ -53,27 +74,14 @@ def evaluate(
     overlay: Path | None = None,
     trust_unit: bool = False,
     protocol: str | None = None,
-    flip: bool | None = None,
-    alignment: protocols.Alignment | None = None,
-    frame: protocols.Frame | None = None,
-    crop: protocols.Crop | None = None,
-    window: tuple[int, int] | None = None,
-    stride: tuple[int, int] | None = None,
-    resize: protocols.Resize | None = None,
-    clamp_views: bool | None = None,
-    mask_prediction: bool | None = None,
-    training_focal: float | None = None,
-    clamp_prediction: bool | None = None,
-    min_depth: float | None = None,
-    max_depth: float | None = None,
-    min_pixels: int | None = None,
     device: str = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
     batch_size: int = 1,
+    **switches: Any,
 ) -> None:
     """Score a system on a data set under a named protocol.
 
-    Writes a JSON report and, beside it, two images: error against true depth, and a sheet of the best, median and
+    Writes a JSON report and, beside it, two images: error against the depth of the ground truth, and a sheet of the best, median and
     worst images. Switches that change the protocol are marked in its reported name and change its hash.
 
     Args:
@@ -81,7 +89,7 @@ def evaluate(
         out: The report to write, for example result.json.
         html: Write the report there, too, as one page with images, for example result.html.
         save: What to keep of each image, with commas: the formats of predict (depth16, kitti16, npy, npz, color, ply)
-            for the depth map as evaluated, and error (PNG of |prediction - truth| / truth); with --save-dir alone
+            for the depth map as evaluated, and error (PNG of |prediction - target| / target); with --save-dir alone
             depth16,color,error.
         save_dir: Folder for them; without it RESULT_maps beside the report. --predictions takes it.
         range: NEAR,FAR in metres, for example 0,10: the depths that the first and the last color stand for in saved
@@ -92,8 +100,8 @@ def evaluate(
         clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
             or the word random; without it open_clip downloads them.
         depth_kind: What the numbers of a transformers model or of predictions are: metres, depth up to a factor, or
-            disparity (the larger the nearer; needs --alignment disparity). Predictions are metric unless told.
-        predictions: Judge the finished depth maps in this folder instead of a system; docs/evaluate.md says how they
+            disparity (the larger the nearer; needs --alignment disparity). Without it predictions are metric.
+        predictions: Evaluate the finished depth maps in this folder instead of a system; docs/evaluate.md says how they
             are found.
         prediction_scale: Units of depth per stored unit of the predictions' 16-bit PNGs.
         data: Which data set (see "langdepth data list"); folder is a folder with an index.csv.
@@ -102,32 +110,16 @@ def evaluate(
             them).
         truth_root: Folder of the ground truth, where it lies in a tree of its own.
         source: Keep the rows of one source.
-        limit: Judge the first images only, this many.
+        limit: Evaluate the first images only, this many.
         captions: Captions with CLIP features, for systems that read them (wordepth): a packed folder (langdepth data
             pack-captions), the folder above the published text/ and text_feat/, or another form that
             docs/systems/wordepth.md names.
-        without_caption: What an image without one does: stop, or be judged as if nothing were known about it.
+        without_caption: What an image without one does: stop, or be evaluated as if nothing were known about it.
         overlay: Folder of overlays (langdepth data sam), for systems that take one (msa-sam); without it the nearest
             sam_out beside or above the images.
         trust_unit: Take depth as it is, even where its unit looks wrong.
         protocol: nyu-eigen, kitti-eigen-garg, kitti-eigen, full, or a paper's own, such as depthclip-reference;
             docs/protocols.md gives each to the pixel. Without one, the data set's own.
-        flip: Average the depth with that of the mirrored image (true or false).
-        alignment: Fit each depth map to its truth before judging.
-        frame: Use images as stored, cut to the KITTI benchmark's 1216x352 (kb-pasted: for the network only), or cut
-            to the middle 544x416 of NYU.
-        crop: The window that is judged.
-        window: Look through windows of HEIGHTxWIDTH pixels and average, for example 352x512.
-        stride: Distance of the windows, HEIGHTxWIDTH; without it they lie side by side.
-        resize: How depth gets to image size: as the system states it, bilinear with pixel centres or with corners
-            aligned, or in two steps.
-        clamp_views: Limit both depths to the range before they are averaged by flip (true or false).
-        mask_prediction: Judge only where the prediction, too, is above min_depth (true or false).
-        training_focal: Multiply the depth by each camera's focal length over this one, in pixels.
-        clamp_prediction: Limit the depth to the range of the protocol (true or false).
-        min_depth: Judge true depths above this, in metres.
-        max_depth: Judge true depths below this, in metres.
-        min_pixels: Skip images with fewer pixels than this to evaluate; without it 10 where there is an alignment.
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
         dtype: Precision of the network.
         batch_size: How many images of one size go through the network at once.
@@ -142,22 +134,7 @@ def evaluate(
 
     card = layout(data).CARD
     split = split if list is not None else split or card.split
-    rules = protocols.get(protocol or card.protocol).override(
-        flip=flip,
-        alignment=alignment,
-        frame=frame,
-        crop=crop,
-        window=window,
-        stride=stride,
-        resize=resize,
-        clamp_views=clamp_views,
-        mask_prediction=mask_prediction,
-        training_focal=training_focal,
-        clamp_prediction=clamp_prediction,
-        min_depth=min_depth,
-        max_depth=max_depth,
-        min_pixels=min_pixels,
-    )
+    rules = protocols.get(protocol or card.protocol).override(**switches)
     colors = ColorScale.from_text(range, colormap)
     _check_writable(out, "--out", ".json")
     if html is not None:

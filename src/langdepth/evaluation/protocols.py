@@ -38,53 +38,149 @@ _CROPS: dict[str, tuple[Fraction, Fraction, Fraction, Fraction]] = {
 _KB_HEIGHT, _KB_WIDTH = 352, 1216
 _NYU_PIXELS = (45, 471, 41, 601)
 _NYU_INNER = (Fraction(56, 480), Fraction(472, 480), Fraction(60, 640), Fraction(604, 640))
-# A switch that came after results were published: left at its default, it does not enter the hash.
-_LATER = {"later": True}
 # How resize enters the hash: "bilinear" is what the protocols said that now leave it to the system.
 _RESIZE_IN_HASH = {"system": "bilinear", "bilinear": "bilinear-centres"}
-_FITTED_PIXELS = 10  # judged pixels that an alignment needs unless told; a line goes through any two
-
-
+_FITTED_PIXELS = 10  # evaluated pixels that an alignment needs unless stated; a line goes through any two
 FARTHEST = 1e6  # metres; beyond, squares leave the range of float32
+
+
+def _switch(default: Any, help: str, means: dict[Any, str], *, later: bool = False) -> Any:
+    """A field of ``Protocol``.
+
+    Args:
+        default: Its value unless another is given.
+        help: What it does, for the command line and the documentation.
+        means: What each value means, "set" for those that are not named; may name switches in braces.
+        later: It came after results were published: left at its default, it does not enter the hash.
+    """
+    return field(default=default, metadata={"help": help, "means": means, "later": later})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """The rules of one evaluation, in the order they act.
+    """The rules of one evaluation. Each switch states what it does and what its values mean.
 
-    frame: the part of image and truth that takes part at all: "stored", all of it; "kb", the KITTI benchmark's bottom
-    352 rows and centred 1216 columns; "kb-pasted", all of it, of which the network sees the "kb" part, and its depth is
-    pasted into zeros; "nyu-inner", the middle 416x544 of a 480x640 NYU image. window, stride: look at
-    the frame through windows of (height, width) pixels, every stride (None: side by side), and average; see
-    ``langdepth.prediction.network.infer``. clamp_views: limit the depth of the image and of its mirror image to
-    [0, max_depth] before they are averaged. flip: average the two. resize: how depth gets from network size to image
-    size: "system", as the system states it (``InputSpec.enlarge``); "bilinear" puts pixel centres on pixel centres,
-    "bilinear-aligned" corners on corners, "bilinear-twice" goes by the size of the stored image before the frame was
-    cut. training_focal: multiply the depth by the camera's focal length over this one, pixels. alignment:
-    fit to the truth, see ``langdepth.evaluation.metrics.align``. mask_prediction: judge only where the prediction,
-    too, is above min_depth. clamp_prediction: limit the depth to [min_depth, max_depth]. crop: the window that is
-    judged, in pixels of the frame. min_depth, max_depth: metres; a pixel is judged where the truth is known and
-    strictly between the two. min_pixels: skip images with fewer pixels than this to evaluate; None: 10 with an
-    alignment, since a fit to very few pixels is perfect, and 1 without.
+    The order in which they act: frame, window and stride, clamp_views, flip, resize, training_focal, alignment,
+    mask_prediction, clamp_prediction, crop, min_depth and max_depth, min_pixels.
 
-    Raises UsageError for values that make no sense.
+    Raises:
+        UsageError: For values that make no sense.
     """
 
     name: str
-    frame: Frame = "stored"
-    flip: bool = False
-    resize: Resize = "system"
-    alignment: Alignment = "none"
-    clamp_prediction: bool = True
-    crop: Crop = "none"
-    min_depth: float = 0.001
-    max_depth: float = 1000.0
-    clamp_views: bool = field(default=False, metadata=_LATER)
-    mask_prediction: bool = field(default=False, metadata=_LATER)
-    window: tuple[int, int] | None = field(default=None, metadata=_LATER)
-    stride: tuple[int, int] | None = field(default=None, metadata=_LATER)
-    training_focal: float | None = field(default=None, metadata=_LATER)
-    min_pixels: int | None = field(default=None, metadata=_LATER)
+    frame: Frame = _switch(
+        "stored",
+        "The part of image and ground truth that takes part.",
+        {
+            "stored": "the whole stored image takes part",
+            "kb": "image and ground truth are cut to the KITTI benchmark's bottom 352 rows and centred 1216 columns",
+            "kb-pasted": "the whole stored image takes part; the network gets the KITTI benchmark's 352x1216 of it, and "
+            "its depth is pasted into zeros",
+            "nyu-inner": "image and ground truth are cut to the middle 416x544 of a 480x640 NYU image",
+        },
+    )
+    flip: bool = _switch(
+        False,
+        "Average the depth with that of the mirrored image (true or false).",
+        {True: "averaged with the depth of the mirrored image", False: "each image is predicted once"},
+    )
+    resize: Resize = _switch(
+        "system",
+        "How depth gets from network size to image size.",
+        {
+            "system": "depth gets to image size bilinearly, as the system states it: corners on corners or pixel "
+            "centres on pixel centres",
+            "bilinear": "depth gets to image size bilinearly, pixel centres on pixel centres",
+            "bilinear-aligned": "depth gets to image size bilinearly, corners on corners",
+            "bilinear-twice": "depth is interpolated twice: to the stored image's size, then to the frame's",
+        },
+    )
+    alignment: Alignment = _switch(
+        "none",
+        "Fit each depth map to its ground truth before it is evaluated.",
+        {
+            "none": "depth is evaluated as it is, in metres",
+            "median": "depth is multiplied, image by image, so that its median is that of the ground truth",
+            "least_squares": "depth is fitted to the ground truth, image by image, by a factor and a shift",
+            "disparity": "1 / depth is fitted to 1 / ground truth, image by image, by a factor and a shift, and inverted",
+        },
+    )
+    clamp_prediction: bool = _switch(
+        True,
+        "Limit the depth to the range of the protocol (true or false).",
+        {True: "depth is limited to {min_depth} to {max_depth} m", False: "depth is not limited"},
+    )
+    crop: Crop = _switch(
+        "none",
+        "The window of the frame that is evaluated.",
+        {
+            "none": "the whole frame is evaluated",
+            "eigen-nyu": "evaluated are rows 45:471 and columns 41:601 of 480x640, the same share of other sizes",
+            "eigen-nyu-46": "evaluated are rows 45:471 and columns 46:601 of 480x640, the same share of other sizes",
+            "eigen-nyu-inner": "evaluated is the Eigen window inside the frame, rows 0:415 and columns 0:541",
+            "eigen-nyu-pixels": "evaluated are rows 45:471 and columns 41:601 of an image of any size",
+            "eigen-kitti": "evaluated is Eigen's window, 33 to 91 % of the height and 4 to 96 % of the width",
+            "garg": "evaluated is Garg's window, 41 to 99 % of the height and 4 to 96 % of the width",
+        },
+    )
+    min_depth: float = _switch(
+        0.001,
+        "Evaluate where the ground truth is above this, in metres.",
+        {"set": "evaluated is ground truth above {min_depth} m"},
+    )
+    max_depth: float = _switch(
+        1000.0,
+        "Evaluate where the ground truth is below this, in metres.",
+        {"set": "evaluated is ground truth below {max_depth} m"},
+    )
+    clamp_views: bool = _switch(
+        False,
+        "Limit the depth of image and mirrored image to the range before they are averaged (true or false).",
+        {
+            True: "both views are limited to 0 to {max_depth} m before they are averaged",
+            False: "the views are averaged as they are",
+        },
+        later=True,
+    )
+    mask_prediction: bool = _switch(
+        False,
+        "Evaluate only where the prediction, too, is above min_depth (true or false).",
+        {
+            True: "pixels whose prediction is not above {min_depth} m are not evaluated",
+            False: "which pixels are evaluated does not depend on the prediction",
+        },
+        later=True,
+    )
+    window: tuple[int, int] | None = _switch(
+        None,
+        "Predict in windows of HEIGHTxWIDTH pixels and average, for example 352x512.",
+        {None: "the network gets the frame whole", "set": "the network gets windows of {window} pixels"},
+        later=True,
+    )
+    stride: tuple[int, int] | None = _switch(
+        None,
+        "Distance of the windows, HEIGHTxWIDTH; without it they lie side by side.",
+        {None: "windows, where there are any, lie side by side", "set": "a window every {stride} pixels"},
+        later=True,
+    )
+    training_focal: float | None = _switch(
+        None,
+        "Multiply the depth by each camera's focal length over this one, in pixels.",
+        {
+            None: "depth is not corrected for the camera's focal length",
+            "set": "depth is multiplied by the camera's focal length over {training_focal} pixels",
+        },
+        later=True,
+    )
+    min_pixels: int | None = _switch(
+        None,
+        "Skip images with fewer pixels to evaluate than this; without it 10 where there is an alignment, else 1.",
+        {
+            None: "images without any of these pixels are skipped; with an alignment, those with fewer than 10",
+            "set": "images with fewer than {min_pixels} of these pixels are skipped",
+        },
+        later=True,
+    )
     extra_metrics: tuple[str, ...] = ()
     """Reported beside the standard nine; no rule, so no part of the hash."""
 
@@ -115,13 +211,20 @@ class Protocol:
         """All rules: every field but the name and the extra metrics."""
         return {k: value for k, value in dataclasses.asdict(self).items() if k not in ("name", "extra_metrics")}
 
+    def explain(self) -> dict[str, str]:
+        """What each switch means as it is set."""
+        switches = self.switches()
+        shown = {key: _short(value) for key, value in switches.items()}
+        means = {switch.name: switch.metadata["means"] for switch in dataclasses.fields(self) if switch.metadata}
+        return {k: means[k].get(v, means[k].get("set")).format(**shown) for k, v in switches.items()}
+
     @property
     def hash(self) -> str:
         """Twelve hex digits of the SHA-256 of the switches: the same rules have the same hash, whatever their name."""
         switches = self.switches()
         switches["resize"] = _RESIZE_IN_HASH.get(self.resize, self.resize)
         for switch in dataclasses.fields(self):
-            if switch.metadata == _LATER and switches[switch.name] == switch.default:
+            if switch.metadata.get("later") and switches[switch.name] == switch.default:
                 del switches[switch.name]
         canonical = json.dumps(switches, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
@@ -156,11 +259,11 @@ class Protocol:
         return _kb_window(height, width)
 
     def view_window(self, height: int, width: int) -> tuple[slice, slice]:
-        """Rows and columns of a (height, width) frame that the network sees."""
+        """Rows and columns of a (height, width) frame that the network gets."""
         return _kb_window(height, width) if self.frame == "kb-pasted" else (slice(0, height), slice(0, width))
 
     def crop_window(self, height: int, width: int) -> tuple[slice, slice]:
-        """Rows and columns of a (height, width) frame that are judged."""
+        """Rows and columns of a (height, width) frame that are evaluated."""
         if self.crop == "eigen-nyu-pixels":
             first_row, end_row, first_column, end_column = _NYU_PIXELS
             rows = slice(min(first_row, height), min(end_row, height))
@@ -169,7 +272,7 @@ class Protocol:
         return slice(int(top * height), int(bottom * height)), slice(int(left * width), int(right * width))
 
     def valid_mask(self, depth: Tensor, mask: Tensor) -> Tensor:
-        """The pixels that are judged, (..., H, W) bool: ``depth`` is the frame's truth, ``mask`` where it is known."""
+        """The pixels that are evaluated, (..., H, W) bool: ``depth`` is the frame's ground truth, ``mask`` where it is known."""
         window = (..., *self.crop_window(*mask.shape[-2:]))
         valid = mask.new_zeros(mask.shape)
         valid[window] = mask[window] & (depth[window] > self.min_depth) & (depth[window] < self.max_depth)
@@ -279,7 +382,7 @@ PROTOCOLS: dict[str, Protocol] = {
             max_depth=8.0,
             training_focal=519.163756,
         ),
-        # Zero-shot sets: ranges, crops and clamps of that test, one look at the whole image
+        # Zero-shot sets: ranges, crops and clamps of that test, the whole image at once
         Protocol(name="sunrgbd", crop="eigen-nyu-pixels", max_depth=8.0),
         Protocol(name="ibims1", crop="eigen-nyu-pixels", max_depth=10.0, clamp_prediction=False),
         Protocol(name="diode-indoor", crop="eigen-nyu-pixels", max_depth=10.0, clamp_prediction=False),
