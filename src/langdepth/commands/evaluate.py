@@ -81,8 +81,8 @@ def evaluate(
 ) -> None:
     """Score a system on a data set under a named protocol.
 
-    Writes a JSON report and, beside it, two images: error against the depth of the ground truth, and a sheet of the best, median and
-    worst images. Switches that change the protocol are marked in its reported name and change its hash.
+    Writes a JSON report and, beside it, two images: error against the depth of the ground truth, and a sheet of the
+    best, median and worst images. Switches that change the protocol are marked in its name and change its hash.
 
     Args:
         root: Folder of the data set.

@@ -44,16 +44,15 @@ _FITTED_PIXELS = 10  # evaluated pixels that an alignment needs unless stated; a
 FARTHEST = 1e6  # metres; beyond, squares leave the range of float32
 
 
-def _switch(default: Any, help: str, means: dict[Any, str], *, later: bool = False) -> Any:
-    """A field of ``Protocol``.
+def _switch(help: str, means: dict[Any, str], *, later: bool = False) -> dict[str, Any]:
+    """What a field of ``Protocol`` states about itself.
 
     Args:
-        default: Its value unless another is given.
         help: What it does, for the command line and the documentation.
         means: What each value means, "set" for those that are not named; may name switches in braces.
         later: It came after results were published: left at its default, it does not enter the hash.
     """
-    return field(default=default, metadata={"help": help, "means": means, "later": later})
+    return {"help": help, "means": means, "later": later}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,118 +67,146 @@ class Protocol:
     """
 
     name: str
-    frame: Frame = _switch(
-        "stored",
-        "The part of image and ground truth that takes part.",
-        {
-            "stored": "the whole stored image takes part",
-            "kb": "image and ground truth are cut to the KITTI benchmark's bottom 352 rows and centred 1216 columns",
-            "kb-pasted": "the whole stored image takes part; the network gets the KITTI benchmark's 352x1216 of it, and "
-            "its depth is pasted into zeros",
-            "nyu-inner": "image and ground truth are cut to the middle 416x544 of a 480x640 NYU image",
-        },
+    frame: Frame = field(
+        default="stored",
+        metadata=_switch(
+            "The part of image and ground truth that takes part.",
+            {
+                "stored": "the whole stored image takes part",
+                "kb": "image and ground truth are cut to KITTI's bottom 352 rows and centred 1216 columns",
+                "kb-pasted": "the whole stored image takes part; the network gets KITTI's 352x1216 of it, and "
+                "its depth is pasted into zeros",
+                "nyu-inner": "image and ground truth are cut to the middle 416x544 of a 480x640 NYU image",
+            },
+        ),
     )
-    flip: bool = _switch(
-        False,
-        "Average the depth with that of the mirrored image (true or false).",
-        {True: "averaged with the depth of the mirrored image", False: "each image is predicted once"},
+    flip: bool = field(
+        default=False,
+        metadata=_switch(
+            "Average the depth with that of the mirrored image (true or false).",
+            {True: "averaged with the depth of the mirrored image", False: "each image is predicted once"},
+        ),
     )
-    resize: Resize = _switch(
-        "system",
-        "How depth gets from network size to image size.",
-        {
-            "system": "depth gets to image size bilinearly, as the system states it: corners on corners or pixel "
-            "centres on pixel centres",
-            "bilinear": "depth gets to image size bilinearly, pixel centres on pixel centres",
-            "bilinear-aligned": "depth gets to image size bilinearly, corners on corners",
-            "bilinear-twice": "depth is interpolated twice: to the stored image's size, then to the frame's",
-        },
+    resize: Resize = field(
+        default="system",
+        metadata=_switch(
+            "How depth gets from network size to image size.",
+            {
+                "system": "depth gets to image size bilinearly, as the system states it: corners on corners or pixel "
+                "centres on pixel centres",
+                "bilinear": "depth gets to image size bilinearly, pixel centres on pixel centres",
+                "bilinear-aligned": "depth gets to image size bilinearly, corners on corners",
+                "bilinear-twice": "depth is interpolated twice: to the stored image's size, then to the frame's",
+            },
+        ),
     )
-    alignment: Alignment = _switch(
-        "none",
-        "Fit each depth map to its ground truth before it is evaluated.",
-        {
-            "none": "depth is evaluated as it is, in metres",
-            "median": "depth is multiplied, image by image, so that its median is that of the ground truth",
-            "least_squares": "depth is fitted to the ground truth, image by image, by a factor and a shift",
-            "disparity": "1 / depth is fitted to 1 / ground truth, image by image, by a factor and a shift, and inverted",
-        },
+    alignment: Alignment = field(
+        default="none",
+        metadata=_switch(
+            "Fit each depth map to its ground truth before it is evaluated.",
+            {
+                "none": "depth is evaluated as it is, in metres",
+                "median": "depth is multiplied, image by image, so that its median is that of the ground truth",
+                "least_squares": "depth is fitted to the ground truth, image by image, by a factor and a shift",
+                "disparity": "1 / depth is fitted to 1 / ground truth, per image by factor and shift, then inverted",
+            },
+        ),
     )
-    clamp_prediction: bool = _switch(
-        True,
-        "Limit the depth to the range of the protocol (true or false).",
-        {True: "depth is limited to {min_depth} to {max_depth} m", False: "depth is not limited"},
+    clamp_prediction: bool = field(
+        default=True,
+        metadata=_switch(
+            "Limit the depth to the range of the protocol (true or false).",
+            {True: "depth is limited to {min_depth} to {max_depth} m", False: "depth is not limited"},
+        ),
     )
-    crop: Crop = _switch(
-        "none",
-        "The window of the frame that is evaluated.",
-        {
-            "none": "the whole frame is evaluated",
-            "eigen-nyu": "evaluated are rows 45:471 and columns 41:601 of 480x640, the same share of other sizes",
-            "eigen-nyu-46": "evaluated are rows 45:471 and columns 46:601 of 480x640, the same share of other sizes",
-            "eigen-nyu-inner": "evaluated is the Eigen window inside the frame, rows 0:415 and columns 0:541",
-            "eigen-nyu-pixels": "evaluated are rows 45:471 and columns 41:601 of an image of any size",
-            "eigen-kitti": "evaluated is Eigen's window, 33 to 91 % of the height and 4 to 96 % of the width",
-            "garg": "evaluated is Garg's window, 41 to 99 % of the height and 4 to 96 % of the width",
-        },
+    crop: Crop = field(
+        default="none",
+        metadata=_switch(
+            "The window of the frame that is evaluated.",
+            {
+                "none": "the whole frame is evaluated",
+                "eigen-nyu": "evaluated are rows 45:471, columns 41:601 of 480x640, the same share of other sizes",
+                "eigen-nyu-46": "evaluated are rows 45:471, columns 46:601 of 480x640, the same share of other sizes",
+                "eigen-nyu-inner": "evaluated is the Eigen window inside the frame, rows 0:415 and columns 0:541",
+                "eigen-nyu-pixels": "evaluated are rows 45:471 and columns 41:601 of an image of any size",
+                "eigen-kitti": "evaluated is Eigen's window, 33 to 91 % of the height and 4 to 96 % of the width",
+                "garg": "evaluated is Garg's window, 41 to 99 % of the height and 4 to 96 % of the width",
+            },
+        ),
     )
-    min_depth: float = _switch(
-        0.001,
-        "Evaluate where the ground truth is above this, in metres.",
-        {"set": "evaluated is ground truth above {min_depth} m"},
+    min_depth: float = field(
+        default=0.001,
+        metadata=_switch(
+            "Evaluate where the ground truth is above this, in metres.",
+            {"set": "evaluated is ground truth above {min_depth} m"},
+        ),
     )
-    max_depth: float = _switch(
-        1000.0,
-        "Evaluate where the ground truth is below this, in metres.",
-        {"set": "evaluated is ground truth below {max_depth} m"},
+    max_depth: float = field(
+        default=1000.0,
+        metadata=_switch(
+            "Evaluate where the ground truth is below this, in metres.",
+            {"set": "evaluated is ground truth below {max_depth} m"},
+        ),
     )
-    clamp_views: bool = _switch(
-        False,
-        "Limit the depth of image and mirrored image to the range before they are averaged (true or false).",
-        {
-            True: "both views are limited to 0 to {max_depth} m before they are averaged",
-            False: "the views are averaged as they are",
-        },
-        later=True,
+    clamp_views: bool = field(
+        default=False,
+        metadata=_switch(
+            "Limit the depth of image and mirrored image to the range before they are averaged (true or false).",
+            {
+                True: "both views are limited to 0 to {max_depth} m before they are averaged",
+                False: "the views are averaged as they are",
+            },
+            later=True,
+        ),
     )
-    mask_prediction: bool = _switch(
-        False,
-        "Evaluate only where the prediction, too, is above min_depth (true or false).",
-        {
-            True: "pixels whose prediction is not above {min_depth} m are not evaluated",
-            False: "which pixels are evaluated does not depend on the prediction",
-        },
-        later=True,
+    mask_prediction: bool = field(
+        default=False,
+        metadata=_switch(
+            "Evaluate only where the prediction, too, is above min_depth (true or false).",
+            {
+                True: "pixels whose prediction is not above {min_depth} m are not evaluated",
+                False: "which pixels are evaluated does not depend on the prediction",
+            },
+            later=True,
+        ),
     )
-    window: tuple[int, int] | None = _switch(
-        None,
-        "Predict in windows of HEIGHTxWIDTH pixels and average, for example 352x512.",
-        {None: "the network gets the frame whole", "set": "the network gets windows of {window} pixels"},
-        later=True,
+    window: tuple[int, int] | None = field(
+        default=None,
+        metadata=_switch(
+            "Predict in windows of HEIGHTxWIDTH pixels and average, for example 352x512.",
+            {None: "the network gets the frame whole", "set": "the network gets windows of {window} pixels"},
+            later=True,
+        ),
     )
-    stride: tuple[int, int] | None = _switch(
-        None,
-        "Distance of the windows, HEIGHTxWIDTH; without it they lie side by side.",
-        {None: "windows, where there are any, lie side by side", "set": "a window every {stride} pixels"},
-        later=True,
+    stride: tuple[int, int] | None = field(
+        default=None,
+        metadata=_switch(
+            "Distance of the windows, HEIGHTxWIDTH; without it they lie side by side.",
+            {None: "windows, where there are any, lie side by side", "set": "a window every {stride} pixels"},
+            later=True,
+        ),
     )
-    training_focal: float | None = _switch(
-        None,
-        "Multiply the depth by each camera's focal length over this one, in pixels.",
-        {
-            None: "depth is not corrected for the camera's focal length",
-            "set": "depth is multiplied by the camera's focal length over {training_focal} pixels",
-        },
-        later=True,
+    training_focal: float | None = field(
+        default=None,
+        metadata=_switch(
+            "Multiply the depth by each camera's focal length over this one, in pixels.",
+            {
+                None: "depth is not corrected for the camera's focal length",
+                "set": "depth is multiplied by the camera's focal length over {training_focal} pixels",
+            },
+            later=True,
+        ),
     )
-    min_pixels: int | None = _switch(
-        None,
-        "Skip images with fewer pixels to evaluate than this; without it 10 where there is an alignment, else 1.",
-        {
-            None: "images without any of these pixels are skipped; with an alignment, those with fewer than 10",
-            "set": "images with fewer than {min_pixels} of these pixels are skipped",
-        },
-        later=True,
+    min_pixels: int | None = field(
+        default=None,
+        metadata=_switch(
+            "Skip images with fewer pixels to evaluate than this; without it 10 where there is an alignment, else 1.",
+            {
+                None: "images without any of these pixels are skipped; with an alignment, those with fewer than 10",
+                "set": "images with fewer than {min_pixels} of these pixels are skipped",
+            },
+            later=True,
+        ),
     )
     extra_metrics: tuple[str, ...] = ()
     """Reported beside the standard nine; no rule, so no part of the hash."""
@@ -272,7 +299,7 @@ class Protocol:
         return slice(int(top * height), int(bottom * height)), slice(int(left * width), int(right * width))
 
     def valid_mask(self, depth: Tensor, mask: Tensor) -> Tensor:
-        """The pixels that are evaluated, (..., H, W) bool: ``depth`` is the frame's ground truth, ``mask`` where it is known."""
+        """The evaluated pixels, (..., H, W) bool. ``depth``: the frame's ground truth; ``mask``: where it is known."""
         window = (..., *self.crop_window(*mask.shape[-2:]))
         valid = mask.new_zeros(mask.shape)
         valid[window] = mask[window] & (depth[window] > self.min_depth) & (depth[window] < self.max_depth)
