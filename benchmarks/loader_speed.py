@@ -45,7 +45,7 @@ from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.records import Sample
 from langdepth.systems.wordepth.pipeline import RULES, WorDepthTransform
 from langdepth.training.loaders import TrainingLoader, TrainingSet
-from langdepth.training.sampling import Draw, Draws
+from langdepth.training.sampling import BatchPlan, Draw
 
 HEIGHT, WIDTH = 480, 640
 ROOMS = 6
@@ -208,7 +208,7 @@ def training_image(pairs: TrainingSet, size: Any, index: int) -> Sample:
 def trained(pairs: TrainingSet, size: Any, options: argparse.Namespace) -> Iterator[int]:
     """Images per batch of the loader that ``langdepth train`` uses, for ever."""
     count = len(pairs)
-    draws = Draws(
+    draws = BatchPlan(
         shapes=[0] * count, sizes=[size], weights=[float(REPEATS)] * count, batch_size=options.batch_size, seed=0
     )
     loader = TrainingLoader(pairs, draws, options.workers)

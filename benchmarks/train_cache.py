@@ -83,7 +83,7 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     from langdepth.systems import registry
     from langdepth.training.features import FeatureCache
     from langdepth.training.loaders import TrainingLoader, TrainingSet
-    from langdepth.training.sampling import Draws
+    from langdepth.training.sampling import BatchPlan
 
     torch.manual_seed(0)
     system = registry.build(name, SYSTEMS[name])
@@ -94,11 +94,11 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     size = system.input_spec.network_size(480, 640)
     dataset = TrainingSet(images, TrainTransform(Augmentation(**PLAIN), size[0] * size[1]))
     places = range(len(images))
-    features = FeatureCache(system, dataset, dict.fromkeys(places, size), flip=0.5)
+    features = FeatureCache(system, dataset, dict.fromkeys(places, size), flip=0.5, batch_size=options.batch_size)
     start = time.perf_counter()
-    features.fill(system, options.batch_size)
+    features.fill(system)
     fill = time.perf_counter() - start
-    draws = Draws(
+    draws = BatchPlan(
         shapes=[0] * len(places), sizes=[size], weights=[1.0] * len(places), batch_size=options.batch_size, seed=0
     )
     optimiser = torch.optim.AdamW(system.parameter_groups(1e-6, 0.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +154,11 @@ def logged(run: str | Path, column: str) -> list[float]:
     """The numbers that a run folder's metrics.csv has in a column."""
     with Path(run, "metrics.csv").open(newline="") as file:
         return [float(row[column]) for row in csv.DictReader(file) if row.get(column)]
+
+
+def without_few(err: str) -> str:
+    """What a training run wrote to stderr, without the warning of few validation images."""
+    return re.sub(r"^langdepth train: warning: only \d validation images? \(.*\n", "", err, count=1)
 
 
 def write_folder(root: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

@@ -58,7 +58,7 @@ def dataset(root: Path) -> TrainingSet:
 
 
 def cache(system: System, images: TrainingSet, flip: float = 0.5) -> FeatureCache:
-    return FeatureCache(system, images, dict.fromkeys(range(len(images)), SIZE), flip)
+    return FeatureCache(system, images, dict.fromkeys(range(len(images)), SIZE), flip, batch_size=4)
 
 
 def stamps(folder: Path) -> dict[Path, int]:
@@ -73,7 +73,7 @@ def test_a_batch_gets_what_the_trunk_would_give(name: str, sample_folder: Path, 
     system = build(name, **({"size": list(SIZE)} if name == "refine-clip" else {}))
     images = dataset(sample_folder)
     made = cache(system, images)
-    assert made.fill(system, batch_size=4) == 12  # six images and their mirror images
+    assert made.fill(system) == 12  # six images and their mirror images
     samples = [images[Draw(index, SIZE, seed)] for index, seed in ((4, 1), (0, 2), (4, 3), (1, 5))]
     assert len({sample.mirrored for sample in samples}) == 2
     plain = collate(samples)
@@ -100,19 +100,19 @@ def test_only_the_views_that_are_seen_are_kept(sample_folder: Path) -> None:
 
 def test_files_are_made_once_and_shared(sample_folder: Path, folder: Path, tmp_path: Path) -> None:
     system, images = build(), dataset(sample_folder)
-    assert cache(system, images).fill(system, 4) == 12
+    assert cache(system, images).fill(system) == 12
     before = stamps(folder)
     assert len(before) == 12
     moved = shutil.copytree(sample_folder, tmp_path / "moved")
     other = build(image_reduction=64, losses={"smoothness": 0.1})  # what is trained on the features may change
-    assert cache(other, dataset(moved)).fill(other, 4) == 0
+    assert cache(other, dataset(moved)).fill(other) == 0
     assert stamps(folder) == before
 
 
 def test_processes_share_the_work(sample_folder: Path, folder: Path) -> None:
     system, images = build(), dataset(sample_folder)
     caches = [cache(system, images) for _ in range(2)]
-    assert [made.fill(system, 4, rank, 2) for rank, made in enumerate(caches)] == [6, 6]
+    assert [made.fill(system, rank, 2) for rank, made in enumerate(caches)] == [6, 6]
     assert caches[0].files == caches[1].files
     assert all(path.is_file() for path in caches[0].files.values())
 
@@ -120,26 +120,26 @@ def test_processes_share_the_work(sample_folder: Path, folder: Path) -> None:
 def test_what_has_changed_is_never_read(sample_folder: Path, tmp_path: Path) -> None:
     root = shutil.copytree(sample_folder, tmp_path / "images")
     system = build()
-    assert cache(system, dataset(root)).fill(system, 4) == 12
+    assert cache(system, dataset(root)).fill(system) == 12
     photo = open_dataset("folder", root, "train").rows[0].path_rgb
     Image.new("RGB", Image.open(photo).size, "red").save(photo)
-    assert cache(system, dataset(root)).fill(system, 4) == 2
+    assert cache(system, dataset(root)).fill(system) == 2
     with torch.no_grad():
         system.tower.layer1[0].bn1.running_mean[0] += 1
-    assert cache(system, dataset(root)).fill(system, 4) == 12
+    assert cache(system, dataset(root)).fill(system) == 12
     other = build(mean=[0.5, 0.5, 0.5])
     other.load_state_dict(system.state_dict())
-    assert cache(other, dataset(root)).fill(other, 4) == 12
+    assert cache(other, dataset(root)).fill(other) == 12
     few = build("few-shot-clip")
     few.tower.load_state_dict(system.tower.state_dict())
-    assert cache(few, dataset(root)).fill(few, 4) == 12
+    assert cache(few, dataset(root)).fill(few) == 12
 
 
 @pytest.mark.parametrize("damage", ["shorter", "a bit", "empty", "gone"])
 def test_damaged_files_are_made_anew(damage: str, sample_folder: Path, folder: Path) -> None:
     system, images = build(), dataset(sample_folder)
     first = cache(system, images)
-    first.fill(system, 4)
+    first.fill(system)
     path = sorted(stamps(folder))[0]
     content = path.read_bytes()
     if damage == "gone":
@@ -154,7 +154,7 @@ def test_damaged_files_are_made_anew(damage: str, sample_folder: Path, folder: P
     if damage != "a bit":  # which costs too much to look for at every step
         with pytest.raises(LangdepthError, match=rf"{path.name}: features cannot be read; .*--resume"):
             first.add(collate([images[Draw(index, SIZE, 0)] for index in range(6)]))
-    assert cache(system, images).fill(system, 4) == 1
+    assert cache(system, images).fill(system) == 1
     torch.testing.assert_close(load(path.read_bytes()), load(content), rtol=1e-5, atol=1e-5)
 
 
@@ -163,7 +163,7 @@ def test_a_full_disk_is_seen_before_it_is_full(sample_folder: Path, monkeypatch:
     usage = shutil.disk_usage(sample_folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(LangdepthError, match=r"features need .* GB, 0\.0 GB are free.*LANGDEPTH_CACHE"):
-        cache(system, images).fill(system, 4)
+        cache(system, images).fill(system)
 
 
 def test_an_unusable_image_is_named(sample_folder: Path, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_an_unusable_image_is_named(sample_folder: Path, tmp_path: Path) -> None
     photo.write_bytes(photo.read_bytes()[:50])
     system = build()
     with pytest.raises(ImageError, match=photo.name):
-        cache(system, dataset(root)).fill(system, 4)
+        cache(system, dataset(root)).fill(system)
 
 
 # Training

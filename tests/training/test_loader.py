@@ -16,7 +16,7 @@ from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.errors import ImageError, LangdepthError
 from langdepth.records import Batch, InputSpec, Sample
 from langdepth.training.loaders import TrainingLoader, TrainingSet, _Places, collate
-from langdepth.training.sampling import Draw, Draws, Sizes, training_shapes
+from langdepth.training.sampling import BatchPlan, Draw, Sizes, training_shapes
 from tests.helpers import write_folder
 
 SPEC = InputSpec(area=32 * 32, multiple_of=16)
@@ -34,7 +34,7 @@ def training_set(tmp_path: Path) -> TrainingSet:
 def loader(training_set: TrainingSet, workers: int = 0, seed: int = 0, batch_size: int = 2) -> TrainingLoader:
     sizes = Sizes(SPEC, ASPECTS)
     shapes = training_shapes(training_set.dataset, sizes)
-    draws = Draws(shapes=shapes, sizes=sizes.sizes, weights=[1.0] * len(shapes), batch_size=batch_size, seed=seed)
+    draws = BatchPlan(shapes=shapes, sizes=sizes.sizes, weights=[1.0] * len(shapes), batch_size=batch_size, seed=seed)
     return TrainingLoader(training_set, draws, workers)
 
 
@@ -185,6 +185,6 @@ def test_too_little_shared_memory_is_one_line(training_set: TrainingSet, monkeyp
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     with pytest.raises(
-        LangdepthError, match=r"^\d+ MiB of shared memory .* \(unable to allocate shared memory\); give"
+        LangdepthError, match=r"^cannot reserve \d+ MiB of shared memory .* \(unable to allocate shared memory\); give"
     ):
         next(iter(loader(training_set, 1)))

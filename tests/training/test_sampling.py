@@ -14,14 +14,14 @@ from PIL import Image
 from langdepth.data.base import open_dataset
 from langdepth.errors import ImageError, UsageError
 from langdepth.records import InputSpec
-from langdepth.training.sampling import Draw, Draws, Sizes, source_weights, training_shapes
+from langdepth.training.sampling import BatchPlan, Draw, Sizes, source_weights, training_shapes
 from tests.helpers import write_folder
 
 SPEC = InputSpec(area=32 * 32, multiple_of=16)
 ASPECTS = (4 / 3, 3.0)
 
 
-def plan(**changes: Any) -> Draws:
+def plan(**changes: Any) -> BatchPlan:
     """60 images: 40 of shape 0, of which 20 weigh 0.5, and 20 of shape 1 that weigh 2."""
     values: dict[str, Any] = {
         "shapes": [0] * 40 + [1] * 20,
@@ -30,7 +30,7 @@ def plan(**changes: Any) -> Draws:
         "batch_size": 5,
         "seed": 0,
     }
-    return Draws(**(values | changes))
+    return BatchPlan(**(values | changes))
 
 
 def flat(batches: Iterable[list[Draw]]) -> list[Draw]:
@@ -156,7 +156,7 @@ def test_shapes_come_from_the_index_or_else_from_the_upright_image(tmp_path: Pat
 
 def test_what_is_drawn_more_often_than_its_turns_follows_the_weights() -> None:
     """A batch that two images cannot fill takes them again, each as often as its weight says."""
-    draws = Draws(shapes=[0, 0], sizes=[(32, 32)], weights=[0.9, 0.1], batch_size=16, seed=0)
+    draws = BatchPlan(shapes=[0, 0], sizes=[(32, 32)], weights=[0.9, 0.1], batch_size=16, seed=0)
     drawn = [draw.index for epoch in range(40) for batch in draws.epoch(epoch) for draw in batch]
     assert len(drawn) == 40 * 16
     assert drawn.count(1) / len(drawn) == pytest.approx(0.1, abs=0.03)

@@ -44,7 +44,7 @@ def stopped_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["_start_system", "_training_loader"])
+@pytest.mark.parametrize("name", ["start_system", "_training_loader"])
 def test_before_the_run_has_begun(run: Run, monkeypatch: pytest.MonkeyPatch, name: str) -> None:  # noqa: F811
     message = stopped_at(monkeypatch, training, name, 1, run)
     assert message == "stopped by SIGTERM before the run had begun; start it again"

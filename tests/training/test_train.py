@@ -22,17 +22,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-import langdepth.training.run
+import langdepth.training.start
 from langdepth.data.base import open_dataset
 from langdepth.data.rows import RowDataset
-from langdepth.errors import CheckpointError, LangdepthError, NonFiniteLossError, UsageError
+from langdepth.errors import (
+    CheckpointError,
+    LangdepthError,
+    MissingCheckpointError,
+    NonFiniteLossError,
+    UsageError,
+)
 from langdepth.records import InputSpec
 from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.tiny.model import CLIP_FEATURES as TEXT_COLUMNS
 from langdepth.training import validation
-from langdepth.training.average import MovingAverage
-from langdepth.training.module import DepthTraining, rate
+from langdepth.training.module import DepthTraining, MovingAverage, rate
 from langdepth.training.recipe import OptimSection, read_recipe
 from langdepth.training.run import train
 from langdepth.utils.reading import file_sha256
@@ -100,7 +105,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
         assert_same(ends[0][key], ends[1][key])
     rows = [{row["step"]: row for row in read_metrics(folder)} for folder in (found, expected)]
-    for step, row in rows[1].items():  # a pause is judged in addition
+    for step, row in rows[1].items():  # a pause is evaluated in addition
         assert {k: v for k, v in rows[0][step].items() if row[k]} == {k: v for k, v in row.items() if v}
     for name in ("best.safetensors", "last.safetensors"):
         assert_same(load_file(found / name), load_file(expected / name))
@@ -214,7 +219,7 @@ class TestResume:
 
     @pytest.mark.parametrize("dies_in", [1, 3])
     @pytest.mark.parametrize("how", ["killed", "terminated"])
-    def test_a_run_that_ends_while_it_judges_does_so_again(
+    def test_a_run_that_ends_while_it_evaluates_does_so_again(
         self, run: Run, monkeypatch: pytest.MonkeyPatch, dies_in: int, how: str
     ) -> None:
         whole = run("whole")
@@ -255,15 +260,15 @@ class TestResume:
 
     def test_continuing_needs_no_second_preparation(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         run(train__max_steps=2)
-        monkeypatch.setattr(registry, "build", lambda *_: pytest.fail("the system was built anew"))
+        system = registry.build("learner")
         loaded: list[str] = []
 
         def load(name: str) -> System:
             loaded.append(name)
             return checkpoint.load(name)
 
-        monkeypatch.setattr(langdepth.training.run, "load", load)
-        monkeypatch.setattr(checkpoint.registry, "build", lambda *_: Learner())
+        monkeypatch.setattr(langdepth.training.start, "load", load)
+        monkeypatch.setattr(checkpoint.registry, "build", lambda *_: system)
         folder = run(resume=True)
         assert loaded == [str(folder / "start.safetensors")]
 
@@ -285,7 +290,10 @@ class TestResume:
     def test_a_damaged_resume_point_is_one_line(self, run: Run, damage: Callable[[bytes], bytes]) -> None:
         path = run(train__max_steps=2) / "resume.ckpt"
         path.write_bytes(damage(path.read_bytes()))
-        with pytest.raises(LangdepthError, match=r"^\S*resume.ckpt: is damaged; .*$"):
+        with pytest.raises(
+            LangdepthError,
+            match=r"^\S*resume.ckpt: is damaged; .*$",
+        ):
             run(resume=True)
 
     def test_a_full_disk_keeps_the_resume_point(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -617,7 +625,7 @@ class TestRunFolder:
         kept = {path.stem: checkpoint.load(path).provenance["training"]["steps"] for path in folder.glob("best*.s*")}
         assert kept == {"best": 6, "best-rmse": 3, "best-delta1": 9}
 
-    def test_judged_every_so_many_steps(self, run: Run) -> None:
+    def test_evaluated_every_so_many_steps(self, run: Run) -> None:
         folder = run(train__validate_every_steps=2, train__save_every_steps=3, optim__accumulate=2, train__epochs=4)
         rows = read_metrics(folder)  # 2 steps in each of 4 epochs: the second ends the epoch
         assert [row["step"] for row in rows if row["val/abs_rel"]] == ["2", "4", "6", "8"]
@@ -628,7 +636,7 @@ class TestRunFolder:
         assert kept["training"]["steps"] == 6
         assert "numbers" not in kept
 
-    def test_judged_now_and_then_and_at_the_end(self, run: Run) -> None:
+    def test_evaluated_now_and_then_and_at_the_end(self, run: Run) -> None:
         rows = read_metrics(run(train__validate_every=2))
         assert [row["step"] for row in rows if row["val/abs_rel"]] == ["6", "9"]
 
@@ -639,8 +647,8 @@ class TestRunFolder:
         assert [line.split(" loss ")[0] for line in lines if " loss " in line] == [
             f"epoch {epoch} step {step}/9" for epoch, step in ((1, 2), (2, 4), (2, 6), (3, 8))
         ]
-        assert [line.split(": abs_rel")[0] for line in lines if "judged" in line] == [
-            f"step {step}/9 judged on 2 images" for step in (3, 6, 9)
+        assert [line.split(": abs_rel")[0] for line in lines if "evaluated" in line] == [
+            f"step {step}/9 evaluated on 2 images" for step in (3, 6, 9)
         ]
         assert (len(lines), lines[-1].split(": ")[0]) == (9, "done")
         assert captured.err == ""
@@ -654,13 +662,17 @@ class TestRunFolder:
         assert re.search(r"Epoch 2: 100%.*3/3 .*loss=\d", out)
         assert "v_num" not in out
         assert "s/step" not in out
-        assert "step 9/9 judged on 2 images" in out
+        assert "step 9/9 evaluated on 2 images" in out
+
+    def test_few_validation_images_are_pointed_out(self, run: Run) -> None:
+        with pytest.warns(UserWarning, match=r"^only 2 validation images \(val\): which weights are best is largely"):
+            run(train__max_steps=1)
 
     def test_from_a_thread(self, run: Run) -> None:
         with ThreadPoolExecutor(1) as pool:
             assert (pool.submit(run, train__max_steps=1).result() / "last.safetensors").exists()
 
-    def test_the_start_is_judged_first_and_kept_if_it_stays_best(
+    def test_the_start_is_evaluated_first_and_kept_if_it_stays_best(
         self, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         first = run("first", train__licence="mine", train__source="a test", train__max_steps=1) / "last.safetensors"
@@ -672,7 +684,7 @@ class TestRunFolder:
             folder = run("worse", **fields)
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "learner: 6 steps, learning from 6 images, validating on 2 (val); cpu"
-        assert lines[1].startswith("step 0/6 judged on 2 images: abs_rel 0.2000")
+        assert lines[1].startswith("step 0/6 evaluated on 2 images: abs_rel 0.2000")
         said = "no step improved abs_rel (0.2000): best.safetensors is the start, last.safetensors"
         assert lines[-1] == said != lines[-2]
         assert_same(load_file(folder / "best.safetensors"), load_file(first))
@@ -727,6 +739,10 @@ class TestRefused:
     def test_weights_of_another_system(self, run: Run) -> None:
         with pytest.raises(UsageError, match="no-such"):
             run(system__weights="no-such")
+
+    def test_missing_weights_before_the_data_is_opened(self, run: Run) -> None:
+        with pytest.raises(MissingCheckpointError, match=r"^none.safetensors: no such file"):
+            run(system__weights="none.safetensors", data__root="no-such-folder")
 
     def test_options_that_the_weights_do_not_have(self, run: Run) -> None:
         weights = str(run("first", train__max_steps=1) / "last.safetensors")

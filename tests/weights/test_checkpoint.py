@@ -25,6 +25,7 @@ from langdepth.systems import card, registry
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import Trainable
 from langdepth.weights import checkpoint, files
+from langdepth.weights.convert import convert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -470,3 +471,10 @@ def test_short_memory_for_the_network_is_called_so(saved: Path, monkeypatch: pyt
 
 def test_metadata_of_great_depth(saved: Path) -> None:
     refused(rewrite(saved, {"config": "[" * 90_000 + "]" * 90_000}), "metadata 'config'")
+
+
+def test_convert_opens_the_checkpoint_before_it_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "damaged.pth").write_bytes(b"no checkpoint")
+    monkeypatch.setattr(registry, "build", lambda *_: pytest.fail("the network was built"))
+    with pytest.raises(CheckpointError, match=r"damaged.pth: is damaged"):
+        convert(tmp_path / "damaged.pth", "toy", tmp_path / "ours.safetensors")

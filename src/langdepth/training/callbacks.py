@@ -1,42 +1,43 @@
-"""What happens between the steps of training: features before the first one, checkpoints to continue from."""
+"""Checkpoints to continue from."""
 
 from __future__ import annotations
 
-import time
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
 from langdepth.records import Batch
-from langdepth.training.features import FeatureCache
-from langdepth.training.module import DepthTraining
 from langdepth.training.recipe import Recipe
 from langdepth.training.stopping import Stopped, Stopping
 from langdepth.utils.files import atomic_path
 
 
-class FillFeatures(Callback):
-    """Has the features made that a run reads, once the system is on its device."""
+class PlainCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint to the path it is given and nowhere else.
 
-    def __init__(self, features: FeatureCache, batch_size: int) -> None:
-        self.features, self.batch_size = features, batch_size
+    Lightning's own first fills a file in the system's folder for temporary files: a second disk, which may be smaller
+    and full, and where a killed run leaves a whole checkpoint that nobody finds.
+    """
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        system = cast(DepthTraining, pl_module).system
-        since = time.monotonic()
-        made = self.features.fill(system, self.batch_size, trainer.global_rank, trainer.world_size)
-        trainer.strategy.barrier()
-        if trainer.is_global_zero:
-            found = f"{len(self.features.files)} views of images have features in {self.features.folder}"
-            print(f"{found}, {made} of them made in {time.monotonic() - since:.0f} s", flush=True)
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write ``checkpoint``. Raises OSError where the disk refuses."""
+        with open(path, "wb") as file:  # torch gives no reason when it opens the file itself
+            torch.save(checkpoint, file)
+
+
+def within_step(trainer: pl.Trainer, batch_idx: int, accumulate: int) -> bool:
+    """Whether further batches of the optimiser step follow on one that has just ended."""
+    return not trainer.is_last_batch and (batch_idx + 1) % accumulate != 0
 
 
 class ResumePoint(Callback):
     """Keeps ``resume.ckpt``: every so many steps, before each validation, after each epoch, and when the run stops.
 
-    SIGTERM ends the run as ``Stopping`` says. Ctrl-C ends it at once and loses the steps since the last save.
+    SIGTERM ends the run as ``Stopping`` describes. Ctrl-C ends it at once and loses the steps since the last save.
     """
 
     def __init__(self, recipe: Recipe, stopping: Stopping) -> None:
@@ -46,7 +47,6 @@ class ResumePoint(Callback):
         if recipe.train.validate_every_steps is not None:
             self.every.append(recipe.train.validate_every_steps)
         self.stopping = stopping
-        self.interrupted = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stopping.step = trainer.global_step
@@ -61,7 +61,7 @@ class ResumePoint(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if trainer.is_last_batch or (batch_idx + 1) % self.accumulate:  # the epoch's end follows; within a step
+        if trainer.is_last_batch or within_step(trainer, batch_idx, self.accumulate):  # the epoch's end follows
             return
         self._stop_if_due(trainer)
         if trainer.should_stop or any(trainer.global_step % every == 0 for every in self.every):
@@ -79,7 +79,6 @@ class ResumePoint(Callback):
             raise Stopped
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self.interrupted = isinstance(exception, KeyboardInterrupt)
         if isinstance(exception, Stopped):
             self.stopping.end_others()
 

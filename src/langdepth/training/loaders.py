@@ -1,7 +1,7 @@
-"""The training loader: batches made by worker processes, in shared memory that is used again and again.
+"""The training loader: batches made by worker processes, in shared memory that is reused.
 
 Data flow: the plan's draws -> orders, each with a free place in that memory -> in a worker: samples, stacked right
-there -> in the trainer: a Batch that looks at it. Once nothing looks at a batch any more, its place is free again.
+there -> in the trainer: a Batch whose tensors are views of it. When the last of them is gone, its place is free again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import os
 import signal
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,17 +21,17 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from langdepth.data.rows import RowDataset
 from langdepth.errors import ImageError, LangdepthError, first_line
 from langdepth.records import Batch, Sample
-from langdepth.training.sampling import Draw, Draws
+from langdepth.training.sampling import BatchPlan, Draw
 
 PREFETCHED = 2  # batches that each worker makes ahead
-HELD = 3  # batches that the trainer looks at: the one at work, the one before and the one after
+HELD = 3  # batches that the trainer holds: the current one, the one before and the one after
 
-Pixels = tuple[Tensor, Tensor, Tensor]  # image, depth and mask of a batch
+Layers = tuple[Tensor, Tensor, Tensor]  # image, depth and mask of a batch
 _PIXEL_BYTES = 12 + 4 + 1  # of the three together
 
 
-def collate(samples: Sequence[Sample], into: Pixels | None = None) -> Batch:
-    """Stack samples of one size; ``into``: image, depth and mask to be written instead of new ones."""
+def collate(samples: Sequence[Sample], into: Layers | None = None) -> Batch:
+    """Stack samples of one size; ``into``: image, depth and mask to write to instead of new ones."""
     optional: dict[str, Any] = {}
     for name in ("text_features", "overlay", "source_image", "pose", "intrinsics"):
         values = [getattr(s, name) for s in samples]
@@ -79,17 +79,15 @@ class TrainingSet(Dataset[Sample]):
         return sample
 
 
-@dataclass(frozen=True)
-class _Order:
-    """What a worker is asked for: the images of a batch, and the place of their pixels (None: new memory)."""
+class _Order(NamedTuple):
+    """A batch for a worker to make: its images, and the place of their pixels (None: new memory)."""
 
     draws: list[Draw]
     place: int | None
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """A batch on its way from a worker: its pixels lie in a place, as so many images of (height, width)."""
+class _Placed(NamedTuple):
+    """A batch on its way from a worker: its pixels lie in a place; ``shape``: images, height, width."""
 
     place: int
     shape: tuple[int, int, int]
@@ -108,13 +106,13 @@ class _Places:
             self._memory = memory.share_memory_()
         except RuntimeError as error:
             raise LangdepthError(
-                f"{memory.numel() / 2**20:.0f} MiB of shared memory for batches are not to be had "
-                f"({first_line(error)}); give the machine or container more, or lower data.batch_size or data.workers"
+                f"cannot reserve {memory.numel() / 2**20:.0f} MiB of shared memory for batches ({first_line(error)}); "
+                "give the machine or container more, or lower data.batch_size or data.workers"
             ) from None
         self._free = list(range(count))
 
     def take(self) -> int | None:
-        """A place that nothing looks at, if there is one."""
+        """A free place, if there is one."""
         return self._free.pop() if self._free else None
 
     def put(self, samples: Sequence[Sample], place: int) -> _Placed:
@@ -125,15 +123,15 @@ class _Places:
         return _Placed(place, shape, replace(batch, image=nothing, depth=nothing, mask=nothing))
 
     def get(self, placed: _Placed) -> Batch:
-        """The batch, looking at its place, which is free again when the last tensor of its pixels is gone."""
+        """The batch, as views of its place, which is free again when the last of them is gone."""
         memory = self._memory[placed.place].numpy()
         weakref.finalize(memory, self._free.append, placed.place)
         image, depth, mask = _pixels(torch.from_numpy(memory), *placed.shape)
         return replace(placed.batch, image=image, depth=depth, mask=mask)
 
 
-def _pixels(memory: Tensor, count: int, height: int, width: int) -> Pixels:
-    """Image, depth and mask of ``count`` images, as they lie one after the other in the bytes of a place."""
+def _pixels(memory: Tensor, count: int, height: int, width: int) -> Layers:
+    """Image, depth and mask of ``count`` images, one after the other in the bytes of a place."""
     plane = count * height * width
     image, depth, mask, _ = memory.split([12 * plane, 4 * plane, plane, len(memory) - _PIXEL_BYTES * plane])
     return (
@@ -146,7 +144,7 @@ def _pixels(memory: Tensor, count: int, height: int, width: int) -> Pixels:
 class _Plan:
     """The sampler behind ``TrainingLoader``: an order for each batch in the rest of the current epoch."""
 
-    def __init__(self, draws: Draws) -> None:
+    def __init__(self, draws: BatchPlan) -> None:
         self.draws, self.epoch, self.start = draws, 0, 0
         self.places: _Places | None = None
 
@@ -182,13 +180,13 @@ class _Orders(Dataset[Any]):
 
 
 class TrainingLoader(DataLoader[Any]):
-    """A DataLoader that knows where it is: from its state (epoch, batches handed out) it continues in mid-epoch.
+    """A DataLoader whose state (epoch, batches handed out) lets it continue in mid-epoch.
 
     ``finish`` adds to a batch what the workers do not pass on. Iterating raises ImageError naming an unusable file.
     """
 
     def __init__(
-        self, dataset: TrainingSet, draws: Draws, workers: int, finish: Callable[[Batch], Batch] | None = None
+        self, dataset: TrainingSet, draws: BatchPlan, workers: int, finish: Callable[[Batch], Batch] | None = None
     ) -> None:
         self.plan = _Plan(draws)
         self.finish = finish
@@ -203,7 +201,7 @@ class TrainingLoader(DataLoader[Any]):
             collate_fn=_as_it_is,
             persistent_workers=False,
             prefetch_factor=PREFETCHED if workers else None,
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=_start_worker,
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch types its own iterator class
@@ -254,12 +252,12 @@ _at_work: weakref.WeakSet[Any] = weakref.WeakSet()  # torch's iterators, which h
 
 @atexit.register
 def _end_workers() -> None:
-    """End the workers of epochs that nobody closed: Python waits for them at its end, and they heed no signal."""
+    """End the workers of epochs that nobody closed: Python waits for them at its end, and they ignore signals."""
     for batches in list(_at_work):
         batches._shutdown_workers()
 
 
-def _quiet_worker(_: int) -> None:
+def _start_worker(_: int) -> None:
     # A signal to the whole process group must let the trainer finish its step; it ends the workers itself.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)  # workers decode; the processor belongs to the network

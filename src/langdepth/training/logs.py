@@ -1,4 +1,4 @@
-"""What a training run prints and logs."""
+"""Logs and printed progress of a training run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -22,7 +22,8 @@ from langdepth.utils.files import atomic_path
 class MetricsFile(Logger):
     """``metrics.csv``: a row per logged step.
 
-    ``resume``: keep the rows that are there; those of the steps that a run repeats are written anew.
+    ``resume``: keep the rows that are there; those of the steps that a run repeats are written anew. (Lightning's
+    CSVLogger deletes the file of an earlier run, appends to it in place, and writes a row for each call.)
     """
 
     name = "metrics.csv"
@@ -38,7 +39,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """The recipe stands in its own file."""
+        """The recipe has its own file."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -61,23 +62,14 @@ class MetricsFile(Logger):
 def loggers(out: Path, resume: bool) -> list[Logger]:
     chosen: list[Logger] = [MetricsFile(out / "metrics.csv", resume)]
     try:
-        chosen.append(TensorBoardLogger(out, name="", version="tensorboard"))
+        chosen.append(TensorBoardLogger(out, name="tensorboard", version=""))
     except ModuleNotFoundError:
         warnings.warn("TensorBoard logs are off: pip install 'langdepth[log]'", stacklevel=2)
     return chosen
 
 
-class Bar(TQDMProgressBar):
-    """Lightning's bar for terminals, without its version of the run."""
-
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
-
-
 class PlainProgress(ProgressBar):
-    """A line every so many steps, for output that goes into a file or a pipe."""
+    """A line every ``every`` steps, for output into a file or a pipe."""
 
     is_enabled = True  # asked for before something is printed
 

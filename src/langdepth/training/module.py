@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from torch.optim.swa_utils import AveragedModel
 
 from langdepth.errors import NonFiniteLossError
 from langdepth.records import Batch
 from langdepth.systems.capabilities import Trainable
-from langdepth.training.average import MovingAverage
 from langdepth.training.recipe import OptimSection, Recipe
 
 NAMED = 8  # offending images named in a message
-OPTIMISERS = {"adamw": "AdamW", "sgd": "SGD"}
 
 
 class DepthTraining(pl.LightningModule):
@@ -37,8 +37,8 @@ class DepthTraining(pl.LightningModule):
         self._left_out = False  # the optimiser step in progress changes nothing
 
     @property
-    def judged(self) -> Trainable:
-        """The system that is validated and saved: the moving average if there is one."""
+    def evaluated(self) -> Trainable:
+        """The system that is evaluated and saved: the moving average if there is one."""
         return cast(Trainable, self.average.module) if self.average is not None else self.system
 
     def configure_optimizers(self) -> Any:
@@ -64,7 +64,7 @@ class DepthTraining(pl.LightningModule):
         self._buffers_before = [buffer.clone() for buffer in self.system.buffers()]
         losses = self.system.loss(batch, **self._drawn)
         self._batches.append(batch)
-        # All processes must agree, or some would wait for ever.
+        # All processes must agree, or some would wait forever.
         if not self.trainer.strategy.reduce_boolean_decision(bool(losses["total"].isfinite())):
             self._not_finite("loss", [batch])
             return 0 * torch.stack([p.float().sum() for p in self.system.parameters() if p.requires_grad]).sum()
@@ -92,20 +92,20 @@ class DepthTraining(pl.LightningModule):
         self._batches, self._left_out = [], False
 
     def _not_finite(self, what: str, batches: list[Batch]) -> None:
-        """Stop, or leave the optimiser step in progress out, naming the images that are to blame."""
+        """Stop, or leave the optimiser step in progress out, naming the images that cause it."""
         for buffer, before in zip(self.system.buffers(), self._buffers_before, strict=True):  # running statistics
             buffer.copy_(before)
         names = [name for batch in batches for name in self._offenders(batch)]
-        seen = [path for batch in batches for path in batch.path]
+        paths = [path for batch in batches for path in batch.path]
         if self.trainer.world_size > 1:
             gathered: list[Any] = [None] * self.trainer.world_size
             distributed.all_gather_object(gathered, names)
             names = [name for part in gathered for name in part]
-        everything = len(names) == len(seen) * self.trainer.world_size > 1
+        everything = len(names) == len(paths) * self.trainer.world_size > 1
         listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
         message = (
             f"the {what} is not finite in epoch {self.current_epoch + 1}, step {self.global_step + 1}, for "
-            f"{listed or 'the batch as a whole: ' + ', '.join(seen[:NAMED])}"
+            f"{listed or 'the batch as a whole: ' + ', '.join(paths[:NAMED])}"
         )
         if self.recipe.train.non_finite == "stop":
             advice = "lower optim.lr" if everything else "check these images, or continue with train.non_finite: skip"
@@ -152,3 +152,27 @@ def rate(optim: OptimSection, steps: int, epochs: int = 1) -> Callable[[int], fl
         return end + (1 - end) * left
 
     return factor
+
+
+class MovingAverage(AveragedModel):
+    """Exponential moving average of a module's parameters and buffers with a warm-up.
+
+    The first update copies the module. Update n + 1 keeps the share min(``decay``, (1 + n) / (10 + n)) of the average:
+    a short run ends near its last weights, where a constant decay would leave it near its first. Integer buffers
+    (counts) are copied. (Lightning's EMAWeightAveraging has no warm-up, takes part in Lightning's own validation loop
+    only and averages after steps that were left out, too.)
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        super().__init__(module, multi_avg_fn=partial(_update, decay=decay), use_buffers=True)
+        self.requires_grad_(False)
+
+
+@torch.no_grad()
+def _update(average: list[Tensor], current: list[Tensor], updates: Tensor, *, decay: float) -> None:
+    """One update of tensors of one type, in place."""
+    if average[0].is_floating_point():
+        kept = min(decay, (1 + int(updates)) / (10 + int(updates)))
+        torch._foreach_lerp_(average, current, 1 - kept)
+    else:
+        torch._foreach_copy_(average, current)

@@ -64,6 +64,12 @@ def _require(**conditions: tuple[bool, str]) -> None:
             raise ValueError(f"{name} must be {wanted}")
 
 
+def _require_at_least(least: int, section: object, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        _require(**{name: (value is None or value >= least, f"at least {least}")})
+
+
 @dataclass(frozen=True, kw_only=True)
 class SystemSection:
     """Which system, and how it starts."""
@@ -102,7 +108,7 @@ class MoreData:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection:
-    """What is learned from and judged on."""
+    """The images to learn from and to validate on."""
 
     name: str = "folder"
     """Which data set, see "langdepth data list"; folder is a folder with an index.csv."""
@@ -135,7 +141,7 @@ class DataSection:
     weights: dict[str, float] = field(default_factory=dict)
     """Source name -> mean number of times each of its images is drawn in an epoch; 1 if not named."""
     shots: int | None = None
-    """Learn from so many images of each scene label, the first ones; images without one are left out."""
+    """Learn from this many images of each scene label, the first ones; images without one are left out."""
     shots_seed: int | None = None
     """Draw them with this seed, instead of taking the first ones."""
     aspects: tuple[float, ...] = (4 / 3,)
@@ -162,12 +168,12 @@ class DataSection:
 
     @property
     def validation_named(self) -> bool:
-        """Whether a split or a list says what is validated on, and nothing is held back for it."""
+        """Whether a split or a list names the validation images, and none are held back."""
         return self.val_list is not None or self.val_split is not None
 
     @property
     def validation(self) -> str:
-        """What is validated on, in words."""
+        """Name of the validation images, for messages and records."""
         if self.val_list is not None:
             return self.val_list.name
         learned = self.train_split if self.train_list is None else self.train_list.name
@@ -193,7 +199,6 @@ class DataSection:
                 f"false with the {self.pipeline} pipeline",
             ),
             augmentation=(standard or self.augmentation == Augmentation(), f"left out with pipeline {self.pipeline}"),
-            shots=(self.shots is None or self.shots >= 1, "at least 1"),
             shots_seed=(
                 self.shots_seed is None or (self.shots is not None and self.shots_seed >= 0),
                 "used with shots",
@@ -204,9 +209,9 @@ class DataSection:
                 "two positive numbers, height and width, of the standard pipeline without zoom",
             ),
             kb_sources=(standard or not self.kb_sources, f"left out with pipeline {self.pipeline}"),
-            batch_size=(self.batch_size >= 1, "at least 1"),
-            workers=(self.workers >= 0, "at least 0"),
         )
+        _require_at_least(1, self, "shots", "batch_size")
+        _require_at_least(0, self, "workers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +250,6 @@ class OptimSection:
         _require(
             lr=(self.lr > 0, "above 0"),
             end_lr=(0 <= self.end_lr <= self.lr, "from 0 to lr"),
-            weight_decay=(self.weight_decay >= 0, "at least 0"),
             betas=(all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
             warm_up=(0 <= self.warm_up < 1, "from 0 to below 1"),
             momentum=(0 <= self.momentum < 1, "from 0 to below 1"),
@@ -256,13 +260,10 @@ class OptimSection:
                 "rising numbers of epochs for the step schedule, and empty for the others",
             ),
             factor=(0 < self.factor <= 1, "above 0 and at most 1"),
-            clip=(self.clip >= 0, "at least 0"),
-            accumulate=(
-                self.accumulate >= 1 and (self.accumulate == 1 or self.effective_batch is None),
-                "at least 1, and left out with effective_batch",
-            ),
-            effective_batch=(self.effective_batch is None or self.effective_batch >= 1, "at least 1"),
+            accumulate=(self.accumulate == 1 or self.effective_batch is None, "left out with effective_batch"),
         )
+        _require_at_least(0, self, "weight_decay", "clip")
+        _require_at_least(1, self, "accumulate", "effective_batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,8 +276,8 @@ class TrainSection:
     seed: int = 0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     ema: float = 0.0
-    """Highest decay per step of the moving average of the weights, which is what is judged and saved: after n steps it
-    is (1 + n) / (10 + n) if that is less. 0 switches the average off."""
+    """Highest decay per step of the moving average of the weights, which is evaluated and saved: after n steps it is
+    (1 + n) / (10 + n) if that is less. 0 switches the average off."""
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1
@@ -290,9 +291,9 @@ class TrainSection:
     """Metric (image mean) whose best value is kept as best.safetensors; of a list the first one, and the best of every
     other one as best-METRIC.safetensors."""
     validate_every: int = 1
-    """Epochs between validations; the end of the run is always judged."""
+    """Epochs between validations; the end of the run is always evaluated."""
     validate_every_steps: int | None = None
-    """Steps between validations, in place of ``validate_every``."""
+    """Steps between validations, instead of ``validate_every``."""
     save_every_steps: int | None = None
     """Steps between weights files that are kept, steps/NUMBER.safetensors."""
     checkpoint_every: int = 100
@@ -302,9 +303,9 @@ class TrainSection:
     previews: int = 4
     """Validation images drawn after each validation."""
     non_finite: Literal["stop", "skip"] = "stop"
-    """What a NaN or infinite loss or gradient does: stop the run, or leave the step out."""
+    """On a NaN or infinite loss or gradient: stop the run, or leave the step out."""
     max_steps: int = -1
-    """Pause after so many optimiser steps, to be continued with ``--resume``; -1 goes on to the end."""
+    """Pause after this many optimiser steps, to be continued with ``--resume``; -1 goes on to the end."""
     licence: str | None = None
     """Under what terms the trained weights may be used, written into them."""
     source: str | None = None
@@ -317,19 +318,13 @@ class TrainSection:
         for monitor in self.monitors:
             if monitor not in METRICS:
                 raise UsageError(f"train.monitor: '{monitor}' is not a metric: {nearest(monitor, METRICS)}")
+        _require_at_least(1, self, "epochs", "devices", "num_nodes", "checkpoint_every", "log_every")
+        _require_at_least(1, self, "validate_every", "validate_every_steps", "save_every_steps")
+        _require_at_least(0, self, "previews")
         _require(
-            epochs=(self.epochs >= 1, "at least 1"),
             seed=(0 <= self.seed < 2**63, "from 0 to below 2^63"),
             ema=(0 <= self.ema < 1, "from 0 to below 1"),
-            devices=(self.devices >= 1, "at least 1"),
-            num_nodes=(self.num_nodes >= 1, "at least 1"),
             monitor=(0 < len(self.monitors) == len(set(self.monitors)), "one metric or several different ones"),
-            validate_every=(self.validate_every >= 1, "at least 1"),
-            validate_every_steps=(self.validate_every_steps is None or self.validate_every_steps >= 1, "at least 1"),
-            save_every_steps=(self.save_every_steps is None or self.save_every_steps >= 1, "at least 1"),
-            checkpoint_every=(self.checkpoint_every >= 1, "at least 1"),
-            log_every=(self.log_every >= 1, "at least 1"),
-            previews=(self.previews >= 0, "at least 0"),
             max_steps=(self.max_steps >= 1 or self.max_steps == -1, "at least 1, or -1 for all"),
         )
 

@@ -1,4 +1,4 @@
-"""Which images form which batch: weighted by source, batched by shape.
+"""The images of every batch: weighted by source, grouped by shape.
 
 The batches follow from the seed alone, wherever training was interrupted.
 """
@@ -50,7 +50,7 @@ class Sizes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draws:
+class BatchPlan:
     """Batches of every epoch, the same number in every epoch and on every rank.
 
     For each image ``shapes`` is the index of its size in ``sizes``, ``weights`` the mean number of times that it is

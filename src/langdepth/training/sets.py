@@ -1,4 +1,4 @@
-"""What a recipe learns from and validates on."""
+"""The training and validation images of a recipe."""
 
 from __future__ import annotations
 

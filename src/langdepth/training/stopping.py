@@ -18,7 +18,7 @@ UNWIND = 8.0  # seconds after that until the process is ended from outside its m
 
 
 class Stopped(BaseException):
-    """Ends a run that was told to stop. No Exception, so that nothing on the way takes it for a failure of its own."""
+    """Ends a run that shall stop. Not an Exception, so that no handler on the way takes it for a failure."""
 
 
 class Stopping:
@@ -76,9 +76,9 @@ class Stopping:
             os.close(self._wakes)
 
     def guard(self, trainer: pl.Trainer) -> None:
-        """Take care of the processes that the trainer starts, and keep this handler in place of Lightning's.
+        """Take care of the processes that the trainer starts, and keep this handler instead of Lightning's.
 
-        Lightning's would end the others before they agree on the last step, and tell them so in a way that may hang.
+        Lightning's would end the others before they agree on the last step, in a way that may hang.
         """
         self.leads, self._launcher = trainer.is_global_zero, trainer.strategy.launcher
         connector = trainer._signal_connector
@@ -102,7 +102,7 @@ class Stopping:
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
-        """What is done inside may be cut off anywhere: the state before it is saved."""
+        """The work inside may be cut off anywhere: the state before it is saved."""
         inside, self.in_step = self.in_step, False
         if self.asked and self.leads:
             self._leaving = True
@@ -112,14 +112,14 @@ class Stopping:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """What is written inside is written to its end."""
+        """Files that are written inside are completed."""
         with self._saving:
             yield
         if self._forced:
             raise Stopped
 
     def message(self) -> str:
-        """What ended, and how it goes on."""
+        """Where the run was stopped, and how it continues."""
         if not (self.folder / "start.safetensors").exists():
             return "stopped by SIGTERM before the run had begun; start it again"
         if self.saved_step < 0:

@@ -1,4 +1,4 @@
-"""Validation: the system evaluated now and then, and the weights that are kept of it."""
+"""Validation: the system is evaluated at intervals, and its best and last weights are kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +22,8 @@ from langdepth.evaluation.evaluate import evaluate
 from langdepth.evaluation.sheet import sheet_row
 from langdepth.prediction import viz
 from langdepth.records import Batch
-from langdepth.training.module import OPTIMISERS, DepthTraining
+from langdepth.training.callbacks import within_step
+from langdepth.training.module import DepthTraining
 from langdepth.training.recipe import Recipe
 from langdepth.training.stopping import Stopping
 from langdepth.utils.files import atomic_path
@@ -32,20 +32,12 @@ from langdepth.weights.files import save
 SHOWN = ("abs_rel", "rmse", "log10", "delta1")
 
 
-@dataclass(frozen=True)
-class Best:
-    """The best value of a metric so far, and the step it was reached at."""
-
-    value: float
-    step: int
-
-
 class Validation(Callback):
-    """Evaluates the system now and then and at the end; logs, draws previews, and keeps the weights.
+    """Evaluates the system at intervals and at the end; logs, draws previews, and keeps the weights.
 
-    ``last.safetensors`` is what was evaluated last, ``best.safetensors`` what did best in the first monitored metric,
-    ``best-METRIC.safetensors`` what did best in another one. A run that continues from weights evaluates them first, so
-    that they are what stays best if no step improves on them. ``images``: number of training images, for the record.
+    ``last.safetensors`` was evaluated last, ``best.safetensors`` is best in the first monitored metric,
+    ``best-METRIC.safetensors`` in another one. A run that continues from weights evaluates them first: they stay best
+    if no step improves on them. ``images``: number of training images, for the record.
 
     The checkpoint to continue from is always written before: a run that ends while it evaluates does so again when it
     continues.
@@ -54,7 +46,7 @@ class Validation(Callback):
     def __init__(self, recipe: Recipe, dataset: RowDataset, images: int, stopping: Stopping) -> None:
         self.recipe, self.dataset, self.images, self.stopping = recipe, dataset, images, stopping
         self.protocol = protocols.get(recipe.train.protocol)
-        self.best: dict[str, Best] = {}
+        self.best: dict[str, tuple[float, int]] = {}  # metric -> its best value so far, and after which step
         self.evaluated_step: int | None = None
         self._ended = False
         self._seconds, self._since = 0.0, time.monotonic()
@@ -89,10 +81,10 @@ class Validation(Callback):
         else:
             module.print(f"done: {weights}")
         metric = self.recipe.train.monitors[0]
-        best = self.best.get(metric)  # known to the first process
-        if best is not None and best.step == 0:
+        value, step = self.best.get(metric, (0.0, -1))  # known to the first process
+        if step == 0:
             start = module.system.provenance["continued_from"]["weights"]
-            module.print(f"no step improved {metric} ({best.value:.4f}): best.safetensors is the start, {start}")
+            module.print(f"no step improved {metric} ({value:.4f}): best.safetensors is the start, {start}")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._ended:  # Lightning leaves out the end of training where no step was left to do
@@ -106,7 +98,7 @@ class Validation(Callback):
                 for buffer in module.buffers():
                     distributed.broadcast(buffer, src=0)
             report = evaluate(
-                module.judged,
+                module.evaluated,
                 self.dataset,
                 self.protocol,
                 split=self.recipe.data.validation,
@@ -119,7 +111,7 @@ class Validation(Callback):
                 logger.log_metrics({f"val/{name}": value for name, value in means.items()}, step=step)
                 logger.save()
             shown = ", ".join(f"{name} {means[name]:.4f}" for name in SHOWN)
-            module.print(f"step {step}/{module.steps} judged on {report['images']} images: {shown}")
+            module.print(f"step {step}/{module.steps} evaluated on {report['images']} images: {shown}")
             if trainer.is_global_zero:
                 self._keep(module, report, step, paused)
                 self._draw_previews(module, step)
@@ -127,26 +119,30 @@ class Validation(Callback):
         self.evaluated_step = step
 
     def _keep(self, module: DepthTraining, report: Mapping[str, Any], step: int, paused: bool) -> None:
-        module.judged.provenance = self.record(module, step, report)
+        module.evaluated.provenance = self.record(module, step, report)
         kept = ["last"] if step > 0 else []  # where it lies, a run has begun that a new one must not write over
         for number, metric in enumerate(self.recipe.train.monitors):
             value, before = report["image_mean"][metric], self.best.get(metric)
             sign = 1 if metric.startswith("delta") else -1
             # A pause must not change what the whole run calls best.
-            if before is None or (not paused and sign * value > sign * before.value):
+            if before is None or (not paused and sign * value > sign * before[0]):
                 kept.append(f"best-{metric}" if number else "best")
-                self.best[metric] = Best(value, step)
+                self.best[metric] = value, step
         if kept:
             first, *others = (self.recipe.train.out / f"{name}.safetensors" for name in kept)
-            save(module.judged, first, also=others)
+            save(module.evaluated, first, also=others)
 
     def record(self, module: DepthTraining, step: int, report: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """What the weights' record says of the system after ``step``; no paths, which would be of this machine."""
+        """The provenance of the system after ``step``, without paths, which would be of this machine."""
         facts = {key: value for key, value in module.system.provenance.items() if key != "numbers"}
         if step == 0 and "continued_from" in facts:  # what a recipe states of its weights is not true of these
             facts["training"] = {"steps": 0, "note": "the start of a run, unchanged"}
         else:
-            facts |= self._trained(module, step)
+            if "continued_from" in facts:
+                facts["source"] = f"trained further from {facts['continued_from']['weights']}"
+            stated = {"licence": self.recipe.train.licence, "source": self.recipe.train.source}
+            facts |= {key: text for key, text in stated.items() if text is not None}
+            facts["training"] = self._training(module, step)
         if report is not None:
             facts["numbers"] = {
                 "protocol": f"{self.protocol.name} ({self.protocol.hash})",
@@ -156,28 +152,20 @@ class Validation(Callback):
             }
         return facts
 
-    def _trained(self, module: DepthTraining, step: int) -> dict[str, Any]:
-        """Where the weights come from, their terms, and how they were trained."""
+    def _training(self, module: DepthTraining, step: int) -> dict[str, Any]:
         recipe, optim = self.recipe, self.recipe.optim
-        facts: dict[str, Any] = {}
-        if "continued_from" in module.system.provenance:
-            facts["source"] = f"trained further from {module.system.provenance['continued_from']['weights']}"
-        stated = {"licence": recipe.train.licence, "source": recipe.train.source}
-        facts |= {key: text for key, text in stated.items() if text is not None}
-        adam = optim.optimiser == "adamw" and optim.weight_decay == 0
-        facts["training"] = {
+        return {
             "epochs": round(recipe.train.epochs * step / module.steps, 2),
             "steps": step,
             "seed": recipe.train.seed,
             "seconds": round(self._seconds_so_far()),
             "images": self.images,
             "batch_size": recipe.images_per_step,
-            "optimiser": f"{'Adam' if adam else OPTIMISERS[optim.optimiser]}, lr {optim.lr:g}, {optim.schedule}",
+            "optimiser": f"{type(module.trainer.optimizers[0]).__name__}, lr {optim.lr:g}, {optim.schedule}",
             "ema": recipe.train.ema,
             "precision": recipe.train.precision,
             "recipe_hash": recipe.hash,
         }
-        return facts
 
     def _draw_previews(self, module: DepthTraining, step: int) -> None:
         """A sheet of a few images, the same ones every time: ground truth, prediction, error."""
@@ -186,7 +174,7 @@ class Validation(Callback):
         for index in range(0, len(self.dataset), len(self.dataset) // max(1, count))[:count]:
             with suppress(ImageError):  # evaluation has reported it
                 sample = self.dataset[index]
-                batch = evaluate_batch(module.judged, [sample], self.protocol)
+                batch = evaluate_batch(module.evaluated, [sample], self.protocol)
                 rows.append(sheet_row(batch, 0, "/".join(Path(sample.path).parts[-2:])))
         if rows:
             with atomic_path(self.recipe.train.out / "previews" / f"step_{step:07d}.jpg") as path:
@@ -197,23 +185,18 @@ class Validation(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "best": {metric: (best.value, best.step) for metric, best in self.best.items()},
-            "judged_step": self.evaluated_step,
+            "best": self.best,
+            "evaluated_step": self.evaluated_step,
             "seconds": self._seconds_so_far(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        best = state_dict["best"]
-        if isinstance(
-            best, float
-        ):  # of a run that a version with a single monitor began; it does not say at which step
-            best = {self.recipe.train.monitors[0]: (best, -1)}
-        self.best = {metric: Best(*found) for metric, found in (best or {}).items()}
-        self.evaluated_step, self._seconds = state_dict["judged_step"], state_dict["seconds"]
+        self.best, self.evaluated_step = state_dict["best"], state_dict["evaluated_step"]
+        self._seconds = state_dict["seconds"]
 
 
 class KeepWeights(Callback):
-    """Saves what would be evaluated every so many steps, to stay: ``steps/NUMBER.safetensors``."""
+    """Saves the weights every ``train.save_every_steps`` steps: ``steps/NUMBER.safetensors``."""
 
     def __init__(self, recipe: Recipe, validation: Validation) -> None:
         self.folder, self.every = recipe.train.out / "steps", recipe.train.save_every_steps
@@ -222,9 +205,10 @@ class KeepWeights(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        within = not trainer.is_last_batch and (batch_idx + 1) % self.accumulate
-        if self.every is None or within or trainer.global_step % self.every or not trainer.is_global_zero:
+        if within_step(trainer, batch_idx, self.accumulate) or not trainer.is_global_zero:
+            return
+        if self.every is None or trainer.global_step % self.every:
             return
         module = cast(DepthTraining, pl_module)
-        module.judged.provenance = self.validation.record(module, trainer.global_step)
-        save(module.judged, self.folder / f"{trainer.global_step:07d}.safetensors")
+        module.evaluated.provenance = self.validation.record(module, trainer.global_step)
+        save(module.evaluated, self.folder / f"{trainer.global_step:07d}.safetensors")

@@ -1,6 +1,6 @@
-"""Tensors from files that somebody else wrote: no code is run, nothing large is allocated for a small file, all finite.
+"""Tensors from files that somebody else wrote: no code is run, no small file fills the memory, all numbers are finite.
 
-What goes wrong is told in words of ours, one line that names the file. "Damaged" is said of damage only.
+Errors are one line that names the file; only a file that is damaged is called so.
 """
 
 from __future__ import annotations
@@ -147,15 +147,15 @@ def _harmless() -> list[Any]:
 
 
 class _Logged:
-    """What stands for the record of a logged number that mmengine keeps in its checkpoints."""
+    """Replaces the history of a logged number that mmengine keeps in its checkpoints."""
 
 
 def _function_of(*_: Any) -> None:
-    """What stands for a function of such a record, which mmengine names since 0.7.3; nothing is looked up."""
+    """Replaces a function of such a history, which mmengine names since 0.7.3; nothing is looked up."""
 
 
 def _dictionary(*_: Any) -> dict[Any, Any]:
-    """What stands for an empty defaultdict, which torch's reader does not fill."""
+    """Replaces an empty defaultdict, which torch's reader does not fill."""
     return {}
 
 
