@@ -1,9 +1,10 @@
-"""The tables of "coming from the papers' repositories" name only options, files and systems that exist."""
+"""The tables of the documentation are those that docs/tables.py writes, and name only what exists."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import inspect
 import io
 import re
@@ -54,6 +55,18 @@ def options() -> set[str]:
             cli.main([*verbs, "--help"])
         known |= set(re.findall(r"--[a-z][a-z-]*", out.getvalue()))
     return known
+
+
+def test_generated_tables_are_current() -> None:
+    specification = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    assert specification is not None
+    assert specification.loader is not None
+    tables = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(tables)
+    texts = {page: page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md")}
+    assert [page.name for page, text in texts.items() if tables.current(text) != text] == [], "python docs/tables.py"
+    used = {name for text in texts.values() for name in re.findall(r"<!-- table: (\w+) -->", text)}
+    assert used == set(tables.TABLES)
 
 
 def test_options_and_fields_exist(options: set[str], dotted: set[str]) -> None:
