@@ -84,7 +84,7 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
         return read(short)
 
     monkeypatch.setattr(recipe, "read_recipe", read_short)
-    monkeypatch.setattr("langdepth.training.run.read_recipe", read_short)
+    monkeypatch.setattr("langdepth.training.start.read_recipe", read_short)
     monkeypatch.setattr("langdepth.data.tools.sample.write_sample", small_sample)
     monkeypatch.setattr("langdepth.data.tools.sam.load_sam", lambda weights, device=None: halves)
     counts = {"train": len(NYU_TRAIN), "sync": len(NYU_SYNC), "test": len(NYU_TEST)}

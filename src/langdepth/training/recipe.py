@@ -24,37 +24,17 @@ from langdepth.systems import registry
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 # Where things lie and how the run is carried out: these may change when a run continues, all other fields may not.
-CIRCUMSTANCES = (
-    "system.prepare",
-    "system.weights",
-    "data.root",
-    "data.truth_root",
-    "data.trust_unit",
-    "data.captions",
-    "data.overlay",
-    "data.cache",
-    "data.workers",
-    "train.out",
-    "train.accelerator",
-    "train.strategy",
-    "train.checkpoint_every",
-    "train.save_every_steps",
-    "train.log_every",
-    "train.previews",
-    "train.non_finite",
-    "train.max_steps",
-    "train.licence",
-    "train.source",
-)
-
-# Fields that recipes did not always have: at these values they are left out of a recipe's identity, so that older runs
-# keep their hash and continue.
-LATER: dict[str, Any] = {
-    "data.hold_out": None,
-    "data.train_list": None,
-    "data.val_list": None,
-    "train.validate_every_steps": None,
+_MAY_CHANGE = {
+    "system": "prepare weights",
+    "data": "root truth_root trust_unit captions overlay cache workers",
+    "train": "out accelerator strategy checkpoint_every save_every_steps log_every previews non_finite max_steps "
+    "licence source",
 }
+CIRCUMSTANCES = tuple(f"{section}.{name}" for section, names in _MAY_CHANGE.items() for name in names.split())
+
+# Fields that recipes did not always have: where they are null they are left out of a recipe's identity, so that older
+# runs keep their hash and continue.
+LATER = ("data.hold_out", "data.train_list", "data.val_list", "train.validate_every_steps")
 
 
 def _require(**conditions: tuple[bool, str]) -> None:
@@ -372,7 +352,7 @@ class Recipe:
         """Every field that decides the trained weights, by its dotted name."""
         fields = {key: value for key, value in _flat(to_mapping(self)) if not key.startswith(CIRCUMSTANCES)}
         fields["data.more"] = [{k: v for k, v in more.items() if k != "truth_root"} for more in fields["data.more"]]
-        return {key: value for key, value in fields.items() if key not in LATER or value != LATER[key]}
+        return {key: value for key, value in fields.items() if key not in LATER or value is not None}
 
     @property
     def hash(self) -> str:
