@@ -224,7 +224,7 @@ def is_cut(exif: Mapping[int, Any], width: int, height: int) -> bool:
 
     It is when its sides have another ratio than those that the tags state, or when the two ways in which the tags state
     the focal length contradict each other: one follows the size of the image, the other that of the sensor. A part with
-    the ratio of the whole cannot be told from the whole made smaller.
+    the ratio of the whole cannot be distinguished from the whole made smaller.
     """
     equivalent, plane = _focal_35mm(exif, width, height), _focal_plane(exif, width, height)
     sides = _number(exif, _EXIF_PIXEL_WIDTH), _number(exif, _EXIF_PIXEL_HEIGHT)

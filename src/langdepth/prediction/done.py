@@ -23,7 +23,7 @@ def origin(*facts: Any) -> str:
 
 
 def stamp(name: str | Path | None) -> Any:
-    """What tells the content of a file, for ``origin``; what is no file, such as a registry name, is its own stamp."""
+    """Place, size and time of a file, for ``origin``; what is no file, such as a registry name, is its own stamp."""
     return file_stamp(name) if name is not None and os.path.isfile(name) else name
 
 

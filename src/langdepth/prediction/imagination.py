@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from langdepth._version import __version__
 from langdepth.errors import LangdepthError, UsageError
+from langdepth.prediction.pipeline import result_of
 from langdepth.prediction.results import DepthResult
 from langdepth.prediction.sampling import generator_of
 from langdepth.systems.capabilities import DepthSystem, Imagines, require
@@ -49,19 +49,6 @@ def imagine(
     if not bool(depth.isfinite().all()):
         raise LangdepthError(f"'{system.name}' imagined depth that is not finite; its weights may be damaged")
     return [
-        DepthResult(
-            depth=sample.numpy(),
-            valid=sample.numpy() > 0,
-            system=system.name,
-            unit="metre" if system.scale_kind == "metric" else "relative",
-            scale_kind=system.scale_kind,
-            provenance={
-                "langdepth_version": __version__,
-                "weights": {key: system.provenance.get(key) for key in ("weights", "source", "licence", "sha256")},
-                "text": prompt,
-                "seed": seed,
-                "sample": number,
-            },
-        )
+        result_of(system, sample.numpy(), {"text": prompt, "seed": seed, "sample": number})
         for number, sample in enumerate(depth[:, 0])
     ]

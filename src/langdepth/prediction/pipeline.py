@@ -205,34 +205,21 @@ class Predictor:
             found: npt.NDArray[np.float32] = enlarged[0, 0].numpy()
             return found
 
-        depth = own(output.depth)
-        system, request = self.system, prepared.request
-        return DepthResult(
-            depth=depth,
-            valid=depth > 0,
-            system=system.name,
-            unit="metre" if system.scale_kind == "metric" else "relative",
-            scale_kind=system.scale_kind,
+        request, probs = prepared.request, output.scene_probs
+        facts = {
+            "path": prepared.path,
+            "text": None if request.text is None else request.text.label,
+            "scene": request.scene,
+            "network_size": None if isinstance(self.system, HasMembers) else list(prepared.image.shape[-2:]),
+            **{name: getattr(self.options, name) for name in ("flip", "window", "stride", "dtype")},
+            "sampling": None if self.sampling is None else asdict(self.sampling),
+        }
+        return result_of(
+            self.system,
+            own(output.depth),
+            facts,
             camera=prepared.camera,
-            provenance={
-                "langdepth_version": __version__,
-                "weights": {key: system.provenance.get(key) for key in ("weights", "source", "licence", "sha256")},
-                **({"members": system.provenance["members"]} if isinstance(system, HasMembers) else {}),
-                "path": prepared.path,
-                "text": None if request.text is None else request.text.label,
-                "scene": request.scene,
-                "network_size": None if isinstance(system, HasMembers) else list(prepared.image.shape[-2:]),
-                "flip": self.options.flip,
-                "window": self.options.window,
-                "stride": self.options.stride,
-                "sampling": None if self.sampling is None else asdict(self.sampling),
-                "dtype": self.options.dtype,
-            },
-            scene_probs=(
-                None
-                if output.scene_probs is None
-                else dict(zip(system.scenes, output.scene_probs[index].tolist(), strict=True))
-            ),
+            scene_probs=None if probs is None else dict(zip(self.system.scenes, probs[index].tolist(), strict=True)),
             image=prepared.pixels,
             std=None if output.std is None else own(output.std),
         )
@@ -274,3 +261,18 @@ def _camera_of(option: CameraOption, width: int, height: int, path: str) -> Came
     except UsageError as error:
         raise UsageError(f"{path or 'image in memory'}: {error}") from None
     return camera if (camera.width, camera.height) == (width, height) else camera.scaled(width, height)
+
+
+def result_of(system: DepthSystem, depth: npt.NDArray[np.float32], facts: dict[str, Any], **fields: Any) -> DepthResult:
+    """A system's depth (H, W) as a result; ``facts``: of its provenance, beside those about the weights."""
+    weights = {key: system.provenance.get(key) for key in ("weights", "source", "licence", "sha256")}
+    members = {"members": system.provenance["members"]} if isinstance(system, HasMembers) else {}
+    return DepthResult(
+        depth=depth,
+        valid=depth > 0,
+        system=system.name,
+        unit="metre" if system.scale_kind == "metric" else "relative",
+        scale_kind=system.scale_kind,
+        provenance={"langdepth_version": __version__, "weights": weights, **members, **facts},
+        **fields,
+    )

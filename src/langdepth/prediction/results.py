@@ -57,11 +57,10 @@ class DepthResult:
 
 
 class Writer(NamedTuple):
-    """How one format is written: the end of its file names, and the function that fills an open file.
+    """How one format is written.
 
-    ``write`` returns what there is to warn of, or None.
-
-    ``by_name``: whether a file name alone may choose it.
+    suffix: the end of its file names. write: fills an open file, and returns what there is to warn of, or None.
+    by_name: whether a file name alone may choose it.
     """
 
     suffix: str
@@ -70,31 +69,21 @@ class Writer(NamedTuple):
 
 
 def write_result(result: DepthResult, path: str | Path, *, format: str | None = None, **options: Any) -> Path:
-    """Write one result. ``format`` is a key of ``WRITERS``; without one, the end of the file name decides.
+    """Write one result; docs/predict.md describes the formats.
 
-    depth16 (``_depth.png``, and any other ``.png``)
-        16-bit PNG, 0 = no value, its scale in the file: see ``read_depth16``. Option ``scale``: metres per unit, 0.001
-        by default. Where the farthest pixel does not fit in 16 bits, a whole multiple of it is used, with a warning, so
-        that reading back is always within half a unit. Relative depth fills the 16 bits unless ``scale`` is given.
-        Depth that rounds to 0, which means no value, is stored as 1 unit.
-    kitti16 (only with ``format``, any ``.png``)
-        16-bit PNG as the KITTI benchmark takes it: depth in metres x 256, rounded to the nearest unit, 0 = no value.
-        Depth that rounds to 0 is stored as 1 unit; depth beyond 255.996 m is stored as 255.996 m, with a warning.
-    npy (``.npy``)
-        (H, W) float32, 0 = no value.
-    npz (``.npz``)
-        ``depth``, ``valid``, ``intrinsics`` (3, 3) where there is a camera, ``std`` (H, W) where depths were drawn, and
-        ``metadata``, a JSON text.
-    color (``_color.png``)
-        Colours with a legend in metres. Option ``colors``: a ``langdepth.prediction.options.ColorScale``.
-    ply (``.ply``)
-        Binary point cloud of the valid pixels in metres, x right, y down, z forward, with the image's colours. Needs
-        a camera. Option ``max_points``: keep at most that many, evenly spread.
+    Args:
+        result: Pixels that are not valid, not finite or not positive have no value.
+        path: The file.
+        format: A key of ``WRITERS``; without one, the end of the file name decides.
+        **options: Of the format: ``scale`` of depth16 (metres per unit, 0.001 unless the farthest pixel needs more),
+            ``colors`` of color (a ``ColorScale``), ``max_points`` of ply (that many at most, evenly spread).
 
-    Pixels that are not valid, not finite or not positive have no value. Returns the path. Raises UsageError for an
-    unknown
-    format, a name that does not fit it, or a result that cannot be written so; LangdepthError when the place cannot be
-    written.
+    Returns:
+        The path.
+
+    Raises:
+        UsageError: For an unknown format, a name that does not fit it, or a result that cannot be written so.
+        LangdepthError: When the place cannot be written.
     """
     path = Path(path)
     writer = _writer_for(path, format)

@@ -171,7 +171,7 @@ def _machine() -> str:
 
 
 def _is_alive(process: int) -> bool:
-    """Whether a process of this machine with the number exists; where nothing tells, it does."""
+    """Whether a process of this machine with the number exists; where that cannot be known, it does."""
     if os.name != "posix":
         return True
     try:
@@ -187,7 +187,7 @@ def remove_leftovers(folder: str | Path, *, exclusive: bool = False) -> None:
     """Remove from a folder the temporary files and folders of processes that have ended.
 
     Args:
-        folder: Where they lie; folders below it are not looked into.
+        folder: Where they lie; folders below it are left alone.
         exclusive: Nobody else may write here, so those of other machines are leftovers, too. Otherwise these are only
             when nothing has changed in them for two days.
     """
@@ -362,7 +362,7 @@ def _holder(folder: Path) -> dict[str, Any]:
 
 
 def not_the_file_itself(path: str | Path) -> str | None:
-    """What a file is that a failed download or checkout left in the place of another, or None."""
+    """What a file is that a failed download or checkout left instead of another, or None."""
     try:
         with open_regular(path) as file:
             return other_content(file.read(512))
