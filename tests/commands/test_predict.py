@@ -294,6 +294,19 @@ def test_only_results_of_langdepth_are_replaced(run: Run, form: str) -> None:
     assert target.is_symlink()
 
 
+def test_results_of_a_format_that_nobody_recognises_are_replaced_unless_they_changed(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a plug-in."""
+    monkeypatch.setitem(results.WRITERS, "text", results.Writer(".txt", lambda result, file: file.write(b"depth")))
+    save_image(Path("a.png"), ramp())
+    for _ in range(2):
+        assert run("a.png", "--save", "text")[0] == 0
+    Path("depth/a.txt").write_text("notes of somebody")
+    assert run("a.png", "--save", "text")[0] == 1
+    assert Path("depth/a.txt").read_text() == "notes of somebody"
+
+
 def test_no_two_images_have_a_file_in_common(run: Run) -> None:
     for i, name in enumerate(("x.jpg", "x_COLOR.jpg", "x_depth.jpg")):
         save_image(Path("p", name), grey(0.2 + 0.3 * i))

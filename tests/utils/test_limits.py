@@ -296,8 +296,9 @@ def test_links_that_point_at_themselves(tmp_path: Path, command: Run) -> None:
     (tmp_path / "index.csv").write_text("path_rgb,path_depth,depth_scale\nloop.png,b.png,1\na.png,b.png,1\n")
     assert len(read_index(tmp_path)) == 2
     from langdepth.commands.predict import find_jobs
+    from langdepth.prediction.done import Done
 
-    jobs, problems = find_jobs([str(tmp_path)], tmp_path / "out", {"npy": ".npy"}, False)
+    jobs, problems = find_jobs([str(tmp_path)], tmp_path / "out", {"npy": ".npy"}, False, Done(tmp_path / "out"))
     assert [job.place.name for job in jobs] == ["a.png", "loop.png"]
     assert problems == []
     code, out, err = command("data", "check", tmp_path)

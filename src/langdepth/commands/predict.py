@@ -102,14 +102,15 @@ def predict(
         range=output.range,
         colormap=output.colormap,
     )
-    jobs, problems = find_jobs(images, out, output.suffixes, recursive)
+    done = Done(out)
+    jobs, problems = find_jobs(images, out, output.suffixes, recursive, done)
     for problem in problems:
         _complain(problem)
     if overlay is not None:
         jobs = _with_overlays(jobs, overlay)
     if captions is not None:
         jobs = _with_captions(jobs, captions, text, without_caption or "stop", problems)
-    done, known = Done(out), len(jobs)
+    known = len(jobs)
     how = origin(
         *(__version__, [stamp(name) for name in members(system)], stamp(clip_weights), changes, text, scene),
         *(asdict(replace(output, save="npz")), asdict(replace(options, device=None, batch_size=1))),
@@ -213,7 +214,7 @@ def _with_captions(
 
 
 def find_jobs(
-    inputs: list[str], out: Path, suffixes: dict[str, str], recursive: bool
+    inputs: list[str], out: Path, suffixes: dict[str, str], recursive: bool, done: Done
 ) -> tuple[list[Job], list[LangdepthError]]:
     """The images to do, each with its own output names, and what is wrong with the inputs."""
     from langdepth.prediction.results import require_own
@@ -233,7 +234,8 @@ def find_jobs(
             if len(os.fsencode(longest)) > LONGEST_NAME:
                 raise LangdepthError(f"the name of its result, {longest}, is too long; shorten its own")
             for target in targets.values():
-                require_own(target)
+                if not done.owns(target):
+                    require_own(target)
         except LangdepthError as error:
             problems.append(LangdepthError(f"{source}: {error}"))
         else:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from langdepth.errors import LangdepthError
 from langdepth.utils.files import atomic_path, file_stamp
 from langdepth.utils.reading import read_text
 
@@ -28,17 +29,21 @@ def stamp(name: str | Path | None) -> Any:
 
 
 class Done:
-    """The results in a folder: a line of JSON for each, ["a_depth.png", origin], beside them in ``RECORD``."""
+    """The results in a folder: a line of JSON for each, [name, [origin, size, time of change]], in ``RECORD`` there."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._lock = folder, threading.Lock()
-        self._known: dict[str, str] = {}
+        self._known: dict[str, list[Any]] = {}
         with suppress(OSError, ValueError, TypeError, RecursionError):  # without a record all results are made again
             self._known = dict(json.loads(line) for line in read_text(folder / RECORD).splitlines())
 
     def has(self, files: Sequence[Path], made_of: str) -> bool:
         """Whether all of these files are there, whole and made of the same."""
-        return all(self._known.get(self._name(file)) == made_of and _has_content(file) for file in files)
+        return all(self._fact(file)[:1] == [made_of] and _content(file)[:1] > [0] for file in files)
+
+    def owns(self, file: Path) -> bool:
+        """Whether a file has not changed since it was written as a result; for formats that cannot be recognised."""
+        return self._fact(file)[1:] == _content(file)
 
     def start(self) -> None:
         """Write what is known, before ``add`` is called. Raises LangdepthError."""
@@ -46,18 +51,30 @@ class Done:
             path.write_text("".join(map(_line, self._known.items())), encoding="utf-8")
 
     def add(self, files: Sequence[Path], made_of: str) -> None:
-        """Record that files were written. Any thread may call it. Raises OSError."""
-        lines = "".join(_line((self._name(file), made_of)) for file in files)
-        with self._lock, (self._folder / RECORD).open("a", encoding="utf-8") as record:
-            record.write(lines)
+        """Record that files were written. Any thread may call it. Raises LangdepthError."""
+        lines = "".join(_line((self._name(file), [made_of, *_content(file)])) for file in files)
+        path = self._folder / RECORD
+        try:
+            with self._lock, path.open("a", encoding="utf-8") as record:
+                record.write(lines)
+        except OSError as error:
+            raise LangdepthError(f"{path}: cannot be written ({error.strerror})") from None
+
+    def _fact(self, file: Path) -> list[Any]:
+        fact = self._known.get(self._name(file))
+        return fact if isinstance(fact, list) else []
 
     def _name(self, file: Path) -> str:
         return str(file.relative_to(self._folder))
 
 
-def _line(entry: tuple[str, str]) -> str:
+def _line(entry: tuple[str, list[Any]]) -> str:
     return json.dumps(entry) + "\n"
 
 
-def _has_content(file: Path) -> bool:
-    return file.is_file() and file.stat().st_size > 0
+def _content(file: Path) -> list[int]:
+    """Size and time of change of a regular file."""
+    if not file.is_file():
+        return [-1]
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
