@@ -176,5 +176,10 @@ def test_metadata_and_tensors(tmp_path: Path) -> None:
 
 def test_an_image_is_no_pickle(tmp_path: Path) -> None:
     path = save_image(tmp_path / "a.png", grey(0.5))
+    torch.save({"a": torch.ones(3)}, tmp_path / "whole.pth")
+    content = (tmp_path / "whole.pth").read_bytes()
+    (tmp_path / "b.pth").write_bytes(b"PK\3\0" + content[4:])
+    with pytest.raises(CheckpointError, match=r"b\.pth: is damaged, truncated or not a checkpoint of torch\.save"):
+        read_pickle(tmp_path / "b.pth")
     with pytest.raises(CheckpointError, match=r"a\.png: is damaged, truncated or not a checkpoint of torch\.save"):
         read_pickle(path)

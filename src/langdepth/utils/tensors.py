@@ -27,7 +27,7 @@ from langdepth.utils.reading import require_regular
 
 MAX_RATIO = 8  # how much larger than its file the content of an archive of tensors may be
 SPARE_BYTES = 64_000_000  # that it may be larger in any case
-_PICKLES = b"P\x80(]}cild"  # what archives of torch.save and pickles begin with, and images do not
+_PICKLES = (b"PK\3\4", b"\x80", *(bytes([byte]) for byte in b"(]}cild"))  # what torch.save and pickles begin with
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 _NESTS = ("state_dict", "model_state_dict", "model")  # where training scripts put the tensors
 _NUMPY_CORES = ("numpy.core", "numpy._core")
@@ -67,7 +67,7 @@ def reading_tensors(path: Path, what: str, label: str | None = None) -> Iterator
                 f"{label}: holds Python objects other than tensors ({kind}), which could run code and are not "
                 "opened; save its tensors alone, as a state_dict"
             ) from None
-        if "Unsupported operand" in str(error) and _first_byte(path) in _PICKLES:
+        if "Unsupported operand" in str(error) and _head(path).startswith(_PICKLES):
             raise CheckpointError(
                 f"{label}: is a pickle of a kind that torch.save does not write, which could run code; save its "
                 "tensors alone, as a state_dict"
@@ -77,9 +77,9 @@ def reading_tensors(path: Path, what: str, label: str | None = None) -> Iterator
         ) from None
 
 
-def _first_byte(path: Path) -> bytes:
+def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(1)
+        return file.read(4)
 
 
 def read_safetensors(path: Path, label: str | None = None) -> tuple[dict[str, str], dict[str, Tensor]]:
