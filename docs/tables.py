@@ -5,17 +5,17 @@ A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; NAME 
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from langdepth.data.base import DATASETS, layout
-from langdepth.evaluation.protocols import PROTOCOLS, Protocol
+from langdepth.evaluation.protocols import PROTOCOLS, SWITCHES
 from langdepth.systems.registry import REGISTRY
 
 DOCS = Path(__file__).parent
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->\n)", re.DOTALL)
+_BRACES = re.compile(r"{(\w+)}")
 
 
 def protocols() -> str:
@@ -31,12 +31,10 @@ def protocols() -> str:
 def switches() -> str:
     """Every switch of a protocol."""
     rows = []
-    for switch in dataclasses.fields(Protocol):
-        if "help" in switch.metadata:
-            values = [f"`{str(value).lower()}`: {meaning}" for value, meaning in switch.metadata["means"].items()]
-            rows.append(
-                (f"`{switch.name}`", f"`{str(switch.default).lower()}`", switch.metadata["help"], "; ".join(values))
-            )
+    for name, switch in SWITCHES.items():
+        means = {str(value).lower(): _BRACES.sub(r"`\1`", text) for value, text in switch.means.items()}
+        values = "; ".join(f"`{value}`: {text}" for value, text in means.items()).replace("`set`", "a value")
+        rows.append((f"`{name}`", f"`{str(getattr(PROTOCOLS['full'], name)).lower()}`", switch.help, values))
     return table(("switch", "default", "what it does", "its values"), rows)
 
 

@@ -37,7 +37,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_maps_are_what_the_system_predicts(system: ClipSystem, photo: Path) -> None:
-    maps = workbench.word_maps(system, workbench.look(system, photo))
+    maps = workbench.word_maps(system, workbench.encode_image(system, photo))
     assert maps.similarity.shape == maps.probability.shape == (3, 2, 3)
     assert maps.depth.shape == (2, 3)
     np.testing.assert_allclose(maps.probability.sum(0), 1, rtol=1e-5)
@@ -50,16 +50,16 @@ def test_the_maps_are_what_the_system_predicts(system: ClipSystem, photo: Path) 
 
 
 def test_the_table_has_a_line_per_word(system: ClipSystem, photo: Path) -> None:
-    lines = workbench.word_maps(system, workbench.look(system, photo)).table()
+    lines = workbench.word_maps(system, workbench.encode_image(system, photo)).table()
     assert [line.split()[0] for line in lines] == ["word", *WORDS.split(",")]
 
 
 def test_swapping_a_word_changes_its_map_alone(system: ClipSystem, photo: Path) -> None:
-    before = workbench.word_maps(system, workbench.look(system, photo))
+    before = workbench.word_maps(system, workbench.encode_image(system, photo))
     try:
         with pytest.warns(UserWarning, match="RANDOM"):
             system.use_prompts(workbench.swapped(before.words, "far=distant"), "random")
-        after = workbench.word_maps(system, workbench.look(system, photo))
+        after = workbench.word_maps(system, workbench.encode_image(system, photo))
     finally:
         with pytest.warns(UserWarning, match="RANDOM"):
             system.use_prompts(PROMPTS, "random")

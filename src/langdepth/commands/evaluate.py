@@ -6,7 +6,6 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -40,11 +39,10 @@ def _with_switches(function: Callable[..., None]) -> Callable[..., None]:
 
     own = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     hints = get_type_hints(protocols.Protocol)
-    for switch in fields(protocols.Protocol):
-        if "help" in switch.metadata:
-            own.append(inspect.Parameter(switch.name, inspect.Parameter.KEYWORD_ONLY, default=None))
-            called.__annotations__ = {**called.__annotations__, switch.name: hints[switch.name]}
-            called.__doc__ = f"{called.__doc__}    {switch.name}: {switch.metadata['help']}\n    "
+    for name, switch in protocols.SWITCHES.items():
+        own.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
+        called.__annotations__ = {**called.__annotations__, name: hints[name]}
+        called.__doc__ = f"{called.__doc__}    {name}: {switch.help}\n    "
     called.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
     return called
 

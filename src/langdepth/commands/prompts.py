@@ -57,15 +57,15 @@ def prompts(
     # A file holds what it needs for its own words; CLIP weights then only encode others.
     needed = clip_weights if changes or system in list_systems() else None
     loaded = workbench.with_words(load(system, clip_weights=needed, prompts=changes, device=device))
-    seen = workbench.look(loaded, image)
-    maps = workbench.word_maps(loaded, seen, scene)
+    encoded = workbench.encode_image(loaded, image)
+    maps = workbench.word_maps(loaded, encoded, scene)
     print("\n".join(maps.table()))
     print(f"depth {maps.depth.min():.2f} / {maps.depth.mean():.2f} / {maps.depth.max():.2f} m (min / mean / max)")
     swaps = {}
     own = loaded.config.prompts.words
     for asked in swap.split(",") if swap else []:
         loaded.use_prompts(workbench.swapped(own, asked), clip_weights)
-        swaps[asked] = workbench.word_maps(loaded, seen, scene)
+        swaps[asked] = workbench.word_maps(loaded, encoded, scene)
         print(f"{asked}: {workbench.difference(maps, swaps[asked])}")
     for path in workbench.write_workbench(maps, swaps, out, Path(image).stem):
         print(f"-> {path}")

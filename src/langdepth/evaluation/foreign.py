@@ -83,7 +83,7 @@ class TransformersModel(nn.Module):
         inputs = self.processor(images=list(pixels), return_tensors="pt")
         outputs = self.network(inputs["pixel_values"].to(image.device))
         finish, sizes = self.processor.post_process_depth_estimation, [tuple(image.shape[-2:])] * len(image)
-        # Processors that pad have to be told what to cut off again.
+        # Processors that pad need the sizes to cut the padding off again.
         padded = {"source_sizes": sizes} if "source_sizes" in inspect.signature(finish).parameters else {}
         found = finish(outputs, target_sizes=sizes, **padded)
         return torch.stack([one["predicted_depth"] for one in found]).unsqueeze(1)

@@ -2,7 +2,7 @@
 
 All functions take ``prediction`` and ``target`` in metres, of any floating type, and ``mask``, True where a pixel
 counts; all three (B, 1, H, W), (B, H, W) or, for one image, (H, W). What stands in masked-out places, NaN included,
-never matters. Sums are float64. With p the prediction, t the truth and d = ln p - ln t, over the valid pixels:
+never matters. Sums are float64. With p the prediction, t the target and d = ln p - ln t, over the valid pixels:
 
     abs_rel   mean |p - t| / t                       log10    mean |log10 p - log10 t|
     sq_rel    mean (p - t)^2 / t                     silog    100 sqrt(mean d^2 - (mean d)^2)
@@ -41,7 +41,7 @@ _WITHIN = (1.25**3, 1.25**2, 1.25, 1.25**0.5)
 SUMS = 13  # columns of error_sums
 
 RANGES = (0, 1, 2, 3, 5, 10, 20, 40, 80, math.inf)
-"""Metres between which a report tells the metrics of each range; the lower end belongs to a range."""
+"""Metres between which a report gives the metrics of each range; the lower end belongs to a range."""
 _BLOCK = 1 << 15  # pixels at once, so that they do not leave the cache
 
 EDGE_RATIOS = (1.05, 1.10, 1.15, 1.20, 1.25)
@@ -155,11 +155,11 @@ def depth_metrics(prediction: Tensor, target: Tensor, mask: Tensor) -> dict[str,
 
 
 def align(prediction: Tensor, target: Tensor, mask: Tensor, kind: Alignment, *, disparity: bool = False) -> Tensor:
-    """The prediction fitted to the truth's valid pixels, image by image; float32 in the shape of ``prediction``.
+    """The prediction fitted to the target's valid pixels, image by image; float32 in the shape of ``prediction``.
 
     "none": unchanged. "median": times median(target) / median(prediction); NaN where the latter is not above 0.
     "least_squares": scale * prediction + shift with the scale and shift that make the sum of squared differences in
-    depth (not in disparity) smallest; where the prediction is constant, scale 0 and the mean of the truth. "disparity":
+    depth (not in disparity) smallest; a constant prediction gets scale 0 and the mean of the target. "disparity":
     the same fit, of 1 / prediction to 1 / target, then inverted; what comes out not above 1 / 1000 m is put at 1000 m.
     ``disparity``: the prediction is disparity already, known up to scale and shift; only the kind "disparity" makes
     depth of it. Without a valid pixel the prediction stays as it is. The result may be negative after "least_squares":
@@ -236,10 +236,10 @@ def error_quartiles(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
 
 def edge_counts(prediction: Tensor, target: Tensor, mask: Tensor) -> npt.NDArray[np.int64]:
-    """Neighbours that are an edge: in the truth, in the prediction, in both, (T, 3); see ``edge_scores``.
+    """Neighbours that are an edge: in the target, in the prediction, in both, (T, 3); see ``edge_scores``.
 
     Neighbours are next to each other in a row or a column, and both valid. They are an edge of threshold ``r`` in
-    ``EDGE_RATIOS`` where one is farther than r times the other; truth and prediction agree where both have an edge and
+    ``EDGE_RATIOS`` where one is farther than r times the other; target and prediction agree where both have an edge and
     the same side is the farther one. ``prediction`` and ``target`` must be above 0 where ``mask`` is True.
     """
     counts = np.zeros((len(EDGE_RATIOS), 3), dtype=np.int64)
@@ -255,18 +255,18 @@ def edge_counts(prediction: Tensor, target: Tensor, mask: Tensor) -> npt.NDArray
         limits = np.log(EDGE_RATIOS).astype(t.dtype)
         for axis in (-1, -2):
             true, found = (np.diff(depth, axis=axis) for depth in (t, p))
-            large = np.flatnonzero(np.maximum(np.abs(true), np.abs(found)) > limits[0])  # not where the truth is NaN
+            large = np.flatnonzero(np.maximum(np.abs(true), np.abs(found)) > limits[0])  # not where the target is NaN
             true, found = true.take(large), found.take(large)
             agree, true, found = true * found > 0, np.abs(true), np.abs(found)
             for total, limit in zip(counts, limits, strict=True):
-                in_truth, in_prediction = true > limit, found > limit
-                both = in_truth & in_prediction & agree
-                total += [np.count_nonzero(edges) for edges in (in_truth, in_prediction, both)]
+                in_target, in_prediction = true > limit, found > limit
+                both = in_target & in_prediction & agree
+                total += [np.count_nonzero(edges) for edges in (in_target, in_prediction, both)]
     return counts
 
 
 def edge_scores(counts: npt.NDArray[np.int64]) -> dict[str, float] | None:
-    """Precision, recall and F1 of edges, each the plain mean over ``EDGE_RATIOS``; None where the truth has no edge.
+    """Precision, recall and F1 of edges, each the plain mean over ``EDGE_RATIOS``; None where the target has no edge.
 
     ``counts`` (T, 3): ``edge_counts``, added over images. Precision is 0 where nothing was predicted. Neighbouring
     pixels whose depths differ by a ratio, and several thresholds of it, are the idea of Depth Pro (Bochkovskii et al.,

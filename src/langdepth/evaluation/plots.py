@@ -50,7 +50,7 @@ def plot_error_by_range(errors: npt.NDArray[np.int64], report: Mapping[str, Any]
 
 
 def plot_medians(medians: npt.NDArray[np.float64]) -> Figure:
-    """Median prediction against median truth of every image, (N, 2) metres: whether the scale is right."""
+    """Median prediction against median target of every image, (N, 2) metres: whether the scale is right."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5, 5.5), layout="constrained")

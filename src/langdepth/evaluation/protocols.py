@@ -1,7 +1,4 @@
-"""Named evaluation protocols: every rule between a network's depth and a published number. Imports no torch.
-
-docs/protocols.md gives each preset to the pixel.
-"""
+"""Named evaluation protocols: every rule between a network's depth and a published number (docs/protocols.md)."""
 
 from __future__ import annotations
 
@@ -9,9 +6,9 @@ import dataclasses
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from langdepth.errors import UsageError, nearest
 from langdepth.utils.plugins import load_target, plugins, source_of
@@ -44,20 +41,114 @@ _FITTED_PIXELS = 10  # evaluated pixels that an alignment needs unless stated; a
 FARTHEST = 1e6  # metres; beyond, squares leave the range of float32
 
 
-def _switch(help: str, means: dict[Any, str], *, later: bool = False) -> dict[str, Any]:
-    """What a field of ``Protocol`` states about itself.
+class Switch(NamedTuple):
+    """What a switch of ``Protocol`` does, and what its values mean ("set": those that are not named)."""
 
-    Args:
-        help: What it does, for the command line and the documentation.
-        means: What each value means, "set" for those that are not named; may name switches in braces.
-        later: It came after results were published: left at its default, it does not enter the hash.
-    """
-    return {"help": help, "means": means, "later": later}
+    help: str
+    means: dict[Any, str]
+
+
+SWITCHES = {
+    "frame": Switch(
+        "The part of image and ground truth that takes part.",
+        {
+            "stored": "the whole stored image takes part",
+            "kb": "image and ground truth are cut to KITTI's bottom 352 rows and centred 1216 columns",
+            "kb-pasted": "all takes part; the network gets KITTI's 352x1216, its depth is pasted into zeros",
+            "nyu-inner": "image and ground truth are cut to the middle 416x544 of a 480x640 NYU image",
+        },
+    ),
+    "flip": Switch(
+        "Average the depth with that of the mirrored image (true or false).",
+        {True: "averaged with the depth of the mirrored image", False: "each image is predicted once"},
+    ),
+    "resize": Switch(
+        "How depth gets from network size to image size.",
+        {
+            "system": "depth gets to image size bilinearly as the system states it: corners or centres aligned",
+            "bilinear": "depth gets to image size bilinearly, pixel centres on pixel centres",
+            "bilinear-aligned": "depth gets to image size bilinearly, corners on corners",
+            "bilinear-twice": "depth is interpolated twice: to the stored image's size, then to the frame's",
+        },
+    ),
+    "alignment": Switch(
+        "Fit each depth map to its ground truth before it is evaluated.",
+        {
+            "none": "depth is evaluated as it is, in metres",
+            "median": "depth is multiplied, image by image, so that its median is that of the ground truth",
+            "least_squares": "depth is fitted to the ground truth, image by image, by a factor and a shift",
+            "disparity": "1 / depth is fitted to 1 / ground truth, per image by factor and shift, then inverted",
+        },
+    ),
+    "clamp_prediction": Switch(
+        "Limit the depth to the range of the protocol (true or false).",
+        {True: "depth is limited to {min_depth} to {max_depth} m", False: "depth is not limited"},
+    ),
+    "crop": Switch(
+        "The window of the frame that is evaluated.",
+        {
+            "none": "the whole frame is evaluated",
+            "eigen-nyu": "evaluated are rows 45:471, columns 41:601 of 480x640, the same share of other sizes",
+            "eigen-nyu-46": "evaluated are rows 45:471, columns 46:601 of 480x640, the same share of other sizes",
+            "eigen-nyu-inner": "evaluated is the Eigen window inside the frame, rows 0:415 and columns 0:541",
+            "eigen-nyu-pixels": "evaluated are rows 45:471 and columns 41:601 of an image of any size",
+            "eigen-kitti": "evaluated is Eigen's window, 33 to 91 % of the height and 4 to 96 % of the width",
+            "garg": "evaluated is Garg's window, 41 to 99 % of the height and 4 to 96 % of the width",
+        },
+    ),
+    "min_depth": Switch(
+        "Evaluate where the ground truth is above this, in metres.",
+        {"set": "evaluated is ground truth above {min_depth} m"},
+    ),
+    "max_depth": Switch(
+        "Evaluate where the ground truth is below this, in metres.",
+        {"set": "evaluated is ground truth below {max_depth} m"},
+    ),
+    "clamp_views": Switch(
+        "Limit the depth of image and mirrored image to the range before they are averaged (true or false).",
+        {
+            True: "both views are limited to 0 to {max_depth} m before they are averaged",
+            False: "the views are averaged as they are",
+        },
+    ),
+    "mask_prediction": Switch(
+        "Evaluate only where the prediction, too, is above min_depth (true or false).",
+        {
+            True: "pixels whose prediction is not above {min_depth} m are not evaluated",
+            False: "which pixels are evaluated does not depend on the prediction",
+        },
+    ),
+    "window": Switch(
+        "Predict in windows of HEIGHTxWIDTH pixels and average, for example 352x512.",
+        {None: "the network gets the frame whole", "set": "the network gets windows of {window} pixels"},
+    ),
+    "stride": Switch(
+        "Distance of the windows, HEIGHTxWIDTH; without it they lie side by side.",
+        {None: "windows, where there are any, lie side by side", "set": "a window every {stride} pixels"},
+    ),
+    "training_focal": Switch(
+        "Multiply the depth by each camera's focal length over this one, in pixels.",
+        {
+            None: "depth is not corrected for the camera's focal length",
+            "set": "depth is multiplied by the camera's focal length over {training_focal} pixels",
+        },
+    ),
+    "min_pixels": Switch(
+        "Skip images with fewer pixels to evaluate than this; without it 10 where there is an alignment, else 1.",
+        {
+            None: "images without any of these pixels are skipped; with an alignment, those with fewer than 10",
+            "set": "images with fewer than {min_pixels} of these pixels are skipped",
+        },
+    ),
+}
+"""The switches of ``Protocol``, for command line and documentation. Meanings may name other switches in braces."""
+# They came after results were published: left at their default, they do not enter the hash.
+_LATER = ("clamp_views", "mask_prediction", "window", "stride", "training_focal", "min_pixels")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """The rules of one evaluation. Each switch states what it does and what its values mean.
+    """The rules of one evaluation. ``SWITCHES`` says what each switch does.
 
     The order in which they act: frame, window and stride, clamp_views, flip, resize, training_focal, alignment,
     mask_prediction, clamp_prediction, crop, min_depth and max_depth, min_pixels.
@@ -67,149 +158,22 @@ class Protocol:
     """
 
     name: str
-    frame: Frame = field(
-        default="stored",
-        metadata=_switch(
-            "The part of image and ground truth that takes part.",
-            {
-                "stored": "the whole stored image takes part",
-                "kb": "image and ground truth are cut to KITTI's bottom 352 rows and centred 1216 columns",
-                "kb-pasted": "the whole stored image takes part; the network gets KITTI's 352x1216 of it, and "
-                "its depth is pasted into zeros",
-                "nyu-inner": "image and ground truth are cut to the middle 416x544 of a 480x640 NYU image",
-            },
-        ),
-    )
-    flip: bool = field(
-        default=False,
-        metadata=_switch(
-            "Average the depth with that of the mirrored image (true or false).",
-            {True: "averaged with the depth of the mirrored image", False: "each image is predicted once"},
-        ),
-    )
-    resize: Resize = field(
-        default="system",
-        metadata=_switch(
-            "How depth gets from network size to image size.",
-            {
-                "system": "depth gets to image size bilinearly, as the system states it: corners on corners or pixel "
-                "centres on pixel centres",
-                "bilinear": "depth gets to image size bilinearly, pixel centres on pixel centres",
-                "bilinear-aligned": "depth gets to image size bilinearly, corners on corners",
-                "bilinear-twice": "depth is interpolated twice: to the stored image's size, then to the frame's",
-            },
-        ),
-    )
-    alignment: Alignment = field(
-        default="none",
-        metadata=_switch(
-            "Fit each depth map to its ground truth before it is evaluated.",
-            {
-                "none": "depth is evaluated as it is, in metres",
-                "median": "depth is multiplied, image by image, so that its median is that of the ground truth",
-                "least_squares": "depth is fitted to the ground truth, image by image, by a factor and a shift",
-                "disparity": "1 / depth is fitted to 1 / ground truth, per image by factor and shift, then inverted",
-            },
-        ),
-    )
-    clamp_prediction: bool = field(
-        default=True,
-        metadata=_switch(
-            "Limit the depth to the range of the protocol (true or false).",
-            {True: "depth is limited to {min_depth} to {max_depth} m", False: "depth is not limited"},
-        ),
-    )
-    crop: Crop = field(
-        default="none",
-        metadata=_switch(
-            "The window of the frame that is evaluated.",
-            {
-                "none": "the whole frame is evaluated",
-                "eigen-nyu": "evaluated are rows 45:471, columns 41:601 of 480x640, the same share of other sizes",
-                "eigen-nyu-46": "evaluated are rows 45:471, columns 46:601 of 480x640, the same share of other sizes",
-                "eigen-nyu-inner": "evaluated is the Eigen window inside the frame, rows 0:415 and columns 0:541",
-                "eigen-nyu-pixels": "evaluated are rows 45:471 and columns 41:601 of an image of any size",
-                "eigen-kitti": "evaluated is Eigen's window, 33 to 91 % of the height and 4 to 96 % of the width",
-                "garg": "evaluated is Garg's window, 41 to 99 % of the height and 4 to 96 % of the width",
-            },
-        ),
-    )
-    min_depth: float = field(
-        default=0.001,
-        metadata=_switch(
-            "Evaluate where the ground truth is above this, in metres.",
-            {"set": "evaluated is ground truth above {min_depth} m"},
-        ),
-    )
-    max_depth: float = field(
-        default=1000.0,
-        metadata=_switch(
-            "Evaluate where the ground truth is below this, in metres.",
-            {"set": "evaluated is ground truth below {max_depth} m"},
-        ),
-    )
-    clamp_views: bool = field(
-        default=False,
-        metadata=_switch(
-            "Limit the depth of image and mirrored image to the range before they are averaged (true or false).",
-            {
-                True: "both views are limited to 0 to {max_depth} m before they are averaged",
-                False: "the views are averaged as they are",
-            },
-            later=True,
-        ),
-    )
-    mask_prediction: bool = field(
-        default=False,
-        metadata=_switch(
-            "Evaluate only where the prediction, too, is above min_depth (true or false).",
-            {
-                True: "pixels whose prediction is not above {min_depth} m are not evaluated",
-                False: "which pixels are evaluated does not depend on the prediction",
-            },
-            later=True,
-        ),
-    )
-    window: tuple[int, int] | None = field(
-        default=None,
-        metadata=_switch(
-            "Predict in windows of HEIGHTxWIDTH pixels and average, for example 352x512.",
-            {None: "the network gets the frame whole", "set": "the network gets windows of {window} pixels"},
-            later=True,
-        ),
-    )
-    stride: tuple[int, int] | None = field(
-        default=None,
-        metadata=_switch(
-            "Distance of the windows, HEIGHTxWIDTH; without it they lie side by side.",
-            {None: "windows, where there are any, lie side by side", "set": "a window every {stride} pixels"},
-            later=True,
-        ),
-    )
-    training_focal: float | None = field(
-        default=None,
-        metadata=_switch(
-            "Multiply the depth by each camera's focal length over this one, in pixels.",
-            {
-                None: "depth is not corrected for the camera's focal length",
-                "set": "depth is multiplied by the camera's focal length over {training_focal} pixels",
-            },
-            later=True,
-        ),
-    )
-    min_pixels: int | None = field(
-        default=None,
-        metadata=_switch(
-            "Skip images with fewer pixels to evaluate than this; without it 10 where there is an alignment, else 1.",
-            {
-                None: "images without any of these pixels are skipped; with an alignment, those with fewer than 10",
-                "set": "images with fewer than {min_pixels} of these pixels are skipped",
-            },
-            later=True,
-        ),
-    )
+    frame: Frame = "stored"
+    flip: bool = False
+    resize: Resize = "system"
+    alignment: Alignment = "none"
+    clamp_prediction: bool = True
+    crop: Crop = "none"
+    min_depth: float = 0.001
+    max_depth: float = 1000.0
+    clamp_views: bool = False
+    mask_prediction: bool = False
+    window: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    training_focal: float | None = None
+    min_pixels: int | None = None
     extra_metrics: tuple[str, ...] = ()
-    """Reported beside the standard nine; no rule, so no part of the hash."""
+    """Reported beside the standard nine; not a rule and not part of the hash."""
 
     def __post_init__(self) -> None:
         for key in ("min_depth", "max_depth"):  # 10 and 10.0 are one protocol and must have one hash
@@ -242,8 +206,10 @@ class Protocol:
         """What each switch means as it is set."""
         switches = self.switches()
         shown = {key: _short(value) for key, value in switches.items()}
-        means = {switch.name: switch.metadata["means"] for switch in dataclasses.fields(self) if switch.metadata}
-        return {k: means[k].get(v, means[k].get("set")).format(**shown) for k, v in switches.items()}
+        means = {key: SWITCHES[key].means for key in switches}
+        return {
+            key: means[key].get(value, means[key].get("set", "")).format(**shown) for key, value in switches.items()
+        }
 
     @property
     def hash(self) -> str:
@@ -251,7 +217,7 @@ class Protocol:
         switches = self.switches()
         switches["resize"] = _RESIZE_IN_HASH.get(self.resize, self.resize)
         for switch in dataclasses.fields(self):
-            if switch.metadata.get("later") and switches[switch.name] == switch.default:
+            if switch.name in _LATER and switches[switch.name] == switch.default:
                 del switches[switch.name]
         canonical = json.dumps(switches, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
@@ -259,9 +225,8 @@ class Protocol:
     def override(self, **switches: Any) -> Protocol:
         """The protocol with some switches changed (None keeps one). Each real change is marked in the name:
         "nyu-eigen+alignment=median". Raises UsageError for unknown switches and values."""
-        for key in switches:
-            if key not in self.switches():
-                raise UsageError(f"protocol: unknown switch '{key}': {nearest(key, self.switches())}")
+        for key in switches.keys() - SWITCHES.keys():
+            raise UsageError(f"protocol: unknown switch '{key}': {nearest(key, SWITCHES)}")
         return self._changed({key: value for key, value in switches.items() if value is not None})
 
     def without(self, *switches: str) -> Protocol:
@@ -336,6 +301,7 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
+_GARG: dict[str, Any] = {"frame": "kb", "crop": "garg", "max_depth": 80.0}
 _INNER = Protocol(
     name="clip-adapters-reference",
     frame="nyu-inner",
@@ -346,6 +312,14 @@ _INNER = Protocol(
     mask_prediction=True,
 )
 
+_PROMPT = dataclasses.replace(
+    _INNER,
+    mask_prediction=False,
+    name="prompt-clip-nyu-reference",
+    frame="stored",
+    crop="eigen-nyu",
+    extra_metrics=("msle",),
+)
 _SCALEDEPTH = Protocol(
     name="scaledepth-n-reference",
     clamp_prediction=False,
@@ -361,13 +335,12 @@ _SCALEDEPTH_NK = dataclasses.replace(
     stride=(160, 160),
     clamp_prediction=True,
 )
-_GARG: dict[str, Any] = {"frame": "kb", "crop": "garg", "max_depth": 80.0}
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
         Protocol(name="nyu-eigen", flip=True, crop="eigen-nyu", max_depth=10.0),
-        Protocol(name="kitti-eigen-garg", frame="kb", flip=True, crop="garg", max_depth=80.0),
+        Protocol(name="kitti-eigen-garg", flip=True, **_GARG),
         Protocol(name="kitti-eigen-garg-bts", frame="kb-pasted", crop="garg", max_depth=80.0),
         Protocol(name="kitti-eigen", frame="kb", flip=True, crop="eigen-kitti", max_depth=80.0),
         Protocol(name="full"),
@@ -375,23 +348,8 @@ PROTOCOLS: dict[str, Protocol] = {
             _INNER, name="depthclip-reference", crop="eigen-nyu-inner", clamp_views=False, extra_metrics=("abs_diff",)
         ),
         _INNER,
-        dataclasses.replace(
-            _INNER,
-            mask_prediction=False,
-            name="prompt-clip-nyu-reference",
-            frame="stored",
-            crop="eigen-nyu",
-            extra_metrics=("msle",),
-        ),
-        dataclasses.replace(
-            _INNER,
-            mask_prediction=False,
-            name="prompt-clip-kitti-reference",
-            frame="kb",
-            crop="garg",
-            max_depth=80.0,
-            extra_metrics=("msle",),
-        ),
+        _PROMPT,
+        dataclasses.replace(_PROMPT, name="prompt-clip-kitti-reference", **_GARG),
         dataclasses.replace(
             _INNER, name="mde-clip-reference", frame="stored", clamp_views=False, extra_metrics=("abs_diff",)
         ),

@@ -68,7 +68,7 @@ def with_words(system: System) -> ClipSystem:
     return system
 
 
-class Seen(NamedTuple):
+class EncodedImage(NamedTuple):
     """An image (H, W, 3) uint8 and its cell features (1, C, h, w), which do not depend on the words."""
 
     image: npt.NDArray[np.uint8]
@@ -76,17 +76,17 @@ class Seen(NamedTuple):
 
 
 @torch.inference_mode()
-def look(system: ClipSystem, source: Any) -> Seen:
+def encode_image(system: ClipSystem, source: Any) -> EncodedImage:
     """Decode one image (anything ``langdepth.utils.images.read_image`` takes) and run the image tower on it."""
     image = read_image(source).pixels
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(system.device) / 255
-    return Seen(image, system.dense(to_network_size(system, pixels)))
+    return EncodedImage(image, system.dense(to_network_size(system, pixels)))
 
 
 @torch.inference_mode()
-def word_maps(system: ClipSystem, seen: Seen, scene: str | None = None) -> WordMaps:
-    """The present words of ``system`` on an image that it looked at."""
-    found = system.compare(seen.features, scene=None if scene is None else [scene])
+def word_maps(system: ClipSystem, encoded: EncodedImage, scene: str | None = None) -> WordMaps:
+    """The present words of ``system`` on an image that it has encoded."""
+    found = system.compare(encoded.features, scene=None if scene is None else [scene])
     row = 0 if scene is None else 1 + scene_index(scene, system.scenes)
     words, centers = system.config.prompts.variants()[row]
     return WordMaps(
@@ -95,7 +95,7 @@ def word_maps(system: ClipSystem, seen: Seen, scene: str | None = None) -> WordM
         similarity=(found.logits[0] / system.config.logit_scale).float().cpu().numpy(),
         probability=found.probs[0].float().cpu().numpy(),
         depth=found.depth[0, 0].float().cpu().numpy(),
-        image=seen.image,
+        image=encoded.image,
     )
 
 
