@@ -1,4 +1,4 @@
-"""One batch under a protocol: frame, prediction, alignment, clamp, and the mask of the pixels that are compared."""
+"""One batch under a protocol: frame, evaluated pixels, prediction, alignment on these pixels, clamp."""
 
 from __future__ import annotations
 

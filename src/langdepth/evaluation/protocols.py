@@ -63,11 +63,11 @@ SWITCHES = {
         {True: "averaged with the depth of the mirrored image", False: "each image is predicted once"},
     ),
     "resize": Switch(
-        "How depth gets from network size to image size.",
+        "How depth is resized from network size to image size.",
         {
-            "system": "depth gets to image size bilinearly as the system states it: corners or centres aligned",
-            "bilinear": "depth gets to image size bilinearly, pixel centres on pixel centres",
-            "bilinear-aligned": "depth gets to image size bilinearly, corners on corners",
+            "system": "depth is resized bilinearly to image size as the system states it: corners or centres aligned",
+            "bilinear": "depth is resized bilinearly to image size, pixel centres on pixel centres",
+            "bilinear-aligned": "depth is resized bilinearly to image size, corners on corners",
             "bilinear-twice": "depth is interpolated twice: to the stored image's size, then to the frame's",
         },
     ),
@@ -88,21 +88,21 @@ SWITCHES = {
         "The window of the frame that is evaluated.",
         {
             "none": "the whole frame is evaluated",
-            "eigen-nyu": "evaluated are rows 45:471, columns 41:601 of 480x640, the same share of other sizes",
-            "eigen-nyu-46": "evaluated are rows 45:471, columns 46:601 of 480x640, the same share of other sizes",
-            "eigen-nyu-inner": "evaluated is the Eigen window inside the frame, rows 0:415 and columns 0:541",
-            "eigen-nyu-pixels": "evaluated are rows 45:471 and columns 41:601 of an image of any size",
-            "eigen-kitti": "evaluated is Eigen's window, 33 to 91 % of the height and 4 to 96 % of the width",
-            "garg": "evaluated is Garg's window, 41 to 99 % of the height and 4 to 96 % of the width",
+            "eigen-nyu": "evaluates rows 45:471, columns 41:601 of 480x640, the same share of other sizes",
+            "eigen-nyu-46": "evaluates rows 45:471, columns 46:601 of 480x640, the same share of other sizes",
+            "eigen-nyu-inner": "evaluates the Eigen window inside the frame, rows 0:415 and columns 0:541",
+            "eigen-nyu-pixels": "evaluates rows 45:471 and columns 41:601 of an image of any size",
+            "eigen-kitti": "evaluates Eigen's window, 33 to 91 % of the height and 4 to 96 % of the width",
+            "garg": "evaluates Garg's window, 41 to 99 % of the height and 4 to 96 % of the width",
         },
     ),
     "min_depth": Switch(
         "Evaluate where the ground truth is above this, in metres.",
-        {"set": "evaluated is ground truth above {min_depth} m"},
+        {"set": "evaluates ground truth above {min_depth} m"},
     ),
     "max_depth": Switch(
         "Evaluate where the ground truth is below this, in metres.",
-        {"set": "evaluated is ground truth below {max_depth} m"},
+        {"set": "evaluates ground truth below {max_depth} m"},
     ),
     "clamp_views": Switch(
         "Limit the depth of image and mirrored image to the range before they are averaged (true or false).",
@@ -150,8 +150,8 @@ _LATER = ("clamp_views", "mask_prediction", "window", "stride", "training_focal"
 class Protocol:
     """The rules of one evaluation. ``SWITCHES`` says what each switch does.
 
-    The order in which they act: frame, window and stride, clamp_views, flip, resize, training_focal, alignment,
-    mask_prediction, clamp_prediction, crop, min_depth and max_depth, min_pixels.
+    The order in which they act: frame; crop, min_depth, max_depth and min_pixels (which pixels are evaluated); window
+    and stride, clamp_views, flip, resize, training_focal; alignment on these pixels, mask_prediction, clamp_prediction.
 
     Raises:
         UsageError: For values that make no sense.
