@@ -1,6 +1,6 @@
 """Data sets by name: each is one module with a card and the rows that it finds below a folder.
 
-To add one: a module with ``CARD`` and ``rows`` (see ``Layout``) and a line in ``DATASETS``. Decoding, samples,
+To add one: a module with ``CARD`` and ``rows`` (see ``Layout``) and a line in ``BUILT_IN``. Decoding, samples,
 training, evaluation and ``langdepth data`` are the same for all.
 """
 
@@ -23,7 +23,7 @@ from langdepth.utils.plugins import load_target, plugins
 if TYPE_CHECKING:
     from langdepth.text.caption_features import Captions
 
-_OWN = {
+BUILT_IN = {
     "cache": "langdepth.data.sets.frame_cache",
     "ddad": "langdepth.data.sets.ddad",
     "diml-outdoor": "langdepth.data.sets.diml",
@@ -37,7 +37,7 @@ _OWN = {
     "sunrgbd": "langdepth.data.sets.sunrgbd",
     "vkitti2": "langdepth.data.sets.vkitti2",
 }
-DATASETS = _OWN | {name: point.value for name, point in plugins("datasets", tuple(_OWN)).items()}
+DATASETS = BUILT_IN | {name: point.value for name, point in plugins("datasets", tuple(BUILT_IN)).items()}
 MANIFEST = "langdepth-manifest.csv"  # of what was prepared
 INCOMPLETE = ".langdepth-incomplete"  # lies in a folder that is still being prepared
 
@@ -90,14 +90,14 @@ class Member(NamedTuple):
     """A file that a source gives: where it goes below the folder, its bytes, and what its content is read by.
 
     info: in an archive what that opens it by, else a function that returns the content. exact: ``size`` is no estimate.
-    anew: it is written in any case.
+    always_write: even over a whole one.
     """
 
     path: str
     size: int
     info: Any
     exact: bool = True
-    anew: bool = False
+    always_write: bool = False
 
     def is_in(self, out: Path) -> bool:
         """Whether a file lies at its place, of its size where that is known."""
@@ -126,7 +126,7 @@ class Layout(Protocol):
     CARD: DatasetCard
 
     def rows(self, search: Search) -> list[Row]:
-        """The pairs that are there, in the order of the official list. Pairs that a list names in vain are left out.
+        """The pairs that are there, in the order of the official list. Listed pairs that are missing are left out.
 
         Raises:
             LangdepthError: The root has none of the layouts, a list is missing, or all files that it names are.

@@ -335,7 +335,8 @@ def export(source: Path) -> list[Member]:
             }
         )
     content = table.getvalue().encode()
-    return [*members, Member("index.csv", len(content), lambda: content, anew=True)]  # splits.mat may have changed
+    # splits.mat may have changed
+    return [*members, Member("index.csv", len(content), lambda: content, always_write=True)]
 
 
 def _jpeg(row: Row) -> bytes:

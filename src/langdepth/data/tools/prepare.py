@@ -76,7 +76,7 @@ class Extraction:
         cannot be written; nothing half-written stays.
         """
         target = self._target(member.path)
-        if member.anew or not self._is_whole(target, self.manifest.get(member.path)):
+        if member.always_write or not self._is_whole(target, self.manifest.get(member.path)):
             self._write(member, target, read(member))
         self._written.add(member.path)
         self.done += 1
