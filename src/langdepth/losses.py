@@ -70,7 +70,7 @@ def silog_by_image(
     """WorDepth's scale-invariant log loss of every image, (B,): valid share * (mean d^2 - focus * (mean d)^2).
 
     Differences d of logarithms up to ``dead_zone`` count as 0; predictions must be above 0. The published loss of a
-    batch is the sum of its images' (arXiv 2404.03635; specification, section 4).
+    batch is the sum of its images' (arXiv 2404.03635).
     """
     known = prediction.where(mask, 1).log() - target.where(mask, 1).log()
     difference = known.where(known.abs() > dead_zone, 0).flatten(1)
@@ -92,7 +92,7 @@ def sig_plus(
 
     g = ln(scale * relative + 1 mm) - ln(target + 1 mm) over the valid pixels of the whole batch, nearer than or at
     ``max_depth``; the variance is unbiased, otherwise it is ``silog`` with focus 0.85. In the ``warm_up`` only the mean
-    counts. arXiv 2407.08187 (specification, section 8).
+    counts. arXiv 2407.08187.
     """
     if max_depth is not None:
         mask = mask & (target <= max_depth)
@@ -261,7 +261,7 @@ def photometric(warped: Tensor, image: Tensor, mask: Tensor | None = None, *, re
     """0.85 * dissimilarity + 0.15 * mean absolute difference of two (B, C, H, W) images; 0 when they are equal.
 
     ``mask`` (B, 1, H, W): where ``warped`` is known. ``reference_exact`` takes (1 - dissimilarity) / 2, as the
-    published CLIP adapters do, which rewards images for being different (clip-adapters, section 9.3).
+    published CLIP adapters do, which rewards images for being different (docs/systems/clip-adapters.md).
     """
     dissimilarity = ssim_dissimilarity(warped, image, mask)
     if reference_exact:

@@ -219,7 +219,7 @@ class _ModifiedResNet:
 
     @staticmethod
     def _tokens(pool: Any, last: Tensor) -> Tensor:
-        """(B, 1 + h * w, C): the mean and the cells, with positions resized bilinearly, corners aligned (spec, 4)."""
+        """(B, 1 + h * w, C): the mean and the cells, with positions resized bilinearly, corners aligned."""
         cells = _as_tokens(last)
         table = pool.positional_embedding
         resized = _resize_square(table[1:], last.shape[2:], mode="bilinear", align_corners=True)

@@ -1,8 +1,8 @@
 """What an evaluation keeps of each image: its depth map as evaluated, in any format of predictions, and an error map.
 
 Beside the maps lies ``maps.json``, which states system, data and protocol. By it
-``langdepth.evaluation.foreign.Predictions`` knows which steps the maps have behind them, so that evaluating them again
-gives the same numbers.
+``langdepth.evaluation.predictions.Predictions`` knows which steps the maps have behind them, so that evaluating them
+again gives the same numbers.
 """
 
 from __future__ import annotations

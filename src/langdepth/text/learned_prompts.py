@@ -3,7 +3,7 @@
     "This object appears to be <|depth_0|>" -> tokens (N, L) with added ids from 49408 on
     -> word embeddings, the added ids' vectors in their places -> text tower -> unit vectors (N, D)
 
-Auty & Mikolajczyk 2023 (specification of prompt learning, section 4); context vectors in front of words are CoOp's.
+Auty & Mikolajczyk 2023 (docs/systems/prompt-clip.md); context vectors in front of words are CoOp's.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ DEPTH_WORDS = {
 def compose_prompts(
     template: str, object_word: str, depth_words: str, bins: str, depth_range: tuple[float, float]
 ) -> PromptSet:
-    """The prompts of Auty & Mikolajczyk from their parts (specification of prompt learning, section 3).
+    """The prompts of Auty & Mikolajczyk from their parts (docs/systems/prompt-clip.md).
 
     ``template``: a name of TEMPLATES or a sentence with {object} and {depth}; ``object_word``: a name of OBJECTS or a
     word; ``depth_words``: a name of DEPTH_WORDS or "learned-K", K learned tokens; ``bins``: see ``bin_centers``.

@@ -1,4 +1,4 @@
-"""A small folder of synthetic images with depth, in the layout that ``data.folder`` reads."""
+"""A small folder of synthetic images with depth, in the layout that ``data.sets.folder`` reads."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What the CLIP adapters for depth minimise: one sum over the image and its mirror image.
 
-Source: "Unveiling the Efficacy of Foundation Models for Depth Estimation" (2023; specification, section 8).
+Source: "Unveiling the Efficacy of Foundation Models for Depth Estimation" (2023; docs/systems/clip-adapters.md).
 
 Data flow: depth of the image and of its mirror image (mirrored back), both limited to [0, max_depth] -> symmetry of
 the two; their mean, resized to the ground truth -> depth, smoothness and photometric loss; the image's bin logits,
@@ -36,7 +36,7 @@ class AdapterLosses:
     max_depth: float = 10.0
     """Metres."""
     reference_exact: bool = False
-    """The published sign of the photometric loss and the published warp (specification, sections 9.3 and 9.12)."""
+    """The published sign of the photometric loss and the published warp (docs/systems/clip-adapters.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

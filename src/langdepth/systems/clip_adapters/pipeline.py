@@ -1,4 +1,4 @@
-"""How the CLIP adapters cut, turn and colour an NYU Depth v2 image (pinying567, 2023; specification, section 7).
+"""How the CLIP adapters cut, turn and colour an NYU Depth v2 image (pinying567, 2023; docs/systems/clip-adapters.md).
 
 Data flow: decoded arrays of 480 x 640 and the random draws -> (mirror) -> rotation -> crop -> (mirror, colour) ->
 Sample of 416 x 544. Images stay in [0, 1]: normalising them is the system's part.

@@ -1,6 +1,6 @@
 """One view of a scene from another: inverse warping by depth, camera and motion; motions within the image plane.
 
-Source: photometric self-supervision after Zhou et al. 2017, as the CLIP adapters use it (specification, sections 7, 8).
+Source: photometric self-supervision after Zhou et al. 2017, as in docs/systems/clip-adapters.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def warp_view(
     target to source camera; intrinsics (3, 3) or (B, 3, 3), pixels. Returns the warped image (B, C, H, W) and where
     it is known, (B, 1, H, W) bool: in front of the source camera and between its outermost pixel centres.
     Elsewhere it is 0. ``reference_exact`` bends indices back to the border before the weights are taken, so that the
-    last row and column become 0 too, and calls every pixel valid (specification, section 9.12).
+    last row and column become 0 too, and calls every pixel valid (docs/systems/clip-adapters.md).
     """
     height, width = depth.shape[-2:]
     rows = torch.arange(height, device=depth.device, dtype=depth.dtype)

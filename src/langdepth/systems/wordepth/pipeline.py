@@ -1,4 +1,4 @@
-"""The training images of WorDepth: cropped, rotated and coloured (CVPR 2024; specification, section 5).
+"""The training images of WorDepth: cropped, rotated and coloured (CVPR 2024; docs/systems/wordepth.md).
 
 Data flow: image and depth as stored -> KITTI: the benchmark's 352 x 1216; NYU: depth outside the inner frame unknown
 -> NYU: rotation -> crop to the network's size -> mirror -> gamma, brightness, colours -> Sample. Images stay in
