@@ -61,7 +61,7 @@ def test_files_of_others_are_not_replaced(run: Run, other: str) -> None:
     Path("imagined", other).write_text("of somebody else")
     code, _, err = run(*command)
     assert code == 1
-    assert err.startswith(f"langdepth imagine: imagined/{other} is there already and is no result of langdepth")
+    assert err.startswith(f"langdepth imagine: imagined/{other} exists and was not written by langdepth")
     assert Path("imagined", other).read_text() == "of somebody else"
 
 

@@ -223,7 +223,7 @@ def test_resume_does_again_what_is_made_of_something_else(run: Run, change: str)
     again = {"image": 1, "empty": 1, "folder": 1}.get(change, 2)
     assert ("1 of " in out) == (again == 1)
     if change == "folder":
-        assert (code, "depth/1.npy is there already" in err) == (1, True)
+        assert (code, "depth/1.npy exists" in err) == (1, True)
         return
     assert code == 0
     assert run("p", *options, "--resume")[1].startswith("2 of 2 images were already done")
@@ -263,7 +263,7 @@ def test_images_are_never_overwritten(run: Run) -> None:
     for word in ("photos", "photos/*.png", "photos/a.png"):
         code, _, err = run(word, "--save", "depth16", "--out", "photos")
         assert code == 1
-        assert re.search(r"a\.png: photos/a_depth\.png is there already and is no result of langdepth; give", err)
+        assert re.search(r"a\.png: photos/a_depth\.png exists and was not written by langdepth; give", err)
         assert Path("photos/a_depth.png").read_bytes() == before
     assert files("photos") == ["a.png", "a_depth.png", "a_depth_depth.png"]  # the other one was done
 
@@ -286,7 +286,7 @@ def test_only_results_of_langdepth_are_replaced(run: Run, form: str) -> None:
         target.write_bytes(Path(other).read_bytes())
         code, _, err = run("p/a.jpg", "--save", form, "--resume")
         assert (code, err.count("\n")) == (1, 1)
-        assert f"p/a.jpg: {target} is there already and is no result of langdepth" in err
+        assert f"p/a.jpg: {target} exists and was not written by langdepth" in err
         assert target.read_bytes() == Path(other).read_bytes()
     target.unlink()
     target.symlink_to(Path("p/a.jpg").absolute())

@@ -49,7 +49,7 @@ def test_a_sensors_depth_map_is_not_overwritten(run: Run) -> None:
     before = Path("p/0_depth.png").read_bytes()
     code, _, err = run("p", "--save", "depth16", "--out", "p")
     assert code == 1
-    assert "p/0.png: p/0_depth.png is there already and is no result of langdepth" in err
+    assert "p/0.png: p/0_depth.png exists and was not written by langdepth" in err
     assert Path("p/0_depth.png").read_bytes() == before
 
 
@@ -98,7 +98,7 @@ def test_a_file_name_that_cannot_be_is_that_images_alone(run: Run) -> None:
     code, out, err = run("p", "--save", "npy")
     assert code == 1
     assert files() == ["0.npy", "2.npy"]
-    assert "p/1.png: depth/1.npy is there already and is no result of langdepth" in err
+    assert "p/1.png: depth/1.npy exists and was not written by langdepth" in err
     assert "2 done, 1 failed" in out
 
 

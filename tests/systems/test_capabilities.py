@@ -28,7 +28,7 @@ from tests.helpers import FakeSystem
         (StandsOnClip, "uses no CLIP weights; leave them out, or choose another system: clip-", {"depthclip"}),
         (TakesPrompts, "has no distance words or bins to set; leave them out, or choose", {"prompt-clip"}),
         (ConvertsOfficial, "has no official checkpoint to convert; choose another system: clip-adapter", {"msa"}),
-        (HasFrozenTrunk, "has no trunk that stays as it is in training; choose another", {"few-shot-clip"}),
+        (HasFrozenTrunk, "has no frozen trunk; choose another", {"few-shot-clip"}),
     ],
 )
 def test_a_system_without_a_capability_names_systems_with_it(

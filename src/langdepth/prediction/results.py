@@ -252,7 +252,7 @@ def is_own_result(path: Path) -> bool:
 def require_own(path: Path) -> None:
     """Raise LangdepthError where a result would replace a file of somebody else."""
     if os.path.lexists(path) and not is_own_result(path):
-        raise LangdepthError(f"{path} is there already and is no result of langdepth; give another --out, or remove it")
+        raise LangdepthError(f"{path} exists and was not written by langdepth; give another --out, or remove it")
 
 
 def _of_plugin(name: str) -> tuple[str, Writer]:

@@ -109,7 +109,7 @@ class Trainable(DepthSystem):
 class HasFrozenTrunk(DepthSystem):
     """A part of it, the trunk, never changes in training, so its features can be computed once."""
 
-    lacking: ClassVar[str] = "has no trunk that stays as it is in training"
+    lacking: ClassVar[str] = "has no frozen trunk"
     learns_from_mirror: ClassVar[bool] = False
     """Whether ``loss`` needs the features of every mirrored image, too."""
 

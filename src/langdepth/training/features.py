@@ -168,8 +168,7 @@ def trunk_key(system: DepthSystem) -> str:
     frozen = system.frozen_trunk() if isinstance(system, HasFrozenTrunk) else None
     if frozen is None:
         raise UsageError(
-            f"data.cache: '{system.name}' with its system.options has no trunk that stays as it is in training; "
-            "set data.cache to none"
+            f"data.cache: '{system.name}' with its system.options has no frozen trunk; set data.cache to none"
         )
     trunk, options = frozen
     digest = sha256()

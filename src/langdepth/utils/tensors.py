@@ -178,7 +178,8 @@ def require_plain(tensors: Mapping[str, Tensor], where: object) -> None:
         stored = tensor.untyped_storage().nbytes()
         if tensor.numel() * tensor.element_size() > max(MAX_RATIO * stored, SPARE_BYTES):
             raise CheckpointError(
-                f"{where}: tensor '{name}' of shape {tuple(tensor.shape)} is made of {stored} stored bytes; refused"
+                f"{where}: tensor '{name}' of shape {tuple(tensor.shape)} needs more than the {stored} bytes stored; "
+                "damaged?"
             )
 
 
