@@ -80,7 +80,7 @@ class ConvBlock(nn.Sequential):
 
 
 class UpBlock(nn.Module):
-    """Twice the size by a 2x2 transposed convolution, the skip map beside it, two convolution blocks."""
+    """Twice the size by a 2x2 transposed convolution, the skip map concatenated, two convolution blocks."""
 
     def __init__(self, inputs: int, skip: int, outputs: int) -> None:
         super().__init__()

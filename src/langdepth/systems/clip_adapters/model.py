@@ -5,12 +5,15 @@ Data flow (published size; B images of 416 x 544; initial depth: see systems/cli
     clip-adapter         cells (B, 2048, 13, 17) and words (7, 1024), each through its bottleneck of 8 units
                          -> similarity x 10 -> softmax -> depth (B, 1, 13, 17)
     clip-coarse-refined  initial depth (B, 1, 13, 17) -> 221 numbers -> 4096 -> coarse (B, 1, 104, 136)
-                         image -> 9x9 convolution -> (B, 63, 104, 136), coarse beside it
+                         image -> 9x9 convolution -> (B, 63, 104, 136), coarse concatenated
                          -> two 5x5 convolutions -> depth (B, 1, 104, 136)
     eigen                image -> four convolutions -> (B, 256, 13, 17) -> 56 576 numbers -> 4096
                          -> coarse (B, 1, 104, 136), then refined in the same way (Eigen et al. 2014; no language)
 
 all -> bilinear, corners aligned -> (B, 1, 416, 544). The two-stage systems are trained one stage after the other.
+
+Loss, on the mean of the depths of image and mirrored image: mean |depth - truth| (two-stage systems: its square)
++ 0.001 x edge-aware smoothness; weights and further terms: ``losses.AdapterLosses``.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 Data flow (B images of 416 x 544, RN50)
 
     image -> CLIP's ResNet -> maps (B, 64, 208, 272) ... (B, 2048, 13, 17) at strides 2, 4, 8, 16, 32
-    msa-sam: overlay (B, 3, 416, 544), the image with SAM's masks drawn over it -> two 3x3 blocks, beside the image
-    bridge on the coarsest map -> five times: enlarge, finer map beside it, two 3x3 blocks -> 1x1
+    msa-sam: overlay (B, 3, 416, 544), the image with SAM's masks drawn over it -> two 3x3 blocks, concatenated with
+    the image
+    bridge on the coarsest map -> five times: enlarge, finer map concatenated, two 3x3 blocks -> 1x1
     -> delta (B, 1, 416, 544)
     clip_weight 0 (published): depth = delta
     clip_weight a > 0:         depth = a * words' depth (systems/clip_system.py) + (2 sigmoid(delta) - 1)

@@ -9,6 +9,7 @@ Data flow (published size; RN50)
     sum of probs x (1, 1.5, 2, 2.25, 2.5, 2.75, 3 m) -> bilinear, corners aligned -> depth (B, 1, 416, 544)
 
 `depthclip-vit` is the same with ViT-B/16: all patch tokens through the last norm and the projection, 26 x 34 cells.
+The method is in systems/clip_system.py (words, features, their matrix) and parts/word_bins.py (words to depth).
 Published: average with the mirrored image (``flip``). Specification and numbers: docs/systems/depthclip.md.
 """
 

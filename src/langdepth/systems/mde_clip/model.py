@@ -9,9 +9,12 @@ Data flow (published size; RN50, frozen)
     F4 (B, 2048, 15, 20); "This object is giant", "... extremely close", ... -> text matrix T (7, 1024)
 
     every pixel of every F_i attends to the rows of T -> A_i, shaped like F_i
-    A4 -> twice the size; three times: A_i beside it, two 3x3 convolutions, twice the size -> D1 (B, 128, 240, 320)
+    A4 -> twice the size; three times: A_i concatenated, two 3x3 convolutions, twice the size -> D1 (B, 128, 240, 320)
     mde-clip       D1 -> bins that follow the image -> depth (B, 1, 240, 320)
     mde-clip-unet  D1 -> convolutions, twice the size -> 10 m x sigmoid -> depth (B, 1, 480, 640)
+
+Loss, the mean over images, d = ln(prediction / truth): mean d^2 - 0.5 (mean d)^2 + 0.5 l1 + SSIM dissimilarity, with
+bins + 0.1 chamfer.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from langdepth.systems.official import rename
 
 @dataclass(frozen=True, kw_only=True)
 class MdeLosses:
-    """Weights beside the silog loss, which counts once (spec, section 6)."""
+    """Weights of the other losses; the silog loss has weight 1."""
 
     l1: float = 0.5
     ssim: float = 1.0

@@ -8,6 +8,8 @@ Data flow (the published row; NYU Depth V2)
     1000 / sqrt(7) x similarity -> logits (B, 7, 15, 20) -> logit stage (identity)
     -> softmax over the words -> sum of probs x (0.72, 2.14, ... 9.29 m) -> depth (B, 1, 15, 20), on purpose that coarse
 
+Loss, over the valid pixels of the batch, d = ln(prediction / truth): 10 sqrt(mean d^2 - 0.85 (mean d)^2).
+
 Only the learned vectors train, and the decoders of the stages. Variants: other templates, objects, words and bins;
 words that depend on the image (`image_dependent`) or on each cell (`object_word: patch`); stages that enlarge. The
 presets are in the registry. Specification and numbers: docs/systems/prompt-clip.md.
@@ -169,7 +171,7 @@ class PromptClip(LearnedWords, Trainable, ConvertsOfficial):
         if counts != own and "clip.token_embedding.weight" in plain:  # else it is of another kind altogether
             raise CheckpointError(
                 f"the checkpoint has learned tokens {token_text(counts)}, '{self.name}' has {token_text(own)}; "
-                "convert it as the variant that it is"
+                "use the matching --system variant"
             )
         vectors = None
         if self.learned is not None and counts:
@@ -185,7 +187,7 @@ class PromptClip(LearnedWords, Trainable, ConvertsOfficial):
             raise CheckpointError(
                 f"'{self.name}' has no place for the checkpoint's '{report['ignored'][0]}'"
                 + (f" and {len(report['ignored']) - 1} more" if len(report["ignored"]) > 1 else "")
-                + "; convert it as the variant that it is"
+                + "; use the matching --system variant"
             )
         if self.learned is not None:
             tensors |= dict.fromkeys(("learned.vectors", "learned.encoded"), self.learned.vectors.detach().clone())

@@ -8,8 +8,10 @@ Data flow (published size; RN50, frozen)
     F4 (B, 2048, 15, 20); "This object is giant", "... extremely close", ... -> text matrix T (7, 1024)
 
     T through a layer per F_i; similarity of every pixel to the words -> S_i (B, 7, h_i, w_i)
-    S4 -> three times: enlarge, S_i beside it, 3x3 convolution -> softmax over words -> sum of probs x word's distance
-    -> depth (B, 1, 480, 640)
+    S4 -> three times: enlarge, S_i concatenated, 3x3 convolution -> softmax over words
+    -> sum of probs x word's distance -> depth (B, 1, 480, 640)
+
+Loss, over the valid pixels of the batch, d = ln(prediction / truth): mean d^2 - 0.5 (mean d)^2.
 """
 
 from __future__ import annotations

@@ -8,13 +8,15 @@ Data flow (4:3 image; network input 240 x 320)
     image (B, 3, 240, 320) -> EfficientNet-Lite -> maps at strides 4, 8, 16, 32
     stride 32 -> mean and maximum -> image vector (B, P)
                                   -> point in text space -> cosine with the scene table -> scene_probs (B, K)
-    words:  none   -> scene_probs-weighted mean of the scene table   \\
-            scene  -> that scene's row                                > text vector (B, D)
-            text   -> the sentence's feature                         /
+    words:  none   -> scene_probs-weighted mean of the scene table   |
+            scene  -> that scene's row                                |-> text vector (B, D)
+            text   -> the sentence's feature                         |
     text vector -> usual median depth of such scenes, metres; with words the mean of both, in log scale
     usual depth times a factor from the image -> scale (B,)
     maps -> feature pyramid -> (B, C, 60, 80) -> bins -> relative (B, 1, 60, 80) in (0, 1)
     depth = scale * relative, metres
+
+Loss: silog + 5 log l1 + 0.5 log-depth gradients + 0.5 cross-entropy of the scene + 0.5 log error of the usual depth.
 
 The words are CLIP text features (D = 128 principal directions of the captions' 1024): at training time the published
 features of real captions, at prediction time a sentence encoder distilled from them (text/encoders.py).
@@ -236,6 +238,7 @@ class Tiny(System, Trainable):
             return error.sum() / known.sum().clamp_min(1)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The weighted parts silog, l1, gradient, scene, usual (see the module), and "total", their sum."""
         config = self.config
         features, vector, logits = self._encode(batch.image)
         scene = self.label_to_scene[batch.scene]

@@ -1,4 +1,4 @@
-"""What WorDepth is made of: the text-VAE and the sampler (sections 3.1, 3.2), and the decoder's refinement blocks."""
+"""What WorDepth is made of: text-VAE and sampler (sections 3.1, 3.2 of the paper), the decoder's refinement blocks."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class DoubleConv(nn.Module):
     """Two 3x3 convolutions with InstanceNorm, the first one grouped after a channel shuffle; a 3x3 one beside them.
 
     (B, inputs, h, w) to (B, outputs, h, w); ``inputs`` is a multiple of ``groups``. An x of fewer channels
-    stands behind zeros.
+    is zero-padded on the left.
     """
 
     def __init__(self, inputs: int, outputs: int, groups: int = 4) -> None:
@@ -105,7 +105,7 @@ class DoubleConv(nn.Module):
 
 
 class Up(nn.Module):
-    """The encoder's map (None: zeros) before a coarse one at twice its size (bilinear, aligned corners); DoubleConv."""
+    """concat(skip, upsampled), skip None being zeros, through DoubleConv; upsampling is bilinear, corners aligned."""
 
     def __init__(self, coarse: int, skip: int, outputs: int) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Refine(nn.Module):
 
 
 class TwoConvs(nn.Sequential):
-    """Two 3x3 convolutions with LeakyReLU between; an input of fewer channels stands behind zeros."""
+    """Two 3x3 convolutions with LeakyReLU between; an input of fewer channels is zero-padded on the left."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         first = nn.Conv2d(inputs, inputs, 3, padding=1)

@@ -6,13 +6,16 @@ numbers: docs/systems/wordepth.md.
 Data flow (published size)
 
     image (B, 3, 480, 640) -> Swin-L -> x2 (B, 192, 120, 160), x3 (B, 384, 60, 80), x4 (B, 768, 30, 40),
-    x5 (B, 1536, 15, 20);  x5 enlarged, beside x4 -> x (B, 512, 30, 40);  maximum of x5 -> m0, m1
+    x5 (B, 1536, 15, 20);  x5 enlarged, concatenated to x4 -> x (B, 512, 30, 40);  maximum of x5 -> m0, m1
     words, CLIP text feature (B, 1024) -> text-VAE -> Gaussian over scenes: mean, std (B, 128)
     noise (B, 128, 30, 40): image step - the conditional sampler's, from x, mean and std
                             text step  - standard normal
     latent = mean + std * noise -> refine with x -> enlarge with x3, refine -> enlarge with x2, refine
-    depth features of the three levels, enlarged and added -> convolution, exp -> o (B, 1, 480, 640)
+    depth features of the three levels, enlarged and added -> convolution, + prior_mean, exp -> o (B, 1, 480, 640)
     image step: depth = sigmoid(m0) * (o + exp(m1)), metres;  text step: depth = o
+
+Loss, d the log difference of an image's valid pixels: sum over images of valid share x (mean d^2 - 0.85 (mean d)^2)
++ 0.001 KL (of text, or of the sampler's noise).
 
 Training alternates between the two steps; a step draws its kind (``draw_step``), ``forward`` is the image step and
 nothing in it is random. ``skip_mode`` says when the decoder gets x, x3 and x2: ``always``, in image steps alone
