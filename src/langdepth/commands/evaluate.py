@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _with_switches(function: Callable[..., None]) -> Callable[..., None]:
-    """``function`` with an option for each switch of a protocol in the place of ``**switches``."""
+    """``function`` with an option for each switch of a protocol, replacing ``**switches``."""
 
     @wraps(function)
     def called(**values: Any) -> None:

@@ -49,7 +49,7 @@ def imagine(
         clip_weights: CLIP weights (RN50), whose text tower then reads the sentences in place of the small encoder:
             OpenAI's archive, open_clip's or Hugging Face's file.
         samples: How many maps per sentence.
-        seed: Another seed, other maps.
+        seed: Random seed.
         size: HEIGHTxWIDTH of the maps in pixels, for example 352x1216; without it the system's own for a 4:3 image.
         output: Which files are written of each map.
         out: Folder for the results.

@@ -67,7 +67,7 @@ def predict(
 ) -> int:
     """Depth in metres of images, written to files.
 
-    One line per image says where the files are, how far its points lie, and which scene was read. An image that
+    One line per image says where the files are, its depth range and recognised scene. An image that
     cannot be used is reported and skipped; the exit code is then 1.
 
     Args:

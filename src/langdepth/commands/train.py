@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
         Args:
             config: The recipe: the name of one in the package (tiny-finetune), or a YAML file. Its fields can be
                 overridden: --section.field VALUE.
-            resume: Continue the run in the recipe's train.out from where it stopped, also in mid-epoch.
+            resume: Continue the run in the recipe's train.out from where it stopped, also mid-epoch.
         """
         from langdepth.training.recipe import load_recipe, read_recipe
 

@@ -1,4 +1,4 @@
-"""Ground truth that cannot be: numbers which show that a unit, or what stands for "no value", was misunderstood."""
+"""Implausible ground truth: numbers which show that a unit, or what stands for "no value", was misunderstood."""
 
 from __future__ import annotations
 

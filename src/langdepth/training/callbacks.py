@@ -35,7 +35,8 @@ def within_step(trainer: pl.Trainer, batch_idx: int, accumulate: int) -> bool:
 
 
 class ResumePoint(Callback):
-    """Keeps ``resume.ckpt``: every so many steps, before each validation, after each epoch, and when the run stops.
+    """Keeps ``resume.ckpt``: every ``checkpoint_every`` steps, before each validation, after each epoch, and at the
+    run's end.
 
     SIGTERM ends the run as ``Stopping`` describes. Ctrl-C ends it at once and loses the steps since the last save.
     """
@@ -68,7 +69,7 @@ class ResumePoint(Callback):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_last_batch:  # and not stopped in mid-epoch
+        if trainer.is_last_batch:  # and not stopped mid-epoch
             self._save(trainer)
             self._stop_if_due(trainer)
         self.stopping.in_step = False

@@ -180,7 +180,7 @@ class _Orders(Dataset[Any]):
 
 
 class TrainingLoader(DataLoader[Any]):
-    """A DataLoader whose state (epoch, batches handed out) lets it continue in mid-epoch.
+    """A DataLoader whose state (epoch, batches handed out) lets it continue mid-epoch.
 
     ``finish`` adds to a batch what the workers do not pass on. Iterating raises ImageError naming an unusable file.
     """

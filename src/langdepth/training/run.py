@@ -60,7 +60,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
 
     The folder then holds recipe.yaml (resolved), start.safetensors, resume.ckpt, metrics.csv, TensorBoard logs,
     previews, last.safetensors and best.safetensors (which ``langdepth.load`` opens). ``resume`` continues the run in
-    that folder from resume.ckpt, also in mid-epoch, or from its start if there is none yet.
+    that folder from resume.ckpt, also mid-epoch, or from its start if there is none yet.
 
     Raises:
         UsageError: For a wrong recipe and for a folder that holds another run.

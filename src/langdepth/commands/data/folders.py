@@ -14,7 +14,7 @@ def sample(directory: str, *, count: int = 24, seed: int = 0, height: int = 240,
     Args:
         directory: New folder; it appears when it is complete.
         count: Number of images.
-        seed: Another seed, other images.
+        seed: Random seed.
         height: Of the images, in pixels.
         width: Of the images, in pixels.
     """

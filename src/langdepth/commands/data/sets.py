@@ -158,7 +158,7 @@ def cache(
 
     The folder is then a data set of its own, called "cache": "langdepth train --data.name cache --data.root DIR",
     "langdepth evaluate --data cache --root DIR". A run that was stopped goes on where it was. Images that changed
-    since are found out, and a second run decodes them anew. The exit code is 1 when a pair could not be used.
+    since are detected, and a second run decodes them again. The exit code is 1 when a pair could not be used.
 
     Args:
         name: Which data set, see "langdepth data list".
