@@ -80,7 +80,7 @@ def tar_of(root: Path, archive: Path) -> Path:
 
 
 def folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two images to learn from, one to judge on."""
+    """Two images to learn from, one to evaluate."""
     return write_folder(
         root, [{"split": split, "scene": f"place {i}"} for i, split in enumerate(("train",) * 2 + ("val",))]
     )
@@ -121,7 +121,7 @@ def nyu_exported(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def nyu_sync(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Frames of the raw sequences to learn from, official_splits to judge on."""
+    """Frames of the raw sequences to learn from, official_splits to evaluate."""
     _nyu(monkeypatch, sync=2, test=2)
     nyu_tree(root / "nyu_depth_v2" / "sync", NYU_SYNC, 7)
     nyu_tree(root / "nyu_depth_v2" / "official_splits" / "test", NYU_TEST)
@@ -498,7 +498,7 @@ def hypersim_converted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def vkitti2(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Frames and the list of those to judge on."""
+    """Frames and the list of those to evaluate."""
     keys = [f"Scene0{n}/sunset/frames/rgb/Camera_0/rgb_0017{n}.jpg" for n in (1, 2, 6)]
     for i, key in enumerate(keys):
         save_image(root / key, ramp(*KITTI_SIZE[::-1], seed=i))
@@ -587,7 +587,7 @@ def ddad_converted(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def diml_listed(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The list of images to judge on."""
+    """The list of images to evaluate."""
     pairs = [(f"test/{size}/outleft/0155.png", f"test/{size}/depthmap/0155.png") for size in ("HR", "LR")]
     return _listed(root, "test_outdoor.txt", pairs, [depth(0, 3, 30), depth(1, 3, 30)], 0.001)
 

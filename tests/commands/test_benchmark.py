@@ -137,5 +137,5 @@ def test_a_file_that_is_no_table_of_ours_is_not_replaced(place: Path, command: R
     (Path("out") / name).write_text("mine")
     code, _, err = command("benchmark", "matrix.yaml", "--out", "out", "--device", "cpu")
     assert (code, len(err.splitlines())) == (1, 1)
-    assert f"{name}: is there already" in err
+    assert f"{name} exists and was not written by langdepth" in err
     assert (Path("out") / name).read_text() == "mine"

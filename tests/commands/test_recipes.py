@@ -157,7 +157,7 @@ def test_it_runs_as_printed(recipe: Path, workplace: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize("name", ["clip-adapter", "clip-adapter-ssl"])
 def test_recipes_of_the_adapters_accept_the_sample(name: str, workplace: Path, command: Run) -> None:
-    """Of the size that ``langdepth data sample`` writes unless told otherwise, in both pipelines of the adapters."""
+    """Of the size that ``langdepth data sample`` writes by default, in both pipelines of the adapters."""
     assert command("data", "sample", "rooms", "--count", "4")[0] == 0
     words = ["train", "--config", f"{name}-nyu", "--data.name", "folder", "--data.root", "rooms"]
     code, _, err = command(*words, "--system.prepare.clip_weights", "RN50.pt", *QUICK.split())

@@ -170,7 +170,7 @@ def test_a_file_that_is_no_report_is_not_replaced(tmp_path: Path, name: str) -> 
         (tmp_path / name).write_bytes(content)
     before = (tmp_path / name).read_bytes()
     system = FakeSystem()
-    with pytest.raises(LangdepthError, match=rf"{name}: is there already and no report of langdepth"):
+    with pytest.raises(LangdepthError, match=rf"{name} exists and was not written by langdepth"):
         run(Images(1, 1.1), system=system, **places)
     assert (tmp_path / name).read_bytes() == before
     assert not system.batches

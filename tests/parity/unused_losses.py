@@ -22,7 +22,7 @@ def berhu(prediction: Tensor, target: Tensor, mask: Tensor | None = None, thresh
 def sobel_gradient(
     prediction: Tensor, target: Tensor, mask: Tensor | None = None, *, outside_weight: float | None = None
 ) -> Tensor:
-    """Mean absolute difference of the vertical slopes plus that of the horizontal ones (DepthCLIP, section 8).
+    """Mean absolute difference of the vertical slopes plus that of the horizontal ones (DepthCLIP).
 
     With a mask only pixels count whose eight neighbours are valid too. ``outside_weight`` instead lets every pixel
     count, those outside of the mask by that weight; 0.1 is the published value.
@@ -43,8 +43,8 @@ def sobel_gradient(
 def known_depth(depth: Tensor, region: Tensor | None = None, *, union: bool = False) -> Tensor:
     """Mask of the pixels with depth above 1 mm, inside ``region`` (bool) if one is given.
 
-    ``union`` takes the pixels that are either in the region or known, as DepthCLIP's training helper does for KITTI
-    (specification, section 8): pixels without ground truth then count as 0 m.
+    ``union`` takes the pixels that are either in the region or known, as DepthCLIP's training helper does for
+    KITTI: pixels without ground truth then count as 0 m.
     """
     known = depth > 1e-3
     if region is None:

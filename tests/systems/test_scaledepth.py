@@ -76,7 +76,7 @@ class TestScaleDepth(ScaleDepthTester):
     name = "scaledepth-nk"
     options = SMALL
 
-    # Losses; the numbers are those of the specification, section 8
+    # Losses; the numbers are the published ones
 
     @torch.no_grad()
     def test_earlier_layers_count_less_for_depth_and_as_much_for_scenes(self, system: Any) -> None:

@@ -166,7 +166,7 @@ class Predictions:
 
     @staticmethod
     def rules(protocol: Protocol) -> Protocol:
-        """The protocol without what is done around a network: flip, limits of both views, windows, a second resize.
+        """The protocol without the steps around a network: flip, limits of both views, windows, a second resize.
 
         Its name says so.
         """

@@ -52,7 +52,7 @@ def require_own(path: Path, *marks: bytes) -> None:
             return
     elif not path.exists() or path.is_file():
         return
-    raise LangdepthError(f"{path}: is there already and no report of langdepth; give another name, or remove it")
+    raise LangdepthError(f"{path} exists and was not written by langdepth; give another name, or remove it")
 
 
 def require_own_report(out: Path | None, html: Path | None) -> None:
