@@ -201,3 +201,9 @@ def test_points_behind_the_camera_have_no_pixel() -> None:
     pixels = Camera.guess(640, 480).project(np.array([[0, 0, -1.0], [0, 0, 0], [0, 0, 1]]))
     assert np.isnan(pixels[:2]).all()
     np.testing.assert_allclose(pixels[2], (319.5, 239.5))
+
+
+@pytest.mark.parametrize("text", ["1_00,100,50,50", "\u0661\u0660\u0660,100,50,50"])
+def test_intrinsics_are_plain_numbers(text: str) -> None:
+    with pytest.raises(UsageError, match="expected fx,fy,cx,cy"):
+        Camera.from_intrinsics_text(text, 100, 100)

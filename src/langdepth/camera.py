@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from langdepth.errors import UsageError
+from langdepth.utils.numbers import plain_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -199,7 +200,7 @@ class Camera:
 def parse_intrinsics(text: str) -> tuple[float, float, float, float]:
     """The four numbers of "fx,fy,cx,cy". Raises UsageError for anything else."""
     try:
-        fx, fy, cx, cy = (float(part) for part in text.split(","))
+        fx, fy, cx, cy = (plain_number(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"intrinsics '{text}': expected fx,fy,cx,cy, for example 525,525,319.5,239.5") from None
     return fx, fy, cx, cy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from langdepth.camera import Camera
 from langdepth.errors import ImageError, LangdepthError, UsageError
-from langdepth.prediction.results import WRITERS, DepthResult, write_result
+from langdepth.prediction import results
+from langdepth.prediction.results import WRITERS, DepthResult, Writer, is_own_result, write_result
 from langdepth.utils.depth_files import read_depth, read_depth16
 from langdepth.utils.files import atomic_path
 
@@ -248,3 +250,20 @@ def read_ply(path: Path) -> tuple[str, npt.NDArray[np.float32], npt.NDArray[np.u
     vertices = np.frombuffer(body, dtype=[("point", "<f4", 3), ("colour", "u1", 3)])
     assert f"element vertex {len(vertices)}\n" in header.decode()
     return header.decode(), vertices["point"], vertices["colour"]
+
+
+def test_arrays_of_somebody_else_are_not_taken_for_ours(depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
+    fields = [(f"field_{index:02d}", "<f4") for index in range(7)]  # a header as long as ours
+    np.save(tmp_path / "theirs.npy", np.zeros(2, dtype=fields))
+    assert not is_own_result(tmp_path / "theirs.npy")
+    ours = write_result(make_result(depth), tmp_path / "ours.npy")
+    assert is_own_result(ours)
+    np.testing.assert_array_equal(np.load(ours), depth)
+
+
+def test_a_format_with_the_file_names_of_another_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("same", "somewhere:SAME", "langdepth.formats")
+    monkeypatch.setattr(results, "plugins", lambda group: {"same": point})
+    monkeypatch.setattr(results, "load_target", lambda *_: Writer("_depth.png", lambda *_: None))
+    with pytest.raises(UsageError, match="'same' has the file names of 'depth16'"):
+        results._of_plugin("same")

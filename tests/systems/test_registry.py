@@ -10,6 +10,7 @@ from langdepth.config import parse_yaml
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.systems import registry
 from langdepth.systems.card import Entry, read_card
+from langdepth.utils.plugins import load_target
 
 CARD = """
 paper: a paper
@@ -91,3 +92,10 @@ def test_a_class_that_cannot_be_imported_is_one_line(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(registry.REGISTRY, "net", entry)
     with pytest.raises(LangdepthError, match="the system 'net' cannot be imported: No module named"):
         registry.build("net")
+
+
+def test_a_module_that_ends_the_process_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "module_that_exits.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(LangdepthError, match="the system cannot be imported: 3"):
+        load_target("module_that_exits:Net", "the system")

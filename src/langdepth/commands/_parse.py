@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from langdepth.errors import FileWarning, UsageError, nearest
+from langdepth.utils.numbers import plain_number
 
 _LARGEST = 1e300  # beyond it no calculation goes
 
@@ -165,7 +166,7 @@ def _whole_number(text: str) -> int:
 
 def _number(text: str) -> float:
     try:
-        number = float(text if "_" not in text else "")
+        number = plain_number(text)
     except ValueError:
         _refuse("a number", text)
     if "n" not in text.lower() and abs(number) >= _LARGEST:

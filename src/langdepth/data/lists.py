@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from langdepth.errors import LangdepthError, text_flaw
+from langdepth.utils.numbers import plain_number
 from langdepth.utils.reading import read_text
 
 _MAX_SMALL = 100_000  # bytes of a file with a few numbers
@@ -90,7 +91,7 @@ def read_intrinsics(path: Path) -> tuple[float, float, float, float] | None:
     if not path.is_file():
         return None
     try:
-        fx, _, cx, _, fy, cy, *_ = map(float, read_text(path, _MAX_SMALL).split())
+        fx, _, cx, _, fy, cy, *_ = map(plain_number, read_text(path, _MAX_SMALL).split())
     except (OSError, ValueError):
         raise LangdepthError(f"{path}: expected the nine numbers of a camera matrix") from None
     return fx, fy, cx, cy

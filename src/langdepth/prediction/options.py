@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from langdepth.errors import UsageError, nearest
 from langdepth.evaluation.protocols import check_window
+from langdepth.utils.numbers import plain_number
 
 DTYPES = ("float32", "bfloat16")
 COLORMAP = "magma_r"  # perceptually uniform, near bright and far dark
@@ -99,7 +100,7 @@ class ColorScale:
         low = high = None
         if limits is not None:
             try:
-                low, high = (float(part) for part in limits.split(","))
+                low, high = (plain_number(part) for part in limits.split(","))
             except ValueError:
                 raise UsageError(f"--range: expected NEAR,FAR in metres, for example 0,10, got '{limits}'") from None
             if not (0 <= low < high and math.isfinite(high)):

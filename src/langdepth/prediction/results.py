@@ -25,6 +25,7 @@ from langdepth.utils.reading import open_regular
 _PNG_COMPRESSION = 1  # 8 ms for a 640x480 depth map; level 6 takes 37 ms and saves a fifth of the bytes
 _NPY_HEADER = 246  # bytes, more than NumPy pads such a header to; by this the files of this library are recognised
 _NPY_START = b"\x93NUMPY\x01\x00" + _NPY_HEADER.to_bytes(2, "little")
+_NPY_FACTS = b"{'descr': '<f4', 'fortran_order': False, 'shape': "
 _PLY_MARK = b"; x right, y down, z forward\ncomment camera from "
 _KITTI_SCALE = 1 / 256  # metres per unit of the KITTI benchmark's depth PNGs
 
@@ -161,8 +162,8 @@ def _write_grey_16_bit(depth: npt.NDArray[np.float32], scale: float, result: Dep
 
 def _write_npy(result: DepthResult, file: IO[bytes]) -> None:
     depth = _clean_depth(result)
-    facts = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {depth.shape}, }}"
-    file.write(_NPY_START + facts.ljust(_NPY_HEADER - 1).encode("ascii") + b"\n")
+    facts = f"{depth.shape}, }}".ljust(_NPY_HEADER - len(_NPY_FACTS) - 1).encode("ascii")
+    file.write(_NPY_START + _NPY_FACTS + facts + b"\n")
     file.write(np.ascontiguousarray(depth, "<f4").data)
 
 
@@ -246,7 +247,7 @@ def is_own_result(path: Path) -> bool:
                 return {"depth.npy", "valid.npy", "metadata.npy"} <= set(archive.namelist())
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         return False
-    return not head or is_own_png(path) or head.startswith(_NPY_START) or _PLY_MARK in head
+    return not head or is_own_png(path) or head.startswith(_NPY_START + _NPY_FACTS) or _PLY_MARK in head
 
 
 def require_own(path: Path) -> None:
@@ -259,7 +260,12 @@ def _of_plugin(name: str) -> tuple[str, Writer]:
     found = load_target(plugins("formats")[name].value, f"the output format '{name}'")
     if not isinstance(found, Writer):
         raise UsageError(f"{source_of(plugins('formats')[name])}: the output format '{name}' is no Writer")
+    for other, writer in WRITERS.items():
+        if writer.suffix == found.suffix:
+            source = source_of(plugins("formats")[name])
+            raise UsageError(f"{source}: the output format '{name}' has the file names of '{other}'; it is left out")
     return name, found
 
 
-WRITERS |= dict(usable(plugins("formats", tuple(WRITERS)), _of_plugin))
+for _name, _writer in usable(plugins("formats", tuple(WRITERS)), _of_plugin):
+    WRITERS[_name] = _writer

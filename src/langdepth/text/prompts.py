@@ -16,6 +16,7 @@ from typing import Any
 
 from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.errors import UsageError, nearest
+from langdepth.utils.numbers import plain_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +192,7 @@ def read_changes(prompts: str | None = None, words: str | None = None, bins: str
         changes["words"] = [word.strip() for word in words.split(",")]
     if bins is not None:
         try:
-            changes["bin_centers"] = [float(number) for number in bins.split(",")]
+            changes["bin_centers"] = [plain_number(number) for number in bins.split(",")]
         except ValueError:
             raise UsageError(f"--bins: expected metres with commas, for example 1,1.5,2; got '{bins}'") from None
     return changes

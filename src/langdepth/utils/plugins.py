@@ -58,5 +58,5 @@ def load_target(target: str, what: str) -> Any:
         return getattr(found, attribute) if attribute else found
     except LangdepthError:
         raise
-    except Exception as error:  # a module of others may fail in any way
+    except (Exception, SystemExit) as error:  # a module of others may fail in any way
         raise LangdepthError(f"{what} cannot be imported: {first_line(error)}") from error

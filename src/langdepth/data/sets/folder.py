@@ -19,6 +19,7 @@ from langdepth.data.rows import Intrinsics, Row
 from langdepth.errors import LangdepthError, nearest, text_flaw
 from langdepth.text.scenes import SCENES
 from langdepth.utils.files import real_path
+from langdepth.utils.numbers import plain_number
 from langdepth.utils.reading import read_csv
 
 _PIXELS = 1e6  # beyond any focal length and image; whether a camera fits its image is known with the image (rows.py)
@@ -144,7 +145,7 @@ def _inside(where: str, values: dict[str, str], column: str, folder: Path) -> Pa
 def _number(where: str, values: dict[str, str], column: str) -> float:
     text = values.get(column) or ""
     try:
-        value = float(text)
+        value = plain_number(text)
     except ValueError:
         raise LangdepthError(f"{where}: {column} '{text}' is not a number") from None
     if not math.isfinite(value):

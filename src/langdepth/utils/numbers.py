@@ -1,0 +1,14 @@
+"""Numbers as people write them."""
+
+from __future__ import annotations
+
+
+def plain_number(text: str) -> float:
+    """The number that a text states, in ASCII digits and without Python's "_" between them.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    if not text.isascii() or "_" in text:
+        raise ValueError(f"'{text}' is not a number")
+    return float(text)
