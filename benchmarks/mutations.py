@@ -691,7 +691,7 @@ def containers(rng: Random, folder: Path) -> Case:
             return None
         depth = open_dataset("nyu", folder / "set", "test")[0].depth.numpy().squeeze()
         with h5py.File(path) as file:
-            stored = np.asarray(file["depths"])[-1].T.astype(np.float32)
+            stored = np.asarray(file["depths"][-1]).T.astype(np.float32)
         stored = np.where(np.isfinite(stored) & (stored > 0), stored, 0)
         if depth.shape != stored.shape or not np.allclose(depth, stored, rtol=1e-3, atol=1e-3):
             return "depth differs from what h5py reads"

@@ -142,3 +142,12 @@ def test_a_switch_takes_no_value() -> None:
 
     with pytest.raises(UsageError, match=r"^--flip: is a switch, which takes no value$"):
         _parse.run(command, ["--flip=yes\nno"], "langdepth x", "")
+
+
+@pytest.mark.parametrize("flag", ["--fov", "--name", "--names"])
+def test_two_dashes_are_no_value(flag: str) -> None:
+    def command(*, fov: float = 1.0, name: str = "", names: list[str] | None = None) -> None:
+        """Nothing."""
+
+    with pytest.raises(UsageError, match=rf"^{flag}: expected one argument"):
+        _parse.run(command, [f"{flag}=--"], "langdepth x", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def test_a_set_whose_depth_ends_where_16_bits_do_may_be_saturated(tmp_path: Path
     far = np.full((48, 64), 65.535, np.float32)
     assert impossible_depth(layout("diml-outdoor").CARD, row, far) is None
     assert "65535" in str(impossible_depth(layout("nyu").CARD, row, far))
+    assert impossible_depth(layout("nyu").CARD, replace(row, depth_scale=1e308), np.zeros_like(far)) is None
 
 
 def test_a_scale_beside_a_file_in_metres_is_told(tmp_path: Path) -> None:

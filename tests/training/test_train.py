@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,6 +41,7 @@ from langdepth.training import validation
 from langdepth.training.module import DepthTraining, MovingAverage, rate
 from langdepth.training.recipe import OptimSection, read_recipe
 from langdepth.training.run import train
+from langdepth.training.start import require_readable
 from langdepth.utils.reading import file_sha256
 from langdepth.weights import checkpoint
 from tests.helpers import LEARNER, Learner, LearnerConfig
@@ -804,3 +806,12 @@ class TestLossGoesDown:
         )
         losses = self.losses(folder)
         assert np.mean(losses[-6:]) < 0.75 * np.mean(losses[:6])
+
+
+def test_a_resume_point_with_a_part_of_another_length_is_damaged(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"a": torch.ones(8)}}, tmp_path / "whole")
+    with zipfile.ZipFile(tmp_path / "whole") as old, zipfile.ZipFile(tmp_path / "resume.ckpt", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name) + (b"xx" if name.endswith("data/0") else b""))
+    with pytest.raises(CheckpointError, match=r"resume\.ckpt: is damaged; without it"):
+        require_readable(tmp_path / "resume.ckpt")

@@ -59,6 +59,11 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
 class _Parser(ArgumentParser):
     """Raises UsageError in one line for what argparse would print with the usage."""
 
+    def _get_values(self, action: Any, arg_strings: list[str]) -> Any:
+        if action.option_strings and arg_strings == ["--"]:  # of which argparse makes an empty list
+            self.error(f"{action.option_strings[0]}: expected one argument, got '--'")
+        return super()._get_values(action, arg_strings)
+
     def error(self, message: str) -> NoReturn:
         """Raise it."""
         unknown = re.match(r"unrecognized arguments: (\S+)", message)

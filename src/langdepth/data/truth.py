@@ -47,7 +47,7 @@ def impossible_depth(card: Expected, row: Row, metres: Metres) -> str | None:
     farthest = float(metres.max(initial=0))
     # A file of many items, such as the cache, chooses its scale by the farthest point.
     largest = _saturation(farthest, row.depth_scale if row.item is None else _USUAL_SCALES[0])
-    if largest is not None and not 0.99 < card.depth_range[1] / farthest < 1.01:
+    if farthest and largest is not None and not 0.99 < card.depth_range[1] / farthest < 1.01:
         share = np.count_nonzero(metres >= farthest * (1 - _ROUNDING)) / np.count_nonzero(metres)
         if share >= _SATURATED:
             return (

@@ -56,7 +56,7 @@ def require_readable(checkpoint: Path) -> None:
     """Raise CheckpointError where a run cannot continue from the file."""
     advice = "without it --resume starts from the beginning"
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)  # mapped, sizes would not be compared
     except Exception as error:  # unpicklers raise almost anything for a damaged file
         if is_memory_error(error):
             raise CheckpointError(f"{checkpoint}: not enough memory to read it") from error
