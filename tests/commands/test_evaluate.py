@@ -276,3 +276,47 @@ def test_a_folder_whose_name_is_not_utf8(tmp_path: Path, sample_folder: Path, co
     assert report.is_file()
     code, _, err = command("evaluate", "--root", f"{root}x", "--out", report)
     assert (code, err.count("\n")) == (1, 1)
+
+
+def test_maps_of_predict_belong_to_the_image_they_were_made_of(run: Run, command: Run) -> None:
+    """x_depth.png is the map of x.jpg, although x_depth.jpg is in the data set, too."""
+    rows = []
+    for name, grey_value in (("x", 0.2), ("x_depth", 0.8)):
+        save_image(Path(f"data/images/{name}.jpg"), grey(grey_value))
+        assert command("predict", f"data/images/{name}.jpg", "--save", "npy", "--out", "data/truth")[0] == 0
+        rows.append(f"images/{name}.jpg,truth/{name}.npy,lab,val,1")
+    write_index(*rows)
+    assert command("predict", "data/images", "--save", "depth16,kitti16", "--out", "p/images")[0] == 0
+    assert Path("p/images/x_depth_2_depth.png").is_file()
+    shutil.copytree("p", "copy", copy_function=shutil.copyfile)
+    for folder in ("p", "copy"):
+        code, _, err = run("--data", "folder", "--split", "val", "--protocol", "full", "--predictions", folder)
+        assert (code, "warning" in err.lower()) == (0, False), err
+        assert result()["image_mean"]["abs_rel"] == pytest.approx(0, abs=1e-3), folder
+
+
+def test_the_newest_of_two_maps_is_evaluated(run: Run, command: Run) -> None:
+    """a.npy of an earlier run lies beside a_jpg.npy; without the record of predict, a warning names both."""
+    for name in ("a.jpg", "a.png"):
+        save_image(Path("data/images") / name, grey(0.6))
+    write_index("images/a.jpg,truth/a.npy,lab,val,1")
+    assert command("predict", "data/images/a.jpg", "--save", "npy", "--out", "data/truth")[0] == 0
+    assert command("predict", "data/images/a.jpg", "--text", "no null 5", "--save", "npy", "--out", "p/images")[0] == 0
+    assert command("predict", "data/images", "--save", "npy", "--out", "p/images")[0] == 0
+    arguments = ("--data", "folder", "--split", "val", "--protocol", "full", "--predictions", "p")
+    assert run(*arguments)[0] == 0
+    assert result()["image_mean"]["abs_rel"] == pytest.approx(0, abs=1e-3)
+    Path("p/images/.langdepth-results.jsonl").unlink()
+    code, _, err = run(*arguments)
+    assert (code, "p/images/a.npy is used" in err, "p/images/a_jpg.npy fits as well" in err) == (0, True, True), err
+
+
+def test_a_recorded_map_that_fits_two_images_is_refused(run: Run, command: Run) -> None:
+    save_image(Path("elsewhere/a.jpg"), grey(0.6))
+    for name in ("a.jpg", "a.jpeg"):
+        save_image(Path("data") / name, grey(0.6))
+    write_index(*(f"{name},a_depth.png,lab,val,0.001" for name in ("a.jpg", "a.jpeg")))
+    assert command("predict", "elsewhere", "--save", "npy", "--out", "p")[0] == 0
+    code, _, err = run("--data", "folder", "--split", "val", "--protocol", "full", "--predictions", "p")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert re.search(r"p/a\.npy: was made of .*elsewhere/a\.jpg, .* fits both", err), err

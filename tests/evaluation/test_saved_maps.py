@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -288,3 +289,20 @@ def test_a_name_that_no_map_can_have_is_known_before_the_work(tmp_path: Path) ->
     assert not (tmp_path / "maps").exists()
     kept(root, tmp_path / "maps", protocols.get("full"), formats=("npy",))
     assert (tmp_path / "maps" / f"{'n' * 247}.npy").is_file()
+
+
+def test_a_pipe_is_no_record(tmp_path: Path) -> None:
+    """Opened like a file, it would block for ever; so does a sparse file of many gigabytes fill the memory."""
+    os.mkfifo(tmp_path / RECORD)
+    root = write_folder(tmp_path / "data", [{}])
+    with pytest.raises(LangdepthError, match="is no record of saved maps"):
+        Predictions(tmp_path, root)
+    with pytest.raises(LangdepthError, match="holds the maps of another evaluation"):
+        kept(root, tmp_path, protocols.get("full"))
+    (tmp_path / RECORD).unlink()
+    with (tmp_path / RECORD).open("wb") as file:
+        file.truncate(20 * 10**9)
+    with pytest.raises(LangdepthError, match="is no record of saved maps"):
+        Predictions(tmp_path, root)
+    with pytest.raises(LangdepthError, match="holds the maps of another evaluation"):
+        kept(root, tmp_path, protocols.get("full"))

@@ -305,7 +305,8 @@ def _write(job: Job, result: DepthResult, output: ResultOptions, done: Done) -> 
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_NAME:
             return LangdepthError(f"{job.source}: {error}")
         raise
-    done.add([*job.targets.values()], job.made_of)
+    image = "" if job.source == STDIN else os.path.abspath(job.source)
+    done.add([*job.targets.values()], job.made_of, image)
     return Line(_line(job, result), guessed)
 
 

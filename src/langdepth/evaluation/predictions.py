@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import itertools
 import math
 import os
+import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +22,8 @@ from torch.nn import functional as F
 from langdepth.data.rows import Row
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_few
 from langdepth.evaluation.protocols import Protocol, ScaleKind
-from langdepth.evaluation.saved import DEPTH_ENDS, read_record
+from langdepth.evaluation.saved import DEPTH_ENDS, FORMATS, read_record
+from langdepth.prediction.done import RECORD, Done, Result
 from langdepth.prediction.names import names_of, place_of_key
 from langdepth.records import Sample
 from langdepth.utils.depth_files import read_depth, read_depth16
@@ -70,19 +74,53 @@ class Predictions:
     def matched(self, rows: Sequence[Row]) -> Predictions:
         """These predictions for the images of a data set, each file for one image.
 
-        ``x_depth.png`` may be the depth of ``x.jpg`` or, in KITTI's format, of ``x_depth.jpg``. Where both are in the
-        data set, the image with the longer name chooses first, and the other one takes what is left.
+        Where ``langdepth predict`` has recorded which image a file was made of, the file belongs to that image. Without
+        a record, ``x_depth.png`` may be the depth of ``x.jpg`` or, in KITTI's format, of ``x_depth.jpg``. Where both
+        are in the data set, the image with the longer name chooses first, and the other one takes what is left.
+
+        Raises UsageError where a file was made of an image outside the data set and fits two images in it.
         """
-        taken: set[Path] = set()
+        images = {(row.path, row.key): os.path.realpath(row.path) for row in rows}
+        results = self._results()
+        own = _by_image(results, set(images.values()))
+        others = {file for files in own.values() for file in files}
+        owners: dict[Path, str] = {}
         matched: dict[tuple[str, str], Path | None] = {}
-        for path, key in sorted({(row.path, row.key) for row in rows}, key=lambda image: (-len(image[0]), image)):
-            free = (place for place in self.places(path, key) if place not in taken and place.is_file())
-            matched[path, key] = found = next(free, None)
-            if found is not None:
-                taken.add(found)
+        spare: list[tuple[Path, Path, str]] = []
+        for (path, key), image in sorted(images.items(), key=lambda item: (-len(item[0][0]), item)):
+            places = dict.fromkeys(self.places(path, key))
+            near = [file for file in places if file not in others and file.is_file()]
+            stems = (Path(path).stem, Path(key).stem)
+            known = [file for file in near if file in results and results[file].image.stem in stems]
+            recorded = own.get(image, known)
+            free = [file for file in near if file not in results and file not in owners]
+            found = _newest(recorded, results) or next(iter(free), None)
+            matched[path, key] = found
+            if found is None:
+                continue
+            if owners.setdefault(found, image) != image:
+                raise UsageError(
+                    f"{found}: was made of {results[found].image}, which is not in the data set, and fits both "
+                    f"{owners[found]} and {image}; predict the images of the data set"
+                )
+            if not recorded and self.record is None:
+                spare += [(found, other, path) for other in free[1:]]
+        doubt = next((names for names in spare if names[1] not in owners), None)
+        if doubt is not None:
+            found, other, path = doubt
+            warnings.warn(
+                f"{found} is used for {path}, but {other} fits as well; remove the outdated one", stacklevel=2
+            )
         result = copy.copy(self)
         result._matched = matched
         return result
+
+    def _results(self) -> dict[Path, Result]:
+        """What ``langdepth predict`` has recorded of the files in this folder, there, above or below."""
+        folder = self.folder.absolute()
+        homes = (*folder.parents, *(record.parent for record in folder.rglob(RECORD)))
+        results = itertools.chain.from_iterable(Done(home).results().items() for home in homes)
+        return {self.folder / file.relative_to(folder): r for file, r in results if file.is_relative_to(folder)}
 
     def find(self, sample: Sample) -> Path | None:
         """The file with the depth of an image, or None."""
@@ -180,6 +218,29 @@ class Predictions:
             status = path.stat()
             digest.update(f"{path.relative_to(self.folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
+
+
+def _by_image(results: dict[Path, Result], images: set[str]) -> dict[str, list[Path]]:
+    """The recorded depth maps of each of these images (real paths), the best format first."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    no_depth = tuple(form.suffix for form in FORMATS.values() if form.suffix not in DEPTH_ENDS)
+    for file, result in results.items():
+        image = os.path.realpath(result.image)
+        if image in images and file.name.endswith(DEPTH_ENDS) and not file.name.endswith(no_depth):
+            found[image].append(file)
+    return {image: sorted(files, key=_format) for image, files in found.items()}
+
+
+def _format(file: Path) -> int:
+    return next(place for place, end in enumerate(DEPTH_ENDS) if file.name.endswith(end))
+
+
+def _newest(files: list[Path], results: dict[Path, Result]) -> Path | None:
+    """The first of the files that are made as the newest of them is."""
+    if not files:
+        return None
+    made_of = max((results[file] for file in files), key=lambda result: result.time).made_of
+    return next(file for file in files if results[file].made_of == made_of)
 
 
 def _own_png(path: Path) -> npt.NDArray[np.float32]:

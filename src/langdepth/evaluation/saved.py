@@ -32,6 +32,7 @@ from langdepth.prediction.results import WRITERS, DepthResult, Writer, write_res
 from langdepth.records import Sample
 from langdepth.utils.files import LONGEST_NAME, atomic_path
 from langdepth.utils.png import own_png
+from langdepth.utils.reading import read_text
 
 RECORD = "maps.json"
 DEPTH_ENDS = (".npy", ".npz", "_depth.png", ".png")
@@ -85,7 +86,7 @@ def read_record(folder: Path) -> MapsRecord | None:
     """
     path = folder / RECORD
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         if content["kind"] != _KIND:
             raise ValueError
         protocol, complete = content["protocol"], content["complete"]
@@ -101,7 +102,7 @@ def read_record(folder: Path) -> MapsRecord | None:
         )
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise LangdepthError(
             f"{path}: is no record of saved maps; remove it to evaluate the maps beside it as they are"
         ) from None
@@ -178,10 +179,10 @@ class MapStore:
     def _require_own(self, folder: Path) -> None:
         """Raise LangdepthError for a folder with depth maps or images of something else."""
         path = folder / RECORD
-        if path.is_file():
+        if path.exists():
             try:
-                known = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+                known = json.loads(read_text(path))
+            except (OSError, ValueError, RecursionError):
                 known = None
             if known == {**self._record, "complete": isinstance(known, dict) and known.get("complete")}:
                 return
