@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 from langdepth.prediction.predictor import predict_images
 from langdepth.prediction.results import DepthResult
 from langdepth.systems.base import System
-from langdepth.utils.files import file_stamp
 from langdepth.weights.checkpoint import load
+from langdepth.weights.stamps import stamp
 
 __all__ = ["load", "predict"]
 
@@ -31,7 +30,7 @@ def predict(
     if isinstance(system, str | Path | Sequence):
         options.setdefault("device", "auto")
         names = (str(system),) if isinstance(system, str | Path) else tuple(map(str, system))
-        system = _loaded(names, tuple(file_stamp(name) if os.path.isfile(name) else None for name in names))
+        system = _loaded(names, tuple(map(stamp, names)))
     return predict_images(system, images, **options)
 
 

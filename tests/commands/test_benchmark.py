@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,20 @@ def test_several_systems_on_several_data_sets(place: Path, command: Run) -> None
     assert (code, again.count(": as before\n"), again.count(": done\n")) == (1, 9, 1)
     assert "tiny on kitti, kitti-eigen-garg: done" in again
     assert Path("out/matrix.md").read_text() == table
+
+
+def test_a_changed_class_of_ones_own_is_evaluated_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch, command: Run
+) -> None:
+    system = FakeSystem()
+    system.name = "module_of_ones_own:Net"
+    monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: system)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("matrix.yaml").write_text("systems: ['module_of_ones_own:Net']\ndata: [{root: rooms}]")
+    for source in ("# one", "# another"):
+        Path("module_of_ones_own.py").write_text(source)
+        for done in ("done", "as before"):
+            assert f": {done}\n" in command("benchmark", "matrix.yaml", "--out", "out", "--device", "cpu")[1]
 
 
 def test_without_a_single_number_the_exit_code_is_1(place: Path, command: Run) -> None:

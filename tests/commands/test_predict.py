@@ -198,6 +198,33 @@ def test_resume_skips_what_is_complete(run: Run) -> None:
     assert "3 of 3 images were already done" in out
 
 
+def test_resume_does_again_what_an_unfinished_run_has_replaced(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("A", 0.3), ("B", 0.9)):
+        save_image(Path(f"{name}/x.png"), grey(value))
+    assert run("A/x.png", "--save", "depth16")[0] == 0
+
+    def fail(result: object, file: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(results.WRITERS, "npy", results.Writer(".npy", fail))
+        assert run("B/x.png", "--save", "depth16,npy")[0] == 1
+    np.testing.assert_allclose(read_depth16("depth/x_depth.png")[0].mean(), 9.1, atol=0.1)
+    code, out, _ = run("A/x.png", "--save", "depth16", "--resume")
+    assert (code, "already done" in out) == (0, False)
+    np.testing.assert_allclose(read_depth16("depth/x_depth.png")[0].mean(), 3.7, atol=0.1)
+
+
+def test_resume_does_again_what_a_folder_of_weights_made_before_it_changed(run: Run) -> None:
+    save_image(Path("a.png"), grey(0.5))
+    Path("weights").mkdir()
+    for content in (b"1", b"22"):
+        Path("weights/model.safetensors").write_bytes(content)
+        for again in (False, True):
+            code, out, _ = run("a.png", "--save", "npy", "--system", "weights", "--resume")
+            assert (code, "already done" in out) == (0, again)
+
+
 @pytest.mark.parametrize("change", ["option", "image", "weights", "empty", "folder", "record"])
 def test_resume_does_again_what_is_made_of_something_else(run: Run, change: str) -> None:
     Path("m.safetensors").write_bytes(b"weights")

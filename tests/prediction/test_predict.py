@@ -6,6 +6,7 @@ import gc
 import io
 import multiprocessing
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -340,6 +341,31 @@ def test_another_file_under_the_same_name_is_loaded(monkeypatch: pytest.MonkeyPa
             predict(grey(0.5), "m.safetensors")
     api._loaded.cache_clear()
     assert len(loaded) == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["folder", "module_of_ones_own:Net@folder", "module_of_ones_own:Net@folder/w.safetensors"]
+)
+def test_a_folder_or_own_class_that_changed_is_loaded_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(api, "load", lambda name: loaded.append(name) or FakeSystem())
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    api._loaded.cache_clear()
+    for place in ("a", "b"):
+        (tmp_path / place / "folder").mkdir(parents=True)
+        (tmp_path / place / "folder" / "w.safetensors").write_bytes(b"weights")
+        (tmp_path / place / "module_of_ones_own.py").write_text("")
+    expected = 0
+    for change in ("a/folder/w.safetensors", "a/module_of_ones_own.py", "b/folder/w.safetensors"):
+        monkeypatch.chdir(tmp_path / change[0])
+        (tmp_path / change).write_text(f"# {change}")
+        expected += name != "folder" or not change.endswith(".py")
+        for _ in range(2):
+            predict(grey(0.5), name)
+        assert len(loaded) == expected
+    api._loaded.cache_clear()
 
 
 # Inference at the image's size, as evaluation uses it

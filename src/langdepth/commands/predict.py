@@ -26,6 +26,7 @@ from langdepth.prediction.options import PredictOptions
 from langdepth.records import WithoutCaption
 from langdepth.text.prompts import read_changes
 from langdepth.utils.files import LONGEST_NAME
+from langdepth.weights.stamps import stamp as name_stamp
 
 if TYPE_CHECKING:
     from langdepth.prediction.results import DepthResult
@@ -112,7 +113,7 @@ def predict(
         jobs = _with_captions(jobs, captions, text, without_caption or "stop", problems)
     known = len(jobs)
     how = origin(
-        *(__version__, [stamp(name) for name in members(system)], stamp(clip_weights), changes, text, scene),
+        *(__version__, [name_stamp(name) for name in members(system)], stamp(clip_weights), changes, text, scene),
         *(asdict(replace(output, save="npz")), asdict(replace(options, device=None, batch_size=1))),
     )
     jobs = [replace(job, made_of=job.origin(how)) for job in jobs]

@@ -1,8 +1,9 @@
 """Systems x data sets x protocols: every cell a report, all of them one table with the papers' numbers beside ours.
 
-A cell is not run again while its report lies in the output folder and its identity is the same: the weights' content,
-what the rows of the data set are made of (facts, and the size and time of change of their files), its captions where
-the system reads them, the hash of the protocol, and the version of the program and of its metrics.
+A cell is not run again while its report lies in the output folder and its identity is the same: the weights' content
+(with a class of one's own also the module's file), what the rows of the data set are made of (facts, and the size and
+time of change of their files), its captions where the system reads them, the hash of the protocol, and the version of
+the program and of its metrics.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.utils.files import locked
 from langdepth.utils.reading import read_text
+from langdepth.weights.stamps import module_stamp
 
 _MOST_BYTES = 100_000_000  # of a cell's report
 
@@ -203,6 +205,9 @@ class Cell:
             "dtype": options["dtype"],
             "version": [__version__, metrics.DEFINITIONS],
         }
+        code = module_stamp(self.system.name) if isinstance(self.system, System) else None
+        if code is not None:
+            identity["code"] = list(code)
         if self.captions is not None and dataset.captions is not None:
             identity["captions"] = [str(self.captions), dataset.captions.sha256[:16], data.without_caption]
         if isinstance(self.system, System) and self.system.takes_overlay:

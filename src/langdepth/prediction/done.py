@@ -24,7 +24,7 @@ def origin(*facts: Any) -> str:
 
 
 def stamp(name: str | Path | None) -> Any:
-    """Place, size and time of a file, for ``origin``; what is no file, such as a registry name, is its own stamp."""
+    """Place, size and time of a file, for ``origin``; what is no file is its own stamp."""
     return file_stamp(name) if name is not None and os.path.isfile(name) else name
 
 
@@ -47,8 +47,8 @@ class Done:
             self._known = {str(name): fact for name, fact in known.items()}
 
     def has(self, files: Sequence[Path], made_of: str) -> bool:
-        """Whether all of these files are there, whole and made of the same."""
-        return all(self._fact(file)[:1] == [made_of] and _content(file)[:1] > [0] for file in files)
+        """Whether all of these files are there, made of the same and not changed since."""
+        return all(self._fact(file)[:3] == [made_of, *_content(file)] for file in files)
 
     def owns(self, file: Path) -> bool:
         """Whether a file has not changed since it was written as a result; for formats that cannot be recognised."""

@@ -76,12 +76,17 @@ def entry(name: str) -> Entry:
         raise UsageError(f"unknown system '{name}': {nearest(name, REGISTRY)}") from None
 
 
+def search_current_folder() -> None:
+    """Let modules be found in the current folder, where an installed command does not look."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+
+
 def _own_entry(name: str) -> Entry:
     """The entry of "module:Class", whose module may also lie in the current folder."""
     from langdepth.systems.base import System
 
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:  # where an installed command does not look
-        sys.path.append(str(Path.cwd()))
+    search_current_folder()
     found = Entry(name=name, target=name, summary="a class of one's own", paper="none")
     try:
         cls = found.system_class()

@@ -1,0 +1,35 @@
+"""What a name that ``load`` takes stands for, as a key for caches. Reads no weights and imports no torch."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from langdepth.systems import registry
+from langdepth.utils.files import file_stamp
+
+
+def stamp(name: str | Path) -> tuple[Any, ...]:
+    """Changes when the name stands for other files or one of them is written again; a hub id is its own stamp."""
+    cls, _, weights = str(name).partition("@")
+    own = registry.OWN_CLASS.fullmatch(cls) is not None and not os.path.exists(name)
+    if str(name) in registry.REGISTRY and not own:
+        return (str(name),)
+    path = os.path.expanduser(weights if own else name)
+    files = sorted(Path(path).glob("*.safetensors")) if os.path.isdir(path) else [path]
+    found: list[Any] = [file_stamp(file) for file in files if os.path.isfile(file)] or [str(name)]
+    return (cls, module_stamp(cls), *found) if own else tuple(found)
+
+
+def module_stamp(name: str) -> tuple[str, int, int, int] | None:
+    """The stamp of the module's file of "module:Class"; None where there is none, and for other names."""
+    if not registry.OWN_CLASS.fullmatch(name):
+        return None
+    registry.search_current_folder()
+    with suppress(Exception):  # of a parent package, which is imported; loading the class says what is wrong
+        spec = find_spec(name.partition(":")[0])
+        return file_stamp(spec.origin) if spec is not None and spec.origin else None
+    return None
