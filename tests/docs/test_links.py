@@ -56,3 +56,9 @@ def test_the_architecture_page_names_files_that_are_there() -> None:
     assert [name for name in sorted(named) if not any(path.endswith(f"/{name}") for path in there)] == []
     for folder in (ROOT / "src/langdepth").iterdir():
         assert not (folder / "__init__.py").exists() or f"{folder.name}/" in page, folder
+
+
+def test_ci_names_test_files_that_are_there() -> None:
+    named = re.findall(r"tests/[\w/]+\.py", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).is_file()] == []
