@@ -248,3 +248,19 @@ def test_an_index_of_other_types_is_damaged(tmp_path: Path, sample_folder: Path,
         (out / INDEX).write_text(content)
         with pytest.raises(LangdepthError, match=r"index.jsonl: is damaged"):
             find_rows("cache", out)
+
+
+def test_frames_of_a_folder_depend_on_its_index(tmp_path: Path) -> None:
+    root, out = write_folder(tmp_path / "pairs", [{}, {}]), tmp_path / "frames"
+    write_cache("folder", root, out)
+    index = root / "index.csv"
+    index.write_text(index.read_text("utf-8").replace("0.001", "0.002"), "utf-8")
+    os.utime(index, (0, 0))
+    with pytest.raises(
+        LangdepthError, match=r"outdated: 1 of its original files have changed since, first .*index\.csv"
+    ):
+        find_rows("cache", out)
+    assert write_cache("folder", root, out).added == 2
+    os.utime(index)
+    assert write_cache("folder", root, out).added == 0  # the same pairs as before
+    assert len(find_rows("cache", out)) == 2

@@ -124,7 +124,9 @@ def _rows(root: Path) -> list[Row]:
         wanted = sum(line.lengths[part] for line in lines)
         if size != wanted:
             raise LangdepthError(f"{root / name}: has {size} bytes instead of {wanted}; {AGAIN}")
-    files = {file: state for line in lines for file, state in line.origin["files"].items()}
+    tables = head.get("tables")
+    files = dict(tables) if isinstance(tables, dict) else {}
+    files |= {file: state for line in lines for file, state in line.origin["files"].items()}
     changed = [file for file, state in files.items() if file_state(Path(file)) not in (None, state)]
     if changed:
         raise LangdepthError(

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from langdepth.data.base import open_dataset
-from langdepth.data.rows import Doubt, Metres, Row, made_of, read_pair, true_edges
+from langdepth.data.rows import Doubt, Metres, Row, file_state, made_of, read_pair, true_edges
 from langdepth.data.sets.frame_cache import FORMAT, INDEX, PARTIAL, PARTS, CachedFrame, read_index
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.evaluation.protocols import Protocol
@@ -78,7 +78,15 @@ def write_cache(
         raise UsageError(f"{overlaid.path_rgb}: has an overlay; images with masks drawn over them are not cached")
     out = Path(out)
     part = split if listed is None else Path(listed).name
-    head = {"format": FORMAT, "dataset": name, "root": str(real_path(root)), "split": part, "frame": frame}
+    tables = [path for path in (Path(root) / "index.csv", Path(listed or "")) if path.is_file()]  # scales, intrinsics
+    head = {
+        "format": FORMAT,
+        "dataset": name,
+        "root": str(real_path(root)),
+        "split": part,
+        "frame": frame,
+        "tables": {os.path.abspath(path): file_state(path) for path in tables},
+    }
     try:
         with locked(out):
             encode = partial(_encoded, frame, opened.doubt)
@@ -129,12 +137,12 @@ def _known(out: Path, head: dict[str, Any]) -> tuple[list[CachedFrame], bool]:
     if path is None:
         return [], False
     known, frames, whole = read_index(path)
-    for key in sorted(head.keys() & known.keys() - {"rows", "format"}):
+    for key in sorted(head.keys() & known.keys() - {"rows", "format", "tables"}):
         if known[key] != head[key]:
             raise UsageError(f"{out}: holds a cache with {key} {known[key]}, not {head[key]}; choose another folder")
     if known.get("format") != FORMAT:
         return [], False
-    return frames, whole and path.name == INDEX
+    return frames, whole and path.name == INDEX and known.get("tables") == head["tables"]
 
 
 def _good(out: Path, frames: list[CachedFrame]) -> int:
