@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
 from tqdm import tqdm
 
 from langdepth.data.base import DepthDataset
@@ -38,6 +37,7 @@ from langdepth.prediction.options import AUTOMATIC, DTYPES, ColorScale
 from langdepth.records import Sample
 from langdepth.systems.capabilities import DepthSystem, HasMembers
 from langdepth.utils.devices import move
+from langdepth.utils.processes import gathered, rank_and_count
 from langdepth.utils.threads import reading_threads
 
 _READERS = 2
@@ -162,8 +162,7 @@ class _Pass:
         """``steps``: what of the protocol is left to do."""
         self.system, self.dataset, self.protocol, self.steps, self.dtype = system, dataset, protocol, steps, dtype
         self.count, self.batch_size = count, batch_size
-        grouped = distributed.is_available() and distributed.is_initialized()
-        self.rank, self.processes = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
+        self.rank, self.processes = rank_and_count()
         self.indices = [index for index in range(count) if index // batch_size % self.processes == self.rank]
         self.plausibility = Plausibility(system.scale_kind, protocol.alignment)
         self.tally = Tally()
@@ -224,10 +223,7 @@ class _Pass:
     def _raise_together(self, failure: Exception | None) -> None:
         """Raise, in every process, what went wrong in one of them."""
         message = None if failure is None else first_line(failure)
-        parts: list[Any] = [(message, self.missing)]
-        if self.processes > 1:
-            parts = [None] * self.processes
-            distributed.all_gather_object(parts, (message, self.missing))
+        parts = gathered((message, self.missing))
         if failure is not None:
             raise failure
         for rank, (message, _) in enumerate(parts):

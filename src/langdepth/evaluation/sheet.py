@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import distributed
 
 from langdepth.evaluation.records import EvaluatedBatch
 from langdepth.evaluation.tally import Table, image_metrics
 from langdepth.prediction import viz
 from langdepth.records import Sample
+from langdepth.utils.processes import gathered
 
 ROWS = 2  # of the best, the median and the worst each
 _SPREAD = 16  # images kept for the median, evenly spread over the data set
@@ -71,11 +71,7 @@ class Sheet:
         """The rows of the sheet, best first, from all processes of the group. ``table``: the records of all images."""
         metric = image_metrics(table)["abs_rel"]
         order = table["index"][metric.argsort(kind="stable")].tolist()
-        parts = [self._rows]
-        if distributed.is_available() and distributed.is_initialized():
-            parts = [{}] * distributed.get_world_size()
-            distributed.all_gather_object(parts, self._rows)
-        rows = {index: row for part in parts for index, row in part.items()}
+        rows = {index: row for part in gathered(self._rows) for index, row in part.items()}
         chosen = chosen_images(order, list(rows))
         return [rows[index]._replace(title=f"{place}:  {rows[index].title}") for place, index in chosen]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from langdepth.errors import LangdepthError
 from langdepth.evaluation.metrics import (
@@ -32,6 +32,7 @@ from langdepth.evaluation.metrics import (
 from langdepth.evaluation.records import EvaluatedBatch
 from langdepth.records import Sample
 from langdepth.text.scenes import SCENES
+from langdepth.utils.processes import gathered
 
 RECORD = np.dtype(
     [
@@ -90,10 +91,7 @@ class Tally:
             LangdepthError: An image is there twice or not at all.
         """
         own = np.concatenate([self._all, *self._records]), self.errors, self._edges
-        parts: list[Any] = [own]
-        if distributed.is_available() and distributed.is_initialized():
-            parts = [None] * distributed.get_world_size()
-            distributed.all_gather_object(parts, own)
+        parts: list[Any] = gathered(own)
         records, errors, edges = zip(*parts, strict=True)
         self.errors, self._edges = sum(errors), sum(edges)
         table = np.concatenate(records)

@@ -11,13 +11,14 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from langdepth.errors import NonFiniteLossError
 from langdepth.records import Batch
 from langdepth.systems.capabilities import Trainable
 from langdepth.training.recipe import OptimSection, Recipe
+from langdepth.utils.processes import gathered
 
 NAMED = 8  # offending images named in a message
 
@@ -97,10 +98,7 @@ class DepthTraining(pl.LightningModule):
             buffer.copy_(before)
         names = [name for batch in batches for name in self._offenders(batch)]
         paths = [path for batch in batches for path in batch.path]
-        if self.trainer.world_size > 1:
-            gathered: list[Any] = [None] * self.trainer.world_size
-            distributed.all_gather_object(gathered, names)
-            names = [name for part in gathered for name in part]
+        names = [name for part in gathered(names) for name in part]
         everything = len(names) == len(paths) * self.trainer.world_size > 1
         listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
         message = (
