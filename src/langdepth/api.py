@@ -11,7 +11,7 @@ from langdepth.prediction.predictor import predict_images
 from langdepth.prediction.results import DepthResult
 from langdepth.systems.base import System
 from langdepth.weights.checkpoint import load
-from langdepth.weights.stamps import stamp
+from langdepth.weights.stamps import system_stamp
 
 __all__ = ["load", "predict"]
 
@@ -30,7 +30,7 @@ def predict(
     if isinstance(system, str | Path | Sequence):
         options.setdefault("device", "auto")
         names = (str(system),) if isinstance(system, str | Path) else tuple(map(str, system))
-        system = _loaded(names, tuple(map(stamp, names)))
+        system = _loaded(names, tuple(map(system_stamp, names)))
     return predict_images(system, images, **options)
 
 

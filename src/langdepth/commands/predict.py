@@ -26,7 +26,6 @@ from langdepth.prediction.options import PredictOptions
 from langdepth.records import WithoutCaption
 from langdepth.text.prompts import read_changes
 from langdepth.utils.files import LONGEST_NAME
-from langdepth.weights.stamps import stamp as name_stamp
 
 if TYPE_CHECKING:
     from langdepth.prediction.results import DepthResult
@@ -95,6 +94,8 @@ def predict(
         recursive: Look into the sub-folders of folders.
         resume: Skip images whose results are all there, made of the same image with the same options and weights.
     """
+    from langdepth.weights.stamps import system_stamp
+
     changes = read_changes(prompts, words, bins)
     require_use(captions is not None, "is of captions; give --captions, too", without_caption=without_caption)
     require_use(
@@ -113,7 +114,7 @@ def predict(
         jobs = _with_captions(jobs, captions, text, without_caption or "stop", problems)
     known = len(jobs)
     how = origin(
-        *(__version__, [name_stamp(name) for name in members(system)], stamp(clip_weights), changes, text, scene),
+        *(__version__, [system_stamp(name) for name in members(system)], stamp(clip_weights), changes, text, scene),
         *(asdict(replace(output, save="npz")), asdict(replace(options, device=None, batch_size=1))),
     )
     jobs = [replace(job, made_of=job.origin(how)) for job in jobs]

@@ -12,7 +12,7 @@ from langdepth.systems import registry
 from langdepth.utils.files import file_stamp
 
 
-def stamp(name: str | Path) -> tuple[Any, ...]:
+def system_stamp(name: str | Path) -> tuple[Any, ...]:
     """Changes when the name stands for other files or one of them is written again; a hub id is its own stamp."""
     cls, _, weights = str(name).partition("@")
     own = registry.OWN_CLASS.fullmatch(cls) is not None and not os.path.exists(name)
