@@ -56,7 +56,7 @@ def listed_rows(file: Path, rules: ListRules, root: Path, truth_root: Path | Non
             without += 1
             continue
         files = _place(image, images, homes[0], there, _SUFFIXES), _place(depth, truths, homes[1], there)
-        found.append(replace(rules.row(rules.key(image), *files, file.name), line=number))
+        found.append(replace(rules.row(rules.key(image), *files, file.name), table=file, line=number))
     if without and first_process():
         share = f"{without} of {len(lines)} lines have no ground truth (None)"
         warnings.warn(f"{file}: {share} and are left out", stacklevel=2)

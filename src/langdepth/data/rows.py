@@ -19,6 +19,7 @@ from langdepth.data.masks import read_overlay
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_few
 from langdepth.records import Sample, WithoutCaption
 from langdepth.utils.depth_files import depth_orientation, read_depth
+from langdepth.utils.files import file_state
 from langdepth.utils.images import DecodedImage, read_image
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ class Row:
     depth_scale: metres per stored unit. item: number of the image inside a file that holds many (then ``path_rgb`` is
     that file). source, scene_run: which part of the data, and which drive or place, it comes from. scene: index into
     SCENES or -1. size: (height, width), intrinsics: fx, fy, cx, cy in pixels of the stored image and depth;
-    both where known without opening the file. line: of the list that names it. stated: what an index says about it.
+    both where known without opening the file. table: the index or list of the user that names
+    it; line: of whatever list does. stated: what an index says about it.
     """
 
     key: str
@@ -103,6 +105,7 @@ class Row:
     depth_scale: float = 1.0
     decoder: Decoder = FILES
     item: int | None = None
+    table: Path | None = None
     line: int = 0
     source: str = ""
     scene_run: str = ""
@@ -235,15 +238,6 @@ def made_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
-
-
-def file_state(path: Path) -> list[int] | None:
-    """Size and time of change, None where there is no such file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
 
 
 _RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # where the launchers of processes say which one this is

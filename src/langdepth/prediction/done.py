@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from langdepth.errors import LangdepthError
-from langdepth.utils.files import atomic_path, file_stamp
+from langdepth.utils.files import atomic_path, file_stamp, file_state
 from langdepth.utils.reading import read_text
 
 RECORD = ".langdepth-results.jsonl"
@@ -98,7 +98,4 @@ def _line(entry: tuple[str, list[Any]]) -> str:
 
 def _content(file: Path) -> list[int]:
     """Size and time of change of a regular file."""
-    if not file.is_file():
-        return [-1]
-    status = file.stat()
-    return [status.st_size, status.st_mtime_ns]
+    return (file_state(file) if file.is_file() else None) or [-1]

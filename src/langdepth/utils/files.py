@@ -56,6 +56,15 @@ def file_stamp(path: str | Path) -> tuple[str, int, int, int]:
     return os.path.realpath(path), status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def file_state(path: Path) -> list[int] | None:
+    """Size and time of change, None where there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
 # One file
 
 

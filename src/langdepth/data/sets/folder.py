@@ -118,6 +118,7 @@ def _row(root: Path, truth_root: Path, line: int, values: dict[str, str]) -> Row
     size = [int(side) for side in sides if side.isdecimal() and len(side) < 10 and int(side)]
     return Row(
         key=values["path_rgb"],
+        table=root / "index.csv",
         line=line,
         path_rgb=path_rgb,
         path_depth=path_depth,

@@ -33,10 +33,9 @@ from langdepth.data.rows import (
     Mask,
     Metres,
     Row,
-    file_state,
 )
 from langdepth.errors import ImageError, LangdepthError, UsageError
-from langdepth.utils.files import file_stamp
+from langdepth.utils.files import file_stamp, file_state
 from langdepth.utils.images import MAX_PIXELS, DecodedImage
 from langdepth.utils.reading import read_bytes
 

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from langdepth.data.base import open_dataset
-from langdepth.data.rows import Doubt, Metres, Row, file_state, made_of, read_pair, true_edges
+from langdepth.data.rows import Doubt, Metres, Row, made_of, read_pair, true_edges
 from langdepth.data.sets.frame_cache import FORMAT, INDEX, PARTIAL, PARTS, CachedFrame, read_index
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.evaluation.protocols import Protocol
-from langdepth.utils.files import atomic_path, locked, real_path
+from langdepth.utils.files import atomic_path, file_state, locked, real_path
 from langdepth.utils.threads import reading_threads
 
 CachedPart = Literal["stored", "kb"]
@@ -78,7 +78,7 @@ def write_cache(
         raise UsageError(f"{overlaid.path_rgb}: has an overlay; images with masks drawn over them are not cached")
     out = Path(out)
     part = split if listed is None else Path(listed).name
-    tables = [path for path in (Path(root) / "index.csv", Path(listed or "")) if path.is_file()]  # scales, intrinsics
+    tables = {row.table for row in opened.rows if row.table is not None}  # which state scales and intrinsics
     head = {
         "format": FORMAT,
         "dataset": name,

@@ -101,7 +101,7 @@ def check_dataset(
             progress()
     for pair in checked:
         row = pair.row
-        where = f"{root / 'index.csv'} line {row.line}" if row.stated else f"{row.split} {row.key}"
+        where = f"{row.table} line {row.line}" if row.stated else f"{row.split} {row.key}"
         problems += [f"{where}: {text}" for text in (*repeated.get(id(row), ()), *pair.problems)]
     turned = sum(pair.turned for pair in checked)
     notes = [f"{turned} images are turned upright as their EXIF says, and with them depth and camera"] if turned else []
