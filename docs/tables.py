@@ -5,17 +5,33 @@ A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; NAME 
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, get_type_hints
+
+import docstring_parser
 
 from langdepth.data.base import DATASETS, layout
+from langdepth.evaluation.metrics import EXTRA_METRICS, HIGHER_IS_BETTER, METRICS
 from langdepth.evaluation.protocols import PROTOCOLS, SWITCHES
-from langdepth.systems.registry import REGISTRY
+from langdepth.systems.registry import PIPELINES, REGISTRY, pipeline
+from langdepth.training.recipe import CIRCUMSTANCES, Recipe
 
 DOCS = Path(__file__).parent
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->\n)", re.DOTALL)
 _BRACES = re.compile(r"{(\w+)}")
+# Words of a field's documentation that lead to a page, the first time they stand in it.
+_LINKS = {
+    "A list file": "data.md#list-files-and-separate-roots",
+    "held out": "#validating-without-a-validation-split",
+    "overlays": "data.md#overlays",
+    "one of their forms": "systems/wordepth.md#captions",
+    "frozen trunk": "#a-frozen-trunk-run-once",
+    "a paper's own": "#pipelines",
+}
 
 
 def protocols() -> str:
@@ -59,13 +75,73 @@ def systems() -> str:
     return table(("name", "what it is", "paper", "weights, their licence"), rows)
 
 
+def recipe_fields() -> str:
+    """Every field of a recipe."""
+    rows = [(f"`{name}`", f"`{default}`", _field_text(text), mark) for name, default, text, mark in _fields(Recipe)]
+    return table(("field", "default", "meaning", "may change"), rows)
+
+
+def _fields(section: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Dotted name, default, documentation, and "yes" where a run may continue with another value."""
+    documented = {param.arg_name: param.description for param in docstring_parser.parse_from_object(section).params}
+    hints = get_type_hints(section)
+    for field in dataclasses.fields(section):
+        name = prefix + field.name
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _fields(hints[field.name], f"{name}.")
+        else:
+            yield name, _default(field), documented[field.name], "yes" if name in CIRCUMSTANCES else ""
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return str(field.default_factory())
+    if field.default is dataclasses.MISSING:
+        return "required"
+    if isinstance(field.default, tuple):
+        return str([round(number, 3) for number in field.default])
+    if field.default is None or isinstance(field.default, bool):
+        return json.dumps(field.default)
+    return str(field.default)
+
+
+def _field_text(text: str) -> str:
+    """A docstring as Markdown, with links."""
+    text = " ".join(text.split()).replace("``", "`")
+    for words, target in _LINKS.items():
+        text = text.replace(words, f"[{words}]({target})", 1)
+    return text
+
+
+def pipelines() -> str:
+    """The training images of papers."""
+    rows = [(f"`{name}`", (pipeline(name).__doc__ or "").partition("\n")[0]) for name in PIPELINES]
+    return table(("`data.pipeline`", "what it does to an image"), rows)
+
+
+def metrics() -> str:
+    """The standard metrics."""
+    return _metrics(METRICS)
+
+
+def extra_metrics() -> str:
+    """The metrics of some papers."""
+    return _metrics(EXTRA_METRICS)
+
+
+def _metrics(formulas: Mapping[str, str]) -> str:
+    rows = [(name, formula, "higher" if HIGHER_IS_BETTER[name] else "lower") for name, formula in formulas.items()]
+    return table(("key", "formula", "better"), rows)
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Markdown."""
     cells = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in (head, ["---"] * len(head), *rows))
     return "".join(f"| {row} |\n" for row in cells)
 
 
-TABLES: dict[str, Callable[[], str]] = {maker.__name__: maker for maker in (protocols, switches, data_sets, systems)}
+_MAKERS = (protocols, switches, data_sets, systems, recipe_fields, pipelines, metrics, extra_metrics)
+TABLES: dict[str, Callable[[], str]] = {maker.__name__: maker for maker in _MAKERS}
 
 
 def current(text: str) -> str:

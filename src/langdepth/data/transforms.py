@@ -36,16 +36,23 @@ class Augmentation:
     zoom: float = 1.5
     """Largest enlargement by cropping; depth is divided by it, as if the camera had moved closer."""
     zoom_probability: float = 0.7
+    """Probability of enlarging."""
     rotate: float = 5.0
     """Largest rotation, degrees."""
     rotate_probability: float = 0.5
+    """Probability of rotating."""
     brightness: float = 0.3
+    """Largest change of brightness, as a share."""
     contrast: float = 0.3
+    """Likewise of contrast."""
     saturation: float = 0.3
+    """Likewise of saturation."""
     hue: float = 0.05
+    """Largest turn of the hue, as a share of the colour circle."""
     gamma: float = 0.0
     """Largest change of the exponent, from 1, in half of the images."""
     colour_probability: float = 0.8
+    """Probability of changing brightness, contrast, saturation and hue."""
     grey: float = 0.05
     """Probability of a grey image."""
     blur: float = 0.1

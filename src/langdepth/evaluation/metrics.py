@@ -2,17 +2,9 @@
 
 All functions take ``prediction`` and ``target`` in metres, of any floating type, and ``mask``, True where a pixel
 counts; all three (B, 1, H, W), (B, H, W) or, for one image, (H, W). What stands in masked-out places, NaN included,
-never matters. Sums are float64. With p the prediction, t the target and d = ln p - ln t, over the valid pixels:
-
-    abs_rel   mean |p - t| / t                       log10    mean |log10 p - log10 t|
-    sq_rel    mean (p - t)^2 / t                     silog    100 sqrt(mean d^2 - (mean d)^2)
-    rmse      sqrt(mean (p - t)^2)                   delta_k  share of pixels with max(p / t, t / p) < 1.25^k
-    rmse_log  sqrt(mean d^2), natural logarithm      abs_diff mean |p - t|
-    msle      mean d^2, which some papers print as "RMSE log"; delta0.5 is of 1.25^0.5
-
-A prediction at or below 0 is beyond every threshold of delta. It has no logarithm, so that the means of d (rmse_log,
-log10, silog, msle) are those of the pixels whose prediction is above 0, and NaN where there is none; the other metrics
-count it as it is.
+never matters. Sums are float64. A prediction at or below 0 is beyond every threshold of delta. It has no logarithm, so
+that the means of d (rmse_log, log10, silog, msle) are those of the pixels whose prediction is above 0, and NaN where
+there is none; the other metrics count it as it is.
 """
 
 from __future__ import annotations
@@ -29,8 +21,24 @@ from torch import Tensor
 from langdepth.errors import UsageError
 from langdepth.evaluation.protocols import Alignment
 
-METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
-EXTRA_METRICS = ("abs_diff", "delta0.5", "msle")  # of some papers; reports hold them where their protocol asks for them
+METRICS = {
+    "abs_rel": "mean( |p - t| / t )",
+    "sq_rel": "mean( (p - t)^2 / t ), metres",
+    "rmse": "sqrt( mean( (p - t)^2 ) ), metres",
+    "rmse_log": "sqrt( mean( d^2 ) ), natural logarithm",
+    "log10": "mean( |log10 p - log10 t| )",
+    "silog": "100 sqrt( mean(d^2) - mean(d)^2 )",
+    "delta1": "share of pixels with max(p / t, t / p) < 1.25 (strict)",
+    "delta2": "share of pixels with max(p / t, t / p) < 1.25^2",
+    "delta3": "share of pixels with max(p / t, t / p) < 1.25^3",
+}
+"""Each with its formula: p is the prediction, t the target, d = ln p - ln t, over the valid pixels."""
+EXTRA_METRICS = {
+    "abs_diff": "mean( |p - t| ), metres",
+    "delta0.5": "share of pixels with max(p / t, t / p) < 1.25^0.5",
+    "msle": "mean( d^2 ), which some papers print as RMSE log or RMSL, without a root",
+}
+"""Of some papers; reports hold them where their protocol asks for them."""
 ALL_METRICS = (*METRICS, *EXTRA_METRICS)
 HIGHER_IS_BETTER = {name: name.startswith("delta") for name in ALL_METRICS}
 DEFINITIONS = 2

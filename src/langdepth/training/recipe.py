@@ -1,4 +1,7 @@
-"""Recipes: everything that decides a training run, as strict records. docs/train.md explains every field."""
+"""Recipes: everything that decides a training run, as strict records.
+
+The text below a field is its documentation: `python docs/tables.py` writes it into docs/train.md.
+"""
 
 from __future__ import annotations
 
@@ -55,10 +58,12 @@ class SystemSection:
     """Which system, and how it starts."""
 
     name: str = "tiny"
+    """A name of ``langdepth systems list``."""
     options: dict[str, Any] = field(default_factory=dict)
     """Values of the system's own config."""
     prepare: dict[str, Any] = field(default_factory=dict)
-    """What the system's ``prepare_training`` takes: files of start weights or features."""
+    """What the system's ``prepare_training`` takes: files of start weights or features. ``text_features`` is
+    ``data.captions`` where it is left out."""
     weights: str | None = None
     """Continue from these weights (anything ``langdepth.load`` opens) instead of a fresh system."""
 
@@ -91,31 +96,35 @@ class DataSection:
     """The images to learn from and to validate on."""
 
     name: str = "folder"
-    """Which data set, see "langdepth data list"; folder is a folder with an index.csv."""
+    """Which data set: a name of ``langdepth data list``; ``folder`` is a folder with ``index.csv``."""
     root: Path
+    """Its folder."""
     truth_root: Path | None = None
     """The folder of the ground truth, where it lies in a tree of its own."""
     more: tuple[MoreData, ...] = ()
-    """Other data sets (name, root, split) whose images are learned from as well, every one as often as the others."""
+    """Other data sets (``name``, ``root``, ``split``, ``truth_root``) whose images are learned from as well, every one
+    as often as the others."""
     train_split: str = "train"
+    """The split to learn from."""
     train_list: Path | None = None
     """A list file whose pairs are learned from, instead of a split."""
     val_split: str | None = None
-    """Without it, without ``val_list`` and without ``hold_out``: val."""
+    """The split to validate on; ``val`` where neither ``val_list`` nor ``hold_out`` is given."""
     val_list: Path | None = None
     """A list file whose pairs are validated on, instead of a split."""
     hold_out: float | None = None
-    """Share of the training images that is held back to validate on, in whole scenes or drives (data/hold_out.py),
-    where neither ``val_split`` nor ``val_list`` is given."""
+    """Share of the training images that is held out to validate on, where neither ``val_split`` nor ``val_list`` is
+    given."""
     val_source: str | None = None
     """Validate on the images of this source only."""
     captions: Path | None = None
-    """Captions with CLIP features, in any form of text/caption_features.py: images get theirs, and systems that start
-    from captions start from these."""
+    """Captions with CLIP features, in one of their forms: images get their caption and its feature, and systems that
+    start from captions start from these."""
     without_caption: WithoutCaption = "stop"
-    """What an image without one does: stop the run, or be learned from as if nothing were known about it."""
+    """What an image without caption does: stop the run, or (``neutral``) be learned from as if nothing were known about
+    it."""
     overlay: Path | None = None
-    """Folder of overlays for systems that take one (langdepth data sam); without it sam_out beside the data."""
+    """Folder of overlays for systems that take one; without it ``sam_out`` beside or above the data."""
     trust_unit: bool = False
     """Take depth as it is, even where its unit looks wrong."""
     weights: dict[str, float] = field(default_factory=dict)
@@ -127,28 +136,29 @@ class DataSection:
     aspects: tuple[float, ...] = (4 / 3,)
     """Width / height of the shapes that training images are cut to."""
     crop: tuple[int, int] | None = None
-    """(height, width) that training images are cut to at their own resolution, black where they are smaller; instead
-    of a part with the shape of an aspect, resized."""
+    """(height, width) that training images are cut to at their own resolution, black where they are smaller; instead of
+    a part with the shape of an aspect, resized. Needs ``zoom: 1``."""
     kb_sources: tuple[str, ...] = ()
     """Sources whose training images are first cut to the KITTI benchmark's 352 x 1216."""
     batch_size: int = 8
     """Images per batch and device."""
     workers: int = 2
-    """Processes that read images; 0 reads in the training process."""
+    """Processes that read images; 0 reads in the training process. Their batches lie in shared memory: two for each
+    process and three more, 17 bytes a pixel."""
     pipeline: str = "standard"
-    """How training images are made: standard cuts and varies them by ``augmentation``; the others are a paper's own:
-    nyu-adapters, nyu-adapters-two-views (adds the second view that a photometric loss needs), wordepth-nyu,
-    wordepth-kitti, and those of installed plug-ins."""
+    """How training images are made: ``standard`` cuts and varies them by ``data.augmentation``; every other one is a
+    paper's own, or that of an installed plug-in."""
     reference_exact: bool = False
     """The official images of a paper's pipeline, their mistakes included, where it has some."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Of the standard pipeline."""
     cache: Literal["none", "features"] = "none"
-    """features: what a frozen trunk gives is computed once per image and its mirror image, then read from disk."""
+    """``features``: what a frozen trunk gives is computed once per image and its mirror image, then read from
+    disk."""
 
     @property
     def validation_named(self) -> bool:
-        """Whether a split or a list names the validation images, and none are held back."""
+        """Whether a split or a list names the validation images, and none are held out."""
         return self.val_list is not None or self.val_split is not None
 
     @property
@@ -157,7 +167,7 @@ class DataSection:
         if self.val_list is not None:
             return self.val_list.name
         learned = self.train_split if self.train_list is None else self.train_list.name
-        return self.val_split or f"{self.hold_out or 0:g} of {learned} held back"
+        return self.val_split or f"{self.hold_out or 0:g} of {learned} held out"
 
     def __post_init__(self) -> None:
         layout(self.name)
@@ -199,15 +209,17 @@ class OptimSection:
     """The optimiser and its schedule over all steps of the run."""
 
     optimiser: Literal["adamw", "sgd"] = "adamw"
-    """adamw without weight decay is Adam."""
+    """``adamw`` (without weight decay it is Adam) or ``sgd``."""
     lr: float = 1e-3
+    """Highest learning rate."""
     end_lr: float = 0.0
     """Where one_cycle, poly and cosine end."""
     weight_decay: float = 0.01
+    """Weight decay, on matrices and filters only."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Of adamw."""
+    """Of AdamW."""
     momentum: float = 0.9
-    """Of sgd."""
+    """Of SGD."""
     schedule: Literal["one_cycle", "poly", "cosine", "step", "constant"] = "one_cycle"
     """How the rate falls after the warm-up: one_cycle and cosine along a cosine, poly by ``power``, step by ``factor``
     at every one of the ``milestones``, constant never."""
@@ -253,14 +265,20 @@ class TrainSection:
     out: Path = Path("runs/run")
     """The run folder."""
     epochs: int = 10
+    """Passes over the training images; the schedule spans them all."""
     seed: int = 0
+    """Of weights, order and augmentation."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """``32-true``, ``bf16-mixed`` or ``16-mixed`` (the last on GPUs only)."""
     ema: float = 0.0
-    """Highest decay per step of the moving average of the weights, which is evaluated and saved: after n steps it is
-    (1 + n) / (10 + n) if that is less. 0 switches the average off."""
+    """Highest decay per step of the moving average of the weights, which is evaluated and saved: after n steps it is (1
+    + n) / (10 + n) if that is less. 0 switches the average off."""
     accelerator: str = "auto"
+    """``auto``, ``cpu``, ``gpu``, ``mps`` ..."""
     devices: int = 1
+    """Processes per machine, one device each."""
     num_nodes: int = 1
+    """Machines."""
     strategy: str = "auto"
     """How several processes share the work, a name that Lightning knows; with more than one device auto is ddp."""
     compile: bool = False
@@ -283,7 +301,7 @@ class TrainSection:
     previews: int = 4
     """Validation images drawn after each validation."""
     non_finite: Literal["stop", "skip"] = "stop"
-    """On a NaN or infinite loss or gradient: stop the run, or leave the step out."""
+    """What a NaN or infinite loss or gradient does: stop the run, or leave the step out."""
     max_steps: int = -1
     """Pause after this many optimiser steps, to be continued with ``--resume``; -1 goes on to the end."""
     licence: str | None = None

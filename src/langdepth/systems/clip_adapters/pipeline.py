@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -148,7 +147,9 @@ def self_supervised_sample(image: NyuImage, draws: SelfSupervisedDraws, *, refer
 
 
 class NyuAdapterTransform:
-    """The paper's training images from stored samples of 480 x 640; draws follow torch's global generator.
+    """Rotates, cuts and recolors 640x480 images to 544x416 as the CLIP adapters do.
+
+    Draws follow torch's global generator.
 
     ``sizes``: (height, width) that the network takes; UsageError unless they are (416, 544). ``two_views``: as for
     self-supervised training, with a second view; otherwise as for supervised training.
@@ -191,7 +192,9 @@ class NyuAdapterTransform:
         return replace(made, scene=sample.scene, text=sample.text, text_features=words, source=sample.source)
 
 
-two_views = partial(NyuAdapterTransform, two_views=True)
+def two_views(sizes: Sequence[tuple[int, int]] = (SIZE,), *, reference_exact: bool = False) -> NyuAdapterTransform:
+    """Rotates and shifts such images, and adds the unrotated one with the pose, which a photometric loss needs."""
+    return NyuAdapterTransform(sizes, two_views=True, reference_exact=reference_exact)
 
 
 # Photo, depth and overlay are Pillow images of one size, moved alike.

@@ -142,12 +142,12 @@ class WorDepthTransform:
 
 
 def nyu_images(sizes: Sequence[tuple[int, int]]) -> WorDepthTransform:
-    """The pipeline wordepth-nyu."""
+    """Cuts, rotates and recolors images of NYU (640x480) as WorDepth does."""
     return WorDepthTransform(RULES["wordepth-nyu"])
 
 
 def kitti_images(sizes: Sequence[tuple[int, int]]) -> WorDepthTransform:
-    """The pipeline wordepth-kitti."""
+    """Cuts, rotates and recolors images of KITTI as WorDepth does."""
     return WorDepthTransform(RULES["wordepth-kitti"])
 
 
