@@ -209,9 +209,12 @@ def feature_table(path: Path, count: int = 80, width: int = FEATURES, **arrays: 
     return path
 
 
-def depth_anything(path: Path) -> None:
-    """A depth model of another library, saved by ``transformers``."""
-    transformers = pytest.importorskip("transformers")
+def transformers_model(kind: str, path: Path) -> None:
+    """A small depth model with random weights, saved by ``transformers``; ``kind``: its model_type."""
+    _MODELS[kind](pytest.importorskip("transformers"), path)
+
+
+def _depth_anything(transformers: Any, path: Path) -> None:
     backbone = transformers.Dinov2Config(
         hidden_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=28, out_indices=[1, 2],
         reshape_hidden_states=False, apply_layernorm=True,
@@ -222,3 +225,52 @@ def depth_anything(path: Path) -> None:
     )  # fmt: skip
     transformers.DepthAnythingForDepthEstimation(config).save_pretrained(path)
     transformers.DPTImageProcessor(size={"height": 42, "width": 56}).save_pretrained(path)
+
+
+def _dpt(transformers: Any, path: Path, **backbone: Any) -> None:
+    config = transformers.DPTConfig(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[4, 4, 8, 8], fusion_hidden_size=8, **backbone,
+    )  # fmt: skip
+    transformers.DPTForDepthEstimation(config).save_pretrained(path)
+    transformers.DPTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(path)
+
+
+def _dpt_dinov2(transformers: Any, path: Path) -> None:
+    inside = transformers.Dinov2Config(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=28, out_indices=[1, 2, 3, 4],
+        reshape_hidden_states=False,
+    )  # fmt: skip
+    _dpt(transformers, path, backbone_config=inside)
+
+
+def _glpn(transformers: Any, path: Path) -> None:
+    config = transformers.GLPNConfig(
+        hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16
+    )
+    transformers.GLPNForDepthEstimation(config).save_pretrained(path)
+    transformers.GLPNImageProcessor().save_pretrained(path)
+
+
+def _zoedepth(transformers: Any, path: Path) -> None:
+    backbone = transformers.BeitConfig(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=16,
+        out_features=[f"stage{number}" for number in (1, 2, 3, 4)], reshape_hidden_states=False,
+        use_relative_position_bias=True,
+    )  # fmt: skip
+    config = transformers.ZoeDepthConfig(
+        backbone_config=backbone, neck_hidden_sizes=[8] * 4, fusion_hidden_size=8, bottleneck_features=8,
+        num_relative_features=8, bin_embedding_dim=8, num_attractors=[4, 2, 2, 1],
+        bin_configurations=[{"n_bins": 8, "min_depth": 0.001, "max_depth": 10.0, "name": "nyu"}],
+    )  # fmt: skip
+    transformers.ZoeDepthForDepthEstimation(config).save_pretrained(path)
+    transformers.ZoeDepthImageProcessor(size={"height": 32, "width": 48}).save_pretrained(path)
+
+
+_MODELS = {
+    "depth_anything": _depth_anything,
+    "dpt": _dpt,
+    "dpt_dinov2": _dpt_dinov2,
+    "glpn": _glpn,
+    "zoedepth": _zoedepth,
+}

@@ -23,7 +23,7 @@ ROOMS = (
     ("data.tools",),
     ("systems",),  # the papers, which only the registry's table names
     ("weights",),
-    ("systems.registry", "systems.card", "systems.ensemble"),
+    ("systems.registry", "systems.card", "systems.ensemble", "systems.foreign"),
     ("systems.base",),
     ("prediction",),
     ("systems.capabilities",),

@@ -51,10 +51,10 @@ from tests.stand_ins import (
     CONVNEXT,
     caption_trees,
     clip_archive,
-    depth_anything,
     open_clip_file,
     small_networks,
     swin_classifier,
+    transformers_model,
 )
 from tests.systems.test_mde_clip import official as mde_clip_tensors
 from tests.systems.test_prompt_clip import official as prompt_clip_tensors
@@ -337,7 +337,8 @@ THINGS: dict[str, Thing] = {
     "swin_large_patch4_window12_384_22k.pth": swin_classifier,
     "Salesforce/blip-image-captioning-base": save_tiny_model,
     "sam_vit_h_4b8939.pth": Path.touch,
-    "dpt": depth_anything,
+    "dpt": partial(transformers_model, "depth_anything"),
+    "depth-anything/Depth-Anything-V2-Small-hf": partial(transformers_model, "depth_anything"),
     # data sets
     "nyu": nyu_root,
     "nyu_depth_v2_labeled.mat": nyu_labelled,

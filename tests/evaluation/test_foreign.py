@@ -16,13 +16,14 @@ from langdepth.data.tools.cache import write_cache
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate
-from langdepth.evaluation.foreign import Foreign, fingerprint, load_system, load_transformers
+from langdepth.evaluation.matrix import fingerprint
 from langdepth.evaluation.predictions import Predictions, Size, part_of
 from langdepth.evaluation.protocols import ScaleKind
 from langdepth.records import Sample
+from langdepth.systems.foreign import Foreign, load_transformers
 from tests import miniatures
 from tests.helpers import write_folder
-from tests.stand_ins import depth_anything
+from tests.stand_ins import transformers_model
 
 FULL = protocols.get("full")
 
@@ -305,16 +306,9 @@ def test_wrong_predictions_cost_one_line(root: Path, tmp_path: Path) -> None:
         Predictions(root, root, png_scale=0)
 
 
-def test_options_of_foreign_models() -> None:
-    with pytest.raises(UsageError, match="say what its numbers are"):
-        load_system("transformers:dpt")
-    with pytest.raises(UsageError, match="leave the depth kind out"):
-        load_system("tiny", depth_kind="metric")
-
-
 def test_a_model_of_transformers_from_a_folder(root: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    depth_anything(tmp_path / "model")
+    transformers_model("depth_anything", tmp_path / "model")
     system = load_transformers(str(tmp_path / "model"), "disparity")
     rules = FULL.override(alignment="disparity")
     report = evaluate(system, open_dataset("folder", root), rules, batch_size=2, progress=False)

@@ -15,8 +15,7 @@ import pytest
 from torch import Tensor
 
 from langdepth.errors import CheckpointError, UsageError
-from langdepth.evaluation.foreign import fingerprint
-from langdepth.evaluation.matrix import Matrix, MatrixData, MatrixSystem, read_matrix, run_matrix
+from langdepth.evaluation.matrix import Matrix, MatrixData, MatrixSystem, fingerprint, read_matrix, run_matrix
 from langdepth.evaluation.metrics import EXTRA_METRICS, METRICS
 from langdepth.evaluation.protocols import PROTOCOLS
 from langdepth.records import DepthOutput, InputSpec

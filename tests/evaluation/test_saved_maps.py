@@ -19,13 +19,13 @@ from langdepth.data.base import open_dataset
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate
-from langdepth.evaluation.foreign import Foreign
 from langdepth.evaluation.predictions import Predictions
 from langdepth.evaluation.protocols import Protocol, ScaleKind
 from langdepth.evaluation.saved import FORMATS, RECORD, MapStore, SaveMaps
 from langdepth.prediction import viz
 from langdepth.prediction.names import place_of_key, unique_names
 from langdepth.prediction.options import ColorScale
+from langdepth.systems.foreign import Foreign
 from langdepth.utils.depth_files import read_depth
 from tests import miniatures
 from tests.helpers import FakeSystem, grey, save_image, write_folder

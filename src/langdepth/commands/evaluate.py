@@ -93,12 +93,14 @@ def evaluate(
         range: NEAR,FAR in metres, for example 0,10: the depths that the first and the last color stand for in saved
             color maps and in the sheet; without it each image has its own.
         colormap: Name of a matplotlib color map for them; without it magma_r, near bright and far dark.
-        system: Registry name (see "langdepth systems"), .safetensors file, hub id owner/name, or transformers:FOLDER
-            for a depth model of that library; without it tiny. Given several times, the mean of all of them is scored.
+        system: Registry name (see "langdepth systems"), .safetensors file, hub id owner/name, or transformers:NAME
+            (or :FOLDER) for a depth model of that library; without it tiny. Given several times, the mean of all of
+            them is scored.
         clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
             or the word random; without it open_clip downloads them.
         depth_kind: What the numbers of a transformers model or of predictions are: metres, depth up to a factor, or
-            disparity (the larger the nearer; needs --alignment disparity). Without it predictions are metric.
+            disparity (the larger the nearer; needs --alignment disparity). Without it the kind of model decides, and
+            predictions are metric.
         predictions: Evaluate the finished depth maps in this folder instead of a system; docs/evaluate.md says how they
             are found.
         prediction_scale: Units of depth per stored unit of the predictions' 16-bit PNGs.
@@ -139,9 +141,9 @@ def evaluate(
         _check_writable(html, "--html", ".html")
 
     from langdepth.evaluation.evaluate import evaluate as run_evaluation
-    from langdepth.evaluation.foreign import load_system
     from langdepth.evaluation.predictions import Predictions
     from langdepth.evaluation.saved import FORMATS, SaveMaps
+    from langdepth.weights.checkpoint import load
 
     maps = None
     if save is not None or save_dir is not None:
@@ -162,7 +164,7 @@ def evaluate(
     if predictions is None and sys.stderr.isatty():
         print(f"loading {', '.join(members(system))}", file=sys.stderr)
     report = run_evaluation(
-        load_system(members(system), clip_weights, depth_kind)
+        load(members(system), clip_weights=clip_weights, depth_kind=depth_kind)
         if predictions is None
         else Predictions(predictions, root, depth_kind or "metric", prediction_scale),
         dataset,

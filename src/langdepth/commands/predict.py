@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
@@ -58,6 +58,7 @@ def predict(
     bins: str | None = None,
     prompts: str | None = None,
     clip_weights: str | None = None,
+    depth_kind: Literal["metric", "relative", "disparity"] | None = None,
     overlay: Path | None = None,
     output: ResultOptions,
     out: Path = Path("depth"),
@@ -72,8 +73,9 @@ def predict(
 
     Args:
         images: Image files, folders, quoted globs, or - for one image on stdin.
-        system: Registry name (see "langdepth systems"), .safetensors file, or hub id owner/name; without it tiny. Given
-            several times, the mean of all of them is predicted.
+        system: Registry name (see "langdepth systems"), .safetensors file, hub id owner/name, or transformers:NAME
+            (or :FOLDER) for a depth model of that library; without it tiny. Given several times, the mean of all of
+            them is predicted.
         text: A sentence about the images, for example "a kitchen with a sink"; without it the image alone is used.
         captions: The caption of each image: a folder of NAME.txt or a CSV with the columns image and caption; or
             captions with CLIP features, as evaluate takes them.
@@ -86,6 +88,8 @@ def predict(
             and, where they differ, scenes.
         clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
             or the word random; without it open_clip downloads them.
+        depth_kind: What the numbers of a transformers model are, where its kind does not decide it: metres, depth up to
+            a factor, or disparity (the larger the nearer). Only metres are written as metres.
         overlay: For systems that take one (msa-sam): the image with masks drawn over it, or the masks (.npz); for
             many images the folder that "langdepth data sam" wrote, or one with files of the same names.
         output: Which files are written of each image.
@@ -115,6 +119,7 @@ def predict(
     known = len(jobs)
     how = origin(
         *(__version__, [system_stamp(name) for name in members(system)], stamp(clip_weights), changes, text, scene),
+        depth_kind,
         *(asdict(replace(output, save="npz")), asdict(replace(options, device=None, batch_size=1))),
     )
     jobs = [replace(job, made_of=job.origin(how)) for job in jobs]
@@ -134,7 +139,7 @@ def predict(
     from langdepth.weights.checkpoint import load
 
     results = predict_stream(
-        load(members(system), clip_weights=clip_weights, prompts=changes),
+        load(members(system), clip_weights=clip_weights, prompts=changes, depth_kind=depth_kind),
         jobs,
         read=Job.open,
         text=text if captions is None else lambda job: job.caption,
@@ -317,11 +322,12 @@ def _line(job: Job, result: DepthResult) -> str:
 
     depth = result.depth[result.valid]
     unit = "m" if result.scale_kind == "metric" else "(relative)"
+    what = "disparity" if result.scale_kind == "disparity" else "depth"
     line = f"{job.source} -> {', '.join(map(str, job.targets.values()))}; "
     if depth.size:
-        line += f"depth {depth.min():.2f} / {np.median(depth):.2f} / {depth.max():.2f} {unit} (min / median / max)"
+        line += f"{what} {depth.min():.2f} / {np.median(depth):.2f} / {depth.max():.2f} {unit} (min / median / max)"
     else:
-        line += "no pixel has depth"
+        line += f"no pixel has {what}"
     if result.std is not None:
         line += f"; standard deviation {np.median(result.std):.2f} {unit} (median)"
     if result.scene_probs:

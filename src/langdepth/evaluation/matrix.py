@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from langdepth._version import __version__
-from langdepth.config import from_mapping, load_yaml
+from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.base import layout, open_dataset
 from langdepth.data.overlays import with_overlays
 from langdepth.data.rows import RowDataset, made_of
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluation import metrics, protocols
 from langdepth.evaluation.evaluate import evaluate
-from langdepth.evaluation.foreign import fingerprint, load_system
 from langdepth.evaluation.metrics import METRICS
 from langdepth.evaluation.predictions import Predictions
 from langdepth.evaluation.protocols import Alignment, Protocol, ScaleKind
@@ -35,8 +34,10 @@ from langdepth.evaluation.tables import ERRORS, require_own_tables, write_tables
 from langdepth.records import WithoutCaption
 from langdepth.systems import registry
 from langdepth.systems.base import System
+from langdepth.text.cache import add_tensors
 from langdepth.utils.files import locked
 from langdepth.utils.reading import read_text
+from langdepth.weights.checkpoint import load
 from langdepth.weights.stamps import module_stamp
 
 _MOST_BYTES = 100_000_000  # of a cell's report
@@ -306,10 +307,18 @@ def cause(error: Exception) -> LangdepthError:
     return error if isinstance(error, LangdepthError) else LangdepthError(f"{type(error).__name__}: {error}")
 
 
+def fingerprint(system: System) -> str:
+    """Sixteen hex digits that change with the weights or the configuration."""
+    facts = [system.name, system.scale_kind, to_mapping(system.config)]
+    digest = hashlib.sha256(json.dumps(facts, default=str).encode())
+    add_tensors(digest, system.state_dict())
+    return digest.hexdigest()[:16]
+
+
 def _loaded(row: MatrixSystem) -> System | LangdepthError | None:
     """The row's system, or why there is none; None for finished predictions, which belong to a data set."""
     try:
-        return None if row.predictions else load_system(row.system, row.clip_weights, row.depth_kind)
+        return None if row.predictions else load(row.system, clip_weights=row.clip_weights, depth_kind=row.depth_kind)
     except Exception as error:
         return cause(error)
 

@@ -111,6 +111,11 @@ class ColorScale:
 AUTOMATIC = ColorScale()
 
 
+def reversed_colormap(name: str) -> str:
+    """matplotlib's name of a color map with its ends exchanged."""
+    return name.removesuffix("_r") if name.endswith("_r") else f"{name}_r"
+
+
 def writer_options(name: str, colors: ColorScale) -> dict[str, Any]:
     """What ``langdepth.prediction.results.write_result`` takes for the format ``name``."""
     return {"colors": colors} if name == "color" else {}

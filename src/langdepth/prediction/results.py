@@ -7,7 +7,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -17,6 +17,7 @@ from PIL import Image
 
 from langdepth.camera import Camera
 from langdepth.errors import FileWarning, LangdepthError, UsageError, nearest
+from langdepth.prediction.options import AUTOMATIC, reversed_colormap
 from langdepth.utils.files import atomic_path
 from langdepth.utils.plugins import load_target, plugins, source_of, usable
 from langdepth.utils.png import is_own_png, own_png
@@ -34,11 +35,12 @@ _KITTI_SCALE = 1 / 256  # metres per unit of the KITTI benchmark's depth PNGs
 class DepthResult:
     """Depth of one image at the image's own size.
 
-    depth: (H, W) float32, in ``unit`` along the optical axis. ``scale_kind`` is "metric" (metres) or "relative"
-    (known up to one factor). valid: (H, W) bool. camera: intrinsics in pixels of this image, or None when nobody
-    stated any. provenance: package version, weights and their licence, image path, text, network size. scene_probs:
-    scene name to probability. image: (H, W, 3) uint8, the image after EXIF rotation. std: (H, W) float32 in ``unit``,
-    the standard deviation where several depths were drawn and ``depth`` is their mean.
+    depth: (H, W) float32, in ``unit`` along the optical axis. ``scale_kind`` is "metric" (metres), "relative" (known up
+    to a factor, or a factor and a shift) or "disparity" (1 / depth up to a factor and a shift). valid: (H, W) bool.
+    camera: intrinsics in pixels of this image, or None when nobody stated any. provenance: package version, weights and
+    their licence, image path, text, network size. scene_probs: scene name to probability. image: (H, W, 3) uint8, the
+    image after EXIF rotation. std: (H, W) float32 in ``unit``, the standard deviation where several depths were drawn
+    and ``depth`` is their mean.
     """
 
     depth: npt.NDArray[np.float32]
@@ -188,12 +190,17 @@ def _write_color(result: DepthResult, file: IO[bytes], **options: Any) -> None:
 
     unit = "m" if result.scale_kind == "metric" else ""
     depth = _clean_depth(result)
+    if result.scale_kind == "disparity":  # near is large there; it gets the same colors all the same
+        colors = options.get("colors", AUTOMATIC)
+        options["colors"] = replace(colors, colormap=reversed_colormap(colors.colormap))
     pixels = color_with_legend(depth, depth > 0, **{"unit": unit, **options})
     tag = own_png(kind="color", system=result.system)
     Image.fromarray(pixels).save(file, "PNG", pnginfo=tag, compress_level=_PNG_COMPRESSION)
 
 
 def _write_ply(result: DepthResult, file: IO[bytes], *, max_points: int | None = None) -> None:
+    if result.scale_kind == "disparity":
+        raise UsageError(f"ply holds depth, and '{result.system}' gives disparity; save it as depth16, npy or npz")
     if result.camera is None:
         raise UsageError("a point cloud needs a camera: give the intrinsics (fx,fy,cx,cy) or the field of view")
     if max_points is not None and max_points < 1:

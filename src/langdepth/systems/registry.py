@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from langdepth.systems.base import System
     from langdepth.systems.capabilities import DepthSystem
 
+TRANSFORMERS = "transformers:"  # of the names of models of that library
 OWN_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # "module:Class", of a file of one's own
 
 

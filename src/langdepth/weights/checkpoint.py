@@ -12,6 +12,7 @@ from torch import Tensor
 
 from langdepth._version import __version__
 from langdepth.errors import CheckpointError, MissingCheckpointError, UsageError, first_line, is_memory_error, nearest
+from langdepth.evaluation.protocols import ScaleKind
 from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import ReadsWithClip, StandsOnClip, TakesPrompts, Trainable, require
@@ -34,6 +35,7 @@ def load(
     offline: bool | None = None,
     clip_weights: str | Path | None = None,
     prompts: Mapping[str, Any] | None = None,
+    depth_kind: ScaleKind | None = None,
 ) -> System:
     """A system with its weights, in eval mode.
 
@@ -43,7 +45,8 @@ def load(
     Args:
         name: A registry name ("tiny"), a ``.safetensors`` file, a folder that ``save_pretrained`` wrote, or a hub id
             "owner/name" or "owner/name@revision"; "module:Class" for a class of one's own, with weights
-            "module:Class@FILE.safetensors". A list of them gives the mean of all these systems, which may differ in
+            "module:Class@FILE.safetensors"; "transformers:NAME" or "transformers:FOLDER" for a depth model of that
+            library. A list of them gives the mean of all these systems, which may differ in
             network size but must all give metres.
         device: Where to put it (default: CPU).
         offline: Use only what the hub's cache holds; the default follows the environment variable HF_HUB_OFFLINE.
@@ -52,14 +55,21 @@ def load(
             systems with a small sentence encoder, what encodes sentences instead of it.
         prompts: Fields of ``langdepth.text.prompts.PromptSet`` that replace the system's own words, templates, bins or
             scenes.
+        depth_kind: What the numbers of a model of transformers are, where its kind does not decide it: "metric",
+            "relative" (depth up to a factor) or "disparity" (the larger the nearer).
 
     Raises:
         UsageError: For a name that is none of these.
         CheckpointError: For a file that is missing, damaged or does not fit.
     """
     if not isinstance(name, str | Path):
-        options: dict[str, Any] = {"offline": offline, "clip_weights": clip_weights, "prompts": prompts}
+        options: dict[str, Any] = {"clip_weights": clip_weights, "prompts": prompts, "depth_kind": depth_kind}
+        options["offline"] = offline
         return move(combine([load(one, **options) for one in name]).eval(), device)
+    if str(name).startswith(registry.TRANSFORMERS):
+        return move(_load_transformers(str(name), clip_weights, prompts, depth_kind).eval(), device)
+    if depth_kind is not None:
+        raise UsageError(f"'{name}' knows what its numbers are; leave the depth kind out")
     own, weights = _own_class(str(name))
     if _needs_no_file(str(name)):
         return move(_load_without_file(str(name), clip_weights, prompts).eval(), device)
@@ -102,6 +112,17 @@ def _load_without_file(name: str, clip_weights: str | Path | None, prompts: Mapp
     if isinstance(system, StandsOnClip) or clip_weights is not None or prompts:
         require(system, StandsOnClip).load_foundation(clip_weights, prompts)
     system.provenance |= {"weights": name, "sha256": None, "langdepth_version": __version__}
+    return system
+
+
+def _load_transformers(
+    name: str, clip_weights: str | Path | None, prompts: Mapping[str, Any] | None, depth_kind: ScaleKind | None
+) -> System:
+    from langdepth.systems.foreign import load_transformers
+
+    system = load_transformers(name.removeprefix(registry.TRANSFORMERS), depth_kind)
+    if clip_weights is not None or prompts:
+        require(system, StandsOnClip)
     return system
 
 

@@ -14,6 +14,10 @@ from langdepth.utils.files import file_stamp
 
 def system_stamp(name: str | Path) -> tuple[Any, ...]:
     """Changes when the name stands for other files or one of them is written again; a hub id is its own stamp."""
+    foreign = str(name).removeprefix(registry.TRANSFORMERS)
+    if foreign != str(name):
+        folder = Path(foreign).expanduser()
+        return (str(name), *map(file_stamp, sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])))
     cls, _, weights = str(name).partition("@")
     own = registry.OWN_CLASS.fullmatch(cls) is not None and not os.path.exists(name)
     if str(name) in registry.REGISTRY and not own:

@@ -1,4 +1,4 @@
-"""Models from elsewhere, so that evaluation can score them.
+"""Models from elsewhere as systems: depth models of ``transformers`` by name, and anything that predicts depth.
 
 A foreign model is anything with ``predict_depth`` and ``scale_kind``; ``Foreign(model, name)`` is then a system:
 
@@ -15,10 +15,7 @@ larger the nearer, and only the alignment "disparity" makes depth of it.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,17 +23,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from langdepth.config import to_mapping
 from langdepth.errors import LangdepthError, UsageError, first_line
 from langdepth.evaluation.protocols import ScaleKind
 from langdepth.records import DepthOutput, InputSpec
 from langdepth.systems.base import System
-from langdepth.systems.ensemble import combine
-from langdepth.text.cache import add_tensors
+from langdepth.systems.capabilities import Scene, Text
+from langdepth.systems.registry import TRANSFORMERS
 from langdepth.utils.network import hub_or_cache
-from langdepth.weights import checkpoint
 
-PREFIX = "transformers:"  # of the names of models of that library
+METRIC_MODELS = ("depth_pro", "glpn", "tipsv2_dpt", "zoedepth")  # by transformers' model_type
 
 
 class DepthModel(Protocol):
@@ -59,9 +54,9 @@ class Foreign(System):
         self.model = model
         self.name, self.scale_kind = name, model.scale_kind
 
-    def forward(
-        self, image: Tensor, text: list[str] | Tensor | None = None, scene: list[str] | None = None
-    ) -> DepthOutput:
+    def forward(self, image: Tensor, text: Text = None, scene: Scene = None) -> DepthOutput:
+        if text is not None:
+            raise UsageError(f"the system '{self.name}' takes no words; leave them out")
         return DepthOutput(depth=self.model.predict_depth(image))
 
     def inference_copy(self) -> Foreign:
@@ -89,16 +84,21 @@ class TransformersModel(nn.Module):
         return torch.stack([one["predicted_depth"] for one in found]).unsqueeze(1)
 
 
-def load_transformers(source: str, scale_kind: ScaleKind) -> Foreign:
+def load_transformers(source: str, scale_kind: ScaleKind | None = None) -> Foreign:
     """The depth model in a folder or under a hub name, saved by ``transformers`` as .safetensors.
 
-    Raises UsageError without that library, LangdepthError when the model cannot be loaded. Code that comes with a model
-    is not run.
+    Args:
+        source: The folder or the name.
+        scale_kind: What its numbers are; None where its kind of model decides that.
+
+    Raises:
+        UsageError: The library is not installed, or ``scale_kind`` is needed.
+        LangdepthError: The model cannot be loaded. Code that comes with a model is not run.
     """
     try:
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
     except ImportError:
-        raise UsageError("models of 'transformers' need that library: pip install transformers") from None
+        raise UsageError("models of 'transformers' need that library: pip install 'langdepth[hub]'") from None
     try:
         with nullcontext() if Path(source).exists() else hub_or_cache():
             network = AutoModelForDepthEstimation.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
@@ -107,30 +107,21 @@ def load_transformers(source: str, scale_kind: ScaleKind) -> Foreign:
         raise LangdepthError(
             f"{source}: no depth model of 'transformers' can be loaded here: {first_line(error)}"
         ) from None
-    return Foreign(TransformersModel(network.eval(), processor, scale_kind), f"{PREFIX}{source}")
+    name = f"{TRANSFORMERS}{source}"
+    kind = scale_kind or _known_kind(network.config)
+    if kind is None:
+        raise UsageError(f"'{name}': say what its numbers are: metric, relative or disparity (depth kind)")
+    system = Foreign(TransformersModel(network.eval(), processor, kind), name)
+    system.provenance |= {"weights": name, "source": source}
+    return system
 
 
-def load_system(
-    name: str | Sequence[str], clip_weights: str | None = None, depth_kind: ScaleKind | None = None
-) -> System:
-    """A system of ours or, under ``transformers:FOLDER``, one of that library; of several names their mean.
-
-    Raises UsageError for wrong options.
-    """
-    if not isinstance(name, str):
-        return combine([load_system(one, clip_weights, depth_kind) for one in name])
-    if name.startswith(PREFIX):
-        if depth_kind is None:
-            raise UsageError(f"'{name}': say what its numbers are: metric, relative or disparity (depth kind)")
-        return load_transformers(name.removeprefix(PREFIX), depth_kind)
-    if depth_kind is not None:
-        raise UsageError(f"'{name}' knows what its numbers are; leave the depth kind out")
-    return checkpoint.load(name, clip_weights=clip_weights)
-
-
-def fingerprint(system: System) -> str:
-    """Sixteen hex digits that change with the weights or the configuration."""
-    facts = [system.name, system.scale_kind, to_mapping(system.config)]
-    digest = hashlib.sha256(json.dumps(facts, default=str).encode())
-    add_tensors(digest, system.state_dict())
-    return digest.hexdigest()[:16]
+def _known_kind(config: Any) -> ScaleKind | None:
+    """What the numbers of a kind of model are; None where models of one kind differ and the file does not say."""
+    kind = getattr(config, "model_type", "")
+    if kind == "depth_anything":
+        return "metric" if getattr(config, "depth_estimation_type", "relative") == "metric" else "disparity"
+    if kind == "dpt":  # MiDaS's; with DINOv2 inside they are DINOv2's own, which give metres of NYU, KITTI or SUN RGB-D
+        backbone = getattr(getattr(config, "backbone_config", None), "model_type", "")
+        return None if backbone.startswith("dinov2") else "disparity"
+    return "metric" if kind in METRIC_MODELS else None

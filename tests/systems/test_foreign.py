@@ -1,0 +1,104 @@
+"""Depth models of ``transformers`` by name: their own pipeline's numbers, what these are, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from langdepth import cli
+from langdepth.errors import UsageError
+from langdepth.weights.checkpoint import load
+from langdepth.weights.stamps import system_stamp
+from tests.stand_ins import transformers_model
+
+KINDS = {"depth_anything": "disparity", "dpt": "disparity", "glpn": "metric", "zoedepth": "metric"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small model of each kind, and a photo."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    for kind in (*KINDS, "dpt_dinov2"):
+        transformers_model(kind, folder / kind)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)).save(folder / "photo.png")
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predict_gives_the_librarys_own_numbers(models: Path, tmp_path: Path, kind: str) -> None:
+    import transformers
+
+    system = ["--system", f"transformers:{models / kind}"]
+    assert cli.main(["predict", str(models / "photo.png"), *system, "--save", "npz", "--out", str(tmp_path)]) == 0
+    own = transformers.pipeline("depth-estimation", model=str(models / kind), device="cpu")
+    expected = own(Image.open(models / "photo.png"))["predicted_depth"].detach().numpy().reshape(50, 70)
+    with np.load(tmp_path / "photo.npz") as found:
+        assert np.array_equal(found["depth"], np.where(expected > 0, expected, 0))
+        assert f'"scale_kind": "{KINDS[kind]}"' in str(found["metadata"])
+
+
+def test_what_is_not_metres_is_not_written_as_metres(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["predict", str(models / "photo.png"), "--system", f"transformers:{models / 'dpt'}"]
+    assert cli.main([*arguments, "--save", "depth16,color", "--out", str(tmp_path)]) == 0
+    assert "; disparity " in capsys.readouterr().out
+    assert b'"unit": "relative"' in (tmp_path / "photo_depth.png").read_bytes()
+    for name, wanted in (("kitti16", "kitti16 holds metres"), ("ply", "ply holds depth")):
+        assert cli.main([*arguments, "--save", name, "--out", str(tmp_path / name)]) == 2
+        assert wanted in capsys.readouterr().err
+
+
+def test_near_is_bright_in_depth_and_in_disparity(tmp_path: Path) -> None:
+    from langdepth.prediction.results import DepthResult
+
+    depth = np.linspace(1, 9, 240, dtype=np.float32).reshape(1, -1).repeat(220, 0)
+    ends = []
+    for kind, values in (("relative", depth), ("disparity", 10 - depth)):
+        path = tmp_path / f"{kind}_color.png"
+        DepthResult(depth=values, valid=values > 0, system="x", unit="relative", scale_kind=kind).save(path)
+        pixels = np.asarray(Image.open(path))
+        ends.append((pixels[5, 3].tolist(), pixels[5, 236].tolist()))
+    assert np.abs(np.subtract(ends[0], ends[1])).max() <= 3
+
+
+def test_the_kind_is_asked_for_only_where_nobody_can_know_it(models: Path) -> None:
+    name = f"transformers:{models / 'dpt_dinov2'}"
+    with pytest.raises(UsageError, match="say what its numbers are"):
+        load(name)
+    assert load(name, depth_kind="metric").scale_kind == "metric"
+    assert load(f"transformers:{models / 'glpn'}", depth_kind="relative").scale_kind == "relative"
+    with pytest.raises(UsageError, match="knows what its numbers are; leave the depth kind out"):
+        load("tiny", depth_kind="metric")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clip_weights": "random"}, "uses no CLIP weights"),
+        ({"prompts": {"words": ["near", "far"]}}, "uses no CLIP weights"),
+    ],
+)
+def test_options_without_a_use_are_refused(models: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load(f"transformers:{models / 'glpn'}", **options)
+
+
+def test_words_are_refused(models: Path) -> None:
+    with pytest.raises(UsageError, match="takes no words"):
+        load(f"transformers:{models / 'glpn'}").predict(models / "photo.png", text="a kitchen")
+
+
+def test_a_changed_model_is_another_one(models: Path) -> None:
+    name = f"transformers:{models / 'glpn'}"
+    before = system_stamp(name)
+    assert system_stamp(name) == before
+    config = models / "glpn" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert system_stamp(name) != before
