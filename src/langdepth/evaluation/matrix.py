@@ -37,7 +37,7 @@ from langdepth.systems.base import System
 from langdepth.text.cache import add_tensors
 from langdepth.utils.files import locked
 from langdepth.utils.reading import read_text
-from langdepth.weights.checkpoint import load
+from langdepth.weights import checkpoint
 from langdepth.weights.stamps import module_stamp
 
 _MOST_BYTES = 100_000_000  # of a cell's report
@@ -318,7 +318,11 @@ def fingerprint(system: System) -> str:
 def _loaded(row: MatrixSystem) -> System | LangdepthError | None:
     """The row's system, or why there is none; None for finished predictions, which belong to a data set."""
     try:
-        return None if row.predictions else load(row.system, clip_weights=row.clip_weights, depth_kind=row.depth_kind)
+        return (
+            None
+            if row.predictions
+            else checkpoint.load(row.system, clip_weights=row.clip_weights, depth_kind=row.depth_kind)
+        )
     except Exception as error:
         return cause(error)
 
