@@ -173,7 +173,7 @@ def sources(system: System, root: Path) -> list[dict[str, Any]]:
             "kitti-eigen-garg" if outdoor else "nyu-eigen" if source.startswith("nyuv2") else "full"
         )
         dataset = open_dataset("folder", root, split=split, source=source)
-        report = evaluate(system, dataset, protocol, split=split, source=source, progress=False)
+        report = evaluate(system, dataset, protocol, progress=False)
         factor = statistics.median(scale_factor(system, dataset[index]) for index in range(len(dataset)))
         records.append(
             {

@@ -4,7 +4,7 @@
 
 RGBD: an indexed folder with a column `source`, whose folders have the sources' names. Each source is made a data set of
 its own, as a user would have it. Where its index has the split `val`, this is validated on; else the recipe's rule
-holds images back: whole scenes or, where there is only one, the last quarter of its images, a block of time. The start
+holds images out: whole scenes or, where there is only one, the last quarter of its images, a block of time. The start
 is the embedded model, evaluated before the first step. "best" is the epoch that did best on these same images, the
 start among them; "last" is the end of the run, which nothing has chosen.
 """
@@ -78,7 +78,7 @@ def fine_tune(options: argparse.Namespace, source: str, folder: Path) -> dict[st
         "last": last["numbers"]["abs_rel"],
         "steps": last["training"]["steps"],
         "best at step": best["training"]["steps"],
-        "held back": "split val" if has_val else f"{recipe['data']['hold_out']} of the images",
+        "held out": "split val" if has_val else f"{recipe['data']['hold_out']} of the images",
         "protocol": last["numbers"]["protocol"].partition(" ")[0],
         "seconds": seconds,
     }

@@ -234,9 +234,7 @@ def test_the_embedded_weights_learn_from_images_of_ones_own(command: Run, tmp_pa
     quick = ("--train.max_steps", 1, "--data.workers", 0, "--train.accelerator", "cpu")
     code, said, err = command("train", "--config", recipe, "--data.root", root, "--train.out", out, *quick)
     assert (code, without_few(err)) == (0, "")
-    assert re.match(
-        r"tiny: \d+ steps, learning from 6 images, validating on 2 \(0.25 of train held back\); cpu\n", said
-    )
+    assert re.match(r"tiny: \d+ steps, learning from 6 images, validating on 2 \(0.25 of train held out\); cpu\n", said)
     assert re.search(r"^step 0/\d+ evaluated on 2 images: ", said, re.MULTILINE)
     last = checkpoint.load(out / "last.safetensors").provenance
     tiny = registry.entry("tiny").weights

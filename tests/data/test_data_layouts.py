@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from langdepth.data.base import find_rows, open_dataset
-from langdepth.data.hold_out import group_name, held_back
+from langdepth.data.hold_out import group_name, held_out
 from langdepth.data.lists import shipped
 from langdepth.data.rows import Row
 from langdepth.data.sets import nyu
@@ -175,7 +175,7 @@ def test_lists_in_the_form_of_bts(kind: str, run: Run, tmp_path: Path, monkeypat
     report = json.loads(out.read_text())
     assert (report["images"], report["split"]) == (2, file.name)
     with pytest.warns(UserWarning, match="None"):
-        found = find_rows("nyu", place, pairs=file)
+        found = find_rows("nyu", place, list=file)
     assert [(row.key, row.path_rgb.resolve(), row.scene, row.scene_run, row.intrinsics) for row in found] == [
         (row.key, row.path_rgb.resolve(), row.scene, row.scene_run, row.intrinsics) for row in rows
     ]
@@ -208,8 +208,8 @@ def test_lists_of_kitti_have_two_roots(tmp_path: Path, monkeypatch: pytest.Monke
     file = tmp_path / "eigen_test_files_with_gt.txt"
     file.write_text("\n".join([*lines, "2011_09_26/2011_09_26_drive_0002_sync/image_02/data/0000000070.png None 1"]))
     images, depths = root / "kitti_raw_data", root / "kitti_ground_truth"
-    apart = find_rows("kitti", images, truth_root=depths, pairs=file)
-    whole = find_rows("kitti", root, pairs=file)
+    apart = find_rows("kitti", images, truth_root=depths, list=file)
+    whole = find_rows("kitti", root, list=file)
     for found in (apart, whole):
         assert keys(found) == keys(rows)
         assert [row.path_depth for row in found] == [row.path_depth for row in rows]
@@ -217,7 +217,7 @@ def test_lists_of_kitti_have_two_roots(tmp_path: Path, monkeypatch: pytest.Monke
     relative = tmp_path / "elsewhere" / "list.txt"
     relative.parent.mkdir()
     relative.write_text("\n".join(f"../kitti_raw_data/{line}" for line in lines))
-    assert keys(find_rows("kitti", images, truth_root=depths, pairs=relative)) == keys(rows)
+    assert keys(find_rows("kitti", images, truth_root=depths, list=relative)) == keys(rows)
 
 
 def test_wrong_lists_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,14 +230,14 @@ def test_wrong_lists_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ):
         file.write_text(content)
         with pytest.raises(LangdepthError, match=message) as caught:
-            find_rows("nyu", root, pairs=file)
+            find_rows("nyu", root, list=file)
         assert "\n" not in str(caught.value)
     with pytest.raises(LangdepthError, match=r"none\.txt: not readable as a list of pairs"):
-        find_rows("nyu", root, pairs=tmp_path / "none.txt")
+        find_rows("nyu", root, list=tmp_path / "none.txt")
     with pytest.raises(UsageError, match="leave the split 'test' out"):
-        find_rows("nyu", root, "test", pairs=file)
+        find_rows("nyu", root, "test", list=file)
     with pytest.raises(UsageError, match="takes no list file; those that do: kitti, nyu"):
-        find_rows("ibims1", root, pairs=file)
+        find_rows("ibims1", root, list=file)
 
 
 # Parts
@@ -270,7 +270,7 @@ def test_a_part_of_what_a_list_names_is_read_with_a_warning(tmp_path: Path, monk
     file.write_text("\n".join(bts_lines(rows)))
     rows[1].path_depth.unlink()
     with pytest.warns(UserWarning, match=r"1 of 2 pairs are missing: .*00111\.png; 50\.00% are there, and figures"):
-        assert len(find_rows("nyu", root, pairs=file)) == 1
+        assert len(find_rows("nyu", root, list=file)) == 1
 
 
 def test_a_missing_file_is_named_where_the_others_of_its_list_are(
@@ -282,7 +282,7 @@ def test_a_missing_file_is_named_where_the_others_of_its_list_are(
     file.write_text("\n".join(f"{row.key} {row.key.replace('rgb_', 'sync_depth_')[:-4]}.png" for row in reversed(rows)))
     rows[-1].path_rgb.unlink()
     with pytest.warns(UserWarning, match=rf"are missing: {re.escape(str(rows[-1].path_rgb))}"):
-        assert len(find_rows("nyu", root, pairs=file)) == 1
+        assert len(find_rows("nyu", root, list=file)) == 1
 
 
 # Holding back
@@ -292,37 +292,37 @@ def a_row(key: str, run: str = "", source: str = "") -> Row:
     return Row(key=key, path_rgb=Path(key), path_depth=Path(key), depth_scale=1, scene_run=run, source=source)
 
 
-def test_whole_groups_are_held_back_whatever_the_order() -> None:
+def test_whole_groups_are_held_out_whatever_the_order() -> None:
     rows = [a_row(f"{run}/{i}.png", run) for run in "abcdefgh" for i in range(5)]
-    held = held_back(rows, 0.3)
+    held = held_out(rows, 0.3)
     assert len(held) == 10
     groups = {group_name(rows[place]) for place in held}
     assert groups.isdisjoint(group_name(row) for place, row in enumerate(rows) if place not in held)
     turned = rows[::-1]
-    assert {turned[place].key for place in held_back(turned, 0.3)} == {rows[place].key for place in held}
+    assert {turned[place].key for place in held_out(turned, 0.3)} == {rows[place].key for place in held}
     needed = held[0]
-    assert needed not in held_back(rows, 0.3, [needed])
-    assert held_back(rows, 0.3, [needed])
+    assert needed not in held_out(rows, 0.3, [needed])
+    assert held_out(rows, 0.3, [needed])
 
 
 def test_the_share_is_kept_unless_every_group_is_larger() -> None:
     rows = [a_row(f"{i}.png", f"run {min(i // 3, 4)}") for i in range(20)]
-    assert 0 < len(held_back(rows, 0.25)) <= 5
-    assert len(held_back(rows, 0.01)) == 3  # the smallest group
+    assert 0 < len(held_out(rows, 0.25)) <= 5
+    assert len(held_out(rows, 0.01)) == 3  # the smallest group
 
 
 def test_what_cannot_be_divided_is_told() -> None:
     with pytest.raises(UsageError, match=r"data\.hold_out: .*data\.val_split"):
-        held_back([a_row("a/1.png")], 0.5)
+        held_out([a_row("a/1.png")], 0.5)
     with pytest.raises(UsageError, match="needed for learning"):
-        held_back([a_row("a/1.png"), a_row("b/1.png")], 0.5, [0, 1])
+        held_out([a_row("a/1.png"), a_row("b/1.png")], 0.5, [0, 1])
 
 
-def test_of_one_folder_the_last_images_are_held_back() -> None:
-    assert held_back([a_row(f"{i}.png") for i in range(10)], 0.2) == [8, 9]
+def test_of_one_folder_the_last_images_are_held_out() -> None:
+    assert held_out([a_row(f"{i}.png") for i in range(10)], 0.2) == [8, 9]
 
 
-def test_the_labelled_set_is_held_back_by_runs_without_a_test_image_between() -> None:
+def test_the_labelled_set_is_held_out_by_runs_without_a_test_image_between() -> None:
     test = {int(key[-9:-4]): key for key in shipped("nyu_test")}
     train_numbers = [number for number in range(1449) if number not in test]
     run_of = {number: nyu._run(f"kitchen/rgb_{number:05d}.jpg", "train") for number in train_numbers}
@@ -330,7 +330,7 @@ def test_the_labelled_set_is_held_back_by_runs_without_a_test_image_between() ->
     for one, other in pairwise(train_numbers):
         assert (run_of[one] == run_of[other]) == (other == one + 1)
     rows = [a_row(f"kitchen/rgb_{number:05d}.jpg", run_of[number]) for number in train_numbers]
-    held = held_back(rows, 0.1)
+    held = held_out(rows, 0.1)
     assert 60 <= len(held) <= 79
     numbers = {train_numbers[place] for place in held}
     assert not any(number + step in run_of and number + step not in numbers for number in numbers for step in (-1, 1))
@@ -350,7 +350,7 @@ def test_a_folder_without_splits_is_divided(tmp_path: Path) -> None:
 def test_a_named_split_or_list_goes_before_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = miniatures.nyu_sync(tmp_path, monkeypatch)
     section = read_recipe({"data": {"name": "nyu", "root": str(root), "train_split": "sync", "hold_out": 0.5}}).data
-    assert section.validation == "0.5 of sync held back"
+    assert section.validation == "0.5 of sync held out"
     assert [len(part) for part in open_sets(section)] == [1, 1]
     named = read_recipe(
         {"data": {"name": "nyu", "root": str(root), "train_split": "sync", "hold_out": 0.5, "val_split": "test"}}
@@ -365,7 +365,7 @@ def test_a_named_split_or_list_goes_before_a_share(tmp_path: Path, monkeypatch: 
     assert listed.validation == "list.txt"
 
 
-def test_shots_are_drawn_before_scenes_are_held_back(tmp_path: Path) -> None:
+def test_shots_are_drawn_before_scenes_are_held_out(tmp_path: Path) -> None:
     kinds = ("kitchen", "bedroom")
     rows = [{"split": "train", "scene": f"scene {i}", "scene_type": kinds[i % 2]} for i in range(8)]
     root = write_folder(tmp_path / "own", rows)
@@ -393,4 +393,4 @@ def test_the_first_process_alone_warns(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("RANK", "1")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(find_rows("nyu", root, pairs=file)) == 2
+        assert len(find_rows("nyu", root, list=file)) == 2

@@ -58,6 +58,8 @@ class Images:
 
     def __init__(self, *factors: float | None, size: tuple[int, int] = (48, 64)) -> None:
         self.factors, self.size = factors, size
+        self.split: str | None = None
+        self.part: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.factors)
@@ -86,7 +88,9 @@ def test_the_truth_scores_perfectly() -> None:
 
 
 def test_report_has_exactly_the_stated_keys(tmp_path: Path) -> None:
-    report = run(Images(1.1, 1.1), split="val", out=tmp_path / "deep" / "result.json")
+    dataset = Images(1.1, 1.1)
+    dataset.split = "val"
+    report = run(dataset, out=tmp_path / "deep" / "result.json")
     assert list(report) == KEYS
     assert report == json.loads((tmp_path / "deep" / "result.json").read_text())
     assert report["protocol"] == {"name": "full", "hash": FULL.hash, **FULL.switches()}
@@ -98,8 +102,9 @@ def test_report_has_exactly_the_stated_keys(tmp_path: Path) -> None:
 
 def test_part_of_a_data_set_is_named() -> None:
     dataset = Images(1, 1, 2)
-    assert run(dataset, source="lab")["dataset"] == "grey (source lab)"
-    report = run(dataset, source="lab", limit=2)
+    dataset.part = {"source": "lab"}
+    assert run(dataset)["dataset"] == "grey (source lab)"
+    report = run(dataset, limit=2)
     assert (report["dataset"], report["images"]) == ("grey (source lab, first 2)", 2)
     assert report["image_mean"]["abs_rel"] == pytest.approx(0, abs=1e-6)
     assert run(dataset, limit=99)["images"] == 3

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from langdepth.data.base import open_dataset
+from langdepth.data.choice import PairChoice
 from langdepth.data.tools.cache import write_cache
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.evaluation import protocols
@@ -233,7 +234,7 @@ def test_one_folder_of_maps_fits_a_tree_a_file_and_a_cache(tmp_path: Path, monke
     """Called as in the data set's own lists."""
     exported = miniatures.nyu_exported(tmp_path / "exported", monkeypatch)
     labelled = miniatures.nyu_labelled(tmp_path / "labelled", monkeypatch)
-    write_cache("nyu", exported, tmp_path / "frames", split="test")
+    write_cache("nyu", exported, tmp_path / "frames", PairChoice(split="test"))
     folder = tmp_path / "predictions"
     for sample in open_dataset("nyu", exported, "test"):
         path = folder / Path(sample.key).with_suffix(".npy")

@@ -39,7 +39,7 @@ def fresh_encoder(seed: int = 0) -> SentenceEncoder:
     return SentenceEncoder(VOCABULARY, FEATURES, width=16, max_words=8).eval()
 
 
-def held_back_cosine(encoder: SentenceEncoder, data: CaptionFeatures) -> float:
+def held_out_cosine(encoder: SentenceEncoder, data: CaptionFeatures) -> float:
     kept = report_captions(len(data.captions))
     with torch.no_grad():
         return float(F.cosine_similarity(encoder(encoder.tokenize(data.captions))[kept], data.features[kept]).mean())
@@ -103,13 +103,13 @@ def test_long_sentences_are_cut_at_the_limit() -> None:
 
 def test_distillation_improves_the_cosine_on_captions_it_never_saw() -> None:
     data, encoder = fake_captions(), fresh_encoder()
-    before = held_back_cosine(encoder, data)
+    before = held_out_cosine(encoder, data)
     report = distil(encoder, data, epochs=20, batch_size=16)
     assert before < 0.5
     assert report.cosine > 0.9
     assert report.cosine_centred > 0.6
     assert report.captions == 4
-    assert report.cosine == pytest.approx(held_back_cosine(encoder, data), abs=1e-6)
+    assert report.cosine == pytest.approx(held_out_cosine(encoder, data), abs=1e-6)
     assert not encoder.training
     assert not any(p.requires_grad for p in encoder.parameters())
 
@@ -129,7 +129,7 @@ def test_distillation_repeats_for_a_seed_and_leaves_the_callers_randomness_alone
     assert not torch.equal(weights(start=1, seed=0), weights(start=1, seed=1))
 
 
-def test_every_20th_caption_is_held_back() -> None:
+def test_every_20th_caption_is_held_out() -> None:
     assert torch.nonzero(report_captions(45)).flatten().tolist() == [0, 20, 40]
 
 

@@ -6,15 +6,22 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import wraps
+from dataclasses import dataclass, replace
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from langdepth.commands._parse import members, run
+from langdepth.commands._parse import members, require_use, run
+from langdepth.data.choice import PairChoice
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluation import protocols
 from langdepth.prediction.options import ColorScale, read_formats
 from langdepth.records import WithoutCaption
+
+if TYPE_CHECKING:
+    from langdepth.evaluation.predictions import Predictions
+    from langdepth.evaluation.saved import SaveMaps
+    from langdepth.systems.capabilities import DepthSystem
 
 EXAMPLE = """
 langdepth data sample rooms
@@ -47,24 +54,97 @@ def _with_switches(function: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What is evaluated: a system, or finished depth maps.
+
+    Args:
+        system: Registry name (see "langdepth systems"), .safetensors file, hub id owner/name, or transformers:NAME
+            (or :FOLDER) for a depth model of that library; without it tiny. Given several times, the mean of all of
+            them is scored.
+        clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
+            or the word random; without it open_clip downloads them.
+        depth_kind: What the numbers of a transformers model or of predictions are: metres, depth up to a factor, or
+            disparity (the larger the nearer; needs --alignment disparity). Without it the kind of model decides, and
+            predictions are metric.
+        predictions: Evaluate the finished depth maps in this folder instead of a system; docs/evaluate.md says how they
+            are found.
+        prediction_scale: Units of depth per stored unit of the predictions' 16-bit PNGs.
+
+    Raises:
+        UsageError: For options of the one that are given for the other.
+    """
+
+    system: list[str] | None = None
+    clip_weights: str | None = None
+    depth_kind: Literal["metric", "relative", "disparity"] | None = None
+    predictions: Path | None = None
+    prediction_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        finished = self.predictions is not None
+        advice = "is for systems, and --predictions evaluates finished depth maps; leave one out"
+        require_use(not finished, advice, system=self.system, clip_weights=self.clip_weights)
+        advice = "is for --predictions; systems state their own unit"
+        require_use(finished, advice, prediction_scale=self.prediction_scale)
+
+    def load(self, root: Path) -> DepthSystem | Predictions:
+        """The system, or the maps of the images below ``root``."""
+        from langdepth.evaluation.predictions import Predictions
+        from langdepth.weights.checkpoint import load
+
+        if self.predictions is not None:
+            return Predictions(self.predictions, root, self.depth_kind or "metric", self.prediction_scale)
+        names = members(self.system)
+        if sys.stderr.isatty():
+            print(f"loading {', '.join(names)}", file=sys.stderr)
+        return load(names, clip_weights=self.clip_weights, depth_kind=self.depth_kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapOptions:
+    """Which maps are kept, and their colors.
+
+    Args:
+        save: What to keep of each image, with commas: the formats of predict (depth16, kitti16, npy, npz, color, ply)
+            for the depth map as evaluated, and error (PNG of |prediction - target| / target); with --save-dir alone
+            depth16,color,error.
+        save_dir: Folder for them; without it RESULT_maps beside the report. --predictions takes it.
+        range: NEAR,FAR in metres, for example 0,10: the depths that the first and the last color stand for in saved
+            color maps and in the sheet; without it each image has its own.
+        colormap: Name of a matplotlib color map for them; without it magma_r, near bright and far dark.
+    """
+
+    save: str | None = None
+    save_dir: Path | None = None
+    range: str | None = None
+    colormap: str | None = None
+
+    @cached_property
+    def colors(self) -> ColorScale:
+        """What ``range`` and ``colormap`` state. Raises UsageError."""
+        return ColorScale.from_text(self.range, self.colormap)
+
+    def maps(self, report: Path) -> SaveMaps | None:
+        """What is kept of an evaluation with this report, or None."""
+        from langdepth.evaluation.saved import FORMATS, SaveMaps
+
+        if self.save is None and self.save_dir is None:
+            return None
+        formats = read_formats("depth16,color,error" if self.save is None else self.save, FORMATS)
+        folder = report.with_name(f"{report.stem}_maps") if self.save_dir is None else self.save_dir
+        return SaveMaps(folder=folder, formats=formats, colors=self.colors)
+
+
 def evaluate(
     *,
     root: Path,
     out: Path,
     html: Path | None = None,
-    save: str | None = None,
-    save_dir: Path | None = None,
-    range: str | None = None,
-    colormap: str | None = None,
-    system: list[str] | None = None,
-    clip_weights: str | None = None,
-    depth_kind: Literal["metric", "relative", "disparity"] | None = None,
-    predictions: Path | None = None,
-    prediction_scale: float | None = None,
+    kept: MapOptions,
+    evaluated: Evaluated,
     data: str = "folder",
-    split: str | None = None,
-    list: Path | None = None,
-    truth_root: Path | None = None,
+    choice: PairChoice,
     source: str | None = None,
     limit: int | None = None,
     captions: Path | None = None,
@@ -86,29 +166,11 @@ def evaluate(
         root: Folder of the data set.
         out: The report to write, for example result.json.
         html: Write the report there, too, as one page with images, for example result.html.
-        save: What to keep of each image, with commas: the formats of predict (depth16, kitti16, npy, npz, color, ply)
-            for the depth map as evaluated, and error (PNG of |prediction - target| / target); with --save-dir alone
-            depth16,color,error.
-        save_dir: Folder for them; without it RESULT_maps beside the report. --predictions takes it.
-        range: NEAR,FAR in metres, for example 0,10: the depths that the first and the last color stand for in saved
-            color maps and in the sheet; without it each image has its own.
-        colormap: Name of a matplotlib color map for them; without it magma_r, near bright and far dark.
-        system: Registry name (see "langdepth systems"), .safetensors file, hub id owner/name, or transformers:NAME
-            (or :FOLDER) for a depth model of that library; without it tiny. Given several times, the mean of all of
-            them is scored.
-        clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
-            or the word random; without it open_clip downloads them.
-        depth_kind: What the numbers of a transformers model or of predictions are: metres, depth up to a factor, or
-            disparity (the larger the nearer; needs --alignment disparity). Without it the kind of model decides, and
-            predictions are metric.
-        predictions: Evaluate the finished depth maps in this folder instead of a system; docs/evaluate.md says how they
-            are found.
-        prediction_scale: Units of depth per stored unit of the predictions' 16-bit PNGs.
+        kept: Which maps are kept.
+        evaluated: What is evaluated.
         data: Which data set (see "langdepth data list"); folder is a folder with an index.csv.
+        choice: Which pairs of it.
         split: Which split of it; without one, the data set's own for evaluation, and of a folder everything.
-        list: Read the pairs of this list file instead of a split (image, depth, focal length, a line each, as BTS has
-            them).
-        truth_root: Folder of the ground truth, where it lies in a tree of its own.
         source: Keep the rows of one source.
         limit: Evaluate the first images only, this many.
         captions: Captions with CLIP features, for systems that read them (wordepth): a packed folder (langdepth data
@@ -124,54 +186,26 @@ def evaluate(
         dtype: Precision of the network.
         batch_size: How many images of one size go through the network at once.
     """
-    for option, given in (("--system", system), ("--clip-weights", clip_weights)):
-        if predictions is not None and given is not None:
-            raise UsageError(f"{option} is for systems, and --predictions evaluates finished depth maps; leave one out")
-    if predictions is None and prediction_scale is not None:
-        raise UsageError("--prediction-scale is for --predictions; systems state their own unit")
-
     from langdepth.data.base import layout, open_dataset
 
     card = layout(data).CARD
-    split = split if list is not None else split or card.split
+    if choice.list is None:
+        choice = replace(choice, split=choice.split or card.split)
     rules = protocols.get(protocol or card.protocol).override(**switches)
-    colors = ColorScale.from_text(range, colormap)
+    colors = kept.colors
     _check_writable(out, "--out", ".json")
     if html is not None:
         _check_writable(html, "--html", ".html")
 
     from langdepth.evaluation.evaluate import evaluate as run_evaluation
-    from langdepth.evaluation.predictions import Predictions
-    from langdepth.evaluation.saved import FORMATS, SaveMaps
-    from langdepth.weights.checkpoint import load
 
-    maps = None
-    if save is not None or save_dir is not None:
-        formats = read_formats("depth16,color,error" if save is None else save, FORMATS)
-        folder = out.with_name(f"{out.stem}_maps") if save_dir is None else save_dir
-        maps = SaveMaps(folder=folder, formats=formats, colors=colors)
-    dataset = open_dataset(
-        data,
-        root,
-        split,
-        source,
-        captions=captions,
-        without_caption=without_caption,
-        trust_unit=trust_unit,
-        truth_root=truth_root,
-        pairs=list,
-    )
-    if predictions is None and sys.stderr.isatty():
-        print(f"loading {', '.join(members(system))}", file=sys.stderr)
+    maps = kept.maps(out)
+    words: dict[str, Any] = {"captions": captions, "without_caption": without_caption}
+    dataset = open_dataset(data, root, source=source, trust_unit=trust_unit, **words, **vars(choice))
     report = run_evaluation(
-        load(members(system), clip_weights=clip_weights, depth_kind=depth_kind)
-        if predictions is None
-        else Predictions(predictions, root, depth_kind or "metric", prediction_scale),
+        evaluated.load(root),
         dataset,
         rules,
-        split=split if list is None else list.name,
-        source=source,
-        captions=captions,
         overlay=overlay,
         limit=limit,
         out=out,

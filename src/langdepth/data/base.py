@@ -158,8 +158,8 @@ def find_rows(
     split: str | None = None,
     problems: list[LangdepthError] | None = None,
     *,
+    list: str | Path | None = None,
     truth_root: str | Path | None = None,
-    pairs: str | Path | None = None,
 ) -> list[Row]:
     """The rows of the data set ``name`` below ``root``, see ``Layout.rows``.
 
@@ -168,8 +168,8 @@ def find_rows(
         root: Its folder.
         split: Only this split.
         problems: Where errors about single rows are appended, instead of being raised.
+        list: A list file that says which pairs are read, instead of a split (data/pairs.py).
         truth_root: The folder of the ground truth, if it is another one.
-        pairs: A list file that says which pairs are read, instead of a split (data/pairs.py).
 
     Raises:
         UsageError: A split that the set does not have, a list beside a split, or one for a set that takes none.
@@ -182,16 +182,16 @@ def find_rows(
         if folder is not None and not Path(folder).is_dir():
             raise LangdepthError(f"{folder}: no such folder")
     truth = None if truth_root is None else Path(truth_root)
-    if pairs is None:
+    if list is None:
         return source.rows(Search(Path(root), split, problems, truth))
     if split is not None:
-        raise UsageError(f"{pairs}: a list says which pairs are read; leave the split '{split}' out")
+        raise UsageError(f"{list}: a list says which pairs are read; leave the split '{split}' out")
     rules: ListRules | None = getattr(source, "LISTS", None)
     if rules is None:
         takers = ", ".join(known for known in DATASETS if hasattr(layout(known), "LISTS"))
-        raise UsageError(f"{pairs}: the data set {name} takes no list file; those that do: {takers}")
-    found = listed_rows(Path(pairs), rules, Path(root), truth)
-    return present(found, f"{pairs} below {root}", problems, counted=False)
+        raise UsageError(f"{list}: the data set {name} takes no list file; those that do: {takers}")
+    found = listed_rows(Path(list), rules, Path(root), truth)
+    return present(found, f"{list} below {root}", problems, counted=False)
 
 
 def first_layout(card: DatasetCard, search: Search, *readers: Reader, folders: Sequence[str] = ("",)) -> list[Row]:
@@ -238,20 +238,20 @@ def open_dataset(
     captions: str | Path | Captions | None = None,
     without_caption: WithoutCaption = "stop",
     trust_unit: bool = False,
+    list: str | Path | None = None,
     truth_root: str | Path | None = None,
-    pairs: str | Path | None = None,
 ) -> RowDataset:
     """The data set ``name`` below ``root``; ``split`` and ``source`` keep the matching images only.
 
     ``captions``, ``without_caption``: see ``RowDataset``. ``trust_unit``: take depth as it is, even where its unit
-    looks wrong or it cannot be, see ``data.truth``. ``truth_root``, ``pairs``: see ``find_rows``. Warns of splits that
+    looks wrong or it cannot be, see ``data.truth``. ``list``, ``truth_root``: see ``find_rows``. Warns of splits that
     have fewer pairs than the official ones. Raises LangdepthError for data that is missing, still being prepared or of
     a wrong unit, UsageError for a choice that keeps nothing.
     """
     stopped = unfinished(Path(root))
     if stopped is not None:
         raise LangdepthError(stopped)
-    rows = find_rows(name, root, split, truth_root=truth_root, pairs=pairs)
+    rows = find_rows(name, root, split, list=list, truth_root=truth_root)
     if first_process():
         for line in split_counts(layout(name).CARD, rows, split):
             advice = (
@@ -268,7 +268,11 @@ def open_dataset(
         suspicion = wrong_unit(card, rows)
         if suspicion:
             raise LangdepthError(f"{root}: {suspicion}; {TRUST}")
-    return RowDataset(name, rows, captions, without_caption, None if trust_unit else partial(impossible_depth, card))
+    dataset = RowDataset(name, rows, captions, without_caption, None if trust_unit else partial(impossible_depth, card))
+    dataset.split = split if list is None else Path(list).name
+    named = {"source": source, "captions": captions if isinstance(captions, str | Path) else None}
+    dataset.part = {what: str(value) for what, value in named.items() if value is not None}
+    return dataset
 
 
 def split_counts(card: DatasetCard, rows: list[Row], split: str | None = None) -> list[str]:

@@ -297,6 +297,10 @@ class RowDataset:
     ) -> None:
         self.name = name
         self.rows = rows
+        self.split: str | None = None
+        """What reports call the split."""
+        self.part: dict[str, str] = {}
+        """What else these images were chosen by, such as {"source": "kitchen"}, for reports."""
         self.doubt = doubt
         self.captions: Captions | None = None
         if captions is not None:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,6 @@ def evaluate(
     dataset: DepthDataset,
     protocol: Protocol,
     *,
-    split: str | None = None,
-    source: str | None = None,
-    captions: str | Path | None = None,
     overlay: str | Path | None = None,
     limit: int | None = None,
     out: str | Path | None = None,
@@ -69,11 +67,9 @@ def evaluate(
 
     Args:
         system: A system, or finished predictions, of which every image needs one.
-        dataset: Its images with ground truth.
+        dataset: Its images with ground truth. Where it has ``split`` and ``part`` (see ``RowDataset``), the report
+            states them.
         protocol: The rules.
-        split: What the data set was opened with, for the report; so are ``source`` and ``captions``.
-        source: See ``split``.
-        captions: See ``split``.
         overlay: Folder of the overlays for systems that take one, see ``data.overlays.with_overlays``.
         limit: Evaluate the first images only.
         out: Where to write the report (JSON), with ``<stem>_error_by_range.png`` and ``<stem>_sheet.png`` beside it.
@@ -102,6 +98,48 @@ def evaluate(
             raise UsageError(f"{name} must be a whole number of at least 1, got {number}")
     out, html = (None if path is None else Path(path) for path in (out, html))
     require_own_report(out, html)
+    task = _task(system, dataset, protocol, limit, overlay, device)
+    start = time.monotonic()
+    run = _Pass(task, dtype, batch_size, sheet=out is not None or html is not None)
+    run.do(save, progress)
+    tally, table = run.tally, run.tally.table()
+    if not len(table):
+        raise LangdepthError(f"none of the {task.count} images of '{dataset.name}' is usable, see the lines above")
+    for doubt in run.plausibility.doubts() if progress and run.rank == 0 else ():
+        warnings.warn(f"{system.name}: {doubt}", stacklevel=2)
+    report = {**_report(task, tally), "seconds": round(time.monotonic() - start, 3)}
+    rows = [] if run.sheet is None else run.sheet.gather(table)
+    if run.rank == 0 and out is not None:
+        write_report(report, tally, rows, out, colors)
+    if run.rank == 0 and html is not None:
+        write_html(report, tally, rows, html, colors)
+    return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What is evaluated: the first ``count`` images; ``steps`` is what of the protocol is left to do.
+
+    facts: what the report says of system and data.
+    """
+
+    system: DepthSystem | Predictions
+    dataset: DepthDataset
+    protocol: Protocol
+    steps: Protocol
+    count: int
+    facts: dict[str, Any]
+
+
+def _task(
+    system: DepthSystem | Predictions,
+    dataset: DepthDataset,
+    protocol: Protocol,
+    limit: int | None,
+    overlay: str | Path | None,
+    device: str | torch.device | None,
+) -> _Task:
+    """The arguments of ``evaluate``, ready for the pass. Raises UsageError for what does not go together."""
     count = min(len(dataset), limit or len(dataset))
     if count == 0:
         raise LangdepthError(f"'{dataset.name}' has no images")
@@ -119,64 +157,53 @@ def evaluate(
             dataset = copy.copy(dataset)
             dataset.rows = with_overlays(dataset.rows[:count], system, overlay)
     require_comparable(system, steps)
-    facts = _facts(system, dataset, split, source, captions, limit)
-    start = time.monotonic()
-    run = _Pass(system, dataset, protocol, steps, dtype, count, batch_size)
-    run.sheet = Sheet() if out is not None or html is not None else None
-    run.do(save, facts, progress)
-    tally, table = run.tally, run.tally.table()
-    if not len(table):
-        raise LangdepthError(f"none of the {count} images of '{dataset.name}' is usable, see the lines above")
-    for doubt in run.plausibility.doubts() if progress and run.rank == 0 else ():
-        warnings.warn(f"{system.name}: {doubt}", stacklevel=2)
-    numbers = tally.report(protocol.extra_metrics)
-    report = {
-        **facts,
+    facts = _facts(system, dataset, limit)
+    return _Task(system=system, dataset=dataset, protocol=protocol, steps=steps, count=count, facts=facts)
+
+
+def _facts(system: DepthSystem | Predictions, dataset: DepthDataset, limit: int | None) -> dict[str, Any]:
+    weights = None if isinstance(system, Predictions) else system.provenance.get("weights")
+    part = {**getattr(dataset, "part", {}), **({} if limit is None else {"first": limit})}
+    words = ", ".join(f"{name} {value}" for name, value in part.items())
+    facts: dict[str, Any] = {
+        "system": f"{system.name} ({weights})" if weights and weights != system.name else system.name,
+        "dataset": f"{dataset.name} ({words})" if words else dataset.name,
+        "split": getattr(dataset, "split", None),
+    }
+    return facts | ({"members": system.provenance["members"]} if isinstance(system, HasMembers) else {})
+
+
+def _report(task: _Task, tally: Tally) -> dict[str, Any]:
+    protocol, numbers = task.protocol, tally.report(task.protocol.extra_metrics)
+    return {
+        **task.facts,
         "images": numbers.pop("images"),
         "skipped": numbers.pop("skipped"),
         "protocol": {"name": protocol.name, "hash": protocol.hash, **protocol.switches()},
         **numbers,
-        "seconds": round(time.monotonic() - start, 3),
     }
-    rows = [] if run.sheet is None else run.sheet.gather(table)
-    if run.rank == 0 and out is not None:
-        write_report(report, tally, rows, out, colors)
-    if run.rank == 0 and html is not None:
-        write_html(report, tally, rows, html, colors)
-    return report
 
 
 class _Pass:
     """The pass over the images that falls to this process."""
 
-    def __init__(
-        self,
-        system: DepthSystem | Predictions,
-        dataset: DepthDataset,
-        protocol: Protocol,
-        steps: Protocol,
-        dtype: str,
-        count: int,
-        batch_size: int,
-    ) -> None:
-        """``steps``: what of the protocol is left to do."""
-        self.system, self.dataset, self.protocol, self.steps, self.dtype = system, dataset, protocol, steps, dtype
-        self.count, self.batch_size = count, batch_size
+    def __init__(self, task: _Task, dtype: str, batch_size: int, sheet: bool) -> None:
+        self.task, self.dtype, self.batch_size = task, dtype, batch_size
         self.rank, self.processes = rank_and_count()
-        self.indices = [index for index in range(count) if index // batch_size % self.processes == self.rank]
-        self.plausibility = Plausibility(system.scale_kind, protocol.alignment)
+        self.indices = [index for index in range(task.count) if index // batch_size % self.processes == self.rank]
+        self.plausibility = Plausibility(task.system.scale_kind, task.protocol.alignment)
         self.tally = Tally()
-        self.sheet: Sheet | None = None
+        self.sheet = Sheet() if sheet else None
         self.missing: list[tuple[str, str]] = []
         """Images without prediction, each with the reason."""
 
-    def do(self, save: SaveMaps | None, facts: dict[str, Any], progress: bool) -> None:
+    def do(self, save: SaveMaps | None, progress: bool) -> None:
         """Evaluate all images; afterwards the tally is that of all processes. Raises what went wrong in one of them."""
         failure: Exception | None = None
-        store = None
+        store, task = None, self.task
         try:
             with (
-                nullcontext() if save is None else MapStore(save, self.dataset, self.protocol, facts) as store,
+                nullcontext() if save is None else MapStore(save, task.dataset, task.protocol, task.facts) as store,
                 closing(_Progress(len(self.indices), shown=progress and self.rank == 0)) as bar,
             ):
                 for batch in _batches(self._usable(bar), self.batch_size):
@@ -191,24 +218,25 @@ class _Pass:
         except Exception as error:
             failure = error  # raised when the other processes know; they would wait for this one
         self._raise_together(failure)
-        self.tally.gather(self.count)
+        self.tally.gather(task.count)
         if self.rank == 0 and store is not None and len(self.tally.table()):
             store.complete()
 
     def _usable(self, bar: _Progress) -> Iterator[tuple[int, Sample]]:
-        for index, sample in _read_ahead(self.dataset, self.indices):
+        system = self.task.system
+        for index, sample in _read_ahead(self.task.dataset, self.indices):
             bar.advance()
             if isinstance(sample, ImageError):
                 bar.say(f"skipped: {sample}")
                 self.tally.skip(index)
-            elif isinstance(self.system, Predictions) and self.system.find(sample) is None:
-                self.missing.append((sample.path, self.system.why_missing(sample)))
+            elif isinstance(system, Predictions) and system.find(sample) is None:
+                self.missing.append((sample.path, system.why_missing(sample)))
             else:
                 yield index, sample
 
     def _add(self, batch: list[tuple[int, Sample]], store: MapStore | None, bar: _Progress) -> None:
         indices, samples = [index for index, _ in batch], [sample for _, sample in batch]
-        evaluated = evaluate_batch(self.system, samples, self.steps, self.dtype)
+        evaluated = evaluate_batch(self.task.system, samples, self.task.steps, self.dtype)
         for raw, target, valid in zip(evaluated.raw, evaluated.target, evaluated.valid, strict=True):
             self.plausibility.add(raw[valid].numpy(), target[valid].numpy())
         records = self.tally.add(indices, samples, evaluated)
@@ -218,7 +246,7 @@ class _Pass:
             self.sheet.add(records, samples, evaluated)
         for sample, pixels in zip(samples, records["sums"][..., 0].sum(1), strict=True):
             if not pixels:
-                bar.say(f"skipped: {sample.path}: {too_few_pixels(self.protocol)}")
+                bar.say(f"skipped: {sample.path}: {too_few_pixels(self.task.protocol)}")
 
     def _raise_together(self, failure: Exception | None) -> None:
         """Raise, in every process, what went wrong in one of them."""
@@ -233,29 +261,9 @@ class _Pass:
         if missing:
             images, reasons = zip(*missing, strict=True)
             raise LangdepthError(
-                f"{self.system.name}: {len(missing)} of {self.count} images have no prediction: {first_few(images)}; "
-                f"{reasons[0]}"
+                f"{self.task.system.name}: {len(missing)} of {self.task.count} images have no prediction: "
+                f"{first_few(images)}; {reasons[0]}"
             )
-
-
-def _facts(
-    system: DepthSystem | Predictions,
-    dataset: DepthDataset,
-    split: str | None,
-    source: str | None,
-    captions: str | Path | None,
-    limit: int | None,
-) -> dict[str, Any]:
-    """What the report says of system and data."""
-    weights = None if isinstance(system, Predictions) else system.provenance.get("weights")
-    parts = (("source", source), ("captions", captions), ("first", limit))
-    part = [f"{name} {value}" for name, value in parts if value is not None]
-    facts: dict[str, Any] = {
-        "system": f"{system.name} ({weights})" if weights and weights != system.name else system.name,
-        "dataset": f"{dataset.name} ({', '.join(part)})" if part else dataset.name,
-        "split": split,
-    }
-    return facts | ({"members": system.provenance["members"]} if isinstance(system, HasMembers) else {})
 
 
 class _Progress:

@@ -21,6 +21,7 @@ from typing import Any
 from langdepth._version import __version__
 from langdepth.config import from_mapping, load_yaml, to_mapping
 from langdepth.data.base import layout, open_dataset
+from langdepth.data.choice import PairChoice
 from langdepth.data.overlays import with_overlays
 from langdepth.data.rows import RowDataset, made_of
 from langdepth.errors import LangdepthError, UsageError
@@ -62,11 +63,10 @@ class MatrixSystem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatrixData:
+class MatrixData(PairChoice):
     """A data set and the protocols it is evaluated under; without any, its own.
 
-    ``list``: a list file whose pairs are read instead of a split. ``truth_root``: the folder of the ground truth, where
-    it lies in a tree of its own. ``captions``: packed captions, for the systems that read words per image; the others
+    ``captions``: packed captions, for the systems that read words per image; the others
     get the images alone. ``overlay``: folder of overlays, for the systems that take one.
     ``trust_unit``: take depth as it is, even where its unit looks wrong.
     """
@@ -74,9 +74,6 @@ class MatrixData:
     root: Path
     data: str = "folder"
     name: str = ""
-    split: str | None = None
-    list: Path | None = None
-    truth_root: Path | None = None
     source: str | None = None
     limit: int | None = None
     captions: Path | None = None
@@ -94,7 +91,7 @@ class MatrixData:
     @property
     def kept(self) -> str | None:
         """The split that is evaluated."""
-        return self.list.name if self.list is not None else self.split or layout(self.data).CARD.split
+        return self.shown or layout(self.data).CARD.split
 
     def open(self, captions: Path | None) -> RowDataset | LangdepthError:
         """The data set with these captions, or why there is none."""
@@ -107,8 +104,8 @@ class MatrixData:
                 captions=captions,
                 without_caption=self.without_caption,
                 trust_unit=self.trust_unit,
+                list=self.list,
                 truth_root=self.truth_root,
-                pairs=self.list,
             )
         except Exception as error:
             return cause(error)
@@ -223,9 +220,6 @@ class Cell:
             self.system,
             dataset,
             self.protocol,
-            split=data.kept,
-            source=data.source,
-            captions=self.captions,
             limit=data.limit,
             html=place.with_name(f"{place.name}.html"),
             **options,

@@ -97,14 +97,7 @@ class Validation(Callback):
             if trainer.world_size > 1:  # running statistics are each process's own; those of the first are saved
                 for buffer in module.buffers():
                     distributed.broadcast(buffer, src=0)
-            report = evaluate(
-                module.evaluated,
-                self.dataset,
-                self.protocol,
-                split=self.recipe.data.validation,
-                source=self.recipe.data.val_source,
-                progress=sys.stderr.isatty(),
-            )
+            report = evaluate(module.evaluated, self.dataset, self.protocol, progress=sys.stderr.isatty())
             step = trainer.global_step
             means = report["image_mean"]
             for logger in trainer.loggers:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from langdepth.commands.data._progress import progress_bar
+from langdepth.data.choice import PairChoice
 from langdepth.errors import LangdepthError, UsageError, nearest, one_line
 from langdepth.utils.tables import columns
 
@@ -108,9 +109,7 @@ def check(
     name: str,
     *,
     root: Path | None = None,
-    split: str | None = None,
-    list: Path | None = None,
-    truth_root: Path | None = None,
+    choice: PairChoice,
     json: bool = False,
 ) -> int:
     """Read every image and depth map of a data set, and report what is missing, damaged or at odds with its card.
@@ -121,9 +120,7 @@ def check(
     Args:
         name: Which data set, see "langdepth data list"; or a folder with an index.csv, then without --root.
         root: Folder of the data set.
-        split: Check only this split.
-        list: Check the pairs of this list file instead (image, depth, focal length, a line each, as BTS has them).
-        truth_root: Folder of the ground truth, where it lies in a tree of its own.
+        choice: Which pairs.
         json: Print the report as JSON.
     """
     from tqdm import tqdm
@@ -132,7 +129,7 @@ def check(
 
     with tqdm(unit="pair", disable=not sys.stderr.isatty(), leave=False) as bar:
         place = _name_and_root(name, root)
-        report = check_dataset(*place, split, progress=bar.update, truth_root=truth_root, pairs=list)
+        report = check_dataset(*place, choice, progress=bar.update)
     count = len(report.problems)
     if json:
         print(jsonlib.dumps(as_json(report), indent=2))
@@ -148,9 +145,7 @@ def cache(
     *,
     root: Path,
     out: Path,
-    split: str | None = None,
-    list: Path | None = None,
-    truth_root: Path | None = None,
+    choice: PairChoice,
     frame: Literal["stored", "kb"] = "stored",
     trust_unit: bool = False,
 ) -> int:
@@ -164,26 +159,14 @@ def cache(
         name: Which data set, see "langdepth data list".
         root: Folder of the data set.
         out: Folder to fill; an image of 640x480 takes 1.5 MB.
-        split: Only this split.
-        list: The pairs of this list file instead.
-        truth_root: Folder of the ground truth, where it lies in a tree of its own.
+        choice: Which pairs.
         frame: What is kept of an image; "kb" is the KITTI benchmark's bottom 352 rows and middle 1216 columns.
         trust_unit: Take depth as it is, even where its unit looks wrong.
     """
     from langdepth.data.tools.cache import write_cache
 
     with progress_bar("pair") as progress:
-        written = write_cache(
-            name,
-            root,
-            out,
-            split=split,
-            frame=frame,
-            trust_unit=trust_unit,
-            truth_root=truth_root,
-            listed=list,
-            progress=progress,
-        )
+        written = write_cache(name, root, out, choice, frame=frame, trust_unit=trust_unit, progress=progress)
     for error in written.errors:
         print(f"left out: {error}")
     print(f"{written.frames} frames in {out}, {written.added} of them new; use it as the data set cache")
@@ -195,9 +178,7 @@ def show(
     *,
     out: Path,
     root: Path | None = None,
-    split: str | None = None,
-    list: Path | None = None,
-    truth_root: Path | None = None,
+    choice: PairChoice,
     count: int = 8,
 ) -> None:
     """Draw a contact sheet: images from all over a data set, each with its depth and a legend in metres.
@@ -206,9 +187,7 @@ def show(
         name: Which data set, see "langdepth data list"; or a folder with an index.csv, then without --root.
         out: Image to write, for example sheet.png.
         root: Folder of the data set.
-        split: Only this split.
-        list: The pairs of this list file instead.
-        truth_root: Folder of the ground truth, where it lies in a tree of its own.
+        choice: Which pairs.
         count: How many images.
     """
     from langdepth.data.base import find_rows
@@ -217,7 +196,7 @@ def show(
     if count < 1:
         raise UsageError(f"--count must be at least 1, got {count}")
     dataset, place = _name_and_root(name, root)
-    shown = write_sheet(find_rows(dataset, place, split, truth_root=truth_root, pairs=list), out, count)
+    shown = write_sheet(find_rows(dataset, place, **vars(choice)), out, count)
     print(f"{shown} images in {out}")
 
 

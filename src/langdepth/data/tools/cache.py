@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from langdepth.data.base import open_dataset
+from langdepth.data.choice import ALL, PairChoice
 from langdepth.data.rows import Doubt, Metres, Row, made_of, read_pair, true_edges
 from langdepth.data.sets.frame_cache import FORMAT, INDEX, PARTIAL, PARTS, CachedFrame, read_index
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
@@ -45,12 +46,10 @@ def write_cache(
     name: str,
     root: str | Path,
     out: str | Path,
+    choice: PairChoice = ALL,
     *,
-    split: str | None = None,
     frame: CachedPart = "stored",
     trust_unit: bool = False,
-    truth_root: str | Path | None = None,
-    listed: str | Path | None = None,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> CacheSummary:
     """Cache the pairs of a data set in a folder. What an earlier run has cached of the same pairs, as they are, stays.
@@ -59,11 +58,9 @@ def write_cache(
         name: Of the data set.
         root: Its folder.
         out: The folder of the cache.
-        split: Only this split.
+        choice: Only these pairs.
         frame: "stored" or "kb", the KITTI benchmark's bottom 352 rows and middle 1216 columns.
         trust_unit: See ``data.base.open_dataset``.
-        truth_root: Where the ground truth lies, see ``data.base.find_rows``.
-        listed: A list file that says which pairs are read.
         progress: Called after each pair, with how many are done and how many there are.
 
     Raises:
@@ -72,18 +69,17 @@ def write_cache(
     """
     if frame not in get_args(CachedPart):
         raise UsageError(f"unknown frame '{frame}': {nearest(frame, get_args(CachedPart))}")
-    opened = open_dataset(name, root, split, trust_unit=trust_unit, truth_root=truth_root, pairs=listed)
+    opened = open_dataset(name, root, trust_unit=trust_unit, **vars(choice))
     overlaid = next((row for row in opened.rows if row.path_overlay is not None), None)
     if overlaid is not None:
         raise UsageError(f"{overlaid.path_rgb}: has an overlay; images with masks drawn over them are not cached")
     out = Path(out)
-    part = split if listed is None else Path(listed).name
     tables = {row.table for row in opened.rows if row.table is not None}  # which state scales and intrinsics
     head = {
         "format": FORMAT,
         "dataset": name,
         "root": str(real_path(root)),
-        "split": part,
+        "split": opened.split,
         "frame": frame,
         "tables": {os.path.abspath(path): file_state(path) for path in tables},
     }

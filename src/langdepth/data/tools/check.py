@@ -7,7 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from langdepth.data.base import MANIFEST, DatasetCard, card_of, find_rows, folder_with, split_counts, unfinished
+from langdepth.data.choice import ALL, PairChoice
 from langdepth.data.masks import read_overlay
 from langdepth.data.rows import Metres, Row, true_edges, turned_with_image
 from langdepth.data.tools.prepare import read_manifest
@@ -69,22 +70,20 @@ class CheckReport:
 def check_dataset(
     name: str,
     root: str | Path,
-    split: str | None = None,
+    choice: PairChoice = ALL,
     progress: Callable[[], Any] = lambda: None,
-    *,
-    truth_root: Path | None = None,
-    pairs: Path | None = None,
 ) -> CheckReport:
-    """Read every image and depth map of a data set (or of one ``split``) and compare them with what is stated.
+    """Read every image and depth map of a data set (or those of a ``choice``) and compare them with what is stated.
 
-    ``progress`` is called once per pair. ``truth_root``, ``pairs``: see ``data.base.find_rows``. Raises LangdepthError
-    when there is nothing to check, UsageError for a split that does not exist.
+    ``progress`` is called once per pair. Raises LangdepthError when there is nothing to check, UsageError for a split
+    that does not exist.
     """
     root = Path(root)
     card = card_of(name, root)
     errors: list[LangdepthError] = []
-    wanted = None if not card.splits else split
-    rows = find_rows(name, root, wanted, errors, truth_root=truth_root, pairs=pairs)
+    split = choice.split
+    official = replace(choice, split=split if card.splits else None)
+    rows = find_rows(name, root, problems=errors, **vars(official))
     repeated = _repeated(rows)
     if split is not None and not card.splits:
         known = {row.split for row in rows}
