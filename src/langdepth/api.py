@@ -10,12 +10,14 @@ from typing import Any
 from langdepth.prediction.predictor import predict_images
 from langdepth.prediction.results import DepthResult
 from langdepth.systems.base import System
+from langdepth.utils.arguments import checked
 from langdepth.weights.checkpoint import load
 from langdepth.weights.stamps import system_stamp
 
 __all__ = ["load", "predict"]
 
 
+@checked
 def predict(
     images: Any, system: str | Path | Sequence[str | Path] | System = "tiny", **options: Any
 ) -> DepthResult | list[DepthResult]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from langdepth.errors import UsageError
+from langdepth.utils.arguments import check_fields, checked
 from langdepth.utils.numbers import plain_number
 
 if TYPE_CHECKING:
@@ -58,14 +59,16 @@ class Camera:
     source: str = "user"
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        if self.width < 1 or self.height < 1:
+            raise UsageError(f"camera: the image size must be positive, got {self.width}x{self.height}")
         if not all(math.isfinite(f) and f > 0 for f in (self.fx, self.fy)):
             raise UsageError(f"camera: focal lengths must be positive pixels, got fx={self.fx}, fy={self.fy}")
         if not all(math.isfinite(c) for c in (self.cx, self.cy)):
             raise UsageError(f"camera: the principal point must be finite pixels, got cx={self.cx}, cy={self.cy}")
-        if self.width < 1 or self.height < 1:
-            raise UsageError(f"camera: the image size must be positive, got {self.width}x{self.height}")
 
     @classmethod
+    @checked
     def from_focal(cls, focal: float, width: int, height: int, source: str = "user") -> Camera:
         """Square pixels of focal length ``focal`` (pixels), principal point in the middle of the image."""
         return cls(
@@ -73,6 +76,7 @@ class Camera:
         )
 
     @classmethod
+    @checked
     def from_fov(cls, fov_degrees: float, width: int, height: int, source: str = "user") -> Camera:
         """Square pixels and ``fov_degrees`` across the width, from the left edge to the right edge of the image.
 
@@ -117,6 +121,7 @@ class Camera:
                 )
 
     @classmethod
+    @checked
     def from_intrinsics_text(cls, text: str, width: int, height: int) -> Camera:
         """Intrinsics as a user types them, "fx,fy,cx,cy" in pixels of a (height, width) image.
 
@@ -126,6 +131,7 @@ class Camera:
         return cls.from_intrinsics(fx, fy, cx, cy, width, height)
 
     @classmethod
+    @checked
     def from_exif(cls, exif: Mapping[int, Any], width: int, height: int) -> Camera | None:
         """What the photo's own EXIF tags say, or None when they say nothing credible.
 
@@ -142,6 +148,7 @@ class Camera:
         return cls.from_focal(focal, width, height, source="exif") if low <= fov <= high else None
 
     @classmethod
+    @checked
     def guess(cls, width: int, height: int) -> Camera:
         """When nobody states a camera: ``GUESSED_FOV_DEGREES`` across the longer side, ``source`` "guess"."""
         focal = max(width, height) / 2 / math.tan(math.radians(GUESSED_FOV_DEGREES) / 2)
@@ -154,6 +161,7 @@ class Camera:
 
         return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], dtype=np.float64)
 
+    @checked
     def scaled(self, width: int, height: int) -> Camera:
         """The camera of the same image resized to (height, width)."""
         sx, sy = width / self.width, height / self.height
@@ -167,6 +175,7 @@ class Camera:
             height=height,
         )
 
+    @checked
     def oriented(self, orientation: int) -> Camera:
         """The camera after the image was turned upright from EXIF ``orientation`` (1..8; others mean 1)."""
         swap, mirror_x, mirror_y = _ORIENTATIONS.get(orientation, _ORIENTATIONS[1])
@@ -179,11 +188,11 @@ class Camera:
 
     def unproject(self, depth: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
         """Points (H, W, 3) float32 of a depth map (H, W), both in metres. Raises UsageError when the sizes differ."""
-        if depth.shape != (self.height, self.width):
-            raise UsageError(f"camera is for a {self.width}x{self.height} image, depth has shape {depth.shape}")
         import numpy as np
 
-        depth = depth.astype(np.float32, copy=False)
+        depth = _numbers(depth).astype(np.float32, copy=False)
+        if depth.shape != (self.height, self.width):
+            raise UsageError(f"camera is for a {self.width}x{self.height} image, depth has shape {depth.shape}")
         u = ((np.arange(self.width) - self.cx) / self.fx).astype(np.float32)
         v = ((np.arange(self.height) - self.cy) / self.fy).astype(np.float32)
         return np.stack((depth * u, depth * v[:, None], depth), axis=-1)
@@ -192,9 +201,21 @@ class Camera:
         """Pixels (..., 2) as (u, v) of points (..., 3) in metres; NaN for points not in front of the camera."""
         import numpy as np
 
-        x, y, z = np.moveaxis(np.asarray(points, dtype=np.float64), -1, 0)
+        points = _numbers(points).astype(np.float64, copy=False)
+        if points.shape[-1:] != (3,):
+            raise UsageError(f"points in space have shape (..., 3), these {points.shape}")
+        x, y, z = np.moveaxis(points, -1, 0)
         z = np.where(z > 0, z, np.nan)
         return np.stack((self.fx * x / z + self.cx, self.fy * y / z + self.cy), axis=-1)
+
+
+def _numbers(values: object) -> npt.NDArray[Any]:
+    import numpy as np
+
+    array = np.asarray(values)
+    if array.dtype.kind not in "uif":
+        raise UsageError(f"expected an array of real numbers, got {type(values).__name__} of type {array.dtype}")
+    return array
 
 
 def parse_intrinsics(text: str) -> tuple[float, float, float, float]:

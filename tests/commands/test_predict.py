@@ -372,7 +372,7 @@ def test_a_stated_camera_is_not_guessed(run: Run) -> None:
         (["a.png", "--save", ","], "nothing to write"),
         (["a.png", "--dtype", "float23"], "--dtype: expected one of float32, bfloat16"),
         (["a.png", "--batch-size", "x"], "--batch-size: expected a whole number, got 'x'"),
-        (["a.png", "--batch-size", "0"], "batch size must be a whole number of at least 1, got 0"),
+        (["a.png", "--batch-size", "0"], "batch size must be at least 1, got 0"),
         (["a.png", "--fov", "200", "--save", "ply"], "between 2 and 150 degrees"),
         (["a.png", "--fov", "60", "--intrinsics", "1,1,1,1"], "give one of them"),
         (["a.png", "--intrinsics", "1,2"], "expected fx,fy,cx,cy"),

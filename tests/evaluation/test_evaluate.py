@@ -379,10 +379,10 @@ def test_the_inner_frame_cuts_what_the_system_sees(name: str) -> None:
 
 def test_wrong_options_are_refused() -> None:
     for options, message in (
-        ({"dtype": "float61"}, "unknown dtype 'float61'"),
-        ({"batch_size": 0}, "batch size must be a whole number of at least 1"),
-        ({"batch_size": 1.5}, "batch size must be a whole number of at least 1, got 1.5"),
-        ({"limit": 0}, "limit must be a whole number of at least 1"),
+        ({"dtype": "float61"}, "dtype: unknown value 'float61'"),
+        ({"batch_size": 0}, "batch size must be at least 1"),
+        ({"batch_size": 1.5}, "batch_size: expected a whole number, got 1.5"),
+        ({"limit": 0}, "limit must be at least 1"),
         ({"device": "abacus"}, "device 'abacus'"),
     ):
         with pytest.raises(UsageError, match=message):

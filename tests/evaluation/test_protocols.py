@@ -200,13 +200,13 @@ def test_every_switch_changes_the_hash(field: str) -> None:
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
-        ({"crop": "grag"}, "unknown crop 'grag': did you mean 'garg'"),
-        ({"alignment": "mean"}, "unknown alignment 'mean'"),
+        ({"crop": "grag"}, "crop: unknown value 'grag': did you mean 'garg'"),
+        ({"alignment": "mean"}, "alignment: unknown value 'mean'"),
         ({"flipp": True}, "unknown switch 'flipp': did you mean 'flip'"),
         ({"min_depth": 0.0}, "0 to 10 m is not usable"),
         ({"min_depth": 20.0}, "20 to 10 m is not usable"),
         ({"max_depth": float("nan")}, "0.001 to nan m is not usable"),
-        ({"window": (8.0, 8)}, "are whole numbers of pixels"),
+        ({"window": (8.0, 8)}, r"window: expected .*, got \(8.0, 8\)"),
         ({"stride": (8, 8)}, "a stride is given without a window"),
         ({"window": (8, 8), "stride": (8, 9)}, "windows of 8x8 pixels every 8x9 do not cover an image"),
         ({"window": (0, 8)}, "windows of 0x8 pixels every 0x8 do not cover"),

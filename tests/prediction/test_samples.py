@@ -65,7 +65,7 @@ def test_npz_and_the_printed_line_hold_the_deviation(tmp_path: Path) -> None:
     ("system", "options", "message"),
     [
         (FakeSystem, {"samples": 4}, "the system 'fake' draws no depth from words"),
-        (Dreamer, {"samples": 1}, "samples must be a whole number of at least 2, got 1"),
+        (Dreamer, {"samples": 1}, "samples must be at least 2, got 1"),
         (Dreamer, {"samples": 4, "spread": 0}, "spread must be above 0 and at most 1, got 0"),
         (Dreamer, {"samples": 4, "spread": 1.5}, "spread must be above 0 and at most 1"),
         (Dreamer, {"samples": 4, "flip": True}, "samples go with neither flip nor windows"),

@@ -97,7 +97,7 @@ def test_features_go_with_samples(systems: dict[str, System]) -> None:
         (features(3) * 5, "norms from 5 to 5, not 1; divide each by its norm"),
         (features(3).index_fill(0, torch.tensor(1), torch.nan), "some features are not finite"),
         (np.array(["a"]), "holds no features"),
-        (7, "give a sentence or CLIP features, not int"),
+        (b"7", "give a sentence or CLIP features, not bytes"),
         ([features(3)[0]], "text: 1 given for 3 images"),
         ([torch.zeros(8), torch.zeros(1, 8), torch.zeros(9)], r"different shapes, \(8,\) and \(9,\)"),
     ],

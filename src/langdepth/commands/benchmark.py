@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from langdepth.commands._parse import run
+from langdepth.prediction.options import Precision
 
 EXAMPLE = "langdepth benchmark matrix.yaml --out matrix"
 
@@ -22,7 +22,7 @@ def benchmark(
     *,
     out: Path,
     device: str = "auto",
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Precision = "float32",
     batch_size: int = 1,
 ) -> int:
     """Score several systems on several data sets; tables as Markdown, CSV and JSON, with the papers' numbers.

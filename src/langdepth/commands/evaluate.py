@@ -15,7 +15,7 @@ from langdepth.commands._parse import members, require_use, run
 from langdepth.data.choice import PairChoice
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluation import protocols
-from langdepth.prediction.options import ColorScale, read_formats
+from langdepth.prediction.options import ColorScale, Precision, read_formats
 from langdepth.records import WithoutCaption
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def evaluate(
     trust_unit: bool = False,
     protocol: str | None = None,
     device: str = "auto",
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Precision = "float32",
     batch_size: int = 1,
     **switches: Any,
 ) -> None:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from langdepth.data.pairs import ListRules, listed_rows, with_truth_below
 from langdepth.data.rows import TRUST, Row, RowDataset, first_process, present
 from langdepth.data.truth import impossible_depth, unused_scale, wrong_unit
 from langdepth.errors import LangdepthError, UsageError, nearest
 from langdepth.records import Sample, WithoutCaption
+from langdepth.utils.arguments import checked
 from langdepth.utils.plugins import load_target, plugins
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ MANIFEST = "langdepth-manifest.csv"  # of what was prepared
 INCOMPLETE = ".langdepth-incomplete"  # lies in a folder that is still being prepared
 
 
+@runtime_checkable
 class DepthDataset(Protocol):
     """Images with ground truth. ``dataset[i]`` raises ImageError, naming the file, when a pair is unusable."""
 
@@ -229,6 +231,7 @@ def first_layout(card: DatasetCard, search: Search, *readers: Reader, folders: S
     return found
 
 
+@checked
 def open_dataset(
     name: str,
     root: str | Path,
@@ -257,13 +260,13 @@ def open_dataset(
             advice = (
                 "figures of a part do not compare with published ones; 'langdepth data check' names what is missing"
             )
-            warnings.warn(f"{root}: {line}; {advice}", stacklevel=2)
+            warnings.warn(f"{root}: {line}; {advice}", stacklevel=3)
     if source is not None:
         rows = keep(rows, "source", source, root)
     card = card_of(name, root)
     unused = next((line for line in map(unused_scale, rows) if line is not None), None)
     if unused is not None and first_process():
-        warnings.warn(unused, stacklevel=2)
+        warnings.warn(unused, stacklevel=3)
     if not trust_unit:
         suspicion = wrong_unit(card, rows)
         if suspicion:

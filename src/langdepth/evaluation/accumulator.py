@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from langdepth.evaluation.metrics import ALL_METRICS, HIGHER_IS_BETTER, SUMS, error_sums, metrics_from_sums
+from langdepth.utils.arguments import checked
 
 _PIXEL = "pixel_"
 
@@ -44,6 +45,7 @@ class DepthMetrics(Metric):
     skipped: Tensor
     not_finite: Tensor
 
+    @checked
     def __init__(self, prefix: str = "", **options: Any) -> None:
         """Start empty.
 
@@ -68,6 +70,7 @@ class DepthMetrics(Metric):
             f"{self.prefix}{mean}{name}": higher for mean in ("", _PIXEL) for name, higher in HIGHER_IS_BETTER.items()
         }
 
+    @checked
     def update(self, prediction: Tensor, target: Tensor, mask: Tensor, names: Sequence[str] = ()) -> None:
         """Add a batch.
 
@@ -85,7 +88,7 @@ class DepthMetrics(Metric):
         known, finite = sums[:, 0] > 0, sums.isfinite().all(1)
         for number in (~finite).nonzero().flatten().tolist():
             name = names[number] if number < len(names) else f"image {number} of the batch"
-            warnings.warn(f"{name}: its predicted depth is not finite; it is in no mean", stacklevel=2)
+            warnings.warn(f"{name}: its predicted depth is not finite; it is in no mean", stacklevel=3)
         used = known & finite
         per_image = torch.stack([self.last[name] for name in ALL_METRICS], dim=1)
         exists = used[:, None] & ~per_image.isnan()

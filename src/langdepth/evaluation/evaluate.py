@@ -25,7 +25,7 @@ from tqdm import tqdm
 from langdepth.data.base import DepthDataset
 from langdepth.data.overlays import with_overlays
 from langdepth.data.rows import RowDataset
-from langdepth.errors import ImageError, LangdepthError, UsageError, first_few, first_line, nearest
+from langdepth.errors import ImageError, LangdepthError, UsageError, first_few, first_line
 from langdepth.evaluation.batch import evaluate_batch, require_comparable, too_few_pixels
 from langdepth.evaluation.plausibility import Plausibility
 from langdepth.evaluation.predictions import Predictions
@@ -34,9 +34,10 @@ from langdepth.evaluation.report import require_own_report, write_html, write_re
 from langdepth.evaluation.saved import MapStore, SaveMaps
 from langdepth.evaluation.sheet import Sheet
 from langdepth.evaluation.tally import Tally
-from langdepth.prediction.options import AUTOMATIC, DTYPES, ColorScale
+from langdepth.prediction.options import AUTOMATIC, ColorScale, Precision
 from langdepth.records import Sample
 from langdepth.systems.capabilities import DepthSystem, HasMembers
+from langdepth.utils.arguments import checked
 from langdepth.utils.devices import move
 from langdepth.utils.processes import gathered, rank_and_count
 from langdepth.utils.threads import reading_threads
@@ -44,6 +45,7 @@ from langdepth.utils.threads import reading_threads
 _READERS = 2
 
 
+@checked
 def evaluate(
     system: DepthSystem | Predictions,
     dataset: DepthDataset,
@@ -57,7 +59,7 @@ def evaluate(
     colors: ColorScale = AUTOMATIC,
     batch_size: int = 1,
     device: str | torch.device | None = None,
-    dtype: str = "float32",
+    dtype: Precision = "float32",
     progress: bool = True,
 ) -> dict[str, Any]:
     """Evaluate a system on a data set.
@@ -91,11 +93,9 @@ def evaluate(
         LangdepthError: No image is usable, or the network's depth is not finite.
         UsageError: Wrong options.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"unknown dtype '{dtype}': {nearest(dtype, DTYPES)}")
     for name, number in (("batch size", batch_size), ("limit", limit)):
-        if number is not None and not (isinstance(number, int) and number >= 1):
-            raise UsageError(f"{name} must be a whole number of at least 1, got {number}")
+        if number is not None and number < 1:
+            raise UsageError(f"{name} must be at least 1, got {number}")
     out, html = (None if path is None else Path(path) for path in (out, html))
     require_own_report(out, html)
     task = _task(system, dataset, protocol, limit, overlay, device)
@@ -106,7 +106,7 @@ def evaluate(
     if not len(table):
         raise LangdepthError(f"none of the {task.count} images of '{dataset.name}' is usable, see the lines above")
     for doubt in run.plausibility.doubts() if progress and run.rank == 0 else ():
-        warnings.warn(f"{system.name}: {doubt}", stacklevel=2)
+        warnings.warn(f"{system.name}: {doubt}", stacklevel=3)
     report = {**_report(task, tally), "seconds": round(time.monotonic() - start, 3)}
     rows = [] if run.sheet is None else run.sheet.gather(table)
     if run.rank == 0 and out is not None:
@@ -187,7 +187,7 @@ def _report(task: _Task, tally: Tally) -> dict[str, Any]:
 class _Pass:
     """The pass over the images that falls to this process."""
 
-    def __init__(self, task: _Task, dtype: str, batch_size: int, sheet: bool) -> None:
+    def __init__(self, task: _Task, dtype: Precision, batch_size: int, sheet: bool) -> None:
         self.task, self.dtype, self.batch_size = task, dtype, batch_size
         self.rank, self.processes = rank_and_count()
         self.indices = [index for index in range(task.count) if index // batch_size % self.processes == self.rank]

@@ -32,10 +32,12 @@ from langdepth.evaluation.predictions import Predictions
 from langdepth.evaluation.protocols import Alignment, Protocol, ScaleKind
 from langdepth.evaluation.report import write_json
 from langdepth.evaluation.tables import ERRORS, require_own_tables, write_tables
+from langdepth.prediction.options import Precision
 from langdepth.records import WithoutCaption
 from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.text.cache import add_tensors
+from langdepth.utils.arguments import checked
 from langdepth.utils.files import locked
 from langdepth.utils.reading import read_text
 from langdepth.weights import checkpoint
@@ -228,12 +230,13 @@ class Cell:
         return report, False
 
 
+@checked
 def run_matrix(
     matrix: Matrix,
     out: Path,
     *,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: Precision = "float32",
     batch_size: int = 1,
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:

@@ -95,6 +95,8 @@ def images(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Te
             "prediction, target and mask must have one shape, (B, 1, H, W), (B, H, W) or, for one image, (H, W); "
             f"found {', '.join(str(tuple(one.shape)) for one in maps)}"
         )
+    if any(one.layout != torch.strided or one.is_meta for one in maps):
+        raise UsageError("prediction, target and mask must be dense tensors with content")
     if mask.dtype != torch.bool:
         raise UsageError(f"the mask must be of bool, True where a pixel counts, found {mask.dtype}")
     for name, depth in (("prediction", prediction), ("target", target)):

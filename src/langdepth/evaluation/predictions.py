@@ -26,6 +26,7 @@ from langdepth.evaluation.saved import DEPTH_ENDS, FORMATS, read_record
 from langdepth.prediction.done import RECORD, Done, Result
 from langdepth.prediction.names import names_of, place_of_key
 from langdepth.records import Sample
+from langdepth.utils.arguments import checked
 from langdepth.utils.depth_files import read_depth, read_depth16
 
 Size = tuple[int, int]  # height, width
@@ -45,6 +46,7 @@ class Predictions:
     depth with none have none.
     """
 
+    @checked
     def __init__(
         self,
         folder: str | Path,

@@ -8,9 +8,10 @@ import json
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from langdepth.errors import UsageError, nearest
+from langdepth.utils.arguments import check_fields, checked
 from langdepth.utils.plugins import load_target, plugins, source_of
 
 if TYPE_CHECKING:
@@ -176,12 +177,9 @@ class Protocol:
     """Reported beside the standard nine; not a rule and not part of the hash."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for key in ("min_depth", "max_depth"):  # 10 and 10.0 are one protocol and must have one hash
             object.__setattr__(self, key, float(getattr(self, key)))
-        for key, hint in get_type_hints(Protocol).items():
-            value = getattr(self, key)
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                raise UsageError(f"protocol: unknown {key} '{value}': {nearest(str(value), get_args(hint))}")
         if not 0 < self.min_depth < self.max_depth <= FARTHEST:
             raise UsageError(
                 f"protocol: the depth range {self.min_depth:g} to {self.max_depth:g} m is not usable; "
@@ -283,10 +281,6 @@ def check_window(window: tuple[int, int] | None, stride: tuple[int, int] | None)
             raise UsageError("a stride is given without a window; give both, for example 352x512 and 160x160")
         return
     steps = stride or window
-    if not all(isinstance(side, int) for side in (*window, *steps)):
-        raise UsageError(
-            f"sides of windows and strides are whole numbers of pixels, got {_short(window)}, {_short(steps)}"
-        )
     if not all(1 <= step <= side for side, step in zip(window, steps, strict=True)):
         raise UsageError(
             f"windows of {_short(window)} pixels every {_short(steps)} do not cover an image; both sides of the "
@@ -385,6 +379,7 @@ def names() -> list[str]:
     return [*PROTOCOLS, *plugins("protocols", tuple(PROTOCOLS))]
 
 
+@checked
 def get(name: str) -> Protocol:
     """The preset called ``name``. Raises UsageError naming the nearest known one."""
     if name in PROTOCOLS:

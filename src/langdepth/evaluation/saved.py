@@ -30,6 +30,7 @@ from langdepth.prediction.names import names_of, place_of_key, unique_names
 from langdepth.prediction.options import AUTOMATIC, ColorScale, writer_options
 from langdepth.prediction.results import WRITERS, DepthResult, Writer, write_result
 from langdepth.records import Sample
+from langdepth.utils.arguments import check_fields
 from langdepth.utils.files import LONGEST_NAME, atomic_path
 from langdepth.utils.png import own_png
 from langdepth.utils.reading import read_text
@@ -58,6 +59,7 @@ class SaveMaps:
     colors: ColorScale = AUTOMATIC
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in self.formats:
             if name not in FORMATS:
                 raise UsageError(f"unknown format '{name}': {nearest(name, FORMATS)}")

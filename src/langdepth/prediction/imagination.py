@@ -13,11 +13,13 @@ from langdepth.prediction.pipeline import result_of
 from langdepth.prediction.results import DepthResult
 from langdepth.prediction.sampling import generator_of
 from langdepth.systems.capabilities import DepthSystem, Imagines, require
+from langdepth.utils.arguments import checked
 from langdepth.utils.devices import move
 
 __all__ = ["imagine"]
 
 
+@checked
 @torch.inference_mode()
 def imagine(
     system: DepthSystem,

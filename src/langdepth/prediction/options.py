@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from langdepth.errors import UsageError, nearest
 from langdepth.evaluation.protocols import check_window
+from langdepth.utils.arguments import check_fields
 from langdepth.utils.numbers import plain_number
 
-DTYPES = ("float32", "bfloat16")
+Precision: TypeAlias = Literal["float32", "bfloat16"]
 COLORMAP = "magma_r"  # perceptually uniform, near bright and far dark
 
 
@@ -44,18 +44,14 @@ class PredictOptions:
     spread: float | None = None
     seed: int | None = None
     device: Any = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Precision = "float32"
     batch_size: int = 4
 
     def __post_init__(self) -> None:
-        for name, sides in (("window", self.window), ("stride", self.stride)):
-            if sides is not None and not (isinstance(sides, tuple | list) and len(sides) == 2):
-                raise UsageError(f"{name}: expected (height, width), got {sides!r}")
+        check_fields(self)
         check_window(self.window, self.stride)
-        if self.dtype not in DTYPES:
-            raise UsageError(f"unknown dtype '{self.dtype}': {nearest(str(self.dtype), DTYPES)}")
-        if not isinstance(self.batch_size, Integral) or self.batch_size < 1:
-            raise UsageError(f"batch size must be a whole number of at least 1, got {self.batch_size!r}")
+        if self.batch_size < 1:
+            raise UsageError(f"batch size must be at least 1, got {self.batch_size}")
         if self.samples is None:
             for name in ("spread", "seed"):
                 if getattr(self, name) is not None:
@@ -82,6 +78,7 @@ class ColorScale:
     colormap: str = COLORMAP
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.minimum is not None and self.maximum is not None and not self.minimum < self.maximum:
             raise UsageError(f"the range to show must go from near to far, got {self.minimum:g} to {self.maximum:g}")
         if self.colormap != COLORMAP:  # matplotlib takes a while to import

@@ -28,6 +28,7 @@ from langdepth.errors import (
     ShortMemoryError,
     UsageError,
     first_few,
+    first_line,
     is_memory_error,
     nearest,
 )
@@ -252,7 +253,7 @@ def _camera_of(option: CameraOption, width: int, height: int, path: str) -> Came
     if option is None:
         return None
     try:
-        camera = option(width, height) if callable(option) else option
+        camera = _made(option, width, height) if callable(option) else option
         if not isinstance(camera, Camera):
             raise UsageError(f"camera: expected a Camera, or a function (width, height) that gives one, got {camera!r}")
         camera.require_credible()
@@ -261,6 +262,15 @@ def _camera_of(option: CameraOption, width: int, height: int, path: str) -> Came
     except UsageError as error:
         raise UsageError(f"{path or 'image in memory'}: {error}") from None
     return camera if (camera.width, camera.height) == (width, height) else camera.scaled(width, height)
+
+
+def _made(function: Callable[[int, int], Camera], width: int, height: int) -> Camera:
+    try:
+        return function(width, height)
+    except LangdepthError:
+        raise
+    except Exception as error:
+        raise UsageError(f"camera: the function of (width, height) failed: {first_line(error)}") from error
 
 
 def result_of(system: DepthSystem, depth: npt.NDArray[np.float32], facts: dict[str, Any], **fields: Any) -> DepthResult:

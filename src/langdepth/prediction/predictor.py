@@ -7,8 +7,10 @@ Data flow: sources -> ``read_image`` -> uint8 at the system's network size (in t
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from langdepth.errors import LangdepthError, UsageError
@@ -18,15 +20,19 @@ from langdepth.prediction.stream import run_ahead
 from langdepth.prediction.words import Words, words_per_image
 from langdepth.systems.capabilities import DepthSystem
 from langdepth.text.scenes import scene_index
+from langdepth.utils.arguments import checked
 
 __all__ = ["predict_images", "predict_stream"]
 
+Features: TypeAlias = Tensor | npt.NDArray[np.floating[Any]]
 
+
+@checked
 def predict_images(
     system: DepthSystem,
     images: Any,
     *,
-    text: str | Sequence[str] | Tensor | Sequence[Tensor] | None = None,
+    text: Features | str | Sequence[Features | str] | None = None,
     scene: str | Sequence[str] | None = None,
     camera: CameraOption | Sequence[CameraOption] = None,
     overlay: Any = None,
@@ -80,12 +86,13 @@ def predict_images(
     return results[0] if one else [results[index] for index in range(len(sources))]
 
 
+@checked
 def predict_stream(
     system: DepthSystem,
     paths: Iterable[Key],
     *,
     read: Callable[[Key], Any] = lambda path: path,
-    text: str | Tensor | Callable[[Key], Words | None] | None = None,
+    text: str | Features | Callable[[Key], Words | None] | None = None,
     scene: str | None = None,
     camera: CameraOption = None,
     overlay: Callable[[Key], Any] = lambda path: None,
@@ -113,6 +120,8 @@ def predict_stream(
     Raises:
         UsageError: For options that do not fit.
     """
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers must be at least 1, got {workers}")
     predictor = Predictor(system, options, keep_image=keep_image, each_its_words=callable(text))
     scene = _known_scene(system, scene)
     if callable(text) and not system.text_per_image:
@@ -145,16 +154,12 @@ def _per_image(name: str, value: Any, count: int) -> list[Any]:
         return [value] * count
     if len(value) != count:
         raise UsageError(f"{name}: {len(value)} given for {count} images; give one for all, or one per image")
-    if None in value and name != "camera":
-        raise UsageError(f"{name}: give it for all images or for none")
     return list(value)
 
 
 def _known_scene(system: DepthSystem, name: str | None) -> str | None:
     if name is None:
         return None
-    if not isinstance(name, str):
-        raise UsageError(f"scene: expected a name, got {name!r}")
     if not system.scenes:
         raise UsageError(f"the system '{system.name}' takes no scene; leave it out")
     return system.scenes[scene_index(name, system.scenes)]

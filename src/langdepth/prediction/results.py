@@ -17,7 +17,8 @@ from PIL import Image
 
 from langdepth.camera import Camera
 from langdepth.errors import FileWarning, LangdepthError, UsageError, nearest
-from langdepth.prediction.options import AUTOMATIC, reversed_colormap
+from langdepth.prediction.options import AUTOMATIC, ColorScale, reversed_colormap
+from langdepth.utils.arguments import check_fields, checked
 from langdepth.utils.files import atomic_path
 from langdepth.utils.plugins import load_target, plugins, source_of, usable
 from langdepth.utils.png import is_own_png, own_png
@@ -54,6 +55,9 @@ class DepthResult:
     image: npt.NDArray[np.uint8] | None = None
     std: npt.NDArray[np.float32] | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def save(self, path: str | Path, *, format: str | None = None) -> Path:
         """Write the result; the format is ``format`` or follows the file name. See ``write_result``."""
         return write_result(self, path, format=format)
@@ -71,6 +75,7 @@ class Writer(NamedTuple):
     by_name: bool = True
 
 
+@checked
 def write_result(result: DepthResult, path: str | Path, *, format: str | None = None, **options: Any) -> Path:
     """Write one result; docs/predict.md describes the formats.
 
@@ -93,9 +98,9 @@ def write_result(result: DepthResult, path: str | Path, *, format: str | None = 
     if result.depth.ndim != 2 or result.valid.shape != result.depth.shape:
         raise UsageError(f"{path}: depth {result.depth.shape} and valid {result.valid.shape} must both be (H, W)")
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        note = writer.write(result, file, **options)
+        note = checked(writer.write)(result, file, **options)
     if note:
-        warnings.warn(FileWarning(path, note), stacklevel=2)
+        warnings.warn(FileWarning(path, note), stacklevel=3)
     return path
 
 
@@ -185,15 +190,14 @@ def _write_npz(result: DepthResult, file: IO[bytes]) -> None:
     np.savez(file, depth=depth, valid=depth > 0, metadata=np.array(text), **intrinsics, **std)  # type: ignore[arg-type]
 
 
-def _write_color(result: DepthResult, file: IO[bytes], **options: Any) -> None:
+def _write_color(result: DepthResult, file: IO[bytes], *, colors: ColorScale = AUTOMATIC) -> None:
     from langdepth.prediction.viz import color_with_legend
 
     unit = "m" if result.scale_kind == "metric" else ""
     depth = _clean_depth(result)
     if result.scale_kind == "disparity":  # near is large there; it gets the same colors all the same
-        colors = options.get("colors", AUTOMATIC)
-        options["colors"] = replace(colors, colormap=reversed_colormap(colors.colormap))
-    pixels = color_with_legend(depth, depth > 0, **{"unit": unit, **options})
+        colors = replace(colors, colormap=reversed_colormap(colors.colormap))
+    pixels = color_with_legend(depth, depth > 0, colors, unit)
     tag = own_png(kind="color", system=result.system)
     Image.fromarray(pixels).save(file, "PNG", pnginfo=tag, compress_level=_PNG_COMPRESSION)
 

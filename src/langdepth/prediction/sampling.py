@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -12,11 +11,12 @@ from langdepth.errors import UsageError
 from langdepth.prediction.network import as_float
 from langdepth.records import DepthOutput
 from langdepth.systems.capabilities import DepthSystem, Imagines, Text, require
+from langdepth.utils.arguments import check_fields
 
 
 def generator_of(seed: int) -> torch.Generator:
     """Random numbers of a seed. Raises UsageError for one that torch does not take."""
-    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+    if not 0 <= seed < 2**63:
         raise UsageError("seed must be from 0 to below 2^63, which this one is not")
     return torch.Generator().manual_seed(int(seed))
 
@@ -30,10 +30,11 @@ class Sampling:
     seed: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.samples, Integral) or self.samples < 2:
-            raise UsageError(f"samples must be a whole number of at least 2, got {self.samples!r}: one has no spread")
-        if not isinstance(self.spread, Real) or not 0 < self.spread <= 1:
-            raise UsageError(f"spread must be above 0 and at most 1, got {self.spread!r}")
+        check_fields(self)
+        if self.samples < 2:
+            raise UsageError(f"samples must be at least 2, got {self.samples}: one has no spread")
+        if not 0 < self.spread <= 1:
+            raise UsageError(f"spread must be above 0 and at most 1, got {self.spread}")
         generator_of(self.seed)
 
     def __call__(self, system: DepthSystem, image: Tensor, text: Text) -> DepthOutput:

@@ -50,8 +50,6 @@ def words_per_image(system: DepthSystem, text: Any, count: int) -> list[Words | 
     if isinstance(text, list | tuple):
         if len(text) != count:
             raise UsageError(f"text: {len(text)} given for {count} images; give one for all, or one per image")
-        if any(one is None for one in text):
-            raise UsageError("text: give it for all images or for none")
         words = [words_per_image(system, one, 1)[0] for one in text]
         shapes = {tuple(one.feature.shape) for one in words if one is not None and one.feature is not None}
         if len(shapes) > 1:
@@ -76,9 +74,10 @@ def _as_features(text: Any) -> Tensor:
         raise UsageError(f"text: give a sentence or CLIP features, not {type(text).__name__}")
     try:
         features = torch.as_tensor(text).detach().to("cpu", torch.float32)
-    except (TypeError, RuntimeError):
+        finite = bool(features.isfinite().all())
+    except (TypeError, RuntimeError):  # values of another kind, sparse ones
         raise UsageError(f"text: an array of {getattr(text, 'dtype', 'objects')} holds no features") from None
-    if not bool(features.isfinite().all()):
+    if not finite:
         raise UsageError("text: some features are not finite")
     return features
 

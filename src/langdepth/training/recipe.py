@@ -23,6 +23,7 @@ from langdepth.errors import MissingConfigError, UsageError, nearest
 from langdepth.evaluation import protocols
 from langdepth.records import WithoutCaption
 from langdepth.systems import registry
+from langdepth.utils.arguments import checked
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -378,6 +379,7 @@ class Recipe:
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:12]
 
 
+@checked
 def load_recipe(name: str | Path) -> dict[str, Any]:
     """The content of a recipe of the package, by its name ("tiny"), or of a YAML file, by its path.
 

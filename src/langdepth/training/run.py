@@ -46,6 +46,7 @@ from langdepth.training.sets import open_sets
 from langdepth.training.start import claim_folder, require_readable, start_system
 from langdepth.training.stopping import Stopped, Stopping
 from langdepth.training.validation import KeepWeights, Validation
+from langdepth.utils.arguments import checked
 from langdepth.utils.files import locked
 from langdepth.weights.checkpoint import require_available
 from langdepth.weights.files import save
@@ -55,6 +56,7 @@ __all__ = ["Recipe", "read_recipe", "train"]
 FEW = 10  # validation images below which their mean says little
 
 
+@checked
 def train(recipe: Recipe, *, resume: bool = False) -> Path:
     """Run a recipe; returns the run folder ``recipe.train.out``.
 

@@ -22,7 +22,10 @@ def move(module: Module, device: str | torch.device | None) -> Module:
     if device == "auto":
         device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
+        device = torch.device(device)
         torch.zeros(1, device=device).item()  # a device without content, such as "meta", would take the tensors away
+        if device.type == "cpu" and device.index:  # torch takes any number for its only one
+            raise RuntimeError
     except (RuntimeError, AssertionError, NotImplementedError, TypeError, ImportError):
         known = torch.accelerator.current_accelerator(check_available=True)
         usable = "cpu" if known is None else f"cpu and {known}"

@@ -21,6 +21,7 @@ from PIL import Image
 
 from langdepth.camera import Camera, is_cut
 from langdepth.errors import ImageError, MissingImageError, is_disk_error, is_memory_error
+from langdepth.utils.arguments import checked
 from langdepth.utils.arrays import ArrayError, UnreadArrayError
 from langdepth.utils.files import not_the_file_itself
 from langdepth.utils.image_kinds import HEAD, RAW_REFUSAL, formats, image_kind, refusal
@@ -62,6 +63,7 @@ class DecodedImage:
     path: str = ""
 
 
+@checked
 def read_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     """Decode one image of any common kind to upright 8-bit RGB.
 
@@ -133,10 +135,13 @@ def _over_white(image: Image.Image) -> Image.Image:
 def _tensor_to_array(tensor: Any) -> npt.NDArray[Any]:
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
         raise ImageError(f"tensor of shape {tuple(tensor.shape)}: an image is (3, H, W) or (1, H, W)")
-    tensor = tensor.detach().cpu()
-    if tensor.is_floating_point():
-        tensor = tensor.float()  # NumPy has no bfloat16
-    return np.moveaxis(tensor.numpy(), 0, -1)
+    try:
+        tensor = tensor.detach().cpu()
+        if tensor.is_floating_point():
+            tensor = tensor.float()  # NumPy has no bfloat16
+        return np.moveaxis(tensor.numpy(), 0, -1)
+    except (TypeError, RuntimeError):  # sparse, quantized, on the device "meta"
+        raise ImageError(f"tensor of {tensor.dtype}, {tensor.layout}, on {tensor.device}: give a dense one") from None
 
 
 def _from_array(array: npt.NDArray[Any], max_pixels: int) -> npt.NDArray[np.uint8]:
@@ -162,6 +167,8 @@ def _array_to_rgb(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 def _to_uint8(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     if array.dtype == np.uint8:
         return array
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype == np.uint16:
@@ -239,8 +246,12 @@ def binary_stream(source: Any) -> Iterator[tuple[IO[bytes], str]]:
     elif hasattr(source, "read"):
         name = getattr(source, "name", "")
         path_of_file = name if isinstance(name, str) else ""
-        seekable = hasattr(source, "seekable") and source.seekable()
-        yield (source if seekable else io.BytesIO(source.read())), path_of_file
+        try:
+            seekable = hasattr(source, "seekable") and source.seekable()
+            stream = source if seekable and isinstance(source.read(0), bytes) else io.BytesIO(source.read())
+        except (OSError, ValueError, TypeError):  # it is closed, for writing alone, of text
+            raise ImageError(f"{path_of_file or 'file'}: is not open for reading bytes (mode 'rb')") from None
+        yield stream, path_of_file
     else:
         kind = type(source).__name__
         raise ImageError(f"an image is a path, bytes, file, PIL image, NumPy array or torch tensor, not {kind}")

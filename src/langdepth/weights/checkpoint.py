@@ -17,6 +17,7 @@ from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import ReadsWithClip, StandsOnClip, TakesPrompts, Trainable, require
 from langdepth.systems.ensemble import combine
+from langdepth.utils.arguments import checked
 from langdepth.utils.devices import move
 from langdepth.utils.files import real_path
 from langdepth.utils.reading import file_sha256
@@ -28,6 +29,7 @@ HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?"
 MEMORY_RATIO, SPARE_MEMORY = 16, 1 << 30  # what a network may take, in bytes of its file and beside them
 
 
+@checked
 def load(
     name: str | Path | Sequence[str | Path],
     *,
@@ -142,6 +144,8 @@ def locate(name: str, offline: bool | None = None) -> tuple[Path, str, str]:
     """
     if name in registry.REGISTRY:
         return _packaged(name)
+    if not name:
+        raise UsageError("the name of the system is empty; give one of 'langdepth systems', a file or a hub id")
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / WEIGHTS_FILE).is_file():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from langdepth._version import __version__
 from langdepth.config import to_mapping
 from langdepth.errors import CheckpointError, LangdepthError, UsageError
+from langdepth.utils.arguments import checked
 from langdepth.utils.files import atomic_path, second_name, write_tensors
 from langdepth.utils.tensors import read_safetensors, require_finite
 from langdepth.weights.card import Storable, model_card
@@ -25,6 +26,7 @@ FORMAT = "langdepth/1"
 _FILE_FACTS = ("weights", "sha256", "langdepth_version")
 
 
+@checked
 def save(
     system: Storable,
     path: str | Path,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from langdepth.config import to_mapping
 from langdepth.errors import CheckpointError, LangdepthError, first_line
+from langdepth.utils.arguments import checked
 from langdepth.utils.files import temporary_folder
 from langdepth.utils.network import hub_or_cache
 from langdepth.weights.card import Storable, model_card
@@ -16,6 +17,7 @@ from langdepth.weights.files import facts_to_store, write, write_text
 WEIGHTS_FILE = "model.safetensors"
 
 
+@checked
 def save_pretrained(system: Storable, folder: str | Path, *, load_from: str | None = None) -> Path:
     """Write a folder with the weights, ``config.json`` and the model card ``README.md``; returns the folder.
 
@@ -30,6 +32,7 @@ def save_pretrained(system: Storable, folder: str | Path, *, load_from: str | No
     return folder
 
 
+@checked
 def push_to_hub(
     system: Storable, repo_id: str, *, private: bool = True, token: str | None = None, message: str = "Upload weights"
 ) -> str:
