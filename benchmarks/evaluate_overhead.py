@@ -31,7 +31,7 @@ from langdepth.systems.base import System
 
 
 class Constant(System):
-    """2 m everywhere, told at 1/32 of the image's size."""
+    """2 m everywhere, stated at 1/32 of the image's size."""
 
     name = "constant"
 

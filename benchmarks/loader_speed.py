@@ -4,11 +4,11 @@
 
 Pairs are made of noisy synthetic scenes at 480x640, or those of ``--root``: JPEG and 16-bit PNG as in NYU's sync
 frames, and PNG for both. The first five loaders run with the same number of worker processes and the same batches. All
-take turns so that all see the same machine; a turn starts anew, reads until all workers are at work, and then counts
+take turns so that all see the same machine; a turn starts again, reads until all workers are at work, and then counts
 images.
 
     plain      as published loaders do it: PIL opens both files, turns them by up to 2.5 degrees, everything becomes
-               float32 NumPy arrays, crop, mirror, gamma, brightness, colours, a torch tensor, the default collate
+               float32 NumPy arrays, crop, mirror, gamma, brightness, colors, a torch tensor, the default collate
     wordepth   `data.pipeline: wordepth-nyu`, the same steps with the same ranges
     standard   `data.pipeline: standard` with the same steps
     ... cached the same two from `langdepth data cache`
@@ -53,7 +53,7 @@ REPEATS = 50  # times that each pair is in an epoch, so that no turn meets its e
 DEGREES = 2.5
 GOALS = dict.fromkeys(("wordepth", "standard", "wordepth cached", "standard cached"), ("plain", 1.5))
 GOALS["cache"] = ("png", 3.0)
-# The published steps for NYU: turned a little, mirrored, gamma, brightness and colours; no zoom, no blur.
+# The published steps for NYU: turned a little, mirrored, gamma, brightness and colors; no zoom, no blur.
 PUBLISHED = Augmentation(
     zoom=1.0,
     rotate=DEGREES,
@@ -93,8 +93,8 @@ class Plain(Dataset[dict[str, torch.Tensor]]):
             image, depth = image[:, ::-1].copy(), depth[:, ::-1].copy()
         if random.random() > 0.5:
             image = image ** random.uniform(0.9, 1.1) * random.uniform(0.75, 1.25)
-            colours = [random.uniform(0.9, 1.1) for _ in range(3)]
-            image = np.clip(image * np.stack([np.full(image.shape[:2], c) for c in colours], axis=2), 0, 1)
+            colors = [random.uniform(0.9, 1.1) for _ in range(3)]
+            image = np.clip(image * np.stack([np.full(image.shape[:2], c) for c in colors], axis=2), 0, 1)
         image = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
         depth = np.ascontiguousarray(depth.transpose(2, 0, 1))
         return {"image": torch.from_numpy(image), "depth": torch.from_numpy(depth)}

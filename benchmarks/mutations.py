@@ -154,11 +154,11 @@ def bytes_changed(rng: Random, content: bytes) -> tuple[bytes, str]:
 
 def twice(rng: Random, content: bytes) -> tuple[bytes, str]:
     """One change, at times two or three."""
-    told = []
+    changes = []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         content, change = bytes_changed(rng, content)
-        told.append(change)
-    return content, "; ".join(told)
+        changes.append(change)
+    return content, "; ".join(changes)
 
 
 # --- images
@@ -492,9 +492,9 @@ def depth_content(rng: Random) -> tuple[str, bytes, str]:
     import numpy as np
     from PIL import Image
 
-    depth, told = _depth_map(rng), ""
+    depth, changes = _depth_map(rng), ""
     if rng.random() < 0.5:
-        depth, told = absurd_values(depth, rng)
+        depth, changes = absurd_values(depth, rng)
     ending = rng.choice(("png", "png", "npy", "npy", "npz", "npz", "tiff", "pgm", "pfm", "exr", "mat"))
     buffer = io.BytesIO()
     if ending == "npy":
@@ -516,7 +516,7 @@ def depth_content(rng: Random) -> tuple[str, bytes, str]:
     if rng.random() < 0.55:
         content, more = image_changed(rng, ending, content)
         change += f", {more}"
-    return ending, content, f"{told} {change}".strip()
+    return ending, content, f"{changes} {change}".strip()
 
 
 def independent_depth(path: Path, scale: float) -> Any:
@@ -737,22 +737,22 @@ def indexes(rng: Random, folder: Path) -> Case:
     camera = {"fx": "60", "fy": "60", "cx": "31.5", "cy": "23.5", "width": "64", "height": "48"}
     extra = {"split": "val", "source": "a", "scene": "b", "scene_type": "kitchen", "text": "a kitchen", **camera}
     rows = write_set(root, rng, "png", buffer.getvalue(), **(extra if rng.random() < 0.7 else {}))
-    told = []
+    changes = []
     for _ in range(rng.choice((0, 1, 1, 1, 2))):
         row, column = rng.choice(rows), rng.choice(COLUMNS)
         number = column in ("depth_scale", "width", "height", "fx", "fy", "cx", "cy")
         row[column] = rng.choice(NUMBERS if number and rng.random() < 0.8 else TEXTS)
-        told.append(f"{column}={row[column][:20]!r}")
+        changes.append(f"{column}={row[column][:20]!r}")
     write_index(root, rows)
     if rng.random() < 0.35:
         content, change = text_changed(rng, (root / "index.csv").read_bytes())
         (root / "index.csv").write_bytes(content)
-        told.append(change)
+        changes.append(change)
     if rng.random() < 0.1:
         name = rng.choice(("changed.png", "changed_depth.png", "index.csv"))
         (root / name).unlink()
         (root / name).symlink_to(rng.choice((name, "/etc/passwd", "good.png", "/dev/zero", "missing")))
-        told.append(f"{name} is a link")
+        changes.append(f"{name} is a link")
     small = ["--system", str(state["small file"])]
     argv = rng.choice(
         (
@@ -770,7 +770,7 @@ def indexes(rng: Random, folder: Path) -> Case:
             json.loads(outcome.out)
         return report_right(folder / "out/r.json") if outcome.code == 0 and argv[0] == "evaluate" else None
 
-    return Case(argv, "; ".join(told) or "nothing", right)
+    return Case(argv, "; ".join(changes) or "nothing", right)
 
 
 def lists(rng: Random, folder: Path) -> Case:
@@ -1293,12 +1293,12 @@ def archive_content(rng: Random) -> tuple[str, bytes, str]:
     index = b"path_rgb,path_depth,depth_scale\n0.png,1.png,0.001\n"
     members: list[tuple[str, bytes, str]] = [("set/index.csv", index, "file")]
     members += [(f"set/{i}.png", rng.randbytes(rng.choice((0, 50, 3000))), "file") for i in range(3)]
-    told = []
+    changes = []
     for _ in range(rng.choice((0, 1, 1, 2))):
         kind = rng.choice(("file", "file", "file", "link", "hard link", "device", "pipe", "folder", "sparse", "bomb"))
         name = rng.choice(NAMES)
         members.insert(rng.randrange(len(members) + 1), (name, b"x" * 20, kind))
-        told.append(f"{kind} {name[:20]!r}")
+        changes.append(f"{kind} {name[:20]!r}")
     buffer = io.BytesIO()
     if ending == "zip":
         with zipfile.ZipFile(buffer, "w") as archive:
@@ -1328,7 +1328,7 @@ def archive_content(rng: Random) -> tuple[str, bytes, str]:
                     }
                 with suppress(ValueError, UnicodeError):
                     archive.addfile(info, io.BytesIO(content))
-    content, change = buffer.getvalue(), ", ".join(told) or "nothing"
+    content, change = buffer.getvalue(), ", ".join(changes) or "nothing"
     if rng.random() < 0.5:
         content, more = twice(rng, content)
         change += f"; {more}"
@@ -1714,7 +1714,7 @@ def _write_own(folder: Path) -> None:
     os.chdir(here)
 
 
-def judged(case: Case, outcome: Outcome, before: Mapping[str, Any], peak: int) -> tuple[str, str]:
+def evaluated(case: Case, outcome: Outcome, before: Mapping[str, Any], peak: int) -> tuple[str, str]:
     """The kind of outcome, and what is wrong about it."""
     text = outcome.out + outcome.err
     if "Traceback" in text or "not foreseen" in text:
@@ -1844,13 +1844,13 @@ def child(kind: str, number: int, seed: int, folder: Path) -> dict[str, Any]:
     outcome = Outcome(code, *texts, folder)
     facts = {"argv": case.argv, "change": case.change, "code": code, "seconds": seconds, "megabytes": peak / 1e6}
     try:
-        found, why = judged(case, outcome._replace(folder=folder), before, peak)
+        found, why = evaluated(case, outcome._replace(folder=folder), before, peak)
     except Exception as error:
         import traceback
 
         found, why = (
             "nonsense",
-            f"the results cannot be judged: {type(error).__name__}: {error} {traceback.format_exc()[-600:]}",
+            f"the results cannot be evaluated: {type(error).__name__}: {error} {traceback.format_exc()[-600:]}",
         )
     return {**facts, "found": found, "why": why, "out": texts[0][-3000:], "err": texts[1][-3000:]}
 

@@ -3,7 +3,7 @@
     python benchmarks/wordepth_speed.py --threads 2 --out wordepth_speed.json
 
 One image of 480x640, batch 1, skip mode never. The published steps: attention as two products with a softmax
-between, window masks made anew in every block, maps in PyTorch's own order of memory, depth features of 128 channels
+between, window masks made in every block, maps in PyTorch's own order of memory, depth features of 128 channels
 enlarged to image size before they are added and convolved, the last refinement's unused feature. "text" is depth from
 words alone, without the encoder. The runs alternate, so that all see the same machine; the ratio is that of the medians
 of CPU time, which other work on the machine changes little. Weights follow from the tensors' names (tests/parity).

@@ -137,7 +137,7 @@ def grey(brightness: float, width: int = 64, height: int = 48) -> npt.NDArray[np
 
 
 def ramp(width: int = 64, height: int = 48, seed: int = 0) -> npt.NDArray[np.uint8]:
-    """(height, width, 3) uint8: brightness grows from left to right, colours differ by ``seed``."""
+    """(height, width, 3) uint8: brightness grows from left to right, colors differ by ``seed``."""
     row = np.linspace(0, 200, width)[None, :, None]
     tint = np.random.default_rng(seed).uniform(0.3, 1, 3)
     return np.broadcast_to(row * tint, (height, width, 3)).astype(np.uint8)

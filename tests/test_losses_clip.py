@@ -182,7 +182,7 @@ def test_total_is_the_weighted_sum_and_reaches_every_input() -> None:
         assert (gradient != 0).any()
 
 
-def test_a_loss_without_weight_is_told_but_not_minimised() -> None:
+def test_a_loss_without_weight_is_logged_but_not_minimised() -> None:
     inputs = views()
     found = adapter_losses(replace(SETTINGS, depth=0.0, photometric=0.0), mask=None, **inputs)
     assert found["depth"] > 0
@@ -192,7 +192,7 @@ def test_a_loss_without_weight_is_told_but_not_minimised() -> None:
 
 
 @pytest.mark.parametrize("shrink", [1, 4])
-def test_holes_of_the_truth_never_count_with_a_mask(shrink: int) -> None:
+def test_holes_of_the_target_never_count_with_a_mask(shrink: int) -> None:
     settings = replace(SETTINGS, photometric=0.0, shrink=shrink)
     inputs, mask = views(), some(2, 1, 16, 24)
     holes = inputs | {"target": torch.where(mask, inputs["target"], 0.0)}

@@ -91,7 +91,7 @@ class Sample:
     text_features (D,): the feature of ``text``, norm 1, zeros where nothing is known about the image. edges
     (1, H, W) bool: the true depth edges, where a data set states them and the image is to be evaluated.
 
-    overlay (3, H, W): ``image`` with coloured masks drawn over it, for systems that look at one. source_image (3, H, W)
+    overlay (3, H, W): ``image`` with colored masks drawn over it, for systems that look at one. source_image (3, H, W)
     in [0, 1]: another view of the scene; pose (3, 4): rotation and translation (metres) that take a point from the
     camera of ``image`` to that of ``source_image``; intrinsics (3, 3): of both, in pixels of ``image``. mirrored:
     whether the training transform turned left and right round.

@@ -124,6 +124,6 @@ def test_wrong_use(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "c.csv").exists()
 
 
-def test_sentences_look_like_the_published_ones() -> None:
+def test_sentences_are_like_the_published_ones() -> None:
     assert as_sentence(" a room  with chairs . ") == "A room with chairs."
     assert as_sentence(" . ") == ""

@@ -210,12 +210,12 @@ def test_sigterm_saves_and_ends(tmp_path: Path, sample_folder: Path, whole_group
     (os.killpg if whole_group else os.kill)(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
-    told = re.fullmatch(
+    stopped = re.fullmatch(
         r"langdepth train: stopped by SIGTERM after step (\d+); \S+/resume.ckpt is written, continue with --resume\n",
         without_few(err),
     )
-    assert told, err
-    step = int(told[1])
+    assert stopped, err
+    step = int(stopped[1])
     assert torch.load(tmp_path / "run" / "resume.ckpt", weights_only=True)["global_step"] == step >= 4
     again = subprocess.run(
         [*command, "--resume", "--train.max_steps", str(step + 2)], capture_output=True, check=True, **options

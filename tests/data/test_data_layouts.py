@@ -131,7 +131,7 @@ def test_ground_truth_may_have_a_root_of_its_own(
     assert run("data", "check", name, "--root", root, "--truth-root", apart, "--split", split)[0] == 0
 
 
-def test_the_tree_of_the_truth_may_start_further_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tree_of_the_ground_truth_may_start_further_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = miniatures.nyu_sync(tmp_path / "set", monkeypatch)
     apart = tmp_path / "truth"
     for row in find_rows("nyu", root, "test"):
@@ -243,7 +243,7 @@ def test_wrong_lists_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # Parts
 
 
-def test_a_part_of_kitti_is_judged_and_learned_from_with_a_warning(
+def test_a_part_of_kitti_is_evaluated_and_learned_from_with_a_warning(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = miniatures.kitti_raw(tmp_path / "kitti", monkeypatch)
@@ -311,7 +311,7 @@ def test_the_share_is_kept_unless_every_group_is_larger() -> None:
     assert len(held_out(rows, 0.01)) == 3  # the smallest group
 
 
-def test_what_cannot_be_divided_is_told() -> None:
+def test_what_cannot_be_divided_is_reported() -> None:
     with pytest.raises(UsageError, match=r"data\.hold_out: .*data\.val_split"):
         held_out([a_row("a/1.png")], 0.5)
     with pytest.raises(UsageError, match="needed for learning"):

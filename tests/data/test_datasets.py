@@ -1,4 +1,4 @@
-"""Every data set in every layout: found, checked, shown, learned from, judged; and what each says about bad data."""
+"""Every data set in every layout: found, checked, shown, learned from, evaluated; and what each says about bad data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(monkeypatch: pytest.MonkeyPatch, command: Run) -> Run:
     return command
 
 
-def judged_split(name: str, root: Path) -> str | None:
+def evaluated_split(name: str, root: Path) -> str | None:
     """The split that the card says, or where the layout lacks it, another that it has."""
     found = list(dict.fromkeys(row.split for row in find_rows(name, root)))
     card = layout(name).CARD
@@ -85,9 +85,9 @@ def test_it_is_listed_checked_and_shown(
 
 
 @pytest.mark.parametrize(("name", "build"), each())
-def test_it_is_judged(name: str, build: Builder, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_evaluated(name: str, build: Builder, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = build(tmp_path / name, monkeypatch)
-    split = judged_split(name, root)
+    split = evaluated_split(name, root)
     choice = ("--split", split) if split else ()
     out = tmp_path / "result.json"
     code, _, err = run("evaluate", "--data", name, "--root", root, *choice, "--out", out, "--device", "cpu")
@@ -111,7 +111,7 @@ def test_a_step_is_learned_from_it(name: str, tmp_path: Path, monkeypatch: pytes
             "name": name,
             "root": str(root),
             "train_split": learned,
-            "val_split": judged_split(name, root) or "val",
+            "val_split": evaluated_split(name, root) or "val",
             "batch_size": 2,
             "workers": 0,
         },
@@ -176,8 +176,8 @@ def test_a_wrong_unit_is_refused_unless_trusted(run: Run, tmp_path: Path, monkey
     assert run(*arguments, "--trust-unit", "--protocol", "full")[0] == 0
     code, out, _ = run("data", "check", "nyu", "--root", root)
     assert code == 1
-    assert "the unit looks wrong" in out
-    with pytest.raises(LangdepthError, match="unit looks wrong"):
+    assert "the unit seems wrong" in out
+    with pytest.raises(LangdepthError, match="unit seems wrong"):
         open_dataset("nyu", root, "train")
     assert len(open_dataset("nyu", root, "train", trust_unit=True)) == 3
 
@@ -216,7 +216,9 @@ def test_too_few_images_are_a_problem(run: Run, tmp_path: Path, monkeypatch: pyt
     assert run("data", "check", "nyu", "--root", root, "--split", "test")[0] == 0
 
 
-def test_too_few_images_are_told_where_they_are_used(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_images_are_reported_where_they_are_used(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = miniatures.nyu_annotated(tmp_path / "nyu", monkeypatch)
     monkeypatch.setattr(nyu, "CARD", replace(nyu.CARD, splits={"train": 795, "sync": 24231, "test": 654}))
     arguments = ("--root", root, "--out", tmp_path / "r.json", "--device", "cpu")
@@ -235,15 +237,15 @@ def test_too_few_images_are_told_where_they_are_used(run: Run, tmp_path: Path, m
         open_dataset("nyu", root, "train")
 
 
-def test_a_half_extracted_set_is_not_judged(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_half_extracted_set_is_not_evaluated(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "prepared"
     root = miniatures.diode_indoor(out / "diode", monkeypatch)  # as in an archive with a folder of its own
     (out / INCOMPLETE).touch()
     code, _, err = run("evaluate", "--data", "diode-indoor", "--root", root, "--out", tmp_path / "r.json")
-    told = f"{out}: 'langdepth data prepare' was interrupted here; run it again\n"
-    assert (code, err) == (1, f"langdepth evaluate: {told}")
+    message = f"{out}: 'langdepth data prepare' was interrupted here; run it again\n"
+    assert (code, err) == (1, f"langdepth evaluate: {message}")
     code, text, _ = run("data", "check", "diode-indoor", "--root", root)
-    assert (code, text.count(told)) == (1, 1)
+    assert (code, text.count(message)) == (1, 1)
 
 
 def test_damaged_images_are_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +257,7 @@ def test_damaged_images_are_named(run: Run, tmp_path: Path, monkeypatch: pytest.
     assert f"test {miniatures.KITTI_TEST[0]}: {image}: damaged or truncated" in out
 
 
-def test_shared_scenes_and_images_are_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_scenes_and_images_are_reported(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = miniatures.kitti_raw(tmp_path / "kitti", monkeypatch)
     stolen = miniatures.KITTI_TRAIN[0].replace("0000000007", "0000000012")
     monkeypatch.setattr(kitti, "shipped", {"kitti_eigen_train": KITTI[:1], "kitti_eigen_test": [stolen]}.__getitem__)
@@ -268,7 +270,7 @@ def test_shared_scenes_and_images_are_told(run: Run, tmp_path: Path, monkeypatch
     assert len(json.loads(run("data", "check", "kitti", "--root", root, "--json")[1])["overlaps"]) == 2
 
 
-def test_splits_to_judge_on_are_compared_with_each_other(
+def test_splits_to_evaluate_are_compared_with_each_other(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = miniatures.kitti_selection(miniatures.kitti_raw(tmp_path / "kitti", monkeypatch), monkeypatch)
@@ -420,7 +422,7 @@ def _first(dataset: Any) -> Sample:
     return dataset[0]
 
 
-def test_nyu_labelled_file_is_opened_anew_in_each_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nyu_labelled_file_is_opened_again_in_each_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = open_dataset("nyu", miniatures.nyu_labelled(tmp_path, monkeypatch), "test")
     here = dataset[0]
     # One thread, as in a loader's worker: OpenMP's threads do not live on in a forked process.

@@ -141,7 +141,9 @@ def test_files_with_a_dot_before_their_name_are_no_data(
     assert [(row.split, row.key, row.files) for row in find_rows(name, root)] == expected
 
 
-def test_a_split_with_too_few_pairs_is_told_and_kept(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_split_with_too_few_pairs_is_reported_and_kept(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tree = miniatures.diode_indoor(tmp_path / "tree", monkeypatch)
     rows = find_rows("diode-indoor", tree, "val")
     for path in rows[0].path_rgb.parent.glob(f"{rows[0].path_rgb.stem}*"):
@@ -220,7 +222,7 @@ def test_a_stopped_run_goes_on_where_it_was(run: Run, tmp_path: Path, monkeypatc
     assert run("check", "nyu", "--root", out)[0] == 0
 
 
-def test_what_is_lost_or_changed_later_is_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_lost_or_changed_later_is_reported(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = zip_of(miniatures.kitti_raw(tmp_path / "tree", monkeypatch), tmp_path / "a.zip")
     out = tmp_path / "out"
     prepare("kitti", archive, out)
@@ -232,12 +234,12 @@ def test_what_is_lost_or_changed_later_is_told(run: Run, tmp_path: Path, monkeyp
     assert code == 1
     assert f"{MANIFEST}: 1 files are missing: {rows[0].path_depth.relative_to(out)}" in text
     assert f"{MANIFEST}: 1 files differ from what was written: {rows[3].path_rgb.relative_to(out)}" in text
-    assert "'langdepth data prepare' writes them anew" in text
+    assert "'langdepth data prepare' writes them again" in text
     prepare("kitti", archive, out)  # mends both
     assert run("check", "kitti", "--root", out)[0] == 0
 
 
-def test_a_damaged_file_of_the_same_size_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_file_of_the_same_size_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = zip_of(miniatures.kitti_raw(tmp_path / "tree", monkeypatch), tmp_path / "a.zip")
     prepare("kitti", archive, tmp_path / "out")
     whole = files(tmp_path / "out")

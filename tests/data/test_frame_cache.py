@@ -103,7 +103,7 @@ def test_true_edges_are_cached_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         open_dataset("cache", out)[0]
 
 
-def test_caches_of_another_version_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caches_of_another_version_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, out = write_pair(tmp_path / "data", 6, name="0.png"), tmp_path / "cache"
     for module in (frame_cache, cache):
         monkeypatch.setattr(module, "FORMAT", module.FORMAT - 1)
@@ -129,7 +129,7 @@ def test_frames_that_come_out_otherwise_have_another_format(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", [IMAGES, DEPTHS])
-def test_damage_is_told_and_mended(name: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_is_reported_and_mended(name: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, out = miniatures.nyu_exported(tmp_path / "nyu", monkeypatch), tmp_path / "frames"
     write_cache("nyu", root, out)
     content = bytearray((out / name).read_bytes())
@@ -187,19 +187,19 @@ def test_frames_depend_on_masks_poses_and_lenses(
 
 def test_a_check_knows_the_splits_of_the_data_set(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, out = miniatures.nyu_sync(tmp_path / "nyu", monkeypatch), tmp_path / "frames"
-    learned, _, judged, _ = find_rows("nyu", root)
-    judged.path_rgb.write_bytes(learned.path_rgb.read_bytes())
+    learned, _, evaluated, _ = find_rows("nyu", root)
+    evaluated.path_rgb.write_bytes(learned.path_rgb.read_bytes())
     write_cache("nyu", root, out)
     code, text, _ = run("check", "cache", "--root", out)
     assert code == 0, text
-    assert f"sync and test share 1 images: {judged.key}\n" in text
+    assert f"sync and test share 1 images: {evaluated.key}\n" in text
     assert "train/val/test/sync" in text
     assert "0/0/2/2" in text
     (out / INDEX).write_text("[]")
     assert run("check", "cache", "--root", out)[0] == 1
 
 
-def test_unusable_pairs_are_left_out_and_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_pairs_are_left_out_and_reported(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, out = miniatures.nyu_exported(tmp_path / "nyu", monkeypatch), tmp_path / "frames"
     image = find_rows("nyu", root)[1].path_rgb
     image.write_bytes(image.read_bytes()[:200])

@@ -85,17 +85,17 @@ def test_data_check_finds_nothing_wrong_with_good_ones(folder: Path) -> None:
     assert cli.main(["data", "check", str(folder)]) == 0
 
 
-def test_it_moves_with_its_photo_and_keeps_its_colours(folder: Path) -> None:
+def test_it_moves_with_its_photo_and_keeps_its_colors(folder: Path) -> None:
     sample = open_dataset("folder", folder)[0]
     sample.image = as_float(sample.image)
     sample.overlay = sample.image.clone()
-    colours = ("brightness", "contrast", "saturation", "hue", "colour_probability", "grey", "blur")
-    off: dict[str, Any] = dict.fromkeys(colours, 0.0)
+    colors = ("brightness", "contrast", "saturation", "hue", "colour_probability", "grey", "blur")
+    off: dict[str, Any] = dict.fromkeys(colors, 0.0)
     geometry = Augmentation(rotate_probability=1, zoom_probability=1, **off)
-    coloured = Augmentation(rotate_probability=1, zoom_probability=1, colour_probability=1, erase=1.0)
+    colored = Augmentation(rotate_probability=1, zoom_probability=1, colour_probability=1, erase=1.0)
     for seed in range(6):
         made = []
-        for augmentation in (geometry, coloured):
+        for augmentation in (geometry, colored):
             torch.manual_seed(seed)
             made.append(TrainTransform(augmentation, 48 * 64)(sample, (48, 64)))
         plain, changed = made

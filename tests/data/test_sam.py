@@ -148,7 +148,7 @@ def test_sam_itself_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     assert draw_masks(photo(), masks).shape == (48, 64, 3)
 
 
-def test_the_sizes_of_sam_are_told_apart_by_their_width() -> None:
+def test_the_sizes_of_sam_are_distinguished_by_their_width() -> None:
     package = pytest.importorskip("segment_anything")
     for kind, build in package.sam_model_registry.items():
         if kind != "default":

@@ -228,7 +228,7 @@ def test_with_everything_off_only_the_size_changes(seed: int) -> None:
         {"blur": 1.0},
     ],
 )
-def test_colour_changes_the_image_and_never_the_depth(values: dict[str, float]) -> None:
+def test_color_changes_the_image_and_never_the_depth(values: dict[str, float]) -> None:
     sample = noise()
     found = run(only(colour_probability=1, **values), sample, (HEIGHT, WIDTH), seed=1)
     assert not torch.allclose(found.image, sample.image, atol=1e-2)
@@ -237,7 +237,7 @@ def test_colour_changes_the_image_and_never_the_depth(values: dict[str, float]) 
     assert torch.equal(found.depth, sample.depth)
 
 
-def test_without_its_probability_colour_is_left_alone() -> None:
+def test_without_its_probability_color_is_left_alone() -> None:
     sample = noise()
     found = run(only(brightness=1, contrast=1, saturation=1, hue=0.5), sample, (HEIGHT, WIDTH))
     assert torch.equal(found.image, sample.image)
@@ -291,7 +291,7 @@ def flat(level: float = 0.5, metres: float = 3.0) -> Sample:
 
 
 def test_depth_is_mixed_in_before_a_part_is_cut_out() -> None:
-    """A stripe of the whole picture, white here, lies outside of some parts."""
+    """A stripe of the whole image, white here, lies outside of some parts."""
     with_stripe = [
         bool(
             (
@@ -307,13 +307,13 @@ def test_depth_is_mixed_in_before_a_part_is_cut_out() -> None:
 
 
 def test_a_part_is_turned_after_it_is_cut_out() -> None:
-    """So that its corners are unknown, although the picture goes on beyond them."""
+    """So that its corners are unknown, although the image goes on beyond them."""
     moved = only(zoom=3, zoom_probability=1, rotate=30, rotate_probability=1)
     whole = sum(bool(run(moved, flat(), (HEIGHT, WIDTH), seed=seed).mask.all()) for seed in range(20))
     assert whole < 4  # those that are hardly turned
 
 
-def test_colours_are_changed_after_turning() -> None:
+def test_colors_are_changed_after_turning() -> None:
     """Less contrast brings the black of the corners nearer to the mean."""
     turning = {"rotate": 30.0, "rotate_probability": 1.0}
     corners = []
@@ -323,7 +323,7 @@ def test_colours_are_changed_after_turning() -> None:
     assert max(corners) > 0.05
 
 
-def test_depth_is_painted_over_changed_colours_and_a_box_erased_last() -> None:
+def test_depth_is_painted_over_changed_colors_and_a_box_erased_last() -> None:
     """Painted depth, white here, keeps its level; the mean in the erased box counts it."""
     levels: set[int] = set()
     for seed in range(8):
@@ -331,7 +331,7 @@ def test_depth_is_painted_over_changed_colours_and_a_box_erased_last() -> None:
         found = run(only(cut_depth=1, erase=1, **jitter), flat(0.2), (HEIGHT, WIDTH), seed=seed).image
         assert found.max() == 1
         levels.add(len(found.unique()))
-    assert levels == {3}  # the picture's, depth, and the mean of both
+    assert levels == {3}  # the image's, depth, and the mean of both
 
 
 # Randomness, types

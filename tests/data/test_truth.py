@@ -114,7 +114,7 @@ def test_a_set_whose_depth_ends_where_16_bits_do_may_be_saturated(tmp_path: Path
     assert impossible_depth(layout("nyu").CARD, replace(row, depth_scale=1e308), np.zeros_like(far)) is None
 
 
-def test_a_scale_beside_a_file_in_metres_is_told(tmp_path: Path) -> None:
+def test_a_scale_beside_a_file_in_metres_is_reported(tmp_path: Path) -> None:
     root = folder(tmp_path / "d", SLOPE)
     index = root / "index.csv"
     with warnings.catch_warnings():
@@ -233,10 +233,10 @@ def test_a_wrong_camera_costs_its_own_image_only(tmp_path: Path, capsys: pytest.
     assert (
         main(["evaluate", "--root", str(root), "--out", str(out), "--protocol", "full", "--training-focal", "50"]) == 0
     )
-    told = capsys.readouterr()
-    assert "skipped: " in told.err
-    assert "1.png: intrinsics 50,50,900,20: the principal point lies outside" in told.err
-    assert "1 skipped" in told.out
+    captured = capsys.readouterr()
+    assert "skipped: " in captured.err
+    assert "1.png: intrinsics 50,50,900,20: the principal point lies outside" in captured.err
+    assert "1 skipped" in captured.out
 
 
 # Predictions
@@ -290,6 +290,6 @@ def test_predictions_as_bare_pngs_name_the_option(tmp_path: Path, capsys: pytest
     Image.fromarray((SLOPE * 256).astype(np.uint16)).save(tmp_path / "p" / "0.png")
     command = ["evaluate", "--root", str(root), "--predictions", str(tmp_path / "p"), "--out", str(tmp_path / "r.json")]
     assert main(command) != 0
-    assert "0.png: does not state its depth scale" in (told := capsys.readouterr().err)
-    assert "--prediction-scale 0.001" in told
+    assert "0.png: does not state its depth scale" in (captured := capsys.readouterr().err)
+    assert "--prediction-scale 0.001" in captured
     assert main([*command, "--prediction-scale", "0.00390625"]) == 0

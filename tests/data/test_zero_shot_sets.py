@@ -50,7 +50,7 @@ def test_ibims_masks_leave_depth_out(kind: str, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("kind", ["published", "raw"])
-def test_ibims_edges_are_judged(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ibims_edges_are_evaluated(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = open_dataset("ibims1", MINIATURES["ibims1"][kind](tmp_path, monkeypatch))
     assert dataset.stored(1).edges is None  # training has no use for them
     for place, seed in ((1, 0), (0, 1)):
@@ -187,8 +187,8 @@ def test_hypersim_lenses_that_are_none(
         file.write(line)
     with pytest.raises(LangdepthError) as caught:
         find_rows("hypersim", root, "test")
-    told = f"{root / hypersim.CAMERA_FILE}: not readable as the table of cameras ({message})"
-    assert str(caught.value) == told
+    expected = f"{root / hypersim.CAMERA_FILE}: not readable as the table of cameras ({message})"
+    assert str(caught.value) == expected
 
 
 def test_hypersim_split_list_that_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

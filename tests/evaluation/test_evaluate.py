@@ -1,4 +1,4 @@
-"""Evaluation: what is judged, what is skipped, what is reported and written."""
+"""Evaluation: what is evaluated, what is skipped, what is reported and written."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def run(dataset: Any, protocol: Protocol = FULL, system: FakeSystem | None = Non
     return evaluate(system or FakeSystem(), dataset, protocol, progress=False, **options)
 
 
-def test_the_truth_scores_perfectly() -> None:
+def test_the_ground_truth_scores_perfectly() -> None:
     report = run(Images(1, 1, 1))
     for mean in ("image_mean", "pixel_mean"):
         assert report[mean]["abs_rel"] == pytest.approx(0, abs=1e-6)
@@ -220,27 +220,27 @@ class FiveMetres(Images):
 
 @pytest.mark.parametrize("area", [48 * 64, 32 * 48])
 @pytest.mark.parametrize("rules", [{}, {"window": (32, 48)}])
-def test_depth_is_judged_that_predict_gives(area: int, rules: dict[str, Any]) -> None:
+def test_depth_is_evaluated_that_predict_gives(area: int, rules: dict[str, Any]) -> None:
     random = torch.Generator().manual_seed(0)
     stored = Images(1)[0]
     stored.image = torch.randint(256, (3, 48, 64), generator=random, dtype=torch.uint8)
     system = FakeSystem(FakeConfig(area=area))  # sees the image at its own size, or a smaller one
-    judged = evaluate_batch(system, [stored], FULL.override(flip=True, **rules))
+    evaluated = evaluate_batch(system, [stored], FULL.override(flip=True, **rules))
     predicted = predict_images(system, stored.image, flip=True, **rules)
-    assert np.array_equal(judged.prediction[0, 0].numpy(), predicted.depth)
-    assert judged.prediction.std() > 0.1
+    assert np.array_equal(evaluated.prediction[0, 0].numpy(), predicted.depth)
+    assert evaluated.prediction.std() > 0.1
 
 
-def test_bytes_are_judged_as_floats_are() -> None:
+def test_bytes_are_evaluated_as_floats_are() -> None:
     random = torch.Generator().manual_seed(0)
     stored = Images(1)[0]
     stored.image = torch.randint(256, (3, 48, 64), generator=random, dtype=torch.uint8)
     system = FakeSystem(FakeConfig(area=48 * 64))
-    judged, same = (
+    evaluated, same = (
         evaluate_batch(system, [replace(stored, image=i)], FULL) for i in (stored.image, stored.image / 255)
     )
-    assert torch.equal(judged.prediction, same.prediction)
-    assert np.array_equal(sheet_row(judged, 0, "").image, sheet_row(same, 0, "").image)
+    assert torch.equal(evaluated.prediction, same.prediction)
+    assert np.array_equal(sheet_row(evaluated, 0, "").image, sheet_row(same, 0, "").image)
 
 
 def test_flip_averages_with_the_mirrored_image() -> None:
@@ -266,15 +266,15 @@ def test_a_fit_to_a_handful_of_pixels_is_no_number(capsys: pytest.CaptureFixture
         one.depth[:] = 0
         one.depth.view(-1)[:known] = torch.linspace(1, 5, known)
         one.mask = one.depth > 0
-    judged = evaluate_batch(FakeSystem(), [sample, other], FULL.override(alignment="least_squares"))
-    assert judged.valid.flatten(1).sum(1).tolist() == [0, 10]
+    evaluated = evaluate_batch(FakeSystem(), [sample, other], FULL.override(alignment="least_squares"))
+    assert evaluated.valid.flatten(1).sum(1).tolist() == [0, 10]
     assert (
         int(evaluate_batch(FakeSystem(), [sample], FULL).valid.sum()) == 9
     )  # metric depth: every pixel, as in the literature
-    told = FULL.override(alignment="least_squares", min_pixels=9)
-    assert int(evaluate_batch(FakeSystem(), [sample], told).valid.sum()) == 9
+    stated = FULL.override(alignment="least_squares", min_pixels=9)
+    assert int(evaluate_batch(FakeSystem(), [sample], stated).valid.sum()) == 9
     assert int(evaluate_batch(FakeSystem(), [other], FULL.override(min_pixels=11)).valid.sum()) == 0
-    assert told.hash != FULL.override(alignment="least_squares").hash
+    assert stated.hash != FULL.override(alignment="least_squares").hash
 
     class Few(Images):
         def __getitem__(self, index: int) -> Sample:
@@ -305,7 +305,7 @@ def test_a_median_of_nothing_cannot_be_aligned(clamp: bool) -> None:
         run(Images(1), FULL.override(alignment="median", clamp_prediction=clamp), Nothing())
 
 
-def test_clamp_limits_the_prediction_not_the_truth() -> None:
+def test_clamp_limits_the_prediction_not_the_target() -> None:
     dataset = Images(0.5)  # predicts 1.9 m for 3.8 m
     report = run(dataset, FULL.override(min_depth=3.0, max_depth=10.0))
     assert report["image_mean"]["rmse"] == pytest.approx(0.8, rel=1e-5)
@@ -324,22 +324,22 @@ def test_crop_and_range_decide_what_counts() -> None:
     sample = Images(1, size=(480, 640))[0]
     sample.depth[:, :45] = 9.5  # wrong everywhere outside the window, and beyond the range inside
     sample.depth[:, 100:200] = 10.0
-    judged = evaluate_batch(FakeSystem(), [sample], protocols.get("nyu-eigen"))
-    assert int(judged.valid.sum()) == (426 - 100) * 560
-    assert torch.allclose(judged.prediction[judged.valid], judged.target[judged.valid])
+    evaluated = evaluate_batch(FakeSystem(), [sample], protocols.get("nyu-eigen"))
+    assert int(evaluated.valid.sum()) == (426 - 100) * 560
+    assert torch.allclose(evaluated.prediction[evaluated.valid], evaluated.target[evaluated.valid])
 
 
 def test_kb_frame_cuts_what_the_system_sees() -> None:
     sample = Images(1, size=(375, 1242))[0]
     sample.image[:, :23] = 1.0  # would change the depth if the system saw it
-    judged = evaluate_batch(FakeSystem(), [sample], protocols.get("kitti-eigen-garg"))
-    assert judged.image.shape == (1, 3, 352, 1216)
-    assert judged.prediction.shape == judged.target.shape == judged.valid.shape == (1, 1, 352, 1216)
-    assert torch.allclose(judged.prediction, judged.target)
+    evaluated = evaluate_batch(FakeSystem(), [sample], protocols.get("kitti-eigen-garg"))
+    assert evaluated.image.shape == (1, 3, 352, 1216)
+    assert evaluated.prediction.shape == evaluated.target.shape == evaluated.valid.shape == (1, 1, 352, 1216)
+    assert torch.allclose(evaluated.prediction, evaluated.target)
 
 
 class Edges(FakeSystem):
-    """3 m at the left edge of what it sees and 13 m at the right one, told in two columns."""
+    """3 m at the left edge of what it sees and 13 m at the right one, stated in two columns."""
 
     def forward(self, image: Tensor, text: Any = None, scene: Any = None) -> DepthOutput:
         return DepthOutput(depth=torch.tensor([3.0, 13.0]).expand(len(image), 1, 2, 2))
@@ -372,9 +372,9 @@ def test_a_prediction_of_nothing_leaves_the_average_only_when_asked() -> None:
 def test_the_inner_frame_cuts_what_the_system_sees(name: str) -> None:
     sample = Images(1, size=(480, 640))[0]
     sample.image[:, :56] = sample.image[:, :, 604:] = 1.0  # would change the depth if the system saw it
-    judged = evaluate_batch(FakeSystem(), [sample], protocols.get(name))
-    assert judged.image.shape == (1, 3, 416, 544)
-    assert torch.allclose(judged.prediction, judged.target)
+    evaluated = evaluate_batch(FakeSystem(), [sample], protocols.get(name))
+    assert evaluated.image.shape == (1, 3, 416, 544)
+    assert torch.allclose(evaluated.prediction, evaluated.target)
 
 
 def test_wrong_options_are_refused() -> None:
@@ -475,13 +475,13 @@ def test_memory_does_not_grow_with_the_data_set() -> None:
 def test_no_sum_depends_on_the_order_of_images() -> None:
     random = torch.Generator().manual_seed(0)
     dataset = Images(*[1.0] * 20)
-    judged = [evaluate_batch(FakeSystem(), [dataset[index]], FULL) for index in range(20)]
-    judged = [replace(one, prediction=one.prediction + torch.rand(48, 64, generator=random)) for one in judged]
+    evaluated = [evaluate_batch(FakeSystem(), [dataset[index]], FULL) for index in range(20)]
+    evaluated = [replace(one, prediction=one.prediction + torch.rand(48, 64, generator=random)) for one in evaluated]
     reports = []
     for order in (range(20), reversed(range(20))):
         tally = Tally()
         for index in order:
-            tally.add([index], [dataset[index]], judged[index])
+            tally.add([index], [dataset[index]], evaluated[index])
         tally.gather(20)
         reports.append(tally.report())
     assert reports[0] == reports[1]
@@ -501,7 +501,7 @@ class Places(Images):
         return replace(super().__getitem__(index), scene=SCENES.index("kitchen") if index < 2 else -1)
 
 
-def test_scenes_and_depths_are_told_apart() -> None:
+def test_scenes_and_depths_are_distinguished() -> None:
     report = run(Places(1.0, 1.2, 2.0))  # truths: 1.9 m, 2.33 m, 1.85 m
     assert {name: scene["images"] for name, scene in report["by_scene"].items()} == {"(unknown)": 1, "kitchen": 2}
     assert report["by_scene"]["kitchen"]["abs_rel"] == pytest.approx(0.1, rel=1e-5)

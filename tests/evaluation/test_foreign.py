@@ -50,7 +50,7 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def test_a_foreign_model_is_judged_like_a_system(root: Path) -> None:
+def test_a_foreign_model_is_evaluated_like_a_system(root: Path) -> None:
     report = evaluate(Foreign(Shades("metric"), "shades"), open_dataset("folder", root), FULL, progress=False)
     assert report["system"] == "shades"
     assert report["image_mean"]["abs_rel"] == 0
@@ -151,7 +151,7 @@ def holed(folder: Path, hole: float) -> Predictions:
 
 
 @pytest.mark.parametrize("hole", [0, -1, np.nan, np.inf])
-def test_no_depth_is_not_judged_as_depth(root: Path, tmp_path: Path, hole: float) -> None:
+def test_no_depth_is_not_evaluated_as_depth(root: Path, tmp_path: Path, hole: float) -> None:
     predictions, dataset = holed(tmp_path / "predictions", hole), open_dataset("folder", root)
     with pytest.raises(LangdepthError, match=r"predictions/1\.npy: no depth at 6 of the 3072 pixels that need it"):
         evaluate(predictions, dataset, FULL, progress=False)
@@ -159,7 +159,7 @@ def test_no_depth_is_not_judged_as_depth(root: Path, tmp_path: Path, hole: float
     assert masked["image_mean"]["rmse"] == 0
     assert [part["pixels"] for part in masked["by_depth"]] == [3072 - 6, 3072]
     Image.fromarray(np.pad(np.full((45, 64), 4000, np.uint16), ((3, 0), (0, 0)))).save(root / "1_depth.png")
-    assert evaluate(predictions, dataset, FULL, progress=False)["images"] == 2  # nothing is judged there
+    assert evaluate(predictions, dataset, FULL, progress=False)["images"] == 2  # nothing is evaluated there
 
 
 def test_relative_depth_with_a_shift_may_be_zero(root: Path, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_what_a_map_of_another_size_shows(
             part_of((height, width), image, rules)
 
 
-def test_maps_of_the_frame_are_judged_as_the_frame(tmp_path: Path) -> None:
+def test_maps_of_the_frame_are_evaluated_as_the_frame(tmp_path: Path) -> None:
     """The truth grows downwards, so that a map stretched over the image would be wrong."""
     root, folder = write_folder(tmp_path / "data", [{"size": KITTI}]), tmp_path / "predictions"
     truth = np.linspace(2, 60, 375, dtype=np.float32)[:, None].repeat(1242, 1)
@@ -249,7 +249,7 @@ def test_one_folder_of_maps_fits_a_tree_a_file_and_a_cache(tmp_path: Path, monke
 
 @pytest.mark.parametrize("key", ["/{}", "../data/{}", ""])
 def test_a_key_does_not_lead_out_of_the_folder(root: Path, tmp_path: Path, key: str) -> None:
-    """Nobody is judged by the truth that lies beside the image."""
+    """Nobody is evaluated by the truth that lies beside the image."""
     folder = tmp_path / "predictions"
     folder.mkdir()
     key = key.format(root / "0.png" if key.startswith("/") else "0.png").replace("//", "/")

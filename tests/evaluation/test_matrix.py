@@ -136,7 +136,7 @@ def test_a_finished_cell_that_is_not_whole_is_run_again(
     assert json.loads(path.read_text())["report"] == after
 
 
-def test_an_error_of_any_kind_is_told_in_its_cell(tmp_path: Path, loaded: FakeSystem) -> None:
+def test_an_error_of_any_kind_is_reported_in_its_cell(tmp_path: Path, loaded: FakeSystem) -> None:
     """A model from elsewhere that fails in its own way, on the second data set only."""
     forward = loaded.forward
 
@@ -155,13 +155,13 @@ def test_an_error_of_any_kind_is_told_in_its_cell(tmp_path: Path, loaded: FakeSy
     assert [cell["why"] for cell in cells] == [None, "ZeroDivisionError: of its\\nown", None]
 
 
-def test_an_unusual_unit_is_refused_unless_told(tmp_path: Path, loaded: FakeSystem) -> None:
+def test_an_unusual_unit_is_refused_unless_trusted(tmp_path: Path, loaded: FakeSystem) -> None:
     root = write_folder(tmp_path / "rooms", [{"depth_scale": 0.5}])  # 500 m
     cells = [
         run_matrix(matrix_of(root, "tiny", trust_unit=trusted), tmp_path / "out", say=quiet)[0]
         for trusted in (False, True)
     ]
-    assert "the unit looks wrong" in cells[0]["why"]
+    assert "the unit seems wrong" in cells[0]["why"]
     assert (cells[1]["why"], cells[1]["ours"]["images"]) == (None, 1)
 
 

@@ -153,7 +153,7 @@ def test_least_squares_of_a_constant_prediction_is_the_mean() -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "median", "least_squares"])
-def test_alignment_leaves_a_image_without_truth_alone(kind: Alignment) -> None:
+def test_alignment_leaves_an_image_without_target_alone(kind: Alignment) -> None:
     prediction = maps([1.0, 2.0])
     assert torch.equal(align(prediction, maps([0.0, 0.0]), maps([0.0, 0.0]).bool(), kind), prediction)
 
@@ -342,9 +342,9 @@ def test_an_image_that_is_not_finite_is_named_and_in_no_mean(bad: float) -> None
     prediction, target = maps([2.0, 2.0], [bad, 1.0], [1.0, bad]), maps([1.0, 1.0], [1.0, 1.0], [1.0, 1.0])
     mask = maps([1.0, 1.0], [1.0, 1.0], [1.0, 0.0]).bool()  # what stands outside does not matter
     metrics = DepthMetrics()
-    with pytest.warns(UserWarning, match=r"^b\.png: its predicted depth is not finite") as told:
+    with pytest.warns(UserWarning, match=r"^b\.png: its predicted depth is not finite") as warned:
         metrics.update(prediction, target, mask, ["a.png", "b.png", "c.png"])
-    assert len(told) == 1
+    assert len(warned) == 1
     with pytest.warns(UserWarning, match=r"^image 1 of the batch: "):
         metrics.update(prediction, target, mask)
     found = metrics.compute()

@@ -25,7 +25,7 @@ OFF: dict[str, Any] = {field.name: 0.0 for field in fields(Augmentation)} | {"zo
 
 
 def sample(height: int, width: int, source: str = "") -> Sample:
-    """Every pixel's colour and depth tell its row and column."""
+    """Every pixel's color and depth tell its row and column."""
     rows, columns = torch.meshgrid(torch.arange(height) + 1.0, torch.arange(width) + 1.0, indexing="ij")
     depth = (rows * 1000 + columns)[None]
     image = torch.stack([rows / height, columns / width, torch.full_like(rows, 0.5)])

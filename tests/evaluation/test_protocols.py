@@ -129,7 +129,7 @@ def test_hashes_of_the_presets_do_not_drift() -> None:
 
 
 def test_the_inner_window_is_what_both_published_crops_leave() -> None:
-    """DepthCLIP pastes its depth into zeros and judges the Eigen window of the whole image where it is above 0."""
+    """DepthCLIP pastes its depth into zeros and evaluates the Eigen window of the whole image where it is above 0."""
     pasted = torch.zeros(480, 640, dtype=torch.bool)
     pasted[56:472, 60:604] = True
     eigen = torch.zeros_like(pasted)

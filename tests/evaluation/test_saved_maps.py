@@ -177,7 +177,7 @@ def test_the_error_map_shows_the_errors_that_are_counted(tmp_path: Path) -> None
     assert (pixels[~inside] == viz.INVALID_GREY).all()  # not evaluated
 
 
-def test_sparse_truth_is_drawn_three_pixels_wide_and_dense_truth_as_it_is() -> None:
+def test_a_sparse_target_is_drawn_three_pixels_wide_and_a_dense_one_as_it_is() -> None:
     truth, prediction = np.zeros((240, 240), np.float32), np.full((240, 240), 2.0, np.float32)
     truth[100, 100], truth[110, 110] = 2.0, 4.0
     pixels = viz.error_map(prediction, truth, truth > 0)[:, :240]

@@ -72,7 +72,7 @@ def test_swapping_a_word_changes_its_map_alone(system: ClipSystem, photo: Path) 
 @pytest.mark.parametrize(
     ("swap", "message"), [("far", "expected a word"), ("far=", "expected a word"), ("fat=x", "'far'")]
 )
-def test_swaps_that_make_no_sense_are_told(swap: str, message: str) -> None:
+def test_swaps_that_make_no_sense_are_reported(swap: str, message: str) -> None:
     with pytest.raises(UsageError, match=f"--swap: .*{message}"):
         workbench.swapped(WORDS.split(","), swap)
 

@@ -84,9 +84,9 @@ def samples_of(target: Tensor) -> list[Sample]:
 
 def image_means(system: StandIn, target: Tensor, protocol: Protocol) -> dict[str, Tensor]:
     """Mean over images of every metric, by what ``langdepth evaluate`` does with a batch."""
-    judged = evaluate_batch(system, samples_of(target), protocol)
+    evaluated = evaluate_batch(system, samples_of(target), protocol)
     metrics = DepthMetrics()
-    metrics.update(judged.prediction, judged.target, judged.valid)
+    metrics.update(evaluated.prediction, evaluated.target, evaluated.valid)
     return metrics.compute()
 
 
@@ -139,7 +139,7 @@ def _adapter_terms(arrays: dict[str, np.ndarray], settings: AdapterLosses) -> di
 
 
 def _inference(arrays: dict[str, np.ndarray]) -> Compared:
-    """The evaluation loop: a stand-in for the network, judged as ``langdepth evaluate`` would."""
+    """The evaluation loop: a stand-in for the network, evaluated as ``langdepth evaluate`` would."""
     depth, mirrored = _tensor(arrays["depth_first"]), _tensor(arrays["depth_second_mirrored"])
     protocol = protocols.get("clip-adapters-reference").override(frame="stored")
     means = image_means(StandIn(depth, mirrored), _tensor(arrays["target_eval"]), protocol)
@@ -248,7 +248,7 @@ def lr_schedules_clip_adapters(arrays: dict[str, np.ndarray], weights: dict[str,
 
 
 def data_nyu_clip_adapters(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
-    """What the published data set returns for one image: judged, supervised and self-supervised."""
+    """What the published data set returns for one image: evaluated, supervised and self-supervised."""
     image = NyuImage(rgb=arrays["rgb"], depth_mm=arrays["depth_mm"], dense_mm=arrays["dense_mm"], overlay=arrays["sam"])
     angle, x, y, mirror, gain, overlay_gain = arrays["train_draws"].tolist()
     train = SupervisedDraws(angle=angle, x=int(x), y=int(y), mirror=mirror > 0.5, gain=gain, overlay_gain=overlay_gain)

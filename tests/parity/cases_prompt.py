@@ -104,11 +104,11 @@ def losses_metrics(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | N
         low, high = protocol.min_depth, protocol.max_depth
         prepared = resize_aligned(torch.where(hole, math.nan, stored), target.shape[-2:]).nan_to_num(low, high, high)
         rules = protocol.override(frame="stored", clamp_views=False, clamp_prediction=False)
-        judged = evaluate_batch(StandIn(prepared, prepared.flip(-1)), samples_of(target), rules)
-        yield f"{dataset}_pre_mean", judged.prediction.mean()[None], tight
-        yield f"{dataset}_mask_count", judged.valid.flatten(1).sum(1), EXACT
+        evaluated = evaluate_batch(StandIn(prepared, prepared.flip(-1)), samples_of(target), rules)
+        yield f"{dataset}_pre_mean", evaluated.prediction.mean()[None], tight
+        yield f"{dataset}_mask_count", evaluated.valid.flatten(1).sum(1), EXACT
         metrics = DepthMetrics()
-        metrics.update(judged.prediction, judged.target, judged.valid)
+        metrics.update(evaluated.prediction, evaluated.target, evaluated.valid)
         found = metrics.compute()
         order = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "delta1", "delta2", "delta3")
         yield f"{dataset}_pixelwise", torch.stack([found[f"pixel_{name}"] for name in order]), tight

@@ -1,4 +1,4 @@
-"""Lists and files of the data sets that ScaleDepth is judged on."""
+"""Lists and files of the data sets that ScaleDepth is evaluated on."""
 
 from __future__ import annotations
 

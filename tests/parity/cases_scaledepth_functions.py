@@ -144,7 +144,7 @@ def rules_of(options: dict[str, Any]) -> Protocol:
 
 
 def scaledepth_metrics(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
-    """A stand-in for the network, judged as ``langdepth evaluate`` would: by the file's options, and by our presets
+    """A stand-in for the network, evaluated as ``langdepth evaluate`` would: by the file's options, and by our presets
     where these are the published ones."""
     for name in [name.removesuffix(".options_json") for name in arrays if name.endswith(".options_json")]:
         options = json.loads(str(arrays[f"{name}.options_json"]))
@@ -157,10 +157,10 @@ def scaledepth_metrics(arrays: dict[str, np.ndarray], weights: dict[str, Tensor]
                 for preset, changes in presets.items()
             ]
         for protocol in rules:
-            yield from _judged(arrays, name, protocol)
+            yield from _evaluated(arrays, name, protocol)
 
 
-def _judged(arrays: dict[str, np.ndarray], name: str, protocol: Protocol) -> Compared:
+def _evaluated(arrays: dict[str, np.ndarray], name: str, protocol: Protocol) -> Compared:
     read = {part: arrays[f"{name}.{part}"] for part in ("code_per_metre", "focal", "names")}
     prediction, target = (
         _tensor(arrays[f"{name}.{kind}_code"].astype(np.float32) / np.float32(read["code_per_metre"]))[:, None]
@@ -173,9 +173,9 @@ def _judged(arrays: dict[str, np.ndarray], name: str, protocol: Protocol) -> Com
         replace(sample, camera=Camera(fx=focal, fy=focal, cx=0.0, cy=0.0, width=width, height=height))
         for sample, focal in zip(samples_of(target), read["focal"].tolist(), strict=True)
     ]
-    judged = evaluate_batch(StandIn(prediction, prediction), samples, protocol)
-    yield f"{name}.n_valid", judged.valid.flatten(1).sum(1), Tolerance()
-    found = depth_metrics(judged.prediction, judged.target, judged.valid)
+    evaluated = evaluate_batch(StandIn(prediction, prediction), samples, protocol)
+    yield f"{name}.n_valid", evaluated.valid.flatten(1).sum(1), Tolerance()
+    found = depth_metrics(evaluated.prediction, evaluated.target, evaluated.valid)
     per_image = torch.stack([found[METRICS[metric]] for metric in read["names"].tolist()], dim=1)
     yield f"{name}.per_image", per_image, Tolerance(rtol=3e-5)
     yield f"{name}.mean", per_image.mean(0), Tolerance(rtol=3e-5)
@@ -208,10 +208,10 @@ def scaledepth_data(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | 
         assert arrays["classes"].tolist() == list(SCENES)
     labels = [scene_label(name.rsplit("/")[-1]) for name in arrays["nyu.file"].tolist()]
     yield "nyu.category_id", np.array(labels), Tolerance()
-    colours = _tensor(arrays["depth_mix.image"]).permute(2, 0, 1).float() / 255
+    colors = _tensor(arrays["depth_mix.image"]).permute(2, 0, 1).float() / 255
     depth = _tensor(arrays["depth_mix.gt_metres"])[None]
     _, left, width = arrays["depth_mix.uniform_draws_prob_left_width"].tolist()
-    mixed = depth_stripe(colours, depth, left, width, wraps=True)
+    mixed = depth_stripe(colors, depth, left, width, wraps=True)
     yield "depth_mix.out", mixed.permute(1, 2, 0) * 255, Tolerance(atol=1e-4)
 
     still = Augmentation(
@@ -219,7 +219,7 @@ def scaledepth_data(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | 
     )  # fmt: skip
     cut = TrainTransform(still, 1, resized=False, kb_sources=("kitti",))
     height, width = arrays["pad.gt"].shape[-2:]
-    padded = cut(Sample(image=colours, depth=depth, mask=depth > 0), (height, width))
+    padded = cut(Sample(image=colors, depth=depth, mask=depth > 0), (height, width))
     yield "pad.image", padded.image[None] * 255, Tolerance(atol=1e-4)
     yield "pad.gt", padded.depth, Tolerance()
     yield from listings(arrays)

@@ -44,7 +44,7 @@ def wordepth_metrics(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] |
 
 
 def wordepth_data(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
-    """What the published loader returns, judged and for training with the recorded draws."""
+    """What the published loader returns, evaluated and for training with the recorded draws."""
     scales = {"nyu": 0.001, "kitti": 1 / 256}
     stored = {
         f"{dataset}{item}": _stored(arrays, f"{dataset}{item}", scale)
@@ -55,10 +55,10 @@ def wordepth_data(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | No
     for name, sample in stored.items():
         dataset = name.rstrip("01")
         stride = int(arrays[f"{dataset}_stride"][0])
-        judged = evaluation_sample(sample, RULES[f"wordepth-{dataset}"])
-        height, width = judged.image.shape[-2:]
-        yield f"{name}_eval_image", normalised(judged.image)[:, ::stride, ::stride], PIXELS
-        yield f"{name}_eval_depth", judged.depth[0, ::stride, ::stride], PIXELS
+        evaluated = evaluation_sample(sample, RULES[f"wordepth-{dataset}"])
+        height, width = evaluated.image.shape[-2:]
+        yield f"{name}_eval_image", normalised(evaluated.image)[:, ::stride, ::stride], PIXELS
+        yield f"{name}_eval_depth", evaluated.depth[0, ::stride, ::stride], PIXELS
         yield f"{name}_eval_shape", np.array([3, height, width, height, width, 1]), EXACT
     for name in arrays:
         train = re.fullmatch(r"((nyu|kitti)_train\d+)_size", name)
@@ -93,5 +93,5 @@ def _draws(dataset: str, size: tuple[int, int], kinds: np.ndarray, values: np.nd
         found |= {"x": (x + 0.5) / (565 - size[1] + 1), "y": (y + 0.5) / (427 - size[0] + 1)}
     found["mirror"] = rest.pop(0) > 0.5
     if rest.pop(0) > 0.5:
-        found |= {"gamma": rest[0], "brightness": rest[1], "colours": tuple(rest[2:])}
+        found |= {"gamma": rest[0], "brightness": rest[1], "colors": tuple(rest[2:])}
     return WorDepthAugmentation(**found)

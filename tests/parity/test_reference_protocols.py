@@ -75,6 +75,6 @@ def test_a_changed_rule_gives_other_numbers(name: str, switch: str, monkeypatch:
 @pytest.mark.parametrize("name", AROUND)
 def test_what_is_done_around_the_network(name: str) -> None:
     rules = PROTOCOLS[name].switches()
-    judged = {switch: rules[switch] for switch in ("crop", "min_depth", "max_depth")}
-    assert rules == protocols.Protocol(name=name, **judged, **AROUND[name]).switches()
-    assert judged["min_depth"] == 0.001
+    evaluated = {switch: rules[switch] for switch in ("crop", "min_depth", "max_depth")}
+    assert rules == protocols.Protocol(name=name, **evaluated, **AROUND[name]).switches()
+    assert evaluated["min_depth"] == 0.001

@@ -136,12 +136,12 @@ class TestWriteResult:
         self, rgb: npt.NDArray[np.uint8], depth: npt.NDArray[np.float32], tmp_path: Path
     ) -> None:
         result = make_result(depth, image=rgb)
-        header, points, colours = read_ply(write_result(result, tmp_path / "a.ply"))
+        header, points, colors = read_ply(write_result(result, tmp_path / "a.ply"))
         assert "format binary_little_endian 1.0" in header
         valid = depth > 0
         assert result.camera is not None
         np.testing.assert_array_equal(points, result.camera.unproject(depth)[valid])
-        np.testing.assert_array_equal(colours, rgb[valid])
+        np.testing.assert_array_equal(colors, rgb[valid])
         few = write_result(result, tmp_path / "few.ply", max_points=10)
         assert len(read_ply(few)[1]) == 10
 
@@ -154,7 +154,7 @@ class TestWriteResult:
             write_result(make_result(depth, camera=None), tmp_path / "none.ply")
         assert not (tmp_path / "none.ply").exists()
 
-    def test_color_is_the_colour_map_with_a_legend(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
+    def test_color_is_the_color_map_with_a_legend(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
         from langdepth.prediction.viz import color_with_legend
 
         with Image.open(write_result(make_result(depth), tmp_path / "a_color.png")) as image:
@@ -247,9 +247,9 @@ def write_half(target: Path, error: BaseException) -> None:
 
 def read_ply(path: Path) -> tuple[str, npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     header, _, body = path.read_bytes().partition(b"end_header\n")
-    vertices = np.frombuffer(body, dtype=[("point", "<f4", 3), ("colour", "u1", 3)])
+    vertices = np.frombuffer(body, dtype=[("point", "<f4", 3), ("color", "u1", 3)])
     assert f"element vertex {len(vertices)}\n" in header.decode()
-    return header.decode(), vertices["point"], vertices["colour"]
+    return header.decode(), vertices["point"], vertices["color"]
 
 
 def test_arrays_of_somebody_else_are_not_taken_for_ours(depth: npt.NDArray[np.float32], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Depth as images: the right colour for the right distance, a legend that can be read, sheets that compare fairly."""
+"""Depth as images: the right color for the right distance, a legend that can be read, sheets that compare fairly."""
 
 from __future__ import annotations
 
@@ -103,11 +103,11 @@ class TestLegend:
     @pytest.mark.parametrize("shape", [(32, 32), (240, 320), (32, 900), (900, 32), (600, 800)])
     def test_image_left_and_a_white_strip_right(self, shape: tuple[int, int]) -> None:
         depth = ramp(*shape)
-        colours = colorize(depth)
+        colors = colorize(depth)
         framed = color_with_legend(depth)
         factor = framed.shape[0] // shape[0]
         assert min(shape) * factor >= 200
-        np.testing.assert_array_equal(framed[::factor, : shape[1] * factor : factor], colours)
+        np.testing.assert_array_equal(framed[::factor, : shape[1] * factor : factor], colors)
         strip = framed[:, shape[1] * factor :]
         assert strip.shape[1] >= 40
         assert (strip[:, -1] == 255).all()  # no label is cut off
@@ -156,7 +156,7 @@ class TestSheet:
         """The cells of a sheet of one row, below its header and title."""
         return [pixels[40 : 40 + height, i * (width + 6) : i * (width + 6) + width] for i in range(count)]
 
-    def test_target_and_prediction_share_their_colours(self) -> None:
+    def test_target_and_prediction_share_their_colors(self) -> None:
         pixels = sheet([self.row(prediction=ramp(48, 64) * 2)], cell_width=64)
         image, target, prediction, error = self.cells(pixels, 4)
         assert (image == (10, 200, 30)).all()

@@ -116,7 +116,7 @@ def test_windows_are_resized_only_for_networks_of_one_size(spec: InputSpec, seen
     assert {batch[-2:] for batch in system.batches} == {seen}
 
 
-def test_predict_looks_through_the_same_windows() -> None:
+def test_predict_uses_the_same_windows() -> None:
     photo = ramp(100, 70)
     result = predict_images(Seer(), photo, text="ab", flip=True, window=(48, 64), stride=(24, 32))
     assert isinstance(result, DepthResult)
@@ -141,22 +141,22 @@ def kitti() -> Sample:
     return Sample(image=photos(375, 1242, count=1)[0], depth=depth, mask=depth > 0, path="kitti.png")
 
 
-def test_a_protocol_looks_through_its_windows() -> None:
+def test_a_protocol_uses_its_windows() -> None:
     sample, protocol = kitti(), protocols.get("scaledepth-nk-kitti-reference")
-    judged = evaluate_batch(Seer(), [sample], protocol)
+    evaluated = evaluate_batch(Seer(), [sample], protocol)
     cut = sample.image[None, :, 23:375, 13:1229]
     expected = infer(Seer(), cut, flip=True, window=(352, 512), stride=(160, 160)).depth
-    torch.testing.assert_close(judged.prediction, expected.clamp(0.001, 80))
+    torch.testing.assert_close(evaluated.prediction, expected.clamp(0.001, 80))
 
 
 def test_the_depth_of_a_kitti_image_is_resized_twice_when_asked() -> None:
     sample = kitti()
-    judged = evaluate_batch(Seer(), [sample], protocols.get("scaledepth-k-reference"))
+    evaluated = evaluate_batch(Seer(), [sample], protocols.get("scaledepth-k-reference"))
     half = Seer()(sample.image[None, :, 23:375, 13:1229]).depth
     twice = F.interpolate(F.interpolate(half, (375, 1242), mode="bilinear"), (352, 1216), mode="bilinear")
-    torch.testing.assert_close(judged.prediction, twice)
+    torch.testing.assert_close(evaluated.prediction, twice)
     once = evaluate_batch(Seer(), [sample], protocols.get("scaledepth-k-reference").override(resize="bilinear"))
-    assert (once.prediction - judged.prediction).abs().max() > 1e-3
+    assert (once.prediction - evaluated.prediction).abs().max() > 1e-3
 
 
 class Streets:
@@ -226,12 +226,12 @@ def test_what_the_network_does_not_see_has_no_depth() -> None:
     sample = Sample(
         image=photos(400, 1242, count=1)[0], depth=torch.ones(1, 400, 1242), mask=torch.ones(1, 400, 1242) > 0
     )
-    judged = evaluate_batch(Seer(), [sample], protocols.get("kitti-eigen-garg-bts").override(crop="none"))
-    assert judged.valid.all()
+    evaluated = evaluate_batch(Seer(), [sample], protocols.get("kitti-eigen-garg-bts").override(crop="none"))
+    assert evaluated.valid.all()
     seen = torch.zeros(400, 1242, dtype=torch.bool)
     seen[48:, 13:1229] = True
-    assert (judged.prediction[0, 0][~seen] == 0.001).all()
-    assert (judged.prediction[0, 0][seen] > 0.5).all()
+    assert (evaluated.prediction[0, 0][~seen] == 0.001).all()
+    assert (evaluated.prediction[0, 0][seen] > 0.5).all()
 
 
 def test_depth_follows_the_focal_length_when_asked() -> None:

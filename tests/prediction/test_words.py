@@ -118,8 +118,11 @@ def test_systems_that_read_no_features_of_images_say_what_they_read() -> None:
     table = F.normalize(torch.randn(27, 96), dim=1)
     with torch.inference_mode():
         few.scene_table.copy_(table)
-    told, plain = few.predict(IMAGES[:2], text=table), few.predict(IMAGES[:2])  # rows of scenes hold for all images
-    for one, other in zip(depths(told), depths(plain), strict=True):
+    described, plain = (
+        few.predict(IMAGES[:2], text=table),
+        few.predict(IMAGES[:2]),
+    )  # rows of scenes hold for all images
+    for one, other in zip(depths(described), depths(plain), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -152,9 +155,9 @@ def test_a_stream_mixes_sentences_features_and_none_and_one_refused_sentence_cos
     scales = {key: float(r.depth.mean()) / 5.5 for key, r in found.items() if isinstance(r, DepthResult)}
     assert scales == pytest.approx({"a": 3, "b": 1, "d": 5, "e": 1}, rel=1e-2)
     assert str(found["c"]) == "image in memory: text 'xyzzy': none of its words is known"
-    told = found["d"]
-    assert isinstance(told, DepthResult)
-    assert told.provenance["text"] == "a bed"
+    described = found["d"]
+    assert isinstance(described, DepthResult)
+    assert described.provenance["text"] == "a bed"
     with pytest.raises(UsageError, match="xyzzy"):  # one sentence for all is a mistake of the request
         list(predict_stream(Reader(), "ab", read=lambda _: grey(0.5), text="xyzzy"))
 

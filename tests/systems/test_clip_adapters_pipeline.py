@@ -26,7 +26,7 @@ from langdepth.systems.clip_adapters.view_warp import warp_view
 
 @pytest.fixture(scope="module")
 def image() -> NyuImage:
-    """Smooth colours, depth that tells its pixel: 1000 + row in millimetres, with a hole."""
+    """Smooth colors, depth that tells its pixel: 1000 + row in millimetres, with a hole."""
     y, x = np.mgrid[:480, :640]
     waves = [127 + 100 * np.sin(x / 19 + i) * np.cos(y / 23 - i) for i in range(3)]
     depth = (1000 + y).astype(np.uint16)
@@ -67,7 +67,7 @@ def test_everything_is_mirrored_alike(image: NyuImage) -> None:
         assert torch.equal(getattr(mirrored, name), getattr(plain, name).flip(-1)), name
 
 
-def test_colours_stay_in_range_unless_published(image: NyuImage) -> None:
+def test_colors_stay_in_range_unless_published(image: NyuImage) -> None:
     draws = SupervisedDraws(gain=1.2, overlay_gain=0.8)
     sample = supervised_sample(image, draws)
     plain = supervised_sample(image, SupervisedDraws())

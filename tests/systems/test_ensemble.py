@@ -112,7 +112,7 @@ def test_depth_that_one_member_does_not_know_is_no_depth(two: list[System]) -> N
         Ensemble(two).predict(ramp())
 
 
-def test_an_overlay_goes_to_those_that_look_at_one(two: list[System]) -> None:
+def test_an_overlay_goes_to_those_that_take_one(two: list[System]) -> None:
     class Second(FakeSystem):
         takes_overlay = True
 

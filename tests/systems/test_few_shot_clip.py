@@ -103,8 +103,8 @@ def test_the_row_of_the_nearest_scene_is_chosen() -> None:
         output = system(image)
         assert output.scene_probs.argmax(1).tolist() == [1, 2, 0]
         assert torch.equal(output.bin_centers, system.codebook()[[1, 2, 0]])
-        told = system(image, scene=["office", "foyer", "kitchen"])
-    assert torch.equal(told.depth, output.depth)
+        given = system(image, scene=["office", "foyer", "kitchen"])
+    assert torch.equal(given.depth, output.depth)
 
 
 def test_gradients_reach_only_the_row_of_the_scene() -> None:

@@ -63,10 +63,10 @@ class TestTiny(SystemTester):
         features = tiny.encode_text(list(self.sentences))
         features[1] = 0
         with torch.inference_mode():
-            told, plain = tiny(image, features).depth, tiny(image).depth
-            assert torch.equal(told[0], tiny(image, list(self.sentences)).depth[0])
-        torch.testing.assert_close(told[1], plain[1])
-        assert not torch.equal(told[0], plain[0])
+            described, plain = tiny(image, features).depth, tiny(image).depth
+            assert torch.equal(described[0], tiny(image, list(self.sentences)).depth[0])
+        torch.testing.assert_close(described[1], plain[1])
+        assert not torch.equal(described[0], plain[0])
 
     def test_labels_of_data_sets_stand_for_their_nearest_scene(self, tiny: Tiny) -> None:
         image = self.images(tiny)
@@ -83,9 +83,9 @@ class TestTiny(SystemTester):
     def test_words_set_the_scale_and_nothing_else(self, tiny: Tiny) -> None:
         image = self.images(tiny)
         with torch.no_grad():
-            plain, told = tiny(image), tiny(image, text=list(self.sentences))
-        assert torch.equal(plain.relative, told.relative)
-        assert (plain.scale - told.scale).abs().min() > 1e-5
+            plain, described = tiny(image), tiny(image, text=list(self.sentences))
+        assert torch.equal(plain.relative, described.relative)
+        assert (plain.scale - described.scale).abs().min() > 1e-5
 
     def test_frozen_stages_and_the_sentence_encoder_do_not_train(self, tiny: Tiny) -> None:
         def parts(trainable: bool) -> set[str]:
@@ -267,5 +267,5 @@ class TestTiny(SystemTester):
         loaded = checkpoint.load(fresh.save(tmp_path / "fresh.safetensors"))
         image = self.images(fresh)
         with torch.no_grad():
-            told = [s(image, text=["a kitchen", "a street"]).depth for s in (fresh.eval(), loaded)]
-        assert torch.equal(*told)
+            described = [s(image, text=["a kitchen", "a street"]).depth for s in (fresh.eval(), loaded)]
+        assert torch.equal(*described)

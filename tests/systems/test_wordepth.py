@@ -263,9 +263,9 @@ def test_a_decoder_that_never_did_without_images_imagines_nothing(small: WorDept
 def test_no_words_and_rows_of_zeros_are_the_neutral_feature(small: WorDepth, image: Tensor, text: Tensor) -> None:
     small.neutral_text.copy_(text[1])
     with torch.no_grad():
-        told = small(image, text).depth
-        assert torch.equal(small(image).depth[1], told[1])
-        assert torch.equal(small(image, text * torch.tensor([[1.0], [0.0]])).depth, told)
+        described = small(image, text).depth
+        assert torch.equal(small(image).depth[1], described[1])
+        assert torch.equal(small(image, text * torch.tensor([[1.0], [0.0]])).depth, described)
 
 
 @pytest.mark.parametrize("factor", [0.97, 1.03, 20.0, torch.nan])
@@ -340,8 +340,8 @@ def test_a_fresh_system_is_prepared_saved_and_loaded(caption_file: Path, tmp_pat
     assert not any(p.requires_grad for name, p in fresh.named_parameters() if name.startswith("sentences."))
     loaded = checkpoint.load(fresh.save(tmp_path / "fresh.safetensors"))
     with torch.no_grad():
-        told = [s(image[:1], text=["a kitchen"]).depth for s in (fresh.eval(), loaded)]
-    assert torch.equal(*told)
+        described = [s(image[:1], text=["a kitchen"]).depth for s in (fresh.eval(), loaded)]
+    assert torch.equal(*described)
     before = {name: value.clone() for name, value in loaded.state_dict().items()}
     loaded.prepare_training(text_features=str(caption_file))  # type: ignore[call-arg]
     assert all(torch.equal(before[name], value) for name, value in loaded.state_dict().items())

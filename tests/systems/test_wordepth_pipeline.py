@@ -50,9 +50,9 @@ def test_kitti_images_are_the_benchmark_frame() -> None:
     assert torch.equal(made.depth, sample.depth[:, 23:, 13:1229])
 
 
-def test_mirror_and_colours() -> None:
+def test_mirror_and_colors() -> None:
     sample = stored(352, 1216)
-    draws = WorDepthAugmentation(mirror=True, gamma=1.1, brightness=1.2, colours=(0.9, 1.0, 1.1))
+    draws = WorDepthAugmentation(mirror=True, gamma=1.1, brightness=1.2, colors=(0.9, 1.0, 1.1))
     made = training_sample(sample, (352, 1216), KITTI, draws)
     assert torch.equal(made.depth, sample.depth.flip(-1))
     assert made.mirrored
@@ -77,9 +77,9 @@ def test_draws_follow_the_published_distributions() -> None:
     assert -2.5 <= angles.min() < -2.4
     assert 2.4 < angles.max() <= 2.5
     assert np.mean([draws.mirror for draws in drawn]) == pytest.approx(0.5, abs=0.04)
-    coloured = [draws for draws in drawn if draws.gamma != 1]
-    assert len(coloured) / len(drawn) == pytest.approx(0.5, abs=0.04)
-    assert 1.2 < max(draws.brightness for draws in coloured) <= 1.25
+    colored = [draws for draws in drawn if draws.gamma != 1]
+    assert len(colored) / len(drawn) == pytest.approx(0.5, abs=0.04)
+    assert 1.2 < max(draws.brightness for draws in colored) <= 1.25
     assert {draws.angle for draws in (WorDepthAugmentation.draw(KITTI, random) for _ in range(20))} == {0.0}
 
 

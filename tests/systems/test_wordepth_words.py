@@ -61,10 +61,10 @@ def test_clip_reads_the_text_of_a_loaded_system(clip: dict[str, torch.Tensor], t
     plain, with_clip = checkpoint.load(path), checkpoint.load(path, clip_weights="RN50.pt")
     image = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
-        told = with_clip(image, SENTENCES).depth
-        assert torch.equal(told, with_clip(image, torch.stack(list(clip.values()))).depth)
+        described = with_clip(image, SENTENCES).depth
+        assert torch.equal(described, with_clip(image, torch.stack(list(clip.values()))).depth)
         with pytest.warns(UserWarning, match="unknown words are ignored: in, room"):
-            assert not torch.equal(told, plain(image, SENTENCES).depth)
+            assert not torch.equal(described, plain(image, SENTENCES).depth)
     assert set(with_clip.state_dict()) == set(plain.state_dict())
     result: Any = predict_images(with_clip, grey(0.5), text=SENTENCES[0])
     assert result.provenance["text"] == SENTENCES[0]
@@ -80,8 +80,8 @@ def test_weights_without_an_encoder_borrow_that_of_the_package_and_say_so(tmp_pa
         with pytest.warns(
             UserWarning, match="hold no sentence encoder: the small one of the package .* --clip-weights"
         ):
-            told = system(image, SENTENCES[:1]).depth
-        torch.testing.assert_close(told, system(image, feature).depth)
+            described = system(image, SENTENCES[:1]).depth
+        torch.testing.assert_close(described, system(image, feature).depth)
     assert set(system.state_dict()) == names
     with pytest.raises(UsageError, match="none of its words is known"):
         system(image, ["xyzzy"])
@@ -104,12 +104,12 @@ def test_evaluation_and_training_read_packed_captions(clip: dict[str, torch.Tens
     dataset = open_dataset("folder", root, captions=packed(tmp_path / "captions", features.numpy()))
     system, protocol = build(), protocols.get("full")
     samples = [dataset[0], dataset[1]]
-    judged = evaluate_batch(system, samples, protocol)
+    evaluated = evaluate_batch(system, samples, protocol)
     with torch.inference_mode():
         expected = system(as_float(torch.stack([sample.image for sample in samples])), features.float()).depth
-    torch.testing.assert_close(judged.prediction, expected)
+    torch.testing.assert_close(evaluated.prediction, expected)
     bare = evaluate_batch(system, [open_dataset("folder", root)[i] for i in (0, 1)], protocol)
-    assert not torch.equal(judged.prediction, bare.prediction)
+    assert not torch.equal(evaluated.prediction, bare.prediction)
 
 
 def test_the_commands_take_packed_captions(
@@ -183,7 +183,7 @@ def test_the_authors_trees_train_with_and_without_packing(tmp_path: Path, monkey
     packing = ["--text", trees / "text", "--features", trees / "text_feat", "--out", tmp_path / "packed"]
     assert main(["data", "pack-captions", *map(str, packing)]) == 0
     weights = []
-    neutral = ["--data.without_caption", "neutral"]  # one of the images to judge on has no caption
+    neutral = ["--data.without_caption", "neutral"]  # one of the images to validate on has no caption
     for form in (trees, tmp_path / "packed"):
         assert train_on_nyu(root, tmp_path / f"run-{form.name}", "--data.captions", form, *neutral) == 0
         trained = checkpoint.load(tmp_path / f"run-{form.name}/last.safetensors")

@@ -252,8 +252,8 @@ class SystemTester:
         torch.testing.assert_close(torch.from_numpy(result.depth), expected, rtol=1e-4, atol=1e-5)
         known = torch.ones(1, height, width)
         sample = Sample(image=image[0], depth=known, mask=known > 0)
-        judged = evaluate_batch(system, [sample], protocols.get("full")).prediction[0, 0]
-        torch.testing.assert_close(judged, expected.clamp(min=0.001), rtol=1e-4, atol=1e-5)
+        evaluated = evaluate_batch(system, [sample], protocols.get("full")).prediction[0, 0]
+        torch.testing.assert_close(evaluated, expected.clamp(min=0.001), rtol=1e-4, atol=1e-5)
 
     # Words
 

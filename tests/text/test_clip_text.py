@@ -148,7 +148,7 @@ def test_other_content_is_another_entry(weights: ClipWeights, encodings: list[li
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign"])
-def test_a_damaged_entry_is_made_anew(
+def test_a_damaged_entry_is_made_again(
     damage: str, weights: ClipWeights, encodings: list[list[str]], empty_cache: Path
 ) -> None:
     good = text_features(["close", "far"], weights)

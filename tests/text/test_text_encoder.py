@@ -139,8 +139,8 @@ def test_distillation_hides_a_twentieth_of_the_words() -> None:
     given: list[Tensor] = []
     encoder.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].clone()))
     distil(encoder, data, epochs=8, batch_size=16)
-    *trained, judged = given
-    assert not (judged == UNKNOWN).any()
+    *trained, evaluated = given
+    assert not (evaluated == UNKNOWN).any()
     words = torch.cat([tokens.flatten() for tokens in trained])
     real = words[words != PADDING]
     assert 0.02 < (real == UNKNOWN).double().mean() < 0.09

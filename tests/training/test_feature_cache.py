@@ -90,7 +90,7 @@ def test_a_batch_gets_what_the_trunk_would_give(name: str, sample_folder: Path, 
     torch.testing.assert_close(system.loss(batch), system.loss(plain), rtol=1e-5, atol=1e-6)
 
 
-def test_only_the_views_that_are_seen_are_kept(sample_folder: Path) -> None:
+def test_only_the_views_that_are_used_are_kept(sample_folder: Path) -> None:
     images, looks_at_both = dataset(sample_folder), build()
     plain = build("few-shot-clip")
     counts = [len(cache(plain, images, flip).views) for flip in (0.0, 0.5, 1.0)]
@@ -136,7 +136,7 @@ def test_what_has_changed_is_never_read(sample_folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("damage", ["shorter", "a bit", "empty", "gone"])
-def test_damaged_files_are_made_anew(damage: str, sample_folder: Path, folder: Path) -> None:
+def test_damaged_files_are_made_again(damage: str, sample_folder: Path, folder: Path) -> None:
     system, images = build(), dataset(sample_folder)
     first = cache(system, images)
     first.fill(system)
@@ -158,7 +158,7 @@ def test_damaged_files_are_made_anew(damage: str, sample_folder: Path, folder: P
     torch.testing.assert_close(load(path.read_bytes()), load(content), rtol=1e-5, atol=1e-5)
 
 
-def test_a_full_disk_is_seen_before_it_is_full(sample_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_noticed_before_it_is_full(sample_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system, images = build(), dataset(sample_folder)
     usage = shutil.disk_usage(sample_folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
@@ -207,7 +207,7 @@ def test_training_from_features_is_the_same_training(
     features = type(build()).frozen_features
 
     def counted(self: Any, image: Tensor) -> dict[str, Tensor]:
-        passes["training" if self.training else "judging"] += len(image)
+        passes["training" if self.training else "validation"] += len(image)
         return features(self, image)
 
     monkeypatch.setattr(type(build()), "frozen_features", counted)

@@ -148,7 +148,7 @@ def test_batches_that_are_kept_stay_as_they_are(training_set: TrainingSet, worke
     assert all(same(one, other) for one, other in zip(kept, expected * 2, strict=True))
 
 
-def test_memory_is_used_again_once_nothing_looks_at_it(training_set: TrainingSet) -> None:
+def test_memory_is_used_again_once_nothing_uses_it(training_set: TrainingSet) -> None:
     batches, places, kept = loader(training_set, 1, batch_size=1), [], []
     for i, batch in enumerate(batches):
         places.append(batch.image.data_ptr())

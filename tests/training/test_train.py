@@ -133,7 +133,7 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def told(metric: str, values: list[float]) -> Callable[..., dict[str, Any]]:
+def reports_of(metric: str, values: list[float]) -> Callable[..., dict[str, Any]]:
     """``evaluate`` with given values of one metric, call by call."""
     evaluate, left = validation.evaluate, iter(values)
 
@@ -248,7 +248,7 @@ class TestResume:
             assert_same(load_file(ended / "steps" / path.name), load_file(path))
 
     def test_a_pause_does_not_change_what_is_best(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(validation, "evaluate", told("abs_rel", [0.5, 0.3, 0.1, 0.4]))  # steps 3, 6, 7, 9
+        monkeypatch.setattr(validation, "evaluate", reports_of("abs_rel", [0.5, 0.3, 0.1, 0.4]))  # steps 3, 6, 7, 9
         run(train__max_steps=7)
         folder = run(resume=True)
         steps = [checkpoint.load(folder / f"{name}.safetensors").provenance["training"]["steps"] for name in NAMES]
@@ -436,7 +436,7 @@ class TestSchedule:
         assert [factor(0), factor(10)] == pytest.approx([1, 1 if schedule == "constant" else 0])
 
     @pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "poly"])
-    def test_ends_where_it_is_told_to(self, schedule: Any) -> None:
+    def test_ends_where_it_is_asked_to(self, schedule: Any) -> None:
         to_zero, to_end = (
             rate(OptimSection(schedule=schedule, warm_up=0, lr=0.1, end_lr=end), 10) for end in (0, 0.02)
         )
@@ -613,15 +613,15 @@ class TestRunFolder:
     @pytest.mark.parametrize("monitor", ["abs_rel", "delta1"])
     def test_best_is_the_best_in_the_metric(self, run: Run, monkeypatch: pytest.MonkeyPatch, monitor: str) -> None:
         values = {"abs_rel": [0.5, 0.3, 0.4], "delta1": [0.5, 0.7, 0.6]}[monitor]
-        monkeypatch.setattr(validation, "evaluate", told(monitor, values))
+        monkeypatch.setattr(validation, "evaluate", reports_of(monitor, values))
         folder = run(train__monitor=monitor)
         steps = [checkpoint.load(folder / f"{name}.safetensors").provenance["training"]["steps"] for name in NAMES]
         assert steps == [6, STEPS]
 
     def test_the_best_of_every_monitored_metric_is_kept(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(validation, "evaluate", told("abs_rel", [0.5, 0.3, 0.1, 0.4]))
-        monkeypatch.setattr(validation, "evaluate", told("rmse", [2.0, 3.0, 1.0, 4.0]))
-        monkeypatch.setattr(validation, "evaluate", told("delta1", [0.1, 0.2, 0.9, 0.3]))
+        monkeypatch.setattr(validation, "evaluate", reports_of("abs_rel", [0.5, 0.3, 0.1, 0.4]))
+        monkeypatch.setattr(validation, "evaluate", reports_of("rmse", [2.0, 3.0, 1.0, 4.0]))
+        monkeypatch.setattr(validation, "evaluate", reports_of("delta1", [0.1, 0.2, 0.9, 0.3]))
         folder = run(train__monitor=["abs_rel", "rmse", "delta1"], train__max_steps=7)
         folder = run(train__monitor=["abs_rel", "rmse", "delta1"], resume=True)
         kept = {path.stem: checkpoint.load(path).provenance["training"]["steps"] for path in folder.glob("best*.s*")}
@@ -682,7 +682,7 @@ class TestRunFolder:
         assert last.startswith("paused after step 1 of 9, continue with --resume; best so far: ")
         fields = {"system__weights": str(first), "train__epochs": 2}
         with monkeypatch.context() as patch:
-            patch.setattr(validation, "evaluate", told("abs_rel", [0.2, 0.4, 0.3]))
+            patch.setattr(validation, "evaluate", reports_of("abs_rel", [0.2, 0.4, 0.3]))
             folder = run("worse", **fields)
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "learner: 6 steps, learning from 6 images, validating on 2 (val); cpu"
@@ -695,7 +695,7 @@ class TestRunFolder:
         assert facts["numbers"]["abs_rel"] == 0.2
 
         with monkeypatch.context() as patch:
-            patch.setattr(validation, "evaluate", told("abs_rel", [0.2, 0.4, 0.1]))
+            patch.setattr(validation, "evaluate", reports_of("abs_rel", [0.2, 0.4, 0.1]))
             folder = run("better", **fields)
         assert "no step" not in capsys.readouterr().out
         facts = checkpoint.load(folder / "best.safetensors").provenance

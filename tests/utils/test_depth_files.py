@@ -66,7 +66,7 @@ class TestReadDepth:
         whole = saved("whole.npy", deep).read_bytes()
         cases = {
             saved("grey8.png", encoded(Image.fromarray(rgb[..., 0]))): "16-bit grey PNG.*mode L",
-            saved("colour.png", encoded(Image.fromarray(rgb))): "16-bit grey PNG.*mode RGB",
+            saved("color.png", encoded(Image.fromarray(rgb))): "16-bit grey PNG.*mode RGB",
             saved("truncated.png", grey16[:500]): "damaged or truncated",
             saved("bomb.png", png_header(9000, 9000)): "81.0 megapixels",
             saved("truncated.npy", whole[:-100]): "damaged or truncated",

@@ -116,7 +116,7 @@ def test_bits_of_grey() -> None:
 
 
 @pytest.mark.parametrize("kind", ["strips", "content"])
-def test_a_damaged_tiff_is_told_in_one_line_of_ours(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_tiff_is_reported_in_one_line_of_ours(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
     buffer = io.BytesIO()
     Image.fromarray(ramp()).save(buffer, "TIFF", compression="tiff_lzw")
     content = bytearray(buffer.getvalue())

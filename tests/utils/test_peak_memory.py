@@ -58,15 +58,15 @@ pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + margin
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-told = {}
+messages = {}
 for path in sorted(folder.iterdir()):
     try:
         readers[path.suffix](path)
-        told[path.name] = "read"
+        messages[path.name] = "read"
     except Exception as error:
-        told[path.name] = f"{type(error).__name__} {error}"
+        messages[path.name] = f"{type(error).__name__} {error}"
 grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-print(json.dumps({"told": told, "grown": grown}))
+print(json.dumps({"messages": messages, "grown": grown}))
 """
 
 EXPECTED = {
@@ -147,7 +147,7 @@ def test_worst_files_under_a_ceiling(tmp_path: Path) -> None:
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     found = json.loads(child.stdout)
-    assert found["told"].keys() == EXPECTED.keys()
-    assert {name: text for name, text in found["told"].items() if EXPECTED[name] not in text} == {}
+    assert found["messages"].keys() == EXPECTED.keys()
+    assert {name: text for name, text in found["messages"].items() if EXPECTED[name] not in text} == {}
     assert found["grown"] < MARGIN
     assert not (tmp_path / "files" / "out").exists()

@@ -179,7 +179,7 @@ def test_unwritable_place(toy: System, monkeypatch: pytest.MonkeyPatch, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_further_names_share_the_weights_until_one_is_written_anew(toy: System, tmp_path: Path) -> None:
+def test_further_names_share_the_weights_until_one_is_written_again(toy: System, tmp_path: Path) -> None:
     first, second = tmp_path / "last.safetensors", tmp_path / "best.safetensors"
     files.save(toy, first, also=[second])
     assert first.samefile(second)

@@ -179,7 +179,7 @@ def evaluate(
         without_caption: What an image without one does: stop, or be evaluated as if nothing were known about it.
         overlay: Folder of overlays (langdepth data sam), for systems that take one (msa-sam); without it the nearest
             sam_out beside or above the images.
-        trust_unit: Take depth as it is, even where its unit looks wrong.
+        trust_unit: Take depth as it is, even where its unit seems wrong.
         protocol: nyu-eigen, kitti-eigen-garg, kitti-eigen, full, or a paper's own, such as depthclip-reference;
             docs/protocols.md gives each to the pixel. Without one, the data set's own.
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.

@@ -40,7 +40,7 @@ def imagine(
 ) -> None:
     """Depth maps of scenes that words describe, without any image.
 
-    Writes each map, and sheet.png with all of them in one scale of colours. The same seed gives the same files.
+    Writes each map, and sheet.png with all of them in one scale of colors. The same seed gives the same files.
 
     Args:
         prompts: Sentences, each in quotes, for example "a bedroom with a stand and a bed".

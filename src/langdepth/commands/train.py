@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
         """
         from langdepth.training.recipe import load_recipe, read_recipe
 
-        # torch's C++ parts warn past Python's filters, for example that DDP looked for unused parameters in vain.
+        # torch's C++ parts warn past Python's filters, for example that DDP found no unused parameters.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         content = load_recipe(config)
         for key, value in overrides.items():

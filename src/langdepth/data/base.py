@@ -247,7 +247,7 @@ def open_dataset(
     """The data set ``name`` below ``root``; ``split`` and ``source`` keep the matching images only.
 
     ``captions``, ``without_caption``: see ``RowDataset``. ``trust_unit``: take depth as it is, even where its unit
-    looks wrong or it cannot be, see ``data.truth``. ``list``, ``truth_root``: see ``find_rows``. Warns of splits that
+    seems wrong or it cannot be, see ``data.truth``. ``list``, ``truth_root``: see ``find_rows``. Warns of splits that
     have fewer pairs than the official ones. Raises LangdepthError for data that is missing, still being prepared or of
     a wrong unit, UsageError for a choice that keeps nothing.
     """

@@ -22,19 +22,19 @@ OPACITY = 0.35  # as in SAM's demonstration notebook
 
 
 def draw_masks(image: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], seed: int = 0) -> npt.NDArray[np.uint8]:
-    """The image (H, W, 3) with ``masks`` (N, H, W) over it, translucent, each in a random colour; large ones first.
+    """The image (H, W, 3) with ``masks`` (N, H, W) over it, translucent, each in a random color; large ones first.
 
     Raises ImageError when sizes differ.
     """
     if masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
         raise ImageError(f"masks of shape {masks.shape} do not fit an image of {image.shape[1]}x{image.shape[0]}")
     generator = np.random.default_rng(seed)
-    colours = np.zeros((*image.shape[:2], 3), np.float32)
+    colors = np.zeros((*image.shape[:2], 3), np.float32)
     covered = np.zeros(image.shape[:2], bool)
     for index in np.argsort(-masks.sum((1, 2)), kind="stable"):
-        colours[masks[index]] = 255 * generator.random(3, np.float32)
+        colors[masks[index]] = 255 * generator.random(3, np.float32)
         covered |= masks[index]
-    blended = image * (1 - OPACITY) + colours * OPACITY
+    blended = image * (1 - OPACITY) + colors * OPACITY
     return np.where(covered[..., None], blended.round(), image).astype(np.uint8)
 
 
@@ -74,5 +74,5 @@ def _require_fit(size: tuple[int, ...], shape: tuple[int, ...], dtype: np.dtype[
 
 
 def color_seed(name: str) -> int:
-    """A seed by the name of an image, so that its colours are the same in every run."""
+    """A seed by the name of an image, so that its colors are the same in every run."""
     return zlib.crc32(name.encode())

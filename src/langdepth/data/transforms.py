@@ -48,7 +48,7 @@ class Augmentation:
     saturation: float = 0.3
     """Likewise of saturation."""
     hue: float = 0.05
-    """Largest turn of the hue, as a share of the colour circle."""
+    """Largest turn of the hue, as a share of the color circle."""
     gamma: float = 0.0
     """Largest change of the exponent, from 1, in half of the images."""
     colour_probability: float = 0.8
@@ -170,10 +170,10 @@ def turned(
     torch.add(x * (2 * cos / whole_width), y * (-2 * sin / whole_width), out=places[0])
     torch.add(x * (2 * sin / whole_height), y * (2 * cos / whole_height), out=places[1])
     grid = places.permute(1, 2, 0).unsqueeze(0)
-    colours = F.grid_sample(image[None], grid, padding_mode="border", align_corners=False)[0]
+    colors = F.grid_sample(image[None], grid, padding_mode="border", align_corners=False)[0]
     moved = F.grid_sample(depth[None], grid, mode="nearest", align_corners=False)[0]
     inside = places.abs_().amax(0).le_(1)
-    return colours.mul_(inside), moved
+    return colors.mul_(inside), moved
 
 
 class TrainTransform:
@@ -192,7 +192,7 @@ class TrainTransform:
         self.resized = resized
         self.kb_sources = kb_sources
         a = augmentation
-        self.colour = v2.Compose(
+        self.color = v2.Compose(
             [
                 v2.RandomApply([v2.ColorJitter(a.brightness, a.contrast, a.saturation, a.hue)], a.colour_probability),
                 v2.RandomGrayscale(a.grey),
@@ -203,7 +203,7 @@ class TrainTransform:
     def __call__(self, sample: Sample, size: tuple[int, int]) -> Sample:
         """``sample`` with uint8 or float image of any size; the result is (3, *size) float32 and (1, *size) metres.
 
-        An overlay moves with the image and keeps its colours. A second view no longer fits and is dropped.
+        An overlay moves with the image and keeps its colors. A second view no longer fits and is dropped.
         """
         a = self.augmentation
         image, depth = sample.image, sample.depth
@@ -242,7 +242,7 @@ class TrainTransform:
     def _recolored(self, image: Tensor, depth: Tensor, size: tuple[int, int]) -> Tensor:
         """The image (3, H, W) with other colors, and with boxes of depth or grey."""
         a = self.augmentation
-        image = self._curved(self.colour(TF.to_dtype(image, torch.float32, scale=True)))
+        image = self._curved(self.color(TF.to_dtype(image, torch.float32, scale=True)))
         if a.cut_depth > 0 or a.erase > 0:
             image = image.clone()  # what follows writes into it, and up to here it may still be the caller's image
         if _chance(a.cut_depth) and bool((depth > 0).float().mean() > SPARSE):

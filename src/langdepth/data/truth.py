@@ -75,7 +75,7 @@ def impossible_median(card: Expected, row: Row, median: float) -> str | None:
         return None
     return (
         f"{row.path_depth}: its median depth is {median:.4g} m, for {card.name} it should lie between {low:g} and "
-        f"{high:g} m; the unit looks wrong ({card.unit})"
+        f"{high:g} m; the unit seems wrong ({card.unit})"
     )
 
 
@@ -106,5 +106,5 @@ def wrong_unit(card: Expected, rows: Sequence[Row]) -> str | None:
         return None
     return (
         f"the median depth of {len(values)} maps is {median:.4g} m, for {card.name} it should lie between {low:g} and "
-        f"{high:g} m; the unit looks wrong ({card.unit})"
+        f"{high:g} m; the unit seems wrong ({card.unit})"
     )

@@ -112,6 +112,6 @@ class DepthMetrics(Metric):
         return {f"{self.prefix}{name}": value for name, value in (image | pixel | counts).items()}
 
     def reset(self) -> None:
-        """Start anew."""
+        """Start again."""
         super().reset()
         self.last = {}

@@ -81,7 +81,7 @@ def evaluate(
         batch_size: How many neighbours of one size go through the network together.
         device: None leaves the system where it is, "auto" moves it to an accelerator if there is one.
         dtype: "float32" or "bfloat16".
-        progress: Show it on stderr, and warn of predictions whose kind or unit looks wrong.
+        progress: Show it on stderr, and warn of predictions whose kind or unit seems wrong.
 
     Returns:
         The report, ready for JSON: system (and the members of an ensemble), dataset, split, images, skipped, protocol

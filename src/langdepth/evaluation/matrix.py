@@ -70,7 +70,7 @@ class MatrixData(PairChoice):
 
     ``captions``: packed captions, for the systems that read words per image; the others
     get the images alone. ``overlay``: folder of overlays, for the systems that take one.
-    ``trust_unit``: take depth as it is, even where its unit looks wrong.
+    ``trust_unit``: take depth as it is, even where its unit seems wrong.
     """
 
     root: Path

@@ -42,7 +42,7 @@ EXTRA_METRICS = {
 ALL_METRICS = (*METRICS, *EXTRA_METRICS)
 HIGHER_IS_BETTER = {name: name.startswith("delta") for name in ALL_METRICS}
 DEFINITIONS = 2
-"""Goes up by one whenever a number of a report is defined anew, so that no matrix mixes old ones with new ones."""
+"""Goes up by one whenever a number of a report gets another definition: no matrix mixes old ones with new ones."""
 
 _FARTHEST = 1000.0  # metres
 _WITHIN = (1.25**3, 1.25**2, 1.25, 1.25**0.5)

@@ -121,7 +121,7 @@ def difference(before: WordMaps, after: WordMaps) -> str:
 def similarity_sheet(maps: WordMaps, swaps: Mapping[str, WordMaps]) -> npt.NDArray[np.uint8]:
     """Image, depth, one similarity map per word, and the depth after each swap, as one RGB image.
 
-    All similarities share one range of colours, and so do all depths; bright is high similarity, and near.
+    All similarities share one range of colors, and so do all depths; bright is high similarity, and near.
     """
     height = round(CELL_WIDTH * maps.image.shape[0] / maps.image.shape[1])
     size = (height, CELL_WIDTH)

@@ -1,4 +1,4 @@
-"""Depth as images: colours, a legend in metres, and contact sheets of image, ground truth and prediction."""
+"""Depth as images: colors, a legend in metres, and contact sheets of image, ground truth and prediction."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def robust_range(depth: Depth, valid: npt.NDArray[np.bool_] | None = None) -> tu
 def colorize(depth: Depth, valid: npt.NDArray[np.bool_] | None = None, colors: ColorScale = AUTOMATIC) -> Pixels:
     """Depth (H, W) as RGB (H, W, 3) uint8, linear in depth: near bright, far dark with the default map.
 
-    The ends of ``colors`` (by default ``robust_range``) get the first and the last colour, and so does what lies beyond
+    The ends of ``colors`` (by default ``robust_range``) get the first and the last color, and so does what lies beyond
     them. Pixels that are not ``valid``, not finite or not positive are grey. Raises UsageError when the one stated end
     of a range lies beyond the other, measured one.
     """
@@ -143,7 +143,7 @@ def maps_sheet(
     strips = []
     for title, maps in rows:
         height = max(_MIN_CELL_HEIGHT, *(round(cell_width * depth.shape[0] / depth.shape[1]) for depth in maps))
-        # From 1 on: colours are for what is above 0.
+        # From 1 on: colors are for what is above 0.
         levels = [1 + np.log(_resampled(depth, (height, cell_width)) / low).clip(0) for depth in maps]
         bar = _legend(height, 12, low, high, colors.colormap, unit, width=72, logarithmic=True)
         strips.append(_strip(title, [colorize(level, None, levels_of) for level in levels], bar))
@@ -280,7 +280,7 @@ def _legend(
     width: int | None = None,
     logarithmic: bool = False,
 ) -> Pixels:
-    """A white strip of the given height with a bar of colours, ``low`` at the top, and labels at round values."""
+    """A white strip of the given height with a bar of colors, ``low`` at the top, and labels at round values."""
     font = ImageFont.load_default(font_size)
     top, bottom = font_size, height - font_size  # half a label sticks out at either end
     ticks = _ticks(low, high, logarithmic, (bottom - top) / (_LABEL_SPACING * font_size))

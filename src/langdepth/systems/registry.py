@@ -78,7 +78,7 @@ def entry(name: str) -> Entry:
 
 
 def search_current_folder() -> None:
-    """Let modules be found in the current folder, where an installed command does not look."""
+    """Let modules be found in the current folder, where an installed command does not search."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
 

@@ -49,7 +49,7 @@ def add_tensors(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
 def remembered(key: str, compute: Callable[[], Tensor]) -> Tensor:
     """The matrix that belongs to ``key``: from memory or disk, else computed and kept.
 
-    A damaged file is computed anew and replaced; a folder that cannot be written costs only the time.
+    A damaged file is computed again and replaced; a folder that cannot be written costs only the time.
     """
     if key not in _memory:
         path = cache_folder() / "text" / f"{key}.safetensors"

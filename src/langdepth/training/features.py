@@ -191,7 +191,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         return read_safetensors(path)[1]
     except CheckpointError:
         raise LangdepthError(
-            f"{path}: features cannot be read; continue with --resume, which makes them anew"
+            f"{path}: features cannot be read; continue with --resume, which computes them again"
         ) from None
 
 

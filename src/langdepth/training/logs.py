@@ -22,7 +22,7 @@ from langdepth.utils.files import atomic_path
 class MetricsFile(Logger):
     """``metrics.csv``: a row per logged step.
 
-    ``resume``: keep the rows that are there; those of the steps that a run repeats are written anew. (Lightning's
+    ``resume``: keep the rows that are there; those of the steps that a run repeats are written again. (Lightning's
     CSVLogger deletes the file of an earlier run, appends to it in place, and writes a row for each call.)
     """
 

@@ -127,7 +127,7 @@ class DataSection:
     overlay: Path | None = None
     """Folder of overlays for systems that take one; without it ``sam_out`` beside or above the data."""
     trust_unit: bool = False
-    """Take depth as it is, even where its unit looks wrong."""
+    """Take depth as it is, even where its unit seems wrong."""
     weights: dict[str, float] = field(default_factory=dict)
     """Source name -> mean number of times each of its images is drawn in an epoch; 1 if not named."""
     shots: int | None = None

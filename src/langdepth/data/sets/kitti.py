@@ -72,7 +72,7 @@ def _eigen(truth_root: Path, root: Path, split: str) -> list[Row]:
     if images is None:
         return []
     truths = [truth_root / name for name in _TRUTHS if (truth_root / name).is_dir()]
-    homes: dict[str, Path] = {}  # drive -> where its truth lies
+    homes: dict[str, Path] = {}  # drive -> where its ground truth lies
     there = Listing()
     found = []
     for line, key in enumerate(shipped(f"kitti_eigen_{split}"), 1):

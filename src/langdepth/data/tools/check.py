@@ -165,7 +165,7 @@ def _manifest_problems(root: Path) -> list[str]:
         if names:
             problems.append(
                 f"{place / MANIFEST}: {len(names)} files {what}: {first_few(names)}; "
-                "'langdepth data prepare' writes them anew"
+                "'langdepth data prepare' writes them again"
             )
     return problems
 

@@ -24,14 +24,14 @@ CASTS_NO_SHADOW = 2.2  # metres of radius: shells, floors and facades, which hid
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """Colour and pattern of a surface: tiles (planks, bricks, panes) with joints between them, and a smooth grain.
+    """Color and pattern of a surface: tiles (planks, bricks, panes) with joints between them, and a smooth grain.
 
-    colours: (6, 3) RGB in [0, 1], by face (-x, +x, -y, +y, -z, +z); tile: sides of a tile in metres; joint: its width
+    colors: (6, 3) RGB in [0, 1], by face (-x, +x, -y, +y, -z, +z); tile: sides of a tile in metres; joint: its width
     in metres, 0 for none; contrast: how much darker joints are, in [0, 1], and half of it how much tiles differ; waves:
     (N, 3), the grain as waves (radians per metre in u, in v, phase); grain: its strength.
     """
 
-    colours: Array
+    colors: Array
     tile: tuple[float, float]
     contrast: float
     waves: Array
@@ -57,7 +57,7 @@ class Material:
         side = rng.uniform(0.15, 0.6)
         waves = rng.uniform(-1, 1, (6, 3)) * np.array([1, 1, math.pi]) * np.array([1, 2, 5, 12, 40, 90])[:, None]
         return cls(
-            colours=_rgb(hues, np.full(6, rng.uniform(*saturation)), value.clip(0, 1)),
+            colors=_rgb(hues, np.full(6, rng.uniform(*saturation)), value.clip(0, 1)),
             tile=tile or (side, side),
             contrast=rng.uniform(*contrast),
             waves=waves,
@@ -76,7 +76,7 @@ class Material:
             pattern = pattern * (1 - self.contrast * (edge < self.joint / 2))
         if self.grain:
             pattern = pattern * (1 + self.grain * np.sin(uv @ self.waves[:, :2].T + self.waves[:, 2]).mean(-1))
-        return self.colours[face] * pattern[:, None]
+        return self.colors[face] * pattern[:, None]
 
 
 class Surface(NamedTuple):
@@ -191,7 +191,7 @@ def render(
         nearest[nearer], depth[nearer] = number, distance[nearer]
     seen = np.isfinite(depth)
     elevation = -rays[..., 1:2] / np.linalg.norm(rays, axis=-1, keepdims=True)
-    colour = np.array([0.85, 0.9, 0.95]) + elevation.clip(0, 1) * np.array([-0.5, -0.35, -0.05])
+    color = np.array([0.85, 0.9, 0.95]) + elevation.clip(0, 1) * np.array([-0.5, -0.35, -0.05])
     casting = [shape for shape in shapes if shape.radius < CASTS_NO_SHADOW]
     for number, shape in enumerate(shapes):
         mask = nearest == number
@@ -204,8 +204,8 @@ def render(
         for other in casting:
             lit[_hit(other, start, to_light) < 1] = 0
         strength = 0.45 * (reach / far).clip(0.5, 1.6) if reach else 0.45
-        colour[mask] = shape.material.shade(surface.face, surface.uv) * (0.35 + strength * lit)[:, None]
-    image = np.rint(colour.clip(0, 1) * 255).astype(np.uint8)
+        color[mask] = shape.material.shade(surface.face, surface.uv) * (0.35 + strength * lit)[:, None]
+    image = np.rint(color.clip(0, 1) * 255).astype(np.uint8)
     return image, np.where(seen, depth, 0).astype(np.float32)
 
 

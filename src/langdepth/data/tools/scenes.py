@@ -187,7 +187,7 @@ def _photographed(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt
 def room(index: int, *, height: int, width: int, seed: int = 0) -> Rendering:
     """A furnished room with a camera somewhere inside; the same for the same ``index`` and ``seed``.
 
-    Depth is known everywhere. The scene type sets the size, colours and furniture of the room, so a network can learn
+    Depth is known everywhere. The scene type sets the size, colors and furniture of the room, so a network can learn
     it; the camera's field of view is about that of NYU Depth v2. Raises UsageError for a side outside 32 to 2048
     pixels.
     """

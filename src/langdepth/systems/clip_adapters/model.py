@@ -12,7 +12,7 @@ Data flow (published size; B images of 416 x 544; initial depth: see systems/cli
 
 all -> bilinear, corners aligned -> (B, 1, 416, 544). The two-stage systems are trained one stage after the other.
 
-Loss, on the mean of the depths of image and mirrored image: mean |depth - truth| (two-stage systems: its square)
+Loss, on the mean of the depths of image and mirrored image: mean |depth - target| (two-stage systems: its square)
 + 0.001 x edge-aware smoothness; weights and further terms: ``losses.AdapterLosses``.
 """
 

@@ -1,10 +1,10 @@
-"""How the CLIP adapters cut, turn and colour an NYU Depth v2 image (pinying567, 2023; docs/systems/clip-adapters.md).
+"""How the CLIP adapters cut, turn and color an NYU Depth v2 image (pinying567, 2023; docs/systems/clip-adapters.md).
 
-Data flow: decoded arrays of 480 x 640 and the random draws -> (mirror) -> rotation -> crop -> (mirror, colour) ->
+Data flow: decoded arrays of 480 x 640 and the random draws -> (mirror) -> rotation -> crop -> (mirror, color) ->
 Sample of 416 x 544. Images stay in [0, 1]: normalising them is the system's part.
 
 Corrected by default; ``reference_exact`` gives what the published program returns: its "dense" target is the raw depth,
-colour is not limited to 1, the self-supervised overlay is normalised like a photo, and the pose shifts the wrong way.
+color is not limited to 1, the self-supervised overlay is normalised like a photo, and the pose shifts the wrong way.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class NyuImage:
     """Decoded arrays of one image, (480, 640).
 
     rgb (H, W, 3) uint8; depth_mm (H, W): raw depth in millimetres, 0 where unknown; dense_mm: the same with holes
-    filled; overlay (h, w, 3) uint8 of any size: the image with coloured masks. Raises ImageError for another size.
+    filled; overlay (h, w, 3) uint8 of any size: the image with colored masks. Raises ImageError for another size.
     """
 
     rgb: npt.NDArray[np.uint8]
@@ -59,7 +59,7 @@ class SupervisedDraws:
     """What is random in a supervised training image.
 
     angle in degrees, counter-clockwise; x, y: place of the 416 x 544 crop in the 427 x 565 one; gain, overlay_gain:
-    factors on the colours of the photo and of the overlay.
+    factors on the colors of the photo and of the overlay.
     """
 
     angle: float = 0.0
@@ -113,7 +113,7 @@ def supervised_sample(image: NyuImage, draws: SupervisedDraws, *, reference_exac
     if draws.mirror:
         layers = _mirror(layers)
     sample = _sample(layers, image)
-    largest = 255.0 if reference_exact else 1.0  # colours are in [0, 1], the published limit is that of bytes
+    largest = 255.0 if reference_exact else 1.0  # colors are in [0, 1], the published limit is that of bytes
     sample.image = (sample.image * draws.gain).clamp(0, largest)
     if sample.overlay is not None:
         sample.overlay = (sample.overlay * draws.overlay_gain).clamp(0, largest)
@@ -228,16 +228,16 @@ def _rotate(layers: dict[str, Image.Image], angle: float) -> dict[str, Image.Ima
 def _sample(layers: dict[str, Image.Image], image: NyuImage) -> Sample:
     millimetres = np.array(layers["depth"], dtype=np.float32)
     depth = torch.from_numpy(millimetres)[None].div(1000).clamp(0, MAX_DEPTH)
-    overlay = _colours(layers["overlay"]) if "overlay" in layers else None
-    return Sample(image=_colours(layers["image"]), depth=depth, mask=depth > 0, overlay=overlay, path=image.path)
+    overlay = _colors(layers["overlay"]) if "overlay" in layers else None
+    return Sample(image=_colors(layers["image"]), depth=depth, mask=depth > 0, overlay=overlay, path=image.path)
 
 
-def _colours(layer: Image.Image) -> Tensor:
+def _colors(layer: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(layer)).permute(2, 0, 1).float() / 255
 
 
-def _bytes(colours: Tensor) -> npt.NDArray[np.uint8]:
+def _bytes(colors: Tensor) -> npt.NDArray[np.uint8]:
     """(3, H, W) in [0, 1] or in bytes to (H, W, 3)."""
-    if colours.is_floating_point():
-        colours = colours.mul(255).round().byte()
-    return colours.permute(1, 2, 0).contiguous().numpy()
+    if colors.is_floating_point():
+        colors = colors.mul(255).round().byte()
+    return colors.permute(1, 2, 0).contiguous().numpy()

@@ -9,8 +9,8 @@ Data flow (B images of 416 x 544; RN50; S scenes, 7 words)
     "<|prompt_0|> ... <|prompt_3|> This object is giant" ... -> text tower -> text matrix (7, 1024)
     cells (B, 2048, 13, 17) against the words, as in DepthCLIP -> probs (B, 7, 13, 17); depth = sum of probs x bins
 
-Loss, over the valid pixels of the batch, d = ln(prediction / truth): 10 sqrt(mean d^2 - 0.85 (mean d)^2), plus
-``l1`` x mean |prediction - truth|.
+Loss, over the valid pixels of the batch, d = ln(prediction / target): 10 sqrt(mean d^2 - 0.85 (mean d)^2), plus
+``l1`` x mean |prediction - target|.
 
 Trained are the codebook, S x 7 numbers, and the context, 4 x 512. Without context, and before training, it is
 `depthclip`. What is the paper's and what is ours: docs/systems/few-shot-clip.md.

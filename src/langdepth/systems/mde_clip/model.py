@@ -13,7 +13,7 @@ Data flow (published size; RN50, frozen)
     mde-clip       D1 -> bins that follow the image -> depth (B, 1, 240, 320)
     mde-clip-unet  D1 -> convolutions, twice the size -> 10 m x sigmoid -> depth (B, 1, 480, 640)
 
-Loss, the mean over images, d = ln(prediction / truth): mean d^2 - 0.5 (mean d)^2 + 0.5 l1 + SSIM dissimilarity, with
+Loss, the mean over images, d = ln(prediction / target): mean d^2 - 0.5 (mean d)^2 + 0.5 l1 + SSIM dissimilarity, with
 bins + 0.1 chamfer.
 """
 

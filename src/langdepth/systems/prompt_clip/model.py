@@ -8,7 +8,7 @@ Data flow (the published row; NYU Depth V2)
     1000 / sqrt(7) x similarity -> logits (B, 7, 15, 20) -> logit stage (identity)
     -> softmax over the words -> sum of probs x (0.72, 2.14, ... 9.29 m) -> depth (B, 1, 15, 20), on purpose that coarse
 
-Loss, over the valid pixels of the batch, d = ln(prediction / truth): 10 sqrt(mean d^2 - 0.85 (mean d)^2).
+Loss, over the valid pixels of the batch, d = ln(prediction / target): 10 sqrt(mean d^2 - 0.85 (mean d)^2).
 
 Only the learned vectors train, and the decoders of the stages. Variants: other templates, objects, words and bins;
 words that depend on the image (`image_dependent`) or on each cell (`object_word: patch`); stages that enlarge. The

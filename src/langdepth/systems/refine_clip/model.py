@@ -11,7 +11,7 @@ Data flow (published size; RN50, frozen)
     S4 -> three times: enlarge, S_i concatenated, 3x3 convolution -> softmax over words
     -> sum of probs x word's distance -> depth (B, 1, 480, 640)
 
-Loss, over the valid pixels of the batch, d = ln(prediction / truth): mean d^2 - 0.5 (mean d)^2.
+Loss, over the valid pixels of the batch, d = ln(prediction / target): mean d^2 - 0.5 (mean d)^2.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The training images of WorDepth: cropped, rotated and coloured (CVPR 2024; docs/systems/wordepth.md).
+"""The training images of WorDepth: cropped, rotated and colored (CVPR 2024; docs/systems/wordepth.md).
 
 Data flow: image and depth as stored -> KITTI: the benchmark's 352 x 1216; NYU: depth outside the inner frame unknown
--> NYU: rotation -> crop to the network's size -> mirror -> gamma, brightness, colours -> Sample. Images stay in
+-> NYU: rotation -> crop to the network's size -> mirror -> gamma, brightness, colors -> Sample. Images stay in
 [0, 1]: normalising them is the system's part.
 """
 
@@ -43,7 +43,7 @@ class WorDepthAugmentation:
     """What is random in a training image.
 
     angle in degrees, counter-clockwise; x, y: place of the crop as shares of the free space, 0 to 1; gamma: exponent of
-    the image; brightness: factor on it; colours: factors on red, green and blue.
+    the image; brightness: factor on it; colors: factors on red, green and blue.
     """
 
     angle: float = 0.0
@@ -52,16 +52,16 @@ class WorDepthAugmentation:
     mirror: bool = False
     gamma: float = 1.0
     brightness: float = 1.0
-    colours: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    colors: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @property
-    def coloured(self) -> bool:
-        """Whether gamma, brightness or colours change anything."""
-        return (self.gamma, self.brightness, *self.colours) != (1.0,) * 5
+    def colored(self) -> bool:
+        """Whether gamma, brightness or colors change anything."""
+        return (self.gamma, self.brightness, *self.colors) != (1.0,) * 5
 
     @classmethod
     def draw(cls, rules: Rules, random: np.random.Generator) -> WorDepthAugmentation:
-        """The published distributions: half of the images are mirrored, half are coloured."""
+        """The published distributions: half of the images are mirrored, half are colored."""
         moved = cls(
             angle=random.uniform(-rules.degrees, rules.degrees),
             x=random.uniform(),
@@ -72,7 +72,7 @@ class WorDepthAugmentation:
             return moved
         red, green, blue = random.uniform(*COLOURS, 3).tolist()
         gamma, brightness = random.uniform(*GAMMA), random.uniform(*rules.brightness)
-        return replace(moved, gamma=gamma, brightness=brightness, colours=(red, green, blue))
+        return replace(moved, gamma=gamma, brightness=brightness, colors=(red, green, blue))
 
 
 def evaluation_sample(sample: Sample, rules: Rules) -> Sample:
@@ -110,7 +110,7 @@ def training_sample(sample: Sample, size: tuple[int, int], rules: Rules, augment
         if augmentation.mirror:
             levels, depth = levels.flip(-1), depth.flip(-1)
         levels = _planes(levels)
-    image = _coloured(levels, augmentation) if augmentation.coloured else levels.floor_().div_(255)
+    image = _colored(levels, augmentation) if augmentation.colored else levels.floor_().div_(255)
     return replace(_with(sample, image, depth.contiguous()), mirrored=augmentation.mirror)
 
 
@@ -119,13 +119,13 @@ def _planes(levels: Tensor) -> Tensor:
     return levels.to(torch.float32, memory_format=torch.contiguous_format)
 
 
-def _coloured(levels: Tensor, augmentation: WorDepthAugmentation) -> Tensor:
-    """Grey levels, rounded down, to [0, 1] with gamma, brightness and colours, each channel through a table."""
+def _colored(levels: Tensor, augmentation: WorDepthAugmentation) -> Tensor:
+    """Grey levels, rounded down, to [0, 1] with gamma, brightness and colors, each channel through a table."""
     curve = (torch.arange(256) / 255) ** augmentation.gamma
     image = torch.empty_like(levels)
-    for coloured, channel, factor in zip(image, levels.int(), augmentation.colours, strict=True):
+    for colored, channel, factor in zip(image, levels.int(), augmentation.colors, strict=True):
         table = (curve * (factor * augmentation.brightness)).clamp(0, 1)
-        torch.index_select(table, 0, channel.flatten(), out=coloured.view(-1))
+        torch.index_select(table, 0, channel.flatten(), out=colored.view(-1))
     return image
 
 
