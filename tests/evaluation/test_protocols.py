@@ -51,33 +51,33 @@ def test_windows_to_the_pixel(
     name: str, stored: tuple[int, int], frame: tuple[int, int, int, int], crop: tuple[int, int, int, int]
 ) -> None:
     protocol = protocols.get(name)
-    found = bounds(protocol.frame_window(*stored))
+    found = bounds(protocol.frame_slices(*stored))
     assert found == frame
-    assert bounds(protocol.crop_window(found[1] - found[0], found[3] - found[2])) == crop
+    assert bounds(protocol.crop_slices(found[1] - found[0], found[3] - found[2])) == crop
 
 
 def test_garg_without_the_kb_frame() -> None:
     protocol = protocols.get("kitti-eigen-garg").override(frame="stored")
-    assert bounds(protocol.frame_window(375, 1242)) == (0, 375, 0, 1242)
-    assert bounds(protocol.crop_window(375, 1242)) == (153, 371, 44, 1197)
+    assert bounds(protocol.frame_slices(375, 1242)) == (0, 375, 0, 1242)
+    assert bounds(protocol.crop_slices(375, 1242)) == (153, 371, 44, 1197)
 
 
 @settings(deadline=None, derandomize=True)
 @given(st.sampled_from(sorted(PROTOCOLS)), st.integers(1, 3000), st.integers(1, 3000))
 def test_windows_stay_inside(name: str, height: int, width: int) -> None:
     protocol = PROTOCOLS[name]
-    top, bottom, left, right = bounds(protocol.frame_window(height, width))
+    top, bottom, left, right = bounds(protocol.frame_slices(height, width))
     assert 0 <= top < bottom <= height
     assert 0 <= left < right <= width
-    inner = bounds(protocol.crop_window(bottom - top, right - left))
+    inner = bounds(protocol.crop_slices(bottom - top, right - left))
     assert 0 <= inner[0] <= inner[1] <= bottom - top
     assert 0 <= inner[2] <= inner[3] <= right - left
 
 
 def test_small_images_keep_their_short_side_in_the_kb_frame() -> None:
     protocol = protocols.get("kitti-eigen-garg")
-    assert bounds(protocol.frame_window(540, 960)) == (188, 540, 0, 960)
-    assert bounds(protocol.frame_window(300, 2000)) == (0, 300, 392, 1608)
+    assert bounds(protocol.frame_slices(540, 960)) == (188, 540, 0, 960)
+    assert bounds(protocol.frame_slices(300, 2000)) == (0, 300, 392, 1608)
 
 
 def test_mask_is_strict_at_both_ends_and_needs_known_depth() -> None:
@@ -136,7 +136,7 @@ def test_the_inner_window_is_what_both_published_crops_leave() -> None:
     eigen[45:471, 41:601] = True
     protocol = protocols.get("depthclip-reference")
     depth = torch.full((480, 640), 3.0)
-    window = protocol.frame_window(480, 640)
+    window = protocol.frame_slices(480, 640)
     ours = torch.zeros_like(pasted)
     ours[window] = protocol.valid_mask(depth[window], depth[window] > 0)
     assert torch.equal(ours, pasted & eigen)

@@ -169,7 +169,7 @@ def test_the_error_map_shows_the_errors_that_are_counted(tmp_path: Path) -> None
     report = evaluate(FakeSystem(), open_dataset("folder", root), protocol, save=save, progress=False)
     assert report["image_mean"]["abs_rel"] == pytest.approx(0.15, abs=1e-4)  # 4.6 m for 4 m
     pixels = np.asarray(Image.open(tmp_path / "maps" / "0_error.png"))[:, :320]
-    rows, columns = protocol.crop_window(240, 320)
+    rows, columns = protocol.crop_slices(240, 320)
     inside = np.zeros((240, 320), bool)
     inside[rows, columns] = True
     expected = np.array(matplotlib.colormaps["inferno"](0.3, bytes=True)[:3], np.int64)

@@ -22,7 +22,7 @@ from langdepth.evaluation.batch import evaluate_batch
 from langdepth.evaluation.metrics import depth_metrics
 from langdepth.evaluation.protocols import Protocol
 from langdepth.records import Sample
-from langdepth.text.clip_text import ClipTextTower, text_features, tokenize
+from langdepth.text.clip_text import ClipTextTower, encode_sentences, tokenize
 from langdepth.text.scene_table import PROMPT, encode_scenes
 from langdepth.text.scenes import SCENES
 from tests.parity.cases_functions import StandIn, samples_of
@@ -167,7 +167,7 @@ def _evaluated(arrays: dict[str, np.ndarray], name: str, protocol: Protocol) -> 
         for kind in ("pred", "gt")
     )
     height, width = target.shape[-2:]
-    rows, columns = protocol.crop_window(height, width)
+    rows, columns = protocol.crop_slices(height, width)
     yield f"{name}.crop_rows_cols", np.array([rows.start, rows.stop, columns.start, columns.stop]), Tolerance()
     samples = [
         replace(sample, camera=Camera(fx=focal, fy=focal, cx=0.0, cy=0.0, width=width, height=height))
@@ -199,7 +199,7 @@ def unit_features(clip: ClipWeights, prompts: list[str]) -> Tensor:
     start = PROMPT.removesuffix("{}")
     if all(prompt.startswith(start) for prompt in prompts):
         return encode_scenes(clip, [prompt.removeprefix(start).replace(" ", "_") for prompt in prompts])
-    return text_features(prompts, clip)
+    return encode_sentences(prompts, clip)
 
 
 def scaledepth_data(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:

@@ -39,7 +39,7 @@ def wordepth_metrics(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] |
             size = (int(box[2]), int(box[3])) if box[2] else (480, 640)
             dataset = "kitti" if box[2] else "nyu"
             crop = f"eigen-{dataset}" if box[1] == "eigen" else "garg"
-            rows, columns = protocols.get(f"wordepth-{dataset}-reference").override(crop=crop).crop_window(*size)
+            rows, columns = protocols.get(f"wordepth-{dataset}-reference").override(crop=crop).crop_slices(*size)
             yield name, np.array([rows.start, rows.stop, columns.start, columns.stop]), EXACT
 
 

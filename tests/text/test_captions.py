@@ -16,7 +16,7 @@ from langdepth.data.base import open_dataset
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.text.caption_features import open_captions
 from langdepth.text.captions import Caption, ClipSentences, pack, published_feature, read_captions
-from langdepth.text.clip_text import text_features
+from langdepth.text.clip_text import encode_sentences
 from langdepth.training.loaders import collate
 from tests.helpers import write_folder
 from tests.miniatures import published_captions
@@ -209,7 +209,7 @@ def test_clip_reads_sentences_as_the_published_features_were_made() -> None:
     assert not torch.equal(encoded[0], encoded[1])
     assert torch.equal(encoded, encoded.half().float())
     torch.testing.assert_close(encoded.norm(dim=1), torch.ones(3), atol=1e-3, rtol=0)
-    exact = text_features([STREET], clip.weights)[0]
+    exact = encode_sentences([STREET], clip.weights)[0]
     assert torch.equal(encoded[0], exact.half().float())
     with pytest.raises(UsageError, match="a text is empty"):
         clip.encode([KITCHEN, " "])

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from langdepth.backbones.clip_weights import ClipWeights, find_clip_weights
 from langdepth.errors import UsageError
 from langdepth.text import cache, clip_text
-from langdepth.text.clip_text import ClipTextTower, text_features, tokenize
+from langdepth.text.clip_text import ClipTextTower, encode_sentences, tokenize
 
 
 @pytest.fixture(autouse=True)
@@ -89,17 +89,17 @@ def test_the_tower_is_open_clip_s(weights: ClipWeights) -> None:
 
 def test_features_are_normalised_per_template_and_again(weights: ClipWeights) -> None:
     words, templates = ["close", "far", "a little remote"], ("This object is {}", "a photo of something {}.")
-    features = text_features(words, weights, templates=templates)
+    features = encode_sentences(words, weights, templates=templates)
     with torch.no_grad():
         tower = ClipTextTower.from_weights(weights)
         each = [F.normalize(tower(tokenize([t.format(word) for word in words])), dim=-1) for t in templates]
     torch.testing.assert_close(features, F.normalize((each[0] + each[1]) / 2, dim=-1))
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(3))
-    torch.testing.assert_close(text_features(["This object is far"], weights), each[0][1:2])
+    torch.testing.assert_close(encode_sentences(["This object is far"], weights), each[0][1:2])
 
 
 def test_features_may_take_part_in_training(weights: ClipWeights) -> None:
-    features = text_features(["close", "far"], weights)
+    features = encode_sentences(["close", "far"], weights)
     assert not features.requires_grad
     cells = torch.ones(1, 256, requires_grad=True)
     (cells @ features.T).sum().backward()
@@ -107,13 +107,13 @@ def test_features_may_take_part_in_training(weights: ClipWeights) -> None:
 
 
 def test_features_are_found_again(weights: ClipWeights, encodings: list[list[str]], empty_cache: Path) -> None:
-    first = text_features(["close", "far"], weights)
+    first = encode_sentences(["close", "far"], weights)
     assert encodings == [["close", "far"]]
     first.zero_()  # what a caller does with it stays with the caller
-    second = text_features(["close", "far"], weights)
+    second = encode_sentences(["close", "far"], weights)
     assert len(encodings) == 1
     cache._memory.clear()
-    third = text_features(["close", "far"], weights)
+    third = encode_sentences(["close", "far"], weights)
     assert len(encodings) == 1  # from disk
     assert torch.equal(second, third)
     assert float(third.norm()) > 1
@@ -126,24 +126,24 @@ def test_a_cut_sentence_warns_every_time(weights: ClipWeights) -> None:
     for forget in (lambda: None, lambda: None, cache._memory.clear):
         forget()
         with pytest.warns(UserWarning, match="120 tokens, of which CLIP takes the first 75"):
-            text_features(["short", long], weights)
+            encode_sentences(["short", long], weights)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        text_features(["short"], weights)
+        encode_sentences(["short"], weights)
 
 
 def test_other_content_is_another_entry(weights: ClipWeights, encodings: list[list[str]]) -> None:
-    text_features(["close", "far"], weights)
-    text_features(["far", "close"], weights)
-    text_features(["close", "far"], weights, templates=("a {}",))
-    text_features(["a close", "a far"], weights)  # the same final sentences as the last
+    encode_sentences(["close", "far"], weights)
+    encode_sentences(["far", "close"], weights)
+    encode_sentences(["close", "far"], weights, templates=("a {}",))
+    encode_sentences(["a close", "a far"], weights)  # the same final sentences as the last
     assert len(encodings) == 3
     tensors = {name: value.clone() for name, value in weights.tensors.items()}
-    text_features(["close", "far"], ClipWeights("RN-small", True, tensors, "other", "another sha256"))
-    text_features(["close", "far"], ClipWeights("RN-small", False, tensors, "other", weights.sha256))
+    encode_sentences(["close", "far"], ClipWeights("RN-small", True, tensors, "other", "another sha256"))
+    encode_sentences(["close", "far"], ClipWeights("RN-small", False, tensors, "other", weights.sha256))
     assert len(encodings) == 5
     for _ in range(2):  # nobody knows what these weights are
-        text_features(["close", "far"], ClipWeights("RN-small", True, tensors, "other", ""))
+        encode_sentences(["close", "far"], ClipWeights("RN-small", True, tensors, "other", ""))
     assert len(encodings) == 7
 
 
@@ -151,7 +151,7 @@ def test_other_content_is_another_entry(weights: ClipWeights, encodings: list[li
 def test_a_damaged_entry_is_made_again(
     damage: str, weights: ClipWeights, encodings: list[list[str]], empty_cache: Path
 ) -> None:
-    good = text_features(["close", "far"], weights)
+    good = encode_sentences(["close", "far"], weights)
     (path,) = empty_cache.rglob("*.safetensors")
     content = bytearray(path.read_bytes())
     if damage == "truncated":
@@ -162,10 +162,10 @@ def test_a_damaged_entry_is_made_again(
         content = bytearray(b"something else")
     path.write_bytes(content)
     cache._memory.clear()
-    assert torch.equal(text_features(["close", "far"], weights), good)
+    assert torch.equal(encode_sentences(["close", "far"], weights), good)
     assert len(encodings) == 2
     cache._memory.clear()
-    text_features(["close", "far"], weights)
+    encode_sentences(["close", "far"], weights)
     assert len(encodings) == 2  # repaired
 
 
@@ -173,9 +173,9 @@ def test_a_folder_that_cannot_be_written_costs_only_time(
     weights: ClipWeights, encodings: list[list[str]], empty_cache: Path
 ) -> None:
     empty_cache.write_text("a file where the folder should be")
-    text_features(["close"], weights)
+    encode_sentences(["close"], weights)
     cache._memory.clear()
-    text_features(["close"], weights)
+    encode_sentences(["close"], weights)
     assert len(encodings) == 2
 
 
@@ -211,7 +211,7 @@ def test_wrong_texts_are_refused(
     sentences: list[str], templates: tuple[str], message: str, weights: ClipWeights
 ) -> None:
     with pytest.raises(UsageError) as refused:
-        text_features(sentences, weights, templates=templates)
+        encode_sentences(sentences, weights, templates=templates)
     assert message in str(refused.value)
     if templates == ("{}",) and sentences:
         with pytest.raises(UsageError, match="expected a list of sentences"):
@@ -219,4 +219,4 @@ def test_wrong_texts_are_refused(
 
 
 def test_braces_in_a_sentence_are_just_text(weights: ClipWeights) -> None:
-    assert text_features(["{0.__class__} {}"], weights).shape == (1, 256)
+    assert encode_sentences(["{0.__class__} {}"], weights).shape == (1, 256)

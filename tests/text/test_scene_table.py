@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from langdepth import cli
 from langdepth.backbones.clip_weights import ClipWeights, find_clip_weights
 from langdepth.errors import CheckpointError
-from langdepth.text.clip_text import text_features
+from langdepth.text.clip_text import encode_sentences
 from langdepth.text.scene_table import (
     check_same_clip,
     encode_scenes,
@@ -35,7 +35,7 @@ def weights() -> ClipWeights:
 def test_rows_are_the_sentences_with_spaces(weights: ClipWeights) -> None:
     table = encode_scenes(weights)
     assert table.shape == (28, 64)
-    torch.testing.assert_close(table[2:3], text_features(["a photo of a living room"], weights))
+    torch.testing.assert_close(table[2:3], encode_sentences(["a photo of a living room"], weights))
     torch.testing.assert_close(table.norm(dim=1), torch.ones(28))
 
 
@@ -43,7 +43,7 @@ def test_imagenet_templates_are_averaged(weights: ClipWeights) -> None:
     templates = imagenet_templates()
     assert len(templates) == 80
     some = templates[:3]
-    each = [text_features([template.replace("{}", "cafe")], weights) for template in some]
+    each = [encode_sentences([template.replace("{}", "cafe")], weights) for template in some]
     expected = F.normalize(torch.stack(each).mean(0), dim=-1)
     torch.testing.assert_close(encode_scenes(weights, ["cafe"], some), expected)
 

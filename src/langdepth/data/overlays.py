@@ -148,11 +148,11 @@ def with_overlays(rows: Sequence[Row], system: TakesOverlay, folder: str | Path 
             f"{first_few(list(map(_shown, missing)))}; draw them with 'langdepth data sam' and name their folder "
             "(--overlay, data.overlay)"
         )
-    _require_own(found)
+    _require_one_each(found)
     return found
 
 
-def _require_own(rows: Sequence[Row]) -> None:
+def _require_one_each(rows: Sequence[Row]) -> None:
     """Raise LangdepthError where two images would share an overlay: so short a name fits both."""
     owners: dict[Path | None, Row] = {}
     for row in rows:

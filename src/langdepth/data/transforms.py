@@ -210,7 +210,7 @@ class TrainTransform:
         if sample.overlay is not None:
             image = torch.cat([TF.to_dtype(image, torch.float32, scale=True), sample.overlay])
         if sample.source in self.kb_sources:
-            frame = (..., *Protocol(name="kb", frame="kb").frame_window(*image.shape[-2:]))
+            frame = (..., *Protocol(name="kb", frame="kb").frame_slices(*image.shape[-2:]))
             image, depth = image[frame], depth[frame]
         if a.depth_mix > 0 and _chance(a.depth_mix):
             image = TF.to_dtype(image, torch.float32, scale=True)

@@ -33,7 +33,7 @@ def evaluate_batch(
         LangdepthError: Naming the image, for depth that is not finite, cannot be aligned or, where the protocol does
             not clamp, is not above 0; and when the device's memory does not suffice.
     """
-    window = (..., *protocol.frame_window(*samples[0].image.shape[-2:]))
+    window = (..., *protocol.frame_slices(*samples[0].image.shape[-2:]))
     image, target, known = (
         _stack([getattr(sample, name) for sample in samples])[window] for name in ("image", "depth", "mask")
     )
@@ -83,8 +83,8 @@ def _enough(valid: Tensor, protocol: Protocol) -> Tensor:
 def _predict(system: DepthSystem, samples: list[Sample], image: Tensor, protocol: Protocol, dtype: str) -> Tensor:
     """Depth of the frames ``image`` (B, 3, H, W), at their size and on the CPU; 0 outside the network's view."""
     height, width = samples[0].image.shape[-2:]
-    window = (..., *protocol.frame_window(height, width))
-    view = (..., *protocol.view_window(*image.shape[-2:]))
+    window = (..., *protocol.frame_slices(height, width))
+    view = (..., *protocol.view_slices(*image.shape[-2:]))
     overlay = None
     if system.takes_overlay:
         without = [sample.path for sample in samples if sample.overlay is None]

@@ -172,11 +172,11 @@ class Predictions:
             raise ImageError(f"{path}: {error}") from None
         if depth.shape[-2:] != part:
             depth = F.interpolate(depth, part, mode="bilinear", align_corners=protocol.resize == "bilinear-aligned")
-        window = (..., *protocol.frame_window(height, width))
+        window = (..., *protocol.frame_slices(height, width))
         if part == (height, width):
             return depth[window]
-        frame = torch.full((1, 1, *_size(protocol.frame_window(height, width))), math.nan)
-        view = (..., *protocol.view_window(*frame.shape[-2:]))
+        frame = torch.full((1, 1, *_size(protocol.frame_slices(height, width))), math.nan)
+        view = (..., *protocol.view_slices(*frame.shape[-2:]))
         frame[view] = depth
         return frame
 
@@ -264,7 +264,7 @@ def part_of(size: Size, image: Size, protocol: Protocol) -> Size:
     A map has one of these sizes, or comes from one by a plain change of size (to a pixel). Raises ImageError for one
     that fits neither or both: stretched over what it does not show, its numbers would mean nothing.
     """
-    known = dict.fromkeys((image, _size(protocol.view_window(*_size(protocol.frame_window(*image))))))
+    known = dict.fromkeys((image, _size(protocol.view_slices(*_size(protocol.frame_slices(*image))))))
     if size in known:
         return size
     found = [one for one in known if abs(size[0] * one[1] - size[1] * one[0]) <= sum(one)]

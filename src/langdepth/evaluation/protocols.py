@@ -237,7 +237,7 @@ class Protocol:
         marks = [f"+{key}={_short(value)}" for key, value in changed.switches().items() if value != getattr(self, key)]
         return dataclasses.replace(changed, name=self.name + "".join(marks))
 
-    def frame_window(self, height: int, width: int) -> tuple[slice, slice]:
+    def frame_slices(self, height: int, width: int) -> tuple[slice, slice]:
         """Rows and columns of a stored image that take part. A side shorter than the KB frame's is kept whole."""
         if self.frame in ("stored", "kb-pasted"):
             return slice(0, height), slice(0, width)
@@ -246,13 +246,13 @@ class Protocol:
             top_share, bottom, left_share, right = _NYU_INNER
             rows = slice(int(top_share * height), math.ceil(bottom * height))
             return rows, slice(int(left_share * width), math.ceil(right * width))
-        return _kb_window(height, width)
+        return _kb_slices(height, width)
 
-    def view_window(self, height: int, width: int) -> tuple[slice, slice]:
+    def view_slices(self, height: int, width: int) -> tuple[slice, slice]:
         """Rows and columns of a (height, width) frame that the network gets."""
-        return _kb_window(height, width) if self.frame == "kb-pasted" else (slice(0, height), slice(0, width))
+        return _kb_slices(height, width) if self.frame == "kb-pasted" else (slice(0, height), slice(0, width))
 
-    def crop_window(self, height: int, width: int) -> tuple[slice, slice]:
+    def crop_slices(self, height: int, width: int) -> tuple[slice, slice]:
         """Rows and columns of a (height, width) frame that are evaluated."""
         if self.crop == "eigen-nyu-pixels":
             first_row, end_row, first_column, end_column = _NYU_PIXELS
@@ -263,13 +263,13 @@ class Protocol:
 
     def valid_mask(self, depth: Tensor, mask: Tensor) -> Tensor:
         """The evaluated pixels, (..., H, W) bool. ``depth``: the frame's ground truth; ``mask``: where it is known."""
-        window = (..., *self.crop_window(*mask.shape[-2:]))
+        window = (..., *self.crop_slices(*mask.shape[-2:]))
         valid = mask.new_zeros(mask.shape)
         valid[window] = mask[window] & (depth[window] > self.min_depth) & (depth[window] < self.max_depth)
         return valid
 
 
-def _kb_window(height: int, width: int) -> tuple[slice, slice]:
+def _kb_slices(height: int, width: int) -> tuple[slice, slice]:
     top, left = max(0, height - _KB_HEIGHT), max(0, (width - _KB_WIDTH) // 2)
     return slice(top, height), slice(left, min(width, left + _KB_WIDTH))
 

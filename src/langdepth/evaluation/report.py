@@ -43,7 +43,7 @@ def table_cell(text: str) -> str:
 _TEMPLATES.filters["cell"] = table_cell
 
 
-def require_own(path: Path, *marks: bytes) -> None:
+def require_marked(path: Path, *marks: bytes) -> None:
     """Raise LangdepthError where ``path`` is somebody else's file: not empty, and none of ``marks`` near its start."""
     if path.is_file() and path.stat().st_size > 0:
         with path.open("rb") as file:
@@ -58,11 +58,11 @@ def require_own(path: Path, *marks: bytes) -> None:
 def require_own_report(out: Path | None, html: Path | None) -> None:
     """Raise LangdepthError where writing the report to these places would replace a file of somebody else."""
     if out is not None:
-        require_own(out, b'"image_mean": {')
+        require_marked(out, b'"image_mean": {')
         for name in _images_beside(out):
-            require_own(name, *_OWN_PNG)
+            require_marked(name, *_OWN_PNG)
     if html is not None:
-        require_own(html, b"img-src data:; style-src")
+        require_marked(html, b"img-src data:; style-src")
 
 
 def _images_beside(out: Path) -> tuple[Path, Path]:

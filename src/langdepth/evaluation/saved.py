@@ -123,7 +123,7 @@ class MapStore:
             raise UsageError(f"'{dataset.name}' has no list of images, by which saved maps could be named")
         self._save, self._protocol, self._system = save, protocol, str(facts.get("system", ""))
         self._names = _names([str(row.key) for row in rows], dataset.name)
-        self._require_own_files(dataset.name)
+        self._require_one_file_each(dataset.name)
         suffix = max((FORMATS[form].suffix for form in save.formats), key=len)
         longest = max((name.name for name in self._names), key=lambda name: len(os.fsencode(name)), default="")
         if len(os.fsencode(longest + suffix)) > LONGEST_NAME:
@@ -135,7 +135,7 @@ class MapStore:
             "langdepth_version": __version__,
             "protocol": {"name": protocol.name, "hash": protocol.hash, **protocol.switches()},
         }
-        self._require_own(save.folder)
+        self._require_same_maps(save.folder)
         self._write_record(complete=False)
         self._pool = Background("langdepth-maps")
         self.guessed = 0
@@ -165,7 +165,7 @@ class MapStore:
         """Say in the record that nothing is missing."""
         self._write_record(complete=True)
 
-    def _require_own_files(self, dataset: str) -> None:
+    def _require_one_file_each(self, dataset: str) -> None:
         """Raise LangdepthError where the maps of two images would have one file: x_depth.png of x and of x_depth."""
         owners: dict[str, Path] = {}
         for name in self._names:
@@ -178,7 +178,7 @@ class MapStore:
                         f"not {','.join(self._save.formats)}"
                     )
 
-    def _require_own(self, folder: Path) -> None:
+    def _require_same_maps(self, folder: Path) -> None:
         """Raise LangdepthError for a folder with depth maps or images of something else."""
         path = folder / RECORD
         if path.exists():
@@ -202,7 +202,7 @@ class MapStore:
     def _result(self, sample: Sample, batch: EvaluatedBatch, place: int) -> DepthResult:
         """A batch's map ``place`` as a result of its own, of the protocol's frame."""
         depth = batch.prediction[place, 0].numpy()
-        rows, columns = self._protocol.frame_window(*sample.image.shape[-2:])
+        rows, columns = self._protocol.frame_slices(*sample.image.shape[-2:])
         camera = sample.camera
         if camera is not None:
             cx, cy = camera.cx - columns.start, camera.cy - rows.start

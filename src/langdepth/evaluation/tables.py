@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from langdepth.evaluation.metrics import EXTRA_METRICS, METRICS
-from langdepth.evaluation.report import render, require_own, table_cell, write_json
+from langdepth.evaluation.report import render, require_marked, table_cell, write_json
 from langdepth.utils.files import atomic_path
 
 ERRORS = ("accuracy", "completeness")
@@ -21,7 +21,7 @@ _MARKS = {"matrix.json": b'"ours": ', "matrix.md": b"| system | who |", "matrix.
 def require_own_tables(out: Path) -> None:
     """Raise LangdepthError where the tables would replace files of somebody else."""
     for name, mark in _MARKS.items():
-        require_own(out / name, mark)
+        require_marked(out / name, mark)
 
 
 def write_tables(cells: Sequence[Mapping[str, Any]], out: Path) -> None:

@@ -28,7 +28,7 @@ from langdepth.records import InputSpec
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import HasFrozenTrunk, Scene, StandsOnClip, TakesPrompts, Text
 from langdepth.systems.official import clip_in_checkpoint, rename, set_quirks
-from langdepth.text.clip_text import text_features
+from langdepth.text.clip_text import encode_sentences
 from langdepth.text.prompts import PromptSet, find_prompts
 from langdepth.text.scenes import scene_rows
 
@@ -103,7 +103,7 @@ class ClipSystem(System, StandsOnClip, TakesPrompts, HasFrozenTrunk):
         """Fill the text matrix, (V, K, D): the set's own words, then each scene's."""
         prompts = self.config.prompts
         sentences = [word for words, _ in prompts.variants() for word in words]
-        features = text_features(sentences, weights, templates=prompts.templates)
+        features = encode_sentences(sentences, weights, templates=prompts.templates)
         self.word_bins.text.copy_(features.view_as(self.word_bins.text))
 
     def load_foundation(self, clip_weights: str | Path | None = None, prompts: Mapping[str, Any] | None = None) -> None:

@@ -229,13 +229,13 @@ class ClipSentences:
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
         """(B, D) float32 of norm 1; each distinct sentence is computed once. Raises UsageError for an empty one."""
-        from langdepth.text.clip_text import text_features
+        from langdepth.text.clip_text import encode_sentences
 
         if not all(sentence.strip() for sentence in sentences):
             raise UsageError("a text is empty; describe the image, or leave it out")
         new = [sentence for sentence in dict.fromkeys(sentences) if sentence not in self._encoded]
         if new:
-            self._encoded.update(zip(new, text_features(new, self.weights).half().float(), strict=True))
+            self._encoded.update(zip(new, encode_sentences(new, self.weights).half().float(), strict=True))
         return torch.stack([self._encoded[sentence] for sentence in sentences])
 
 

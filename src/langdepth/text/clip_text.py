@@ -92,7 +92,7 @@ def tokenize(sentences: Sequence[str]) -> Tensor:
     return rows
 
 
-def text_features(sentences: Sequence[str], weights: ClipWeights, *, templates: Sequence[str] = ("{}",)) -> Tensor:
+def encode_sentences(sentences: Sequence[str], weights: ClipWeights, *, templates: Sequence[str] = ("{}",)) -> Tensor:
     """Unit vectors (N, D) float32 of the sentences, each put into every template.
 
     Normalised per template, averaged over the templates, normalised again (CLIP's prompt ensemble; depthclip.md, 4).

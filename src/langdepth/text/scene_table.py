@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from langdepth.backbones.clip_weights import ClipWeights
 from langdepth.errors import CheckpointError, MissingCheckpointError
-from langdepth.text.clip_text import text_features
+from langdepth.text.clip_text import encode_sentences
 from langdepth.text.scenes import SCENES
 from langdepth.utils.arrays import load_npy
 from langdepth.utils.files import write_tensors
@@ -39,8 +39,8 @@ def imagenet_templates() -> tuple[str, ...]:
 
 
 def encode_scenes(weights: ClipWeights, scenes: Sequence[str] = SCENES, templates: Sequence[str] = (PROMPT,)) -> Tensor:
-    """Unit vectors (K, D) float32 of scene names, "_" taken as a space; see ``text_features`` for ``templates``."""
-    return text_features([name.replace("_", " ") for name in scenes], weights, templates=templates)
+    """Unit vectors (K, D) float32 of scene names, "_" taken as a space; see ``encode_sentences`` for ``templates``."""
+    return encode_sentences([name.replace("_", " ") for name in scenes], weights, templates=templates)
 
 
 def write_scene_table(

@@ -170,7 +170,7 @@ def _encoded(part: CachedPart, doubt: Doubt | None, row: Row, origin: dict[str, 
         edges = true_edges(row, metres.shape)
     except ImageError as error:
         return CachedFrame(origin, (0, 0), error=str(error)), [b""] * len(PARTS)
-    window = Protocol(name=part, frame=part).frame_window(*metres.shape)
+    window = Protocol(name=part, frame=part).frame_slices(*metres.shape)
     pixels, metres = pixels[window], metres[window]
     intrinsics = None
     if camera is not None:

@@ -35,7 +35,7 @@ from langdepth.records import Batch, DepthOutput
 from langdepth.systems.capabilities import Scene, Text, Trainable
 from langdepth.systems.clip_system import ClipConfig
 from langdepth.systems.learned_words import LearnedWords
-from langdepth.text.clip_text import text_features
+from langdepth.text.clip_text import encode_sentences
 from langdepth.text.prompts import PromptSet
 from langdepth.text.scenes import SCENES, scene_rows
 
@@ -189,4 +189,4 @@ class FewShotClip(LearnedWords, Trainable):
         super()._encode_words(weights)
         if self.config.selector == "text":
             names = [scene.replace("_", " ") for scene in self.scenes]
-            self.scene_keys.copy_(text_features(names, weights, templates=(self.config.scene_template,)))
+            self.scene_keys.copy_(encode_sentences(names, weights, templates=(self.config.scene_template,)))

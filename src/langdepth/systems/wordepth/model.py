@@ -125,7 +125,7 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
 
     # -- words -----------------------------------------------------------------------------------------------------
 
-    def text_features(self, count: int, text: Text = None, scene: Scene = None) -> Tensor:
+    def features_of_text(self, count: int, text: Text = None, scene: Scene = None) -> Tensor:
         """Features (B, 1024) of the words about ``count`` images. Raises UsageError."""
         if scene is not None:
             raise UsageError(f"the system '{self.name}' takes no scene; name it in a sentence, as text")
@@ -202,7 +202,7 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
         return scale.sigmoid() * (o + offset.exp())
 
     def forward(self, image: Tensor, text: Text = None, scene: Scene = None) -> DepthOutput:
-        scenes = self.scene_distribution(self.text_features(len(image), text, scene))
+        scenes = self.scene_distribution(self.features_of_text(len(image), text, scene))
         maps = self.encode_image(image)
         return DepthOutput(depth=self.image_step(maps, scenes, self.sampler(maps.x, scenes).float()))
 
@@ -228,7 +228,7 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
                 f"these weights of '{self.name}' have skip_mode always: their text steps were given the image, "
                 "so they give no depth without one"
             )
-        scenes = self.scene_distribution(self.text_features(len(noise), text))
+        scenes = self.scene_distribution(self.features_of_text(len(noise), text))
         return DepthOutput(depth=self.decode(scenes.at(self.noise_for(scenes, noise)), None))
 
     def noise_for(self, scenes: Gaussian, noise: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
         """
         if not 0 <= spread <= 1:
             raise UsageError(f"spread must lie between 0 and 1, got {spread}")
-        scenes = self.scene_distribution(self.text_features(len(image), text))
+        scenes = self.scene_distribution(self.features_of_text(len(image), text))
         maps = self.encode_image(image)
         picked = self.sampler(maps.x, scenes).float()
         mixed = (1 - spread**2) ** 0.5 * picked + spread * self.noise_for(scenes, noise)
@@ -293,7 +293,7 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
             if given:
                 known = known.clone()
                 known[list(given)] = self.encode_text(list(given.values())).to(known)
-        return self.text_features(len(batch.image), known)
+        return self.features_of_text(len(batch.image), known)
 
     def prepare_training(self, text_features: str | Captions | None = None, encoder_weights: str | None = None) -> None:
         """Start weights of the encoder; sentence encoder, neutral feature and captions from CLIP caption features.

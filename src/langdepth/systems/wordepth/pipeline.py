@@ -79,7 +79,7 @@ def evaluation_sample(sample: Sample, rules: Rules) -> Sample:
     """The image as it is evaluated: as stored, or KITTI's frame of it."""
     if rules.frame != "kb":
         return sample
-    window = (..., *Protocol(name="kb", frame="kb").frame_window(*sample.image.shape[-2:]))
+    window = (..., *Protocol(name="kb", frame="kb").frame_slices(*sample.image.shape[-2:]))
     return _with(sample, sample.image[window], sample.depth[window])
 
 
