@@ -11,7 +11,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import IO
 
-from langdepth.errors import LangdepthError, first_line, is_memory_error, nearest, one_line
+from langdepth.errors import LangdepthError, explained, is_memory_error, nearest, one_line
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -91,16 +91,12 @@ def _open_missing_streams() -> None:
 
 def _explained(error: Exception) -> str:
     """One line for whatever ended a command."""
-    if isinstance(error, LangdepthError):
-        return str(error)
-    if is_memory_error(error):
-        return "not enough memory for this; use smaller images, a smaller batch size or a machine with more"
-    if isinstance(error, OSError) and error.strerror:
-        if error.filename is None and error.errno in _NO_ROOM:  # all other files have names
-            _drop_output()
-            return f"standard output cannot be written ({error.strerror})"
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return f"{type(error).__name__}: {first_line(error)}; this was not foreseen, --debug shows where it happened"
+    line = explained(error)
+    if isinstance(error, OSError) and error.filename is None and error.errno in _NO_ROOM:  # all other files have names
+        _drop_output()
+        return f"standard output cannot be written ({line})"
+    foreseen = isinstance(error, LangdepthError) or is_memory_error(error) or getattr(error, "strerror", None)
+    return line if foreseen else f"{line}; this was not foreseen, --debug shows where it happened"
 
 
 def _complain(argv: Sequence[str], message: str) -> None:

@@ -86,6 +86,17 @@ def is_memory_error(error: BaseException) -> bool:
     )
 
 
+def explained(error: Exception) -> str:
+    """An error that ended a piece of work, for a message: other libraries' memory and file errors in plain words."""
+    if isinstance(error, LangdepthError):
+        return str(error)
+    if is_memory_error(error):
+        return "not enough memory for this; use smaller images, a smaller batch size or a machine with more"
+    if isinstance(error, OSError) and error.strerror:
+        return one_line(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    return one_line(f"{type(error).__name__}: {first_line(error)}")
+
+
 def is_disk_error(error: BaseException) -> bool:
     """Whether a file cannot be read for a reason beside its content."""
     if not isinstance(error, OSError) or error.errno is None:

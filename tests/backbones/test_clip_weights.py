@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from langdepth.backbones import clip_weights
 from langdepth.backbones.clip import ClipImageTower
+from langdepth.backbones.clip_files import stated_activation
 from langdepth.backbones.clip_weights import ClipWeights, find_clip_weights, read_clip_weights
 from langdepth.errors import CheckpointError, LangdepthError, UsageError
 from tests.stand_ins import write_openai
@@ -228,7 +229,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "empty.pt").write_bytes(b"")
     assert "empty (0 bytes)" in refusal(tmp_path / "empty.pt")
     assert "no such file" in refusal(tmp_path / "missing.pt")
-    assert "is not a regular file" in refusal(tmp_path)
+    assert "is a folder" in refusal(tmp_path)
+    os.mkfifo(tmp_path / "pipe.pt")
+    assert "is not a regular file" in refusal(tmp_path / "pipe.pt")
+    os.mkfifo(tmp_path / "config.json")
+    assert stated_activation(tmp_path / "x.pt", {"vision_model.x": torch.zeros(1)}) is None  # without waiting
     (tmp_path / "secret.pt").write_bytes(b"x")
     (tmp_path / "secret.pt").chmod(0)
     if not os.access(tmp_path / "secret.pt", os.R_OK):  # root reads everything

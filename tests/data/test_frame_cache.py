@@ -244,6 +244,12 @@ def test_an_index_of_other_types_is_damaged(tmp_path: Path, sample_folder: Path,
     (out / INDEX).write_text("\n".join([head, json.dumps({**json.loads(first), **change}), *rest]) + "\n")
     with pytest.raises(LangdepthError, match=r"index.jsonl: is damaged"):
         find_rows("cache", out)
+    origin = json.loads(first)["origin"]
+    for fact in ({"source": [[1]]}, {"text": 3}, {"line": "1"}, {"scene": 10**9}):
+        line = {**json.loads(first), "origin": {**origin, **fact}}
+        (out / INDEX).write_text("\n".join([head, json.dumps(line), *rest]) + "\n")
+        with pytest.raises(LangdepthError, match=r"index.jsonl: is damaged"):
+            find_rows("cache", out)
     for content in ("[" * 90_000, "[1]", '{"dataset": ["a"]}'):
         (out / INDEX).write_text(content)
         with pytest.raises(LangdepthError, match=r"index.jsonl: is damaged"):

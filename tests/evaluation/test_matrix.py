@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -152,7 +153,15 @@ def test_an_error_of_any_kind_is_reported_in_its_cell(tmp_path: Path, loaded: Fa
         for width in (64, 80)
     ]
     cells = run_matrix(Matrix(data=[*sets, replace(sets[0], name="again")], systems=("tiny",)), tmp_path, say=quiet)
-    assert [cell["why"] for cell in cells] == [None, "ZeroDivisionError: of its\\nown", None]
+    assert [cell["why"] for cell in cells] == [None, "ZeroDivisionError: of its", None]
+
+
+def test_a_name_that_no_file_has_and_one_that_steers_a_terminal(tmp_path: Path, loaded: FakeSystem) -> None:
+    sets = [MatrixData(root=Path("x" * 5000), name="\u202eleft")]
+    said: list[str] = []
+    (cell,) = run_matrix(Matrix(data=sets, systems=("tiny",)), tmp_path, say=said.append)
+    assert re.fullmatch(r"[^ ]+ \.\.\. x+[^ ]*: File name too long", cell["why"])
+    assert said[0].startswith(r"tiny on \u202eleft, full: not run: /")
 
 
 def test_an_unusual_unit_is_refused_unless_trusted(tmp_path: Path, loaded: FakeSystem) -> None:

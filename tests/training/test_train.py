@@ -38,6 +38,7 @@ from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.tiny.model import CLIP_FEATURES as TEXT_COLUMNS
 from langdepth.training import validation
+from langdepth.training.logs import MetricsFile
 from langdepth.training.module import DepthTraining, MovingAverage, rate
 from langdepth.training.recipe import OptimSection, read_recipe
 from langdepth.training.run import train
@@ -447,6 +448,16 @@ class TestSchedule:
     def test_spans_the_run(self, run: Run) -> None:
         rows = read_metrics(run(optim__schedule="poly", optim__warm_up=0, optim__power=1.0))
         assert [float(row["lr"]) for row in rows] == pytest.approx([0.01 * (1 - i / STEPS) for i in range(STEPS)])
+
+
+def test_damaged_metrics_are_not_resumed(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,loss\none,2\n")
+    with pytest.raises(LangdepthError, match=r"metrics.csv: is damaged; remove it to resume without it"):
+        MetricsFile(tmp_path / "metrics.csv", resume=True)
+    (tmp_path / "metrics.csv").unlink()
+    os.mkfifo(tmp_path / "metrics.csv")
+    with pytest.raises(LangdepthError, match=r"metrics.csv: is damaged"):
+        MetricsFile(tmp_path / "metrics.csv", resume=True)
 
 
 def read_metrics(folder: Path) -> list[dict[str, str]]:

@@ -224,6 +224,18 @@ class TestReadImage:
                 read_image(path)
             assert "\n" not in str(caught.value)
 
+    def test_a_tiff_that_holds_a_part_of_its_rows(self, rgb: npt.NDArray[np.uint8], tmp_path: Path) -> None:
+        content = encoded(Image.fromarray(rgb), "TIFF")
+        rows = struct.pack("<HHII", 278, 4, 1, len(rgb)), struct.pack("<HHII", 278, 3, 1, len(rgb))
+        (entry,) = (entry for entry in rows if entry in content)
+        (tmp_path / "x.tif").write_bytes(content.replace(entry, entry[:8] + struct.pack("<I", 1)))
+        with pytest.raises(ImageError, match=r"x.tif: damaged or truncated \(its strips hold a part"):
+            read_image(tmp_path / "x.tif")
+        for kind in ("raw", "tiff_lzw"):
+            np.testing.assert_array_equal(
+                read_image(encoded(Image.fromarray(rgb), "TIFF", compression=kind)).pixels, rgb
+            )
+
     def test_what_is_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(ImageError, match=r"nothing.jpg: no such file"):
             read_image(tmp_path / "nothing.jpg")

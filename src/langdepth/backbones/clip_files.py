@@ -22,21 +22,22 @@ from torch import Tensor
 
 from langdepth.errors import CheckpointError
 from langdepth.utils.files import not_the_file_itself
+from langdepth.utils.reading import open_regular, read_text
 from langdepth.utils.tensors import read_pickle, read_safetensors, reading_tensors, require_plain, without_prefixes
 
+_MAX_CONFIG = 1_000_000  # bytes
 # Beside the weights in some files: OpenAI's three scalars, and tables that networks compute themselves.
 _NO_WEIGHTS = re.compile(r"input_resolution|context_length|vocab_size|(.*\.)?(attn_mask|position_ids)")
 
 
 def check_file(path: Path, architecture: str, expected_bytes: int) -> int:
     """The most bytes a training checkpoint of this model could have; the file must be readable and within that."""
-    if not path.is_file():
-        what = "is not a regular file" if path.exists() else "no such file"
-        raise CheckpointError(f"{path}: {what}; give a file of CLIP weights")
     try:
-        path.open("rb").close()
+        open_regular(path).close()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; give a file of CLIP weights") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); give a file of CLIP weights") from None
     size, limit = path.stat().st_size, 4 * expected_bytes + 2**26
     if size > limit:
         raise CheckpointError(
@@ -48,7 +49,7 @@ def check_file(path: Path, architecture: str, expected_bytes: int) -> int:
 
 def read_tensors(path: Path, architecture: str, limit: int) -> dict[str, Tensor]:
     """The tensors of a file under its own names; the content says which kind it is."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(9)
     with reading_tensors(path, "CLIP weights"):
         if head.startswith(b"PK"):
@@ -157,7 +158,7 @@ def stated_activation(path: Path, stored: Mapping[str, Tensor]) -> bool | None:
     hugging_face = _is_hugging_face(stored)
     beside = path.with_name("config.json" if hugging_face else "open_clip_config.json")
     try:
-        config = json.loads(beside.read_text(encoding="utf-8"))
+        config = json.loads(read_text(beside, _MAX_CONFIG))
         if hugging_face:
             activation = config["vision_config"].get("hidden_act", "quick_gelu")
             return {"quick_gelu": True, "gelu": False}.get(activation)

@@ -224,7 +224,11 @@ def _camera(row: Row, size: tuple[int, ...], turn: int) -> Camera | None:
 # Files of rows
 
 # Of a row, however its files are coded
-FACTS = ("key", "line", "source", "scene_run", "split", "scene", "text")
+FACTS: dict[str, Any] = {  # of a row, with their types
+    **dict.fromkeys(("key", "source", "scene_run", "split"), str),
+    **dict.fromkeys(("line", "scene"), int),
+    "text": str | None,
+}
 
 
 def made_of(rows: Sequence[Row]) -> list[dict[str, Any]]:

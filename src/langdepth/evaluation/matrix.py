@@ -24,7 +24,7 @@ from langdepth.data.base import layout, open_dataset
 from langdepth.data.choice import PairChoice
 from langdepth.data.overlays import with_overlays
 from langdepth.data.rows import RowDataset, made_of
-from langdepth.errors import LangdepthError, UsageError
+from langdepth.errors import LangdepthError, UsageError, explained, one_line
 from langdepth.evaluation import metrics, protocols
 from langdepth.evaluation.evaluate import evaluate
 from langdepth.evaluation.metrics import METRICS
@@ -265,10 +265,10 @@ def run_matrix(
                     try:
                         report, again = cell.report(out, options)
                         filled[-1] |= {"ours": report, "why": None}
-                        say(f"{cell.name}: {'as before' if again else 'done'}")
+                        say(one_line(f"{cell.name}: {'as before' if again else 'done'}"))
                     except Exception as error:  # whatever it is, the other cells go on
                         filled[-1] |= {"ours": None, "why": str(cause(error))}
-                        say(f"{cell.name}: not run: {filled[-1]['why']}")
+                        say(one_line(f"{cell.name}: not run: {filled[-1]['why']}"))
             write_tables(filled, out)
     return filled
 
@@ -300,8 +300,8 @@ def _cells(
 
 
 def cause(error: Exception) -> LangdepthError:
-    """What a cell says of an error; those of other libraries with their kind."""
-    return error if isinstance(error, LangdepthError) else LangdepthError(f"{type(error).__name__}: {error}")
+    """What a cell says of an error."""
+    return error if isinstance(error, LangdepthError) else LangdepthError(explained(error))
 
 
 def fingerprint(system: System) -> str:

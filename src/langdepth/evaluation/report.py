@@ -19,6 +19,7 @@ from langdepth.prediction import viz
 from langdepth.prediction.options import ColorScale
 from langdepth.utils.files import atomic_path
 from langdepth.utils.png import PNG_TAG, own_png
+from langdepth.utils.reading import open_regular
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ _TEMPLATES.filters["cell"] = table_cell
 def require_marked(path: Path, *marks: bytes) -> None:
     """Raise LangdepthError where ``path`` is somebody else's file: not empty, and none of ``marks`` near its start."""
     if path.is_file() and path.stat().st_size > 0:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(1 << 16)
         if any(mark in start for mark in marks):
             return

@@ -15,8 +15,10 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from langdepth.errors import LangdepthError
 from langdepth.training.module import DepthTraining
 from langdepth.utils.files import atomic_path
+from langdepth.utils.reading import read_csv
 
 
 class MetricsFile(Logger):
@@ -33,9 +35,11 @@ class MetricsFile(Logger):
         super().__init__()
         self.path = path
         self.rows: dict[int, dict[str, Any]] = {}
-        if resume and path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                self.rows = {int(row["step"]): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
+        if resume and path.exists():
+            try:
+                self.rows = {int(row["step"]): {k: v for k, v in row.items() if v} for row in read_csv(path)}
+            except (OSError, csv.Error, ValueError, KeyError, TypeError):
+                raise LangdepthError(f"{path}: is damaged; remove it to resume without it") from None
 
     @rank_zero_only
     def log_hyperparams(self, *_: Any, **__: Any) -> None:

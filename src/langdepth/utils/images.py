@@ -44,7 +44,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_NEW_SUBFILE_TYPE, _DNG_VERSION = 254, 50706  # TIFF tags
+_NEW_SUBFILE_TYPE, _SAMPLES, _PLANAR, _DNG_VERSION = 254, 277, 284, 50706  # TIFF tags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +285,7 @@ def opened_image(source: Any) -> Iterator[tuple[Image.Image, str]]:
     ):
         if _is_camera_raw(image):
             raise ImageError(RAW_REFUSAL)
+        _require_whole(image)
         _require_few_scans(image, stream)
         yield image, path
 
@@ -324,6 +325,16 @@ def _is_camera_raw(image: Image.Image) -> bool:
     """Whether a TIFF is a camera's raw file, whose first image is a small preview of the photo."""
     tags = getattr(image, "tag_v2", {})
     return _DNG_VERSION in tags or tags.get(_NEW_SUBFILE_TYPE) == 1
+
+
+def _require_whole(image: Image.Image) -> None:
+    """Raise ImageError for a TIFF whose strips or tiles leave a part of it without pixels, which Pillow makes up."""
+    if image.format == "TIFF":
+        planes = image.tag_v2.get(_SAMPLES, 1) if image.tag_v2.get(_PLANAR) == 2 else 1  # type: ignore[attr-defined]
+        boxes = [box for _, box, *_ in image.tile]  # type: ignore[attr-defined]
+        stored = sum((right - left) * (lower - upper) for left, upper, right, lower in boxes)
+        if stored < planes * image.width * image.height:
+            raise ImageError("damaged or truncated (its strips hold a part of the image only)")
 
 
 def _without_comments(stream: IO[bytes]) -> IO[bytes]:

@@ -98,7 +98,7 @@ def visible(folder: Path, pattern: str) -> list[Path]:
 def file_sha256(path: str | Path) -> str:
     """The sha256 of a file's content in hexadecimal digits. Raises OSError."""
     digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -23,7 +23,7 @@ from torch import Tensor
 from langdepth.errors import CheckpointError, LangdepthError, MissingCheckpointError, is_disk_error, is_memory_error
 from langdepth.utils.arrays import ArrayError
 from langdepth.utils.files import not_the_file_itself
-from langdepth.utils.reading import require_regular
+from langdepth.utils.reading import open_regular, require_regular
 
 MAX_RATIO = 8  # how much larger than its file the content of an archive of tensors may be
 SPARE_BYTES = 64_000_000  # that it may be larger in any case
@@ -78,7 +78,7 @@ def reading_tensors(path: Path, what: str, label: str | None = None) -> Iterator
 
 
 def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(4)
 
 

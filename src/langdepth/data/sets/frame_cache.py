@@ -35,6 +35,7 @@ from langdepth.data.rows import (
     Row,
 )
 from langdepth.errors import ImageError, LangdepthError, UsageError
+from langdepth.text.scenes import SCENES
 from langdepth.utils.files import file_stamp, file_state
 from langdepth.utils.images import MAX_PIXELS, DecodedImage
 from langdepth.utils.reading import read_bytes
@@ -218,7 +219,8 @@ def _stored(values: dict[str, Any]) -> CachedFrame:
         and isinstance(line.edges, bool)
         and isinstance(line.error, str)
         and isinstance(line.origin["files"], dict)
-        and line.origin.keys() >= set(FACTS)
+        and all(isinstance(line.origin[name], FACTS[name]) for name in FACTS)
+        and -1 <= line.origin["scene"] < len(SCENES)
     ):
         raise ValueError
     return line

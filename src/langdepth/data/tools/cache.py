@@ -154,8 +154,8 @@ def _good(out: Path, frames: list[CachedFrame]) -> int:
 
 def _opened_at(path: Path, end: int | None) -> BinaryIO:
     """The file for reading and writing; cut off at ``end`` and there, or at its beginning. Raises LangdepthError."""
-    if path.is_symlink():
-        raise LangdepthError(f"{path}: is a link, which would be written through; remove it, or choose another folder")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise LangdepthError(f"{path}: is a link or no regular file; remove it, or choose another folder")
     path.touch()
     file = path.open("r+b")
     if end is not None:
