@@ -26,6 +26,7 @@ from langdepth.systems.base import System
 from langdepth.systems.capabilities import Trainable
 from langdepth.weights import checkpoint, files
 from langdepth.weights.convert import convert
+from langdepth.weights.stamps import weights_stamp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,12 +331,13 @@ class FakeHub:
         self.cache = cache
         self.calls: list[dict[str, Any]] = []
         self.error: Exception | None = None
+        self.commit = "abc"
 
     def publish(self, weights: Path, sha256: str | None = None) -> None:
         blob = self.cache / "blobs" / (sha256 or hashlib.sha256(weights.read_bytes()).hexdigest())
         blob.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(weights, blob)
-        link = self.cache / "snapshots" / "abc" / "model.safetensors"
+        link = self.cache / "snapshots" / self.commit / "model.safetensors"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(blob)
@@ -344,7 +346,7 @@ class FakeHub:
         self.calls.append({"repo_id": repo_id, "filename": filename, **options})
         if self.error is not None:
             raise self.error
-        return str(self.cache / "snapshots" / "abc" / filename)
+        return str(self.cache / "snapshots" / self.commit / filename)
 
 
 @pytest.fixture
@@ -370,6 +372,19 @@ def test_hub_id_with_revision(hub: FakeHub, saved: Path) -> None:
     assert hub.calls[0]["filename"] == "model.safetensors"
     assert hub.calls[0]["revision"] == "v1.0"
     assert hub.calls[0]["local_files_only"] is False
+
+
+def test_results_of_another_commit_are_made_again(hub: FakeHub, saved: Path) -> None:
+    names = ("someone/toy-depth", "someone/toy-depth@v1.0", "transformers:someone/dpt")
+    before = [weights_stamp(name) for name in names]
+    assert before == [weights_stamp(name) for name in names]
+    hub.commit = "def"
+    assert [old for name, old in zip(names, before, strict=True) if weights_stamp(name) == old] == []
+    assert hub.calls[2]["filename"] == "config.json"
+    hub.error = hub_errors.LocalEntryNotFoundError("not in cache")
+    assert weights_stamp("tiny") == ("tiny",)
+    with pytest.raises(CheckpointError, match=r"'config\.json' is not in the cache"):
+        weights_stamp("transformers:someone/dpt")
 
 
 def test_hub_file_that_is_not_what_the_hub_states(hub: FakeHub, saved: Path) -> None:

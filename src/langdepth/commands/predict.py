@@ -98,7 +98,7 @@ def predict(
         recursive: Look into the sub-folders of folders.
         resume: Skip images whose results are all there, made of the same image with the same options and weights.
     """
-    from langdepth.weights.stamps import system_stamp
+    from langdepth.weights.stamps import weights_stamp
 
     changes = read_changes(prompts, words, bins)
     require_use(captions is not None, "is of captions; give --captions, too", without_caption=without_caption)
@@ -118,7 +118,7 @@ def predict(
         jobs = _with_captions(jobs, captions, text, without_caption or "stop", problems)
     known = len(jobs)
     how = origin(
-        *(__version__, [system_stamp(name) for name in members(system)], stamp(clip_weights), changes, text, scene),
+        *(__version__, [weights_stamp(name) for name in members(system)], stamp(clip_weights), changes, text, scene),
         depth_kind,
         *(asdict(replace(output, save="npz")), asdict(replace(options, device=None, batch_size=1))),
     )

@@ -134,7 +134,12 @@ def _load_transformers(
 def require_available(name: str) -> None:
     """Raise as ``load`` does where a name means nothing that it opens. Fetches from the hub, but reads no weights."""
     if not _needs_no_file(name):
-        locate(_own_class(name)[1])
+        located(name)
+
+
+def located(name: str) -> Path:
+    """The weights file that a name means, also one with a class of one's own. Raises as ``locate`` does."""
+    return locate(_own_class(name)[1])[0]
 
 
 def locate(name: str, offline: bool | None = None) -> tuple[Path, str, str]:

@@ -54,8 +54,8 @@ def push_to_hub(
     return str(address)
 
 
-def download(repo: str, revision: str | None, offline: bool | None) -> Path:
-    """The weights file of a hub repository, in the hub's cache. Raises CheckpointError.
+def download(repo: str, revision: str | None, offline: bool | None, file: str = WEIGHTS_FILE) -> Path:
+    """A file of a hub repository, by default its weights, in the hub's cache. Raises CheckpointError.
 
     ``offline``: use only what the cache holds; None follows the environment variable HF_HUB_OFFLINE.
     """
@@ -68,19 +68,19 @@ def download(repo: str, revision: str | None, offline: bool | None) -> Path:
     try:
         with hub_or_cache():
             found = huggingface_hub.hf_hub_download(
-                repo, WEIGHTS_FILE, revision=revision, local_files_only=offline, library_name="langdepth"
+                repo, file, revision=revision, local_files_only=offline, library_name="langdepth"
             )
         return Path(found)
     except errors.LocalEntryNotFoundError:
         why = "offline" if offline else "the hub cannot be reached"
         problem = (
-            f"'{WEIGHTS_FILE}' is not in the cache {constants.HF_HUB_CACHE} and {why}; load it once with network, "
+            f"'{file}' is not in the cache {constants.HF_HUB_CACHE} and {why}; load it once with network, "
             "or fetch that file on another machine and give its path instead"
         )
     except errors.RevisionNotFoundError:
         problem = f"the hub has no such revision of '{repo}'"
     except errors.EntryNotFoundError:
-        problem = f"the hub repository has no '{WEIGHTS_FILE}'"
+        problem = f"the hub repository has no '{file}'"
     except errors.RepositoryNotFoundError:
         problem = (
             "neither a file here nor a repository on the hub that you may read; check the name, "

@@ -28,6 +28,21 @@ def system_stamp(name: str | Path) -> tuple[Any, ...]:
     return (cls, module_stamp(cls), *found) if own else tuple(found)
 
 
+def weights_stamp(name: str) -> tuple[Any, ...]:
+    """The same, and of a hub id the commit that it stands for now, whose file is fetched.
+
+    Raises LangdepthError as ``load`` does.
+    """
+    found = system_stamp(name)
+    if found[-1] != name or "/" not in name:
+        return found
+    from langdepth.weights import checkpoint, hub
+
+    foreign = name.removeprefix(registry.TRANSFORMERS)
+    path = checkpoint.located(name) if foreign == name else hub.download(foreign, None, None, "config.json")
+    return (*found, path.parent.name)  # in the hub's cache, the folder of the commit
+
+
 def module_stamp(name: str) -> tuple[str, int, int, int] | None:
     """The stamp of the module's file of "module:Class"; None where there is none, and for other names."""
     if not registry.OWN_CLASS.fullmatch(name):
