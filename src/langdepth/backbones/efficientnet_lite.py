@@ -8,8 +8,8 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import Conv2dSame
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from langdepth.errors import LangdepthError
 from langdepth.utils.tensors import read_pickle, require_finite
@@ -17,13 +17,28 @@ from langdepth.utils.tensors import read_pickle, require_finite
 STRIDES = (2, 4, 8, 16, 32)
 
 
-class Float32DepthwiseConv2d(Conv2dSame):
-    """A depthwise convolution kept in float32 under autocast: CPUs have no quick bfloat16 backward pass for it."""
+class SameConv2d(nn.Conv2d):
+    """Convolution of stride 1 or 2 with TensorFlow's "same" padding: ceil(size / stride) cells, the odd one behind.
+
+    The padding is plain arithmetic on the size, so that an exported graph holds for every size. A depthwise one stays
+    in float32 under autocast: CPUs have no quick bfloat16 backward pass for it.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type)):
-            y: Tensor = super().forward(x.float() if x.device.type == "cpu" else x)
-            return y
+        on_cpu = x.device.type == "cpu"
+        keep_float32 = on_cpu and self.groups > 1
+        with torch.autocast(x.device.type, enabled=not keep_float32 and torch.is_autocast_enabled(x.device.type)):
+            return self._convolved(x.float() if keep_float32 else x)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        stride = self.stride[0]
+        if stride == 1:
+            return F.conv2d(x, self.weight, self.bias, 1, self.kernel_size[0] // 2, groups=self.groups)
+        pads = []
+        for kernel, size in ((self.kernel_size[1], x.shape[3]), (self.kernel_size[0], x.shape[2])):
+            total = kernel - stride + size % stride
+            pads += [total // 2, total - total // 2]
+        return F.conv2d(F.pad(x, pads), self.weight, self.bias, stride, groups=self.groups)
 
 
 class EfficientNetLite(nn.Module):
@@ -44,8 +59,8 @@ class EfficientNetLite(nn.Module):
         self.channels: tuple[int, ...] = tuple(trunk.feature_info.channels())
         for module in list(self.trunk.modules()):
             for name, child in module.named_children():
-                if isinstance(child, nn.Conv2d) and child.groups > 1:
-                    setattr(module, name, _in_float32(child))
+                if isinstance(child, nn.Conv2d) and (child.groups > 1 or child.stride[0] > 1):
+                    setattr(module, name, _same_conv(child))
         if frozen:
             for part in (trunk.conv_stem, trunk.bn1, *trunk.blocks[:frozen]):
                 part.requires_grad_(False)
@@ -88,11 +103,9 @@ class EfficientNetLite(nn.Module):
         return f"ImageNet weights of {package.replace('_', '-')}"
 
 
-def _in_float32(conv: nn.Conv2d) -> Float32DepthwiseConv2d:
+def _same_conv(conv: nn.Conv2d) -> SameConv2d:
     """The same convolution; "same" padding is what timm uses here, by a fixed number for stride 1."""
     kernel, stride = conv.kernel_size[0], conv.stride[0]
-    replaced = Float32DepthwiseConv2d(
-        conv.in_channels, conv.out_channels, kernel, stride, groups=conv.groups, bias=False
-    )
+    replaced = SameConv2d(conv.in_channels, conv.out_channels, kernel, stride, groups=conv.groups, bias=False)
     replaced.weight = conv.weight
     return replaced

@@ -50,7 +50,7 @@ def describe(name: str) -> str:
     parameters = sum(parameter.numel() for parameter in system.parameters())
     weights = {"status": _where(entry)}
     if entry.weights is not None:
-        weights |= to_mapping(entry.weights)
+        weights |= {key: value for key, value in to_mapping(entry.weights).items() if value is not None}
     facts = {
         "name": name,
         "summary": entry.summary,

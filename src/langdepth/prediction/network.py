@@ -37,12 +37,8 @@ class Views:
 
     def times(self, count: int, system: DepthSystem) -> Views:
         """With the words ``count`` times, for a batch that holds all images so often."""
-        text, scene = self.text, self.scene
-        if isinstance(text, Tensor):
-            text = torch.cat([text] * count) if system.text_per_image else text
-        elif text is not None:
-            text = text * count
-        return replace(self, text=text, scene=None if scene is None else scene * count)
+        text = _times(self.text, count) if system.text_per_image else self.text
+        return replace(self, text=text, scene=_times(self.scene, count))
 
     def forward(self, system: DepthSystem, *, flip: bool = False, limit: float | None = None) -> DepthOutput:
         """The system's output at this size, depth in float32; see ``infer``. Mirrored images are in the same batch."""
@@ -96,6 +92,10 @@ class Views:
             if output.scene_probs is not None:
                 scene_probs.extend(output.scene_probs.split(count))
         return DepthOutput(depth=total / windows, scene_probs=torch.stack(scene_probs).mean(0) if scene_probs else None)
+
+
+def _times(words: list[str] | Tensor | None, count: int) -> list[str] | Tensor | None:
+    return torch.cat([words] * count) if isinstance(words, Tensor) else words and words * count
 
 
 @torch.inference_mode()

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from langdepth.errors import UsageError
 from langdepth.parts.folding import folded, tensor_versions
 from langdepth.prediction.results import DepthResult
 from langdepth.records import InputSpec
 from langdepth.systems.capabilities import DepthSystem
+from langdepth.text.scenes import scene_rows
 from langdepth.weights.files import save
 from langdepth.weights.hub import push_to_hub, save_pretrained
 
@@ -43,6 +45,28 @@ class System(DepthSystem):
         """(B, 3, H, W) RGB in [0, 1] to the trunk's own range."""
         mean, std = self.get_buffer("_mean"), self.get_buffer("_std")
         return ((image - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def graph_inputs(self) -> dict[str, Tensor]:
+        """Inputs for words of an exported graph, by the names of ``forward``: the value that stands for no words.
+
+        What has a row per image has one row here.
+        """
+        return {}
+
+    def scene_indices(self, scene: list[str] | Tensor, count: int) -> Tensor:
+        """Indices into ``scenes`` for ``count`` images, (B,) int64, -1 for none; of names or of such indices.
+
+        Raises:
+            UsageError: For unknown scenes, and for another number of them.
+        """
+        if not isinstance(scene, Tensor):
+            return torch.tensor(scene_rows(scene, count, self.scenes), device=self.device)
+        if scene.shape != (count,) or scene.dtype != torch.int64:
+            given = f"{tuple(scene.shape)} {scene.dtype}"
+            raise UsageError(f"scenes of shape {given} for {count} images; give ({count},) torch.int64")
+        if not torch.compiler.is_compiling() and bool(((scene < -1) | (scene >= len(self.scenes))).any()):
+            raise UsageError(f"the system '{self.name}' has the scenes 0 to {len(self.scenes) - 1}, and -1 for none")
+        return scene.to(self.device)
 
     def inference_copy(self) -> Self:
         """An equal system in eval mode that is faster and shares its tensors; made again once a tensor has changed."""

@@ -20,8 +20,8 @@ from langdepth.records import Batch, DepthOutput, InputSpec
 
 Text = list[str] | Tensor | None
 """One sentence per image, or a precomputed feature matrix, whose shape the system defines."""
-Scene = list[str] | None
-"""One name of ``scenes`` per image."""
+Scene = list[str] | Tensor | None
+"""One name of ``scenes`` per image, or their indices (B,), int64, -1 for none."""
 
 
 class DepthSystem(nn.Module):
@@ -57,7 +57,7 @@ class DepthSystem(nn.Module):
         Args:
             image: (B, 3, H, W).
             text: One sentence per image, or a precomputed feature matrix, whose shape the system defines.
-            scene: One name of ``self.scenes`` per image.
+            scene: One name of ``self.scenes`` per image, or their indices (B,), int64, -1 for none.
 
         Raises:
             UsageError: For unknown scene names, and for text that the system does not take.

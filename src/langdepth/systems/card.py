@@ -17,17 +17,31 @@ MODELS_FOLDER = Path(__file__).parents[1] / "models"
 
 
 @dataclass(frozen=True, kw_only=True)
+class GraphRecord:
+    """An ONNX file made of weights, beside them in langdepth's ``models`` folder, and its checksum."""
+
+    file: str
+    sha256: str
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies in the installed package."""
+        return MODELS_FOLDER / self.file
+
+
+@dataclass(frozen=True, kw_only=True)
 class WeightRecord:
     """Where weights come from and what may be done with them.
 
     ``file`` is relative to langdepth's ``models`` folder, in the card of another package to the card's folder. An empty
-    ``sha256`` is not checked.
+    ``sha256`` is not checked. ``onnx``: the same network for runtimes without torch.
     """
 
     file: str
     sha256: str
     licence: str
     source: str
+    onnx: GraphRecord | None = None
 
     @property
     def path(self) -> Path:

@@ -30,7 +30,6 @@ from langdepth.systems.capabilities import HasFrozenTrunk, Scene, StandsOnClip, 
 from langdepth.systems.official import clip_in_checkpoint, rename, set_quirks
 from langdepth.text.clip_text import encode_sentences
 from langdepth.text.prompts import PromptSet, find_prompts
-from langdepth.text.scenes import scene_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +135,7 @@ class ClipSystem(System, StandsOnClip, TakesPrompts, HasFrozenTrunk):
     def words(self, count: int, text: Text = None, scene: Scene = None) -> tuple[Tensor, Tensor]:
         """Text matrix (N, K, D) and bin centres (N, K) for ``count`` images, N = 1 or, with scenes, ``count``.
 
-        ``text``: a (K, D) matrix instead of the system's own words.
+        ``text``: a (K, D) matrix instead of the system's own words, and of the scenes'.
         """
         matrix, centers = self.word_bins.text, self.word_bins.bin_centers
         if scene is None:
@@ -144,7 +143,7 @@ class ClipSystem(System, StandsOnClip, TakesPrompts, HasFrozenTrunk):
         else:
             if not self.scenes:
                 raise UsageError(f"the system '{self.name}' takes no scene; leave it out, or give prompts with scenes")
-            rows = [1 + row for row in scene_rows(scene, count, self.scenes)]
+            rows = 1 + self.scene_indices(scene, count)
             matrix, centers = matrix[rows], centers[rows]
         if text is None:
             return matrix, centers
@@ -158,7 +157,14 @@ class ClipSystem(System, StandsOnClip, TakesPrompts, HasFrozenTrunk):
                 f"text features have shape {tuple(text.shape)}; '{self.name}' takes one row per word, "
                 f"{tuple(matrix.shape[1:])}"
             )
-        return text[None].to(matrix), centers
+        given = text[None].to(matrix)
+        if isinstance(scene, Tensor):  # as in exported graphs, where the system's own words stand for none
+            given = torch.where((given != self.word_bins.text[:1]).any(), given, matrix)
+        return given, centers
+
+    def graph_inputs(self) -> dict[str, Tensor]:
+        scene = {"scene": torch.tensor([-1])} if self.scenes else {}
+        return {"text": self.word_bins.text[0], **scene}
 
     # -- image ---------------------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ from langdepth.systems.clip_system import ClipConfig
 from langdepth.systems.learned_words import LearnedWords
 from langdepth.text.clip_text import encode_sentences
 from langdepth.text.prompts import PromptSet
-from langdepth.text.scenes import SCENES, scene_rows
+from langdepth.text.scenes import SCENES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +120,6 @@ class FewShotClip(LearnedWords, Trainable):
         probs = self.scene_probs(embedding)
         return probs if self.config.soft else self._one_hot(probs.argmax(-1))
 
-    def shares_of(self, scene: list[str], count: int) -> Tensor:
-        """Shares (B, S) for the scenes' names."""
-        return self._one_hot(torch.tensor(scene_rows(scene, count, self.scenes), device=self.scene_keys.device))
-
     def _one_hot(self, rows: Tensor) -> Tensor:
         return F.one_hot(rows, len(self.scenes)).float()
 
@@ -132,16 +128,19 @@ class FewShotClip(LearnedWords, Trainable):
         return (shares[..., None] * self.codebook()).sum(1)
 
     def forward(self, image: Tensor, text: Text = None, scene: Scene = None) -> DepthOutput:
-        matrix, _ = self.words(len(image), text)
-        if scene is not None:
-            cells, shares = self.dense(image), self.shares_of(scene, len(image))
-        elif self.config.selector == "oracle":
+        matrix, _ = self.words(image.shape[0], text)
+        rows = None if scene is None else self.scene_indices(scene, image.shape[0])
+        if self.config.selector == "oracle" and (rows is None or bool((rows < 0).any())):
             raise UsageError(
                 f"selector oracle of '{self.name}' needs the scene of every image; give it, or take another selector"
             )
+        if rows is not None and not isinstance(scene, Tensor):
+            cells, shares = self.dense(image), self._one_hot(rows)
         else:
             features = self.frozen_features(image)
             cells, shares = features["cells"], self.select(features["embedding"])
+            if rows is not None:
+                shares = torch.where((rows >= 0)[:, None], self._one_hot(rows.clamp_min(0)), shares)
         bins = self.bins_of(shares)
         output = words_output(self.word_bins(cells, matrix, bins).probs, bins, image.shape[-2:])
         output.scene_probs = shares

@@ -50,7 +50,7 @@ from langdepth.systems.scaledepth.config import ScaleDepthConfig
 from langdepth.systems.scaledepth.official import QUERY_FEATURES, SCENE_TABLE, official_names
 from langdepth.systems.scaledepth.scenes import table_of_captions, table_of_file
 from langdepth.text.scene_table import check_same_clip, encode_scenes, read_scene_table
-from langdepth.text.scenes import SCENES, scene_rows
+from langdepth.text.scenes import SCENES
 
 SMALLEST = 32  # pixels: one cell of the coarsest map
 
@@ -115,9 +115,10 @@ class ScaleDepth(System, Trainable, StandsOnClip, ConvertsOfficial):
         Args:
             image: RGB.
             text: A (K, D) matrix instead of the scene table.
-            scene: Names of ``scenes``. The paper predicts without; here a name moves the scale half of the way (option
-                ``scene_share``), in log scale, from the usual depth of the scenes that the image resembles to that of
-                the named one. The usual depth of a scene is the mean log median depth of its training images.
+            scene: Names of ``scenes``, or their indices. The paper predicts without; here a name moves the scale half
+                of the way (option ``scene_share``), in log scale, from the usual depth of the scenes that the image
+                resembles to that of the named one. The usual depth of a scene is the mean log median depth of its
+                training images.
 
         Raises:
             UsageError: For sentences, a matrix of another shape, unknown scenes and those without training images, and
@@ -186,22 +187,34 @@ class ScaleDepth(System, Trainable, StandsOnClip, ConvertsOfficial):
             )
         return text.to(self.scene_table)
 
-    def _scene_factor(self, scene: list[str], similarity: Tensor | None) -> Tensor:
+    def graph_inputs(self) -> dict[str, Tensor]:
+        scene = {"scene": torch.tensor([-1])} if bool((self.scene_counts > 0).any()) else {}
+        return {"text": self.scene_table, **scene} if self.scenes else {}
+
+    def _scene_factor(self, scene: list[str] | Tensor, similarity: Tensor | None) -> Tensor:
         """Factors (B,) on the scales from the named scenes, for images with ``similarity`` (B, K) to all scenes."""
         if similarity is None:
             raise UsageError(f"the system '{self.name}' takes no scene; leave it out")
-        named = torch.tensor(scene_rows(scene, len(similarity), self.scenes), device=similarity.device)
+        named = self.scene_indices(scene, similarity.shape[0])
         trained = self.scene_counts > 0
-        for name, known in zip(scene, trained[named].tolist(), strict=True):
-            if not known:
+        if not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+            self._require_trained(named, trained)
+        # An exported graph cannot refuse a scene: NaN says that nothing is known of it.
+        usual = (self.scene_log_sums / self.scene_counts).where(trained, torch.nan)
+        shares = similarity.masked_fill(~trained, -torch.inf).softmax(-1)
+        expected = shares @ usual.nan_to_num(0.0)
+        factor = torch.exp(self.config.scene_share * (usual[named.clamp_min(0)] - expected))
+        return torch.where(named >= 0, factor, 1.0)
+
+    def _require_trained(self, named: Tensor, trained: Tensor) -> None:
+        """Raises UsageError where a scene had no training images."""
+        for row in named[named >= 0].tolist():
+            if not trained[row]:
                 others = [other for other, has in zip(self.scenes, trained.tolist(), strict=True) if has]
                 raise UsageError(
-                    f"these weights were trained without images of the scene '{name}' and do not know its depth; "
-                    f"they know {', '.join(others) or 'that of no scene'}"
+                    f"these weights were trained without images of the scene '{self.scenes[row]}' and do not know its "
+                    f"depth; they know {', '.join(others) or 'that of no scene'}"
                 )
-        usual = self.scene_log_sums / self.scene_counts.where(trained, 1.0)
-        expected = similarity.masked_fill(~trained, -torch.inf).softmax(-1) @ usual
-        return torch.exp(self.config.scene_share * (usual[named] - expected))
 
     # -- training --------------------------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ from langdepth.systems.capabilities import Scene, Text, Trainable
 from langdepth.systems.tiny.blocks import FeaturePyramid, RelativeBins
 from langdepth.text.caption_features import NO_CAPTIONS, Captions, checked_features, read_caption_features
 from langdepth.text.encoders import CaptionBank, SentenceEncoder, caption_scene_of_label, distilled_encoder
-from langdepth.text.scenes import CAPTION_SCENES, scene_index
+from langdepth.text.scenes import CAPTION_SCENES
 
 CLIP_FEATURES = 1024
 
@@ -119,23 +119,31 @@ class Tiny(System, Trainable):
         with torch.autocast(features.device.type, enabled=False):
             return F.normalize((features.float() - self.text_mean) @ self.text_basis.T, dim=-1)
 
+    def graph_inputs(self) -> dict[str, Tensor]:
+        return {"text": torch.zeros(1, CLIP_FEATURES), "scene": torch.tensor([-1])}
+
     def encode_text(self, sentences: list[str]) -> Tensor:
         """Sentences to (B, 1024) features of CLIP's text space, see ``SentenceEncoder.encode``."""
         return self.sentences.encode(sentences)
 
-    def text_vector(self, count: int, text: Text, scene: Scene) -> Tensor:
-        """The words for ``count`` images, as (B, D) vectors. Raises UsageError."""
-        if text is not None and scene is not None:
-            raise UsageError("give a text or a scene, not both")
-        words = text if scene is None else scene
-        if words is None or len(words) != count:
-            raise UsageError(
-                f"{0 if words is None else len(words)} texts or scenes for {count} images; give one for each"
-            )
+    def text_vectors(self, count: int, text: Text, scene: Scene) -> tuple[Tensor, Tensor]:
+        """The words for ``count`` images as (B, D) vectors, and where there are any, (B, 1). Raises UsageError."""
+        table, vectors = self.scene_table, self.scene_table.new_zeros(count, self.scene_table.shape[1])
+        said = torch.zeros(count, 1, dtype=torch.bool, device=table.device)
+        if text is not None:
+            if not isinstance(text, Tensor) and len(text) != count:
+                raise UsageError(f"{len(text)} texts for {count} images; give one for each")
+            features = text if isinstance(text, Tensor) else self.encode_text(text)
+            vectors = self.project(checked_features(features, (count, CLIP_FEATURES), self.name).to(table))
+            said = (features != 0).any(1, keepdim=True).to(table.device)  # a row of zeros means no words
         if scene is not None:
-            return self.scene_table[[scene_index(name, self.scenes) for name in scene]]
-        features = words if isinstance(words, Tensor) else self.encode_text(words)
-        return self.project(checked_features(features, (count, CLIP_FEATURES), self.name).to(self.scene_table))
+            rows = self.scene_indices(scene, count)[:, None]
+            named = rows >= 0
+            if not torch.compiler.is_compiling() and bool((named & said).any()):
+                raise UsageError("give a text or a scene, not both")
+            vectors = torch.where(named, table[rows.squeeze(1).clamp_min(0)], vectors)
+            said = named | said
+        return vectors, said
 
     # -- depth -----------------------------------------------------------------------------------------------------
 
@@ -150,9 +158,8 @@ class Tiny(System, Trainable):
             of_image = self.usual((scene_probs[..., None] * self.scene_table).sum(1))
             if text is None and scene is None:
                 return of_image
-            of_words = self.usual(self.text_vector(len(scene_probs), text, scene))
-            if isinstance(text, Tensor):  # a row of zeros means no words
-                of_words = torch.where((text != 0).any(1, keepdim=True), of_words, of_image)
+            vectors, said = self.text_vectors(scene_probs.shape[0], text, scene)
+            of_words = torch.where(said, self.usual(vectors), of_image)
             return torch.lerp(of_image, of_words, self.config.word_weight)
 
     def _encode(self, image: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:

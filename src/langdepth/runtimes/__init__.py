@@ -1,0 +1,1 @@
+"""What computes a system: torch, ONNX Runtime or OpenVINO. ``opening`` chooses; prediction uses all alike."""

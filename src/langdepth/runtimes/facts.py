@@ -1,0 +1,71 @@
+"""What an ONNX file of ours states about itself: one JSON text among its metadata. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from langdepth._version import __version__
+from langdepth.config import from_mapping, to_mapping
+from langdepth.errors import CheckpointError, LangdepthError
+from langdepth.records import InputSpec
+
+KEY, FORMAT = "langdepth", 1  # of the metadata
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphFacts:
+    """A graph and the system that it was made of.
+
+    ``kind``: "network" takes float32 images (B, 3, h, w) in [0, 1] at network size and gives depth (B, 1, h', w');
+    "whole" takes bytes (B, H, W, 3) of any size and gives depth (B, H, W) at that size; "words" takes tokens (1, n) and
+    gives features (1, D). ``inputs``: names of the inputs beside the image. ``words``: the file beside it that encodes
+    sentences, None where there is none. ``vocabulary``, ``max_words``: of a "words" graph. The other fields are those
+    of ``systems.contract.Predicts``.
+    """
+
+    kind: Literal["network", "whole", "words"]
+    system: str = ""
+    about: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    scale_kind: str = "metric"
+    scenes: tuple[str, ...] = ()
+    text_per_image: bool = True
+    takes_overlay: bool = False
+    input_spec: InputSpec = field(default_factory=lambda: InputSpec(multiple_of=1))
+    provenance: dict[str, Any] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    words: str | None = None
+    vocabulary: tuple[str, ...] = ()
+    max_words: int = 0
+    langdepth_version: str = __version__
+
+    def to_json(self) -> str:
+        """The text that ``from_metadata`` reads."""
+        return json.dumps({"format": FORMAT, **to_mapping(self)})
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], label: str) -> GraphFacts:
+        """The facts among the metadata of a file, which messages call ``label``.
+
+        Raises:
+            CheckpointError: The file is not ours, is of a newer format, or states what cannot be.
+        """
+        if KEY not in metadata:
+            raise CheckpointError(f"{label}: not exported by langdepth (it does not state which system it holds)")
+        try:
+            stated = json.loads(metadata[KEY])
+            version = stated.pop("format")
+        except (ValueError, RecursionError, AttributeError, KeyError):
+            raise CheckpointError(f"{label}: what it states about itself is damaged; export it again") from None
+        if version != FORMAT:
+            raise CheckpointError(
+                f"{label}: its format {version} is not known to langdepth {__version__}; update langdepth"
+            )
+        known = {one.name for one in fields(cls)}
+        try:
+            return from_mapping(cls, {key: value for key, value in stated.items() if key in known}, "its metadata ")
+        except (LangdepthError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{label}: {error}") from None

@@ -1,0 +1,192 @@
+"""A system that torch computes as an ONNX graph, for images of every size and batches of every length.
+
+It is traced (torch's TorchScript exporter): that takes seconds where the exporter of ``torch.export`` takes minutes,
+needs no further package, and what depends on the image's size stays part of the graph. A branch that a system takes by
+size would not; so what is traced is compared with torch at other sizes, see ``export.largest_difference``.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from langdepth.config import to_mapping
+from langdepth.records import DepthOutput, InputSpec
+from langdepth.runtimes.facts import KEY, GraphFacts
+from langdepth.systems.base import System
+from langdepth.text.encoders import PADDING, SentenceEncoder
+
+OPSET = 18
+_IMAGE_AXES = {0: "batch", 2: "height", 3: "width"}
+_SMALL = 64  # numbers; shorter tensors are not worth a node that converts them
+
+
+class _Network(nn.Module):
+    """``system`` with its inputs in order, and the outputs that a graph has."""
+
+    def __init__(self, system: System, names: Sequence[str]) -> None:
+        super().__init__()
+        self.system, self.names = system, names
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        output: DepthOutput = self.system(**dict(zip(self.names, inputs, strict=True)))
+        return (output.depth,) if output.scene_probs is None else (output.depth, output.scene_probs)
+
+
+class _Words(nn.Module):
+    """``encoder`` with padding up to its longest sentence: a trace holds the length that attention has."""
+
+    def __init__(self, encoder: SentenceEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        features: Tensor = self.encoder(F.pad(tokens, (0, len(self.encoder.position) - tokens.shape[1]), value=PADDING))
+        return features
+
+
+def network_graph(system: System) -> onnx.ModelProto:
+    """What ``system.forward`` does, as the graph kind "network" of ``GraphFacts``; the system is in eval mode.
+
+    Inputs are ``image`` and, for systems that take one, ``overlay``, float32 (B, 3, h, w) in [0, 1] at network size;
+    then those of ``System.graph_inputs``, which may be left out, and whose single row stands for all images. Outputs
+    are ``depth`` (B, 1, h', w') and, for systems that have them, ``scene_probs`` (B, K).
+    """
+    words = system.graph_inputs()
+    per_image = {name for name in words if name != "text" or system.text_per_image}
+    height, width = _trace_size(system.input_spec)
+    images = {name: torch.rand(2, 3, height, width) for name in ("image", "overlay")[: 1 + system.takes_overlay]}
+    inputs = images | {name: torch.cat([row, row]) if name in per_image else row for name, row in words.items()}
+    inputs = {name: value.to(system.device) for name, value in inputs.items()}
+    with torch.no_grad():
+        probs = system(**inputs).scene_probs
+    outputs = ("depth",) if probs is None else ("depth", "scene_probs")
+    axes = {name: {0: "batch"} for name in (*per_image, *outputs)}
+    axes |= {name: _IMAGE_AXES if system.input_spec.size is None else {0: "batch"} for name in images}
+    axes["depth"] = {0: "batch", 2: "depth_height", 3: "depth_width"}
+    model = traced(_Network(system, list(inputs)), inputs, outputs, axes)
+    for name, default in words.items():
+        set_default(model, name, default, per_image=name in per_image)
+    state_facts(model, facts_of(system, "network", tuple(words)))
+    return model
+
+
+def words_graph(encoder: SentenceEncoder) -> onnx.ModelProto:
+    """A sentence encoder as the graph kind "words": ``tokens`` int64 (1, n) to ``features`` (1, D)."""
+    tokens = torch.ones(1, 5, dtype=torch.int64, device=encoder.position.device)
+    model = traced(_Words(encoder), {"tokens": tokens}, ["features"], {"tokens": {1: "words"}})
+    facts = GraphFacts(kind="words", vocabulary=encoder.vocabulary, max_words=len(encoder.position))
+    state_facts(model, facts)
+    return model
+
+
+def facts_of(system: System, kind: Any, inputs: tuple[str, ...]) -> GraphFacts:
+    """What a graph of the system states about it."""
+    return GraphFacts(
+        kind=kind,
+        system=system.name,
+        about=system.about,
+        config=to_mapping(system.config),
+        scale_kind=system.scale_kind,
+        scenes=tuple(system.scenes),
+        text_per_image=system.text_per_image,
+        takes_overlay=system.takes_overlay,
+        input_spec=system.input_spec,
+        provenance=system.provenance,
+        inputs=inputs,
+    )
+
+
+def state_facts(model: onnx.ModelProto, facts: GraphFacts) -> None:
+    """Write the facts into the model's metadata."""
+    del model.metadata_props[:]
+    helper.set_model_props(model, {KEY: facts.to_json()})
+
+
+def traced(
+    module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], axes: Mapping[str, dict[int, str]]
+) -> onnx.ModelProto:
+    """The graph of a module in eval mode; ``axes`` names the axes of any length, by input and output."""
+    file = io.BytesIO()
+    with warnings.catch_warnings(), _plain_attention(), torch.no_grad():
+        warnings.simplefilter("ignore")  # about checks of shapes, and that this exporter is the older one
+        torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            file,  # type: ignore[arg-type]
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes={name: axes[name] for name in (*inputs, *outputs) if name in axes},
+            opset_version=OPSET,
+            dynamo=False,
+            do_constant_folding=False,
+            training=torch.onnx.TrainingMode.PRESERVE,  # in eval mode, with BatchNorm and its numbers as they are
+        )
+    model = onnx.load_from_string(file.getvalue())
+    model.producer_name, model.doc_string = "langdepth", ""
+    for node in model.graph.node:
+        node.doc_string = ""
+    return model
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Without PyTorch's shortcut through attention, which has no ONNX operator."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _trace_size(spec: InputSpec) -> tuple[int, int]:
+    """Small, and unlike anything that a system might compare it with."""
+    return spec.size or (3 * spec.multiple_of, 5 * spec.multiple_of)
+
+
+def set_default(model: onnx.ModelProto, name: str, default: Tensor, *, per_image: bool) -> None:
+    """Let an input be left out, and, ``per_image``, its only row stand for all images of the batch."""
+    graph = model.graph
+    if per_image:
+        rows = f"{name}_of_each"
+        for node in graph.node:
+            node.input[:] = [rows if one == name else one for one in node.input]
+        shape = numpy_helper.from_array(np.array(default.shape[1:], np.int64), f"{name}_columns")
+        graph.initializer.append(shape)
+        nodes = [
+            helper.make_node("Shape", ["image"], [f"{name}_batch"], start=0, end=1),
+            helper.make_node("Concat", [f"{name}_batch", shape.name], [f"{name}_shape"], axis=0),
+            helper.make_node("Expand", [name, f"{name}_shape"], [rows]),
+        ]
+        for node in reversed(nodes):
+            graph.node.insert(0, node)
+        stated = next(one for one in graph.input if one.name == name)
+        stated.type.tensor_type.shape.dim[0].dim_param = f"{name}_rows"
+    graph.initializer.append(numpy_helper.from_array(default.cpu().numpy(), name))
+
+
+def halve(model: onnx.ModelProto) -> None:
+    """Store as float16 what float16 holds exactly, as in weights files that are half precision; the numbers stay."""
+    graph, inputs = model.graph, {one.name for one in model.graph.input}
+    for tensor in graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or tensor.name in inputs:
+            continue
+        values = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if values.size < _SMALL or not np.array_equal(half, values):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+        graph.node.insert(0, helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))

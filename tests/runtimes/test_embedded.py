@@ -1,0 +1,86 @@
+"""The ONNX files of the package: the numbers of torch, for images of every shape and all kinds of words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import langdepth
+from langdepth.prediction.network import to_network_size
+from langdepth.runtimes.facts import GraphFacts
+from langdepth.systems import registry
+from langdepth.systems.base import System
+from langdepth.systems.card import MODELS_FOLDER
+from langdepth.utils.reading import file_sha256
+from tests.helpers import Run
+from tests.runtimes.helpers import ASPECTS, compare, photo, session
+
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def tiny() -> System:
+    system = langdepth.load("tiny")
+    assert isinstance(system, System)
+    return system
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:
+    return session(MODELS_FOLDER / "tiny.onnx")
+
+
+@pytest.mark.parametrize("aspect", ASPECTS)
+def test_tiny_in_every_shape_with_all_words(tiny: System, network: Any, aspect: str) -> None:
+    image = to_network_size(tiny, photo(aspect))
+    text = tiny.encode_text(["a small bathroom with a sink"])  # type: ignore[operator]
+    depths = []
+    for words in ({}, {"text": text}, {"scene": torch.tensor([tiny.scenes.index("street")])}):
+        found, expected = compare(network, tiny, image, **words)
+        assert found < TOLERANCE
+        depths.append(expected.depth)
+    assert not any(torch.equal(depths[0], other) for other in depths[1:])
+
+
+def test_tiny_in_batches_with_other_words_for_each_image(tiny: System, network: Any) -> None:
+    images = torch.cat([to_network_size(tiny, photo("4:3", name)) for name in ("desk", "room", "desk")])
+    text = tiny.encode_text(["a kitchen with a table", "a street with cars", "a desk"])  # type: ignore[operator]
+    text[2] = 0
+    assert compare(network, tiny, images, text=text)[0] < TOLERANCE
+    assert compare(network, tiny, images, text=text, scene=torch.tensor([-1, -1, 3]))[0] < TOLERANCE
+
+
+def test_one_row_of_words_stands_for_the_whole_batch(tiny: System, network: Any) -> None:
+    images = torch.cat([to_network_size(tiny, photo("4:3", name)) for name in ("desk", "room")])
+    one, two = (network.run(["depth"], {"image": images.numpy(), "scene": np.array(rows)})[0] for rows in ([3], [3, 3]))
+    assert np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("name", ["tiny", "wordepth-tiny"])
+def test_the_sentence_encoder_is_that_of_both_weights(name: str) -> None:
+    run = session(MODELS_FOLDER / "tiny-words.onnx")
+    encoder: Any = langdepth.load(name)
+    for sentence in ("street", "a kitchen with a table", " ".join(["a long room with books and chairs"] * 4)):
+        found = run.run(["features"], {"tokens": encoder.sentences.tokenize([sentence]).numpy()})[0]
+        assert np.abs(found - encoder.sentences.encode([sentence]).numpy()).max() < 1e-5
+    facts = GraphFacts.from_metadata(run.get_modelmeta().custom_metadata_map, "tiny-words.onnx")
+    assert (facts.kind, facts.vocabulary, facts.max_words) == ("words", encoder.sentences.vocabulary, 24)
+
+
+def test_the_card_knows_the_files_and_they_are_of_its_weights(command: Run) -> None:
+    record = registry.entry("tiny").weights
+    assert record is not None
+    assert record.onnx is not None
+    assert file_sha256(record.onnx.path) == record.onnx.sha256
+    model = onnx.load(record.onnx.path, load_external_data=False)
+    facts = GraphFacts.from_metadata({one.key: one.value for one in model.metadata_props}, "tiny.onnx")
+    assert facts.provenance["sha256"] == record.sha256, "make it again: python benchmarks/embed_onnx.py"
+    assert (facts.system, facts.inputs, facts.words) == ("tiny", ("text", "scene"), "tiny-words.onnx")
+    _, shown, _ = command("systems", "show", "tiny")
+    assert record.sha256 in shown
+    assert record.onnx.sha256 in shown
+    assert "tiny.onnx" in shown
