@@ -189,6 +189,7 @@ def _type_hints(cls: Any) -> dict[str, Any]:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    """``value`` as the type ``hint``. Raises UsageError naming ``where`` for a value of another type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, Typed):
         try:
@@ -197,52 +198,53 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             with suppress(UsageError):
                 return _convert(hint, value.text, where)
             raise
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        error: UsageError | None = None
-        for option in arguments:
-            if option is type(None):
-                continue
-            try:
-                return _convert(option, value, where)
-            except UsageError as caught:
-                error = error or caught
-        raise error or UsageError(f"{where}: {value!r} is not allowed")
     if hint is Any:
         return value
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(arguments, value, where)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return value if isinstance(value, hint) else from_mapping(hint, value, where + ".")
     if origin is typing.Literal:
         if value not in arguments:
             raise UsageError(f"{where}: unknown value {value!r}: {nearest(str(value), map(str, arguments))}")
         return value
-    if origin is tuple:
+    if origin in (tuple, list):
         if not isinstance(value, list | tuple):
             raise UsageError(f"{where}: expected a list, got {value!r}")
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_convert(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-        if len(value) != len(arguments):
-            raise UsageError(f"{where}: expected {len(arguments)} values, got {len(value)}")
-        return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
-    if origin is list:
-        if not isinstance(value, list | tuple):
-            raise UsageError(f"{where}: expected a list, got {value!r}")
-        return [_convert(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
+        kinds = arguments if origin is tuple and arguments[-1] is not Ellipsis else arguments[:1] * len(value)
+        if len(value) != len(kinds):
+            raise UsageError(f"{where}: expected {len(kinds)} values, got {len(value)}")
+        return origin(_convert(kind, v, f"{where}[{i}]") for i, (kind, v) in enumerate(zip(kinds, value, strict=True)))
     if origin is dict:
         if not isinstance(value, Mapping):
             raise UsageError(f"{where}: expected a mapping, got {value!r}")
         return {_convert(arguments[0], k, where): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
-    if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
+    return _convert_plain(hint, value, where)
+
+
+def _convert_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    """``value`` as the first of ``kinds`` that takes it; the error is that of the first one."""
+    if value is None and type(None) in kinds:
+        return None
+    errors = []
+    for kind in kinds:
+        if kind is not type(None):
+            try:
+                return _convert(kind, value, where)
+            except UsageError as error:
+                errors.append(error)
+    raise errors[0]
+
+
+def _convert_plain(kind: type, value: Any, where: str) -> Any:
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
             return float(value)  # YAML 1.1 reads 1e-4 as a string
-        except (ValueError, OverflowError):
-            pass
-    if hint is Path and isinstance(value, str):
+    if kind is Path and isinstance(value, str):
         if "\0" in value:
             raise UsageError(f"{where}: {value!r} is no path, it holds a zero byte")
         return Path(value)
-    if (hint is int and isinstance(value, bool)) or not isinstance(value, hint):
-        advice = "; put it in quotes" if hint in (str, Path) and isinstance(value, int | float | datetime.date) else ""
-        raise UsageError(f"{where}: expected {hint.__name__}, got {value!r}{advice}")
+    if (kind is int and isinstance(value, bool)) or not isinstance(value, kind):
+        advice = "; put it in quotes" if kind in (str, Path) and isinstance(value, int | float | datetime.date) else ""
+        raise UsageError(f"{where}: expected {kind.__name__}, got {value!r}{advice}")
     return value
