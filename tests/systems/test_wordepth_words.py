@@ -22,7 +22,7 @@ from langdepth.systems.wordepth.model import WorDepth
 from langdepth.text.caption_features import open_captions
 from langdepth.text.captions import Caption, pack
 from langdepth.training.recipe import read_recipe
-from langdepth.training.start import prepare
+from langdepth.training.start import prepare_system
 from langdepth.weights import checkpoint
 from tests.helpers import FakeSystem, grey, write_folder
 from tests.miniatures import nyu_sync, published_captions
@@ -212,13 +212,13 @@ def test_captions_of_the_data_go_to_systems_that_start_from_some_and_to_no_other
     class Wordless(FakeSystem):
         text_per_image = False
 
-    prepare(Starts(), recipe, captions)
-    prepare(Plain(), recipe, captions)
+    prepare_system(Starts(), recipe, captions)
+    prepare_system(Plain(), recipe, captions)
     own = read_recipe({"system": {"prepare": {"text_features": "own.npz"}}, "data": {"root": "x"}})
-    prepare(Starts(), own, captions)
+    prepare_system(Starts(), own, captions)
     assert seen == [captions, "nothing", "own.npz"]
     with pytest.raises(UsageError, match=r"data\.captions: 'fake' takes no captions of images; leave them out"):
-        prepare(Wordless(), recipe, captions)
+        prepare_system(Wordless(), recipe, captions)
 
 
 def test_without_any_captions_one_line_says_how_to_name_them(

@@ -99,7 +99,7 @@ def write_html(
         numbers = dict(part)
         low, high = numbers.pop("from"), numbers.pop("to")
         by_depth.append((f"{low:g} to {high:g} m" if high else f"from {low:g} m", numbers))
-    page = render(
+    page = filled_template(
         "report.html.jinja",
         report=report,
         by_depth=by_depth,
@@ -113,7 +113,7 @@ def write_html(
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def render(template: str, **values: Any) -> str:
+def filled_template(template: str, **values: Any) -> str:
     """Fill in a template of this package."""
     return _TEMPLATES.get_template(template).render(values)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from langdepth.evaluation.metrics import EXTRA_METRICS, METRICS
-from langdepth.evaluation.report import render, require_marked, table_cell, write_json
+from langdepth.evaluation.report import filled_template, require_marked, table_cell, write_json
 from langdepth.utils.files import atomic_path
 
 ERRORS = ("accuracy", "completeness")
@@ -52,7 +52,7 @@ def markdown(cells: Sequence[Mapping[str, Any]]) -> str:
         if cell["paper"]:
             paper = {"who": "paper", "images": "", "means": cell["paper"], "note": table_cell(cell["source"])}
             table["rows"].append(row | paper)
-    return render("matrix.md.jinja", tables=list(tables.values()))
+    return filled_template("matrix.md.jinja", tables=list(tables.values()))
 
 
 def _means(report: Mapping[str, Any]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Text features computed before, by a key of their inputs: in memory, then on disk.
+"""Features computed before, by a key of their inputs: those of texts in memory, then on disk.
 
 Files lie in ``$LANGDEPTH_CACHE``, else ``$XDG_CACHE_HOME/langdepth``, else ``~/.cache/langdepth``; any of them may be
 deleted at any time.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -53,29 +54,34 @@ def remembered(key: str, compute: Callable[[], Tensor]) -> Tensor:
     """
     if key not in _memory:
         path = cache_folder() / "text" / f"{key}.safetensors"
-        features = _read(path)
-        if features is None:
-            features = compute()
-            _write(path, features)
-        _memory[key] = features
+        kept = read_kept(path)
+        if kept is None:
+            kept = {"features": compute().contiguous()}
+            with suppress(LangdepthError):
+                keep(path, kept)
+        _memory[key] = kept["features"]
     _memory.move_to_end(key)
     while len(_memory) > _IN_MEMORY:
         _memory.popitem(last=False)
     return _memory[key].clone()  # so that changes stay with the caller
 
 
-def _read(path: Path) -> Tensor | None:
-    with suppress(LangdepthError, KeyError, TypeError):
+def keep(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors for ``read_kept``. Raises LangdepthError where the place cannot be written."""
+    write_tensors(dict(tensors), path, {"checksum": _checksum(tensors)}, durable=False)
+
+
+def read_kept(path: Path) -> dict[str, Tensor] | None:
+    """What ``keep`` has written, or None where it is not there or damaged."""
+    with suppress(LangdepthError):
         metadata, tensors = read_safetensors(path)
-        if metadata["sha256"] == _sha256(tensors["features"]):
-            return tensors["features"]
+        if metadata.get("checksum") == _checksum(tensors):
+            return tensors
     return None
 
 
-def _write(path: Path, features: Tensor) -> None:
-    with suppress(LangdepthError):
-        write_tensors({"features": features.contiguous()}, path, {"sha256": _sha256(features)}, durable=False)
-
-
-def _sha256(features: Tensor) -> str:
-    return hashlib.sha256(features.contiguous().numpy().data).hexdigest()
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    checksum = 0
+    for name, value in sorted(tensors.items()):
+        checksum = zlib.crc32(value.view(torch.uint8).numpy().data, zlib.crc32(name.encode(), checksum))
+    return f"{checksum:08x}"

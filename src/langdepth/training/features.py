@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import shutil
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -31,11 +30,10 @@ from langdepth._version import __version__
 from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_few
 from langdepth.records import Batch
 from langdepth.systems.capabilities import DepthSystem, HasFrozenTrunk, require
-from langdepth.text.cache import add_tensors, cache_folder, content_key
+from langdepth.text.cache import add_tensors, cache_folder, content_key, keep, read_kept
 from langdepth.training.loaders import TrainingSet
 from langdepth.training.module import DepthTraining
 from langdepth.training.sampling import Draw
-from langdepth.utils.files import write_tensors
 from langdepth.utils.tensors import read_safetensors, require_finite
 from langdepth.utils.threads import reading_threads
 
@@ -102,7 +100,9 @@ class FeatureCache(Callback):
                     if first == 0:
                         self._require_space(features, count * world_size // len(chunk))
                     for number, view in enumerate(chunk):
-                        _write(view.path, {name: value[number] for name, value in features.items()})
+                        # Channels lie last in the files, as the trunks compute them.
+                        channels_last = {name: value[number].movedim(0, -1) for name, value in features.items()}
+                        keep(view.path, {name: value.cpu().contiguous() for name, value in channels_last.items()})
                     bar.update(len(chunk))
         return count
 
@@ -116,7 +116,7 @@ class FeatureCache(Callback):
                     path = self.folder / f"{content_key(key, mirrored)}.safetensors"
                     if self.files.setdefault((name, mirrored), path) != path:
                         raise LangdepthError(f"{name}: several images have this name; set data.cache to none")
-                    if number % world_size == rank and not _is_whole(path):
+                    if number % world_size == rank and read_kept(path) is None:
                         missing.setdefault(self.sizes[place], {})[path] = View(place, mirrored, path)
         return {size: list(views.values()) for size, views in missing.items()}
 
@@ -178,32 +178,11 @@ def trunk_key(system: DepthSystem) -> str:
     return content_key(__version__, kind, options, digest.hexdigest())
 
 
-# Channels lie last in the files, as the trunks compute them.
-
-
-def _write(path: Path, features: dict[str, Tensor]) -> None:
-    stored = {name: value.movedim(0, -1).cpu().contiguous() for name, value in features.items()}
-    write_tensors(stored, path, {"checksum": _checksum(stored)}, durable=False)
-
-
 def _read(path: Path) -> dict[str, Tensor]:
+    """Without the checksum, which was compared at the start."""
     try:
         return read_safetensors(path)[1]
     except CheckpointError:
         raise LangdepthError(
             f"{path}: features cannot be read; continue with --resume, which computes them again"
         ) from None
-
-
-def _is_whole(path: Path) -> bool:
-    with suppress(CheckpointError):
-        metadata, features = read_safetensors(path)
-        return metadata.get("checksum") == _checksum(features)
-    return False
-
-
-def _checksum(features: dict[str, Tensor]) -> str:
-    checksum = 0
-    for name, value in sorted(features.items()):
-        checksum = zlib.crc32(value.view(torch.uint8).numpy().data, zlib.crc32(name.encode(), checksum))
-    return f"{checksum:08x}"

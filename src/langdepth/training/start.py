@@ -90,7 +90,7 @@ def start_system(recipe: Recipe, start: Path | None, captions: Captions | None =
         raise UsageError(f"system.name: '{system.name}' has nothing to train")
     if start is None and section.weights is not None:
         system.provenance["continued_from"] = _origin(section.weights, system.provenance)
-    prepare(system, recipe, captions)
+    prepare_system(system, recipe, captions)
     return system.train()
 
 
@@ -105,7 +105,7 @@ def _origin(weights: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
     return origin | {key: provenance[key] for key in ("licence", "source", "continued_from") if key in provenance}
 
 
-def prepare(system: Trainable, recipe: Recipe, captions: Captions | None) -> None:
+def prepare_system(system: Trainable, recipe: Recipe, captions: Captions | None) -> None:
     """Have the system load what it starts from; ``captions`` are those of the data."""
     if captions is not None and not system.text_per_image:
         raise UsageError(f"data.captions: '{system.name}' takes no captions of images; leave them out")

@@ -57,7 +57,7 @@ CAMERA, LIDAR = "CAMERA_01", "LIDAR"
 _SPLITS = {"train": "0", "val": "1"}  # DGP numbers them
 _MAX_CLOUD_BYTES = 512_000_000
 
-Matrix = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.float64]
 
 
 def rows(search: Search) -> list[Row]:
@@ -160,7 +160,7 @@ def _intrinsics(scene: Path, key: str) -> Intrinsics:
     return fx, fy, cx, cy
 
 
-def _motion(source: dict[str, Any], target: dict[str, Any]) -> Matrix:
+def _motion(source: dict[str, Any], target: dict[str, Any]) -> Numbers:
     """(3, 4): rotation and translation from one sensor's frame to another's, by their poses in the world."""
     from scipy.spatial.transform import Rotation
 
@@ -174,7 +174,7 @@ def _motion(source: dict[str, Any], target: dict[str, Any]) -> Matrix:
     return np.column_stack([turn.T @ turned, turn.T @ (moved - move)])
 
 
-def _projected(row: Row, columns: list[int], motion: Matrix, intrinsics: Intrinsics, size: tuple[int, int]) -> Metres:
+def _projected(row: Row, columns: list[int], motion: Numbers, intrinsics: Intrinsics, size: tuple[int, int]) -> Metres:
     """Depth (H, W) of the points of a cloud, whose ``columns`` are x, y and z, moved by ``motion``."""
     (fx, fy, cx, cy), (height, width) = intrinsics, size
     with decoding(str(row.path_depth)):
@@ -190,7 +190,7 @@ def _projected(row: Row, columns: list[int], motion: Matrix, intrinsics: Intrins
     return depth.reshape(height, width)
 
 
-def _points(path: Path) -> Matrix:
+def _points(path: Path) -> Numbers:
     """(N, columns)"""
     with open_regular(path) as stream:
         return read_npz(stream, lambda _: "data", _require_cloud).astype(np.float64)

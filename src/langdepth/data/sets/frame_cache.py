@@ -88,7 +88,7 @@ class CachedFrame:
 
 def card(root: Path) -> DatasetCard:
     """``CARD`` with the training splits of what was cached below ``root``."""
-    head = read_index(root / INDEX)[0] if (root / INDEX).is_file() else {}
+    head = read_frames(root / INDEX)[0] if (root / INDEX).is_file() else {}
     name = str(head.get("dataset"))
     return replace(CARD, training=layout(name).CARD.training) if name in DATASETS else CARD
 
@@ -114,7 +114,7 @@ def _rows(root: Path) -> list[Row]:
         begun = (root / PARTIAL).is_file()
         why = f"the cache is not complete; {AGAIN}" if begun else f"holds no cache; known layouts: {CARD.layouts[0]}"
         raise LangdepthError(f"{root}: {why}")
-    head, lines, whole = read_index(root / INDEX)
+    head, lines, whole = read_frames(root / INDEX)
     if head.get("format", FORMAT) != FORMAT:
         raise LangdepthError(f"{root}: the cache was written by another version of langdepth; {AGAIN}")
     if not whole:
@@ -189,7 +189,7 @@ def _mapped(path: Path, stamp: object) -> npt.NDArray[np.uint8]:
     return np.memmap(path, np.uint8, "r")
 
 
-def read_index(path: Path) -> tuple[dict[str, Any], list[CachedFrame], bool]:
+def read_frames(path: Path) -> tuple[dict[str, Any], list[CachedFrame], bool]:
     """First line, the lines after it before one that is damaged, and whether all are there and good."""
     lines: list[CachedFrame] = []
     try:

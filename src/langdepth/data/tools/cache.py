@@ -18,7 +18,7 @@ import numpy.typing as npt
 from langdepth.data.base import open_dataset
 from langdepth.data.choice import ALL, PairChoice
 from langdepth.data.rows import Doubt, Metres, Row, made_of, read_pair, true_edges
-from langdepth.data.sets.frame_cache import FORMAT, INDEX, PARTIAL, PARTS, CachedFrame, read_index
+from langdepth.data.sets.frame_cache import FORMAT, INDEX, PARTIAL, PARTS, CachedFrame, read_frames
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.evaluation.protocols import Protocol
 from langdepth.utils.files import atomic_path, file_state, locked, real_path
@@ -132,7 +132,7 @@ def _known(out: Path, head: dict[str, Any]) -> tuple[list[CachedFrame], bool]:
     path = next((path for path in (out / INDEX, out / PARTIAL) if path.is_file()), None)
     if path is None:
         return [], False
-    known, frames, whole = read_index(path)
+    known, frames, whole = read_frames(path)
     for key in sorted(head.keys() & known.keys() - {"rows", "format", "tables"}):
         if known[key] != head[key]:
             raise UsageError(f"{out}: holds a cache with {key} {known[key]}, not {head[key]}; choose another folder")
