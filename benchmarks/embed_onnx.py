@@ -2,9 +2,9 @@
 
     python benchmarks/embed_onnx.py
 
-Writes src/langdepth/models/NAME.onnx, and tiny-words.onnx, the sentence encoder of all of them; prints the sha256 of
-each for the card.yaml. These files hold the graphs; their tensors, float16, are read from the ``.safetensors`` beside
-them, so that the package holds them once. Files of ``langdepth export`` are whole.
+Writes src/langdepth/models/NAME.onnx, for wordepth-tiny also what imagines and draws, and tiny-words.onnx, the sentence
+encoder of both; prints the sha256 of each for the card.yaml. These files hold the graphs; their tensors, float16, are
+read from the ``.safetensors`` beside them, so that the package holds them once; files of ``langdepth export`` hold all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from onnx import TensorProto
 
 from langdepth.runtimes.facts import GraphFacts
-from langdepth.runtimes.trace import halve, network_graph, state_facts, words_graph
+from langdepth.runtimes.trace import draw_graph, halve, imagine_graph, network_graph, state_facts, words_graph
 from langdepth.systems.card import MODELS_FOLDER
 from langdepth.utils.files import atomic_path
 from langdepth.utils.reading import file_sha256
@@ -35,13 +35,20 @@ def main() -> None:
     torch.manual_seed(0)  # of the image that is traced with
     tiny = load("tiny")
     write(words_graph(tiny.sentences), WORDS, "tiny")
-    write(with_words(network_graph(tiny)), "tiny.onnx", "tiny")
+    write(with_files(network_graph(tiny), words=WORDS), "tiny.onnx", "tiny")
+
+    name = "wordepth-tiny"
+    beside = {"words": WORDS, "imagine": f"{name}-imagine.onnx", "draw": f"{name}-draw.onnx"}
+    system = load(name)
+    write(imagine_graph(system), beside["imagine"], name)
+    write(draw_graph(system), beside["draw"], name)
+    write(with_files(network_graph(system), **beside), f"{name}.onnx", name)
 
 
-def with_words(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, which now states what encodes its sentences."""
+def with_files(model: onnx.ModelProto, **beside: str) -> onnx.ModelProto:
+    """The model, which now states the files beside it."""
     facts = GraphFacts.from_metadata({one.key: one.value for one in model.metadata_props}, "the new graph")
-    state_facts(model, replace(facts, words=WORDS))
+    state_facts(model, replace(facts, **beside))
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from langdepth.systems.base import System
 from langdepth.systems.card import MODELS_FOLDER
 from langdepth.utils.reading import file_sha256
 from tests.helpers import Run
-from tests.runtimes.helpers import ASPECTS, compare, photo, session
+from tests.runtimes.helpers import ASPECTS, compare, difference, photo, session
 
 TOLERANCE = 1e-4
 
@@ -32,6 +33,11 @@ def tiny() -> System:
 @pytest.fixture(scope="module")
 def network() -> Any:
     return session(MODELS_FOLDER / "tiny.onnx")
+
+
+@pytest.fixture(scope="module")
+def imagining() -> Any:
+    return langdepth.load("wordepth-tiny")
 
 
 @pytest.mark.parametrize("aspect", ASPECTS)
@@ -60,6 +66,39 @@ def test_one_row_of_words_stands_for_the_whole_batch(tiny: System, network: Any)
     assert np.array_equal(one, two)
 
 
+def test_wordepth_tiny_in_every_shape_with_words(imagining: Any) -> None:
+    run = session(MODELS_FOLDER / "wordepth-tiny.onnx")
+    text = imagining.encode_text(["a small bathroom with a sink"])
+    for aspect in ASPECTS:
+        image = to_network_size(imagining, photo(aspect))
+        assert compare(run, imagining, image)[0] < TOLERANCE
+        assert compare(run, imagining, image, text=text)[0] < TOLERANCE
+
+
+@torch.inference_mode()
+def test_wordepth_tiny_imagines_the_same(imagining: Any) -> None:
+    run, generator = session(MODELS_FOLDER / "wordepth-tiny-imagine.onnx"), torch.Generator().manual_seed(3)
+    text = imagining.encode_text(["a kitchen with a table"])
+    for count, height, width in ((1, 240, 320), (4, 320, 224), (2, 160, 512)):
+        noise = imagining.draw_noise(count, height // 32 * 32, width, generator)
+        found = run.run(None, {"text": text.numpy(), "noise": noise.numpy()})[0]
+        assert difference(found, imagining.imagine(text.expand(count, -1), noise).depth) < TOLERANCE
+        found = run.run(None, {"noise": noise.numpy()})[0]
+        assert difference(found, imagining.imagine(None, noise).depth) < TOLERANCE
+
+
+@torch.inference_mode()
+def test_wordepth_tiny_draws_the_same(imagining: Any) -> None:
+    run, generator = session(MODELS_FOLDER / "wordepth-tiny-draw.onnx"), torch.Generator().manual_seed(3)
+    text = imagining.encode_text(["a kitchen with a table"])
+    for aspect, count, spread in (("4:3", 1, 0.0), ("3.3:1", 3, 0.3), ("3:4", 2, 1.0)):
+        image = to_network_size(imagining, photo(aspect, "room"))
+        noise = imagining.draw_noise(count, *image.shape[-2:], generator)
+        feeds = {"image": image, "text": text, "noise": noise, "spread": torch.tensor([spread])}
+        found = run.run(None, {name: value.numpy() for name, value in feeds.items()})[0]
+        assert difference(found, imagining.draw(image, text, noise, spread).depth) < TOLERANCE
+
+
 @pytest.mark.parametrize("name", ["tiny", "wordepth-tiny"])
 def test_the_sentence_encoder_is_that_of_both_weights(name: str) -> None:
     run = session(MODELS_FOLDER / "tiny-words.onnx")
@@ -71,16 +110,23 @@ def test_the_sentence_encoder_is_that_of_both_weights(name: str) -> None:
     assert (facts.kind, facts.vocabulary, facts.max_words) == ("words", encoder.sentences.vocabulary, 24)
 
 
-def test_the_card_knows_the_files_and_they_are_of_its_weights(command: Run) -> None:
-    record = registry.entry("tiny").weights
+@pytest.mark.parametrize("name", ["tiny", "wordepth-tiny"])
+def test_the_card_knows_the_files_and_they_are_of_its_weights(command: Run, name: str) -> None:
+    record = registry.entry(name).weights
     assert record is not None
     assert record.onnx is not None
     assert file_sha256(record.onnx.path) == record.onnx.sha256
-    model = onnx.load(record.onnx.path, load_external_data=False)
-    facts = GraphFacts.from_metadata({one.key: one.value for one in model.metadata_props}, "tiny.onnx")
-    assert facts.provenance["sha256"] == record.sha256, "make it again: python benchmarks/embed_onnx.py"
-    assert (facts.system, facts.inputs, facts.words) == ("tiny", ("text", "scene"), "tiny-words.onnx")
-    _, shown, _ = command("systems", "show", "tiny")
-    assert record.sha256 in shown
-    assert record.onnx.sha256 in shown
-    assert "tiny.onnx" in shown
+    facts = facts_in(record.onnx.path)
+    assert (facts.system, facts.kind, facts.words) == (name, "network", "tiny-words.onnx")
+    beside = [facts_in(MODELS_FOLDER / file) for file in (facts.imagine, facts.draw) if file]
+    assert [one.kind for one in beside] == (["imagine", "draw"] if name == "wordepth-tiny" else [])
+    for one in (facts, *beside):
+        assert one.provenance["sha256"] == record.sha256, "make it again: python benchmarks/embed_onnx.py"
+    _, shown, _ = command("systems", "show", name)
+    for stated in (record.sha256, record.onnx.sha256, record.file, record.onnx.file):
+        assert stated in shown
+
+
+def facts_in(path: Path) -> GraphFacts:
+    model = onnx.load(path, load_external_data=False)
+    return GraphFacts.from_metadata({one.key: one.value for one in model.metadata_props}, path.name)

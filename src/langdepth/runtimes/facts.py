@@ -21,12 +21,13 @@ class GraphFacts:
 
     ``kind``: "network" takes float32 images (B, 3, h, w) in [0, 1] at network size and gives depth (B, 1, h', w');
     "whole" takes bytes (B, H, W, 3) of any size and gives depth (B, H, W) at that size; "words" takes tokens (1, n) and
-    gives features (1, D). ``inputs``: names of the inputs beside the image. ``words``: the file beside it that encodes
-    sentences, None where there is none. ``vocabulary``, ``max_words``: of a "words" graph. The other fields are those
-    of ``systems.contract.Predicts``.
+    gives features (1, D); "imagine" takes noise (N, C, h / 16, w / 16) and gives depth (N, 1, h, w); "draw" does so
+    near an image (1, 3, h, w), for a ``spread`` (1,) from 0 to 1. ``inputs``: names of the inputs beside the image.
+    ``words``, ``imagine``, ``draw``: files beside it with these graphs, None where there is none. ``vocabulary``,
+    ``max_words``: of a "words" graph. The other fields are those of ``systems.contract.Predicts``.
     """
 
-    kind: Literal["network", "whole", "words"]
+    kind: Literal["network", "whole", "words", "imagine", "draw"]
     system: str = ""
     about: str = ""
     config: dict[str, Any] = field(default_factory=dict)
@@ -38,6 +39,8 @@ class GraphFacts:
     provenance: dict[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     words: str | None = None
+    imagine: str | None = None
+    draw: str | None = None
     vocabulary: tuple[str, ...] = ()
     max_words: int = 0
     langdepth_version: str = __version__

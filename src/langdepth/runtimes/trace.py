@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,10 +24,12 @@ from langdepth.config import to_mapping
 from langdepth.records import DepthOutput, InputSpec
 from langdepth.runtimes.facts import KEY, GraphFacts
 from langdepth.systems.base import System
+from langdepth.systems.capabilities import Imagines, require
 from langdepth.text.encoders import PADDING, SentenceEncoder
 
 OPSET = 18
 _IMAGE_AXES = {0: "batch", 2: "height", 3: "width"}
+_DEPTH_AXES = {0: "batch", 2: "depth_height", 3: "depth_width"}
 _SMALL = 64  # numbers; shorter tensors are not worth a node that converts them
 
 
@@ -41,6 +43,17 @@ class _Network(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         output: DepthOutput = self.system(**dict(zip(self.names, inputs, strict=True)))
         return (output.depth,) if output.scene_probs is None else (output.depth, output.scene_probs)
+
+
+class _Function(nn.Module):
+    """What a system does beside ``forward``."""
+
+    def __init__(self, system: System, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.system, self.function = system, function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
 
 
 class _Words(nn.Module):
@@ -73,11 +86,48 @@ def network_graph(system: System) -> onnx.ModelProto:
     outputs = ("depth",) if probs is None else ("depth", "scene_probs")
     axes = {name: {0: "batch"} for name in (*per_image, *outputs)}
     axes |= {name: _IMAGE_AXES if system.input_spec.size is None else {0: "batch"} for name in images}
-    axes["depth"] = {0: "batch", 2: "depth_height", 3: "depth_width"}
+    axes["depth"] = _DEPTH_AXES
     model = traced(_Network(system, list(inputs)), inputs, outputs, axes)
     for name, default in words.items():
-        set_default(model, name, default, per_image=name in per_image)
+        set_default(model, name, default, rows_of="image" if name in per_image else None)
     state_facts(model, facts_of(system, "network", tuple(words)))
+    return model
+
+
+def imagine_graph(system: System) -> onnx.ModelProto:
+    """``Imagines.imagine`` as the graph kind "imagine": text (1 or N, D) and noise (N, C, h / 16, w / 16) to depth."""
+    imagining, words = require(system, Imagines), system.graph_inputs()
+
+    def imagined(text: Tensor, noise: Tensor) -> Tensor:
+        return imagining.imagine(text, noise).depth
+
+    height, width = _trace_size(system.input_spec)
+    inputs = {"text": words["text"].expand(3, -1), "noise": imagining.draw_noise(3, height, width)}
+    axes = {"text": {0: "batch"}, "noise": _IMAGE_AXES, "depth": _DEPTH_AXES}
+    model = traced(_Function(system, imagined), inputs, ["depth"], axes)
+    set_default(model, "text", words["text"], rows_of="noise")
+    state_facts(model, facts_of(system, "imagine", ("text", "noise")))
+    return model
+
+
+def draw_graph(system: System) -> onnx.ModelProto:
+    """``Imagines.draw`` as the graph kind "draw": an image (1, 3, h, w), noise as above, spread (1,), text (1, D)."""
+    imagining, words = require(system, Imagines), system.graph_inputs()
+
+    def drawn(image: Tensor, noise: Tensor, spread: Any, text: Tensor) -> Tensor:
+        return imagining.draw(image, text, noise, spread).depth
+
+    height, width = _trace_size(system.input_spec)
+    inputs = {
+        "image": torch.rand(1, 3, height, width),
+        "noise": imagining.draw_noise(3, height, width),
+        "spread": torch.tensor([0.5]),
+        "text": words["text"],
+    }
+    axes = {"image": {2: "height", 3: "width"}, "noise": _IMAGE_AXES, "depth": _DEPTH_AXES}
+    model = traced(_Function(system, drawn), inputs, ["depth"], axes)
+    set_default(model, "text", words["text"])
+    state_facts(model, facts_of(system, "draw", ("noise", "spread", "text")))
     return model
 
 
@@ -155,17 +205,17 @@ def _trace_size(spec: InputSpec) -> tuple[int, int]:
     return spec.size or (3 * spec.multiple_of, 5 * spec.multiple_of)
 
 
-def set_default(model: onnx.ModelProto, name: str, default: Tensor, *, per_image: bool) -> None:
-    """Let an input be left out, and, ``per_image``, its only row stand for all images of the batch."""
+def set_default(model: onnx.ModelProto, name: str, default: Tensor, rows_of: str | None = None) -> None:
+    """Let an input be left out, and let its only row stand for all rows of the input ``rows_of``."""
     graph = model.graph
-    if per_image:
+    if rows_of is not None:
         rows = f"{name}_of_each"
         for node in graph.node:
             node.input[:] = [rows if one == name else one for one in node.input]
         shape = numpy_helper.from_array(np.array(default.shape[1:], np.int64), f"{name}_columns")
         graph.initializer.append(shape)
         nodes = [
-            helper.make_node("Shape", ["image"], [f"{name}_batch"], start=0, end=1),
+            helper.make_node("Shape", [rows_of], [f"{name}_batch"], start=0, end=1),
             helper.make_node("Concat", [f"{name}_batch", shape.name], [f"{name}_shape"], axis=0),
             helper.make_node("Expand", [name, f"{name}_shape"], [rows]),
         ]

@@ -90,7 +90,7 @@ class DoubleConv(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, groups: int = 4) -> None:
         super().__init__()
-        self.shuffle = nn.ChannelShuffle(groups)
+        self.groups = groups
         self.grouped = nn.Conv2d(inputs, inputs, 3, padding=1, groups=groups)
         self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.shortcut = nn.Conv2d(inputs, outputs, 3, padding=1)
@@ -98,7 +98,8 @@ class DoubleConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         zeros = self.grouped.in_channels - x.shape[1]
         whole = F.pad(x, (0, 0, 0, 0, zeros, 0)) if zeros else x
-        y = F.leaky_relu(F.instance_norm(self.grouped(self.shuffle(whole))))
+        shuffled = whole.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
+        y = F.leaky_relu(F.instance_norm(self.grouped(shuffled)))
         y = F.leaky_relu(F.instance_norm(self.conv(y)))
         output: Tensor = y + of_last_channels(self.shortcut, x)
         return output

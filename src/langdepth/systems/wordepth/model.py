@@ -125,15 +125,18 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
 
     # -- words -----------------------------------------------------------------------------------------------------
 
+    def graph_inputs(self) -> dict[str, Tensor]:
+        return {"text": torch.zeros(1, self.config.text_features)}
+
     def features_of_text(self, count: int, text: Text = None, scene: Scene = None) -> Tensor:
         """Features (B, 1024) of the words about ``count`` images. Raises UsageError."""
         if scene is not None:
             raise UsageError(f"the system '{self.name}' takes no scene; name it in a sentence, as text")
         if text is None:
             return self.neutral_text.expand(count, -1)
-        if len(text) != count:
-            raise UsageError(f"{len(text)} texts for {count} images; give one for each")
         if not isinstance(text, Tensor):
+            if len(text) != count:
+                raise UsageError(f"{len(text)} texts for {count} images; give one for each")
             return self.encode_text(text).to(self.neutral_text)
         text = checked_features(text, (count, self.config.text_features), self.name).to(self.neutral_text)
         return torch.where(text.norm(dim=1, keepdim=True) > 0, text, self.neutral_text)
@@ -202,7 +205,7 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
         return scale.sigmoid() * (o + offset.exp())
 
     def forward(self, image: Tensor, text: Text = None, scene: Scene = None) -> DepthOutput:
-        scenes = self.scene_distribution(self.features_of_text(len(image), text, scene))
+        scenes = self.scene_distribution(self.features_of_text(image.shape[0], text, scene))
         maps = self.encode_image(image)
         return DepthOutput(depth=self.image_step(maps, scenes, self.sampler(maps.x, scenes).float()))
 
@@ -228,7 +231,7 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
                 f"these weights of '{self.name}' have skip_mode always: their text steps were given the image, "
                 "so they give no depth without one"
             )
-        scenes = self.scene_distribution(self.features_of_text(len(noise), text))
+        scenes = self.scene_distribution(self.features_of_text(noise.shape[0], text))
         return DepthOutput(depth=self.decode(scenes.at(self.noise_for(scenes, noise)), None))
 
     def noise_for(self, scenes: Gaussian, noise: Tensor) -> Tensor:
@@ -243,11 +246,11 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
         """
         if not 0 <= spread <= 1:
             raise UsageError(f"spread must lie between 0 and 1, got {spread}")
-        scenes = self.scene_distribution(self.features_of_text(len(image), text))
+        scenes = self.scene_distribution(self.features_of_text(image.shape[0], text))
         maps = self.encode_image(image)
         picked = self.sampler(maps.x, scenes).float()
         mixed = (1 - spread**2) ** 0.5 * picked + spread * self.noise_for(scenes, noise)
-        count = len(mixed)
+        count = mixed.shape[0]
         maps = ImageFeatures(*(part.expand(count, *part.shape[1:]) for part in maps))
         return DepthOutput(depth=self.image_step(maps, scenes, mixed))
 

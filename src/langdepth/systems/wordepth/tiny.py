@@ -99,9 +99,10 @@ class WorDepthTiny(WorDepth):
             return noise
         numbers = noise.flatten(1)  # normal
         distances = torch.cdist(scenes.mean @ self.word_axes.T, self.noise_words).square()
-        near = distances.kthvalue(config.near, dim=1, keepdim=True).values.clamp_min(1e-6)
+        near = distances.topk(config.near, dim=1, largest=False).values[:, -1:].clamp_min(1e-6)
         shares = (-3 * distances / near).softmax(1).cumsum(1)
-        image = (shares < torch.special.ndtr(numbers[:, :1])).sum(1).clamp_max(config.pictures - 1)
+        at = (1 + torch.erf(numbers[:, :1] / 2**0.5)) / 2  # uniform between 0 and 1
+        image = (shares < at).sum(1).clamp_max(config.pictures - 1)
         change = numbers[:, 1 : 1 + config.directions]
         steps = (1 - config.variety**2) ** 0.5 * self.noise_steps[image] + config.variety * change
         drawn = self.noise_mean + torch.einsum("bk,kdhw->bdhw", steps, self.noise_directions)
