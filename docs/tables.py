@@ -17,6 +17,7 @@ import docstring_parser
 from langdepth.data.base import DATASETS, layout
 from langdepth.evaluation.metrics import EXTRA_METRICS, HIGHER_IS_BETTER, METRICS
 from langdepth.evaluation.protocols import PROTOCOLS, SWITCHES
+from langdepth.prediction.results import WRITERS
 from langdepth.systems.registry import PIPELINES, REGISTRY, pipeline
 from langdepth.training.recipe import CIRCUMSTANCES, Recipe
 
@@ -113,6 +114,12 @@ def _field_text(text: str) -> str:
     return text
 
 
+def formats() -> str:
+    """The files that predict and evaluate write of a depth map."""
+    rows = [(f"`{name}`", f"`NAME{writer.suffix}`", writer.content) for name, writer in WRITERS.items()]
+    return table(("`--save`", "file", "content"), rows)
+
+
 def pipelines() -> str:
     """The training images of papers."""
     rows = [(f"`{name}`", (pipeline(name).__doc__ or "").partition("\n")[0]) for name in PIPELINES]
@@ -140,7 +147,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {row} |\n" for row in cells)
 
 
-_MAKERS = (protocols, switches, data_sets, systems, recipe_fields, pipelines, metrics, extra_metrics)
+_MAKERS = (protocols, switches, data_sets, systems, formats, recipe_fields, pipelines, metrics, extra_metrics)
 TABLES: dict[str, Callable[[], str]] = {maker.__name__: maker for maker in _MAKERS}
 
 

@@ -67,12 +67,13 @@ class Writer(NamedTuple):
     """How one format is written.
 
     suffix: the end of its file names. write: fills an open file, and returns what there is to warn of, or None.
-    by_name: whether a file name alone may choose it.
+    by_name: whether a file name alone may choose it. content: what its files hold, for docs/predict.md.
     """
 
     suffix: str
     write: Callable[..., str | None]
     by_name: bool = True
+    content: str = ""
 
 
 @checked
@@ -239,12 +240,19 @@ def _write_ply(result: DepthResult, file: IO[bytes], *, max_points: int | None =
 
 
 WRITERS: dict[str, Writer] = {
-    "depth16": Writer("_depth.png", _write_depth16),
-    "kitti16": Writer(".png", _write_kitti16, by_name=False),
-    "npy": Writer(".npy", _write_npy),
-    "npz": Writer(".npz", _write_npz),
-    "color": Writer("_color.png", _write_color),
-    "ply": Writer(".ply", _write_ply),
+    "depth16": Writer(
+        "_depth.png",
+        _write_depth16,
+        content="16-bit PNG; 1 unit = 1 mm, or a coarser step when depth goes beyond 65.5 m. The step stands in the "
+        "file: `langdepth.utils.depth_files.read_depth16` gives back metres. What rounds to 0 is stored as 1 unit",
+    ),
+    "kitti16": Writer(
+        ".png", _write_kitti16, by_name=False, content="the KITTI benchmark's 16-bit PNG: metres x 256, see below"
+    ),
+    "npy": Writer(".npy", _write_npy, content="float32 metres"),
+    "npz": Writer(".npz", _write_npz, content="depth, valid mask, intrinsics, metadata as JSON"),
+    "color": Writer("_color.png", _write_color, content="colors with a legend in metres; not for measuring"),
+    "ply": Writer(".ply", _write_ply, content="point cloud in metres, colored by the image"),
 }
 
 
