@@ -22,7 +22,7 @@ HEADER = "path_rgb,path_depth,source,split,depth_scale"
 
 
 def write_pair(name: str, factor: float = 1.0, source: str = "lab", split: str = "val") -> str:
-    """A grey image for which the fake system's depth is ``factor`` times the truth; returns its index row."""
+    """A grey image for which the fake system's depth is ``factor`` times the target; returns its index row."""
     save_image(Path(f"data/{name}.png"), grey(0.4))
     depth = (1 + 9 * 102 / 255) / factor
     Image.fromarray(np.full((48, 64), round(depth * 1000), np.uint16)).save(f"data/{name}_depth.png")

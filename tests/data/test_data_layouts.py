@@ -151,7 +151,7 @@ def test_frames_in_a_cache_have_no_other_root(tmp_path: Path, monkeypatch: pytes
 
 
 def bts_lines(rows: list[Row], slash: str = "", up: str = "") -> list[str]:
-    """Lines as BTS has them, with the truth beside the image."""
+    """Lines as BTS has them, with the ground truth beside the image."""
     return [f"{slash}{up}{row.key} {slash}{up}{row.key.split('/')[0]}/{row.path_depth.name} 518.8579" for row in rows]
 
 

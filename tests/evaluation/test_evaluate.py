@@ -52,7 +52,7 @@ KEYS = [
 
 
 class Images:
-    """Even grey images for which FakeSystem's depth is ``factor`` times the truth; None is a broken file."""
+    """Even grey images for which FakeSystem's depth is ``factor`` times the target; None is a broken file."""
 
     name = "grey"
 
@@ -210,7 +210,7 @@ class Sloped(FakeSystem):
 
 
 class FiveMetres(Images):
-    """Truth 5 m everywhere."""
+    """Target 5 m everywhere."""
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)

@@ -42,7 +42,7 @@ class Shades:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two images whose truth is 4 m on the left and 8 m on the right."""
+    """Two images whose ground truth is 4 m on the left and 8 m on the right."""
     root = write_folder(tmp_path / "data", [{}, {}])
     depth = np.repeat(np.array([4000, 8000], np.uint16), 32)[None].repeat(48, 0)
     for number in range(2):
@@ -209,7 +209,7 @@ def test_what_a_map_of_another_size_shows(
 
 
 def test_maps_of_the_frame_are_evaluated_as_the_frame(tmp_path: Path) -> None:
-    """The truth grows downwards, so that a map stretched over the image would be wrong."""
+    """The ground truth grows downwards, so that a map stretched over the image would be wrong."""
     root, folder = write_folder(tmp_path / "data", [{"size": KITTI}]), tmp_path / "predictions"
     truth = np.linspace(2, 60, 375, dtype=np.float32)[:, None].repeat(1242, 1)
     Image.fromarray((truth * 1000).astype(np.uint16)).save(root / "0_depth.png")
@@ -249,7 +249,7 @@ def test_one_folder_of_maps_fits_a_tree_a_file_and_a_cache(tmp_path: Path, monke
 
 @pytest.mark.parametrize("key", ["/{}", "../data/{}", ""])
 def test_a_key_does_not_lead_out_of_the_folder(root: Path, tmp_path: Path, key: str) -> None:
-    """Nobody is evaluated by the truth that lies beside the image."""
+    """Nobody is evaluated by the ground truth that lies beside the image."""
     folder = tmp_path / "predictions"
     folder.mkdir()
     key = key.format(root / "0.png" if key.startswith("/") else "0.png").replace("//", "/")

@@ -66,7 +66,7 @@ def kept(
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Three images, two of them with a camera, sparse truth in the last."""
+    """Three images, two of them with a camera, sparse ground truth in the last."""
     cameras = {"fx": 300, "fy": 300, "cx": 31.5, "cy": 23.5}
     root = write_folder(tmp_path / "data", [cameras, cameras | {"fx": 500}, cameras])
     depth = np.zeros((48, 64), np.uint16)

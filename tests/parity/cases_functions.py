@@ -217,7 +217,7 @@ def metrics_depthclip(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] 
 
 
 def metrics_clip_adapters(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: str) -> Compared:
-    """The metric function of the CLIP adapters, on a prediction of the truth's size."""
+    """The metric function of the CLIP adapters, on a prediction of the target's size."""
     prediction, target = _tensor(arrays["pred"]), _tensor(arrays["gt"])
     protocol = protocols.get("clip-adapters-reference").override(frame="stored", flip=False, clamp_views=False)
     yield from _named_metrics(image_means(StandIn(prediction, prediction), target, protocol), "compute_errors")

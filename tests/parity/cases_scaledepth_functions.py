@@ -86,7 +86,7 @@ def scaledepth_losses(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] 
     yield from _with_gradient("bins_chamfer", chamfer, arrays["bin_edges"], "edges")
 
     def toolbox_silog(prediction: Tensor) -> Tensor:
-        # In millimetres: the value is the same, and the truth of half a millimetre is not clamped.
+        # In millimetres: the value is the same, and the target of half a millimetre is not clamped.
         per_image = zip((1000 * prediction).split(1), (1000 * target).split(1), known.split(1), strict=True)
         return torch.stack([losses.silog(p, t, k, 0.5, 1.0) for p, t, k in per_image]).mean()
 

@@ -110,7 +110,7 @@ def wordepth(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, c
 
 
 def _unseen_feature(weights: dict[str, Tensor] | None, both: Tensor) -> Tensor:
-    """The last refinement's feature, which the system leaves out because nothing looks at it."""
+    """The last refinement's feature, which the system leaves out because nothing uses it."""
     assert weights is not None
     own = {key.removeprefix("ref_2.fw."): value for key, value in weights.items() if key.startswith("ref_2.fw.")}
     head = TwoConvs(both.shape[1], len(own["2.bias"]))

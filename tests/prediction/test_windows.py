@@ -160,7 +160,7 @@ def test_the_depth_of_a_kitti_image_is_resized_twice_when_asked() -> None:
 
 
 class Streets:
-    """Two images of KITTI's sizes with sparse truth, up to beyond 80 m and down to 0."""
+    """Two images of KITTI's sizes with sparse ground truth, up to beyond 80 m and down to 0."""
 
     name = "streets"
     sizes = ((375, 1242), (370, 1224))

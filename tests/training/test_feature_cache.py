@@ -91,11 +91,11 @@ def test_a_batch_gets_what_the_trunk_would_give(name: str, sample_folder: Path, 
 
 
 def test_only_the_views_that_are_used_are_kept(sample_folder: Path) -> None:
-    images, looks_at_both = dataset(sample_folder), build()
+    images, uses_both = dataset(sample_folder), build()
     plain = build("few-shot-clip")
     counts = [len(cache(plain, images, flip).views) for flip in (0.0, 0.5, 1.0)]
     assert counts == [1, 2, 1]
-    assert [len(cache(looks_at_both, images, flip).views) for flip in (0.0, 0.5, 1.0)] == [2, 2, 2]
+    assert [len(cache(uses_both, images, flip).views) for flip in (0.0, 0.5, 1.0)] == [2, 2, 2]
 
 
 def test_files_are_made_once_and_shared(sample_folder: Path, folder: Path, tmp_path: Path) -> None:

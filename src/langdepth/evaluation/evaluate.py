@@ -105,8 +105,8 @@ def evaluate(
     tally, table = run.tally, run.tally.table()
     if not len(table):
         raise LangdepthError(f"none of the {task.count} images of '{dataset.name}' is usable, see the lines above")
-    for doubt in run.plausibility.doubts() if progress and run.rank == 0 else ():
-        warnings.warn(f"{system.name}: {doubt}", stacklevel=3)
+    for problem in run.plausibility.warnings() if progress and run.rank == 0 else ():
+        warnings.warn(f"{system.name}: {problem}", stacklevel=3)
     report = {**_report(task, tally), "seconds": round(time.monotonic() - start, 3)}
     rows = [] if run.sheet is None else run.sheet.gather(table)
     if run.rank == 0 and out is not None:
@@ -147,7 +147,7 @@ def _task(
     if isinstance(system, Predictions):
         if overlay is not None:
             raise UsageError(f"{overlay}: finished depth maps take no overlay; leave the folder out")
-        protocol = system.obeyed(protocol)
+        protocol = system.applicable(protocol)
         steps = system.steps(protocol)
         if isinstance(dataset, RowDataset):
             system = system.matched(dataset.rows)

@@ -337,7 +337,7 @@ def _obeyed(system: System | Predictions | LangdepthError, rules: Protocol) -> P
     """The protocol that finished maps are evaluated under; maps that do not fit it say so when they are."""
     if isinstance(system, Predictions):
         with suppress(UsageError):
-            return system.obeyed(rules)
+            return system.applicable(rules)
     return Predictions.rules(rules)
 
 

@@ -36,7 +36,7 @@ class Plausibility:
             self._correlations.append(float(np.corrcoef(*ranks)[0, 1]))
         self._ratios.append(float(np.median(p) / np.median(t)))
 
-    def doubts(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What does not fit, one line each."""
         found, known = [], bool(self._correlations)
         against = known and max(self._correlations) < _AGAINST
@@ -56,7 +56,7 @@ class Plausibility:
             ratio = float(np.median(self._ratios))
             if not 1 / _TIMES <= ratio <= _TIMES:
                 found.append(
-                    f"the median prediction is {ratio:.3g} times the median true depth: the unit of one of them looks "
+                    f"the median prediction is {ratio:.3g} times the median true depth: the unit of one of them seems "
                     "wrong (--prediction-scale for PNGs, depth_scale of the data; .npy holds metres)"
                 )
         return found

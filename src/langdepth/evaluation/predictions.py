@@ -180,7 +180,7 @@ class Predictions:
         frame[view] = depth
         return frame
 
-    def obeyed(self, protocol: Protocol) -> Protocol:
+    def applicable(self, protocol: Protocol) -> Protocol:
         """The protocol that the maps are evaluated under.
 
         That is ``protocol`` itself where they were saved by an evaluation under the same rules, and otherwise ``rules``
@@ -198,7 +198,7 @@ class Predictions:
         return self.rules(protocol)
 
     def steps(self, protocol: Protocol) -> Protocol:
-        """What of the ``obeyed`` protocol is left to do: of maps saved under it, neither fitting nor averaging."""
+        """What of the ``applicable`` protocol is left to do: of maps saved under it, neither fitting nor averaging."""
         if self.record is None or self.record.hash != protocol.hash:
             return protocol
         done = ("flip", "clamp_views", "window", "stride", "alignment", "training_focal")
