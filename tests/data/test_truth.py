@@ -242,23 +242,23 @@ def test_a_wrong_camera_costs_its_own_image_only(tmp_path: Path, capsys: pytest.
 # Predictions
 
 
-def doubts(prediction: np.ndarray[Any, Any], kind: str = "metric", alignment: Any = "none") -> str:
+def warned(prediction: np.ndarray[Any, Any], kind: str = "metric", alignment: Any = "none") -> str:
     seen = Plausibility(kind, alignment)
     for factor in (1.0, 1.1, 1.3):
         seen.add((prediction * np.float32(factor)).ravel(), (SLOPE * np.float32(factor)).ravel())
-    return " | ".join(seen.doubts())
+    return " | ".join(seen.warnings())
 
 
 def test_disparity_and_other_units_show_in_predictions() -> None:
-    assert doubts(SLOPE) == doubts(2 * SLOPE) == doubts(SLOPE / 10) == ""
-    assert doubts(np.ones_like(SLOPE)) == ""  # a constant goes neither way
-    assert "rank correlation -1.00), as disparity does: --depth-kind disparity" in doubts(1 / SLOPE)
-    assert "as disparity does" in doubts(1 / SLOPE, "relative", "least_squares")  # the fit would turn it round
-    assert doubts(1 / SLOPE, "disparity", "disparity") == ""
-    assert "as no disparity does" in doubts(SLOPE, "disparity", "disparity")
-    assert "the median prediction is 1e+03 times the median true depth" in doubts(1000 * SLOPE)
-    assert "the median prediction is 0.01 times" in doubts(SLOPE / 100)
-    assert doubts(1000 * SLOPE, "relative", "median") == ""
+    assert warned(SLOPE) == warned(2 * SLOPE) == warned(SLOPE / 10) == ""
+    assert warned(np.ones_like(SLOPE)) == ""  # a constant goes neither way
+    assert "rank correlation -1.00), as disparity does: --depth-kind disparity" in warned(1 / SLOPE)
+    assert "as disparity does" in warned(1 / SLOPE, "relative", "least_squares")  # the fit would turn it round
+    assert warned(1 / SLOPE, "disparity", "disparity") == ""
+    assert "as no disparity does" in warned(SLOPE, "disparity", "disparity")
+    assert "the median prediction is 1e+03 times the median true depth" in warned(1000 * SLOPE)
+    assert "the median prediction is 0.01 times" in warned(SLOPE / 100)
+    assert warned(1000 * SLOPE, "relative", "median") == ""
 
 
 @pytest.mark.parametrize(
