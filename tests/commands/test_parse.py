@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,3 +152,39 @@ def test_two_dashes_are_no_value(flag: str) -> None:
 
     with pytest.raises(UsageError, match=rf"^{flag}: expected one argument"):
         _parse.run(command, [f"{flag}=--"], "langdepth x", "")
+
+
+def test_options_of_several_commands_are_explained_once() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Inner:
+        """Base.
+
+        Args:
+            near: Of the base.
+        """
+
+        near: int = 0
+
+    @dataclass(frozen=True, kw_only=True)
+    class Outer(Inner):
+        """More.
+
+        Args:
+            far: Of the class.
+        """
+
+        far: int = 1
+
+    def command(*, device: str = "auto", dtype: str = "own", record: Any) -> None:
+        """Do it.
+
+        Args:
+            dtype: Its own words.
+            record: Both.
+        """
+
+    command.__annotations__["record"] = Outer
+    text = " ".join(_parse.build_parser(command, "it", "it").format_help().split())
+    for words in (_parse.SHARED["device"], "Its own words.", "Of the base.", "Of the class."):
+        assert words in text
+    assert _parse.SHARED["dtype"] not in text

@@ -19,6 +19,17 @@ from langdepth.errors import FileWarning, UsageError, nearest
 from langdepth.utils.numbers import plain_number
 
 _LARGEST = 1e300  # beyond it no calculation goes
+SHARED = {
+    "device": "auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.",
+    "dtype": "Precision of the network.",
+    "batch_size": "How many images of one size go through the network at once.",
+    "clip_weights": "CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's "
+    "file, or the word random; without it open_clip downloads them.",
+    "trust_unit": "Take depth as it is, even where its unit seems wrong.",
+    "words": "Distance words from near to far, with commas, for systems that compare with such words.",
+    "bins": "The distance each of them stands for, metres with commas, rising.",
+}
+"""Options of several commands, whose docstrings need not repeat what they mean."""
 
 
 def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str, example: str) -> int:
@@ -28,8 +39,8 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
     typed ``list[str]``. Keyword-only parameters are options: ``batch_size: int = 4`` is ``--batch-size 8``,
     ``flip: bool = False`` a switch ``--flip``, ``window: tuple[int, int]`` takes HEIGHTxWIDTH, one without a default is
     required, ``system: list[str] | None = None`` may be given several times; of a dataclass each field is an option.
-    Types are checked. The help comes from the docstrings (Google style, section "Args:") and ends with ``example``, one
-    command per line.
+    Types are checked. The help comes from the docstrings (Google style, section "Args:") and ``SHARED``, and ends with
+    ``example``, one command per line.
 
     Each warning during the call is one line on stderr.
 
@@ -84,9 +95,10 @@ def build_parser(function: Callable[..., Any], prog: str, example: str) -> Argum
     import docstring_parser
 
     doc = docstring_parser.parse(inspect.getdoc(function) or "")
-    kinds = [hint for hint in typing.get_type_hints(function).values() if dataclasses.is_dataclass(hint)]
-    params = [param for kind in kinds for param in docstring_parser.parse(inspect.getdoc(kind) or "").params]
-    meaning = {param.arg_name: param.description or "" for param in (*params, *doc.params)}
+    hints = typing.get_type_hints(function).values()
+    kinds = [kind for hint in hints if dataclasses.is_dataclass(hint) for kind in inspect.getmro(hint)]  # type: ignore[arg-type]
+    params = [param for kind in kinds for param in docstring_parser.parse(kind.__doc__ or "").params]
+    meaning = SHARED | {param.arg_name: param.description or "" for param in (*params, *doc.params)}
     lines = "\n".join(f"  {line.strip()}" for line in example.strip().splitlines())
     parser = _Parser(
         prog=prog,

@@ -14,15 +14,31 @@ from langdepth.prediction.options import ColorScale, read_formats, writer_option
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResultOptions:
+class ColorOptions:
+    """Which color stands for which depth.
+
+    Args:
+        range: NEAR,FAR in metres, for example 0,10: the depths that the first and the last color stand for, the same in
+            every image; without it each image has its own.
+        colormap: Name of a matplotlib color map; without it magma_r, near bright and far dark.
+    """
+
+    range: str | None = None
+    colormap: str | None = None
+
+    @cached_property
+    def colors(self) -> ColorScale:
+        """What ``range`` and ``colormap`` state. Raises UsageError."""
+        return ColorScale.from_text(self.range, self.colormap)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultOptions(ColorOptions):
     """Which files are written of each depth map.
 
     Args:
         save: What to write, with commas: depth16 (16-bit PNG, millimetres), kitti16 (the KITTI benchmark's 16-bit PNG,
             metres x 256), npy, npz, color (PNG with a legend), ply.
-        range: NEAR,FAR in metres, for example 0,10: the depths that the first and the last color stand for, the same in
-            every image; without it each image has its own.
-        colormap: Name of a matplotlib color map; without it magma_r, near bright and far dark.
         intrinsics: Camera as fx,fy,cx,cy in pixels of the depth maps, for ply and npz; otherwise EXIF or a guess is
             used.
         fov: Camera as the field of view across the width, in degrees.
@@ -32,8 +48,6 @@ class ResultOptions:
     """
 
     save: str = "depth16,color"
-    range: str | None = None
-    colormap: str | None = None
     intrinsics: str | None = None
     fov: float | None = None
 
@@ -55,11 +69,6 @@ class ResultOptions:
         from langdepth.prediction.results import WRITERS
 
         return {name: WRITERS[name].suffix for name in self.formats}
-
-    @cached_property
-    def colors(self) -> ColorScale:
-        """What ``range`` and ``colormap`` state."""
-        return ColorScale.from_text(self.range, self.colormap)
 
     @cached_property
     def camera(self) -> Callable[[int, int], Camera] | None:

@@ -35,9 +35,6 @@ def benchmark(
             trust_unit, protocols, alignment, name) and systems (names, or records of system, clip_weights, depth_kind,
             predictions, prediction_scale, name; all systems without it). docs/evaluate.md has an example.
         out: Folder of the tables and of the cells' reports.
-        device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
-        dtype: Precision of the networks.
-        batch_size: How many images of one size go through a network at once.
     """
     from langdepth.evaluation.matrix import read_matrix, run_matrix
     from langdepth.evaluation.tables import markdown

@@ -7,15 +7,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, wraps
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from langdepth.commands._parse import members, require_use, run
+from langdepth.commands._results import ColorOptions
 from langdepth.data.choice import PairChoice
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluation import protocols
-from langdepth.prediction.options import ColorScale, Precision, read_formats
+from langdepth.prediction.options import Precision, read_formats
 from langdepth.records import WithoutCaption
 
 if TYPE_CHECKING:
@@ -62,8 +63,6 @@ class Evaluated:
         system: Registry name (see "langdepth systems"), .safetensors file, hub id owner/name, or transformers:NAME
             (or :FOLDER) for a depth model of that library; without it tiny. Given several times, the mean of all of
             them is scored.
-        clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
-            or the word random; without it open_clip downloads them.
         depth_kind: What the numbers of a transformers model or of predictions are: metres, depth up to a factor, or
             disparity (the larger the nearer; needs --alignment disparity). Without it the kind of model decides, and
             predictions are metric.
@@ -102,28 +101,18 @@ class Evaluated:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapOptions:
-    """Which maps are kept, and their colors.
+class MapOptions(ColorOptions):
+    """Which maps are kept, and the colors of maps and sheet.
 
     Args:
         save: What to keep of each image, with commas: the formats of predict (depth16, kitti16, npy, npz, color, ply)
             for the depth map as evaluated, and error (PNG of |prediction - target| / target); with --save-dir alone
             depth16,color,error.
         save_dir: Folder for them; without it RESULT_maps beside the report. --predictions takes it.
-        range: NEAR,FAR in metres, for example 0,10: the depths that the first and the last color stand for in saved
-            color maps and in the sheet; without it each image has its own.
-        colormap: Name of a matplotlib color map for them; without it magma_r, near bright and far dark.
     """
 
     save: str | None = None
     save_dir: Path | None = None
-    range: str | None = None
-    colormap: str | None = None
-
-    @cached_property
-    def colors(self) -> ColorScale:
-        """What ``range`` and ``colormap`` state. Raises UsageError."""
-        return ColorScale.from_text(self.range, self.colormap)
 
     def maps(self, report: Path) -> SaveMaps | None:
         """What is kept of an evaluation with this report, or None."""
@@ -179,12 +168,8 @@ def evaluate(
         without_caption: What an image without one does: stop, or be evaluated as if nothing were known about it.
         overlay: Folder of overlays (langdepth data sam), for systems that take one (msa-sam); without it the nearest
             sam_out beside or above the images.
-        trust_unit: Take depth as it is, even where its unit seems wrong.
         protocol: nyu-eigen, kitti-eigen-garg, kitti-eigen, full, or a paper's own, such as depthclip-reference;
             docs/protocols.md gives each to the pixel. Without one, the data set's own.
-        device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
-        dtype: Precision of the network.
-        batch_size: How many images of one size go through the network at once.
     """
     from langdepth.data.base import layout, open_dataset
 

@@ -39,14 +39,10 @@ def prompts(
     Args:
         image: The image file.
         system: A system that compares with distance words: registry name, .safetensors file or hub id.
-        clip_weights: CLIP weights: OpenAI's archive, open_clip's or Hugging Face's file, or the word random.
         prompts: A published prompt set, for example depthclip-words-2, or a YAML file.
-        words: Distance words from near to far, with commas.
-        bins: The distance each of them stands for, metres with commas, rising.
         scene: A scene for which the prompt set has its own words or bins.
         swap: Words to swap with others, each on its own, with commas: far=distant,giant=huge.
         out: Folder for the results.
-        device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
     """
     changes = read_changes(prompts, words, bins)
 

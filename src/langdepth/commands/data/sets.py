@@ -161,7 +161,6 @@ def cache(
         out: Folder to fill; an image of 640x480 takes 1.5 MB.
         choice: Which pairs.
         frame: What is kept of an image; "kb" is the KITTI benchmark's bottom 352 rows and middle 1216 columns.
-        trust_unit: Take depth as it is, even where its unit seems wrong.
     """
     from langdepth.data.tools.cache import write_cache
 
