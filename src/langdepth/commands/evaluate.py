@@ -63,9 +63,11 @@ class Evaluated:
         system: Registry name (see "langdepth systems"), .safetensors file, hub id owner/name, or transformers:NAME
             (or :FOLDER) for a depth model of that library; without it tiny. Given several times, the mean of all of
             them is scored.
-        depth_kind: What the numbers of a transformers model or of predictions are: metres, depth up to a factor, or
-            disparity (the larger the nearer; needs --alignment disparity). Without it the kind of model decides, and
-            predictions are metric.
+        base: For systems that give metres to relative maps (rsa, vgld): the system that makes these, as --system names
+            it, for example transformers:NAME; or the folder of the maps.
+        depth_kind: What the numbers of a transformers model, of relative maps or of predictions are: metres, depth up
+            to a factor, or disparity (the larger the nearer; needs --alignment disparity). Without it the kind of model
+            decides, maps are disparity, and predictions are metric.
         predictions: Evaluate the finished depth maps in this folder instead of a system; docs/evaluate.md says how they
             are found.
         prediction_scale: Units of depth per stored unit of the predictions' 16-bit PNGs.
@@ -76,6 +78,7 @@ class Evaluated:
 
     system: list[str] | None = None
     clip_weights: str | None = None
+    base: str | None = None
     depth_kind: Literal["metric", "relative", "disparity"] | None = None
     predictions: Path | None = None
     prediction_scale: float | None = None
@@ -83,7 +86,7 @@ class Evaluated:
     def __post_init__(self) -> None:
         finished = self.predictions is not None
         advice = "is for systems, and --predictions evaluates finished depth maps; leave one out"
-        require_use(not finished, advice, system=self.system, clip_weights=self.clip_weights)
+        require_use(not finished, advice, system=self.system, clip_weights=self.clip_weights, base=self.base)
         advice = "is for --predictions; systems state their own unit"
         require_use(finished, advice, prediction_scale=self.prediction_scale)
 
@@ -97,7 +100,15 @@ class Evaluated:
         names = members(self.system)
         if sys.stderr.isatty():
             print(f"loading {', '.join(names)}", file=sys.stderr)
-        return load(names, clip_weights=self.clip_weights, depth_kind=self.depth_kind)
+        base = None if self.maps else self.base
+        return load(names, clip_weights=self.clip_weights, base=base, depth_kind=self.depth_kind)
+
+    @property
+    def maps(self) -> Path | None:
+        """The relative maps that ``base`` names, if it names no system."""
+        from langdepth.data.relative import maps_of
+
+        return maps_of(self.base)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +202,7 @@ def evaluate(
         evaluated.load(root),
         dataset,
         rules,
-        overlay=overlay,
+        overlay=overlay or evaluated.maps,
         limit=limit,
         out=out,
         html=html,

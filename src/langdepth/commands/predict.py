@@ -60,6 +60,7 @@ def predict(
     clip_weights: str | None = None,
     depth_kind: Literal["metric", "relative", "disparity"] | None = None,
     overlay: Path | None = None,
+    base: str | None = None,
     output: ResultOptions,
     out: Path = Path("depth"),
     options: PredictOptions,
@@ -88,16 +89,21 @@ def predict(
             and, where they differ, scenes.
         clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
             or the word random; without it open_clip downloads them.
-        depth_kind: What the numbers of a transformers model are, where its kind does not decide it: metres, depth up to
-            a factor, or disparity (the larger the nearer). Only metres are written as metres.
+        depth_kind: What the numbers of a transformers model or of relative maps are where nothing else says it: metres,
+            depth up to a factor, or disparity (the larger the nearer; what maps are taken for). Only metres are written
+            as metres.
         overlay: For systems that take one (msa-sam): the image with masks drawn over it, or the masks (.npz); for
             many images the folder that "langdepth data sam" wrote, or one with files of the same names.
+        base: For systems that give metres to relative maps (rsa, vgld): the system that makes these, as --system names
+            it, for example transformers:NAME; or maps, a file or a folder with files of the images' names (.npy, .npz,
+            .exr, 16-bit .png).
         output: Which files are written of each image.
         out: Folder for the results; sub-folders of the input are kept.
         options: How depth is predicted.
         recursive: Look into the sub-folders of folders.
         resume: Skip images whose results are all there, made of the same image with the same options and weights.
     """
+    from langdepth.data.relative import maps_of
     from langdepth.weights.stamps import weights_stamp
 
     changes = read_changes(prompts, words, bins)
@@ -112,14 +118,17 @@ def predict(
     jobs, problems = find_jobs(images, out, output.suffixes, recursive, done)
     for problem in problems:
         _complain(problem)
-    if overlay is not None:
-        jobs = _with_overlays(jobs, overlay)
+    if overlay is not None and base is not None:
+        raise UsageError("--overlay and --base are for different systems; give one of them")
+    maps = maps_of(base)
+    if overlay is not None or maps is not None:
+        jobs = _with_overlays(jobs, overlay, maps)
     if captions is not None:
         jobs = _with_captions(jobs, captions, text, without_caption or "stop", problems)
     known = len(jobs)
     how = origin(
         *(__version__, [weights_stamp(name) for name in members(system)], stamp(clip_weights), changes, text, scene),
-        depth_kind,
+        *(depth_kind, weights_stamp(base) if base and maps is None else None),
         *(asdict(replace(output, save="npz")), asdict(replace(options, device=None, batch_size=1))),
     )
     jobs = [replace(job, made_of=job.origin(how)) for job in jobs]
@@ -139,7 +148,13 @@ def predict(
     from langdepth.weights.checkpoint import load
 
     results = predict_stream(
-        load(members(system), clip_weights=clip_weights, prompts=changes, depth_kind=depth_kind),
+        load(
+            members(system),
+            clip_weights=clip_weights,
+            prompts=changes,
+            base=None if maps else base,
+            depth_kind=depth_kind,
+        ),
         jobs,
         read=Job.open,
         text=text if captions is None else lambda job: job.caption,
@@ -183,15 +198,19 @@ class Job:
 # Before the work: options, inputs, names of outputs.
 
 
-def _with_overlays(jobs: list[Job], overlay: Path) -> list[Job]:
-    """Each image with the file ``overlay``, or with its own in the folder ``overlay``."""
-    if overlay.is_dir():
-        from langdepth.data.overlays import Overlays
+def _with_overlays(jobs: list[Job], masks: Path | None, maps: Path | None) -> list[Job]:
+    """Each image with the one file, or with its own in the one folder, of masks or relative maps."""
+    from langdepth.data.masks import MASKS
+    from langdepth.data.overlays import Overlays
+    from langdepth.data.relative import relative_maps
 
-        found = Overlays(overlay)
+    kind, overlay = (MASKS, masks) if maps is None else (relative_maps("disparity"), maps)
+    assert overlay is not None
+    if overlay.is_dir():
+        found = Overlays(overlay, kind)
         return [replace(job, overlay=found.find(job.place, job.source) or found.published(job.place)) for job in jobs]
     if len(jobs) > 1:
-        raise UsageError(f"--overlay: {overlay} is no folder, but there are {len(jobs)} images; each needs its own")
+        raise UsageError(f"{overlay} is no folder, but there are {len(jobs)} images; each needs its own")
     return [replace(job, overlay=overlay) for job in jobs]
 
 

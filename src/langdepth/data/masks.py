@@ -1,12 +1,13 @@
-"""An image with masks drawn over it, which some systems take beside the image: drawn ones, or masks to be drawn."""
+"""What some systems take beside the image, its overlay: the image with masks drawn over it, or masks to be drawn."""
 
 from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,28 @@ from langdepth.utils.reading import open_regular
 
 MAX_MASK_BYTES = 1_000_000_000
 OPACITY = 0.35  # as in SAM's demonstration notebook
+
+OverlayReader = Callable[[Any, npt.NDArray[np.uint8]], npt.NDArray[Any]]
+"""From a file, or what else the kind takes, and the image (H, W, 3) to (H, W, C), uint8 or float32."""
+
+
+class OverlayKind(NamedTuple):
+    """What a system takes beside the image.
+
+    what: its name in messages. endings: of its file names, after the image's name; the first that is there counts.
+    read: opens one. advice: how to get them. folder: of overlays, where none is named.
+    """
+
+    what: str
+    endings: tuple[str, ...]
+    read: OverlayReader
+    advice: str
+    folder: str | None
+
+    @property
+    def one(self) -> str:
+        """Its name with the article."""
+        return f"{'an' if self.what[0] in 'aeiou' else 'a'} {self.what}"
 
 
 def draw_masks(image: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], seed: int = 0) -> npt.NDArray[np.uint8]:
@@ -76,3 +99,12 @@ def _require_fit(size: tuple[int, ...], shape: tuple[int, ...], dtype: np.dtype[
 def color_seed(name: str) -> int:
     """A seed by the name of an image, so that its colors are the same in every run."""
     return zlib.crc32(name.encode())
+
+
+MASKS = OverlayKind(
+    "overlay",
+    (".jpg", ".png", ".npz"),
+    read_overlay,
+    "draw SAM's masks over the images with 'langdepth data sam' and name their folder (--overlay, data.overlay)",
+    folder="sam_out",  # where the published data has them, beside the images
+)

@@ -16,23 +16,22 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from langdepth.data.lists import Listing
+from langdepth.data.masks import MASKS, OverlayKind
 from langdepth.data.rows import Row
 from langdepth.errors import LangdepthError, UsageError, first_few, text_flaw
 from langdepth.utils.files import atomic_path
 from langdepth.utils.reading import read_csv
 
-FOLDER = "sam_out"
-"""Where the published data has its overlays, beside the images."""
 INDEX = "overlays.csv"
 COLUMNS = ("image", "overlay")
-_SUFFIXES = (".jpg", ".png", ".npz")
 
 
 class TakesOverlay(Protocol):
-    """A system, of which this module asks its name and whether it takes an overlay."""
+    """A system, of which this module asks its name and which overlays it takes."""
 
     name: str
     takes_overlay: bool
+    overlay_kind: OverlayKind
 
 
 def overlay_names(images: Sequence[Path]) -> dict[Path, Path]:
@@ -83,16 +82,16 @@ def _read_table(folder: Path) -> dict[str, str]:
 
 
 class Overlays:
-    """The overlays in a folder.
+    """The overlays of one kind in a folder.
 
     Raises:
         LangdepthError: There is no such folder, or its index is damaged.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, kind: OverlayKind = MASKS) -> None:
+        self.folder, self.kind = Path(folder), kind
         if not self.folder.is_dir():
-            raise LangdepthError(f"{folder}: no such folder of overlays")
+            raise LangdepthError(f"{folder}: no such folder of {kind.what}s")
         self._index = _read_table(self.folder)
         self._there = Listing()
 
@@ -103,14 +102,14 @@ class Overlays:
 
     def published(self, image: Path) -> Path:
         """Where the overlay of an image would lie by the published name."""
-        return self.folder / overlay_names([image])[image]
+        return (self.folder / overlay_names([image])[image]).with_suffix(self.kind.endings[0])
 
     def _places(self, image: Path) -> Iterator[Path]:
         """Where the overlay of a relative path may lie: by the index, by the published name, by the image's own."""
         if image.as_posix() in self._index:
             yield self.folder / self._index[image.as_posix()]
         for name in (self.published(image), self.folder / image):
-            yield from (name.with_suffix(suffix) for suffix in _SUFFIXES)
+            yield from (name.with_name(name.stem + ending) for ending in self.kind.endings)
         yield self.folder / image
 
 
@@ -120,8 +119,8 @@ def with_overlays(rows: Sequence[Row], system: TakesOverlay, folder: str | Path 
     Args:
         rows: Of a data set.
         system: What they are for.
-        folder: Of the overlays; without it what the data set's index names, or else the nearest ``sam_out`` beside or
-            above each image.
+        folder: Of the overlays; without it what the data set's index names, or else the nearest folder of the name
+            that this kind has, beside or above each image.
 
     Raises:
         UsageError: A folder is given, but the system takes no overlay.
@@ -131,7 +130,8 @@ def with_overlays(rows: Sequence[Row], system: TakesOverlay, folder: str | Path 
         if folder is not None:
             raise UsageError(f"{folder}: the system '{system.name}' takes no overlay; leave the folder out")
         return list(rows)
-    folders, found, missing = _Folders(folder), list[Row](), list[Row]()
+    kind = system.overlay_kind
+    folders, found, missing = _Folders(folder, kind), list[Row](), list[Row]()
     for row in rows:
         overlay = row.path_overlay if folder is None else None
         if overlay is None:
@@ -139,14 +139,14 @@ def with_overlays(rows: Sequence[Row], system: TakesOverlay, folder: str | Path 
             overlay = None if overlays is None else overlays.find(*_names(row))
         if overlay is None:
             missing.append(row)
-        found.append(replace(row, path_overlay=overlay))
+        found.append(replace(row, path_overlay=overlay, read_overlay=kind.read))
     if missing:
         overlays = folders.of(missing[0])
-        where = f"since there is no folder {FOLDER} beside them" if overlays is None else f"in {overlays.folder}"
+        nowhere = "" if kind.folder is None else f" since there is no folder {kind.folder} beside them"
+        where = f" in {overlays.folder}" if overlays is not None else nowhere
         raise LangdepthError(
-            f"'{system.name}' needs an overlay for each image; {len(missing)} of {len(rows)} have none {where}: "
-            f"{first_few(list(map(_shown, missing)))}; draw them with 'langdepth data sam' and name their folder "
-            "(--overlay, data.overlay)"
+            f"'{system.name}' needs {kind.one} for each image; {len(missing)} of {len(rows)} have none{where}: "
+            f"{first_few(list(map(_shown, missing)))}; {kind.advice}"
         )
     _require_one_each(found)
     return found
@@ -165,20 +165,23 @@ def _require_one_each(rows: Sequence[Row]) -> None:
 
 
 class _Folders:
-    """The folder of overlays of each row: the one that was named, or the nearest ``sam_out`` above its image."""
+    """The folder of overlays of each row: the one that was named, or the kind's own one, nearest above its image."""
 
-    def __init__(self, folder: str | Path | None) -> None:
-        self.named = None if folder is None else Overlays(folder)
+    def __init__(self, folder: str | Path | None, kind: OverlayKind) -> None:
+        self.kind = kind
+        self.named = None if folder is None else Overlays(folder, kind)
         self._known: dict[Path, Overlays | None] = {}
 
     def of(self, row: Row) -> Overlays | None:
         return self.named or self._nearest(Path(os.path.abspath(row.path_rgb.parent)))
 
     def _nearest(self, folder: Path) -> Overlays | None:
+        if self.kind.folder is None:
+            return None
         if folder not in self._known:
-            here, above = folder / FOLDER, folder.parent
+            here, above = folder / self.kind.folder, folder.parent
             if here.is_dir():
-                self._known[folder] = Overlays(here)
+                self._known[folder] = Overlays(here, self.kind)
             else:
                 self._known[folder] = None if folder == above else self._nearest(above)
         return self._known[folder]

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from langdepth.camera import Camera, turned_upright
 from langdepth.data.hdf5 import read_hdf5
 from langdepth.data.lists import Listing
-from langdepth.data.masks import read_overlay
+from langdepth.data.masks import OverlayReader, read_overlay
 from langdepth.errors import ImageError, LangdepthError, UsageError, first_few
 from langdepth.records import Sample, WithoutCaption
 from langdepth.utils.depth_files import depth_orientation, read_depth
@@ -113,6 +113,7 @@ class Row:
     scene: int = -1
     text: str | None = None
     path_overlay: Path | None = None
+    read_overlay: OverlayReader = read_overlay
     size: tuple[int, int] | None = None
     intrinsics: Intrinsics | None = None
     stated: dict[str, str] = field(default_factory=dict)
@@ -282,6 +283,12 @@ def present(
 # Samples
 
 
+class ReadsWords(Protocol):
+    """A system, of which this module asks whether it takes captions as sentences."""
+
+    reads_sentences: bool
+
+
 class RowDataset:
     """The rows of a data set as samples at their stored size.
 
@@ -310,7 +317,7 @@ class RowDataset:
         if captions is not None:
             from langdepth.text.caption_features import open_captions
 
-            self.captions = open_captions(captions)
+            self.captions = open_captions(captions, sentences_alone=True)
             missing = [row for row in rows if self._caption(row) is None]
             if missing and without_caption == "stop":
                 raise LangdepthError(
@@ -320,6 +327,11 @@ class RowDataset:
 
     def _caption(self, row: Row) -> Found | None:
         return self.captions.find(row.key, row.text) if self.captions is not None else None
+
+    def require_words_for(self, system: ReadsWords) -> None:
+        """Raise LangdepthError where the captions are sentences alone and the system needs their features."""
+        if self.captions is not None and not system.reads_sentences:
+            self.captions.require_features()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -342,10 +354,12 @@ class RowDataset:
             caption = self._caption(row)
             text = row.text if caption is None else caption.sentence
             known = None if caption is None else caption.row
-            text_features = torch.zeros(self.captions.width) if known is None else self.captions.feature(known)
+            if self.captions.features is not None:
+                text_features = torch.zeros(self.captions.width) if known is None else self.captions.feature(known)
         overlay: Tensor | None = None
         if row.path_overlay is not None:
-            overlay = torch.tensor(read_overlay(row.path_overlay, pixels)).permute(2, 0, 1).float() / 255
+            values = torch.tensor(row.read_overlay(row.path_overlay, pixels)).permute(2, 0, 1)
+            overlay = values.float() / 255 if values.dtype == torch.uint8 else values
         depth = torch.from_numpy(metres).unsqueeze(0)
         return Sample(
             image=torch.tensor(pixels).permute(2, 0, 1),

@@ -89,10 +89,11 @@ def _predict(system: DepthSystem, samples: list[Sample], image: Tensor, protocol
     if system.takes_overlay:
         without = [sample.path for sample in samples if sample.overlay is None]
         if without:
-            raise UsageError(f"{without[0]}: '{system.name}' needs an overlay, and this sample has none")
+            raise UsageError(f"{without[0]}: '{system.name}' needs {system.overlay_kind.one}, and this sample has none")
         overlays = torch.stack([sample.overlay for sample in samples if sample.overlay is not None])
         overlay = overlays[window][view].to(system.device)
     words = [sample.text_features for sample in samples if sample.text_features is not None]
+    sentences = [sample.text or "" for sample in samples] if system.reads_sentences else None
     if words and not system.text_per_image:
         raise UsageError(f"'{system.name}' takes no captions of images; leave them out")
     try:
@@ -100,7 +101,7 @@ def _predict(system: DepthSystem, samples: list[Sample], image: Tensor, protocol
             output = infer(
                 system,
                 image[view].to(system.device),
-                torch.stack(words).to(system.device) if words else None,
+                torch.stack(words).to(system.device) if words and sentences is None else sentences,
                 overlay=overlay,
                 flip=protocol.flip,
                 resize=protocol.resize,

@@ -155,6 +155,7 @@ def _task(
         system = move(system, device).eval().inference_copy()
         if isinstance(dataset, RowDataset):
             dataset = copy.copy(dataset)
+            dataset.require_words_for(system)
             dataset.rows = with_overlays(dataset.rows[:count], system, overlay)
     require_comparable(system, steps)
     facts = _facts(system, dataset, limit)

@@ -36,6 +36,7 @@ from langdepth.prediction.options import Precision
 from langdepth.records import WithoutCaption
 from langdepth.systems import registry
 from langdepth.systems.base import System
+from langdepth.systems.capabilities import HasFrozenTrunk, TakesBase
 from langdepth.text.cache import add_tensors
 from langdepth.utils.arguments import checked
 from langdepth.utils.files import locked
@@ -54,6 +55,7 @@ class MatrixSystem:
     system: str = ""
     name: str = ""
     clip_weights: str | None = None
+    base: str | None = None
     depth_kind: ScaleKind | None = None
     predictions: Path | None = None
     prediction_scale: float | None = None
@@ -309,17 +311,18 @@ def fingerprint(system: System) -> str:
     facts = [system.name, system.scale_kind, to_mapping(system.config)]
     digest = hashlib.sha256(json.dumps(facts, default=str).encode())
     add_tensors(digest, system.state_dict())
+    trunk = system.frozen_trunk() if isinstance(system, TakesBase) and isinstance(system, HasFrozenTrunk) else None
+    if trunk is not None:  # the base is no part of the system's own tensors
+        add_tensors(digest, trunk[0].state_dict())
     return digest.hexdigest()[:16]
 
 
 def _loaded(row: MatrixSystem) -> System | LangdepthError | None:
     """The row's system, or why there is none; None for finished predictions, which belong to a data set."""
     try:
-        return (
-            None
-            if row.predictions
-            else checkpoint.load(row.system, clip_weights=row.clip_weights, depth_kind=row.depth_kind)
-        )
+        if row.predictions:
+            return None
+        return checkpoint.load(row.system, clip_weights=row.clip_weights, base=row.base, depth_kind=row.depth_kind)
     except Exception as error:
         return cause(error)
 

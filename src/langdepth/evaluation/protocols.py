@@ -349,6 +349,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(name="wordepth-nyu-reference", crop="eigen-nyu", max_depth=10.0),
         Protocol(name="wordepth-kitti-reference", frame="kb", crop="garg", max_depth=80.0),
+        Protocol(name="rsa-nyu-reference", max_depth=10.0),
         _SCALEDEPTH,
         dataclasses.replace(_SCALEDEPTH, name="scaledepth-k-reference", resize="bilinear-twice", **_GARG),
         _SCALEDEPTH_NK,

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from langdepth._version import __version__
 from langdepth.camera import Camera
-from langdepth.data.masks import read_overlay
 from langdepth.errors import (
     FileWarning,
     ImageError,
@@ -133,16 +132,17 @@ class Predictor:
                 pixels=image.pixels if self.keep_image else None,
             )
 
-    def _overlay(self, request: Request, image: DecodedImage) -> npt.NDArray[np.uint8] | None:
+    def _overlay(self, request: Request, image: DecodedImage) -> npt.NDArray[Any] | None:
         if request.overlay is None:
             return None
         try:
-            return read_overlay(request.overlay, image.pixels)
+            return self.system.overlay_kind.read(request.overlay, image.pixels)
         except ImageError as error:
-            raise ImageError(f"{image.path or 'image in memory'}: its overlay {error}") from None
+            what = self.system.overlay_kind.what
+            raise ImageError(f"{image.path or 'image in memory'}: its {what} {error}") from None
 
-    def _shrink(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
-        """(H, W, 3) to (1, 3, h, w) at network size; for windows at its own."""
+    def _shrink(self, pixels: npt.NDArray[Any]) -> Tensor:
+        """(H, W, C) to (1, C, h, w) at network size; for windows at its own."""
         writeable = torch.from_numpy(np.require(pixels, requirements="W"))  # torch has no read-only tensors
         image = writeable.permute(2, 0, 1)[None]
         return to_network_size(self.system, image) if self.options.window is None else image

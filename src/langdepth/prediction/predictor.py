@@ -49,8 +49,8 @@ def predict_images(
         text: A sentence about the image, or its CLIP feature: (D,) or (N, D), see ``words.words_per_image``.
         scene: A name of ``system.scenes``.
         camera: Known intrinsics, which go before those that EXIF states.
-        overlay: For systems that take one, the image with masks drawn over it or a file of masks (see
-            ``data.masks.read_overlay``), as many as images.
+        overlay: For systems that take one, what ``system.overlay_kind.read`` takes: the image with masks drawn over it
+            or a file of masks, or a relative map; as many as images.
         **options: Fields of ``PredictOptions``. Without ``device`` the system stays where it is.
 
     Raises:
@@ -112,7 +112,7 @@ def predict_stream(
         text: Words about all images, or a function that gives the words about each.
         scene: A name of ``system.scenes``.
         camera: Known intrinsics, which go before those that EXIF states.
-        overlay: Turns a path into what ``read_overlay`` takes, for systems that need one.
+        overlay: Turns a path into what ``system.overlay_kind.read`` takes, for systems that need one.
         workers: Threads that decode; None for one per core, at most 8.
         keep_image: Whether results hold the image.
         **options: Fields of ``PredictOptions``.
@@ -169,8 +169,6 @@ def _needed_overlay(system: DepthSystem, source: Any) -> Any:
     if source is not None and not system.takes_overlay:
         raise UsageError(f"the system '{system.name}' takes no overlay; leave it out")
     if source is None and system.takes_overlay:
-        raise UsageError(
-            f"the system '{system.name}' needs an overlay beside every image, the image with SAM's masks drawn "
-            "over it: make them with 'langdepth data sam' and name their folder with --overlay"
-        )
+        kind = system.overlay_kind
+        raise UsageError(f"the system '{system.name}' needs {kind.one} beside every image; {kind.advice}")
     return source

@@ -83,9 +83,13 @@ def _as_features(text: Any) -> Tensor:
 
 
 def batch_of(system: DepthSystem, words: Sequence[Words | None]) -> Text:
-    """The words of a batch as a system takes them: all are sentences, all features, or all None."""
+    """The words of a batch as a system takes them: all are sentences, all features, or all None.
+
+    Captions that have both reach a system that reads sentences as these.
+    """
     known = [one for one in words if one is not None]
-    features = [one.feature for one in known if one.feature is not None]
+    spoken = system.reads_sentences and all(one.sentence is not None for one in known)
+    features = [] if spoken else [one.feature for one in known if one.feature is not None]
     if features:
         return torch.stack(features) if system.text_per_image else features[0]
     return [one.sentence or "" for one in known] or None

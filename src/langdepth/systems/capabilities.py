@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from langdepth.data.masks import MASKS, OverlayKind
 from langdepth.errors import UsageError, first_few
+from langdepth.evaluation.protocols import ScaleKind
 from langdepth.records import Batch, DepthOutput, InputSpec
 
 Text = list[str] | Tensor | None
@@ -41,7 +43,11 @@ class DepthSystem(nn.Module):
     text_per_image: bool = True
     """Whether a feature matrix given as text has a row per image; False: its rows are words, for all images."""
     takes_overlay: bool = False
-    """Whether ``forward`` needs ``overlay``: (B, 3, H, W) in [0, 1], the images with masks drawn over them."""
+    """Whether ``forward`` needs ``overlay``, (B, C, H, W): by default the images with masks over them, in [0, 1]."""
+    overlay_kind: OverlayKind = MASKS
+    """What the overlays are, and how their files are read."""
+    reads_sentences: bool = False
+    """Whether captions reach it as sentences even where their features, which have norm 1, are known."""
     config: Any
     input_spec: InputSpec
     provenance: dict[str, Any]
@@ -184,6 +190,16 @@ class TakesPrompts(DepthSystem):
 
     def use_prompts(self, prompts: Mapping[str, Any], clip_weights: str | Path | None = None) -> None:
         """Replace its words or bins (fields of ``text.prompts.PromptSet``); new sentences need CLIP weights."""
+        raise NotImplementedError
+
+
+class TakesBase(DepthSystem):
+    """It gives metres to the relative maps of another system, its base, or to maps that come with the images."""
+
+    lacking: ClassVar[str] = "makes its own depth maps; leave the base out"
+
+    def use_base(self, base: DepthSystem | None, numbers: ScaleKind = "disparity") -> None:
+        """Take relative maps from ``base``, or, with None, from files beside the images that hold ``numbers``."""
         raise NotImplementedError
 
 

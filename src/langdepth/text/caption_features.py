@@ -109,18 +109,24 @@ class Captions:
         """``where``, and, for the message about an image without caption, that no image could have one."""
         return self.where if self else f"{self.where}, which names no images (name both: CAPTIONS,{self.where})"
 
-    def feature(self, row: int) -> Tensor:
-        """(D,) float32. Raises LangdepthError where only sentences are known."""
+    def require_features(self) -> Half:
+        """The features. Raises LangdepthError where only sentences are known."""
         if self.features is None:
             raise LangdepthError(f"{self.where}: holds captions without features; {FORMS}")
-        return torch.from_numpy(self.features[row].astype(np.float32))
+        return self.features
+
+    def sentences(self) -> list[str]:
+        """The distinct captions."""
+        return list(self._by_sentence)
+
+    def feature(self, row: int) -> Tensor:
+        """(D,) float32. Raises LangdepthError where only sentences are known."""
+        return torch.from_numpy(self.require_features()[row].astype(np.float32))
 
     def distinct(self) -> tuple[list[str], Tensor]:
         """The sentences, each once, and their features (N, D) float32. Raises LangdepthError without features."""
-        if self.features is None:
-            raise LangdepthError(f"{self.where}: holds captions without features; {FORMS}")
-        rows = np.array(list(self._by_sentence.values()), int)
-        return list(self._by_sentence), torch.from_numpy(self.features[rows].astype(np.float32))
+        features, rows = self.require_features(), np.array(list(self._by_sentence.values()), int)
+        return self.sentences(), torch.from_numpy(features[rows].astype(np.float32))
 
 
 def open_captions(source: str | Path | Captions, *, sentences_alone: bool = False) -> Captions:

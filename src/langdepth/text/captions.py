@@ -215,12 +215,14 @@ def _of_norm_1(features: npt.NDArray[np.float32], where: str) -> Half:
 class ClipSentences:
     """Sentences to features as the published ones were made: CLIP's text tower, divided by the norm, through float16.
 
-    ``clip_weights``: a file, None for open_clip's own download, or "random". Raises as ``find_clip_weights`` does.
+    ``clip_weights``: a file, None for open_clip's own download, or "random". ``raw``: features as the tower gives them,
+    float32 and not brought to norm 1. Raises as ``find_clip_weights`` does.
     """
 
-    def __init__(self, clip_weights: str | Path | None, architecture: str = "RN50") -> None:
+    def __init__(self, clip_weights: str | Path | None, architecture: str = "RN50", *, raw: bool = False) -> None:
         from langdepth.backbones.clip_weights import find_clip_weights
 
+        self.raw = raw
         self.weights = find_clip_weights(clip_weights, architecture, quick_gelu=True)
         self._encoded: dict[str, Tensor] = {}
 
@@ -228,14 +230,15 @@ class ClipSentences:
         return self  # large; copies share the encoded sentences
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
-        """(B, D) float32 of norm 1; each distinct sentence is computed once. Raises UsageError for an empty one."""
-        from langdepth.text.clip_text import encode_sentences
+        """(B, D) float32; each distinct sentence is computed once. Raises UsageError for an empty one."""
+        from langdepth.text.clip_text import encode_sentences, raw_text_features
 
         if not all(sentence.strip() for sentence in sentences):
             raise UsageError("a text is empty; describe the image, or leave it out")
         new = [sentence for sentence in dict.fromkeys(sentences) if sentence not in self._encoded]
         if new:
-            self._encoded.update(zip(new, encode_sentences(new, self.weights).half().float(), strict=True))
+            encoded = raw_text_features(new, self.weights) if self.raw else encode_sentences(new, self.weights)
+            self._encoded.update(zip(new, encoded if self.raw else encoded.half().float(), strict=True))
         return torch.stack([self._encoded[sentence] for sentence in sentences])
 
 

@@ -92,6 +92,25 @@ def tokenize(sentences: Sequence[str]) -> Tensor:
     return rows
 
 
+def raw_text_features(sentences: Sequence[str], weights: ClipWeights) -> Tensor:
+    """CLIP's features (N, D) float32 of the sentences as they are, not brought to norm 1; cached (text/cache.py)."""
+    computed = False
+
+    def compute() -> Tensor:
+        nonlocal computed
+        computed = True
+        return _encode(sentences, weights)
+
+    if weights.sha256:
+        key = content_key("clip-text/1", weights.sha256, weights.architecture, weights.quick_gelu, list(sentences))
+        raw = remembered(key, compute)
+    else:
+        raw = compute()
+    if not computed:  # sentences that are cut give a warning every time; a token is a byte or more
+        tokenize([sentence for sentence in sentences if len(sentence.encode()) > CONTEXT_LENGTH - 2])
+    return raw
+
+
 def encode_sentences(sentences: Sequence[str], weights: ClipWeights, *, templates: Sequence[str] = ("{}",)) -> Tensor:
     """Unit vectors (N, D) float32 of the sentences, each put into every template.
 
@@ -106,20 +125,7 @@ def encode_sentences(sentences: Sequence[str], weights: ClipWeights, *, template
         if template.count("{}") != 1:
             raise UsageError(f"template {template!r} must have the place '{{}}' once, as in 'a photo of {{}}'")
     final = [template.replace("{}", sentence) for template in templates for sentence in sentences]
-    computed = False
-
-    def compute() -> Tensor:
-        nonlocal computed
-        computed = True
-        return _encode(final, weights)
-
-    if weights.sha256:
-        key = content_key("clip-text/1", weights.sha256, weights.architecture, weights.quick_gelu, final)
-        raw = remembered(key, compute)
-    else:
-        raw = compute()
-    if not computed:  # sentences that are cut give a warning every time; a token is a byte or more
-        tokenize([sentence for sentence in final if len(sentence.encode()) > CONTEXT_LENGTH - 2])
+    raw = raw_text_features(final, weights)
     features = F.normalize(raw.unflatten(0, (len(templates), len(sentences))), dim=-1)
     return F.normalize(features.mean(0), dim=-1)
 

@@ -99,6 +99,7 @@ def _train(recipe: Recipe, resume: bool, stopping: Stopping) -> Path:
     system = start_system(recipe, start if continued else None, train_set.captions)
     require_comparable(system, protocols.get(recipe.train.protocol))
     for dataset in (train_set, val_set):
+        dataset.require_words_for(system)
         dataset.rows = with_overlays(dataset.rows, system, data.overlay)
     loader = _training_loader(recipe, system, train_set, weights, trainer)
     steps = recipe.train.epochs * math.ceil(len(loader) / recipe.accumulate)

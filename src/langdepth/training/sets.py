@@ -18,7 +18,7 @@ def open_sets(data: DataSection) -> tuple[RowDataset, RowDataset]:
 
     Raises UsageError and LangdepthError, see ``data.base.open_dataset`` and ``data.hold_out.held_out``.
     """
-    captions = None if data.captions is None else open_captions(data.captions)
+    captions = None if data.captions is None else open_captions(data.captions, sentences_alone=True)
     opened = partial(open_dataset, captions=captions, without_caption=data.without_caption, trust_unit=data.trust_unit)
     main = partial(opened, data.name, data.root, truth_root=data.truth_root)
     split = None if data.train_list is not None or _unsplit(data) else data.train_split

@@ -105,10 +105,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is bool:
         return type(value).__name__ in ("bool", "bool_")  # Python's or NumPy's
     kind = os.PathLike if hint is Path else origin or hint
-    if kind is Any or (isinstance(kind, type) and issubclass(kind, typing.IO)):  # of which no file is an instance
-        return True
     try:
-        return isinstance(value, kind)
+        return kind in (Any, typing.IO) or isinstance(value, kind)
     except TypeError:  # a type variable, a protocol without a check
         return True
 

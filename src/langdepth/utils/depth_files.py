@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from langdepth.camera import turned_upright
-from langdepth.errors import ImageError
+from langdepth.errors import ImageError, UsageError
 from langdepth.utils.arrays import read_npy, read_npz
 from langdepth.utils.images import (
     GREY_16_BIT,
@@ -70,6 +70,61 @@ def read_depth16(path: str | Path) -> tuple[npt.NDArray[np.float32], float]:
     return values.astype(np.float32) * np.float32(scale), scale
 
 
+def read_map(path: str | Path) -> tuple[npt.NDArray[np.float32], str | None]:
+    """The numbers (H, W) of a depth or disparity map as they are, and what the file says of them.
+
+    The second is "metric", "relative" or "disparity" in 16-bit PNGs and .npz files of this library, else None. Such a
+    PNG is multiplied by its own scale, others hold their numbers; .npy and .npz see ``read_depth``; an .exr has one
+    channel, or one called Z, depth or Y. Not finite and negative numbers stay as they are.
+
+    Raises ImageError, naming the file, as ``read_depth`` does; UsageError for an .exr without the package OpenEXR.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".exr":
+        return _load_exr(Path(path)), None
+    if suffix in (".npy", ".npz"):
+        with binary_stream(path) as (stream, name), decoding(name):
+            return _load_numpy(stream), _stated_kind(stream)
+    with opened_image(path) as (image, _):
+        values, scale = _decode_grey_16_bit(image).astype(np.float32), _stated_scale(image)
+        kind = None if scale is None else json.loads(image.info[PNG_TAG]).get("scale_kind")
+    return values if scale is None else values * np.float32(scale), kind
+
+
+def _stated_kind(stream: IO[bytes]) -> str | None:
+    """What the metadata of an .npz of this library says of its numbers."""
+
+    def check(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        if shape != () or dtype.kind != "U" or dtype.itemsize > 1 << 20:
+            raise ImageError("its metadata is no text")
+
+    stream.seek(0)
+    if not zipfile.is_zipfile(stream) or "metadata.npy" not in zipfile.ZipFile(stream).namelist():
+        return None
+    kind: str | None = json.loads(str(read_npz(stream, lambda _: "metadata", check))).get("scale_kind")
+    return kind
+
+
+def _load_exr(path: Path) -> npt.NDArray[np.float32]:
+    try:
+        import OpenEXR
+    except ImportError:
+        raise UsageError(f"{path}: .exr files need a package: pip install 'langdepth[exr]'") from None
+    with binary_stream(path) as (_, name), decoding(name):
+        with OpenEXR.File(name, header_only=True) as file:
+            (left, top), (right, bottom) = file.header()["dataWindow"]
+            check_pixels(int(right - left) + 1, int(bottom - top) + 1, MAX_PIXELS)
+        with OpenEXR.File(name, separate_channels=True) as file:
+            channels = file.channels()
+            wanted = next((known for known in ("Z", "depth", "Y") if known in channels), None)
+            if wanted is None and len(channels) != 1:
+                raise ImageError(f"has the channels {', '.join(channels)}; a map is one channel, or one called Z")
+            values = np.asarray(channels[wanted or next(iter(channels))].pixels)
+            if not np.issubdtype(values.dtype, np.floating):
+                raise ImageError(f"holds {values.dtype}; a map is in floating point")
+            return values.astype(np.float32)
+
+
 def depth_orientation(path: str | Path) -> int:
     """The EXIF orientation that a depth file states, by which ``read_depth`` has turned it; 1 where there is none."""
     if Path(path).suffix.lower() in (".npy", ".npz"):
@@ -92,7 +147,8 @@ def _stated_scale(image: Image.Image) -> float | None:
 def _decode_grey_16_bit(image: Image.Image) -> npt.NDArray[np.uint16]:
     check_pixels(*image.size, MAX_PIXELS)
     if image.mode not in GREY_16_BIT:
-        raise ImageError(f"a depth map is a 16-bit grey PNG, this one is a {image.format} of mode {image.mode}")
+        coarse = ": 8 bits hold 256 steps, too few for depth" if image.mode in ("L", "LA", "P", "RGB", "RGBA") else ""
+        raise ImageError(f"a depth map is a 16-bit grey PNG, this one is a {image.format} of mode {image.mode}{coarse}")
     if getattr(image, "is_animated", False):
         raise ImageError("holds several pages or frames; a depth map is a file of its own")
     if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:

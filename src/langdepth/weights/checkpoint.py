@@ -15,7 +15,7 @@ from langdepth.errors import CheckpointError, MissingCheckpointError, UsageError
 from langdepth.evaluation.protocols import ScaleKind
 from langdepth.systems import registry
 from langdepth.systems.base import System
-from langdepth.systems.capabilities import ReadsWithClip, StandsOnClip, TakesPrompts, Trainable, require
+from langdepth.systems.capabilities import ReadsWithClip, StandsOnClip, TakesBase, TakesPrompts, Trainable, require
 from langdepth.systems.ensemble import combine
 from langdepth.utils.arguments import checked
 from langdepth.utils.devices import move
@@ -37,6 +37,7 @@ def load(
     offline: bool | None = None,
     clip_weights: str | Path | None = None,
     prompts: Mapping[str, Any] | None = None,
+    base: str | Path | System | None = None,
     depth_kind: ScaleKind | None = None,
 ) -> System:
     """A system with its weights, in eval mode.
@@ -57,8 +58,10 @@ def load(
             systems with a small sentence encoder, what encodes sentences instead of it.
         prompts: Fields of ``langdepth.text.prompts.PromptSet`` that replace the system's own words, templates, bins or
             scenes.
-        depth_kind: What the numbers of a model of transformers are, where its kind does not decide it: "metric",
-            "relative" (depth up to a factor) or "disparity" (the larger the nearer).
+        base: For systems that give metres to relative maps, what these come from: anything that this function takes, or
+            a system. Without it the maps come with the images, as their overlay.
+        depth_kind: What the numbers of a model of transformers, or of such maps, are where nothing else says it:
+            "metric", "relative" (depth up to a factor) or "disparity" (the larger the nearer).
 
     Raises:
         UsageError: For a name that is none of these.
@@ -66,15 +69,35 @@ def load(
     """
     if not isinstance(name, str | Path):
         options: dict[str, Any] = {"clip_weights": clip_weights, "prompts": prompts, "depth_kind": depth_kind}
-        options["offline"] = offline
+        options |= {"offline": offline, "base": base}
         return move(combine([load(one, **options) for one in name]).eval(), device)
     if str(name).startswith(registry.TRANSFORMERS):
-        return move(_load_transformers(str(name), clip_weights, prompts, depth_kind).eval(), device)
-    if depth_kind is not None:
+        system = _load_transformers(str(name), clip_weights, prompts, depth_kind)
+    elif _needs_no_file(str(name)):
+        system = _load_without_file(str(name), clip_weights, prompts)
+    else:
+        system = _load_file(str(name), offline, clip_weights, prompts)
+    if base is not None or isinstance(system, TakesBase):
+        _give_base(require(system, TakesBase), base, offline, depth_kind)
+    elif depth_kind is not None and not str(name).startswith(registry.TRANSFORMERS):
         raise UsageError(f"'{name}' knows what its numbers are; leave the depth kind out")
-    own, weights = _own_class(str(name))
-    if _needs_no_file(str(name)):
-        return move(_load_without_file(str(name), clip_weights, prompts).eval(), device)
+    return move(system.eval(), device)
+
+
+def _give_base(
+    system: TakesBase, base: str | Path | System | None, offline: bool | None, depth_kind: ScaleKind | None
+) -> None:
+    if base is None:
+        system.use_base(None, depth_kind or "disparity")
+        return
+    loaded = base if isinstance(base, System) else load(base, offline=offline, depth_kind=depth_kind)
+    system.use_base(loaded)
+
+
+def _load_file(
+    name: str, offline: bool | None, clip_weights: str | Path | None, prompts: Mapping[str, Any] | None
+) -> System:
+    own, weights = _own_class(name)
     path, label, sha256 = locate(weights, offline)
     if sha256:
         _check_sha256(path, label, sha256)
@@ -86,7 +109,7 @@ def load(
         if not isinstance(system, ReadsWithClip):
             raise UsageError(f"{label}: holds all weights of '{system.name}'; leave the CLIP weights out")
         system.read_with_clip(clip_weights)
-    return move(system.eval(), device)
+    return system
 
 
 def _own_class(name: str) -> tuple[str | None, str]:
