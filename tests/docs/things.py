@@ -28,6 +28,8 @@ from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.data.sets import kitti, nyu
 from langdepth.data.tools.sample import write_sample
 from langdepth.systems import registry
+from langdepth.systems.rsa.official import OFFICIAL_NAMES as rsa_names
+from langdepth.systems.vgld.official import OFFICIAL_NAMES as vgld_names
 from langdepth.systems.wordepth.official import OFFICIAL_NAMES
 from langdepth.text.scene_table import encode_scenes
 from langdepth.text.scenes import SCENES
@@ -322,6 +324,13 @@ def mmengine_checkpoint(path: Path) -> None:
         torch.save({**content, "optimizer": {"state": {}}, "param_schedulers": []}, path)
 
 
+def scale_head(path: Path, name: str, names: Mapping[str, str]) -> None:
+    """The authors' head of a system that gives metres to relative maps; ``names``: their prefixes -> ours."""
+    own = registry.build(name).named_parameters()
+    back = {ours: theirs for theirs, ours in names.items()}
+    torch.save({back[f"{key.partition('.')[0]}."] + key.partition(".")[2]: value for key, value in own}, path)
+
+
 THINGS: dict[str, Thing] = {
     # photos
     "photo.jpg": photo,
@@ -339,6 +348,8 @@ THINGS: dict[str, Thing] = {
     "sam_vit_h_4b8939.pth": Path.touch,
     "dpt": partial(transformers_model, "depth_anything"),
     "depth-anything/Depth-Anything-V2-Small-hf": partial(transformers_model, "depth_anything"),
+    "LiheYoung/depth-anything-small-hf": partial(transformers_model, "depth_anything"),
+    "Intel/dpt-large": partial(transformers_model, "dpt"),
     # data sets
     "nyu": nyu_root,
     "nyu_depth_v2_labeled.mat": nyu_labelled,
@@ -378,4 +389,6 @@ THINGS: dict[str, Thing] = {
     "nyu_class_embeddings_convnext_large_d_320.pth": partial(scene_embeddings, count=27),
     "nyu_kitti_class_embeddings_convnext_large_d_320.pth": partial(scene_embeddings, count=28),
     "iter_40000.pth": mmengine_checkpoint,
+    "rsa-head.pth": partial(scale_head, name="rsa-short", names=rsa_names),
+    "vgld_midas-1_nk_t.pth": partial(scale_head, name="vgld-t", names=vgld_names),
 }

@@ -112,6 +112,7 @@ def test_hashes_of_the_presets_do_not_drift() -> None:
         "prompt-clip-kitti-reference": "d789dd3e278e",
         "wordepth-nyu-reference": "b8046d5d9f87",
         "wordepth-kitti-reference": "a4288617fd04",
+        "rsa-nyu-reference": "10e5d9271c4e",
         "scaledepth-n-reference": "dc4afbfb42a2",
         "scaledepth-k-reference": "9305098b4fe2",
         "scaledepth-nk-nyu-reference": "e372f11c0680",

@@ -47,11 +47,16 @@ CaseFunction = Callable[[dict[str, np.ndarray], dict[str, Tensor] | None, str], 
 
 @dataclass(frozen=True)
 class Case:
-    """A family of case names (shell pattern), where its function is, and the case whose keys file it uses."""
+    """A family of case names (shell pattern), where its function is, and the case whose keys file it uses.
+
+    ``variants``: of a case with several checkpoints, the ends of their keys files' names; the tensors of each then
+    have the variant and a slash before their own name.
+    """
 
     pattern: str
     function: str
     keys: str | None = None
+    variants: tuple[str, ...] = ()
 
 
 _PROMPT_CASES = (
@@ -103,6 +108,8 @@ CASES = (
     Case("wordepth_full*", "cases_wordepth:wordepth", "wordepth_full"),
     Case("wordepth_text*", "cases_wordepth:wordepth", "wordepth_full"),
     Case("wordepth_kitti*", "cases_wordepth:wordepth", "wordepth_kitti"),
+    Case("rsa_scale*", "cases_relative_scale:rsa_scale", "rsa_scale"),
+    Case("vgld*", "cases_relative_scale:vgld", "vgld", ("t", "i", "tci")),
 )
 
 
@@ -184,11 +191,23 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _weights(found: Case, case: str, path: Path, keys: Path | None) -> dict[str, Tensor] | None:
+    if found.variants:
+        return {
+            f"{variant}/{name}": tensor
+            for variant in found.variants
+            for name, tensor in _of_variant(found, case, path, keys, f"_{variant}").items()
+        }
+    return None if found.keys is None and keys is None else _of_variant(found, case, path, keys)
+
+
+def _of_variant(found: Case, case: str, path: Path, keys: Path | None, variant: str = "") -> dict[str, Tensor]:
+    """The checkpoint of a keys file: of ``keys``, or beside it, the one of the variant, or the first that is found."""
     if keys is not None:
-        return dict(_checkpoint(keys))
-    if found.keys is None:
-        return None
-    places = [folder / f"{name}.keys.json" for folder in (path.parent, DATA) for name in (case, found.keys)]
+        stem = keys.name.removesuffix(".keys.json")
+        end = next((f"_{one}" for one in found.variants if stem.endswith(f"_{one}")), "")
+        return dict(_checkpoint(keys.with_name(f"{stem.removesuffix(end)}{variant}.keys.json") if variant else keys))
+    names = [f"{name}{variant}.keys.json" for name in (case, found.keys)]
+    places = [folder / name for folder in (path.parent, DATA) for name in names]
     for place in places:
         if place.is_file():
             return dict(_checkpoint(place))
