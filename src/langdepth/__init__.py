@@ -8,12 +8,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from langdepth._version import __version__
 
+TYPE_CHECKING = False  # the module typing takes longer to import than all that is here
 if TYPE_CHECKING:
+    from typing import Any
+
     from langdepth.api import load, predict
     from langdepth.camera import Camera
     from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError
@@ -51,6 +51,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:  # heavy imports wait until a name is used
     if name in _LAZY:
+        from importlib import import_module
+
         value = getattr(import_module(_LAZY[name]), name)
         globals()[name] = value
         return value

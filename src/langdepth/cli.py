@@ -1,4 +1,7 @@
-"""The command line: a table of verbs, each a function in ``langdepth.commands`` whose signature is its options."""
+"""The command line: a table of verbs, each a function in ``langdepth.commands`` whose signature is its options.
+
+What is imported before ``main`` cannot be interrupted in one line, and is next to nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
-from importlib import import_module
-from typing import IO
 
 from langdepth.errors import LangdepthError, explained, is_memory_error, nearest, one_line
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import IO
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -77,6 +81,8 @@ def _run(argv: Sequence[str]) -> int:
     if argv[0] not in COMMANDS:
         _complain([], f"unknown command '{argv[0]}': {nearest(argv[0], COMMANDS)}")
         return 2
+    from importlib import import_module
+
     module, _, function = COMMANDS[argv[0]][0].partition(":")
     return int(getattr(import_module(module), function)(argv[1:]) or 0)
 
@@ -108,13 +114,19 @@ def _complain(argv: Sequence[str], message: str) -> None:
 
 def _drop_output(stream: IO[str] | None = None) -> None:
     """Let what is still to be printed go nowhere, so that the interpreter ends in silence."""
+    from contextlib import suppress
+
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
 
 
 def entry_point() -> None:
     """Console script."""
-    os.environ["MPLBACKEND"] = "agg"  # no window is opened, and matplotlib stumbles over a backend that is not there
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
-    sys.exit(main())
+    try:
+        os.environ["MPLBACKEND"] = "agg"  # no window is opened
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
+        code = main()
+    except KeyboardInterrupt:  # before or after the work
+        code = 130
+    sys.exit(code)

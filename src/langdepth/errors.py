@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
-from collections.abc import Iterable, Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 _LONGEST, _END = 1200, 400  # characters of a message, and of its end where it is longer
 
@@ -116,6 +118,8 @@ def text_flaw(error: BaseException) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint naming the known word closest to ``name``, or the list of known words when none is close."""
+    import difflib
+
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:

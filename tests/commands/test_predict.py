@@ -106,6 +106,7 @@ def test_one_range_of_colors_for_all_images(run: Run) -> None:
     ("option", "value", "message"),
     [
         ("--range", "10,0", "--range: expected 0 <= NEAR < FAR, for example 0,10, got '10,0'"),
+        ("--range", "-1,5", "--range: expected 0 <= NEAR < FAR, for example 0,10, got '-1,5'"),
         ("--range", "5", "--range: expected NEAR,FAR in metres"),
         ("--range", "0,inf", "--range: expected 0 <= NEAR < FAR"),
         ("--range", "nan,3", "--range: expected 0 <= NEAR < FAR"),

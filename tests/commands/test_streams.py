@@ -26,13 +26,15 @@ def test_streams_that_are_not_there(
     assert cli.main(["nope"]) == 2
     assert cli.main(["predict", str(tmp_path / "gone.jpg")]) == 1
     if "stdin" in streams:
-        assert cli.main(["predict", "-", "--out", str(tmp_path)]) == 1
+        assert cli.main(["predict", "-", "--out", str(tmp_path)]) == 2
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
-@pytest.mark.parametrize(("word", "code"), [("--help", 1), ("--version", 1), ("systems", 1), ("nope", 2)])
+@pytest.mark.parametrize(
+    ("word", "code"), [("--help", 1), ("--version", 1), ("systems", 1), ("nope", 2), ("predict --help", 1)]
+)
 def test_a_full_disk_behind_the_streams_is_no_traceback(word: str, code: int) -> None:
-    command = [sys.executable, "-m", "langdepth", word]
+    command = [sys.executable, "-m", "langdepth", *word.split()]
     with open("/dev/full", "w") as full:
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
         assert ended.returncode == code
@@ -41,9 +43,26 @@ def test_a_full_disk_behind_the_streams_is_no_traceback(word: str, code: int) ->
             assert subprocess.run(command, stderr=full, check=False).returncode == code
 
 
-def test_a_backend_of_matplotlib_that_is_not_there(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "langdepth", "predict", str(tmp_path / "a.jpg"), "--colormap", "virids"]
-    ended = subprocess.run(
-        command, stderr=subprocess.PIPE, text=True, check=False, env={**os.environ, "MPLBACKEND": "nope"}
+@pytest.mark.parametrize("backend", ["nope", "svg"])
+def test_a_backend_of_matplotlib_need_not_be_there(backend: str) -> None:
+    code = (
+        "from langdepth.prediction.options import ColorScale; ColorScale(colormap='viridis')\n"
+        "import matplotlib, os; print(os.environ['MPLBACKEND'], matplotlib.rcParams._get_backend_or_none())"
     )
-    assert ended.stderr == "langdepth predict: unknown color map 'virids': did you mean 'viridis'?\n"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "MPLBACKEND": backend}
+    )
+    assert (ended.stdout.split(), ended.stderr) == ([backend, "None" if backend == "nope" else backend], "")
+
+
+def test_what_cannot_be_interrupted_in_one_line_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import sys; known = {*sys.modules}; import langdepth.cli; print(*{*sys.modules} - known)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(ended.stdout.split()).isdisjoint({"typing", "re", "difflib", "contextlib", "importlib", "collections"})
+
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "main", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        cli.entry_point()

@@ -75,6 +75,9 @@ class _Parser(ArgumentParser):
             self.error(f"{action.option_strings[0]}: expected one argument, got '--'")
         return super()._get_values(action, arg_strings)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        print(message, end="", file=file)  # argparse says nothing where it cannot be written
+
     def error(self, message: str) -> NoReturn:
         """Raise it."""
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
@@ -107,6 +110,7 @@ def build_parser(function: Callable[..., Any], prog: str, example: str) -> Argum
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser._negative_number_matcher = re.compile(r"-[0-9.,]")  # also -1,5 is a value, not an option
     for parameter in _parameters(function):
         flag, settings = _argument(parameter, meaning.get(parameter.name, ""))
         parser.add_argument(flag, **settings)

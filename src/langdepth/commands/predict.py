@@ -245,7 +245,7 @@ def find_jobs(
     """The images to do, each with its own output names, and what is wrong with the inputs."""
     from langdepth.prediction.results import require_own
 
-    if STDIN in inputs and sys.stdin.isatty():
+    if STDIN in inputs and (sys.stdin.isatty() or getattr(sys.stdin, "name", "") == os.devnull):
         raise UsageError("- reads one image from stdin; send one in: langdepth predict - < photo.jpg")
     found = find_images(inputs, out, recursive)
     problems = found.problems

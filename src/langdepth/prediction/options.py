@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -82,10 +85,9 @@ class ColorScale:
         if self.minimum is not None and self.maximum is not None and not self.minimum < self.maximum:
             raise UsageError(f"the range to show must go from near to far, got {self.minimum:g} to {self.maximum:g}")
         if self.colormap != COLORMAP:  # matplotlib takes a while to import
-            import matplotlib
-
-            if self.colormap not in matplotlib.colormaps:
-                raise UsageError(f"unknown color map '{self.colormap}': {nearest(self.colormap, matplotlib.colormaps)}")
+            known = colormaps()
+            if self.colormap not in known:
+                raise UsageError(f"unknown color map '{self.colormap}': {nearest(self.colormap, known)}")
 
     @classmethod
     def from_text(cls, limits: str | None, colormap: str | None) -> ColorScale:
@@ -103,6 +105,20 @@ class ColorScale:
             if not (0 <= low < high and math.isfinite(high)):
                 raise UsageError(f"--range: expected 0 <= NEAR < FAR, for example 0,10, got '{limits}'")
         return cls(minimum=low, maximum=high, colormap=COLORMAP if colormap is None else colormap)
+
+
+def colormaps() -> Mapping[str, Any]:
+    """Those of matplotlib, which a wrong name in the environment would keep from being imported: nothing is shown."""
+    if "matplotlib" not in sys.modules and (backend := os.environ.pop("MPLBACKEND", None)) is not None:
+        import matplotlib
+
+        os.environ["MPLBACKEND"] = backend
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+    import matplotlib
+
+    found: Mapping[str, Any] = matplotlib.colormaps
+    return found
 
 
 AUTOMATIC = ColorScale()

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from langdepth.errors import UsageError
-from langdepth.prediction.options import AUTOMATIC, ColorScale
+from langdepth.prediction.options import AUTOMATIC, ColorScale, colormaps
 
 Pixels = npt.NDArray[np.uint8]
 Depth = npt.NDArray[np.floating[Any]]
@@ -241,9 +241,7 @@ def _range(depth: Depth, usable: npt.NDArray[np.bool_], colors: ColorScale) -> t
 
 def _palette(colormap: str) -> Pixels:
     """(256, 3) uint8."""
-    import matplotlib
-
-    palette: Pixels = matplotlib.colormaps[colormap](np.linspace(0, 1, 256), bytes=True)[:, :3]
+    palette: Pixels = colormaps()[colormap](np.linspace(0, 1, 256), bytes=True)[:, :3]
     return palette
 
 
