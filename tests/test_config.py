@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from langdepth.config import from_mapping, load_yaml, parse_yaml, to_mapping
+from langdepth.config import dump_yaml, from_mapping, load_yaml, parse_yaml, to_mapping
 from langdepth.errors import UsageError
 from langdepth.training.recipe import DataSection
 
@@ -55,7 +56,7 @@ def test_every_kind_of_value_gets_its_type() -> None:
             "weights": {"nyu": 2},
             "options": {"anything": [1, {"deep": None}]},
             "width": "auto",
-            "optim": {"rate": "1e-4", "betas": [0, 1], "schedule": "poly"},
+            "optim": {"rate": 1e-4, "betas": [0, 1], "schedule": "poly"},
         },
     )
     assert run == Run(
@@ -226,6 +227,39 @@ def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("base: &b {lr: 1, wd: 2}\nrun:\n  <<: *b\n  lr: 3\n")
     assert load_yaml(path)["run"] == {"lr": 3, "wd": 2}
+
+
+@pytest.mark.parametrize("text", ["1:30", "0b11", "017", "0x10", "1_000", "0_1e-2", "1:30.5", "no", "On", "2024-01-31"])
+def test_what_yaml_1_1_makes_of_texts(text: str) -> None:
+    assert parse_yaml(f"a: {text}", "x") == {"a": text}
+    with pytest.raises(UsageError, match=f"^rate: expected float, got '{text}'$"):
+        from_mapping(Optim, parse_yaml(f"rate: {text}", "x"))
+    with pytest.raises(UsageError, match="the value cannot be read as a number"):
+        parse_yaml(f"a: !!int {text}", "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("+3", 3),
+        ("-0.5", -0.5),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("1E3", 1000.0),
+        ("-.inf", -math.inf),
+        ("0", 0),
+    ],
+)
+def test_plain_numbers(text: str, value: float) -> None:
+    found = parse_yaml(text, "x")
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_texts_that_look_like_numbers_survive() -> None:
+    for text in ("1e-4", "1:30", "no", "017", ".5", "3", "null"):
+        run = Run(root=Path("x"), note=text)
+        assert from_mapping(Run, parse_yaml(dump_yaml(run), "x")) == run
 
 
 def test_dates_stay_texts_and_aliases_are_read() -> None:

@@ -6,7 +6,7 @@ An unknown key is an error that names the nearest known one.
 from __future__ import annotations
 
 import dataclasses
-import datetime
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -23,6 +23,12 @@ T = TypeVar("T")
 
 MAX_YAML_BYTES = 4_000_000
 MAX_YAML_VALUES = 200_000  # with every alias written out
+_PLAIN = {
+    "bool": "true|True|TRUE|false|False|FALSE",
+    "int": "[-+]?(?:0|[1-9][0-9]*)",
+    "float": r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?i:inf)|\.(?i:nan)",
+}
+_STARTS = {"bool": [*"tTfF"], "int": [*"-+0123456789"], "float": [*"-+.0123456789"]}
 
 
 def load_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
@@ -44,8 +50,37 @@ def load_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
     return content
 
 
+def plain_loader(base: Any) -> Any:
+    """The loader class ``base`` with numbers in plain decimals, true and false alone, as in YAML 1.2.
+
+    YAML 1.1 makes 90 of 1:30, 15 of 017, 3 of 0b11, 1000 of 1_000, false of ``no``, and a date of 2024-01-31; here
+    these stay texts.
+    """
+
+    class Plain(base):
+        pass
+
+    def decimal(loader: Any, node: Any) -> Any:
+        kind, text = node.tag.rpartition(":")[2], loader.construct_scalar(node)
+        if not re.fullmatch(_PLAIN[kind], text):
+            raise ValueError(f"{text!r} is no plain {kind}")
+        return base.yaml_constructors[node.tag](loader, node)
+
+    kept = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
+    Plain.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag in kept]
+        for first, known in base.yaml_implicit_resolvers.items()
+    }
+    for kind, pattern in _PLAIN.items():
+        tag = f"tag:yaml.org,2002:{kind}"
+        Plain.add_implicit_resolver(tag, re.compile(f"(?:{pattern})$"), _STARTS[kind])
+        Plain.add_constructor(tag, decimal)
+    Plain.add_constructor("tag:yaml.org,2002:timestamp", base.construct_yaml_str)
+    return Plain
+
+
 def parse_yaml(text: str, where: str) -> Any:
-    """Plain data from YAML text: mappings, lists, texts, numbers, true, false, null. Dates stay texts.
+    """Plain data from YAML text: mappings, lists, texts, numbers, true, false, null, see ``plain_loader``.
 
     Raises UsageError naming ``where``, line and column for anything else, a key that stands twice, and aliases that
     stand for far more than the text.
@@ -56,7 +91,7 @@ def parse_yaml(text: str, where: str) -> Any:
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         return UsageError(f"{where}: not valid YAML{place}: {problem}")
 
-    class Loader(yaml.SafeLoader):
+    class Loader(plain_loader(yaml.SafeLoader)):  # type: ignore[misc]
         """Refuses a key that stands twice in one mapping, of which YAML would silently keep the last."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -80,13 +115,12 @@ def parse_yaml(text: str, where: str) -> Any:
             _require_few_values(node, refused)
             return super().construct_document(node)
 
-    plain = ("null", "bool", "int", "float", "str", "seq", "map")
+    plain = ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")
     Loader.yaml_constructors = {
         tag: function
-        for tag, function in yaml.SafeLoader.yaml_constructors.items()
+        for tag, function in Loader.yaml_constructors.items()
         if tag is None or tag.rpartition(":")[2] in plain
     }
-    Loader.yaml_constructors["tag:yaml.org,2002:timestamp"] = yaml.SafeLoader.construct_yaml_str
     problems = {
         yaml.reader.ReaderError: "holds a character that YAML does not allow",
         yaml.composer.ComposerError: "an alias without its anchor, or a second document",
@@ -106,6 +140,19 @@ def parse_yaml(text: str, where: str) -> Any:
         raise refused(mark, problem) from None
     except RecursionError:
         raise refused(None, "is nested too deeply") from None
+
+
+def dump_yaml(config: Any) -> str:
+    """A dataclass as YAML that ``parse_yaml`` reads back."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Quotes texts that YAML 1.1 does not take for numbers: 1e-4."""
+
+    plain = re.compile(f"(?:{_PLAIN['float']})$")
+    Dumper.add_implicit_resolver("tag:yaml.org,2002:float", plain, _STARTS["float"])
+    text: str = yaml.dump(to_mapping(config), Dumper=Dumper, sort_keys=False)
+    return text
 
 
 def _require_few_values(root: Any, refused: Callable[[Any, str], UsageError]) -> None:
@@ -237,14 +284,14 @@ def _convert_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _convert_plain(kind: type, value: Any, where: str) -> Any:
-    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        with suppress(ValueError, OverflowError):
-            return float(value)  # YAML 1.1 reads 1e-4 as a string
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            return float(value)
     if kind is Path and isinstance(value, str):
         if "\0" in value:
             raise UsageError(f"{where}: {value!r} is no path, it holds a zero byte")
         return Path(value)
     if (kind is int and isinstance(value, bool)) or not isinstance(value, kind):
-        advice = "; put it in quotes" if kind in (str, Path) and isinstance(value, int | float | datetime.date) else ""
+        advice = "; put it in quotes" if kind in (str, Path) and isinstance(value, int | float) else ""
         raise UsageError(f"{where}: expected {kind.__name__}, got {value!r}{advice}")
     return value

@@ -111,11 +111,12 @@ def test_what_is_no_number(value: str) -> None:
         ("&x", "&x"),
         ("null", None),
         ("~", None),
-        ("1e-4", "1e-4"),
+        ("1e-4", Typed(1e-4, "1e-4")),
         ("[1, 2]", [1, 2]),
         ("{a: 1}", {"a": 1}),
         ("'quoted'", "quoted"),
-        ("007", Typed(7, "007")),
+        ("7", Typed(7, "7")),
+        ("007", "007"),
         ("plain", "plain"),
     ],
 )
@@ -127,12 +128,13 @@ def test_fields_of_a_recipe_lose_nothing(text: str, value: Any) -> None:
 @pytest.mark.parametrize("text", ["007", "1_000", "1:30", "1.50", "yes", ".inf", "'007'"])
 def test_a_name_that_reads_as_another_value_is_used_as_it_was_typed(text: str) -> None:
     words = [word for field in ("root", "val_source", "train_split") for word in (f"--data.{field}", text)]
-    values = _parse.split_overrides([*words, "--data.shots", "010"])[1]
+    values = _parse.split_overrides([*words, "--data.shots", "8"])[1]
     section = from_mapping(DataSection, {key.removeprefix("data."): value for key, value in values.items()})
     plain = text.strip("'")
     assert (section.root, section.val_source, section.train_split, section.shots) == (Path(plain), plain, plain, 8)
-    with pytest.raises(UsageError, match="shots: expected int, got True"):
-        from_mapping(DataSection, {"shots": Typed(True, "yes")})
+    for text, value in (("010", "'010'"), ("1:30", "'1:30'"), ("true", "True")):
+        with pytest.raises(UsageError, match=f"shots: expected int, got {value}"):
+            from_mapping(DataSection, {"shots": _parse.split_overrides(["--data.shots", text])[1]["data.shots"]})
     with pytest.raises(UsageError, match="root: expected Path, got 7; put it in quotes"):  # a file's value has no text
         from_mapping(DataSection, {"root": 7})
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langdepth.config import from_mapping
+from langdepth.config import MAX_YAML_BYTES, from_mapping, plain_loader
 from langdepth.errors import UsageError, first_line
 from langdepth.utils.plugins import load_target
+from langdepth.utils.reading import read_text
 
 if TYPE_CHECKING:
     from langdepth.systems.base import System
@@ -129,13 +130,13 @@ def read_card(path: Path, module: str, package: str | None = None) -> tuple[list
     """
     import yaml
 
+    loader = plain_loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        card = from_mapping(Card, content, "card.")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path}: cannot be read as a card: {first_line(error)}") from None
+        card = from_mapping(Card, yaml.load(read_text(path, MAX_YAML_BYTES), loader), "card.")
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"{path}: cannot be read as a card: {first_line(error)}") from None
     shared = {name: getattr(card, name) for name in ("target", "paper", "paper_url", "repository")}
     entries = []
     for name, system in card.systems.items():
