@@ -19,6 +19,7 @@ from langdepth.errors import ImageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.batch import evaluate_batch
 from langdepth.evaluation.evaluate import evaluate
+from langdepth.evaluation.metrics import HIGHER_IS_BETTER
 from langdepth.evaluation.sheet import sheet_row
 from langdepth.prediction import viz
 from langdepth.records import Batch
@@ -116,7 +117,7 @@ class Validation(Callback):
         kept = ["last"] if step > 0 else []  # where it lies, a run has begun that a new one must not write over
         for number, metric in enumerate(self.recipe.train.monitors):
             value, before = report["image_mean"][metric], self.best.get(metric)
-            sign = 1 if metric.startswith("delta") else -1
+            sign = 1 if HIGHER_IS_BETTER[metric] else -1
             # A pause must not change what the whole run calls best.
             if before is None or (not paused and sign * value > sign * before[0]):
                 kept.append(f"best-{metric}" if number else "best")
