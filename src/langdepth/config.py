@@ -9,7 +9,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -79,17 +79,14 @@ def plain_loader(base: Any) -> Any:
     return Plain
 
 
-def parse_yaml(text: str, where: str) -> Any:
-    """Plain data from YAML text: mappings, lists, texts, numbers, true, false, null, see ``plain_loader``.
+class _Flaw(Exception):
+    """A place in a YAML text (or None) and what is wrong there."""
 
-    Raises UsageError naming ``where``, line and column for anything else, a key that stands twice, and aliases that
-    stand for far more than the text.
-    """
+
+@lru_cache
+def _strict_loader() -> Any:
+    """``plain_loader`` for one document of plain data and a limited size."""
     import yaml
-
-    def refused(mark: Any, problem: str) -> UsageError:
-        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        return UsageError(f"{where}: not valid YAML{place}: {problem}")
 
     class Loader(plain_loader(yaml.SafeLoader)):  # type: ignore[misc]
         """Refuses a key that stands twice in one mapping, of which YAML would silently keep the last."""
@@ -99,20 +96,18 @@ def parse_yaml(text: str, where: str) -> Any:
             for key, _ in node.value:
                 name = key.value if isinstance(key, yaml.ScalarNode) else id(key)
                 if name in seen:
-                    raise refused(key.start_mark, f"key '{name}' stands twice in one mapping")
+                    raise _Flaw(key.start_mark, f"key '{name}' stands twice in one mapping")
                 seen.add(name)
             return super().construct_mapping(node, deep)
 
         def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
             try:
                 return super().construct_object(node, deep)
-            except UsageError:
-                raise
             except (ValueError, OverflowError, TypeError, LookupError, AttributeError):
-                raise refused(node.start_mark, "the value cannot be read as a number or as what its tag says") from None
+                raise _Flaw(node.start_mark, "the value cannot be read as a number or as what its tag says") from None
 
         def construct_document(self, node: yaml.Node) -> Any:
-            _require_few_values(node, refused)
+            _require_few_values(node)
             return super().construct_document(node)
 
     plain = ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")
@@ -121,6 +116,17 @@ def parse_yaml(text: str, where: str) -> Any:
         for tag, function in Loader.yaml_constructors.items()
         if tag is None or tag.rpartition(":")[2] in plain
     }
+    return Loader
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Plain data from YAML text: mappings, lists, texts, numbers, true, false, null, see ``plain_loader``.
+
+    Raises UsageError naming ``where``, line and column for anything else, a key that stands twice, and aliases that
+    stand for far more than the text.
+    """
+    import yaml
+
     problems = {
         yaml.reader.ReaderError: "holds a character that YAML does not allow",
         yaml.composer.ComposerError: "an alias without its anchor, or a second document",
@@ -130,16 +136,19 @@ def parse_yaml(text: str, where: str) -> Any:
         "text with ': ' or ' #' in it needs",
     }
     try:
-        return yaml.load(text, Loader)
+        return yaml.load(text, _strict_loader())
+    except _Flaw as flaw:
+        mark, problem = flaw.args
+    except RecursionError:
+        mark, problem = None, "is nested too deeply"
     except yaml.YAMLError as error:
         problem = next(problem for kind, problem in problems.items() if isinstance(error, kind))
         mark = getattr(error, "problem_mark", None)
         if isinstance(error, yaml.reader.ReaderError):
             before = text[: error.position].split("\n")
             mark = yaml.Mark("", error.position, len(before) - 1, len(before[-1]), None, 0)
-        raise refused(mark, problem) from None
-    except RecursionError:
-        raise refused(None, "is nested too deeply") from None
+    place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    raise UsageError(f"{where}: not valid YAML{place}: {problem}")
 
 
 def dump_yaml(config: Any) -> str:
@@ -155,8 +164,8 @@ def dump_yaml(config: Any) -> str:
     return text
 
 
-def _require_few_values(root: Any, refused: Callable[[Any, str], UsageError]) -> None:
-    """Raise UsageError where a document has too many values, each alias counted as what it stands for."""
+def _require_few_values(root: Any) -> None:
+    """Raise _Flaw where a document has too many values, each alias counted as what it stands for."""
     import yaml
 
     counted: dict[int, int] = {}
@@ -166,13 +175,13 @@ def _require_few_values(root: Any, refused: Callable[[Any, str], UsageError]) ->
             return 1
         if id(node) in counted:
             if not counted[id(node)]:
-                raise refused(node.start_mark, "an alias stands for itself")
+                raise _Flaw(node.start_mark, "an alias stands for itself")
             return counted[id(node)]
         counted[id(node)] = 0  # until it is known
         parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
         total = 1 + sum(map(count, parts))
         if total > MAX_YAML_VALUES:
-            raise refused(node.start_mark, f"more than {MAX_YAML_VALUES} values")
+            raise _Flaw(node.start_mark, f"more than {MAX_YAML_VALUES} values")
         counted[id(node)] = total
         return total
 
