@@ -290,7 +290,7 @@ def _cells(
         Cell(
             row=row,
             data=data,
-            protocol=rules if row.predictions is None else _obeyed(system, rules),
+            protocol=rules if row.predictions is None else _applicable(system, rules),
             system=system,
             weights=system.fingerprint() if isinstance(system, Predictions) else weights,
             dataset=datasets[captions],
@@ -336,7 +336,7 @@ def _predictions(row: MatrixSystem, data: MatrixData) -> Predictions | Langdepth
         return error
 
 
-def _obeyed(system: System | Predictions | LangdepthError, rules: Protocol) -> Protocol:
+def _applicable(system: System | Predictions | LangdepthError, rules: Protocol) -> Protocol:
     """The protocol that finished maps are evaluated under; maps that do not fit it say so when they are."""
     if isinstance(system, Predictions):
         with suppress(UsageError):
