@@ -234,6 +234,11 @@ def test_unusable_index(tmp_path: Path, capsys: pytest.CaptureFixture[str], cont
 # list, show
 
 
+def test_list_says_what_is_there_of_one_set(tmp_path: Path, command: Run) -> None:
+    code, out, _ = command("data", "list", "folder", "--root", tmp_path)
+    assert (code, out.splitlines()[-1]) == (0, "found  -")
+
+
 def test_list_below_no_folder(tmp_path: Path, command: Run) -> None:
     place = tmp_path / "nowhere"
     assert command("data", "list", "--root", place) == (1, "", f"langdepth data: {place}: no such folder\n")

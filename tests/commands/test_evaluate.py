@@ -43,7 +43,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> Run:
     )
 
     def call(*arguments: object, root: str = "data", out: str = "result.json") -> tuple[int, str, str]:
-        return command("evaluate", "--root", root, "--out", out, "--device", "cpu", *arguments)
+        device = [] if "--predictions" in arguments else ["--device", "cpu"]
+        return command("evaluate", "--root", root, "--out", out, *device, *arguments)
 
     return call
 
@@ -148,6 +149,11 @@ def test_nothing_usable_fails_and_writes_nothing(run: Run) -> None:
         (["--prediction-scale", "0.001"], 2, "--prediction-scale is for --predictions"),
         (["--system", "tiny", "--predictions", "data"], 2, "--system is for systems, and --predictions evaluates"),
         (["--clip-weights", "random", "--predictions", "data"], 2, "--clip-weights is for systems"),
+        (["--device", "cpu", "--predictions", "data"], 2, "--device is for systems"),
+        (["--dtype", "float32", "--predictions", "data"], 2, "--dtype is for systems"),
+        (["--captions", "data", "--predictions", "data"], 2, "--captions is for systems"),
+        (["--overlay", "data", "--predictions", "data"], 2, "--overlay is for systems"),
+        (["--without-caption", "stop"], 2, "--without-caption is of captions; give --captions, too"),
         (["--protocl", "full"], 2, "unknown option '--protocl': did you mean '--protocol'?"),
     ],
 )

@@ -98,5 +98,7 @@ def test_the_command_writes_sheet_and_arrays(
     with np.load(out / "wall_words.npz") as arrays:
         assert list(arrays["words"]) == WORDS.split(",")
         assert arrays["similarity"].shape == (3, 2, 3)
+    assert main([*arguments, "--clip-weights", "random"]) == 2
+    assert "--clip-weights is of no use" in capsys.readouterr().err
     assert main([*arguments, "--scene", "kitchen"]) == 2
     assert "takes no scene" in capsys.readouterr().err

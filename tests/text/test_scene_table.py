@@ -189,7 +189,8 @@ def test_list_and_encode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ("arguments", "code", "message"),
     [
         (["encode"], 2, "encode needs the weights of a CLIP model"),
-        (["list", "--out", "x"], 2, "list takes no weights"),
+        (["list", "--out", "x"], 2, "list takes no options"),
+        (["list", "--templates", "photo"], 2, "list takes no options"),
         (["encode", "--clip-weights", "random", "--out", "x", "--architecture", "RN5"], 2, "unknown CLIP architecture"),
         (["encode", "--clip-weights", "gone.pt", "--out", "x", "--architecture", "ViT-small"], 1, "gone.pt"),
     ],

@@ -31,6 +31,7 @@ langdepth evaluate --root rooms --protocol full --out result.json --save npy,col
 langdepth evaluate --system tiny --root rooms --split val --protocol nyu-eigen --alignment median --out aligned.json
 langdepth evaluate --system tiny --data nyu --root nyu --out nyu.json
 """
+FINISHED = "is for systems, and --predictions evaluates finished depth maps; leave one out"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -85,8 +86,7 @@ class Evaluated:
 
     def __post_init__(self) -> None:
         finished = self.predictions is not None
-        advice = "is for systems, and --predictions evaluates finished depth maps; leave one out"
-        require_use(not finished, advice, system=self.system, clip_weights=self.clip_weights, base=self.base)
+        require_use(not finished, FINISHED, system=self.system, clip_weights=self.clip_weights, base=self.base)
         advice = "is for --predictions; systems state their own unit"
         require_use(finished, advice, prediction_scale=self.prediction_scale)
 
@@ -148,12 +148,12 @@ def evaluate(
     source: str | None = None,
     limit: int | None = None,
     captions: Path | None = None,
-    without_caption: WithoutCaption = "stop",
+    without_caption: WithoutCaption | None = None,
     overlay: Path | None = None,
     trust_unit: bool = False,
     protocol: str | None = None,
-    device: str = "auto",
-    dtype: Precision = "float32",
+    device: str | None = None,
+    dtype: Precision | None = None,
     batch_size: int = 1,
     **switches: Any,
 ) -> None:
@@ -176,12 +176,17 @@ def evaluate(
         captions: Captions with CLIP features, for systems that read them (wordepth): a packed folder (langdepth data
             pack-captions), the folder above the published text/ and text_feat/, or another form that
             docs/systems/wordepth.md names.
-        without_caption: What an image without one does: stop, or be evaluated as if nothing were known about it.
+        without_caption: What an image without one does: stop (the default), or be evaluated as if nothing were known
+            about it.
         overlay: Folder of overlays (langdepth data sam), for systems that take one (msa-sam); without it the nearest
             sam_out beside or above the images.
         protocol: nyu-eigen, kitti-eigen-garg, kitti-eigen, full, or a paper's own, such as depthclip-reference;
             docs/protocols.md gives each to the pixel. Without one, the data set's own.
     """
+    require_use(captions is not None, "is of captions; give --captions, too", without_caption=without_caption)
+    if evaluated.predictions is not None:
+        require_use(False, FINISHED, captions=captions, overlay=overlay, device=device, dtype=dtype)
+
     from langdepth.data.base import layout, open_dataset
 
     card = layout(data).CARD
@@ -196,7 +201,7 @@ def evaluate(
     from langdepth.evaluation.evaluate import evaluate as run_evaluation
 
     maps = kept.maps(out)
-    words: dict[str, Any] = {"captions": captions, "without_caption": without_caption}
+    words: dict[str, Any] = {"captions": captions, "without_caption": without_caption or "stop"}
     dataset = open_dataset(data, root, source=source, trust_unit=trust_unit, **words, **vars(choice))
     report = run_evaluation(
         evaluated.load(root),
@@ -209,8 +214,8 @@ def evaluate(
         save=maps,
         colors=colors,
         batch_size=batch_size,
-        device=device,
-        dtype=dtype,
+        device=device or "auto",
+        dtype=dtype or "float32",
     )
     print(table(report))
     print(f"written: {out}" + (f", {maps.folder}" if maps else ""))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from langdepth.commands._parse import run
+from langdepth.commands._parse import require_use, run
 from langdepth.text.prompts import read_changes
 
 EXAMPLE = """
@@ -50,7 +50,8 @@ def prompts(
     from langdepth.systems.registry import list_systems
     from langdepth.weights.checkpoint import load
 
-    # A file holds what it needs for its own words; CLIP weights then only encode others.
+    used = bool(changes or swap or system in list_systems())
+    require_use(used, f"is of no use: {system} holds its words; give other words or --swap", clip_weights=clip_weights)
     needed = clip_weights if changes or system in list_systems() else None
     loaded = workbench.with_words(load(system, clip_weights=needed, prompts=changes, device=device))
     encoded = workbench.encode_image(loaded, image)

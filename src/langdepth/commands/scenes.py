@@ -25,9 +25,9 @@ def scenes(
     action: Literal["list", "encode"] = "list",
     *,
     clip_weights: str | None = None,
-    architecture: str = "convnext_large_d_320",
+    architecture: str | None = None,
     quick_gelu: bool = False,
-    templates: Literal["photo", "imagenet"] = "photo",
+    templates: Literal["photo", "imagenet"] | None = None,
     out: Path | None = None,
 ) -> None:
     """List the scenes that systems with scene labels know, or write CLIP's features of their names.
@@ -38,14 +38,15 @@ def scenes(
         action: List the names with their labels, or encode them.
         clip_weights: Weights of the CLIP model: a file of open_clip, OpenAI or Hugging Face, the name of weights that
             open_clip downloads (laion2b_s29b_b131k_ft_soup for ScaleDepth), or the word random.
-        architecture: open_clip's name of the model.
+        architecture: open_clip's name of the model; without it convnext_large_d_320, as in ScaleDepth.
         quick_gelu: For weights that were trained with QuickGELU, as OpenAI's were.
-        templates: The sentences: "a photo of a living room", or the mean over CLIP's 80 for ImageNet.
+        templates: The sentences: photo, "a photo of a living room" (the default), or the mean over CLIP's 80 for
+            ImageNet.
         out: The .safetensors file to write.
     """
     if action == "list":
-        if clip_weights is not None or out is not None:
-            raise UsageError("list takes no weights and writes nothing; to write a table: langdepth scenes encode")
+        if (clip_weights, out, architecture, templates, quick_gelu) != (None, None, None, None, False):
+            raise UsageError("list takes no options and writes nothing; to write a table: langdepth scenes encode")
         print("\n".join(f"{label:>2}  {name}" for label, name in enumerate(SCENES)))
         return
     if clip_weights is None or out is None:
@@ -54,6 +55,7 @@ def scenes(
     from langdepth.backbones.clip_weights import find_clip_weights
     from langdepth.text.scene_table import PROMPT, encode_scenes, imagenet_templates, write_scene_table
 
+    architecture = architecture or "convnext_large_d_320"
     weights = find_clip_weights(clip_weights, architecture, quick_gelu)
     sentences = imagenet_templates() if templates == "imagenet" else (PROMPT,)
     table = encode_scenes(weights, SCENES, sentences)

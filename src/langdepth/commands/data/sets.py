@@ -30,6 +30,8 @@ def list_sets(name: str | None = None, *, root: Path | None = None) -> None:
     if name is not None:
         for line in _card(name):
             print(one_line(line))
+        if root is not None:
+            print(one_line(f"found  {_found(name, root)}"))
         return
     table = [("name", "title", "splits", "protocol", *(("found",) if root else ()))]
     for known, card in usable(DATASETS, lambda known: (known, layout(known).CARD)):
