@@ -42,6 +42,7 @@ HELP: dict[tuple[str, ...], tuple[str, ...]] = {
     ("evaluate",): ("nyu",),
     ("benchmark",): ("matrix.yaml",),
     ("convert",): ("RN50.pt", "best.pth", "model.pt", "coarse.pth"),
+    ("export",): ("photos", "RN50.pt"),
     ("scenes",): ("open_clip_model.safetensors",),
     ("data list",): ("nyu",),
     ("data prepare",): ("nyu_depth_v2_labeled.mat",),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from langdepth.config import to_mapping
+from langdepth.errors import UsageError, first_line
 from langdepth.records import DepthOutput, InputSpec
 from langdepth.runtimes.facts import KEY, GraphFacts
 from langdepth.systems.base import System
@@ -168,12 +169,12 @@ def traced(
 ) -> onnx.ModelProto:
     """The graph of a module in eval mode; ``axes`` names the axes of any length, by input and output."""
     file = io.BytesIO()
-    with warnings.catch_warnings(), _plain_attention(), torch.no_grad():
+    with warnings.catch_warnings(), _plain_attention(), torch.no_grad(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # about checks of shapes, and that this exporter is the older one
-        torch.onnx.export(
+        _export(
             module,
             tuple(inputs.values()),
-            file,  # type: ignore[arg-type]
+            file,
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_axes={name: axes[name] for name in (*inputs, *outputs) if name in axes},
@@ -187,6 +188,14 @@ def traced(
     for node in model.graph.node:
         node.doc_string = ""
     return model
+
+
+def _export(*arguments: Any, **options: Any) -> None:
+    """``torch.onnx.export``. Raises UsageError where ONNX has no operator for what the module does."""
+    try:
+        torch.onnx.export(*arguments, **options)
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise UsageError(f"it cannot be exported: {first_line(error)}") from error
 
 
 @contextmanager

@@ -1,0 +1,78 @@
+"""``langdepth export``: a system as a file for ONNX Runtime or OpenVINO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from langdepth.commands._parse import run
+from langdepth.errors import LangdepthError, UsageError
+
+EXAMPLE = """\
+langdepth export tiny --out tiny.onnx
+langdepth export depthclip --clip-weights RN50.pt --out depthclip.onnx --check photos
+langdepth export tiny --out tiny-int8.onnx --int8 photos
+langdepth export tiny --to openvino --out tiny.xml"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry of the command table."""
+    return run(export, arguments, "langdepth export", EXAMPLE)
+
+
+def export(
+    system: str,
+    *,
+    out: Path,
+    to: Literal["onnx", "openvino"] = "onnx",
+    check: Path | None = None,
+    int8: Path | None = None,
+    clip_weights: str | None = None,
+) -> None:
+    """Write a system as one file that takes bytes of any size and gives metres at that size, without langdepth.
+
+    The file is compared with torch before it is written: in several shapes and batches, with and without words.
+
+    Args:
+        system: Registry name, .safetensors file or hub id.
+        out: The file to write: .onnx, or .xml for OpenVINO, which gets a .bin beside it. Systems that take sentences
+            get OUT-words.onnx, too, which encodes these.
+        to: What computes the file.
+        check: A folder of images to compare on; without it one photograph of the package.
+        int8: Compute convolutions in whole numbers of 8 bits, whose ranges follow from the images in this folder.
+        clip_weights: CLIP weights for systems that stand on them, see "langdepth predict --help".
+    """
+    photos, calibration = _images(check, "--check"), _images(int8, "--int8")
+    try:
+        import onnx  # noqa: F401
+
+        from langdepth.runtimes import export as exporting
+        from langdepth.weights.checkpoint import load
+    except ImportError as error:
+        if error.name not in ("onnx", "torch"):
+            raise
+        raise UsageError("this needs torch and onnx: pip install 'langdepth[torch,export]'") from None
+    done = exporting.export(load(system, clip_weights=clip_weights), to, out, photos, calibration)
+    for name, shape in (*done.inputs.items(), *done.outputs.items()):
+        print(f"{'input ' if name in done.inputs else 'output'} {name}: {shape}")
+    print(f"opset: {done.opset}")
+    print(f"relative difference from torch: {done.difference}")
+    if done.quantised is not None:
+        share = done.quantised.near / done.quantised.pixels
+        print(f"in 8 bits: {done.quantised}; {share:.2%} of the pixels within 25 %")
+    for path in done.files:
+        print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def _images(folder: Path | None, option: str) -> list[Path]:
+    from langdepth.prediction.inputs import find_images
+
+    if folder is None:
+        return []
+    if not folder.is_dir():
+        raise UsageError(f"{option} {folder}: no such folder")
+    found = find_images([str(folder)], Path(), recursive=False)
+    for problem in found.problems:
+        raise LangdepthError(f"{option}: {problem}")
+    return [Path(file) for file, _ in found.files]

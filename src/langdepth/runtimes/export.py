@@ -1,0 +1,259 @@
+"""A system as one file for other programs: bytes of any size in, metres out; compared with torch before it is written.
+
+system -> trace.network_graph -> whole.whole_graph -> [quantised] -> compared -> OUT.onnx, or OUT.xml with OUT.bin
+its sentence encoder -> trace.words_graph -> OUT-words.onnx
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch import Tensor
+
+from langdepth.errors import LangdepthError, UsageError, first_line
+from langdepth.prediction.network import infer
+from langdepth.records import InputSpec
+from langdepth.runtimes import openvino
+from langdepth.runtimes.facts import GraphFacts
+from langdepth.runtimes.trace import OPSET, facts_of, halve, network_graph, state_facts, words_graph
+from langdepth.runtimes.whole import whole_graph
+from langdepth.systems.base import System
+from langdepth.text.encoders import SentenceEncoder
+from langdepth.utils.files import atomic_path, temporary_folder
+from langdepth.utils.images import read_image
+
+Target = Literal["onnx", "openvino"]
+Run = Any
+"""What computes a graph: inputs by name -> outputs by name."""
+SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml"}
+PHOTO = Path(__file__).with_name("desk.jpg")
+TOLERANCE = 1e-4  # mean relative difference
+_AT_MOST = 16  # images to compare on
+_CALIBRATION = 64  # images whose activations give the ranges of whole numbers
+
+
+@dataclass
+class Difference:
+    """Of depth from torch's: relative differences of all pixels, and the share within 25 % (delta1)."""
+
+    images: int = 0
+    pixels: int = 0
+    total: float = 0.0
+    largest: float = 0.0
+    near: int = 0
+
+    def add(self, found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
+        """Depth (B, H, W) of one batch. Raises LangdepthError where it has another shape."""
+        if found.shape != expected.shape:
+            raise LangdepthError(f"the exported graph gives depth of shape {found.shape}, torch {expected.shape}")
+        apart = np.abs(found - expected) / np.maximum(expected, 1e-6)
+        ratio = np.maximum(found, 1e-6) / np.maximum(expected, 1e-6)
+        self.images += len(found)
+        self.pixels += apart.size
+        self.total += float(apart.sum(dtype=np.float64))
+        self.largest = max(self.largest, float(apart.max())) if np.isfinite(apart).all() else float("inf")
+        self.near += int(((ratio < 1.25) & (ratio > 0.8)).sum())
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.pixels
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2g} on average, {self.largest:.2g} at most, in {self.images} images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written, and how far it is from torch."""
+
+    files: list[Path]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    difference: Difference
+    quantised: Difference | None = None
+    opset: int = OPSET
+
+
+def export(
+    system: System, to: Target, out: Path, photos: Sequence[Path] = (), calibration: Sequence[Path] = ()
+) -> Exported:
+    """Write the system as one file, and its sentence encoder beside it.
+
+    Args:
+        system: With its weights, in eval mode.
+        to: The kind of file.
+        out: Where to, with the suffix of ``SUFFIXES``.
+        photos: Images to compare on; without any the photo of the package.
+        calibration: With images, convolutions are computed in whole numbers of 8 bits, whose ranges are those of these
+            images.
+
+    Raises:
+        UsageError: The system cannot be exported, the suffix is another, or OpenVINO is to get 8 bits.
+        LangdepthError: The exported graph gives other depth than torch; nothing is written.
+    """
+    if out.suffix != SUFFIXES[to]:
+        raise UsageError(f"{out}: a file for {to} ends in {SUFFIXES[to]}")
+    if calibration and to != "onnx":
+        raise UsageError("--int8 is for --to onnx; OpenVINO reads that file, too")
+    encoder = getattr(system, "sentences", None)
+    words = out.with_name(f"{out.stem}-words.onnx") if isinstance(encoder, SentenceEncoder) else None
+    with temporary_folder(out) as folder:
+        model, facts = _whole(system, None if words is None else words.name)
+        checked = list(_cases(system, photos))
+        quantised = None
+        difference = _compare(run_onnx(model), system, checked)
+        _require_small(difference, system)
+        if calibration:
+            model = _quantised(model, calibration[:_CALIBRATION], folder)
+            state_facts(model, replace(facts, provenance={**facts.provenance, "int8": f"{len(calibration)} images"}))
+            quantised = _compare(run_onnx(model), system, checked)
+        else:
+            halve(model)
+        shapes = tuple({one.name: _shape(one) for one in stated} for stated in (model.graph.input, model.graph.output))
+        if to == "onnx":
+            files = _write_onnx(model, out)
+        else:
+            openvino.write(model, facts, folder / out.name)
+            defaults = {name: value.cpu().numpy() for name, value in system.graph_inputs().items()}
+            difference = _compare(openvino.OpenvinoGraph(folder / out.name, facts, defaults), system, checked)
+            _require_small(difference, system)
+            files = [_moved(folder / out.name, end, out) for end in (".bin", ".xml")]
+    if words is not None and isinstance(encoder, SentenceEncoder):
+        encoder_graph = words_graph(encoder)
+        halve(encoder_graph)
+        files += _write_onnx(encoder_graph, words)
+    return Exported(files=files, inputs=shapes[0], outputs=shapes[1], difference=difference, quantised=quantised)
+
+
+def _whole(system: System, words: str | None) -> tuple[onnx.ModelProto, GraphFacts]:
+    inside = facts_of(system, "whole", tuple(system.graph_inputs()))
+    model = whole_graph(network_graph(system), inside)
+    facts = replace(inside, words=words, input_spec=InputSpec(multiple_of=1))  # images come at their own size
+    state_facts(model, facts)
+    onnx.checker.check_model(model, full_check=True)
+    return model, facts
+
+
+def _shape(stated: onnx.ValueInfoProto) -> str:
+    kind = stated.type.tensor_type
+    sides = ", ".join(side.dim_param or str(side.dim_value) for side in kind.shape.dim)
+    return f"{onnx.TensorProto.DataType.Name(kind.elem_type).lower()} ({sides})"
+
+
+# -- comparing -------------------------------------------------------------------------------------------------------
+
+
+def _cases(system: System, photos: Sequence[Path]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Batches (B, 3, H, W) of bytes, of several shapes, and words of every kind that the graph takes."""
+    generator = torch.Generator().manual_seed(0)
+    for path in (photos or [PHOTO])[:_AT_MOST]:
+        image = torch.from_numpy(np.array(read_image(path).pixels)).permute(2, 0, 1)[None]
+        height, width = image.shape[-2:]
+        yield image, {}
+        yield image[..., : max(32, width // 2)], {}
+        yield torch.cat([image, image.flip(-1)])[..., : max(32, height // 2), :], {}
+        for name, default in system.graph_inputs().items():
+            if name == "scene":
+                yield image, {"scene": torch.tensor([len(system.scenes) - 1])}
+            elif system.text_per_image:
+                text = torch.randn(default.shape, generator=generator)
+                yield image, {name: torch.nn.functional.normalize(text, dim=-1)}
+
+
+def _require_small(difference: Difference, system: System) -> None:
+    if not difference.mean <= TOLERANCE:
+        raise LangdepthError(
+            f"'{system.name}' as a graph differs from torch by {difference}, above {TOLERANCE:g}; nothing is written"
+        )
+
+
+def _compare(run: Run, system: System, cases: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> Difference:
+    found = Difference()
+    for image, words in cases:
+        overlay = image.flip(-1).contiguous() if system.takes_overlay else None
+        try:
+            output = infer(system, image, words.get("text"), words.get("scene"), overlay=overlay)
+        except UsageError:
+            if words:  # a scene of which these weights know nothing
+                continue
+            raise
+        images = {"image": image} if overlay is None else {"image": image, "overlay": overlay}
+        inputs = {name: value.permute(0, 2, 3, 1).contiguous().numpy() for name, value in images.items()}
+        inputs |= {name: value.numpy() for name, value in words.items()}
+        found.add(run(inputs)["depth"], output.depth[:, 0].numpy())
+    return found
+
+
+def run_onnx(model: onnx.ModelProto) -> Run:
+    """The graph in ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+    return run
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def _write_onnx(model: onnx.ModelProto, path: Path) -> list[Path]:
+    content = model.SerializeToString(deterministic=True)
+    with atomic_path(path) as part:
+        part.write_bytes(content)
+    return [path]
+
+
+def _moved(made: Path, suffix: str, out: Path) -> Path:
+    with atomic_path(out.with_suffix(suffix)) as part:
+        shutil.move(made.with_suffix(suffix), part)
+    return out.with_suffix(suffix)
+
+
+def _quantised(model: onnx.ModelProto, photos: Sequence[Path], folder: Path) -> onnx.ModelProto:
+    """With convolutions of 8-bit whole numbers; activations' ranges are those of ``photos``."""
+    import onnxruntime
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Photos(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.paths = iter(photos)
+
+        def get_next(self) -> dict[str, Any] | None:
+            path = next(self.paths, None)
+            return None if path is None else {"image": np.array(read_image(path).pixels)[None]}
+
+    plain, prepared, done = (folder / f"{name}.onnx" for name in ("plain", "prepared", "int8"))
+    plain.write_bytes(model.SerializeToString())
+    try:
+        onnxruntime.set_default_logger_severity(4)
+        quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
+        quantize_static(
+            str(prepared),
+            str(done),
+            Photos(),
+            op_types_to_quantize=["Conv"],  # linear layers on the image's vector set the scale, and cost nothing
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+    except Exception as error:  # the library has exceptions of its own
+        raise LangdepthError(f"the graph cannot be computed in 8 bits: {first_line(error)}") from error
+    finally:
+        onnxruntime.set_default_logger_severity(2)
+    found: onnx.ModelProto = onnx.load(done)
+    return found

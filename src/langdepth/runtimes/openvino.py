@@ -1,0 +1,172 @@
+"""OpenVINO: any system that torch computes, as a graph that it computes on the CPU.
+
+A system is traced and converted once and kept in the cache folder, under a key of its tensors and its configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from langdepth._version import __version__
+from langdepth.errors import CheckpointError, LangdepthError, ShortMemoryError, UsageError, first_line, is_memory_error
+from langdepth.runtimes.facts import KEY, GraphFacts
+from langdepth.utils.files import atomic_path, temporary_folder
+
+if TYPE_CHECKING:
+    import onnx
+
+    from langdepth.systems.base import System
+
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+_TRACE = 1  # raised where the same tensors give another graph
+
+
+def openvino_module() -> Any:
+    """OpenVINO. Raises UsageError where it is not installed."""
+    try:
+        import openvino
+    except ImportError:
+        raise UsageError("this needs openvino, which is not installed: pip install 'langdepth[openvino]'") from None
+    return openvino
+
+
+class OpenvinoGraph:
+    """The graph of one file of OpenVINO's, ``.xml`` with ``.bin`` beside it.
+
+    Args:
+        path: The ``.xml``.
+        facts: What it is; None: as the file itself states.
+        defaults: Of the inputs that may be left out, which OpenVINO does not know.
+        dtype: The precision that it computes in, "float32" or "bfloat16".
+
+    Raises:
+        CheckpointError: The file is damaged or not ours.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        facts: GraphFacts | None = None,
+        defaults: Mapping[str, npt.NDArray[Any]] | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        self.path, self.defaults, self.dtype = Path(path), dict(defaults or {}), dtype
+        self._begin()
+        self.facts = facts or self._stated()
+
+    def _begin(self) -> None:
+        self._compiled: dict[int | None, Any] = {}
+        self._threads: int | None = None
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "facts": self.facts, "defaults": self.defaults, "dtype": self.dtype}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
+
+    def __call__(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Inputs by name to outputs by name; inputs that are left out have their default."""
+        compiled = self._of_threads(self._threads)
+        try:
+            request = compiled.create_infer_request()
+            found = request.infer({**self.defaults, **inputs}, share_inputs=True)
+            return {name: found[name].copy() for name in (output.any_name for output in compiled.outputs)}
+        except Exception as error:  # the library has exceptions of its own
+            if is_memory_error(error) or "allocate" in str(error):
+                raise ShortMemoryError(f"{self.path}: not enough memory for the network") from None
+            raise CheckpointError(f"{self.path}: cannot be computed here: {first_line(error)}") from error
+
+    def shape(self, name: str) -> tuple[int | None, ...]:
+        """The shape of an input, None where any number does."""
+        stated = self._of_threads(self._threads).input(name).partial_shape
+        return tuple(side.get_length() if side.is_static else None for side in stated)
+
+    def use_threads(self, count: int | None) -> None:
+        """How many threads each following call takes; None for all that there are."""
+        self._threads = count
+
+    def _stated(self) -> GraphFacts:
+        model = self._read()
+        stated = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
+        return GraphFacts.from_metadata({} if stated is None else {KEY: stated}, str(self.path))
+
+    def _read(self) -> Any:
+        try:
+            return openvino_module().Core().read_model(self.path)
+        except RuntimeError:
+            raise CheckpointError(f"{self.path}: missing, damaged or not a file of OpenVINO's") from None
+
+    def _of_threads(self, threads: int | None) -> Any:
+        """The model compiled for a number of threads, which it keeps."""
+        with self._lock:
+            if self._process != os.getpid():
+                self._compiled, self._process = {}, os.getpid()
+            if threads not in self._compiled:
+                how = {"INFERENCE_PRECISION_HINT": _PRECISIONS[self.dtype], "PERFORMANCE_HINT": "LATENCY"}
+                count = threads or _thread_count()
+                how |= {"INFERENCE_NUM_THREADS": str(count), "NUM_STREAMS": "1"}
+                self._compiled[threads] = openvino_module().Core().compile_model(self._read(), "CPU", how)
+            return self._compiled[threads]
+
+
+def _thread_count() -> int:
+    stated = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(stated) if stated.isdecimal() and int(stated) > 0 else os.cpu_count() or 1
+
+
+def converted(system: System) -> OpenvinoGraph:
+    """The system's network as a graph of OpenVINO's, from the cache folder where it was converted before.
+
+    Raises:
+        UsageError: The system cannot be traced, or a package is missing.
+    """
+    from langdepth.config import to_mapping
+    from langdepth.runtimes.trace import facts_of, network_graph
+    from langdepth.text.cache import add_tensors, cache_folder, content_key
+
+    openvino_module()
+    digest = hashlib.sha256(content_key(_TRACE, __version__, system.name, to_mapping(system.config)).encode())
+    add_tensors(digest, system.state_dict())
+    path = cache_folder() / "openvino" / f"{digest.hexdigest()}.xml"
+    words = system.graph_inputs()
+    facts = facts_of(system, "network", tuple(words))
+    defaults = {name: value.cpu().numpy() for name, value in words.items()}
+    if not (path.is_file() and path.with_suffix(".bin").is_file()):
+        try:
+            write(network_graph(system), facts, path)
+        except LangdepthError as error:
+            raise UsageError(f"'{system.name}' in OpenVINO: {error}") from error
+    return OpenvinoGraph(path, facts, defaults)
+
+
+def write(model: onnx.ModelProto, facts: GraphFacts, path: Path) -> None:
+    """Write an ONNX graph as ``.xml`` and ``.bin`` of OpenVINO's. Words are inputs that must be given there."""
+    openvino = openvino_module()
+    names = {one.name for one in model.graph.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in names]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(path) as folder:
+        source, made = folder / "model.onnx", folder / "model.xml"
+        del model.graph.initializer[:]  # defaults would be constants
+        model.graph.initializer.extend(kept)
+        source.write_bytes(model.SerializeToString())
+        try:
+            network = openvino.Core().read_model(source)
+            network.set_rt_info(facts.to_json(), [KEY])
+            openvino.save_model(network, made, compress_to_fp16=False)
+        except RuntimeError as error:
+            raise LangdepthError(f"OpenVINO cannot convert the graph: {first_line(error)}") from error
+        for suffix in (".bin", ".xml"):  # the .xml last, which says that both are there
+            with atomic_path(path.with_suffix(suffix)) as part:
+                shutil.move(made.with_suffix(suffix), part)

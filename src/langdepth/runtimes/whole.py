@@ -1,0 +1,165 @@
+"""A network's ONNX graph with everything around it: bytes of any size in, metres at that size out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from langdepth.records import InputSpec
+from langdepth.runtimes.facts import GraphFacts
+
+_DOUBLE = TensorProto.DOUBLE
+_INSIDE = "_at_network_size"
+
+
+class _Nodes:
+    """Nodes of a graph that are made one after the other, each named after its output."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike) -> str:
+        name = f"{self.prefix}_constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.array(value, dtype), name))
+        return name
+
+    def add(self, kind: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
+        name = name or f"{self.prefix}_{kind.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return name
+
+    def resize(self, image: str, size: str, *, aligned: bool) -> str:
+        """(B, C, H, W) at ``size``, bilinear; runtimes want all four sides."""
+        sides = self.add("Concat", self.add("Shape", image, start=0, end=2), size, axis=0)
+        centers = "align_corners" if aligned else "half_pixel"
+        return self.add("Resize", image, "", "", sides, mode="linear", coordinate_transformation_mode=centers)
+
+    def averages(self, before: str, after: str) -> str:
+        """The weights (m, n) with which m pixels are means of n: triangles over the larger kind of pixel.
+
+        Lengths n (``before``) and m (``after``) are (1,) int64. With centres at half numbers, pixel j of n lies
+        |(2 j + 1) m - (2 i + 1) n| / (2 m) pixels from pixel i of m: whole numbers, which are exact in every runtime.
+        """
+        sides, places = [], []
+        for length, other in ((after, before), (before, after)):
+            odd = self.add("Add", self.add("Mul", self._range(length), self.whole(2)), self.whole(1))
+            places.append(self.add("Mul", odd, other))
+            sides.append(length)
+        rows = self.add("Unsqueeze", places[0], self.whole([1]))
+        apart = self.add("Abs", self.add("Sub", places[1], rows))
+        reach = self.add("Mul", self.add("Max", *sides), self.whole(2))
+        share = self.add("Max", self.add("Sub", reach, apart), self.whole(0))
+        total = self.add("ReduceSum", share, self.whole([1]), keepdims=1)
+        weights = self.add("Div", self.cast(share, _DOUBLE), self.cast(total, _DOUBLE))
+        return self.cast(self._in_fixed_point(weights), TensorProto.FLOAT)
+
+    def _in_fixed_point(self, weights: str) -> str:
+        """Weights rounded as torch does for bytes: to as many binary places as leave the largest below 2^15."""
+        largest = self.add("ReduceMax", weights, keepdims=0)
+        logarithm = self.add("Log", self.add("Div", self.constant(2**15 - 0.5, np.float64), largest))
+        places = self.add("Ceil", self.add("Div", logarithm, self.constant(math.log(2), np.float64)))
+        places = self.add("Min", self.add("Sub", places, self.constant(1, np.float64)), self.constant(22, np.float64))
+        unit = self.add("Pow", self.constant(2, np.float64), places)
+        return self.add("Div", self.round_half_up(self.add("Mul", weights, unit), np.float64), unit)
+
+    def cast(self, value: str, kind: int) -> str:
+        return self.add("Cast", value, to=kind)
+
+    def round_half_up(self, value: str, dtype: npt.DTypeLike = np.float32) -> str:
+        return self.add("Floor", self.add("Add", value, self.constant(0.5, dtype)))
+
+    def whole(self, value: int | list[int]) -> str:
+        return self.constant(value, np.int64)
+
+    def _range(self, length: str) -> str:
+        """0, 1, 2 ..."""
+        return self.add("Range", self.whole(0), self.add("Squeeze", length, self.whole([0])), self.whole(1))
+
+
+def whole_graph(network: onnx.ModelProto, facts: GraphFacts) -> onnx.ModelProto:
+    """The graph kind "whole" of one of the kind "network", which ``facts`` describe; ``network`` is used up.
+
+    ``image`` (and ``overlay``) are uint8 (B, H, W, 3), ``depth`` is float32 (B, H, W) in metres. What lies between is
+    what ``prediction.network.infer`` does, and the system's ``InputSpec`` states. Other inputs and outputs stay.
+    """
+    graph, spec = network.graph, facts.input_spec
+    images = [one.name for one in graph.input if one.name in ("image", "overlay")]
+    _rename(graph, {name: name + _INSIDE for name in (*images, "depth")})
+    before, after = _Nodes("before"), _Nodes("after")
+    shape = before.add("Shape", "image", start=1, end=3)
+    size = _network_size(before, shape, spec)
+    for name in images:
+        _shrink(before, name, size, spec)
+    enlarged = after.resize(f"depth{_INSIDE}", shape, aligned=spec.enlarge == "bilinear-aligned")
+    after.add("Squeeze", enlarged, after.whole([1]), name="depth")
+
+    nodes = [*before.nodes, *graph.node, *after.nodes]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend([*before.constants, *after.constants])
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.UINT8, ["batch", "height", "width", 3]) for name in images
+    ]
+    _replace(graph.input, inputs, {name + _INSIDE for name in images})
+    depth = helper.make_tensor_value_info("depth", TensorProto.FLOAT, ["batch", "height", "width"])
+    _replace(graph.output, [depth], {f"depth{_INSIDE}"})
+    return network
+
+
+def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for stated in (*graph.input, *graph.output):
+        stated.name = names.get(stated.name, stated.name)
+
+
+def _replace(stated: Any, new: Iterable[onnx.ValueInfoProto], old: set[str]) -> None:
+    """Of the graph's inputs or outputs, ``new`` ones at the front in place of the ``old``."""
+    kept = [one for one in stated if one.name not in old]
+    del stated[:]
+    stated.extend([*new, *kept])
+
+
+def _network_size(nodes: _Nodes, shape: str, spec: InputSpec) -> str:
+    """``InputSpec.network_size`` of (height, width), as nodes; in double precision, as Python has it."""
+    if spec.size is not None:
+        return nodes.constant(spec.size, np.int64)
+    goal = nodes.cast(shape, _DOUBLE)
+    if spec.area is not None:
+        height, width = (nodes.add("Gather", goal, nodes.whole([axis])) for axis in (0, 1))
+        limits = [nodes.constant(limit, np.float64) for limit in (1 / spec.max_aspect, spec.max_aspect)]
+        aspect = nodes.add("Clip", nodes.add("Div", width, height), *limits)
+        area = nodes.constant([spec.area], np.float64)
+        goal = nodes.add("Concat", nodes.add("Div", area, aspect), nodes.add("Mul", area, aspect), axis=0)
+        goal = nodes.add("Sqrt", goal)
+    steps = nodes.add("Round", nodes.add("Div", goal, nodes.constant(spec.multiple_of, np.float64)))
+    step = nodes.whole(spec.multiple_of)
+    return nodes.add("Max", nodes.add("Mul", nodes.cast(steps, TensorProto.INT64), step), step)
+
+
+def _shrink(nodes: _Nodes, name: str, size: str, spec: InputSpec) -> None:
+    """Bytes (B, H, W, 3) to float32 (B, 3, h, w) in [0, 1].
+
+    Averaging follows torch's for bytes: columns, then rows, each rounded to whole numbers. It is a product with
+    matrices, as the runtimes' own antialiased resizing gives other numbers, where they have one.
+    """
+    image = nodes.cast(nodes.add("Transpose", name, perm=[0, 3, 1, 2]), TensorProto.FLOAT)
+    if spec.shrink == "bilinear-aligned":
+        image = nodes.resize(image, size, aligned=True)
+    else:
+        first, second = (nodes.whole([axis]) for axis in (0, 1))
+        height, width = (nodes.add("Gather", nodes.add("Shape", image, start=2, end=4), at) for at in (first, second))
+        rows, columns = (nodes.add("Gather", size, at) for at in (first, second))
+        across = nodes.add("Transpose", nodes.averages(width, columns), perm=[1, 0])
+        image = nodes.round_half_up(nodes.add("MatMul", image, across))
+        image = nodes.round_half_up(nodes.add("MatMul", nodes.averages(height, rows), image))
+    nodes.add("Div", image, nodes.constant(255, np.float32), name=name + _INSIDE)

@@ -1,0 +1,141 @@
+"""``langdepth export``: files that other programs run, compared with torch before they are written."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+import langdepth
+from langdepth.runtimes import export as exporting
+from langdepth.runtimes.facts import GraphFacts
+from langdepth.runtimes.openvino import OpenvinoGraph
+from langdepth.systems import registry
+from tests.helpers import Run
+from tests.runtimes.helpers import REPOSITORY, session
+from tests.systems import test_tiny
+
+PHOTO = REPOSITORY / "examples/desk.jpg"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small tiny with random weights."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    return registry.build("tiny", test_tiny.TestTiny.options).eval().save(path)
+
+
+@pytest.fixture(scope="module")
+def depth(weights: Path) -> Any:
+    return langdepth.load(weights).predict(np.array(Image.open(PHOTO))).depth
+
+
+@pytest.mark.parametrize("photos", [[], ["--check", str(REPOSITORY / "examples")]])
+def test_the_file_gives_the_depth_of_the_library(
+    command: Run, weights: Path, depth: Any, tmp_path: Path, photos: list[str]
+) -> None:
+    out = tmp_path / "small.onnx"
+    code, shown, problem = command("export", weights, "--out", out, *photos)
+    assert (code, problem) == (0, "")
+    assert "input  image: uint8 (batch, height, width, 3)" in shown
+    assert "output depth: float (batch, height, width)" in shown
+    assert "opset: 18" in shown
+    assert f"in {12 if photos else 6} images" in shown
+    image = np.array(Image.open(PHOTO))[None]
+    run = session(out)
+    found = run.run(["depth"], {"image": np.concatenate([image, image])})[0]
+    assert found.shape == (2, *depth.shape)
+    assert (np.abs(found - depth) / depth).mean() < 1e-4
+    facts = GraphFacts.from_metadata(run.get_modelmeta().custom_metadata_map, "it")
+    assert (facts.kind, facts.system, facts.inputs) == ("whole", "tiny", ("text", "scene"))
+    assert facts.words == "small-words.onnx"
+    assert (tmp_path / facts.words).is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"small.onnx", "small-words.onnx"}
+
+
+def test_openvino_gives_the_depth_of_the_library(command: Run, weights: Path, depth: Any, tmp_path: Path) -> None:
+    out = tmp_path / "small.xml"
+    code, shown, problem = command("export", weights, "--to", "openvino", "--out", out)
+    assert (code, problem) == (0, "")
+    assert "relative difference from torch" in shown
+    graph = OpenvinoGraph(out)
+    words = {"text": np.zeros((1, 1024), np.float32), "scene": np.array([-1])}
+    found = graph({"image": np.array(Image.open(PHOTO))[None], **words})["depth"][0]
+    assert (np.abs(found - depth) / depth).mean() < 1e-4
+    assert graph.facts.system == "tiny"
+
+
+def test_eight_bits_state_their_error(command: Run, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small.onnx"
+    code, shown, problem = command("export", weights, "--out", out, "--int8", REPOSITORY / "examples")
+    assert (code, problem) == (0, "")
+    assert "in 8 bits: " in shown
+    model = onnx.load(out)
+    assert any(tensor.data_type == onnx.TensorProto.INT8 for tensor in model.graph.initializer)
+    found = session(out).run(["depth"], {"image": np.array(Image.open(PHOTO))[None]})[0]
+    assert found.shape == (1, 480, 640)
+
+
+def test_another_depth_than_torchs_is_not_written(
+    command: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = exporting.whole_graph
+
+    def spoilt(network: onnx.ModelProto, facts: GraphFacts) -> onnx.ModelProto:
+        from dataclasses import replace
+
+        return whole(network, replace(facts, input_spec=replace(facts.input_spec, enlarge="bilinear-aligned")))
+
+    monkeypatch.setattr(exporting, "whole_graph", spoilt)
+    code, _, problem = command("export", weights, "--out", tmp_path / "small.onnx")
+    assert code == 1
+    assert "differs from torch" in problem
+    assert problem.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["tiny", "--out", "tiny.xml"], "a file for onnx ends in .onnx"),
+        (["tiny", "--out", "tiny.onnx", "--to", "openvino"], "a file for openvino ends in .xml"),
+        (["tiny", "--out", "tiny.xml", "--to", "openvino", "--int8", str(REPOSITORY / "examples")], "--to onnx"),
+        (["tiny", "--out", "tiny.onnx", "--check", "nowhere"], "--check nowhere: no such folder"),
+        (["tinny", "--out", "tiny.onnx"], "did you mean 'tiny'"),
+        (["tiny", "--out", "tiny.onnx", "--to", "tensorrt"], "tensorrt"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, shown = command("export", *arguments)
+    assert code in (1, 2)
+    assert problem in shown
+    assert shown.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("package", "to"), [("onnx", "onnx"), ("openvino", "openvino")])
+def test_a_missing_package_is_named_with_its_extra(
+    command: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, to: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    if package == "onnx":
+        monkeypatch.delitem(sys.modules, "langdepth.runtimes.export", raising=False)
+    code, _, shown = command("export", weights, "--to", to, "--out", tmp_path / f"a{exporting.SUFFIXES[to]}")
+    assert code == 2
+    assert "pip install 'langdepth[" in shown
+    assert package in shown
+    assert shown.count("\n") == 1
+
+
+def test_the_packages_photo_is_that_of_the_examples() -> None:
+    assert exporting.PHOTO.read_bytes() == PHOTO.read_bytes()
