@@ -10,10 +10,8 @@ from langdepth.commands._parse import run
 from langdepth.errors import LangdepthError, UsageError
 
 EXAMPLE = """\
-langdepth export tiny --out tiny.onnx
 langdepth export depthclip --clip-weights RN50.pt --out depthclip.onnx --check photos
-langdepth export tiny --out tiny-int8.onnx --int8 photos
-langdepth export tiny --to openvino --out tiny.xml"""
+langdepth export depthclip --clip-weights RN50.pt --to openvino --out depthclip.xml"""
 
 
 def main(arguments: Sequence[str]) -> int:
