@@ -175,7 +175,7 @@ def evaluate(
         limit: Evaluate the first images only, this many.
         captions: Captions with CLIP features, for systems that read them (wordepth): a packed folder (langdepth data
             pack-captions), the folder above the published text/ and text_feat/, or another form that
-            docs/systems/wordepth.md names.
+            docs/systems/wordepth.md names; sentences alone for systems that read those (rsa, vgld).
         without_caption: What an image without one does: stop (the default), or be evaluated as if nothing were known
             about it.
         overlay: Folder of overlays (langdepth data sam), for systems that take one (msa-sam); without it the nearest

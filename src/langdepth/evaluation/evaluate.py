@@ -66,6 +66,7 @@ def evaluate(
 
     Images that cannot be read or have no pixel to evaluate are skipped with one line on stderr. The system gets the
     image alone, without text and scene, unless the data set was opened with captions: then it gets their features, too.
+    A system that reads sentences gets those of the samples.
 
     Args:
         system: A system, or finished predictions, of which every image needs one.
