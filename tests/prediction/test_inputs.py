@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from langdepth.prediction import inputs
+from langdepth.prediction.done import RECORD, Done
 from langdepth.prediction.inputs import Images, find_images, images_below
-from langdepth.prediction.results import DepthResult, write_result
+from langdepth.prediction.results import WRITERS, DepthResult, Writer, write_result
 from tests.helpers import ramp, save_image
 
 
@@ -130,6 +132,23 @@ def test_a_folder_that_cannot_be_read_does_not_cost_the_others() -> None:
     found = find("p", recursive=True)
     assert names(found) == ["p/a.jpg"]
     assert "p/closed: cannot be read" in str(found.problems[0])
+
+
+def test_results_of_plug_in_formats_are_no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.jpg", "sub/b.jpg", "a_far.tif", "c_far.tif", "sub/b.tif"):
+        save_image(Path("p", name), ramp())
+    done = Done(Path("p"))
+    done.start()
+    done.add([Path("p/a_far.tif"), Path("p/sub/b.tif")], "of", "")
+    found = find("p", recursive=True)
+    assert names(found) == ["p/a.jpg", "p/c_far.tif", "p/sub/b.jpg"]
+    assert found.results == [Path("p/a_far.tif"), Path("p/sub/b.tif")]
+    save_image(Path("p/sub/b.tif"), ramp(48, 64))  # another file of that name
+    assert "p/sub/b.tif" in names(find("p/sub"))
+    Path("p", RECORD).unlink()
+    monkeypatch.setattr(inputs, "plugins", lambda group: {"far": None})
+    monkeypatch.setitem(WRITERS, "far", Writer("_far.tif", lambda *_: None))
+    assert names(find("p")) == ["p/a.jpg", "p/c_far.tif"]  # there is no c
 
 
 def test_a_pipe_is_not_waited_for() -> None:

@@ -19,8 +19,10 @@ from langdepth.camera import Camera
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.prediction import results
 from langdepth.prediction.results import WRITERS, DepthResult, Writer, is_own_result, write_result
+from langdepth.utils import plugins as utils_plugins
 from langdepth.utils.depth_files import read_depth, read_depth16
 from langdepth.utils.files import atomic_path
+from langdepth.utils.plugins import plugins
 
 HEIGHT, WIDTH = 36, 48
 
@@ -267,3 +269,18 @@ def test_a_format_with_the_file_names_of_another_is_refused(monkeypatch: pytest.
     monkeypatch.setattr(results, "load_target", lambda *_: Writer("_depth.png", lambda *_: None))
     with pytest.raises(UsageError, match="'same' has the file names of 'depth16'"):
         results._of_plugin("same")
+
+
+def test_two_plug_ins_of_one_name_or_suffix(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [
+        EntryPoint(name, f"{place}:X", "langdepth.formats") for name, place in (("a", "x"), ("a", "y"), ("b", "z"))
+    ]
+    monkeypatch.setattr(utils_plugins, "entry_points", lambda group: points)
+    plugins.cache_clear()
+    with pytest.warns(UserWarning, match="y:X: 'a' is of x:X already; it is left out"):
+        assert plugins("formats") == {"a": points[0], "b": points[2]}
+    monkeypatch.setattr(results, "load_target", lambda *_: Writer("_far.tif", lambda *_: None))
+    monkeypatch.setitem(WRITERS, "a", results._of_plugin("a")[1])
+    with pytest.raises(UsageError, match="'b' has the file names of 'a'"):
+        results._of_plugin("b")
+    plugins.cache_clear()

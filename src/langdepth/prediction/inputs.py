@@ -11,12 +11,15 @@ import glob
 import os
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 
 from langdepth.errors import ImageError, LangdepthError, first_few
-from langdepth.utils.files import real_path
+from langdepth.prediction.done import RECORD, Done
+from langdepth.utils.files import file_state, real_path
 from langdepth.utils.image_kinds import RAW_REFUSAL, RAW_SUFFIXES, image_kind, read_head
+from langdepth.utils.plugins import plugins
 from langdepth.utils.png import grey_bits, is_own_png
 from langdepth.utils.reading import read_csv
 
@@ -124,7 +127,7 @@ def _sort_in(candidate: _Candidate, found: Images, known: set[str]) -> bool:
     if not (candidate.named or raw or kind is not None or suffix in SUFFIXES):
         return False
     known.add(name)
-    if candidate.result or (kind == "PNG" and _is_result(path)):
+    if candidate.result or (kind == "PNG" and _is_result(path)) or _is_recorded(path) or _is_of_plugin(path):
         found.results.append(path)
     elif candidate.depth_map or (kind == "PNG" and not candidate.named and _is_depth_map(candidate.place, head)):
         found.depth_maps.append(path)
@@ -139,6 +142,29 @@ def _is_result(path: Path) -> bool:
     """Whether a PNG says that this library wrote it, or that of the depth map beside it does (older versions)."""
     beside = path.with_name(path.name.removesuffix(_COLOR_END) + _DEPTH_END)
     return is_own_png(path) or (path.name.endswith(_COLOR_END) and is_own_png(beside))
+
+
+def _is_recorded(path: Path) -> bool:
+    """Whether a record of results, there or in a folder above, names a file that has not changed since."""
+    path = path.absolute()
+    states = ((home, file_state(home / RECORD)) for home in path.parents)
+    return any(state is not None and _record(home, tuple(state)).owns(path) for home, state in states)
+
+
+@lru_cache(maxsize=16)
+def _record(folder: Path, state: tuple[int, ...]) -> Done:
+    return Done(folder)
+
+
+def _is_of_plugin(path: Path) -> bool:
+    """Whether a plug-in's format has this name for the result of an image beside it."""
+    if not plugins("formats"):
+        return False
+    from langdepth.prediction.results import WRITERS
+
+    ends = [WRITERS[name].suffix for name in plugins("formats") if name in WRITERS]
+    stems = [path.name.removesuffix(end) for end in ends if path.name.endswith(end) and not end.startswith(".")]
+    return any(path.with_name(stem + suffix).is_file() for stem in stems for suffix in SUFFIXES)
 
 
 def _is_depth_map(place: Path, head: bytes) -> bool:

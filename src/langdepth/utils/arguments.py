@@ -106,7 +106,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return type(value).__name__ in ("bool", "bool_")  # Python's or NumPy's
     kind = os.PathLike if hint is Path else origin or hint
     try:
-        return kind in (Any, typing.IO) or isinstance(value, kind)
+        return kind is Any or issubclass(kind, typing.IO) or isinstance(value, kind)  # no file is an IO of typing
     except TypeError:  # a type variable, a protocol without a check
         return True
 
