@@ -310,10 +310,12 @@ def test_the_newest_of_two_maps_is_evaluated(run: Run, command: Run) -> None:
     assert command("predict", "data/images/a.jpg", "--text", "no null 5", "--save", "npy", "--out", "p/images")[0] == 0
     assert command("predict", "data/images", "--save", "npy", "--out", "p/images")[0] == 0
     arguments = ("--data", "folder", "--split", "val", "--protocol", "full", "--predictions", "p")
-    assert run(*arguments)[0] == 0
+    code, _, err = run(*arguments)
+    assert (code, "by name alone" in err) == (0, False), err
     assert result()["image_mean"]["abs_rel"] == pytest.approx(0, abs=1e-3)
     Path("p/images/.langdepth-results.jsonl").unlink()
     code, _, err = run(*arguments)
+    assert "warning: p: 1 of 1 maps are matched to images by name alone" in err
     assert (code, "p/images/a.npy is used" in err, "p/images/a_jpg.npy fits as well" in err) == (0, True, True), err
 
 

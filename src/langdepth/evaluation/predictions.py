@@ -80,7 +80,8 @@ class Predictions:
         a record, ``x_depth.png`` may be the depth of ``x.jpg`` or, in KITTI's format, of ``x_depth.jpg``. Where both
         are in the data set, the image with the longer name chooses first, and the other one takes what is left.
 
-        Raises UsageError where a file was made of an image outside the data set and fits two images in it.
+        A warning says how many maps have no record. Raises UsageError where a file was made of an image outside the
+        data set and fits two images in it.
         """
         images = {(row.path, row.key): os.path.realpath(row.path) for row in rows}
         results = self._results()
@@ -112,6 +113,13 @@ class Predictions:
             found, other, path = doubt
             warnings.warn(
                 f"{found} is used for {path}, but {other} fits as well; remove the outdated one", stacklevel=2
+            )
+        by_name = sum(file not in results for file in owners) if self.record is None else 0
+        if by_name:
+            warnings.warn(
+                f"{self.folder}: {by_name} of {len(matched)} maps are matched to images by name alone; only the record "
+                "of 'langdepth predict' says of which image a map is",
+                stacklevel=2,
             )
         result = copy.copy(self)
         result._matched = matched
