@@ -28,6 +28,7 @@ ROOMS = (
     ("systems.base",),
     ("prediction",),
     ("systems.capabilities",),
+    ("systems.contract",),
     ("weights.files", "weights.card", "weights.hub"),
     ("data",),
     ("evaluation.protocols",),

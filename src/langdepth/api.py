@@ -9,17 +9,24 @@ from typing import Any
 
 from langdepth.prediction.predictor import predict_images
 from langdepth.prediction.results import DepthResult
-from langdepth.systems.base import System
+from langdepth.records import Runtime
+from langdepth.runtimes.opening import open_system
+from langdepth.systems.contract import Predicts
 from langdepth.utils.arguments import checked
-from langdepth.weights.checkpoint import load
 from langdepth.weights.stamps import system_stamp
 
 __all__ = ["load", "predict"]
 
+load = open_system
+
 
 @checked
 def predict(
-    images: Any, system: str | Path | Sequence[str | Path] | System = "tiny", **options: Any
+    images: Any,
+    system: str | Path | Sequence[str | Path] | Predicts = "tiny",
+    *,
+    runtime: Runtime = "auto",
+    **options: Any,
 ) -> DepthResult | list[DepthResult]:
     """Depth of one image or many.
 
@@ -27,16 +34,18 @@ def predict(
         images: See ``langdepth.prediction.predictor.predict_images``, which also takes the ``options``.
         system: A registry name, weights file or hub id, or a list of them, whose mean is taken (see
             ``langdepth.load``; loaded once, then kept), or a loaded system.
+        runtime: What computes a system that is not loaded yet, see ``langdepth.load``.
         **options: ``device`` is "auto" unless given.
     """
     if isinstance(system, str | Path | Sequence):
         options.setdefault("device", "auto")
         names = (str(system),) if isinstance(system, str | Path) else tuple(map(str, system))
-        system = _loaded(names, tuple(map(system_stamp, names)))
+        how = (runtime, str(options["device"]), str(options.get("dtype") or "float32"))
+        system = _loaded(names, *how, tuple(map(system_stamp, names)))
     return predict_images(system, images, **options)
 
 
 @lru_cache(maxsize=2)
-def _loaded(names: tuple[str, ...], stamps: tuple[object, ...]) -> System:
+def _loaded(names: tuple[str, ...], runtime: Runtime, device: str, dtype: str, stamps: tuple[object, ...]) -> Predicts:
     """``stamps`` make another file of the same name, and one that was written again, a new entry."""
-    return load(names[0] if len(names) == 1 else names)
+    return open_system(names, runtime=runtime, device=device, dtype=dtype)

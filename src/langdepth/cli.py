@@ -10,7 +10,7 @@ import io
 import os
 import sys
 
-from langdepth.errors import LangdepthError, explained, is_memory_error, nearest, one_line
+from langdepth.errors import LangdepthError, explained, is_memory_error, missing_package, nearest, one_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ def _open_missing_streams() -> None:
 
 def _explained(error: Exception) -> str:
     """One line for whatever ended a command."""
+    if isinstance(error, ImportError) and (advice := missing_package(error)):
+        return advice
     line = explained(error)
     if isinstance(error, OSError) and error.filename is None and error.errno in _NO_ROOM:  # all other files have names
         _drop_output()

@@ -107,6 +107,23 @@ def is_disk_error(error: BaseException) -> bool:
     return error.errno != errno.EINVAL or error.filename is not None
 
 
+_EXTRAS = {
+    "torch": "torch torchvision timm open_clip safetensors huggingface_hub jinja2 matplotlib scipy typing_extensions",
+    "train": "lightning torchmetrics",
+    "data": "h5py",
+    "export": "onnx onnxscript",
+    "openvino": "openvino",
+}
+"""Of langdepth's optional dependencies, the packages that they bring."""
+
+
+def missing_package(error: ImportError) -> str | None:
+    """What to install where an import failed for a package of an extra; None for any other package."""
+    package = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, packages in _EXTRAS.items() if package in packages.split()), None)
+    return extra and f"this needs {package}, which is not installed: pip install 'langdepth[{extra}]'"
+
+
 def text_flaw(error: BaseException) -> str:
     """Why a file cannot be read as text or CSV, in a few words."""
     if isinstance(error, UnicodeDecodeError):

@@ -23,6 +23,7 @@ __all__ = [
     "DepthOutput",
     "Enlarge",
     "InputSpec",
+    "Runtime",
     "Sample",
     "Shrink",
     "WithoutCaption",
@@ -30,6 +31,10 @@ __all__ = [
 
 WithoutCaption = Literal["stop", "neutral"]
 """What an image without caption does where others have one: stop the work, or speak as if nothing were known of it."""
+
+
+Runtime = Literal["auto", "torch", "onnx", "openvino"]
+"""What computes a system: "auto" takes the fastest of those that are installed and can."""
 
 
 Enlarge = Literal["bilinear", "bilinear-aligned"]

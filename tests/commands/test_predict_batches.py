@@ -135,7 +135,7 @@ def test_memory_for_the_files_of_one_image(run: Run, monkeypatch: pytest.MonkeyP
     assert "2 done, 1 failed" in out
 
 
-@pytest.mark.parametrize("place", ["to_network_size", "to_image_size"])
+@pytest.mark.parametrize("place", ["to_network_size", "resized_map"])
 def test_memory_for_one_image_before_and_after_the_network(
     run: Run, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

@@ -13,6 +13,7 @@ from langdepth.camera import GUESSED_FOV_DEGREES, Camera
 from langdepth.commands._parse import run
 from langdepth.commands._results import ResultOptions
 from langdepth.errors import UsageError
+from langdepth.records import Runtime
 
 EXAMPLE = """
 langdepth imagine "a bedroom with a stand and a bed" --samples 4 --seed 0 --out imagined
@@ -30,6 +31,7 @@ def imagine(
     prompts: list[str],
     *,
     system: str = "wordepth-tiny",
+    runtime: Runtime = "auto",
     clip_weights: str | None = None,
     samples: int = 4,
     seed: int = 0,
@@ -46,6 +48,7 @@ def imagine(
         prompts: Sentences, each in quotes, for example "a bedroom with a stand and a bed".
         system: A system that imagines: registry name (see "langdepth systems"), .safetensors file, or hub id
             owner/name.
+        runtime: What computes it: torch, onnx or openvino; auto takes the fastest of those that are installed and can.
         clip_weights: CLIP weights (RN50), whose text tower then reads the sentences in place of the small encoder:
             OpenAI's archive, open_clip's or Hugging Face's file.
         samples: How many maps per sentence.
@@ -62,15 +65,15 @@ def imagine(
 
     from langdepth.prediction import imagination, viz
     from langdepth.prediction.results import require_own
+    from langdepth.runtimes.opening import open_system
     from langdepth.utils.files import atomic_path
     from langdepth.utils.png import own_png
-    from langdepth.weights.checkpoint import load
 
     names, sheet = file_names(prompts), out / "sheet.png"
     files = {name: [_files(out, name, number + 1, output) for number in range(samples)] for name in names}
     for path in (sheet, *(path for several in files.values() for one in several for path in one.values())):
         require_own(path)
-    loaded, rows = load(system, clip_weights=clip_weights), []
+    loaded, rows = open_system(system, runtime=runtime, device=device, clip_weights=clip_weights), []
     for prompt, name in zip(prompts, names, strict=True):
         results = imagination.imagine(loaded, prompt, samples=samples, seed=seed, size=size, device=device)
         height, width = results[0].depth.shape

@@ -23,7 +23,7 @@ from langdepth.prediction.done import Done, origin, stamp
 from langdepth.prediction.inputs import STDIN, find_images
 from langdepth.prediction.names import unique_names
 from langdepth.prediction.options import PredictOptions
-from langdepth.records import WithoutCaption
+from langdepth.records import Runtime, WithoutCaption
 from langdepth.text.prompts import read_changes
 from langdepth.utils.files import LONGEST_NAME
 
@@ -50,6 +50,7 @@ def predict(
     images: list[str],
     *,
     system: list[str] | None = None,
+    runtime: Runtime = "auto",
     text: str | None = None,
     captions: Path | None = None,
     without_caption: WithoutCaption | None = None,
@@ -77,6 +78,7 @@ def predict(
         system: Registry name (see "langdepth systems"), .safetensors file, hub id owner/name, or transformers:NAME
             (or :FOLDER) for a depth model of that library; without it tiny. Given several times, the mean of all of
             them is predicted.
+        runtime: What computes it: torch, onnx or openvino; auto takes the fastest of those that are installed and can.
         text: A sentence about the images, for example "a kitchen with a sink"; without it the image alone is used.
         captions: The caption of each image: a folder of NAME.txt or a CSV with the columns image and caption; or
             captions with CLIP features, as evaluate takes them.
@@ -127,8 +129,8 @@ def predict(
         jobs = _with_captions(jobs, captions, text, without_caption or "stop", problems)
     known = len(jobs)
     how = origin(
-        *(__version__, [weights_stamp(name) for name in members(system)], stamp(clip_weights), changes, text, scene),
-        *(depth_kind, weights_stamp(base) if base and maps is None else None),
+        *(__version__, runtime, [weights_stamp(name) for name in members(system)], stamp(clip_weights)),
+        *(changes, text, scene, depth_kind, weights_stamp(base) if base and maps is None else None),
         *(asdict(replace(output, save="npz")), asdict(replace(options, device=None, batch_size=1))),
     )
     jobs = [replace(job, made_of=job.origin(how)) for job in jobs]
@@ -145,11 +147,15 @@ def predict(
     done.start()
 
     from langdepth.prediction.predictor import predict_stream
-    from langdepth.weights.checkpoint import load
+    from langdepth.runtimes.opening import open_system
 
+    device = options.device or "auto"
     results = predict_stream(
-        load(
+        open_system(
             members(system),
+            runtime=runtime,
+            device=device,
+            dtype=options.dtype,
             clip_weights=clip_weights,
             prompts=changes,
             base=None if maps else base,
@@ -162,7 +168,7 @@ def predict(
         camera=output.camera,
         overlay=lambda job: job.overlay,
         keep_image="ply" in output.formats,
-        **{**vars(options), "device": options.device or "auto"},
+        **{**vars(options), "device": device},
     )
     failed = len(problems) + _write_all(results, len(jobs), output, done)
     if known + len(problems) > 1:

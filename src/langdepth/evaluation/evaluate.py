@@ -38,7 +38,6 @@ from langdepth.prediction.options import AUTOMATIC, ColorScale, Precision
 from langdepth.records import Sample
 from langdepth.systems.capabilities import DepthSystem, HasMembers
 from langdepth.utils.arguments import checked
-from langdepth.utils.devices import move
 from langdepth.utils.processes import gathered, rank_and_count
 from langdepth.utils.threads import reading_threads
 
@@ -153,7 +152,7 @@ def _task(
         if isinstance(dataset, RowDataset):
             system = system.matched(dataset.rows)
     else:
-        system = move(system, device).eval().inference_copy()
+        system = system.for_inference(device)
         if isinstance(dataset, RowDataset):
             dataset = copy.copy(dataset)
             dataset.require_words_for(system)

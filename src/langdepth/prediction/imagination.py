@@ -6,29 +6,28 @@ No image encoder runs.
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
 from langdepth.errors import LangdepthError, UsageError
+from langdepth.prediction.arrays import all_finite, as_float32, to_numpy
 from langdepth.prediction.pipeline import result_of
 from langdepth.prediction.results import DepthResult
 from langdepth.prediction.sampling import generator_of
-from langdepth.systems.capabilities import DepthSystem, Imagines, require
+from langdepth.systems.contract import Imagines, Predicts, require
 from langdepth.utils.arguments import checked
-from langdepth.utils.devices import move
 
 __all__ = ["imagine"]
 
 
 @checked
-@torch.inference_mode()
 def imagine(
-    system: DepthSystem,
+    system: Predicts,
     prompt: str,
     *,
     samples: int = 4,
     seed: int = 0,
     size: tuple[int, int] | None = None,
-    device: str | torch.device | None = None,
+    device: Any = None,
 ) -> list[DepthResult]:
     """``samples`` different depth maps of scenes that the sentence ``prompt`` describes.
 
@@ -44,13 +43,15 @@ def imagine(
         raise UsageError(f"samples must be at least 1, got {samples}")
     if not prompt.strip():
         raise UsageError("the prompt is empty; describe a scene, for example 'a bedroom with a desk'")
-    network = require(move(system, device), Imagines).eval().inference_copy()
+    require(system, Imagines)
+    network = require(system.for_inference(device), Imagines)
     height, width = size or system.input_spec.network_size(480, 640)
-    noise = network.draw_noise(samples, height, width, generator_of(seed))
-    depth = network.imagine([prompt] * samples, noise).depth.float().cpu()
-    if not bool(depth.isfinite().all()):
+    with network.inference():
+        noise = network.draw_noise(samples, height, width, generator_of(seed))
+        depth = to_numpy(as_float32(network.imagine([prompt] * samples, noise).depth))
+    if not all(all_finite(depth)):
         raise LangdepthError(f"'{system.name}' imagined depth that is not finite; its weights may be damaged")
     return [
-        result_of(system, sample.numpy(), {"text": prompt, "seed": seed, "sample": number})
+        result_of(system, sample, {"text": prompt, "seed": seed, "sample": number})
         for number, sample in enumerate(depth[:, 0])
     ]

@@ -1,6 +1,6 @@
 """A batch of images through a system: to the network's size and back, mirrored, and window by window.
 
-Training's validation, evaluation and prediction share ``infer``.
+Training's validation, evaluation and prediction share ``infer``. Imports no torch: see ``prediction.arrays``.
 """
 
 from __future__ import annotations
@@ -8,56 +8,64 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from typing import Any
 
 from langdepth.errors import UsageError
 from langdepth.evaluation.protocols import Resize
-from langdepth.records import DepthOutput, Enlarge, Shrink
-from langdepth.systems.capabilities import DepthSystem, HasMembers, Scene, Text
+from langdepth.prediction.arrays import (
+    as_float,
+    as_float32,
+    joined,
+    mean,
+    mirrored,
+    resized_image,
+    resized_map,
+    split,
+    zeros_like,
+)
+from langdepth.records import DepthOutput, Enlarge
+from langdepth.systems.contract import Array, HasMembers, Predicts, Scene, Text
 
 MAX_WINDOWS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """What ``System.forward`` takes: image and overlay (B, 3, H, W), and the words about each image."""
+    """What a system takes: image and overlay (B, 3, H, W), and the words about each image."""
 
-    image: Tensor
+    image: Array
     text: Text = None
     scene: Scene = None
-    overlay: Tensor | None = None
+    overlay: Array | None = None
 
-    def changed(self, change: Callable[[Tensor], Tensor]) -> Views:
+    def changed(self, change: Callable[[Array], Array]) -> Views:
         """With image and overlay changed alike."""
         overlay = None if self.overlay is None else change(self.overlay)
         return replace(self, image=change(self.image), overlay=overlay)
 
-    def times(self, count: int, system: DepthSystem) -> Views:
+    def times(self, count: int, system: Predicts) -> Views:
         """With the words ``count`` times, for a batch that holds all images so often."""
         text = _times(self.text, count) if system.text_per_image else self.text
         return replace(self, text=text, scene=_times(self.scene, count))
 
-    def forward(self, system: DepthSystem, *, flip: bool = False, limit: float | None = None) -> DepthOutput:
+    def forward(self, system: Predicts, *, flip: bool = False, limit: float | None = None) -> DepthOutput:
         """The system's output at this size, depth in float32; see ``infer``. Mirrored images are in the same batch."""
         count, views = len(self.image), self
         if flip:
-            views = self.times(2, system).changed(lambda image: torch.cat([image, image.flip(-1)]))
+            views = self.times(2, system).changed(lambda image: joined([image, mirrored(image)]))
         second = {} if views.overlay is None else {"overlay": as_float(views.overlay)}
         output: DepthOutput = system(as_float(views.image), views.text, views.scene, **second)
-        depth = output.depth.float()
+        depth = as_float32(output.depth)
         if limit is not None:
-            depth = depth.clamp(0, limit)
+            depth = depth.clip(0, limit)
         if not flip:
             return replace(output, depth=depth)
         fields = {name: value[:count] for name, value in vars(output).items() if value is not None}
-        return DepthOutput(**{**fields, "depth": (depth[:count] + depth[count:].flip(-1)) / 2})
+        return DepthOutput(**{**fields, "depth": (depth[:count] + mirrored(depth[count:])) / 2})
 
     def through_windows(
         self,
-        system: DepthSystem,
+        system: Predicts,
         window: tuple[int, int],
         stride: tuple[int, int] | None = None,
         *,
@@ -76,36 +84,38 @@ class Views:
             for left in (min(left, size[1] - width) for left in lefts)
         ]
         at_once = max(1, size[0] * size[1] // max(height * width, math.prod(network_size)))
-        total, windows = (torch.zeros(n, 1, *size, device=self.image.device) for n in (count, 1))
-        scene_probs: list[Tensor] = []
+        total, windows = (zeros_like(self.image, n, 1, *size) for n in (count, 1))
+        scene_probs: list[Array] = []
         for some in (places[i : i + at_once] for i in range(0, len(places), at_once)):
             views = self.times(len(some), system).changed(
-                lambda image, some=some: _resized(  # type: ignore[misc]
-                    torch.cat([image[place] for place in some]), network_size, spec.shrink
+                lambda image, some=some: resized_image(  # type: ignore[misc]
+                    joined([image[place] for place in some]), network_size, spec.shrink
                 )
             )
             output = views.forward(system, flip=flip, limit=limit)
-            depth = to_image_size(output.depth, (height, width), enlarge or spec.enlarge)
-            for place, part in zip(some, depth.split(count), strict=True):
+            depth = resized_map(output.depth, (height, width), enlarge or spec.enlarge)
+            for place, part in zip(some, split(depth, count), strict=True):
                 total[place] += part
                 windows[place] += 1
             if output.scene_probs is not None:
-                scene_probs.extend(output.scene_probs.split(count))
-        return DepthOutput(depth=total / windows, scene_probs=torch.stack(scene_probs).mean(0) if scene_probs else None)
+                scene_probs.extend(split(output.scene_probs, count))
+        return DepthOutput(depth=total / windows, scene_probs=mean(scene_probs) if scene_probs else None)
 
 
-def _times(words: list[str] | Tensor | None, count: int) -> list[str] | Tensor | None:
-    return torch.cat([words] * count) if isinstance(words, Tensor) else words and words * count
+def _times(words: Any, count: int) -> Any:
+    """Words of each image ``count`` times: a list, an array or None."""
+    if words is None or isinstance(words, list):
+        return words and words * count
+    return joined([words] * count)
 
 
-@torch.inference_mode()
 def infer(
-    system: DepthSystem,
-    image: Tensor,
+    system: Predicts,
+    image: Array,
     text: Text = None,
     scene: Scene = None,
     *,
-    overlay: Tensor | None = None,
+    overlay: Array | None = None,
     flip: bool = False,
     resize: Resize = "system",
     limit: float | None = None,
@@ -116,7 +126,7 @@ def infer(
     """Depth of a batch at its own size.
 
     Args:
-        system: In eval mode.
+        system: Ready to predict (a torch system in eval mode).
         image: (B, 3, H, W), float32 in [0, 1] or uint8, any size. It is resized as the system's InputSpec states.
         text: As ``System.forward`` takes it.
         scene: The same.
@@ -152,11 +162,12 @@ def infer(
         return _mean(outputs, with_scenes=bool(system.scenes))
     views = Views(image=image, text=text, scene=scene, overlay=overlay)
     enlarge = _enlarge(system, resize)
-    if window is not None:
-        return views.through_windows(system, window, stride, enlarge=enlarge, flip=flip, limit=limit)
-    output = views.changed(lambda one: to_network_size(system, one)).forward(system, flip=flip, limit=limit)
-    depth = output.depth if via is None else to_image_size(output.depth, via, enlarge)
-    return replace(output, depth=to_image_size(depth, image.shape[-2:], enlarge))
+    with system.inference():
+        if window is not None:
+            return views.through_windows(system, window, stride, enlarge=enlarge, flip=flip, limit=limit)
+        output = views.changed(lambda one: to_network_size(system, one)).forward(system, flip=flip, limit=limit)
+        depth = output.depth if via is None else resized_map(output.depth, via, enlarge)
+        return replace(output, depth=resized_map(depth, image.shape[-2:], enlarge))
 
 
 def _mean(outputs: Sequence[DepthOutput], with_scenes: bool) -> DepthOutput:
@@ -164,12 +175,12 @@ def _mean(outputs: Sequence[DepthOutput], with_scenes: bool) -> DepthOutput:
     probs = [output.scene_probs for output in outputs if output.scene_probs is not None]
     agree = with_scenes and len(probs) == len(outputs)
     return DepthOutput(
-        depth=torch.stack([output.depth for output in outputs]).mean(0),
-        scene_probs=torch.stack(probs).mean(0) if agree else None,
+        depth=mean([output.depth for output in outputs]),
+        scene_probs=mean(probs) if agree else None,
     )
 
 
-def _enlarge(system: DepthSystem, resize: Resize) -> Enlarge:
+def _enlarge(system: Predicts, resize: Resize) -> Enlarge:
     """How depth maps are enlarged: by the system's own statement, unless a protocol has fixed it."""
     if resize == "system":
         return system.input_spec.enlarge
@@ -194,28 +205,7 @@ def window_starts(size: Sequence[int], window: Sequence[int], stride: Sequence[i
     return starts
 
 
-def to_network_size(system: DepthSystem, image: Tensor) -> Tensor:
-    """(B, 3, H, W) to (B, 3, h, w). Bytes stay bytes when they are averaged, so that nothing large becomes float."""
-    return _resized(image, system.input_spec.network_size(*image.shape[-2:]), system.input_spec.shrink)
-
-
-def _resized(image: Tensor, size: tuple[int, int], shrink: Shrink) -> Tensor:
-    if tuple(image.shape[-2:]) == size:
-        return image
-    if shrink == "bilinear-aligned":
-        return F.interpolate(as_float(image), size=size, mode="bilinear", align_corners=True)
-    if image.dtype == torch.uint8 and image.device.type != "cpu":  # where torch cannot resize bytes
-        return _resized(image.float(), size, shrink).round_().byte()
-    return F.interpolate(image, size=size, mode="bilinear", antialias=True)
-
-
-def to_image_size(depth: Tensor, size: Sequence[int], enlarge: Enlarge) -> Tensor:
-    """Depth (B, 1, h, w) at (height, width) ``size``."""
-    if tuple(depth.shape[-2:]) == tuple(size):
-        return depth
-    return F.interpolate(depth, size=tuple(size), mode="bilinear", align_corners=enlarge == "bilinear-aligned")
-
-
-def as_float(image: Tensor) -> Tensor:
-    """Bytes in [0, 255] as float32 in [0, 1]; floats as they are."""
-    return image.float().div_(255) if image.dtype == torch.uint8 else image
+def to_network_size(system: Predicts, image: Array) -> Array:
+    """(B, 3, H, W) to (B, 3, h, w), as the system's InputSpec states."""
+    spec = system.input_spec
+    return resized_image(image, spec.network_size(*image.shape[-2:]), spec.shrink)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -16,6 +16,7 @@ from langdepth.utils.arguments import check_fields
 from langdepth.utils.numbers import plain_number
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
+COLORMAPS = ("magma", "inferno", "plasma", "viridis", "cividis", "turbo", "gray")  # each with "_r", reversed
 COLORMAP = "magma_r"  # perceptually uniform, near bright and far dark
 
 
@@ -70,7 +71,7 @@ class ColorScale:
     Args:
         minimum: Depth of the first color, in the unit of the map; None takes each map's own 2nd percentile.
         maximum: Depth of the last color; None takes each map's own 98th percentile.
-        colormap: A name of matplotlib's.
+        colormap: One of ``COLORMAPS``, or another name of matplotlib's where that is installed.
 
     Raises:
         UsageError: For a range that does not rise, and for an unknown color map.
@@ -84,8 +85,10 @@ class ColorScale:
         check_fields(self)
         if self.minimum is not None and self.maximum is not None and not self.minimum < self.maximum:
             raise UsageError(f"the range to show must go from near to far, got {self.minimum:g} to {self.maximum:g}")
-        if self.colormap != COLORMAP:  # matplotlib takes a while to import
-            known = colormaps()
+        if self.colormap.removesuffix("_r") not in COLORMAPS:
+            known: Iterable[str] = COLORMAPS
+            with suppress(ImportError):
+                known = [*colormaps()]
             if self.colormap not in known:
                 raise UsageError(f"unknown color map '{self.colormap}': {nearest(self.colormap, known)}")
 

@@ -5,18 +5,14 @@ What takes memory reports a lack of it by the image's name.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from langdepth._version import __version__
 from langdepth.camera import Camera
@@ -31,19 +27,15 @@ from langdepth.errors import (
     is_memory_error,
     nearest,
 )
-from langdepth.prediction.network import Views, infer, to_image_size, to_network_size, window_starts
+from langdepth.prediction.arrays import all_finite, as_float32, resized_map, to_numpy
+from langdepth.prediction.network import Views, infer, to_network_size, window_starts
 from langdepth.prediction.options import PredictOptions
 from langdepth.prediction.results import DepthResult
 from langdepth.prediction.sampling import Sampling
 from langdepth.prediction.words import Words, batch_of
 from langdepth.records import DepthOutput
-from langdepth.systems.capabilities import DepthSystem, HasMembers, Imagines, require
-from langdepth.utils.devices import move
+from langdepth.systems.contract import Array, HasMembers, Imagines, Predicts, require
 from langdepth.utils.images import DecodedImage, read_image
-
-# Whoever forks after torch has used its threads has a child without them, which would wait for them for ever.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 # The camera of every image, or a function of (width, height) that makes it.
 CameraOption = Camera | Callable[[int, int], Camera] | None
@@ -68,8 +60,8 @@ class Prepared:
     (H, W); uint8, or floats where the system's ``shrink`` makes some."""
 
     request: Request
-    image: Tensor
-    overlay: Tensor | None
+    image: Array
+    overlay: Array | None
     size: tuple[int, int]
     camera: Camera | None
     path: str
@@ -102,13 +94,12 @@ class Predictor:
     """A system with the options that hold for all images. Its methods may run in any thread."""
 
     def __init__(
-        self, system: DepthSystem, options: dict[str, Any], *, keep_image: bool, each_its_words: bool = False
+        self, system: Predicts, options: dict[str, Any], *, keep_image: bool, each_its_words: bool = False
     ) -> None:
         self.options = _options(options)
         self.sampling = _sampling(system, self.options)
-        self.system = move(system, self.options.device).eval()
-        self.network = self.system.inference_copy()
-        self.device = system.device
+        self.system = system
+        self.network = system.for_inference(self.options.device, self.options.dtype)
         self.keep_image, self.each_its_words = keep_image, each_its_words
 
     def prepare(self, request: Request) -> Prepared:
@@ -141,10 +132,9 @@ class Predictor:
             what = self.system.overlay_kind.what
             raise ImageError(f"{image.path or 'image in memory'}: its {what} {error}") from None
 
-    def _shrink(self, pixels: npt.NDArray[Any]) -> Tensor:
+    def _shrink(self, pixels: npt.NDArray[Any]) -> Array:
         """(H, W, C) to (1, C, h, w) at network size; for windows at its own."""
-        writeable = torch.from_numpy(np.require(pixels, requirements="W"))  # torch has no read-only tensors
-        image = writeable.permute(2, 0, 1)[None]
+        image = pixels.transpose(2, 0, 1)[None]
         return to_network_size(self.system, image) if self.options.window is None else image
 
     def run(self, batch: list[tuple[Key, Prepared]]) -> Iterator[tuple[Key, Outcome]]:
@@ -158,7 +148,7 @@ class Predictor:
 
     def results(self, batch: list[tuple[Key, Prepared]], output: DepthOutput) -> Iterator[tuple[Key, Outcome]]:
         """Depth at network size to results at image size, made one by one as the caller takes them."""
-        finite = output.depth.isfinite().flatten(1).all(1).tolist()
+        finite = all_finite(output.depth)
         for index, (key, prepared) in enumerate(batch):
             try:
                 with _enough_memory(prepared.path):
@@ -167,7 +157,6 @@ class Predictor:
                 result = error
             yield key, result
 
-    @torch.inference_mode()
     def infer(self, batch: Sequence[tuple[Any, Prepared]]) -> DepthOutput:
         """Images of one network size through the system; depth, std and scene_probs at network size, on the CPU."""
         named = first_few([prepared.path or "image in memory" for _, prepared in batch])
@@ -176,35 +165,35 @@ class Predictor:
 
     def _infer(self, batch: Sequence[tuple[Any, Prepared]]) -> DepthOutput:
         options, requests = self.options, [prepared.request for _, prepared in batch]
-        text = batch_of(self.system, [request.text for request in requests])
+        network = self.network
         overlays = [prepared.overlay for _, prepared in batch if prepared.overlay is not None]
         views = Views(
-            image=torch.cat([prepared.image for _, prepared in batch]).to(self.device),
-            text=text.to(self.device) if isinstance(text, Tensor) else text,
+            image=network.as_input(np.concatenate([prepared.image for _, prepared in batch])),
+            text=batch_of(network, [request.text for request in requests]),
             scene=[request.scene for request in requests if request.scene is not None] or None,  # of all or of none
-            overlay=torch.cat(overlays).to(self.device) if overlays else None,
+            overlay=network.as_input(np.concatenate(overlays)) if overlays else None,
         )
-        dtype = getattr(torch, options.dtype)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=options.dtype != "float32"):
+        with network.inference(options.dtype):
             if self.sampling is not None:
-                output = self.sampling(self.network, views.image, views.text)
-            elif isinstance(self.network, HasMembers):
-                output = infer(
-                    self.network, **vars(views), flip=options.flip, window=options.window, stride=options.stride
-                )
+                output = self.sampling(network, views.image, views.text)
+            elif isinstance(network, HasMembers):
+                output = infer(network, **vars(views), flip=options.flip, window=options.window, stride=options.stride)
             elif options.window is None:
-                output = views.forward(self.network, flip=options.flip)
+                output = views.forward(network, flip=options.flip)
             else:
-                output = views.through_windows(self.network, options.window, options.stride, flip=options.flip)
-        probs, std = (None if part is None else part.float().cpu() for part in (output.scene_probs, output.std))
-        return DepthOutput(depth=output.depth.cpu(), scene_probs=probs, std=std)
+                output = views.through_windows(network, options.window, options.stride, flip=options.flip)
+            found: dict[str, Any] = {}
+            for name in ("depth", "scene_probs", "std"):
+                maps = getattr(output, name)
+                found[name] = None if maps is None else to_numpy(as_float32(maps))
+            return DepthOutput(**found)
 
-    @torch.inference_mode()
     def _result(self, prepared: Prepared, output: DepthOutput, index: int) -> DepthResult:
-        def own(maps: Tensor) -> npt.NDArray[np.float32]:
-            enlarged = to_image_size(maps[index : index + 1], prepared.size, self.system.input_spec.enlarge)
-            found: npt.NDArray[np.float32] = enlarged[0, 0].numpy()
-            return found
+        def own(maps: Array) -> npt.NDArray[np.float32]:
+            enlarged: npt.NDArray[np.float32] = resized_map(
+                maps[index : index + 1], prepared.size, self.system.input_spec.enlarge
+            )[0, 0]
+            return enlarged
 
         request, probs = prepared.request, output.scene_probs
         facts = {
@@ -241,7 +230,7 @@ def _options(options: dict[str, Any]) -> PredictOptions:
     return PredictOptions(**{name: value for name, value in options.items() if value is not None})
 
 
-def _sampling(system: DepthSystem, options: PredictOptions) -> Sampling | None:
+def _sampling(system: Predicts, options: PredictOptions) -> Sampling | None:
     if options.samples is None:
         return None
     require(system, Imagines)
@@ -273,7 +262,7 @@ def _made(function: Callable[[int, int], Camera], width: int, height: int) -> Ca
         raise UsageError(f"camera: the function of (width, height) failed: {first_line(error)}") from error
 
 
-def result_of(system: DepthSystem, depth: npt.NDArray[np.float32], facts: dict[str, Any], **fields: Any) -> DepthResult:
+def result_of(system: Predicts, depth: npt.NDArray[np.float32], facts: dict[str, Any], **fields: Any) -> DepthResult:
     """A system's depth (H, W) as a result; ``facts``: of its provenance, beside those about the weights."""
     weights = {key: system.provenance.get(key) for key in ("weights", "source", "licence", "sha256")}
     members = {"members": system.provenance["members"]} if isinstance(system, HasMembers) else {}

@@ -7,32 +7,27 @@ Data flow: sources -> ``read_image`` -> uint8 at the system's network size (in t
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
-from torch import Tensor
+from typing import Any
 
 from langdepth.errors import LangdepthError, UsageError
+from langdepth.prediction.arrays import is_tensor
 from langdepth.prediction.pipeline import CameraOption, Key, Outcome, Predictor, Request
 from langdepth.prediction.results import DepthResult
 from langdepth.prediction.stream import run_ahead
-from langdepth.prediction.words import Words, words_per_image
-from langdepth.systems.capabilities import DepthSystem
+from langdepth.prediction.words import words_per_image
+from langdepth.systems.contract import Predicts
 from langdepth.text.scenes import scene_index
 from langdepth.utils.arguments import checked
 
 __all__ = ["predict_images", "predict_stream"]
 
-Features: TypeAlias = Tensor | npt.NDArray[np.floating[Any]]
-
 
 @checked
 def predict_images(
-    system: DepthSystem,
+    system: Predicts,
     images: Any,
     *,
-    text: Features | str | Sequence[Features | str] | None = None,
+    text: Any = None,
     scene: str | Sequence[str] | None = None,
     camera: CameraOption | Sequence[CameraOption] = None,
     overlay: Any = None,
@@ -43,7 +38,7 @@ def predict_images(
     Text, scene, camera and overlay hold for all images, or are lists with one for each.
 
     Args:
-        system: It is put in eval mode.
+        system: A torch system is put in eval mode.
         images: Anything ``utils.images.read_image`` takes (path, bytes, PIL image, NumPy array, tensor (3, H, W)), a
             list of these, or a tensor (B, 3, H, W).
         text: A sentence about the image, or its CLIP feature: (D,) or (N, D), see ``words.words_per_image``.
@@ -88,11 +83,11 @@ def predict_images(
 
 @checked
 def predict_stream(
-    system: DepthSystem,
+    system: Predicts,
     paths: Iterable[Key],
     *,
     read: Callable[[Key], Any] = lambda path: path,
-    text: str | Features | Callable[[Key], Words | None] | None = None,
+    text: Any = None,
     scene: str | None = None,
     camera: CameraOption = None,
     overlay: Callable[[Key], Any] = lambda path: None,
@@ -106,7 +101,7 @@ def predict_stream(
     threads; so results come in nearly, not exactly, the order of ``paths``. A result equals that of ``predict_images``.
 
     Args:
-        system: It is put in eval mode.
+        system: A torch system is put in eval mode.
         paths: One for each image, hashable.
         read: Turns a path into what ``read_image`` takes.
         text: Words about all images, or a function that gives the words about each.
@@ -145,7 +140,7 @@ def predict_stream(
 
 def _is_one(images: Any) -> bool:
     """Whether it is one image, not a list or a batch of them."""
-    return not isinstance(images, list | tuple) and not (isinstance(images, Tensor) and images.ndim == 4)
+    return not isinstance(images, list | tuple) and not (is_tensor(images) and images.ndim == 4)
 
 
 def _per_image(name: str, value: Any, count: int) -> list[Any]:
@@ -157,7 +152,7 @@ def _per_image(name: str, value: Any, count: int) -> list[Any]:
     return list(value)
 
 
-def _known_scene(system: DepthSystem, name: str | None) -> str | None:
+def _known_scene(system: Predicts, name: str | None) -> str | None:
     if name is None:
         return None
     if not system.scenes:
@@ -165,7 +160,7 @@ def _known_scene(system: DepthSystem, name: str | None) -> str | None:
     return system.scenes[scene_index(name, system.scenes)]
 
 
-def _needed_overlay(system: DepthSystem, source: Any) -> Any:
+def _needed_overlay(system: Predicts, source: Any) -> Any:
     if source is not None and not system.takes_overlay:
         raise UsageError(f"the system '{system.name}' takes no overlay; leave it out")
     if source is None and system.takes_overlay:

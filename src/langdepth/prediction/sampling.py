@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from langdepth.errors import UsageError
-from langdepth.prediction.network import as_float
+from langdepth.prediction.arrays import as_float, as_float32, joined, mean_and_std
 from langdepth.records import DepthOutput
-from langdepth.systems.capabilities import DepthSystem, Imagines, Text, require
+from langdepth.systems.contract import Array, Imagines, Predicts, Text, require
 from langdepth.utils.arguments import check_fields
 
 
-def generator_of(seed: int) -> torch.Generator:
-    """Random numbers of a seed. Raises UsageError for one that torch does not take."""
+def generator_of(seed: int) -> np.random.Generator:
+    """Random numbers of a seed. Raises UsageError for one below 0 or from 2^63 on."""
     if not 0 <= seed < 2**63:
         raise UsageError("seed must be from 0 to below 2^63, which this one is not")
-    return torch.Generator().manual_seed(int(seed))
+    return np.random.default_rng(int(seed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class Sampling:
             raise UsageError(f"spread must be above 0 and at most 1, got {self.spread}")
         generator_of(self.seed)
 
-    def __call__(self, system: DepthSystem, image: Tensor, text: Text) -> DepthOutput:
+    def __call__(self, system: Predicts, image: Array, text: Text) -> DepthOutput:
         """Mean and standard deviation (B, 1, h, w); an image's own do not depend on what else is in the batch."""
         imagining = require(system, Imagines)
         height, width = image.shape[-2:]
@@ -46,6 +45,7 @@ class Sampling:
         drawn = []
         for i in range(len(image)):  # one by one: each fills the network with its samples
             words = None if text is None else text[i : i + 1]
-            drawn.append(torch.std_mean(imagining.draw(image[i : i + 1], words, noise, self.spread).depth.float(), 0))
-        std, mean = (torch.stack(maps) for maps in zip(*drawn, strict=True))
+            depth = imagining.draw(image[i : i + 1], words, noise, self.spread).depth
+            drawn.append(mean_and_std(as_float32(depth)))
+        mean, std = (joined([one[None] for one in maps]) for maps in zip(*drawn, strict=True))
         return DepthOutput(depth=mean, std=std)

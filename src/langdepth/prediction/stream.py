@@ -6,10 +6,9 @@ import os
 from collections import deque
 from collections.abc import Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from itertools import islice
 from typing import TypeAlias
-
-import torch
 
 from langdepth.errors import LangdepthError, ShortMemoryError, UsageError
 from langdepth.prediction.pipeline import Key, Outcome, Predictor, Prepared, Request
@@ -23,17 +22,15 @@ def run_ahead(
 ) -> Generator[tuple[Key, Outcome]]:
     """Decode ahead, gather images of one network size, predict; bounded however many requests there are."""
     requests, batch_size, workers = iter(requests), predictor.options.batch_size, workers or min(8, os.cpu_count() or 1)
-    # On a CPU several networks side by side, each with its share of the threads and of the batch, do more than one with
-    # all threads: there is less waiting for each other, also for the threads that decode and write.
-    threads = torch.get_num_threads()
-    lanes = min(threads, batch_size) if predictor.device.type == "cpu" else 1
-    share = -(-batch_size // lanes)
-    decoders = ThreadPoolExecutor(workers, "langdepth-decode")
-    networks = ThreadPoolExecutor(lanes, "langdepth-network", torch.set_num_threads, (threads // lanes,))
     ahead: deque[tuple[Key, Future[Prepared]]] = deque()
     waiting: dict[Hashable, list[tuple[Key, Prepared]]] = {}  # by what can share a batch
     running: Running[Key] = deque()
-    try:
+    with (
+        predictor.network.side_by_side(batch_size) as (lanes, begin),
+        _joined_at_the_end(ThreadPoolExecutor(workers, "langdepth-decode")) as decoders,
+        _joined_at_the_end(ThreadPoolExecutor(lanes, "langdepth-network", begin)) as networks,
+    ):
+        share = -(-batch_size // lanes)
         while True:
             for key, request in islice(requests, batch_size + workers - len(ahead)):
                 ahead.append((key, decoders.submit(predictor.prepare, request)))
@@ -54,10 +51,15 @@ def run_ahead(
                 yield from _finished(predictor, running, most=lanes)
         running.extend((batch, networks.submit(predictor.infer, batch)) for batch in waiting.values())
         yield from _finished(predictor, running, most=0)
+
+
+@contextmanager
+def _joined_at_the_end(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+    """The pool; at the end its running work is awaited and the rest dropped."""
+    try:
+        yield pool
     finally:
-        decoders.shutdown(wait=True, cancel_futures=True)
-        networks.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)  # setting it in a thread also set what later threads start with
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _finished(predictor: Predictor, running: Running[Key], most: int) -> Iterator[tuple[Key, Outcome]]:

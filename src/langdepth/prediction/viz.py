@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -241,8 +242,13 @@ def _range(depth: Depth, usable: npt.NDArray[np.bool_], colors: ColorScale) -> t
 
 def _palette(colormap: str) -> Pixels:
     """(256, 3) uint8."""
-    palette: Pixels = colormaps()[colormap](np.linspace(0, 1, 256), bytes=True)[:, :3]
-    return palette
+    name = colormap.removesuffix("_r")
+    with np.load(Path(__file__).with_name("colormaps.npz")) as stored:
+        if name in stored:
+            palette: Pixels = stored[name]
+            return palette[::-1] if colormap.endswith("_r") else palette
+    found: Pixels = colormaps()[colormap](np.linspace(0, 1, 256), bytes=True)[:, :3]
+    return found
 
 
 def _places(values: Sequence[float], low: float, high: float, logarithmic: bool) -> npt.NDArray[np.float64]:
@@ -254,18 +260,24 @@ def _places(values: Sequence[float], low: float, high: float, logarithmic: bool)
 
 def _ticks(low: float, high: float, logarithmic: bool, most: float) -> list[float]:
     """As many round values as there is room for, ``most`` side by side."""
-    from matplotlib.ticker import MaxNLocator
-
     choices: Iterable[Any] = (
         (np.outer(10.0 ** np.arange(-3, 5), steps).ravel() for steps in ((1, 2, 5), (1, 3), (1,)))
         if logarithmic
-        else (MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) for bins in range(8, 0, -1))
+        else (_multiples(low, high, bins) for bins in range(8, 0, -1))
     )
     for values in choices:
         ticks = [tick for tick in values if low <= tick <= high]
         if min(np.diff(_places(ticks, low, high, logarithmic)), default=1) * most >= 1:
             break
     return ticks
+
+
+def _multiples(low: float, high: float, most: int) -> npt.NDArray[np.floating[Any]]:
+    """Multiples of the smallest round step (1, 2, 2.5 or 5 times a power of ten) of which ``most`` span the range."""
+    least = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= least * (1 - 1e-9))
+    return np.multiply(step, np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1))
 
 
 def _legend(

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
 from langdepth.errors import UsageError
-from langdepth.systems.capabilities import DepthSystem, Text
+from langdepth.prediction.arrays import is_tensor, to_numpy
+from langdepth.systems.contract import Predicts
 
 if TYPE_CHECKING:
     from langdepth.text.caption_features import Captions
@@ -25,7 +25,7 @@ class Words:
     """
 
     sentence: str | None = None
-    feature: Tensor | None = None
+    feature: npt.NDArray[np.float32] | None = None
 
     @property
     def label(self) -> str:
@@ -35,7 +35,7 @@ class Words:
         return f"features of shape {tuple(self.feature.shape)}"
 
 
-def words_per_image(system: DepthSystem, text: Any, count: int) -> list[Words | None]:
+def words_per_image(system: Predicts, text: Any, count: int) -> list[Words | None]:
     """What the option ``text`` of a prediction says about each of ``count`` images.
 
     Args:
@@ -50,6 +50,8 @@ def words_per_image(system: DepthSystem, text: Any, count: int) -> list[Words | 
     if isinstance(text, list | tuple):
         if len(text) != count:
             raise UsageError(f"text: {len(text)} given for {count} images; give one for all, or one per image")
+        if any(one is None for one in text):
+            raise UsageError("text: give it for all images or for none")
         words = [words_per_image(system, one, 1)[0] for one in text]
         shapes = {tuple(one.feature.shape) for one in words if one is not None and one.feature is not None}
         if len(shapes) > 1:
@@ -69,20 +71,19 @@ def words_per_image(system: DepthSystem, text: Any, count: int) -> list[Words | 
     return [Words(feature=rows[0 if len(rows) == 1 else i]) for i in range(count)]
 
 
-def _as_features(text: Any) -> Tensor:
-    if not isinstance(text, Tensor | np.ndarray):
+def _as_features(text: Any) -> npt.NDArray[np.float32]:
+    if not isinstance(text, np.ndarray) and not is_tensor(text):
         raise UsageError(f"text: give a sentence or CLIP features, not {type(text).__name__}")
     try:
-        features = torch.as_tensor(text).detach().to("cpu", torch.float32)
-        finite = bool(features.isfinite().all())
-    except (TypeError, RuntimeError):  # values of another kind, sparse ones
+        features = to_numpy(text if isinstance(text, np.ndarray) else text.float()).astype(np.float32)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):
         raise UsageError(f"text: an array of {getattr(text, 'dtype', 'objects')} holds no features") from None
-    if not finite:
+    if not np.isfinite(features).all():
         raise UsageError("text: some features are not finite")
     return features
 
 
-def batch_of(system: DepthSystem, words: Sequence[Words | None]) -> Text:
+def batch_of(system: Predicts, words: Sequence[Words | None]) -> Any:
     """The words of a batch as a system takes them: all are sentences, all features, or all None.
 
     Captions that have both reach a system that reads sentences as these.
@@ -91,7 +92,7 @@ def batch_of(system: DepthSystem, words: Sequence[Words | None]) -> Text:
     spoken = system.reads_sentences and all(one.sentence is not None for one in known)
     features = [] if spoken else [one.feature for one in known if one.feature is not None]
     if features:
-        return torch.stack(features) if system.text_per_image else features[0]
+        return system.as_input(np.stack(features) if system.text_per_image else features[0])
     return [one.sentence or "" for one in known] or None
 
 
@@ -100,4 +101,4 @@ def find_caption(captions: Captions, place: str, source: str) -> Words | None:
     found = captions.find(place) or captions.find(source)
     if found is None:
         return None
-    return Words(sentence=found.sentence, feature=None if found.row is None else captions.feature(found.row))
+    return Words(sentence=found.sentence, feature=None if found.row is None else to_numpy(captions.feature(found.row)))

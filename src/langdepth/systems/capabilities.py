@@ -1,56 +1,51 @@
-"""What the framework asks of a system: ``DepthSystem``, which every system is, and the abilities that only some have.
+"""What the framework asks of a system that torch computes: ``DepthSystem``, and the abilities that only some have.
 
 A system has an ability by inheriting from its class. Framework code asks ``isinstance(system, Imagines)``, or
-``require(system, Imagines)`` where it cannot go on without. Prediction and the data's tools need no more than this
-module, so ``systems.base`` may import them.
+``require(system, Imagines)`` where it cannot go on without. Prediction needs no more than ``systems.contract``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from langdepth.data.masks import MASKS, OverlayKind
-from langdepth.errors import UsageError, first_few
 from langdepth.evaluation.protocols import ScaleKind
-from langdepth.records import Batch, DepthOutput, InputSpec
+from langdepth.records import Batch, DepthOutput
+from langdepth.systems.contract import HasMembers, Imagines, Predicts, Scene, Text, require, systems_with
+from langdepth.utils.devices import move
 
-Text = list[str] | Tensor | None
-"""One sentence per image, or a precomputed feature matrix, whose shape the system defines."""
-Scene = list[str] | Tensor | None
-"""One name of ``scenes`` per image, or their indices (B,), int64, -1 for none."""
+__all__ = [
+    "ConvertsOfficial",
+    "DepthSystem",
+    "HasFrozenTrunk",
+    "HasMembers",
+    "Imagines",
+    "Predicts",
+    "ReadsWithClip",
+    "Scene",
+    "StandsOnClip",
+    "TakesPrompts",
+    "Text",
+    "Trainable",
+    "require",
+    "systems_with",
+]
 
 
-class DepthSystem(nn.Module):
+class DepthSystem(nn.Module, Predicts):
     """A module that maps images (and words) to depth: what prediction, evaluation and weights files need of it.
 
     ``systems.base.System`` implements it; systems derive from that.
     """
-
-    name: str = ""
-    about: str = ""
-    """What the registry states of it, as Markdown for model cards."""
-    package: str | None = None
-    """What pip calls the package that adds it, None for langdepth."""
-    scale_kind: str = "metric"
-    scenes: tuple[str, ...] = ()
-    """The scene vocabulary of systems that accept ``scene=``; empty for the others."""
-    text_per_image: bool = True
-    """Whether a feature matrix given as text has a row per image; False: its rows are words, for all images."""
-    takes_overlay: bool = False
-    """Whether ``forward`` needs ``overlay``, (B, C, H, W): by default the images with masks over them, in [0, 1]."""
-    overlay_kind: OverlayKind = MASKS
-    """What the overlays are, and how their files are read."""
-    reads_sentences: bool = False
-    """Whether captions reach it as sentences even where their features, which have norm 1, are known."""
-    config: Any
-    input_spec: InputSpec
-    provenance: dict[str, Any]
 
     @property
     def device(self) -> torch.device:
@@ -58,21 +53,37 @@ class DepthSystem(nn.Module):
         raise NotImplementedError
 
     def forward(self, image: Tensor, text: Text = None, scene: Scene = None) -> DepthOutput:
-        """Depth of (B, 3, H, W) RGB images in [0, 1] at network size.
-
-        Args:
-            image: (B, 3, H, W).
-            text: One sentence per image, or a precomputed feature matrix, whose shape the system defines.
-            scene: One name of ``self.scenes`` per image, or their indices (B,), int64, -1 for none.
-
-        Raises:
-            UsageError: For unknown scene names, and for text that the system does not take.
-        """
+        """See ``Predicts.__call__``."""
         raise NotImplementedError
 
     def inference_copy(self) -> Self:
         """An equal system in eval mode that is faster and shares its tensors."""
         raise NotImplementedError
+
+    def for_inference(self, device: Any = None, dtype: str = "float32") -> Self:
+        """Its faster copy; the system itself is moved, too, and put in eval mode."""
+        return move(self, device).eval().inference_copy()
+
+    @contextmanager
+    def inference(self, dtype: str | None = None) -> Iterator[None]:
+        low = dtype not in (None, "float32")
+        chosen = torch.autocast(self.device.type, getattr(torch, str(dtype))) if low else nullcontext()
+        with torch.inference_mode(), chosen:
+            yield
+
+    @contextmanager
+    def side_by_side(self, most: int) -> Iterator[tuple[int, Callable[[], None]]]:
+        # On a CPU several networks side by side, each with its share of the threads and of the batch, do more than one
+        # with all threads: there is less waiting for each other, also for the threads that decode and write.
+        threads = torch.get_num_threads()
+        lanes = min(threads, most) if self.device.type == "cpu" else 1
+        try:
+            yield lanes, partial(torch.set_num_threads, threads // lanes)
+        finally:
+            torch.set_num_threads(threads)  # setting it in a thread also set what later threads start with
+
+    def as_input(self, array: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.require(array, requirements="W")).to(self.device)  # torch has no read-only tensors
 
 
 class Trainable(DepthSystem):
@@ -127,31 +138,6 @@ class HasFrozenTrunk(DepthSystem):
         """The trunk's features of (B, 3, H, W) RGB images in [0, 1], by name, (B, C, ...).
 
         ``loss`` takes ``batch.features`` (and ``mirror_features``) instead of running the trunk.
-        """
-        raise NotImplementedError
-
-
-class Imagines(DepthSystem):
-    """It draws depth maps from noise and words, with an image or without."""
-
-    lacking: ClassVar[str] = "draws no depth from words"
-
-    def draw_noise(self, count: int, height: int, width: int, generator: torch.Generator | None = None) -> Tensor:
-        """The noise of ``count`` depth maps of ``height`` x ``width`` pixels; the system defines its shape.
-
-        Raises:
-            UsageError: For a size that is not possible.
-        """
-        raise NotImplementedError
-
-    def imagine(self, text: Text, noise: Tensor) -> DepthOutput:
-        """Depth of scenes that words describe, without an image: a map for each row of noise."""
-        raise NotImplementedError
-
-    def draw(self, image: Tensor, text: Text, noise: Tensor, spread: float) -> DepthOutput:
-        """Scenes near the one in the image: a map for each row of noise.
-
-        ``spread``: from 0, all as ``forward`` gives it, to 1, the noise alone.
         """
         raise NotImplementedError
 
@@ -219,32 +205,3 @@ class ConvertsOfficial(DepthSystem):
             CheckpointError: For a checkpoint of another layout.
         """
         raise NotImplementedError
-
-
-class HasMembers(DepthSystem):
-    """It is made of several systems: each predicts on its own, and their depth is averaged at image size."""
-
-    @property
-    def members(self) -> tuple[DepthSystem, ...]:
-        """The systems that are averaged."""
-        raise NotImplementedError
-
-
-Capability = TypeVar("Capability", bound=DepthSystem)
-
-systems_with: list[Callable[[type[DepthSystem]], Sequence[str]]] = []
-"""Functions that name the systems with a capability. The registry, which knows the systems, adds its own."""
-
-
-def require(system: DepthSystem, capability: type[Capability]) -> Capability:
-    """The system itself, typed as what it can do.
-
-    Raises:
-        UsageError: It does not have the capability. The message names systems that do.
-    """
-    if isinstance(system, capability):
-        return system
-    lacking: str = capability.lacking  # type: ignore[attr-defined]
-    others = first_few([name for find in systems_with for name in find(capability)])
-    advice = f"{', or' if ';' in lacking else ';'} choose another system: {others}" if others else ""
-    raise UsageError(f"the system '{system.name}' {lacking}{advice}")

@@ -6,8 +6,6 @@ cannot be downloaded; it is not a general language model.
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -16,17 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from langdepth.errors import LangdepthError, UsageError
 from langdepth.text.caption_features import CaptionFeatures
 from langdepth.text.scenes import CAPTION_SCENES, SCENE_TO_CAPTION_SCENE, SCENES
+from langdepth.text.vocabulary import PADDING, UNKNOWN, Vocabulary, words_of
 
-PADDING, UNKNOWN = 0, 1
 KEPT_SENTENCES = 1000  # whose features are not computed again
-
-
-def words_of(sentence: str) -> list[str]:
-    """Lower-case words of a sentence."""
-    return re.findall(r"[a-z]+", sentence.lower())
 
 
 class SentenceEncoder(nn.Module):
@@ -37,9 +29,7 @@ class SentenceEncoder(nn.Module):
 
     def __init__(self, vocabulary: Sequence[str], features: int = 1024, width: int = 192, max_words: int = 24) -> None:
         super().__init__()
-        self.vocabulary = tuple(vocabulary)
-        self.max_words = max_words
-        self._index = {word: i + 2 for i, word in enumerate(self.vocabulary)}
+        self.words = Vocabulary(vocabulary, max_words)
         self.embedding = nn.Embedding(len(self.vocabulary) + 2, width, padding_idx=PADDING)
         self.position = nn.Parameter(torch.zeros(max_words, width))
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.1, activation="gelu", batch_first=True)
@@ -49,18 +39,14 @@ class SentenceEncoder(nn.Module):
         self._encoded: dict[str, Tensor] = {}
         self.register_load_state_dict_post_hook(lambda module, _: module._encoded.clear())
 
-    def unknown_words(self, sentence: str) -> list[str]:
-        """Words of the sentence that are not in the vocabulary, in order, once each."""
-        return [word for word in dict.fromkeys(words_of(sentence)) if word not in self._index]
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The known words in order."""
+        return self.words.words
 
     def tokenize(self, sentences: Sequence[str]) -> Tensor:
         """(B, words of the longest sentence) int64; raises LangdepthError for a sentence without any word."""
-        rows = []
-        for sentence in sentences:
-            found = [self._index.get(word, UNKNOWN) for word in words_of(sentence)][: self.max_words]
-            if not found:
-                raise LangdepthError(f"the text {sentence!r} has no words; describe the image, or leave it out")
-            rows.append(torch.tensor(found))
+        rows = [torch.tensor(self.words.tokens(sentence)) for sentence in sentences]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING)
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
@@ -76,16 +62,9 @@ class SentenceEncoder(nn.Module):
         return torch.stack([self._encoded[sentence] for sentence in sentences]).to(self.position.device)
 
     def _encode(self, sentence: str) -> Tensor:
-        unknown = self.unknown_words(sentence)
-        if unknown and set(unknown) == set(words_of(sentence)):
-            raise UsageError(
-                f"text '{sentence}': none of its words is known; use plain words such as "
-                "'a kitchen with a table', or name a scene"
-            )
-        if unknown:
-            warnings.warn(f"text '{sentence}': unknown words are ignored: {', '.join(unknown)}", stacklevel=2)
+        tokens = torch.tensor([self.words.checked_tokens(sentence)], device=self.position.device)
         with torch.autocast(self.position.device.type, enabled=False):
-            feature: Tensor = self(self.tokenize([sentence]).to(self.position.device))[0]
+            feature: Tensor = self(tokens)[0]
         return feature.detach()
 
     def forward(self, tokens: Tensor) -> Tensor:

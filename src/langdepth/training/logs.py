@@ -68,7 +68,7 @@ def loggers(out: Path, resume: bool) -> list[Logger]:
     try:
         chosen.append(TensorBoardLogger(out, name="tensorboard", version=""))
     except ModuleNotFoundError:
-        warnings.warn("TensorBoard logs are off: pip install 'langdepth[log]'", stacklevel=2)
+        warnings.warn("TensorBoard logs are off: pip install 'langdepth[train]'", stacklevel=2)
     return chosen
 
 

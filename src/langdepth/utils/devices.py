@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -10,6 +12,10 @@ from torch import nn
 from langdepth.errors import ShortMemoryError, UsageError, is_memory_error
 
 Module = TypeVar("Module", bound=nn.Module)
+
+# Whoever forks after torch has used its threads has a child without them, which would wait for them for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 def move(module: Module, device: str | torch.device | None) -> Module:

@@ -43,7 +43,7 @@ class Captioner:
         try:
             from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
         except ImportError:
-            raise UsageError("captions need the package transformers: pip install 'langdepth[caption]'") from None
+            raise UsageError("captions need the package transformers: pip install 'langdepth[hub]'") from None
         try:
             with nullcontext() if Path(model).exists() else hub_or_cache():
                 self.processor: Any = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)

@@ -31,6 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -209,7 +210,7 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
         maps = self.encode_image(image)
         return DepthOutput(depth=self.image_step(maps, scenes, self.sampler(maps.x, scenes).float()))
 
-    def draw_noise(self, count: int, height: int, width: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw_noise(self, count: int, height: int, width: int, generator: Any = None) -> Tensor:
         """Standard normal noise (count, 128, H/16, W/16) for depth maps of ``height`` x ``width`` pixels.
 
         Raises UsageError for sides that are no multiples of 32.
@@ -218,7 +219,10 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
             raise UsageError(f"a depth map of {width} x {height} is not possible; take multiples of {MULTIPLE}")
         grid = (height // 16, width // 16)
         shape = (count, self.config.latent, *(grid if self.config.noise == "cell" else (1, 1)))
-        noise = torch.randn(shape, generator=generator, device=generator.device if generator else None)
+        if isinstance(generator, np.random.Generator):
+            noise = torch.from_numpy(generator.standard_normal(shape, np.float32))
+        else:
+            noise = torch.randn(shape, generator=generator, device=generator.device if generator else None)
         return noise.to(self.neutral_text).expand(-1, -1, *grid)
 
     def imagine(self, text: Text, noise: Tensor) -> DepthOutput:

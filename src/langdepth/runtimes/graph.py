@@ -1,0 +1,182 @@
+"""A system as a graph that a runtime other than torch computes. Imports no torch.
+
+Data flow: image (B, 3, h, w) in [0, 1], words as arrays -> ``Graph`` -> depth (B, 1, h', w'); sentences -> tokens ->
+the words' own graph -> features (B, D).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from langdepth._version import __version__
+from langdepth.errors import UsageError
+from langdepth.prediction.predictor import predict_images
+from langdepth.prediction.results import DepthResult
+from langdepth.records import DepthOutput
+from langdepth.runtimes.facts import GraphFacts
+from langdepth.systems.contract import Predicts
+from langdepth.text.scenes import scene_index
+from langdepth.text.vocabulary import Vocabulary
+
+Arrays = dict[str, npt.NDArray[Any]]
+_KEPT_SENTENCES = 1000  # whose features are not computed again
+_NORM_TOLERANCE = 0.02
+
+
+class Graph(Protocol):
+    """A graph in some runtime. Several threads may call it at once; it can be pickled."""
+
+    facts: GraphFacts
+
+    def __call__(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Inputs by name to outputs by name; inputs that are left out have their default."""
+        ...
+
+    def shape(self, name: str) -> tuple[int | None, ...]:
+        """The shape of an input, None where any number does."""
+        ...
+
+    def use_threads(self, count: int | None) -> None:
+        """How many threads each following call takes; None for all that there are."""
+        ...
+
+
+def thread_count() -> int:
+    """Threads to compute with: OMP_NUM_THREADS where it is set, else the cores that this process may use."""
+    stated = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if stated.isdecimal() and int(stated) > 0:
+        return int(stated)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Sentences:
+    """Sentences to features by the graph of a small sentence encoder."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.vocabulary = Vocabulary(graph.facts.vocabulary, graph.facts.max_words)
+        self._encoded: dict[str, npt.NDArray[np.float32]] = {}
+
+    def encode(self, sentences: Sequence[str]) -> npt.NDArray[np.float32]:
+        """(B, D) of norm 1; each distinct sentence is computed once. See ``Vocabulary.checked_tokens`` for errors."""
+        if len(self._encoded) > _KEPT_SENTENCES:
+            self._encoded.clear()
+        for sentence in dict.fromkeys(sentences):
+            if sentence not in self._encoded:
+                tokens = np.array([self.vocabulary.checked_tokens(sentence)], np.int64)
+                self._encoded[sentence] = self.graph({"tokens": tokens})["features"][0]
+        return np.stack([self._encoded[sentence] for sentence in sentences])
+
+
+class GraphSystem(Predicts):
+    """What ``langdepth.load`` gives where torch does not compute: it predicts, and nothing else.
+
+    Args:
+        graph: A graph of the kind "network" or "whole".
+        runtime: "onnx" or "openvino".
+        sentences: What encodes sentences, None where the system takes none.
+        dtypes: Precisions that the graph can be computed in.
+    """
+
+    def __init__(
+        self, graph: Graph, runtime: str, sentences: Sentences | None = None, dtypes: Sequence[str] = ("float32",)
+    ) -> None:
+        facts = graph.facts
+        self.graph, self.sentences, self.runtime, self.dtypes = graph, sentences, runtime, tuple(dtypes)
+        self.name, self.about, self.scale_kind = facts.system, facts.about, facts.scale_kind
+        self.scenes, self.text_per_image = facts.scenes, facts.text_per_image
+        self.takes_overlay, self.config, self.input_spec = facts.takes_overlay, facts.config, facts.input_spec
+        self.provenance = {**facts.provenance, "langdepth_version": __version__}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise AttributeError(
+            f"a system of the runtime '{self.runtime}' only predicts and has no '{name}'; load it with runtime='torch'"
+        )
+
+    def predict(self, images: Any, **options: Any) -> DepthResult | list[DepthResult]:
+        """Depth of one image or many; see ``langdepth.prediction.predictor.predict_images`` for the options."""
+        return predict_images(self, images, **options)
+
+    def __call__(
+        self, image: npt.NDArray[Any], text: Any = None, scene: Any = None, **overlay: npt.NDArray[Any]
+    ) -> DepthOutput:
+        words = self._words(len(image), text, scene)
+        whole = self.graph.facts.kind == "whole"
+        views = {"image": image, **overlay}
+        if whole:
+            for name, view in views.items():
+                views[name] = np.rint(view * np.float32(255)).astype(np.uint8).transpose(0, 2, 3, 1)
+        found = self.graph({**{name: np.ascontiguousarray(view) for name, view in views.items()}, **words})
+        depth: Any = found["depth"][:, None] if whole else found["depth"]
+        probs: Any = found.get("scene_probs")
+        return DepthOutput(depth=depth, scene_probs=probs)
+
+    def _words(self, count: int, text: Any, scene: Any) -> Arrays:
+        """Words as inputs of the graph; nothing for what is not said. Raises UsageError."""
+        if text is not None and scene is not None:
+            raise UsageError("give a text or a scene, not both")
+        for name, value in (("text", text), ("scene", scene)):
+            if value is not None and name not in self.graph.facts.inputs:
+                raise UsageError(f"the system '{self.name}' takes no {name} in the runtime '{self.runtime}'")
+        if scene is not None:
+            named = [scene_index(one, self.scenes) if isinstance(one, str) else int(one) for one in scene]
+            return {"scene": np.array(named, np.int64)}
+        if text is None:
+            return {}
+        if isinstance(text, np.ndarray):
+            return {"text": self._features(count, text)}
+        if self.sentences is None:
+            raise UsageError(f"the system '{self.name}' takes no sentence about the image in '{self.runtime}'")
+        return {"text": self.sentences.encode(text)}
+
+    def _features(self, count: int, text: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        expected = self.graph.shape("text")
+        goal = (count, *expected[1:]) if self.text_per_image else expected
+        if text.shape != goal:
+            per = "image" if self.text_per_image else "word"
+            raise UsageError(f"text features have shape {text.shape}; '{self.name}' takes one row per {per}, {goal}")
+        norms = np.linalg.norm(text.astype(np.float32), axis=1)
+        if self.text_per_image and not ((np.abs(norms - 1) <= _NORM_TOLERANCE) | (norms == 0)).all():
+            raise UsageError(
+                f"text features have norms from {norms.min():.3g} to {norms.max():.3g}, not 1; divide each by its norm"
+            )
+        return np.ascontiguousarray(text, np.float32)
+
+    # -- what prediction asks for ----------------------------------------------------------------------------------
+
+    def for_inference(self, device: Any = None, dtype: str = "float32") -> GraphSystem:
+        if str(device or "cpu") not in ("auto", "cpu"):
+            raise UsageError(
+                f"the runtime '{self.runtime}' computes on the CPU, not on '{device}'; take torch for that"
+            )
+        if dtype not in self.dtypes:
+            raise UsageError(
+                f"the runtime '{self.runtime}' computes '{self.name}' in {' or '.join(self.dtypes)}, not in {dtype}; "
+                "take the runtime torch for that"
+            )
+        return self
+
+    @contextmanager
+    def inference(self, dtype: str | None = None) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def side_by_side(self, most: int) -> Iterator[tuple[int, Callable[[], None]]]:
+        # Batches side by side, each with one thread, do more than one with all threads.
+        lanes = min(thread_count(), most)
+        self.graph.use_threads(max(1, thread_count() // lanes))
+        try:
+            yield lanes, lambda: None
+        finally:
+            self.graph.use_threads(None)
+
+    def as_input(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return array

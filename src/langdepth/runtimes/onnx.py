@@ -1,0 +1,114 @@
+"""ONNX Runtime: files that ``langdepth export`` and the package hold, computed without torch."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from langdepth.errors import CheckpointError, MissingCheckpointError, ShortMemoryError, first_line, is_memory_error
+from langdepth.runtimes.facts import GraphFacts
+from langdepth.runtimes.graph import Arrays, GraphSystem, Sentences, thread_count
+from langdepth.utils.files import not_the_file_itself
+from langdepth.utils.reading import require_regular
+
+
+class OnnxGraph:
+    """The graph of one ``.onnx`` file.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or not ours.
+    """
+
+    def __init__(self, path: str | Path, label: str | None = None) -> None:
+        self.path, self.label = Path(path), label or str(path)
+        self._begin()
+        metadata = self._session(None).get_modelmeta().custom_metadata_map
+        self.facts = GraphFacts.from_metadata(metadata, self.label)
+
+    def _begin(self) -> None:
+        self._sessions: dict[int | None, Any] = {}
+        self._threads: int | None = None
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "label": self.label, "facts": self.facts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
+
+    def __call__(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        session = self._session(self._threads)
+        names = [output.name for output in session.get_outputs()]
+        try:
+            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        except Exception as error:  # the library has exceptions of its own
+            if is_memory_error(error) or "allocate" in str(error):
+                raise ShortMemoryError(f"{self.label}: not enough memory for the network") from None
+            raise CheckpointError(f"{self.label}: cannot be computed here: {first_line(error)}") from error
+
+    def shape(self, name: str) -> tuple[int | None, ...]:
+        session = self._session(self._threads)
+        inputs = (*session.get_inputs(), *session.get_overridable_initializers())
+        found = next(one.shape for one in inputs if one.name == name)
+        return tuple(side if isinstance(side, int) else None for side in found)
+
+    def use_threads(self, count: int | None) -> None:
+        self._threads = count
+
+    def _session(self, threads: int | None) -> Any:
+        """One session for each number of threads, which it keeps; a forked process has none of the threads."""
+        with self._lock:
+            if self._process != os.getpid():
+                self._sessions, self._process = {}, os.getpid()
+            if threads not in self._sessions:
+                self._sessions[threads] = _open(self.path, self.label, threads or thread_count())
+            return self._sessions[threads]
+
+
+def _open(path: Path, label: str, threads: int) -> Any:
+    try:
+        require_regular(path)
+    except FileNotFoundError:
+        raise MissingCheckpointError(f"{label}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{label}: cannot be read ({error.strerror})") from None
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4  # what goes wrong is raised
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait leave the cores alone
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library has exceptions of its own
+        if is_memory_error(error):
+            raise CheckpointError(f"{label}: not enough memory for its network") from None
+        other = not_the_file_itself(path)
+        if other is None and "opset" in str(error).lower():
+            other = "written for a newer ONNX than the installed onnxruntime reads; pip install -U onnxruntime"
+        raise CheckpointError(f"{label}: {other or 'damaged, truncated or not an ONNX file'}") from None
+
+
+def open_onnx(path: str | Path, label: str | None = None) -> GraphSystem:
+    """The system in an ``.onnx`` file, with the encoder of sentences that it names beside itself.
+
+    Raises:
+        CheckpointError: A file is missing, damaged or not ours.
+    """
+    graph = OnnxGraph(path, label)
+    facts = graph.facts
+    if facts.kind == "words":
+        raise CheckpointError(f"{graph.label}: encodes sentences for other files; name one of these")
+    sentences = None
+    if facts.words is not None:
+        sentences = Sentences(OnnxGraph(graph.path.parent / Path(facts.words).name))
+    system = GraphSystem(graph, "onnx", sentences)
+    system.provenance |= {"weights": graph.label, "sha256": None}
+    return system

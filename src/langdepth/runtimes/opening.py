@@ -1,0 +1,115 @@
+"""Systems by name, file or hub id in the runtime that suits. Imports torch only where torch is to compute."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from langdepth.errors import CheckpointError, UsageError, missing_package
+from langdepth.evaluation.protocols import ScaleKind
+from langdepth.records import Runtime
+from langdepth.runtimes.graph import GraphSystem
+from langdepth.runtimes.onnx import open_onnx
+from langdepth.systems import registry
+from langdepth.systems.contract import Predicts
+from langdepth.utils.arguments import checked
+from langdepth.utils.reading import file_sha256
+
+SUFFIX = ".onnx"
+_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/dri/renderD128")  # of NVIDIA, WSL, AMD, Intel
+
+
+@checked
+def open_system(
+    name: str | Path | Sequence[str | Path],
+    *,
+    runtime: Runtime = "auto",
+    device: Any = None,
+    dtype: str = "float32",
+    offline: bool | None = None,
+    clip_weights: str | Path | None = None,
+    prompts: Mapping[str, Any] | None = None,
+    depth_kind: ScaleKind | None = None,
+) -> Predicts:
+    """A system with its weights, ready to predict.
+
+    Args:
+        name: As ``weights.checkpoint.load`` takes it, or an ``.onnx`` file of ``langdepth export``.
+        runtime: What computes it. "torch" gives a ``System``, which can also be trained, evaluated and saved. "onnx"
+            and "openvino" compute on the CPU and only predict. "auto" takes ONNX Runtime for the models in the package,
+            unless there is an accelerator or an option needs torch, and torch for all others.
+        device: Where torch puts it (default: CPU); "auto" takes an accelerator if there is one.
+        dtype: The precision that predictions will ask for.
+        offline: As ``weights.checkpoint.load`` takes it, as are the next two.
+        clip_weights: Where the system stands on CLIP.
+        prompts: Words and bins in place of the system's own.
+        depth_kind: What the numbers of a model of another library are.
+
+    Raises:
+        UsageError: For a name that means nothing, and for a runtime that cannot compute it or is not installed.
+        CheckpointError: For a file that is missing, damaged or does not fit.
+    """
+    if not isinstance(name, str | Path) and len(name) == 1:
+        name = name[0]
+    if isinstance(name, str | Path) and str(name).endswith(SUFFIX):
+        if runtime == "torch":
+            raise UsageError(f"{name}: an ONNX file is computed by the runtimes onnx and openvino, not by torch")
+        return open_onnx(name)
+    plain = clip_weights is None and not prompts and depth_kind is None and dtype == "float32"
+    packaged = _packaged(name) if plain and isinstance(name, str | Path) else None
+    if packaged is not None and (runtime == "onnx" or (runtime == "auto" and not _on_accelerator(device))):
+        return packaged
+    with needs_packages():
+        from langdepth.weights.checkpoint import load
+
+        return load(
+            name, device=device, offline=offline, clip_weights=clip_weights, prompts=prompts, depth_kind=depth_kind
+        )
+
+
+def _packaged(name: str | Path) -> GraphSystem | None:
+    """A system whose ONNX file is a part of the package."""
+    if str(name) not in registry.REGISTRY:
+        return None
+    record = registry.entry(str(name)).weights
+    if record is None or record.onnx is None:
+        return None
+    path = record.onnx.path
+    if not path.is_file():
+        raise CheckpointError(f"{path}: the ONNX file of '{name}' is missing; reinstall langdepth")
+    if file_sha256(path) != record.onnx.sha256:
+        raise CheckpointError(f"{name}: {path} is damaged (its sha256 is another); reinstall langdepth")
+    system = open_onnx(path, str(name))
+    system.provenance |= {"sha256": record.onnx.sha256}
+    return system
+
+
+def _on_accelerator(device: Any) -> bool:
+    """Whether torch is to compute on something else than the CPU. Imports torch only where there may be such."""
+    if device is None or str(device) == "cpu":
+        return False
+    if str(device) != "auto":
+        return True
+    if find_spec("torch") is None or not (
+        sys.platform == "darwin" or Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
+    ):
+        return False
+    import torch
+
+    return torch.accelerator.is_available()
+
+
+@contextmanager
+def needs_packages() -> Iterator[None]:
+    """An import inside that fails for a package that is not installed, as UsageError naming the extra."""
+    try:
+        yield
+    except ImportError as error:
+        advice = missing_package(error)
+        if advice is None:
+            raise
+        raise UsageError(advice) from None

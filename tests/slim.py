@@ -1,0 +1,107 @@
+"""What works without torch: run by CI in an environment that has the core's packages alone, and by tests/test_slim.py.
+
+    python tests/slim.py EXAMPLES [--pretend]
+
+EXAMPLES is a folder of photos; --pretend makes every import of another package fail.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+# fmt: off
+OTHERS = (
+    "torch", "torchvision", "timm", "open_clip", "safetensors", "huggingface_hub", "scipy", "matplotlib", "jinja2",
+    "lightning", "torchmetrics", "h5py", "onnx", "onnxscript", "openvino", "transformers", "tensorboard",
+)
+# fmt: on
+
+
+class _Refuses(importlib.abc.MetaPathFinder):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name.partition(".")[0] in OTHERS:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+
+def command(*arguments: str) -> tuple[int, str, str]:
+    from langdepth.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main(arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+@contextmanager
+def raises(kind: type[Exception], words: str) -> Iterator[None]:
+    """As pytest's, which the core does not have."""
+    raised = ""
+    try:
+        yield
+    except kind as error:
+        raised = str(error)
+    assert words in raised, raised
+
+
+def check(examples: Path) -> None:
+    import numpy as np
+
+    import langdepth
+
+    photo = str(examples / "desk.jpg")
+    for line in (["--help"], ["systems"], ["systems", "show", "tiny"], ["protocols"], ["predict", "--help"]):
+        code, out, err = command(*line)
+        assert code == 0, (line, err)
+        assert out, line
+
+    formats = "depth16,kitti16,npy,npz,color,ply"
+    code, out, err = command("predict", photo, "--save", formats, "--text", "a desk in an office", "--out", "one")
+    assert code == 0, err
+    assert len(os.listdir("one")) >= 6, os.listdir("one")
+    folder = ["predict", str(examples), "--recursive", "--scene", "office", "--flip", "--out", "all", "--resume"]
+    code, out, err = command(*folder)
+    assert code == 0, err
+    code, out, err = command(*folder)
+    assert "already done" in out, (out, err)
+    code, out, err = command("imagine", "a bedroom with a bed", "--samples", "2", "--out", "words")
+    assert code == 0, err
+    assert Path("words/sheet.png").is_file()
+
+    result = langdepth.predict(photo)
+    model = langdepth.load("tiny")
+    again = model.predict([photo, photo], scene="office", window=(240, 320))
+    assert result.depth.dtype == again[0].depth.dtype == np.float32
+    assert 0.3 < float(np.median(result.depth)) < 10
+    assert set(result.scene_probs) == set(model.scenes)
+
+    for line in (
+        ["predict", photo, "--system", "depthclip"],
+        ["train", "--config", "tiny"],
+        ["evaluate", "--data", "x"],
+    ):
+        code, out, err = command(*line)
+        assert code in (1, 2), line
+        assert err.count("\n") == 1, err
+        assert "pip install 'langdepth[" in err, err
+    with raises(langdepth.UsageError, "pip install 'langdepth[torch]'"):
+        langdepth.load("depthclip")
+    heavy = sorted(name for name in OTHERS if name in sys.modules)
+    assert not heavy, f"imported: {heavy}"
+
+
+if __name__ == "__main__":
+    photos = Path(sys.argv[1]).resolve()
+    if "--pretend" in sys.argv:
+        sys.meta_path.insert(0, _Refuses())
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(place)
+        check(photos)
+        os.chdir("/")
+    print("all of it works without torch")
