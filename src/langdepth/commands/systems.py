@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from langdepth.commands._parse import list_or_show, run
+from langdepth.config import to_mapping
 from langdepth.systems import card, registry
 from langdepth.utils.tables import columns
 
@@ -39,15 +41,9 @@ def table() -> str:
 
 def describe(name: str) -> str:
     """Everything known about one system, as text. Raises UsageError for an unknown name."""
-    import torch
     import yaml
 
-    from langdepth.config import to_mapping
-
     entry = registry.entry(name)
-    with torch.device("meta"):  # its sizes are enough
-        system = registry.build(name)
-    parameters = sum(parameter.numel() for parameter in system.parameters())
     weights = {"status": _where(entry)}
     if entry.weights is not None:
         weights |= {key: value for key, value in to_mapping(entry.weights).items() if value is not None}
@@ -58,16 +54,36 @@ def describe(name: str) -> str:
         **{key: address for key in ("paper_url", "repository") if (address := getattr(entry, key))},
         "class": entry.target,
         **({"package": entry.package} if entry.package else {}),
-        "depth": system.scale_kind,
-        "parameters": f"{parameters / 1e6:.2f} million",
-        "scenes": ", ".join(system.scenes) or "none",
         "weights": weights,
-        "input": to_mapping(system.input_spec),
-        "config": to_mapping(system.config),
+        **_network(entry),
     }
-    facts["config"] = _shortened(facts["config"])
     text: str = yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
     return text.rstrip()
+
+
+def _network(entry: card.Entry) -> dict[str, Any]:
+    """Kind of depth, size, scenes, input and configuration; without torch, what the ONNX file states of them."""
+    if find_spec("torch") is None:
+        if entry.weights is None or entry.weights.onnx is None:
+            return {"network": "not shown without torch: pip install 'langdepth[torch]'"}
+        from langdepth.runtimes.onnx import open_onnx
+
+        system: Any = open_onnx(entry.weights.onnx.path)
+        size: dict[str, str] = {}
+    else:
+        import torch
+
+        with torch.device("meta"):  # its sizes are enough
+            system = registry.build(entry.name)
+        count = sum(parameter.numel() for parameter in system.parameters())
+        size = {"parameters": f"{count / 1e6:.2f} million"}
+    return {
+        "depth": system.scale_kind,
+        **size,
+        "scenes": ", ".join(system.scenes) or "none",
+        "input": to_mapping(system.input_spec),
+        "config": _shortened(system.config if isinstance(system.config, dict) else to_mapping(system.config)),
+    }
 
 
 def _shortened(value: Any) -> Any:

@@ -94,9 +94,8 @@ def _on_accelerator(device: Any) -> bool:
         return False
     if str(device) != "auto":
         return True
-    if find_spec("torch") is None or not (
-        sys.platform == "darwin" or Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
-    ):
+    likely = sys.platform == "darwin" or any(Path(driver).exists() for driver in _DRIVERS)
+    if not likely or find_spec("torch") is None:
         return False
     import torch
 
