@@ -229,7 +229,11 @@ class TestAtomicPath:
     @pytest.mark.parametrize("name", ["a.png", "a.npy", "a.npz", "a_color.png", "a.ply"])
     def test_every_writer_on_a_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         real_open = Path.open
-        monkeypatch.setattr(Path, "open", lambda self, mode="r": real_open(Path("/dev/full"), mode))
+
+        def full(self: Path, mode: str = "r", **options: Any) -> Any:
+            return real_open(Path("/dev/full") if "w" in mode else self, mode, **options)
+
+        monkeypatch.setattr(Path, "open", full)
         depth = np.random.default_rng(0).uniform(1, 9, (200, 200)).astype(np.float32)
         with pytest.raises(LangdepthError, match=rf"{name}: cannot be written \(No space left on device\)"):
             write_result(make_result(depth), tmp_path / name)

@@ -276,8 +276,9 @@ def _multiples(low: float, high: float, most: int) -> npt.NDArray[np.floating[An
     """Multiples of the smallest round step (1, 2, 2.5 or 5 times a power of ten) of which ``most`` span the range."""
     least = (high - low) / most
     power = 10.0 ** math.floor(math.log10(least))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= least * (1 - 1e-9))
-    return np.multiply(step, np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= least)
+    steps = np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    return np.multiply(steps, step).round(9).clip(low, high)
 
 
 def _legend(
