@@ -111,7 +111,7 @@ _EXTRAS = {
     "torch": "torch torchvision timm open_clip safetensors huggingface_hub jinja2 matplotlib scipy typing_extensions",
     "train": "lightning torchmetrics",
     "data": "h5py",
-    "export": "onnx onnxscript",
+    "export": "onnx",
     "openvino": "openvino",
 }
 """Of langdepth's optional dependencies, the packages that they bring."""
