@@ -10,14 +10,12 @@ from typing import Any
 from langdepth.prediction.predictor import predict_images
 from langdepth.prediction.results import DepthResult
 from langdepth.records import Runtime
-from langdepth.runtimes.opening import open_system
+from langdepth.runtimes.opening import load
 from langdepth.systems.contract import Predicts
 from langdepth.utils.arguments import checked
 from langdepth.weights.stamps import system_stamp
 
 __all__ = ["load", "predict"]
-
-load = open_system
 
 
 @checked
@@ -48,4 +46,4 @@ def predict(
 @lru_cache(maxsize=2)
 def _loaded(names: tuple[str, ...], runtime: Runtime, device: str, dtype: str, stamps: tuple[object, ...]) -> Predicts:
     """``stamps`` make another file of the same name, and one that was written again, a new entry."""
-    return open_system(names, runtime=runtime, device=device, dtype=dtype)
+    return load(names, runtime=runtime, device=device, dtype=dtype)

@@ -37,7 +37,8 @@ def write_index(*rows: str) -> None:
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> Run:
     """Run the command in an empty folder with the fake system and four images; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: FakeSystem())
+    for place in ("weights.checkpoint", "runtimes.opening"):
+        monkeypatch.setattr(f"langdepth.{place}.load", lambda name, **options: FakeSystem())
     write_index(
         write_pair("a"), write_pair("b", 1.1), write_pair("c", 2.0, source="car"), write_pair("d", 3.0, split="train")
     )

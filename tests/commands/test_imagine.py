@@ -49,7 +49,7 @@ def small(**options: object) -> WorDepth:
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> Run:
     """Run the command in an empty folder; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: small())
+    monkeypatch.setattr("langdepth.runtimes.opening.load", lambda name, **options: small())
     return partial(command, "imagine", "--device", "cpu")
 
 

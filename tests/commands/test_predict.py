@@ -30,7 +30,7 @@ from tests.helpers import FakeSystem, Run, grey, ramp, save_image
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> Run:
     """Run the command in an empty folder with the fake system; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: FakeSystem())
+    monkeypatch.setattr("langdepth.runtimes.opening.load", lambda name, **options: FakeSystem())
     return partial(command, "predict")
 
 
@@ -127,7 +127,7 @@ def test_warnings_are_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
             warnings.warn("the word 'zorblax'\nis not known", stacklevel=2)
             return super().forward(image, text, scene)
 
-    monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: Doubting())
+    monkeypatch.setattr("langdepth.runtimes.opening.load", lambda name, **options: Doubting())
     save_image(Path("a.png"), grey(0.5))
     code, _, err = run("a.png", "--save", "npy")
     assert (code, err) == (0, "langdepth predict: warning: the word 'zorblax' is not known\n")
@@ -443,14 +443,14 @@ def test_ctrl_c_keeps_what_is_written(run: Run, monkeypatch: pytest.MonkeyPatch)
                 raise KeyboardInterrupt
             return super().forward(image, text, scene)
 
-    monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: Interrupted())
+    monkeypatch.setattr("langdepth.runtimes.opening.load", lambda name, **options: Interrupted())
     code, _, err = run("photos", "--save", "npy", "--batch-size", "2")
     assert code == 130
     assert "interrupted" in err
     kept = len(files())
     assert 0 < kept < 12
     assert all(np.load(f"depth/{name}").shape == (48, 64) for name in files())
-    monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: FakeSystem())
+    monkeypatch.setattr("langdepth.runtimes.opening.load", lambda name, **options: FakeSystem())
     code, out, _ = run("photos", "--save", "npy", "--resume")
     assert code == 0
     assert f"{kept} of 12 images were already done" in out

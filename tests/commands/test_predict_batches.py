@@ -21,7 +21,7 @@ from tests.helpers import FakeSystem, Run, grey, ramp, save_image
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> Run:
     """Run the command in an empty folder with the fake system; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: FakeSystem())
+    monkeypatch.setattr("langdepth.runtimes.opening.load", lambda name, **options: FakeSystem())
     return partial(command, "predict")
 
 

@@ -24,7 +24,7 @@ NPY = ("--save", "npy")
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> Run:
     """Run the command in a folder with the images a, b and c/d, for which the depth says how many words were read."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("langdepth.weights.checkpoint.load", lambda name, **options: Reader())
+    monkeypatch.setattr("langdepth.runtimes.opening.load", lambda name, **options: Reader())
     for name in ("a.png", "b.png", "c/d.png"):
         save_image(Path("photos", name), grey(0.5))
     return partial(command, "predict")
@@ -88,7 +88,6 @@ def test_a_sentence_that_the_system_refuses_costs_its_image_alone(run: Run) -> N
 def test_captions_with_features_as_they_are_published(
     form: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("langdepth.weights.checkpoint.load", checkpoint.load)
     weights = registry.build("wordepth-s", WORDEPTH).save(tmp_path / "w.safetensors")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

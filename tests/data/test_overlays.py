@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import langdepth.weights.checkpoint
 from langdepth import cli
 from langdepth.data.base import open_dataset
 from langdepth.data.overlays import Overlays
@@ -159,7 +158,7 @@ def test_the_folder_of_overlays_may_hold_published_or_own_names(tmp_path: Path) 
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, with three photos in ``photos``; two of them have an overlay in ``sam_out``."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(langdepth.weights.checkpoint, "load", lambda *_, **__: Looker())
+    monkeypatch.setattr("langdepth.runtimes.opening.load", lambda *_, **__: Looker())
     for name in ("rgb_1", "rgb_2", "rgb_3"):
         save_image(Path("photos/hall") / f"{name}.png", grey(0.5))
     save_image(Path("sam_out/hall/1.jpg"), grey(1.0))

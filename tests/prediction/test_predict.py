@@ -312,7 +312,7 @@ def test_module_level_predict_loads_once(monkeypatch: pytest.MonkeyPatch) -> Non
         loaded.extend(names)
         return FakeSystem()
 
-    monkeypatch.setattr(api, "open_system", load)
+    monkeypatch.setattr(api, "load", load)
     api._loaded.cache_clear()
     for _ in range(2):
         assert isinstance(predict(grey(0.5), "anything"), DepthResult)
@@ -324,7 +324,7 @@ def test_module_level_predict_loads_once(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_another_file_under_the_same_name_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As after os.chdir, or when a file of equal size and age replaces another."""
     loaded: list[str] = []
-    monkeypatch.setattr(api, "open_system", lambda names, **options: loaded.extend(names) or FakeSystem())
+    monkeypatch.setattr(api, "load", lambda names, **options: loaded.extend(names) or FakeSystem())
     api._loaded.cache_clear()
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -344,7 +344,7 @@ def test_a_folder_or_own_class_that_changed_is_loaded_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     loaded: list[str] = []
-    monkeypatch.setattr(api, "open_system", lambda names, **options: loaded.extend(names) or FakeSystem())
+    monkeypatch.setattr(api, "load", lambda names, **options: loaded.extend(names) or FakeSystem())
     monkeypatch.setattr(sys, "path", [*sys.path])
     api._loaded.cache_clear()
     for place in ("a", "b"):

@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def tiny() -> System:
-    system = langdepth.load("tiny")
+    system = langdepth.load("tiny", runtime="torch")
     assert isinstance(system, System)
     return system
 
@@ -102,7 +102,7 @@ def test_wordepth_tiny_draws_the_same(imagining: Any) -> None:
 @pytest.mark.parametrize("name", ["tiny", "wordepth-tiny"])
 def test_the_sentence_encoder_is_that_of_both_weights(name: str) -> None:
     run = session(MODELS_FOLDER / "tiny-words.onnx")
-    encoder: Any = langdepth.load(name)
+    encoder: Any = langdepth.load(name, runtime="torch")
     for sentence in ("street", "a kitchen with a table", " ".join(["a long room with books and chairs"] * 4)):
         found = run.run(["features"], {"tokens": encoder.sentences.tokenize([sentence]).numpy()})[0]
         assert np.abs(found - encoder.sentences.encode([sentence]).numpy()).max() < 1e-5

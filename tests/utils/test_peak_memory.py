@@ -44,7 +44,7 @@ from langdepth.text.caption_features import open_captions
 from langdepth.utils.tensors import read_pickle
 
 folder, margin = Path(sys.argv[1]), int(sys.argv[2])
-langdepth.load("tiny")
+langdepth.load("tiny", runtime="torch")
 read_image(folder / "good.jpg")  # loads what is loaded at the first image
 unpack = lambda path: prepare("folder", path, folder / "out")
 photo = np.zeros((400, 600, 3), np.uint8)

@@ -65,7 +65,7 @@ def imagine(
 
     from langdepth.prediction import imagination, viz
     from langdepth.prediction.results import require_own
-    from langdepth.runtimes.opening import open_system
+    from langdepth.runtimes.opening import load
     from langdepth.utils.files import atomic_path
     from langdepth.utils.png import own_png
 
@@ -73,7 +73,7 @@ def imagine(
     files = {name: [_files(out, name, number + 1, output) for number in range(samples)] for name in names}
     for path in (sheet, *(path for several in files.values() for one in several for path in one.values())):
         require_own(path)
-    loaded, rows = open_system(system, runtime=runtime, device=device, clip_weights=clip_weights), []
+    loaded, rows = load(system, runtime=runtime, device=device, clip_weights=clip_weights), []
     for prompt, name in zip(prompts, names, strict=True):
         results = imagination.imagine(loaded, prompt, samples=samples, seed=seed, size=size, device=device)
         height, width = results[0].depth.shape

@@ -147,11 +147,11 @@ def predict(
     done.start()
 
     from langdepth.prediction.predictor import predict_stream
-    from langdepth.runtimes.opening import open_system
+    from langdepth.runtimes.opening import load
 
     device = options.device or "auto"
     results = predict_stream(
-        open_system(
+        load(
             members(system),
             runtime=runtime,
             device=device,

@@ -24,7 +24,7 @@ _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/dri/renderD128")  # 
 
 
 @checked
-def open_system(
+def load(
     name: str | Path | Sequence[str | Path],
     *,
     runtime: Runtime = "auto",
@@ -64,9 +64,9 @@ def open_system(
     if packaged is not None and (runtime == "onnx" or (runtime == "auto" and not _on_accelerator(device))):
         return packaged
     with needs_packages():
-        from langdepth.weights.checkpoint import load
+        from langdepth.weights import checkpoint
 
-        return load(
+        return checkpoint.load(
             name, device=device, offline=offline, clip_weights=clip_weights, prompts=prompts, depth_kind=depth_kind
         )
 

@@ -28,6 +28,7 @@ Scene = Any
 class Predicts:
     """It maps images (and words) to depth."""
 
+    kind_in_messages: ClassVar[str] = "a System"
     name: str = ""
     about: str = ""
     """What the registry states of it, as Markdown for model cards."""

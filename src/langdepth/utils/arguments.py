@@ -126,4 +126,4 @@ def _named(hint: Any) -> str:
         return f"({', '.join('...' if one is ... else _named(one) for one in arguments)})"
     kind = origin or hint
     name = getattr(kind, "__name__", str(kind))
-    return _WORDS.get(kind, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")
+    return getattr(kind, "kind_in_messages", None) or _WORDS.get(kind, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")
