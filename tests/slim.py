@@ -81,6 +81,13 @@ def check(examples: Path) -> None:
     assert code == 0, err
     code, out, err = command(*folder)
     assert "already done" in out, (out, err)
+    code, out, err = command("imagine", "a bedroom with a bed", "--samples", "2", "--out", "words")
+    assert code == 0, err
+    assert Path("words/sheet.png").is_file()
+
+    code, out, err = command("predict", photo, "--system", "wordepth-tiny", "--samples", "3", "--out", "samples")
+    assert code == 0, err
+
     result = langdepth.predict(photo)
     model = langdepth.load("tiny")
     again = model.predict([photo, photo], scene="office", window=(240, 320))

@@ -20,13 +20,14 @@ from langdepth.prediction.predictor import predict_images
 from langdepth.prediction.results import DepthResult
 from langdepth.records import DepthOutput
 from langdepth.runtimes.facts import GraphFacts
-from langdepth.systems.contract import Predicts
+from langdepth.systems.contract import Imagines, Predicts
 from langdepth.text.scenes import scene_index
 from langdepth.text.vocabulary import Vocabulary
 
 Arrays = dict[str, npt.NDArray[Any]]
 _KEPT_SENTENCES = 1000  # whose features are not computed again
 _NORM_TOLERANCE = 0.02
+_NOISE_STRIDE = 16  # pixels of a depth map to one cell of its noise
 
 
 class Graph(Protocol):
@@ -180,3 +181,41 @@ class GraphSystem(Predicts):
 
     def as_input(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array
+
+
+class ImaginingGraphSystem(GraphSystem, Imagines):
+    """A ``GraphSystem`` of a system that imagines.
+
+    Args:
+        graph: As for ``GraphSystem``.
+        runtime: The same.
+        imagining: A graph of the kind "imagine".
+        drawing: A graph of the kind "draw".
+        **others: The other arguments of ``GraphSystem``.
+    """
+
+    def __init__(self, graph: Graph, runtime: str, *, imagining: Graph, drawing: Graph, **others: Any) -> None:
+        super().__init__(graph, runtime, **others)
+        self.imagining, self.drawing = imagining, drawing
+
+    def draw_noise(
+        self, count: int, height: int, width: int, generator: np.random.Generator | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Standard normal noise (count, C, height / 16, width / 16)."""
+        step = self.input_spec.multiple_of
+        if min(height, width) < step or height % step or width % step:
+            raise UsageError(f"a depth map of {width} x {height} is not possible; take multiples of {step}")
+        channels = self.imagining.shape("noise")[1] or 1
+        shape = (count, channels, height // _NOISE_STRIDE, width // _NOISE_STRIDE)
+        return (generator or np.random.default_rng()).standard_normal(shape, np.float32)
+
+    def imagine(self, text: Any, noise: npt.NDArray[np.float32]) -> DepthOutput:
+        depth: Any = self.imagining({"noise": noise, **self._words(len(noise), text, None)})["depth"]
+        return DepthOutput(depth=depth)
+
+    def draw(self, image: npt.NDArray[Any], text: Any, noise: npt.NDArray[np.float32], spread: float) -> DepthOutput:
+        if len(image) != 1:
+            raise UsageError(f"samples are drawn near one image at a time, got {len(image)}")
+        inputs = {"image": np.ascontiguousarray(image), "noise": noise, "spread": np.array([spread], np.float32)}
+        depth: Any = self.drawing({**inputs, **self._words(1, text, None)})["depth"]
+        return DepthOutput(depth=depth)

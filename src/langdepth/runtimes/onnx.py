@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from langdepth.errors import CheckpointError, MissingCheckpointError, ShortMemoryError, first_line, is_memory_error
 from langdepth.runtimes.facts import GraphFacts
-from langdepth.runtimes.graph import Arrays, GraphSystem, Sentences, thread_count
+from langdepth.runtimes.graph import Arrays, GraphSystem, ImaginingGraphSystem, Sentences, thread_count
 from langdepth.utils.files import not_the_file_itself
 from langdepth.utils.reading import require_regular
 
@@ -104,11 +104,17 @@ def open_onnx(path: str | Path, label: str | None = None) -> GraphSystem:
     """
     graph = OnnxGraph(path, label)
     facts = graph.facts
-    if facts.kind == "words":
-        raise CheckpointError(f"{graph.label}: encodes sentences for other files; name one of these")
-    sentences = None
-    if facts.words is not None:
-        sentences = Sentences(OnnxGraph(graph.path.parent / Path(facts.words).name))
-    system = GraphSystem(graph, "onnx", sentences)
+    if facts.kind not in ("network", "whole"):
+        raise CheckpointError(f"{graph.label}: is a part of other files; name one of these")
+
+    def beside(name: str | None) -> OnnxGraph | None:
+        return None if name is None else OnnxGraph(graph.path.parent / Path(name).name)
+
+    words, imagining, drawing = map(beside, (facts.words, facts.imagine, facts.draw))
+    sentences = None if words is None else Sentences(words)
+    if imagining is None or drawing is None:
+        system = GraphSystem(graph, "onnx", sentences)
+    else:
+        system = ImaginingGraphSystem(graph, "onnx", sentences=sentences, imagining=imagining, drawing=drawing)
     system.provenance |= {"weights": graph.label, "sha256": None}
     return system

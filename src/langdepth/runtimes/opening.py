@@ -33,6 +33,7 @@ def load(
     offline: bool | None = None,
     clip_weights: str | Path | None = None,
     prompts: Mapping[str, Any] | None = None,
+    base: str | None = None,
     depth_kind: ScaleKind | None = None,
 ) -> Predicts:
     """A system with its weights, ready to predict.
@@ -47,6 +48,7 @@ def load(
         offline: As ``weights.checkpoint.load`` takes it, as are the next two.
         clip_weights: Where the system stands on CLIP.
         prompts: Words and bins in place of the system's own.
+        base: The depth model whose relative maps the system takes, for those that stand on one.
         depth_kind: What the numbers of a model of another library are.
 
     Raises:
@@ -59,16 +61,15 @@ def load(
         if runtime == "torch":
             raise UsageError(f"{name}: an ONNX file is computed by the runtimes onnx and openvino, not by torch")
         return open_onnx(name)
-    plain = clip_weights is None and not prompts and depth_kind is None and dtype == "float32"
+    plain = clip_weights is None and not prompts and base is None and depth_kind is None and dtype == "float32"
     packaged = _packaged(name) if plain and isinstance(name, str | Path) else None
     if packaged is not None and (runtime == "onnx" or (runtime == "auto" and not _on_accelerator(device))):
         return packaged
     with needs_packages():
         from langdepth.weights import checkpoint
 
-        return checkpoint.load(
-            name, device=device, offline=offline, clip_weights=clip_weights, prompts=prompts, depth_kind=depth_kind
-        )
+        options: dict[str, Any] = {"clip_weights": clip_weights, "prompts": prompts, "base": base}
+        return checkpoint.load(name, device=device, offline=offline, depth_kind=depth_kind, **options)
 
 
 def _packaged(name: str | Path) -> GraphSystem | None:

@@ -24,7 +24,8 @@ from langdepth.backbones.clip import ClipImageTower, model_config
 from langdepth.data.relative import relative_maps
 from langdepth.errors import UsageError
 from langdepth.evaluation.protocols import ScaleKind
-from langdepth.prediction.network import Views, to_image_size, to_network_size
+from langdepth.prediction.arrays import resized_map
+from langdepth.prediction.network import Views, to_network_size
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import (
@@ -120,7 +121,7 @@ class RelativeScale(System, Trainable, HasFrozenTrunk, TakesBase, ReadsWithClip)
             found = Views(image=to_network_size(base, pixels)).forward(base.to(image.device)).depth
         if base.scale_kind != "disparity":
             found = torch.where(found > 0, 1 / found.clamp_min(1 / FARTHEST), torch.nan)
-        return self._normalised(to_image_size(found, image.shape[-2:], base.input_spec.enlarge))
+        return self._normalised(resized_map(found, image.shape[-2:], base.input_spec.enlarge))
 
     def _normalised(self, relative: Tensor) -> Tensor:
         if self.config.normalise == "none":

@@ -1,0 +1,103 @@
+"""The packaged models give the same depth through torch and through ONNX Runtime, whatever is asked for."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import langdepth
+from langdepth.errors import CheckpointError, UsageError
+from langdepth.prediction.imagination import imagine
+from langdepth.runtimes.graph import GraphSystem
+from langdepth.systems.card import MODELS_FOLDER
+
+PHOTO = str(Path(__file__).parents[2] / "examples" / "desk.jpg")
+TOLERANCE = 1e-4
+ASKED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "text": {"text": "a small bathroom with a sink"},
+    "flip": {"flip": True},
+    "windows": {"window": (224, 224), "stride": (128, 160)},
+}
+
+
+@pytest.fixture(scope="module", params=["tiny", "wordepth-tiny"])
+def both(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    return langdepth.load(request.param, runtime="torch"), langdepth.load(request.param, runtime="onnx")
+
+
+def far(one: Any, other: Any) -> float:
+    return float(np.abs(one.depth / other.depth - 1).max())
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_depth(both: tuple[Any, Any], asked: str) -> None:
+    torch, onnx = both
+    assert isinstance(onnx, GraphSystem)
+    first, second = (system.predict(PHOTO, **ASKED[asked]) for system in (torch, onnx))
+    assert far(first, second) < TOLERANCE
+    assert first.scene_probs is None or max(first.scene_probs, key=first.scene_probs.get) == max(
+        second.scene_probs, key=second.scene_probs.get
+    )
+    assert first.provenance["weights"]["licence"] == second.provenance["weights"]["licence"]
+
+
+def test_scenes_features_and_samples() -> None:
+    torch, onnx = (langdepth.load("tiny", runtime=runtime) for runtime in ("torch", "onnx"))
+    assert far(torch.predict(PHOTO, scene="kitchen"), onnx.predict(PHOTO, scene="kitchen")) < TOLERANCE
+    feature = np.zeros(1024, np.float32)
+    feature[7] = 1
+    assert far(torch.predict(PHOTO, text=feature), onnx.predict(PHOTO, text=feature)) < TOLERANCE
+    assert far(onnx.predict(PHOTO, text=feature), onnx.predict(PHOTO)) > 10 * TOLERANCE
+    for wrong in (feature[:5], 3 * feature):
+        with pytest.raises(UsageError, match="text features have"):
+            onnx.predict(PHOTO, text=wrong)
+    with pytest.raises(UsageError, match="draws no depth from words"):
+        onnx.predict(PHOTO, samples=3)
+
+
+def test_the_same_seed_gives_the_same_scenes() -> None:
+    torch, onnx = (langdepth.load("wordepth-tiny", runtime=runtime) for runtime in ("torch", "onnx"))
+    first, second = (system.predict(PHOTO, samples=3, seed=5) for system in (torch, onnx))
+    assert far(first, second) < TOLERANCE
+    np.testing.assert_allclose(first.std, second.std, rtol=1e-2, atol=1e-4)
+    for one, other in zip(*(imagine(system, "a bedroom", samples=2, seed=3) for system in (torch, onnx)), strict=True):
+        assert far(one, other) < TOLERANCE
+
+
+def test_it_can_be_pickled_and_works_after_a_fork() -> None:
+    system = langdepth.load("tiny")
+    expected = system.predict(PHOTO)
+    assert far(pickle.loads(pickle.dumps(system)).predict(PHOTO), expected) == 0
+    if hasattr(os, "fork"):
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            assert pool.apply_async(system.predict, (PHOTO,)).get(60).depth.shape == expected.depth.shape
+
+
+def test_what_a_runtime_cannot_do_is_said_in_one_line(tmp_path: Path) -> None:
+    system = langdepth.load("tiny")
+    with pytest.raises(AttributeError, match="runtime='torch'"):
+        system.save(tmp_path / "a.safetensors")  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="computes on the CPU, not on 'cuda'"):
+        system.predict(PHOTO, device="cuda")  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="in float32, not in bfloat16"):
+        system.predict(PHOTO, dtype="bfloat16")  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="runtime: unknown value 'tensorrt'"):
+        langdepth.load("tiny", runtime="tensorrt")  # type: ignore[arg-type]
+
+
+def test_files_that_are_not_ours(tmp_path: Path) -> None:
+    damaged = tmp_path / "a.onnx"
+    damaged.write_bytes((MODELS_FOLDER / "tiny.onnx").read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"a.onnx: damaged, truncated or not an ONNX file"):
+        langdepth.load(damaged)
+    with pytest.raises(CheckpointError, match="no such file"):
+        langdepth.load(tmp_path / "none.onnx")
+    with pytest.raises(CheckpointError, match="is a part of other files"):
+        langdepth.load(MODELS_FOLDER / "tiny-words.onnx")
