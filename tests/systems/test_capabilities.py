@@ -49,7 +49,10 @@ def test_a_system_with_it_is_returned() -> None:
 def test_every_system_can_do_what_the_base_class_says_and_no_more() -> None:
     """Optional abilities are inherited: none is a member of System that refuses."""
     own = {name for name in vars(System) if not name.startswith("_")}
-    assert own == {"device", "normalise", "inference_copy", "predict", "save", "save_pretrained", "push_to_hub"}
+    assert own == {
+        *("device", "normalise", "inference_copy", "predict", "save", "save_pretrained", "push_to_hub"),
+        *("graph_inputs", "scene_indices"),
+    }
     assert not isinstance(System(None, FakeSystem().input_spec), Trainable | Imagines | StandsOnClip)
 
 
