@@ -37,7 +37,7 @@ def network() -> Any:
 
 @pytest.fixture(scope="module")
 def imagining() -> Any:
-    return langdepth.load("wordepth-tiny")
+    return langdepth.load("wordepth-tiny", runtime="torch")
 
 
 @pytest.mark.parametrize("aspect", ASPECTS)
