@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from langdepth.config import from_mapping, load_yaml, to_mapping
+from langdepth.config import dump_yaml, from_mapping, load_yaml, to_mapping
 from langdepth.errors import CheckpointError, UsageError, is_memory_error
 from langdepth.systems import registry
 from langdepth.systems.capabilities import Trainable
@@ -36,7 +35,7 @@ def claim_folder(recipe: Recipe, resume: bool) -> None:
     else:
         start.unlink(missing_ok=True)
     with atomic_path(out / "recipe.yaml") as path:
-        path.write_text(yaml.safe_dump(to_mapping(recipe), sort_keys=False), encoding="utf-8")
+        path.write_text(dump_yaml(recipe), encoding="utf-8")
 
 
 def _require_same(recipe: Recipe, start: Path) -> None:
