@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from langdepth.camera import GUESSED_FOV_DEGREES, Camera
 from langdepth.commands._parse import run
@@ -15,11 +16,14 @@ from langdepth.commands._results import ResultOptions
 from langdepth.errors import UsageError
 from langdepth.records import Runtime
 
+if TYPE_CHECKING:
+    from langdepth.prediction.results import DepthResult
+
 EXAMPLE = """
 langdepth imagine "a bedroom with a stand and a bed" --samples 4 --seed 0 --out imagined
 langdepth imagine "a kitchen" "a street with cars" --save depth16,ply --fov 60 --out imagined
 """
-LONGEST_NAME = 60
+LONGEST_WORDS = 60
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,18 +60,13 @@ def imagine(
         size: HEIGHTxWIDTH of the maps in pixels, for example 352x1216; without it the system's own for a 4:3 image.
         output: Which files are written of each map.
         out: Folder for the results.
-        device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
     """
     if "" in (prompt.strip() for prompt in prompts):
         raise UsageError("a prompt is empty; describe a scene, for example 'a bedroom with a desk'")
 
-    from PIL import Image
-
-    from langdepth.prediction import imagination, viz
+    from langdepth.prediction import imagination
     from langdepth.prediction.results import require_own
     from langdepth.runtimes.opening import load
-    from langdepth.utils.files import atomic_path
-    from langdepth.utils.png import own_png
 
     names, sheet = file_names(prompts), out / "sheet.png"
     files = {name: [_files(out, name, number + 1, output) for number in range(samples)] for name in names}
@@ -76,11 +75,7 @@ def imagine(
     loaded, rows = load(system, runtime=runtime, device=device, clip_weights=clip_weights), []
     for prompt, name in zip(prompts, names, strict=True):
         results = imagination.imagine(loaded, prompt, samples=samples, seed=seed, size=size, device=device)
-        height, width = results[0].depth.shape
-        camera = output.camera(width, height) if output.camera else Camera.guess(width, height)
-        for result, targets in zip(results, files[name], strict=True):
-            points = viz.colorize(result.depth, result.valid, output.colors)
-            output.write(replace(result, camera=camera, image=points), targets)
+        _write(results, files[name], output)
         means = sorted(float(result.depth.mean()) for result in results)
         print(f"{prompt} -> {out / name}_*; mean depth of the samples {means[0]:.2f} to {means[-1]:.2f} m")
         rows.append((f"{prompt}  (seed {seed})", [result.depth for result in results]))
@@ -90,8 +85,7 @@ def imagine(
             "side; give --fov or --intrinsics for another",
             file=sys.stderr,
         )
-    with atomic_path(sheet) as path:
-        Image.fromarray(viz.maps_sheet(rows, colors=output.colors)).save(path, pnginfo=own_png(kind="sheet"))
+    _write_sheet(rows, sheet, output)
     print(f"all of them: {sheet}")
 
 
@@ -100,10 +94,33 @@ def _files(out: Path, name: str, number: int, output: ResultOptions) -> dict[str
     return {form: out / f"{name}_{number}{suffix}" for form, suffix in output.suffixes.items()}
 
 
+def _write(results: Sequence[DepthResult], files: Sequence[dict[str, Path]], output: ResultOptions) -> None:
+    """Write the maps of one sentence; their points have the colors of the depth."""
+    from langdepth.prediction import viz
+
+    height, width = results[0].depth.shape
+    camera = output.camera(width, height) if output.camera else Camera.guess(width, height)
+    for result, targets in zip(results, files, strict=True):
+        points = viz.colorize(result.depth, result.valid, output.colors)
+        output.write(replace(result, camera=camera, image=points), targets)
+
+
+def _write_sheet(rows: Sequence[tuple[str, Sequence[Any]]], path: Path, output: ResultOptions) -> None:
+    """All maps in one scale of colors: a title and the depth maps for each sentence."""
+    from PIL import Image
+
+    from langdepth.prediction import viz
+    from langdepth.utils.files import atomic_path
+    from langdepth.utils.png import own_png
+
+    with atomic_path(path) as temporary:
+        Image.fromarray(viz.maps_sheet(rows, colors=output.colors)).save(temporary, pnginfo=own_png(kind="sheet"))
+
+
 def file_names(prompts: Sequence[str]) -> list[str]:
     """A short file name for each prompt, no two alike."""
     names: list[str] = []
     for prompt in prompts:
-        words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:LONGEST_NAME].strip("-") or "prompt"
+        words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:LONGEST_WORDS].strip("-") or "prompt"
         names.append(next(name for n in count(1) if (name := words if n == 1 else f"{words}-{n}") not in names))
     return names

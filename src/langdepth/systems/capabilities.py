@@ -90,7 +90,7 @@ class Trainable(DepthSystem):
     """It can be trained."""
 
     lacking: ClassVar[str] = "has nothing to train"
-    encoder_rate: float = 1.0
+    encoder_lr: float = 1.0
     """Learning rate of ``encoder`` as a share of the others'."""
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -115,7 +115,7 @@ class Trainable(DepthSystem):
         """Optimiser groups; by default no weight decay on vectors and scalars (norms, biases)."""
         trainable = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         groups = []
-        for inside, share in ((True, self.encoder_rate), (False, 1.0)):
+        for inside, share in ((True, self.encoder_lr), (False, 1.0)):
             chosen = [p for name, p in trainable if name.startswith("encoder.") == inside]
             for matrices, decay in ((True, weight_decay), (False, 0.0)):
                 parameters = [p for p in chosen if (p.ndim > 1) == matrices]

@@ -76,7 +76,7 @@ class ScaleDepth(System, Trainable, StandsOnClip, ConvertsOfficial):
 
     Config = ScaleDepthConfig
     text_per_image = False
-    encoder_rate = 1 / 10
+    encoder_lr = 1 / 10
     config: ScaleDepthConfig
     scene_table: Tensor
     scene_counts: Tensor
@@ -281,7 +281,7 @@ class ScaleDepth(System, Trainable, StandsOnClip, ConvertsOfficial):
         others = {id(parameter) for parameter in (*self.encoder.parameters(), *plain)}
         rest = [parameter for parameter in self.parameters() if id(parameter) not in others]
         return [
-            {"params": trunk, "lr": lr * self.encoder_rate, "weight_decay": weight_decay},
+            {"params": trunk, "lr": lr * self.encoder_lr, "weight_decay": weight_decay},
             {"params": rest, "lr": lr, "weight_decay": weight_decay},
             {"params": plain, "lr": lr, "weight_decay": 0.0},
         ]

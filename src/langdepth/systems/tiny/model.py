@@ -77,7 +77,7 @@ class Tiny(System, Trainable):
     """
 
     Config = TinyConfig
-    encoder_rate = 1 / 5  # lest it forgets ImageNet
+    encoder_lr = 1 / 5  # so that it keeps what it learned from ImageNet
     scenes = tuple(CAPTION_SCENES)
     text_mean: Tensor
     text_basis: Tensor

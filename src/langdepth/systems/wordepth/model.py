@@ -99,7 +99,7 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
         super().__init__(config, InputSpec(area=height * width, multiple_of=MULTIPLE, **statistics))  # type: ignore[arg-type]
         self.config: WorDepthConfig = config
         self.encoder = make_encoder(config.encoder, config.drop_path, config.frozen, config.resolution)
-        self.encoder_rate = config.encoder_lr
+        self.encoder_lr = config.encoder_lr
         c2, c3, c4, c5 = self.encoder.channels[-4:]
         wide, middle, narrow = config.widths
         self.metric = nn.Sequential(nn.Linear(c5, c5 // 4), nn.LeakyReLU(), nn.Linear(c5 // 4, 2))
