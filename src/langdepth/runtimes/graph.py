@@ -33,7 +33,10 @@ _NOISE_STRIDE = 16  # pixels of a depth map to one cell of its noise
 class Graph(Protocol):
     """A graph in some runtime. Several threads may call it at once; it can be pickled."""
 
-    facts: GraphFacts
+    @property
+    def facts(self) -> GraphFacts:
+        """What it states about itself."""
+        ...
 
     def __call__(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Inputs by name to outputs by name; inputs that are left out have their default."""
@@ -41,10 +44,6 @@ class Graph(Protocol):
 
     def shape(self, name: str) -> tuple[int | None, ...]:
         """The shape of an input, None where any number does."""
-        ...
-
-    def use_threads(self, count: int | None) -> None:
-        """How many threads each following call takes; None for all that there are."""
         ...
 
 
@@ -61,16 +60,16 @@ class Sentences:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.vocabulary = Vocabulary(graph.facts.vocabulary, graph.facts.max_words)
         self._encoded: dict[str, npt.NDArray[np.float32]] = {}
 
     def encode(self, sentences: Sequence[str]) -> npt.NDArray[np.float32]:
         """(B, D) of norm 1; each distinct sentence is computed once. See ``Vocabulary.checked_tokens`` for errors."""
         if len(self._encoded) > _KEPT_SENTENCES:
             self._encoded.clear()
+        vocabulary = Vocabulary(self.graph.facts.vocabulary, self.graph.facts.max_words)
         for sentence in dict.fromkeys(sentences):
             if sentence not in self._encoded:
-                tokens = np.array([self.vocabulary.checked_tokens(sentence)], np.int64)
+                tokens = np.array([vocabulary.checked_tokens(sentence)], np.int64)
                 self._encoded[sentence] = self.graph({"tokens": tokens})["features"][0]
         return np.stack([self._encoded[sentence] for sentence in sentences])
 
@@ -171,13 +170,8 @@ class GraphSystem(Predicts):
 
     @contextmanager
     def side_by_side(self, most: int) -> Iterator[tuple[int, Callable[[], None]]]:
-        # Batches side by side, each with one thread, do more than one with all threads.
-        lanes = min(thread_count(), most)
-        self.graph.use_threads(max(1, thread_count() // lanes))
-        try:
-            yield lanes, lambda: None
-        finally:
-            self.graph.use_threads(None)
+        # Batches side by side share the threads of the runtime and leave fewer of them waiting.
+        yield min(thread_count(), most), lambda: None
 
     def as_input(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array

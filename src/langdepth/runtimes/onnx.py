@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +19,34 @@ from langdepth.utils.reading import require_regular
 
 
 class OnnxGraph:
-    """The graph of one ``.onnx`` file.
+    """The graph of one ``.onnx`` file, which is opened when it is first used.
 
-    Raises:
-        CheckpointError: The file is missing, damaged or not ours.
+    ``facts`` and calls raise CheckpointError for a file that is missing, damaged or not ours.
     """
 
     def __init__(self, path: str | Path, label: str | None = None) -> None:
         self.path, self.label = Path(path), label or str(path)
         self._begin()
-        metadata = self._session(None).get_modelmeta().custom_metadata_map
-        self.facts = GraphFacts.from_metadata(metadata, self.label)
 
     def _begin(self) -> None:
-        self._sessions: dict[int | None, Any] = {}
-        self._threads: int | None = None
+        self._opened: Any = None
         self._lock = threading.Lock()
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "label": self.label, "facts": self.facts}
+        return {"path": self.path, "label": self.label}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._begin()
 
+    @cached_property
+    def facts(self) -> GraphFacts:
+        """What the file states about itself."""
+        return GraphFacts.from_metadata(self._session().get_modelmeta().custom_metadata_map, self.label)
+
     def __call__(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        session = self._session(self._threads)
+        session = self._session()
         names = [output.name for output in session.get_outputs()]
         try:
             return dict(zip(names, session.run(names, dict(inputs)), strict=True))
@@ -54,25 +56,20 @@ class OnnxGraph:
             raise CheckpointError(f"{self.label}: cannot be computed here: {first_line(error)}") from error
 
     def shape(self, name: str) -> tuple[int | None, ...]:
-        session = self._session(self._threads)
+        session = self._session()
         inputs = (*session.get_inputs(), *session.get_overridable_initializers())
         found = next(one.shape for one in inputs if one.name == name)
         return tuple(side if isinstance(side, int) else None for side in found)
 
-    def use_threads(self, count: int | None) -> None:
-        self._threads = count
-
-    def _session(self, threads: int | None) -> Any:
-        """One session for each number of threads, which it keeps; a forked process has none of the threads."""
+    def _session(self) -> Any:
+        """Made once; a forked process has none of the threads and makes its own."""
         with self._lock:
-            if self._process != os.getpid():
-                self._sessions, self._process = {}, os.getpid()
-            if threads not in self._sessions:
-                self._sessions[threads] = _open(self.path, self.label, threads or thread_count())
-            return self._sessions[threads]
+            if self._opened is None or self._process != os.getpid():
+                self._opened, self._process = _open(self.path, self.label), os.getpid()
+            return self._opened
 
 
-def _open(path: Path, label: str, threads: int) -> Any:
+def _open(path: Path, label: str) -> Any:
     try:
         require_regular(path)
     except FileNotFoundError:
@@ -82,7 +79,7 @@ def _open(path: Path, label: str, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.intra_op_num_threads, options.inter_op_num_threads = thread_count(), 1
     options.log_severity_level = 4  # what goes wrong is raised
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait leave the cores alone
     try:
