@@ -267,7 +267,34 @@ def _zoedepth(transformers: Any, path: Path) -> None:
     transformers.ZoeDepthImageProcessor(size={"height": 32, "width": 48}).save_pretrained(path)
 
 
+def _depth_pro(transformers: Any, path: Path) -> None:
+    inside = {"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "image_size": 32, "patch_size": 8, "intermediate_size": 16}  # fmt: skip
+    config = transformers.DepthProConfig(
+        fusion_hidden_size=16, patch_size=32, intermediate_hook_ids=[1, 0], intermediate_feature_dims=[16, 16],
+        scaled_images_feature_dims=[16, 16, 16], image_model_config=inside, patch_model_config=inside,
+        fov_model_config=inside, num_fov_head_layers=0, use_fov_model=True,
+    )  # fmt: skip
+    transformers.DepthProForDepthEstimation(config).save_pretrained(path)
+    transformers.DepthProImageProcessor(size={"height": 128, "width": 128}).save_pretrained(path)
+
+
+def _tipsv2_dpt(transformers: Any, path: Path) -> None:
+    stages = [f"stage{number}" for number in (1, 2, 3, 4)]
+    inside = transformers.Tipsv2DptConfig().backbone_config.to_dict() | {
+        "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+        "out_indices": [1, 2, 3, 4], "out_features": stages, "stage_names": ["stem", *stages],
+    }  # fmt: skip
+    config = transformers.Tipsv2DptConfig(
+        backbone_config=inside, fusion_hidden_size=8, neck_hidden_sizes=[8] * 4, num_depth_bins=8
+    )
+    transformers.Tipsv2DptForDepthEstimation(config).save_pretrained(path)
+    transformers.Tipsv2DptImageProcessor(size={"height": 56, "width": 56}).save_pretrained(path)
+
+
 _MODELS = {
+    "depth_pro": _depth_pro,
+    "tipsv2_dpt": _tipsv2_dpt,
     "depth_anything": _depth_anything,
     "dpt": _dpt,
     "dpt_dinov2": _dpt_dinov2,

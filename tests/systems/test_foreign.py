@@ -16,7 +16,15 @@ from langdepth.weights.checkpoint import load
 from langdepth.weights.stamps import system_stamp
 from tests.stand_ins import transformers_model
 
-KINDS = {"depth_anything": "disparity", "dpt": "disparity", "glpn": "metric", "zoedepth": "metric"}
+KINDS = {
+    "depth_anything": "disparity",
+    "depth_pro": "metric",
+    "dpt": "disparity",
+    "glpn": "metric",
+    "tipsv2_dpt": "metric",
+    "zoedepth": "metric",
+}
+CLASSES = {"depth_pro": "DepthProConfig", "tipsv2_dpt": "Tipsv2DptConfig"}  # which older versions do not have
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +32,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small model of each kind, and a photo."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
+    transformers = pytest.importorskip("transformers")
     for kind in (*KINDS, "dpt_dinov2"):
-        transformers_model(kind, folder / kind)
+        if hasattr(transformers, CLASSES.get(kind, "DPTConfig")):
+            transformers_model(kind, folder / kind)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)).save(folder / "photo.png")
     return folder
 
@@ -34,6 +44,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_predict_gives_the_librarys_own_numbers(models: Path, tmp_path: Path, kind: str) -> None:
     import transformers
 
+    if not (models / kind).is_dir():
+        pytest.skip("this version of transformers does not have it")
     system = ["--system", f"transformers:{models / kind}"]
     assert cli.main(["predict", str(models / "photo.png"), *system, "--save", "npz", "--out", str(tmp_path)]) == 0
     own = transformers.pipeline("depth-estimation", model=str(models / kind), device="cpu")
