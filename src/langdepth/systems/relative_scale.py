@@ -43,6 +43,7 @@ from langdepth.text.caption_features import Captions, open_captions
 from langdepth.text.captions import ClipSentences
 
 FARTHEST = 1000.0  # metres; nothing is farther, also where scale * relative + shift is not above 0
+UNRECORDED = {"normalise": "none (the base's numbers as they are) or range (each map brought to 0 to 1)"}
 NORM_1 = 0.02  # how near to 1 the norm of a feature is that somebody has divided by it
 
 

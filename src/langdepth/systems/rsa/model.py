@@ -20,7 +20,7 @@ is |d|, Huber's with 1 m, or d^2 of the difference d in metres.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from langdepth.errors import CheckpointError
 from langdepth.records import Batch
 from langdepth.systems.capabilities import ConvertsOfficial
-from langdepth.systems.relative_scale import RelativeScale, RelativeScaleConfig, layers
+from langdepth.systems.relative_scale import UNRECORDED, RelativeScale, RelativeScaleConfig, layers
 from langdepth.systems.rsa.official import OFFICIAL_NAMES
 
 ERRORS: dict[str, Any] = {"l1": F.l1_loss, "huber": F.huber_loss, "l2": F.mse_loss}
@@ -49,6 +49,7 @@ class Rsa(RelativeScale, ConvertsOfficial):
     """A caption per image, and a base."""
 
     Config = RsaConfig
+    unrecorded: ClassVar[dict[str, str]] = UNRECORDED
 
     def __init__(self, config: RsaConfig) -> None:
         super().__init__(config)

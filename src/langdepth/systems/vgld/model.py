@@ -33,7 +33,7 @@ from langdepth.errors import UsageError
 from langdepth.records import Batch
 from langdepth.systems.capabilities import ConvertsOfficial, Scene, Text
 from langdepth.systems.official import set_quirks
-from langdepth.systems.relative_scale import RelativeScale, RelativeScaleConfig, layers
+from langdepth.systems.relative_scale import UNRECORDED, RelativeScale, RelativeScaleConfig, layers
 from langdepth.systems.vgld.blocks import DOMAINS, domains_of, fitted
 from langdepth.systems.vgld.official import OFFICIAL_NAMES
 
@@ -69,6 +69,10 @@ class Vgld(RelativeScale, ConvertsOfficial):
 
     Config = VgldConfig
     config: VgldConfig
+    unrecorded: ClassVar[dict[str, str]] = {
+        "fusion": "tci (image and caption, twice as wide), t (caption) or i (image); the file's name says it",
+        **UNRECORDED,
+    }
 
     def __init__(self, config: VgldConfig) -> None:
         super().__init__(config)
