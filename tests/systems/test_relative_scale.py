@@ -119,6 +119,7 @@ class TestVgld(RelativeScaleTester):
 class TestVgldImage(RelativeScaleTester):
     name = "vgld-i"
     options = {"architecture": "ViT-small"}  # noqa: RUF012
+    test_torch_export_gives_the_same_depth = None  # slow, and TestVgld's has the same parts
 
     def test_words_are_refused(self, system: Any) -> None:
         with pytest.raises(UsageError, match="takes neither words nor scene"):

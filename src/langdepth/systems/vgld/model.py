@@ -76,7 +76,7 @@ class Vgld(RelativeScale, ConvertsOfficial):
 
     def __init__(self, config: VgldConfig) -> None:
         super().__init__(config)
-        self.reads_sentences = config.fusion != "i"
+        self.reads_sentences = self.text_per_image = config.fusion != "i"
         width = self.features * (2 if config.fusion == "tci" else 1)
         self.classifier = layers((width, 256, 128, len(DOMAINS)), nn.ReLU)
         self.scene = layers((width, 512, 256, 256))
