@@ -19,7 +19,12 @@ from langdepth.errors import LangdepthError, UsageError, first_line, is_disk_err
 
 @pytest.mark.parametrize(
     ("error", "line"),
-    [(ValueError("\n  no such key \nTraceback"), "no such key"), (EOFError(), "EOFError"), (OSError(" \n"), "OSError")],
+    [
+        (ValueError("\n  no such key \nTraceback"), "no such key"),
+        (EOFError(), "EOFError"),
+        (OSError(" \n"), "OSError"),
+        (ConnectionError("[Errno -2] Name or service not known"), "Name or service not known"),
+    ],
 )
 def test_one_line_of_another_librarys_complaint(error: Exception, line: str) -> None:
     assert first_line(error) == line

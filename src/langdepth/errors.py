@@ -73,6 +73,11 @@ def one_line(text: str) -> str:
     """
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST - _END]} ... {text[-_END:]}"
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """The text with what would break a line or steer a terminal written as in Python."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() or "\ud800" <= char <= "\udfff" else repr(char)[1:-1] for char in text)
@@ -145,8 +150,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what another library complains of; the kind of error where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of what another library complains of, without its number; its kind where it says nothing."""
+    text = str(error).strip()
+    if text.startswith("[Errno "):
+        text = text.partition("]")[2]
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
 
 
 def first_few(names: Sequence[object]) -> str:

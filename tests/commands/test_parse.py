@@ -72,9 +72,9 @@ def test_numbers_are_decimal(value: str) -> None:
         _called("--number", value)
 
 
-@pytest.mark.parametrize("option", ["--file", "--out"])
-def test_an_empty_path_is_not_the_current_folder(option: str) -> None:
-    with pytest.raises(UsageError, match=f"^{option}: expected a path, got ''$"):
+@pytest.mark.parametrize("option", ["--file", "--out", "--text", "--name", "--many"])
+def test_an_empty_value_is_neither_the_current_folder_nor_left_out(option: str) -> None:
+    with pytest.raises(UsageError, match=f"^{option}: expected a value, got ''$"):
         _called(option, "")
 
 

@@ -489,3 +489,10 @@ def test_a_tiff_of_thousands_of_channels_has_one_line(
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as outside of tests
     code, _, err = command("predict", tmp_path / "a.tiff", "--out", tmp_path / "out")
     assert (code, err.count("\n")) == (1, 1)
+
+
+def test_a_name_that_steers_a_terminal_is_printed_as_in_python(run: Run) -> None:
+    save_image(Path("a\x1b[31m\n.png"), grey(0.5))
+    code, out, _ = run("a\x1b[31m\n.png", "--save", "npy")
+    assert (code, out.count("\n")) == (0, 1)
+    assert out.startswith(r"a\x1b[31m\n.png -> ")

@@ -19,6 +19,7 @@ from langdepth.errors import CheckpointError, UsageError
 from langdepth.evaluation.matrix import Matrix, MatrixData, MatrixSystem, fingerprint, read_matrix, run_matrix
 from langdepth.evaluation.metrics import EXTRA_METRICS, METRICS
 from langdepth.evaluation.protocols import PROTOCOLS
+from langdepth.evaluation.tables import markdown
 from langdepth.records import DepthOutput, InputSpec
 from langdepth.systems import registry
 from langdepth.text.captions import Caption, pack
@@ -161,6 +162,7 @@ def test_a_name_that_no_file_has_and_one_that_steers_a_terminal(tmp_path: Path, 
     said: list[str] = []
     (cell,) = run_matrix(Matrix(data=sets, systems=("tiny",)), tmp_path, say=said.append)
     assert re.fullmatch(r"[^ ]+ \.\.\. x+[^ ]*: File name too long", cell["why"])
+    assert all(line.isprintable() for line in markdown([cell]).split("\n"))
     assert said[0].startswith(r"tiny on \u202eleft, full: not run: /")
 
 

@@ -172,7 +172,7 @@ def _reader(hint: Any) -> Callable[[str], Any]:
         return lambda text: _refuse("one of " + ", ".join(arguments), text) if text not in arguments else text
     if origin is tuple:
         return _size
-    return {int: _whole_number, float: _number, bool: _truth, Path: _path}.get(hint, str)
+    return {int: _whole_number, float: _number, bool: _truth, Path: _path}.get(hint, _text)
 
 
 def _refuse(expected: str, text: str) -> NoReturn:
@@ -201,10 +201,14 @@ def _truth(text: str) -> bool:
     return text.lower() == "true"
 
 
-def _path(text: str) -> Path:
+def _text(text: str) -> str:
     if not text:
-        _refuse("a path", text)  # an empty variable of a shell, not this folder
-    return Path(text)
+        _refuse("a value", text)  # an empty variable of a shell; not "not given", and not this folder
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_text(text))
 
 
 def _size(text: str) -> tuple[int, int]:

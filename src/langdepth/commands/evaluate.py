@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 from langdepth.commands._parse import members, require_use, run
 from langdepth.commands._results import ColorOptions
 from langdepth.data.choice import PairChoice
-from langdepth.errors import LangdepthError, UsageError
+from langdepth.errors import LangdepthError, UsageError, printable
 from langdepth.evaluation import protocols
 from langdepth.prediction.options import Precision, read_formats
 from langdepth.records import WithoutCaption
@@ -218,7 +218,7 @@ def evaluate(
         dtype=dtype or "float32",
     )
     print(table(report))
-    print(f"written: {out}" + (f", {maps.folder}" if maps else ""))
+    print(printable(f"written: {out}" + (f", {maps.folder}" if maps else "")))
 
 
 def table(report: dict[str, Any]) -> str:
@@ -227,8 +227,8 @@ def table(report: dict[str, Any]) -> str:
     skipped = f", {report['skipped']} skipped" if report["skipped"] else ""
     names = list(report["image_mean"])
     lines = [
-        f"{report['system']} on {report['dataset']}, {report['images']} images{skipped}, "
-        f"{rules['name']} ({rules['hash']}), {report['seconds']:.1f} s",
+        printable(f"{report['system']} on {report['dataset']}, {report['images']} images{skipped}, ")
+        + f"{rules['name']} ({rules['hash']}), {report['seconds']:.1f} s",
         " " * 10 + "".join(f"{name:>10}" for name in names),
     ]
     for mean in ("image_mean", "pixel_mean"):

@@ -17,7 +17,7 @@ from langdepth._version import __version__
 from langdepth.camera import Camera
 from langdepth.commands._parse import members, require_use, run
 from langdepth.commands._results import ResultOptions
-from langdepth.errors import LangdepthError, UsageError
+from langdepth.errors import LangdepthError, UsageError, printable
 from langdepth.prediction.background import Background
 from langdepth.prediction.done import Done, origin, stamp
 from langdepth.prediction.inputs import STDIN, find_images
@@ -290,7 +290,7 @@ def _write_all(
                 failed += 1
                 _complain(line)
             else:
-                bar.write(line.text)
+                bar.write(printable(line.text))
                 guessed += line.camera_guessed
     if guessed:
         _complain(

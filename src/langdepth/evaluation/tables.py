@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from langdepth.errors import printable
 from langdepth.evaluation.metrics import EXTRA_METRICS, METRICS
 from langdepth.evaluation.report import filled_template, require_marked, table_cell, write_json
 from langdepth.utils.files import atomic_path
@@ -36,6 +37,7 @@ def write_tables(cells: Sequence[Mapping[str, Any]], out: Path) -> None:
 def markdown(cells: Sequence[Mapping[str, Any]]) -> str:
     """One table per data set and protocol; image means."""
     tables: dict[tuple[str, str], dict[str, Any]] = {}
+    cells = [{**cell, "data": printable(cell["data"]), "system": printable(cell["system"])} for cell in cells]
     sets = list(dict.fromkeys(cell["data"] for cell in cells))
     for cell in sorted(cells, key=lambda cell: sets.index(cell["data"])):
         table = tables.setdefault((cell["data"], cell["protocol"]), {**cell, "columns": SHOWN, "rows": []})
