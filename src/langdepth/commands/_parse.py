@@ -99,7 +99,7 @@ def build_parser(function: Callable[..., Any], prog: str, example: str) -> Argum
 
     doc = docstring_parser.parse(inspect.getdoc(function) or "")
     hints = typing.get_type_hints(function).values()
-    kinds = [kind for hint in hints if dataclasses.is_dataclass(hint) for kind in inspect.getmro(hint)]  # type: ignore[arg-type]
+    kinds = [kind for hint in hints if dataclasses.is_dataclass(hint) for kind in reversed(inspect.getmro(hint))]  # type: ignore[arg-type]
     params = [param for kind in kinds for param in docstring_parser.parse(kind.__doc__ or "").params]
     meaning = SHARED | {param.arg_name: param.description or "" for param in (*params, *doc.params)}
     lines = "\n".join(f"  {line.strip()}" for line in example.strip().splitlines())

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from langdepth.commands._parse import members, require_use, run
 from langdepth.commands._results import ColorOptions
+from langdepth.commands._systems import SystemOptions
 from langdepth.data.choice import PairChoice
 from langdepth.errors import LangdepthError, UsageError, printable
 from langdepth.evaluation import protocols
@@ -57,15 +58,10 @@ def _with_switches(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluated:
+class Evaluated(SystemOptions):
     """What is evaluated: a system, or finished depth maps.
 
     Args:
-        system: Registry name (see "langdepth systems"), .safetensors file, hub id owner/name, or transformers:NAME
-            (or :FOLDER) for a depth model of that library; without it tiny. Given several times, the mean of all of
-            them is scored.
-        base: For systems that give metres to relative maps (rsa, vgld): the system that makes these, as --system names
-            it, for example transformers:NAME; or the folder of the maps.
         depth_kind: What the numbers of a transformers model, of relative maps or of predictions are: metres, depth up
             to a factor, or disparity (the larger the nearer; needs --alignment disparity). Without it the kind of model
             decides, maps are disparity, and predictions are metric.
@@ -77,10 +73,6 @@ class Evaluated:
         UsageError: For options of the one that are given for the other.
     """
 
-    system: list[str] | None = None
-    clip_weights: str | None = None
-    base: str | None = None
-    depth_kind: Literal["metric", "relative", "disparity"] | None = None
     predictions: Path | None = None
     prediction_scale: float | None = None
 
@@ -100,15 +92,7 @@ class Evaluated:
         names = members(self.system)
         if sys.stderr.isatty():
             print(f"loading {', '.join(names)}", file=sys.stderr)
-        base = None if self.maps else self.base
-        return load(names, clip_weights=self.clip_weights, base=base, depth_kind=self.depth_kind)
-
-    @property
-    def maps(self) -> Path | None:
-        """The relative maps that ``base`` names, if it names no system."""
-        from langdepth.data.relative import maps_of
-
-        return maps_of(self.base)
+        return load(names, clip_weights=self.clip_weights, base=self.base_system, depth_kind=self.depth_kind)
 
 
 @dataclass(frozen=True, kw_only=True)

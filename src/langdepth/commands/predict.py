@@ -8,8 +8,9 @@ import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -17,12 +18,13 @@ from langdepth._version import __version__
 from langdepth.camera import Camera
 from langdepth.commands._parse import members, require_use, run
 from langdepth.commands._results import ResultOptions
+from langdepth.commands._systems import SystemOptions
 from langdepth.errors import LangdepthError, UsageError, printable
 from langdepth.prediction.background import Background
 from langdepth.prediction.done import Done, origin, stamp
 from langdepth.prediction.inputs import STDIN, find_images
 from langdepth.prediction.names import unique_names
-from langdepth.prediction.options import PredictOptions
+from langdepth.prediction.options import Precision, PredictOptions
 from langdepth.records import Runtime, WithoutCaption
 from langdepth.text.prompts import read_changes
 from langdepth.utils.files import LONGEST_NAME
@@ -46,22 +48,84 @@ def main(arguments: Sequence[str]) -> int:
     return run(predict, arguments, "langdepth predict", EXAMPLE)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PredictSystem(SystemOptions):
+    """What predicts.
+
+    Args:
+        depth_kind: What the numbers of a transformers model or of relative maps are where nothing else says it: metres,
+            depth up to a factor, or disparity (the larger the nearer; what maps are taken for). Only metres are written
+            as metres.
+        runtime: What computes it: torch, onnx or openvino; auto takes the fastest of those that are installed and can.
+        prompts: A published prompt set, for example depthclip-bins-3, or a YAML file with words, bin_centers, templates
+            and, where they differ, scenes.
+    """
+
+    runtime: Runtime = "auto"
+    words: str | None = None
+    bins: str | None = None
+    prompts: str | None = None
+
+    @cached_property
+    def changes(self) -> dict[str, Any]:
+        """What ``prompts``, ``words`` and ``bins`` state. Raises UsageError."""
+        return read_changes(self.prompts, self.words, self.bins)
+
+    def facts(self) -> list[Any]:
+        """What its depth depends on beside ``changes``."""
+        from langdepth.weights.stamps import weights_stamp
+
+        base = None if self.base_system is None else weights_stamp(self.base_system)
+        weights = [weights_stamp(name) for name in members(self.system)]
+        return [self.runtime, weights, stamp(self.clip_weights), self.depth_kind, base]
+
+    def load(self, device: str, dtype: Precision) -> Any:
+        """The system."""
+        from langdepth.runtimes.opening import load
+
+        return load(
+            members(self.system),
+            runtime=self.runtime,
+            device=device,
+            dtype=dtype,
+            clip_weights=self.clip_weights,
+            prompts=self.changes,
+            base=self.base_system,
+            depth_kind=self.depth_kind,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What is said about the images.
+
+    Args:
+        text: A sentence about the images, for example "a kitchen with a sink"; without it the image alone is used.
+        captions: The caption of each image: a folder of NAME.txt or a CSV with the columns image and caption; or
+            captions with CLIP features, as evaluate takes them.
+        without_caption: What happens to an image without one: stop (it is reported and skipped; the default), or
+            neutral (it is predicted without words).
+        scene: The name of the scene the images show, for example kitchen.
+    """
+
+    text: str | None = None
+    captions: Path | None = None
+    without_caption: WithoutCaption | None = None
+    scene: str | None = None
+
+    def __post_init__(self) -> None:
+        advice = "is of captions; give --captions, too"
+        require_use(self.captions is not None, advice, without_caption=self.without_caption)
+        if self.text is not None and self.captions is not None:
+            raise UsageError("--text and --captions both say what the images show; give one of them")
+
+
 def predict(
     images: list[str],
     *,
-    system: list[str] | None = None,
-    runtime: Runtime = "auto",
-    text: str | None = None,
-    captions: Path | None = None,
-    without_caption: WithoutCaption | None = None,
-    scene: str | None = None,
-    words: str | None = None,
-    bins: str | None = None,
-    prompts: str | None = None,
-    clip_weights: str | None = None,
-    depth_kind: Literal["metric", "relative", "disparity"] | None = None,
+    by: PredictSystem,
+    said: Said,
     overlay: Path | None = None,
-    base: str | None = None,
     output: ResultOptions,
     out: Path = Path("depth"),
     options: PredictOptions,
@@ -75,64 +139,31 @@ def predict(
 
     Args:
         images: Image files, folders, quoted globs, or - for one image on stdin.
-        system: Registry name (see "langdepth systems"), .safetensors file, hub id owner/name, or transformers:NAME
-            (or :FOLDER) for a depth model of that library; without it tiny. Given several times, the mean of all of
-            them is predicted.
-        runtime: What computes it: torch, onnx or openvino; auto takes the fastest of those that are installed and can.
-        text: A sentence about the images, for example "a kitchen with a sink"; without it the image alone is used.
-        captions: The caption of each image: a folder of NAME.txt or a CSV with the columns image and caption; or
-            captions with CLIP features, as evaluate takes them.
-        without_caption: What happens to an image without one: stop (it is reported and skipped; the default), or
-            neutral (it is predicted without words).
-        scene: The name of the scene the images show, for example kitchen.
-        words: Distance words from near to far, with commas, for systems that compare with such words.
-        bins: The distance each of them stands for, metres with commas, rising.
-        prompts: A published prompt set, for example depthclip-bins-3, or a YAML file with words, bin_centers, templates
-            and, where they differ, scenes.
-        clip_weights: CLIP weights for systems that stand on them: OpenAI's archive, open_clip's or Hugging Face's file,
-            or the word random; without it open_clip downloads them.
-        depth_kind: What the numbers of a transformers model or of relative maps are where nothing else says it: metres,
-            depth up to a factor, or disparity (the larger the nearer; what maps are taken for). Only metres are written
-            as metres.
+        by: What predicts.
+        said: What is said about the images.
         overlay: For systems that take one (msa-sam): the image with masks drawn over it, or the masks (.npz); for
             many images the folder that "langdepth data sam" wrote, or one with files of the same names.
-        base: For systems that give metres to relative maps (rsa, vgld): the system that makes these, as --system names
-            it, for example transformers:NAME; or maps, a file or a folder with files of the images' names (.npy, .npz,
-            .exr, 16-bit .png).
         output: Which files are written of each image.
         out: Folder for the results; sub-folders of the input are kept.
         options: How depth is predicted.
         recursive: Look into the sub-folders of folders.
         resume: Skip images whose results are all there, made of the same image with the same options and weights.
     """
-    from langdepth.data.relative import maps_of
-    from langdepth.weights.stamps import weights_stamp
-
-    changes = read_changes(prompts, words, bins)
-    require_use(captions is not None, "is of captions; give --captions, too", without_caption=without_caption)
-    require_use(
-        "color" in output.formats,
-        "is of the format color; name it in --save",
-        range=output.range,
-        colormap=output.colormap,
-    )
-    done = Done(out)
+    advice = "is of the format color; name it in --save"
+    require_use("color" in output.formats, advice, range=output.range, colormap=output.colormap)
+    if overlay is not None and by.base is not None:
+        raise UsageError("--overlay and --base are for different systems; give one of them")
+    changes, done = by.changes, Done(out)
     jobs, problems = find_jobs(images, out, output.suffixes, recursive, done)
     for problem in problems:
         _complain(problem)
-    if overlay is not None and base is not None:
-        raise UsageError("--overlay and --base are for different systems; give one of them")
-    maps = maps_of(base)
-    if overlay is not None or maps is not None:
-        jobs = _with_overlays(jobs, overlay, maps)
-    if captions is not None:
-        jobs = _with_captions(jobs, captions, text, without_caption or "stop", problems)
+    if overlay is not None or by.maps is not None:
+        jobs = _with_overlays(jobs, overlay, by.maps)
+    if said.captions is not None:
+        jobs = _with_captions(jobs, said.captions, said.without_caption or "stop", problems)
     known = len(jobs)
-    how = origin(
-        *(__version__, runtime, [weights_stamp(name) for name in members(system)], stamp(clip_weights)),
-        *(changes, text, scene, depth_kind, weights_stamp(base) if base and maps is None else None),
-        *(asdict(replace(output, save="npz")), asdict(replace(options, device=None, batch_size=1))),
-    )
+    content = asdict(replace(output, save="npz")), asdict(replace(options, device=None, batch_size=1))
+    how = origin(__version__, *by.facts(), changes, said.text, said.scene, *content)
     jobs = [replace(job, made_of=job.origin(how)) for job in jobs]
     if resume:
         jobs = [job for job in jobs if job.source == STDIN or not done.has([*job.targets.values()], job.made_of)]
@@ -147,28 +178,18 @@ def predict(
     done.start()
 
     from langdepth.prediction.predictor import predict_stream
-    from langdepth.runtimes.opening import load
 
-    device = options.device or "auto"
+    options = replace(options, device=options.device or "auto")
     results = predict_stream(
-        load(
-            members(system),
-            runtime=runtime,
-            device=device,
-            dtype=options.dtype,
-            clip_weights=clip_weights,
-            prompts=changes,
-            base=None if maps else base,
-            depth_kind=depth_kind,
-        ),
+        by.load(options.device, options.dtype),
         jobs,
         read=Job.open,
-        text=text if captions is None else lambda job: job.caption,
-        scene=scene,
+        text=said.text if said.captions is None else lambda job: job.caption,
+        scene=said.scene,
         camera=output.camera,
         overlay=lambda job: job.overlay,
         keep_image="ply" in output.formats,
-        **{**vars(options), "device": device},
+        **vars(options),
     )
     failed = len(problems) + _write_all(results, len(jobs), output, done)
     if known + len(problems) > 1:
@@ -220,15 +241,11 @@ def _with_overlays(jobs: list[Job], masks: Path | None, maps: Path | None) -> li
     return [replace(job, overlay=overlay) for job in jobs]
 
 
-def _with_captions(
-    jobs: list[Job], source: Path, text: str | None, without: WithoutCaption, problems: list[LangdepthError]
-) -> list[Job]:
+def _with_captions(jobs: list[Job], source: Path, without: WithoutCaption, problems: list[LangdepthError]) -> list[Job]:
     """Each image with its own words; those that must have some and have none go to ``problems``."""
     from langdepth.prediction.words import find_caption
     from langdepth.text.caption_features import open_captions
 
-    if text is not None:
-        raise UsageError("--text and --captions both say what the images show; give one of them")
     captions, kept = open_captions(source, sentences_alone=True), []
     for job in jobs:
         caption = find_caption(captions, str(job.place), job.source)
