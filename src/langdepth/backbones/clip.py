@@ -224,7 +224,8 @@ class _ModifiedResNet:
         table = pool.positional_embedding
         resized = _resize_square(table[1:], last.shape[2:], mode="bilinear", align_corners=True)
         positions = torch.cat([table[:1], resized]).to(last.dtype)
-        return torch.cat([cells.mean(1, keepdim=True), cells], 1) + positions
+        tokens = torch.cat([cells.mean(1, keepdim=True), cells], 1)
+        return tokens + positions.expand_as(tokens)
 
 
 class _VisionTransformer:
@@ -265,10 +266,11 @@ class _VisionTransformer:
     def _tokens(self, tower: Any, image: Tensor) -> tuple[Tensor, Tensor]:
         """The patches (B, C, h, w), whose size is the grid's, and the blocks' input (B, 1 + h * w, C)."""
         patches = tower.conv1(image)
-        first = tower.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        first = tower.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         positions = self._positions(tower.positional_embedding, patches.shape[2:], tower.position_resize)
-        tokens = torch.cat([first, _as_tokens(patches)], 1) + positions.to(patches.dtype)
-        return patches, tower.ln_pre(tokens)
+        tokens = torch.cat([first, _as_tokens(patches)], 1)
+        # Expanded, as a trace would take the grid's size for the only one.
+        return patches, tower.ln_pre(tokens + positions.to(patches.dtype).expand_as(tokens))
 
     @staticmethod
     def _positions(table: Tensor, grid: torch.Size, resize: PositionResize) -> Tensor:

@@ -20,7 +20,6 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from torchvision.models.swin_transformer import PatchMerging
 
 from langdepth.errors import CheckpointError
 
@@ -74,7 +73,8 @@ class Swin(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         x = self.patch_embed(image)
         if self.absolute_pos_embed is not None:
-            x = x + _resized(self.absolute_pos_embed, x.shape[1:3]).permute(0, 2, 3, 1)
+            # Expanded, as a trace would take the table's size for the only one.
+            x = x + _resized(self.absolute_pos_embed, x.shape[1:3]).permute(0, 2, 3, 1).expand_as(x)
         maps = []
         for stage, layer in enumerate(self.layers):
             output, x = layer(x)
@@ -139,10 +139,28 @@ class PatchEmbedding(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, image: Tensor) -> Tensor:
-        height, width = image.shape[-2:]
-        image = F.pad(image, (0, -width % PATCH, 0, -height % PATCH))
+        height, width = map(int, image.shape[-2:])
+        if height % PATCH or width % PATCH:
+            image = F.pad(image, (0, -width % PATCH, 0, -height % PATCH))
         tokens: Tensor = self.norm(self.proj(image).permute(0, 2, 3, 1))
         return tokens
+
+
+class PatchMerging(nn.Module):
+    """(B, h, w, C) to (B, h / 2, w / 2, 2 C), from four tokens each; zeros are added on the right and below."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+        self.norm = nn.LayerNorm(4 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = map(int, x.shape[1:3])
+        if height % 2 or width % 2:
+            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        pairs = x.reshape(-1, -(-height // 2), 2, -(-width // 2), 2, self.reduction.out_features // 2)
+        merged: Tensor = self.reduction(self.norm(pairs.permute(0, 1, 3, 4, 2, 5).flatten(3)))  # columns, then rows
+        return merged
 
 
 class Stage(nn.Module):
@@ -188,8 +206,10 @@ class Block(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         """Attention inside each window of the map that was padded and then shifted; (B, h, w, C)."""
         # A traced program must hold the layout, and the cache no tensor of a trace.
-        layout = window_layout.__wrapped__ if torch.compiler.is_compiling() else window_layout
-        windows = layout(*x.shape[1:3], self.window, self.shift, x.device)
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        layout = window_layout.__wrapped__ if traced else window_layout
+        height, width = map(int, x.shape[1:3])  # a traced program is for one size
+        windows = layout(height, width, self.window, self.shift, x.device)
         attended: Tensor = self.attn(x.flatten(1, 2), windows)
         return attended.view_as(x)
 
@@ -213,17 +233,18 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, windows: Windows) -> Tensor:
         """Tokens (B, h * w, C) to the same; what is linear knows no windows and runs without the padding."""
-        batch, _, channels = x.shape
-        count, tokens = windows.token.shape
+        batch, channels = x.shape[0], self.proj.in_features
+        count, tokens = map(int, windows.token.shape)
         qkv = self.qkv(F.pad(x, (0, 0, 0, 1)))  # a token of zeros stands for all padding
-        qkv = qkv.index_select(1, windows.token.flatten()).view(batch * count, tokens, 3, self.heads, -1)
+        qkv = qkv.index_select(1, windows.token.flatten())
+        qkv = qkv.view(-1, tokens, 3, self.heads, channels // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None].to(query.dtype)
         if windows.mask is not None:
             bias = bias + windows.mask[:, None].to(query.dtype)
             bias = bias.expand(batch, *bias.shape).flatten(0, 1)
         attended = F.scaled_dot_product_attention(query, key, value, bias)
-        attended = attended.transpose(1, 2).reshape(batch, count * tokens, channels)
+        attended = attended.transpose(1, 2).reshape(-1, count * tokens, channels)
         output: Tensor = self.proj(attended.index_select(1, windows.place))
         return output
 

@@ -66,7 +66,9 @@ class WordBins(nn.Module):
             if self.normalise == "after":
                 text = F.normalize(text, dim=-1)
             flat = cells.flatten(2)
-            similarity = (text @ flat.mT[..., None])[..., 0].mT if text.ndim == 4 else text @ flat
+            similarity = (
+                (text @ flat.transpose(1, 2)[..., None])[..., 0].transpose(1, 2) if text.ndim == 4 else text @ flat
+            )
             return (self.logit_scale * similarity).unflatten(-1, cells.shape[-2:])
 
     def expect(self, logits: Tensor, bin_centers: Tensor) -> WordDepth:
@@ -89,6 +91,6 @@ def words_output(probs: Tensor, centers: Tensor, size: tuple[int, int] | torch.S
     probs = resize_aligned(probs, size)  # of which the enlarged depth is the expectation
     return DepthOutput(
         depth=(probs * centers[..., None, None]).sum(1, keepdim=True),
-        bin_centers=centers.expand(len(probs), -1),
+        bin_centers=centers.expand(probs.shape[0], -1),
         bin_probs=probs,
     )

@@ -11,6 +11,8 @@ import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,8 +71,11 @@ class _Words(nn.Module):
         return features
 
 
-def network_graph(system: System) -> onnx.ModelProto:
+def network_graph(system: System, size: tuple[int, int] | None = None) -> onnx.ModelProto:
     """What ``system.forward`` does, as the graph kind "network" of ``GraphFacts``; the system is in eval mode.
+
+    ``size``: the one (height, width) that images then have inside the network; None: any. Some systems are right for
+    one size only, which a comparison shows.
 
     Inputs are ``image`` and, for systems that take one, ``overlay``, float32 (B, 3, h, w) in [0, 1] at network size;
     then those of ``System.graph_inputs``, which may be left out, and whose single row stands for all images. Outputs
@@ -78,7 +83,8 @@ def network_graph(system: System) -> onnx.ModelProto:
     """
     words = system.graph_inputs()
     per_image = {name for name in words if name != "text" or system.text_per_image}
-    height, width = _trace_size(system.input_spec)
+    spec = system.input_spec if size is None else replace(system.input_spec, size=size)
+    height, width = _trace_size(spec)
     images = {name: torch.rand(2, 3, height, width) for name in ("image", "overlay")[: 1 + system.takes_overlay]}
     inputs = images | {name: torch.cat([row, row]) if name in per_image else row for name, row in words.items()}
     inputs = {name: value.to(system.device) for name, value in inputs.items()}
@@ -86,12 +92,12 @@ def network_graph(system: System) -> onnx.ModelProto:
         probs = system(**inputs).scene_probs
     outputs = ("depth",) if probs is None else ("depth", "scene_probs")
     axes = {name: {0: "batch"} for name in (*per_image, *outputs)}
-    axes |= {name: _IMAGE_AXES if system.input_spec.size is None else {0: "batch"} for name in images}
+    axes |= {name: _IMAGE_AXES if spec.size is None else {0: "batch"} for name in images}
     axes["depth"] = _DEPTH_AXES
     model = traced(_Network(system, list(inputs)), inputs, outputs, axes)
     for name, default in words.items():
         set_default(model, name, default, rows_of="image" if name in per_image else None)
-    state_facts(model, facts_of(system, "network", tuple(words)))
+    state_facts(model, replace(facts_of(system, "network", tuple(words)), input_spec=spec))
     return model
 
 
@@ -169,7 +175,7 @@ def traced(
 ) -> onnx.ModelProto:
     """The graph of a module in eval mode; ``axes`` names the axes of any length, by input and output."""
     file = io.BytesIO()
-    with warnings.catch_warnings(), _plain_attention(), torch.no_grad(), redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), _plain_attention(module), torch.no_grad(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # about checks of shapes, and that this exporter is the older one
         _export(
             module,
@@ -199,14 +205,46 @@ def _export(*arguments: Any, **options: Any) -> None:
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Without PyTorch's shortcut through attention, which has no ONNX operator."""
+def _plain_attention(module: nn.Module) -> Iterator[None]:
+    """Attention of torch's modules as a few products: its own code is traced for one number of tokens only."""
+    attending = [part for part in module.modules() if isinstance(part, nn.MultiheadAttention)]
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    for part in attending:
+        part.forward = partial(_attend, part)  # type: ignore[method-assign]
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+        for part in attending:
+            del part.forward
+
+
+def _attend(
+    module: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = False,
+    attn_mask: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """``module``'s attention, whose masks are added to the logits; tokens (B, N, C), or (N, B, C) as it takes them."""
+    if not module.batch_first:
+        query, key, value = (tokens.transpose(0, 1) for tokens in (query, key, value))
+    weights, biases = module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3)
+    query, key, value = (
+        F.linear(tokens, weight, bias).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+        for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
+    )
+    mask = attn_mask
+    if key_padding_mask is not None:
+        padding = key_padding_mask[:, None, None]
+        mask = padding if mask is None else mask + padding
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+    output = module.out_proj(mixed)
+    return (output if module.batch_first else output.transpose(0, 1)), None
 
 
 def _trace_size(spec: InputSpec) -> tuple[int, int]:

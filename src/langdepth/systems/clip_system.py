@@ -189,7 +189,7 @@ class ClipSystem(System, StandsOnClip, TakesPrompts, HasFrozenTrunk):
 
     def compare(self, features: Tensor, text: Text = None, scene: Scene = None) -> WordDepth:
         """Cell features (B, C, h, w) against the words, see ``words``."""
-        found: WordDepth = self.word_bins(features, *self.words(len(features), text, scene))
+        found: WordDepth = self.word_bins(features, *self.words(features.shape[0], text, scene))
         return found
 
     # -- files -----------------------------------------------------------------------------------------------------

@@ -62,10 +62,12 @@ class ClipTextTower(nn.Module):
         given = added[..., (tokens - VOCABULARY).clamp_min(0), :]
         x = torch.where(is_added[..., None], given, words) + text.positional_embedding[:length]
         rows, mask = x.flatten(0, -3), text.attn_mask[:length, :length]
-        ends = (tokens == END_OF_TEXT).int().argmax(-1).repeat(len(rows) // sentences)
+        ends = (tokens == END_OF_TEXT).int().argmax(-1).repeat(rows.shape[0] // sentences)
+        whole = torch.jit.is_tracing()  # a trace would hold the number of parts
+        parts = [(rows, ends)] if whole else zip(rows.split(_ADDED_BATCH), ends.split(_ADDED_BATCH), strict=True)
         last = [
-            text.transformer(part, attn_mask=mask)[torch.arange(len(part), device=part.device), end]
-            for part, end in zip(rows.split(_ADDED_BATCH), ends.split(_ADDED_BATCH), strict=True)
+            text.transformer(part, attn_mask=mask)[torch.arange(part.shape[0], device=part.device), end]
+            for part, end in parts
         ]
         features: Tensor = text.ln_final(torch.cat(last)) @ text.text_projection
         return features.unflatten(0, x.shape[:-2])

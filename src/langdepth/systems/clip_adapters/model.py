@@ -76,12 +76,12 @@ class ClipAdapter(MirrorTraining, ClipSystem, ConvertsOfficial):
 
     def adapt(self, features: Tensor) -> Tensor:
         """Cell features (B, C, h, w) through the image adapter."""
-        adapted: Tensor = self.image_adapter(features.movedim(1, -1)).movedim(-1, 1)
+        adapted: Tensor = self.image_adapter(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return adapted
 
     def compare(self, features: Tensor, text: Text = None, scene: Scene = None) -> Any:
         """Cells and words through their adapters, then compared."""
-        matrix, centers = self.words(len(features), text, scene)
+        matrix, centers = self.words(features.shape[0], text, scene)
         return self.word_bins(self.adapt(features), self.text_adapter(matrix), centers)
 
     def network(self, image: Tensor, features: Features, words: TextAndScene, overlay: Tensor | None) -> RawDepth:

@@ -66,7 +66,7 @@ class MultiScaleAdapter(MirrorTraining, ClipSystem, ConvertsOfficial):
     def network(self, image: Tensor, features: Features, words: TextAndScene, overlay: Tensor | None) -> RawDepth:
         normalised = self.normalise(image)
         maps = [features[f"stride_{stride}"] for stride in self.tower.strides]
-        matrix, centers = self.words(len(image), *words)
+        matrix, centers = self.words(image.shape[0], *words)
         if self.overlay_encoder is not None:
             normalised = torch.cat([normalised, self.overlay_encoder(self._checked(overlay, image))], dim=1)
         delta = self.decoder([normalised, *maps]).float()
@@ -75,6 +75,9 @@ class MultiScaleAdapter(MirrorTraining, ClipSystem, ConvertsOfficial):
             return RawDepth(delta)
         initial = self.word_bins(maps[-1], matrix, centers).depth.clamp(max=self.config.losses.max_depth)
         return RawDepth(weight * resize_aligned(initial, delta.shape[-2:]) + 2 * delta.sigmoid() - 1)
+
+    def graph_inputs(self) -> dict[str, Tensor]:
+        return super().graph_inputs() if self.config.clip_weight else {}
 
     def frozen_features(self, image: Tensor) -> dict[str, Tensor]:
         maps = self.tower.pyramid(self.normalise(image))

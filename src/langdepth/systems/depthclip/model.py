@@ -29,6 +29,6 @@ class DepthClip(ClipSystem, ConvertsOfficial):
     zero_shot = True
 
     def forward(self, image: Tensor, text: Text = None, scene: Scene = None) -> DepthOutput:
-        matrix, centers = self.words(len(image), text, scene)
+        matrix, centers = self.words(image.shape[0], text, scene)
         found = self.word_bins(self.dense(image), matrix, centers)
         return words_output(found.probs, centers, image.shape[-2:])

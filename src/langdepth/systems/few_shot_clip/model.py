@@ -113,7 +113,7 @@ class FewShotClip(LearnedWords, Trainable):
         """(B, S) for CLIP's (B, D): softmax over 100 x cosine similarity; scenes without images count as opposite."""
         with torch.autocast(embedding.device.type, enabled=False):
             cosine = F.normalize(embedding.float(), dim=-1) @ F.normalize(self.scene_keys, dim=-1).T
-        return torch.where(self.scene_keys.any(1), cosine, -1.0).mul(100).softmax(-1)
+        return torch.where((self.scene_keys != 0).any(1), cosine, -1.0).mul(100).softmax(-1)
 
     def select(self, embedding: Tensor) -> Tensor:
         """Shares (B, S) of the codebook's rows, with sum 1, for images of CLIP's embedding (B, D)."""

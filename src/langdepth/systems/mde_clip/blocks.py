@@ -53,7 +53,7 @@ class CrossAttention(nn.Module):
     def forward(self, features: Tensor, text: Tensor) -> Tensor:
         """features (B, C, h, w) and text (N, K, D), N = B or 1, to (B, C, h, w): at each pixel a mix of K values."""
         pixels = features.flatten(2).transpose(1, 2)
-        keys, offsets, values = (part.expand(len(pixels), -1, -1).to(pixels.dtype) for part in self.words(text))
+        keys, offsets, values = (part.expand(pixels.shape[0], -1, -1).to(pixels.dtype) for part in self.words(text))
         mixed = F.scaled_dot_product_attention(pixels, keys, values, attn_mask=offsets, scale=1.0)
         return mixed.transpose(1, 2).unflatten(2, features.shape[2:])
 
@@ -129,7 +129,7 @@ class MiniViT(nn.Module):
                 f"adaptive bins take maps of {self.queries + 1} to {most} patches of {side} x {side} cells; "
                 f"{features.shape[-1]}x{features.shape[-2]} cells are {count}; choose another image size"
             )
-        encoded: Tensor = self.encoder(patches + self.positions[:count])
+        encoded: Tensor = self.encoder(patches + self.positions[:count].expand_as(patches))
         return encoded
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:

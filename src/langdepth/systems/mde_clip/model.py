@@ -98,7 +98,7 @@ class CrossAttentionClip(PyramidClip):
     def forward(
         self, image: Tensor, text: Text = None, scene: Scene = None, features: dict[str, Tensor] | None = None
     ) -> DepthOutput:
-        words, _ = self.words(len(image), text, scene)
+        words, _ = self.words(image.shape[0], text, scene)
         decoded = self.decoder(self.maps(image, features), words)
         return self.depth_of(decoded)
 

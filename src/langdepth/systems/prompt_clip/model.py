@@ -105,6 +105,9 @@ class PromptClip(LearnedWords, Trainable, ConvertsOfficial):
         # Published: the text matrix, whose rows have length 1, divided by its Frobenius norm.
         self.word_bins.logit_scale = self.config.logit_scale / math.sqrt(len(prompts.words))
 
+    def graph_inputs(self) -> dict[str, Tensor]:
+        return {} if self.image_words else super().graph_inputs()  # no matrix stands for those of each image
+
     def vectors(self, features: Tensor | None) -> Tensor:
         """Learned vectors (V, W); (B, V, W) or (B, h * w, V, W) with the image's part, which None leaves out."""
         assert self.learned is not None
@@ -116,10 +119,10 @@ class PromptClip(LearnedWords, Trainable, ConvertsOfficial):
         features = F.normalize(features.float(), dim=1)
         if self.conditioner is not None:
             mean = features.mean((2, 3))[:, None].expand(-1, len(vectors), -1)
-            pairs = torch.cat([mean, vectors.expand(len(features), -1, -1)], -1)
+            pairs = torch.cat([mean, vectors.expand(features.shape[0], -1, -1)], -1)
             vectors = self.conditioner(pairs)
         if self.learned.from_image:
-            cells = thin_channels(features, vectors.shape[-1]).flatten(2).mT[:, :, None]
+            cells = thin_channels(features, vectors.shape[-1]).flatten(2).transpose(1, 2)[:, :, None]
             vectors = vectors.unsqueeze(-3).expand(*cells.shape[:2], -1, -1)
             vectors = torch.cat([vectors, cells], -2)
         return vectors
@@ -143,11 +146,11 @@ class PromptClip(LearnedWords, Trainable, ConvertsOfficial):
 
     def forward(self, image: Tensor, text: Text = None, scene: Scene = None) -> DepthOutput:
         features = self.dense(image)
-        matrix, centers = self.words(len(image), text, scene)
+        matrix, centers = self.words(image.shape[0], text, scene)
         if text is None and self.image_words:
             matrix = self.encode(features)
         found = self.compare_with(features, matrix, centers, image.shape[-2:])
-        return DepthOutput(depth=found.depth, bin_centers=centers.expand(len(image), -1), bin_probs=found.probs)
+        return DepthOutput(depth=found.depth, bin_centers=centers.expand(image.shape[0], -1), bin_probs=found.probs)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """SILog of the depth enlarged to the size of the ground truth, as published."""

@@ -57,7 +57,7 @@ class RefineClip(PyramidClip):
     def forward(
         self, image: Tensor, text: Text = None, scene: Scene = None, features: dict[str, Tensor] | None = None
     ) -> DepthOutput:
-        matrix, centers = self.words(len(image), text, scene)
+        matrix, centers = self.words(image.shape[0], text, scene)
         *finer, x = self.similarities(image, matrix, features)
         for block, level in zip(self.blocks, reversed(finer), strict=True):
             x = block(torch.cat([resize_aligned(x, level.shape[-2:]), level], dim=1))

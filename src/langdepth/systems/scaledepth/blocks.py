@@ -38,7 +38,8 @@ def sine_positions(height: int, width: int, channels: int, device: torch.device 
     frequencies = 10000.0 ** (-torch.arange(0, features, 2, device=device) / features)
 
     def waves(count: int) -> Tensor:
-        place = torch.arange(1, count + 1, device=device) / (count + 1e-6) * (2 * math.pi)
+        total = torch.as_tensor(count + 1e-6, dtype=torch.float32, device=device)  # in a trace, count is a tensor
+        place = torch.arange(1, count + 1, device=device) / total * (2 * math.pi)
         angles = place[:, None] * frequencies
         return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
