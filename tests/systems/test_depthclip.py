@@ -103,6 +103,7 @@ class TestDepthClip(WordsTester):
 
 class TestDepthClipViT(WordsTester):
     name = "depthclip-vit"
+    graph_of_any_size = False
     options = {"architecture": "ViT-small", "area": 64 * 96}  # noqa: RUF012
     trainable = False
 

@@ -136,6 +136,7 @@ class TestLogitDecoder(WordsTester):
 
 class TestVit(WordsTester):
     name = "prompt-clip-vit"
+    graph_of_any_size = False
     options = SMALL | {"architecture": "ViT-small"}
 
 

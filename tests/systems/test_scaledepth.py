@@ -55,6 +55,7 @@ def as_trained(system: Any) -> Any:
 
 
 class ScaleDepthTester(SystemTester):
+    graph_of_any_size = False
     image_size = (64, 96)
 
     @pytest.fixture(scope="class")

@@ -43,6 +43,7 @@ CAPTIONS = ["a kitchen with a sink", "a street", "a bathroom", "a bed in a bedro
 
 class WorDepthTester(SystemTester):
     name = "wordepth-s"
+    graph_of_any_size = False
     options = {**SMALL, "vocabulary": ("a", "kitchen", "sink", "street", "with")}  # noqa: RUF012
     sentences = ("a kitchen with a sink", "a street")
     text_columns = FEATURES

@@ -24,6 +24,7 @@ TINY |= {"pictures": 12, "word_axes": 2, "near": 3}
 
 class TestWorDepthTiny(WorDepthTester):
     name = "wordepth-tiny"
+    graph_of_any_size = True
     options = {**TINY, "vocabulary": ("a", "kitchen", "sink", "street", "with")}  # noqa: RUF012
 
     @pytest.mark.slow  # takes long, and wordepth-s has nearly the same network

@@ -10,6 +10,7 @@ The options make the system small and need no weights: parameters are as the con
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -26,11 +27,13 @@ from langdepth.evaluation.batch import evaluate_batch
 from langdepth.prediction.network import infer, to_network_size
 from langdepth.prediction.results import DepthResult
 from langdepth.records import Batch, DepthOutput, Enlarge, Sample
+from langdepth.runtimes.trace import network_graph
 from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import HasFrozenTrunk
 from langdepth.text.scenes import SCENES
 from langdepth.weights import checkpoint
+from tests.runtimes.helpers import compare, session
 
 Words = dict[str, Any]
 TRAINING = {
@@ -74,6 +77,8 @@ class SystemTester:
     """Whether it has anything to train; the tests of training are skipped if not."""
     enlarge: ClassVar[Enlarge] = "bilinear"
     """How its authors bring depth maps to image size."""
+    graph_of_any_size: ClassVar[bool] = True
+    """Whether one exported graph is right for all network sizes."""
     bf16_tolerance: ClassVar[float] = 0.05
     """Largest relative difference of depth, on average, between bfloat16 and float32."""
 
@@ -344,6 +349,27 @@ class SystemTester:
             image = self.images(system)
             text = tuple(t.flip(0) for t in text)
             torch.testing.assert_close(program.module()(image, *text), system(image, *text).depth)
+
+    @torch.no_grad()
+    def test_an_onnx_graph_gives_the_same_depth(self, system: System) -> None:
+        """For all kinds of words; where one graph is for all sizes, for shapes that it was not traced with."""
+        if not system.exports:
+            with pytest.raises(UsageError, match="cannot be exported"):
+                network_graph(system)
+            return
+        size = None if self.graph_of_any_size else system.input_spec.network_size(*self.image_size)
+        run = session(network_graph(system, size))
+        shapes = (self.image_size, (2 * self.image_size[1], self.image_size[0])) if size is None else (self.image_size,)
+        for count, shape in itertools.product((1, 3), shapes):
+            image = self.images(system, count, shape)
+            overlay = {"overlay": torch.rand_like(image)} if system.takes_overlay else {}
+            known: list[Words] = [{}]
+            if "scene" in system.graph_inputs():
+                known.append({"scene": torch.full((count,), len(system.scenes) - 1)})
+            if "text" in system.graph_inputs() and self.text_columns is not None:
+                known.append({"text": self.text_matrix(count)})
+            for words in known:
+                assert compare(run, system, image, **words, **overlay)[0] < 1e-4
 
     # Training
 

@@ -151,6 +151,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.width = width
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
         self.norm = nn.LayerNorm(4 * width)
 
@@ -158,7 +159,7 @@ class PatchMerging(nn.Module):
         height, width = map(int, x.shape[1:3])
         if height % 2 or width % 2:
             x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        pairs = x.reshape(-1, -(-height // 2), 2, -(-width // 2), 2, self.reduction.out_features // 2)
+        pairs = x.reshape(-1, -(-height // 2), 2, -(-width // 2), 2, self.width)
         merged: Tensor = self.reduction(self.norm(pairs.permute(0, 1, 3, 4, 2, 5).flatten(3)))  # columns, then rows
         return merged
 

@@ -54,6 +54,8 @@ def export(
     done = exporting.export(load(system, clip_weights=clip_weights), to, out, photos, calibration)
     for name, shape in (*done.inputs.items(), *done.outputs.items()):
         print(f"{'input ' if name in done.inputs else 'output'} {name}: {shape}")
+    sides = done.network_size
+    print(f"inside the network: {f'{sides[0]}x{sides[1]} for every image' if sides else 'the shape of the image'}")
     print(f"opset: {done.opset}")
     print(f"relative difference from torch: {done.difference}")
     if done.quantised is not None:

@@ -6,6 +6,7 @@ its sentence encoder -> trace.words_graph -> OUT-words.onnx
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -79,6 +80,8 @@ class Exported:
     outputs: dict[str, str]
     difference: Difference
     quantised: Difference | None = None
+    network_size: tuple[int, int] | None = None
+    """The one that images of every shape have inside; None: as the system has it for their shape."""
     opset: int = OPSET
 
 
@@ -106,11 +109,9 @@ def export(
     encoder = getattr(system, "sentences", None)
     words = out.with_name(f"{out.stem}-words.onnx") if isinstance(encoder, SentenceEncoder) else None
     with temporary_folder(out) as folder:
-        model, facts = _whole(system, None if words is None else words.name)
-        checked = list(_cases(system, photos))
-        quantised = None
-        difference = _compare(run_onnx(model), system, checked)
-        _require_small(difference, system)
+        checked, quantised = list(_cases(system, photos)), None
+        model, facts, difference = _checked(system, None if words is None else words.name, checked)
+        system = _at_one_size(system, facts)
         if calibration:
             model = _quantised(model, calibration[:_CALIBRATION], folder)
             state_facts(model, replace(facts, provenance={**facts.provenance, "int8": f"{len(calibration)} images"}))
@@ -130,12 +131,48 @@ def export(
         encoder_graph = words_graph(encoder)
         halve(encoder_graph)
         files += _write_onnx(encoder_graph, words)
-    return Exported(files=files, inputs=shapes[0], outputs=shapes[1], difference=difference, quantised=quantised)
+    return Exported(
+        files=files,
+        inputs=shapes[0],
+        outputs=shapes[1],
+        difference=difference,
+        quantised=quantised,
+        network_size=facts.network_size,
+    )
 
 
-def _whole(system: System, words: str | None) -> tuple[onnx.ModelProto, GraphFacts]:
-    inside = facts_of(system, "whole", tuple(system.graph_inputs()))
-    model = whole_graph(network_graph(system), inside)
+def _checked(system: System, words: str | None, cases: Sequence[Any]) -> tuple[onnx.ModelProto, GraphFacts, Difference]:
+    """A graph that is right for images of every shape; or else one in which all have the first image's network size."""
+    height, width = cases[0][0].shape[-2:]
+    for size in (system.input_spec.size, system.input_spec.network_size(height, width)):
+        model, facts = _whole(system, words, size)
+        try:
+            difference = _compare(run_onnx(model), _at_one_size(system, facts), cases)
+            _require_small(difference, system)
+        except Exception as error:  # the runtime's own, too: what a trace holds fixed fails at other sizes
+            failed = error
+            continue
+        return model, facts, difference
+    raise (
+        failed
+        if isinstance(failed, LangdepthError)
+        else LangdepthError(f"'{system.name}' cannot be computed as a graph: {first_line(failed)}")
+    )
+
+
+def _at_one_size(system: System, facts: GraphFacts) -> System:
+    """The system as the graph has it: with one network size, where the graph has one."""
+    if facts.network_size is None or facts.network_size == system.input_spec.size:
+        return system
+    twin = copy.copy(system)
+    twin.input_spec = replace(system.input_spec, size=facts.network_size)
+    return twin
+
+
+def _whole(system: System, words: str | None, size: tuple[int, int] | None) -> tuple[onnx.ModelProto, GraphFacts]:
+    spec = replace(system.input_spec, size=size)
+    inside = replace(facts_of(system, "whole", tuple(system.graph_inputs())), input_spec=spec, network_size=size)
+    model = whole_graph(network_graph(system, size), inside)
     facts = replace(inside, words=words, input_spec=InputSpec(multiple_of=1))  # images come at their own size
     state_facts(model, facts)
     onnx.checker.check_model(model, full_check=True)

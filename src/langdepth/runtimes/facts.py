@@ -23,8 +23,9 @@ class GraphFacts:
     "whole" takes bytes (B, H, W, 3) of any size and gives depth (B, H, W) at that size; "words" takes tokens (1, n) and
     gives features (1, D); "imagine" takes noise (N, C, h / 16, w / 16) and gives depth (N, 1, h, w); "draw" does so
     near an image (1, 3, h, w), for a ``spread`` (1,) from 0 to 1. ``inputs``: names of the inputs beside the image.
-    ``words``, ``imagine``, ``draw``: files beside it with these graphs, None where there is none. ``vocabulary``,
-    ``max_words``: of a "words" graph. The other fields are those of ``systems.contract.Predicts``.
+    ``words``, ``imagine``, ``draw``: files beside it with these graphs, None where there is none. ``network_size``: the
+    only (height, width) inside a "whole" one, None for any. ``vocabulary``, ``max_words``: of a "words" graph. The
+    other fields are those of ``systems.contract.Predicts``.
     """
 
     kind: Literal["network", "whole", "words", "imagine", "draw"]
@@ -37,6 +38,7 @@ class GraphFacts:
     takes_overlay: bool = False
     input_spec: InputSpec = field(default_factory=lambda: InputSpec(multiple_of=1))
     provenance: dict[str, Any] = field(default_factory=dict)
+    network_size: tuple[int, int] | None = None
     inputs: tuple[str, ...] = ()
     words: str | None = None
     imagine: str | None = None

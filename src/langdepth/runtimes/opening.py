@@ -69,7 +69,11 @@ def load(
         from langdepth.weights import checkpoint
 
         options: dict[str, Any] = {"clip_weights": clip_weights, "prompts": prompts, "base": base}
-        return checkpoint.load(name, device=device, offline=offline, depth_kind=depth_kind, **options)
+        if runtime != "openvino":
+            return checkpoint.load(name, device=device, offline=offline, depth_kind=depth_kind, **options)
+        from langdepth.runtimes.openvino import OpenvinoSystem
+
+        return OpenvinoSystem(checkpoint.load(name, offline=offline, depth_kind=depth_kind, **options))
 
 
 def _packaged(name: str | Path) -> GraphSystem | None:

@@ -1,6 +1,7 @@
 """OpenVINO: any system that torch computes, as a graph that it computes on the CPU.
 
-A system is traced and converted once and kept in the cache folder, under a key of its tensors and its configuration.
+A system is traced and converted once for each network size, and kept in the cache folder under a key of its tensors and
+its configuration.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 
 from langdepth._version import __version__
 from langdepth.errors import CheckpointError, LangdepthError, ShortMemoryError, UsageError, first_line, is_memory_error
 from langdepth.runtimes.facts import KEY, GraphFacts
+from langdepth.runtimes.graph import GraphSystem, thread_count
+from langdepth.systems.contract import HasMembers
 from langdepth.utils.files import atomic_path, temporary_folder
 
 if TYPE_CHECKING:
@@ -114,40 +118,107 @@ class OpenvinoGraph:
                 self._compiled, self._process = {}, os.getpid()
             if threads not in self._compiled:
                 how = {"INFERENCE_PRECISION_HINT": _PRECISIONS[self.dtype], "PERFORMANCE_HINT": "LATENCY"}
-                count = threads or _thread_count()
+                count = threads or thread_count()
                 how |= {"INFERENCE_NUM_THREADS": str(count), "NUM_STREAMS": "1"}
                 self._compiled[threads] = openvino_module().Core().compile_model(self._read(), "CPU", how)
             return self._compiled[threads]
 
 
-def _thread_count() -> int:
-    stated = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return int(stated) if stated.isdecimal() and int(stated) > 0 else os.cpu_count() or 1
+class ConvertedGraph:
+    """A torch system's network in OpenVINO, a graph for each network size that images have.
 
-
-def converted(system: System) -> OpenvinoGraph:
-    """The system's network as a graph of OpenVINO's, from the cache folder where it was converted before.
-
-    Raises:
-        UsageError: The system cannot be traced, or a package is missing.
+    Args:
+        system: In eval mode.
+        dtype: The precision that it computes in, "float32" or "bfloat16".
     """
-    from langdepth.config import to_mapping
-    from langdepth.runtimes.trace import facts_of, network_graph
-    from langdepth.text.cache import add_tensors, cache_folder, content_key
 
-    openvino_module()
+    def __init__(self, system: System, dtype: str = "float32") -> None:
+        from langdepth.runtimes.trace import facts_of
+
+        words = system.graph_inputs()
+        self.system, self.dtype = system, dtype
+        self.facts = facts_of(system, "network", tuple(words))
+        self._defaults = {name: value.cpu().numpy() for name, value in words.items()}
+        self._graphs: dict[tuple[int, int], OpenvinoGraph] = {}
+        self._lock, self._key = threading.Lock(), _key_of(system)
+        self._threads: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"system": self.system, "dtype": self.dtype}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __call__(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """See ``OpenvinoGraph``."""
+        height, width = inputs["image"].shape[2:]
+        with self._lock:
+            graph = self._graphs.get((height, width)) or self._converted((height, width))
+        return graph(inputs)
+
+    def shape(self, name: str) -> tuple[int | None, ...]:
+        """The shape of an input for words, None where any number does."""
+        shape = self._defaults[name].shape
+        return shape if name == "text" and not self.system.text_per_image else (None, *shape[1:])
+
+    def use_threads(self, count: int | None) -> None:
+        """How many threads each following call takes; None for all that there are."""
+        self._threads = count
+        for graph in self._graphs.values():
+            graph.use_threads(count)
+
+    def _converted(self, size: tuple[int, int]) -> OpenvinoGraph:
+        from langdepth.runtimes.trace import network_graph
+        from langdepth.text.cache import cache_folder
+
+        path = cache_folder() / "openvino" / f"{self._key}-{size[0]}x{size[1]}.xml"
+        if not (path.is_file() and path.with_suffix(".bin").is_file()):
+            write(network_graph(self.system, size), self.facts, path)
+        graph = OpenvinoGraph(path, self.facts, self._defaults, self.dtype)
+        graph.use_threads(self._threads)
+        self._graphs[size] = graph
+        return graph
+
+
+def _key_of(system: System) -> str:
+    """A name for the system's graphs: of its tensors and its configuration."""
+    from langdepth.config import to_mapping
+    from langdepth.text.cache import add_tensors, content_key
+
     digest = hashlib.sha256(content_key(_TRACE, __version__, system.name, to_mapping(system.config)).encode())
     add_tensors(digest, system.state_dict())
-    path = cache_folder() / "openvino" / f"{digest.hexdigest()}.xml"
-    words = system.graph_inputs()
-    facts = facts_of(system, "network", tuple(words))
-    defaults = {name: value.cpu().numpy() for name, value in words.items()}
-    if not (path.is_file() and path.with_suffix(".bin").is_file()):
-        try:
-            write(network_graph(system), facts, path)
-        except LangdepthError as error:
-            raise UsageError(f"'{system.name}' in OpenVINO: {error}") from error
-    return OpenvinoGraph(path, facts, defaults)
+    return digest.hexdigest()
+
+
+class _Encoder:
+    """Sentences to features by the torch system's own encoder."""
+
+    def __init__(self, system: Any) -> None:
+        self.system = system
+
+    def encode(self, sentences: Sequence[str]) -> npt.NDArray[np.float32]:
+        found: npt.NDArray[np.float32] = self.system.encode_text(list(sentences)).cpu().numpy()
+        return found
+
+
+class OpenvinoSystem(GraphSystem):
+    """A torch system that OpenVINO computes: it predicts, and nothing else.
+
+    Raises:
+        UsageError: OpenVINO is not installed, or there are several systems in one.
+    """
+
+    def __init__(self, system: System, dtype: str = "float32") -> None:
+        openvino_module()
+        if isinstance(system, HasMembers):
+            raise UsageError("OpenVINO computes one system at a time; take the runtime torch for several")
+        encoder: Any = _Encoder(system) if hasattr(system, "encode_text") else None
+        super().__init__(ConvertedGraph(system.eval(), dtype), "openvino", encoder, tuple(_PRECISIONS))
+
+    def for_inference(self, device: Any = None, dtype: str = "float32") -> GraphSystem:
+        super().for_inference(device, dtype)
+        graph: Any = self.graph
+        return self if dtype == graph.dtype else OpenvinoSystem(graph.system, dtype)
 
 
 def write(model: onnx.ModelProto, facts: GraphFacts, path: Path) -> None:

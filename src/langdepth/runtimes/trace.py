@@ -81,6 +81,8 @@ def network_graph(system: System, size: tuple[int, int] | None = None) -> onnx.M
     then those of ``System.graph_inputs``, which may be left out, and whose single row stands for all images. Outputs
     are ``depth`` (B, 1, h', w') and, for systems that have them, ``scene_probs`` (B, K).
     """
+    if not system.exports:
+        raise UsageError(f"'{system.name}' cannot be exported: a part of it is a program of another library")
     words = system.graph_inputs()
     per_image = {name for name in words if name != "text" or system.text_per_image}
     spec = system.input_spec if size is None else replace(system.input_spec, size=size)
@@ -200,7 +202,7 @@ def _export(*arguments: Any, **options: Any) -> None:
     """``torch.onnx.export``. Raises UsageError where ONNX has no operator for what the module does."""
     try:
         torch.onnx.export(*arguments, **options)
-    except torch.onnx.errors.OnnxExporterError as error:
+    except (torch.onnx.errors.OnnxExporterError, TypeError, RuntimeError) as error:
         raise UsageError(f"it cannot be exported: {first_line(error)}") from error
 
 

@@ -27,6 +27,8 @@ class System(DepthSystem):
     """
 
     Config: ClassVar[type]
+    exports: ClassVar[bool] = True
+    """Whether it can be written as a graph for runtimes without torch."""
 
     def __init__(self, config: Any, input_spec: InputSpec) -> None:
         super().__init__()

@@ -47,6 +47,7 @@ class DepthModel(Protocol):
 class Foreign(System):
     """A foreign model as a system: images go in at their own size. Its ``config``, if it has one, is the system's."""
 
+    exports = False
     text_per_image = False  # it reads no words
 
     def __init__(self, model: DepthModel, name: str) -> None:

@@ -85,6 +85,7 @@ class RelativeScale(System, Trainable, HasFrozenTrunk, TakesBase, ReadsWithClip)
     and ``loss_of``.
     """
 
+    exports = False
     reads_sentences = True
     neutral_text: Tensor
 

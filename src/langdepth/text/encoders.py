@@ -37,7 +37,7 @@ class SentenceEncoder(nn.Module):
         self.output = nn.Linear(width, features)
         nn.init.normal_(self.position, std=0.02)
         self._encoded: dict[str, Tensor] = {}
-        self.register_load_state_dict_post_hook(lambda module, _: module._encoded.clear())
+        self.register_load_state_dict_post_hook(_forget_features)
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -73,6 +73,11 @@ class SentenceEncoder(nn.Module):
         hidden = self.layers(self.embedding(tokens) + self.position[: tokens.shape[1]], src_key_padding_mask=padding)
         kept = (~padding).unsqueeze(-1)
         return F.normalize(self.output((hidden * kept).sum(1) / kept.sum(1)), dim=-1)
+
+
+def _forget_features(encoder: SentenceEncoder, _: object) -> None:
+    """Those of the weights before; a function of the module, or the encoder could not be pickled."""
+    encoder._encoded.clear()
 
 
 class CaptionBank:

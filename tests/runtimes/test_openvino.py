@@ -1,0 +1,65 @@
+"""The runtime of OpenVINO: the depth of torch, for any system, converted once."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import langdepth
+from langdepth.errors import UsageError
+from langdepth.runtimes import openvino
+from langdepth.systems import registry
+from tests.runtimes.helpers import REPOSITORY
+from tests.systems import test_tiny
+
+PHOTOS = [REPOSITORY / f"examples/{name}.jpg" for name in ("desk", "room")]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small tiny with random weights."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    return registry.build("tiny", test_tiny.TestTiny.options).eval().save(path)
+
+
+@pytest.fixture(scope="module")
+def loaded(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LANGDEPTH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield langdepth.load(weights, runtime="openvino")
+
+
+@pytest.mark.parametrize("options", [{}, {"scene": "street"}, {"text": "a kitchen with a sink"}, {"flip": True}])
+def test_it_gives_the_depth_of_torch(loaded: Any, weights: Path, options: dict[str, Any]) -> None:
+    expected = langdepth.load(weights, runtime="torch").predict(PHOTOS, **options)
+    for found, other in zip(loaded.predict(PHOTOS, **options), expected, strict=True):
+        assert found.depth.shape == other.depth.shape
+        assert (np.abs(found.depth - other.depth) / other.depth).max() < 1e-4
+
+
+def test_it_is_converted_once(loaded: Any, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = loaded.predict(PHOTOS[0]).depth
+    monkeypatch.setattr(openvino, "write", None)
+    again = langdepth.load(weights, runtime="openvino")
+    assert np.array_equal(again.predict(PHOTOS[0]).depth, expected)
+    copied = pickle.loads(pickle.dumps(loaded))
+    assert np.array_equal(copied.predict(PHOTOS[0]).depth, expected)
+
+
+def test_bfloat16_is_on_request(loaded: Any) -> None:
+    full, low = (loaded.predict(PHOTOS[0], dtype=dtype).depth for dtype in ("float32", "bfloat16"))
+    assert (np.abs(full - low) / full).mean() < 0.1
+    assert loaded.for_inference(dtype="bfloat16").graph.dtype == "bfloat16"
+
+
+def test_it_says_what_is_missing(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UsageError, match=r"pip install 'langdepth\[openvino\]'"):
+        langdepth.load(weights, runtime="openvino")
