@@ -63,3 +63,10 @@ def test_it_says_what_is_missing(weights: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UsageError, match=r"pip install 'langdepth\[openvino\]'"):
         langdepth.load(weights, runtime="openvino")
+
+
+def test_another_runtime_than_asked_for_never_computes(weights: Path) -> None:
+    with pytest.raises(UsageError, match="langdepth export"):
+        langdepth.load(weights, runtime="onnx")
+    with pytest.raises(UsageError, match="computed by the runtime onnx"):
+        langdepth.load("small.onnx", runtime="openvino")

@@ -58,13 +58,18 @@ def load(
     if not isinstance(name, str | Path) and len(name) == 1:
         name = name[0]
     if isinstance(name, str | Path) and str(name).endswith(SUFFIX):
-        if runtime == "torch":
-            raise UsageError(f"{name}: an ONNX file is computed by the runtimes onnx and openvino, not by torch")
+        if runtime not in ("auto", "onnx"):
+            raise UsageError(f"{name}: an ONNX file is computed by the runtime onnx, not by {runtime}")
         return open_onnx(name)
     plain = clip_weights is None and not prompts and base is None and depth_kind is None and dtype == "float32"
     packaged = _packaged(name) if plain and isinstance(name, str | Path) else None
     if packaged is not None and (runtime == "onnx" or (runtime == "auto" and not _on_accelerator(device))):
         return packaged
+    if runtime == "onnx":
+        raise UsageError(
+            f"{name}: is no ONNX file, and the package holds none with these options; write one with "
+            "'langdepth export' and load that"
+        )
     with needs_packages():
         from langdepth.weights import checkpoint
 
