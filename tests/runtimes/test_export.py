@@ -19,7 +19,7 @@ from langdepth.runtimes.openvino import OpenvinoGraph
 from langdepth.systems import registry
 from tests.helpers import Run
 from tests.runtimes.helpers import REPOSITORY, session
-from tests.systems import test_tiny
+from tests.systems import test_depthclip, test_tiny
 
 PHOTO = REPOSITORY / "examples/desk.jpg"
 
@@ -139,3 +139,14 @@ def test_a_missing_package_is_named_with_its_extra(
 
 def test_the_packages_photo_is_that_of_the_examples() -> None:
     assert exporting.PHOTO.read_bytes() == PHOTO.read_bytes()
+
+
+def test_a_system_of_one_size_is_exported_for_that(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    system: Any = registry.build("depthclip-vit", test_depthclip.TestDepthClipViT.options)
+    system.load_foundation("random")
+    done = exporting.export(system.eval(), "onnx", tmp_path / "small.onnx")
+    assert done.network_size == system.input_spec.network_size(480, 640)
+    assert done.difference.mean < 1e-3
+    found = session(tmp_path / "small.onnx").run(["depth"], {"image": np.zeros((2, 300, 200, 3), np.uint8)})[0]
+    assert found.shape == (2, 300, 200)

@@ -36,7 +36,7 @@ Run = Any
 """What computes a graph: inputs by name -> outputs by name."""
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml"}
 PHOTO = Path(__file__).with_name("desk.jpg")
-TOLERANCE = 1e-4  # mean relative difference
+TOLERANCE = 1e-3  # mean relative difference; sharp comparisons of CLIP features enlarge what rounding leaves
 _AT_MOST = 16  # images to compare on
 _CALIBRATION = 64  # images whose activations give the ranges of whole numbers
 
