@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -228,6 +229,14 @@ class SystemTester:
                 torch.testing.assert_close(twin(image).depth, system(image).depth, rtol=1e-3, atol=1e-4)
             system.load_state_dict({key: value.clone() for key, value in system.state_dict().items()})
             assert system.inference_copy() is not twin
+
+    def test_it_can_be_pickled(self, system: System) -> None:
+        """As for other processes, which get systems so."""
+        image = self.images(system)
+        system.inference_copy()
+        again = pickle.loads(pickle.dumps(system))
+        with torch.no_grad():
+            assert torch.equal(again(image).depth, system(image).depth)
 
     def test_flip_averaging_is_the_mean_with_the_mirrored_image(self, system: System) -> None:
         image = self.images(system)

@@ -77,6 +77,9 @@ class Outside:
     def __deepcopy__(self, _: Any) -> Outside:
         return self
 
+    def __reduce__(self) -> Any:  # a lock is of one process
+        return Outside, (self.base, self.clip, self.tower)
+
 
 class RelativeScale(System, Trainable, HasFrozenTrunk, TakesBase, ReadsWithClip):
     """``text``: sentences, or CLIP features as the text tower gives them, (B, D), not of norm 1.
