@@ -46,7 +46,7 @@ def test_a_full_disk_behind_the_streams_is_no_traceback(word: str, code: int) ->
 @pytest.mark.parametrize("backend", ["nope", "svg"])
 def test_a_backend_of_matplotlib_need_not_be_there(backend: str) -> None:
     code = (
-        "from langdepth.prediction.options import ColorScale; ColorScale(colormap='viridis')\n"
+        "from langdepth.prediction.options import colormaps; colormaps()\n"
         "import matplotlib, os; print(os.environ['MPLBACKEND'], matplotlib.rcParams._get_backend_or_none())"
     )
     ended = subprocess.run(
