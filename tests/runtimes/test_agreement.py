@@ -15,6 +15,7 @@ import langdepth
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.prediction.imagination import imagine
 from langdepth.runtimes.graph import GraphSystem
+from langdepth.systems import card
 from langdepth.systems.card import MODELS_FOLDER
 
 PHOTO = str(Path(__file__).parents[2] / "examples" / "desk.jpg")
@@ -101,3 +102,15 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
         langdepth.load(tmp_path / "none.onnx")
     with pytest.raises(CheckpointError, match="is a part of other files"):
         langdepth.load(MODELS_FOLDER / "tiny-words.onnx")
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".safetensors"])
+def test_damaged_files_of_the_package_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    for file in MODELS_FOLDER.glob("tiny*"):
+        content = bytearray(file.read_bytes())
+        if file.name == f"tiny{suffix}":
+            content[-1] ^= 1
+        (tmp_path / file.name).write_bytes(content)
+    monkeypatch.setattr(card, "MODELS_FOLDER", tmp_path)
+    with pytest.raises(CheckpointError, match=rf"tiny{suffix} is damaged"):
+        langdepth.load("tiny")

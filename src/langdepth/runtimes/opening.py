@@ -88,12 +88,13 @@ def _packaged(name: str | Path) -> GraphSystem | None:
     record = registry.entry(str(name)).weights
     if record is None or record.onnx is None:
         return None
-    path = record.onnx.path
-    if not path.is_file():
-        raise CheckpointError(f"{path}: the ONNX file of '{name}' is missing; reinstall langdepth")
-    if file_sha256(path) != record.onnx.sha256:
-        raise CheckpointError(f"{name}: {path} is damaged (its sha256 is another); reinstall langdepth")
-    system = open_onnx(path, str(name))
+    # The graph reads its tensors from the weights file.
+    for part in (record.onnx, record):
+        if not part.path.is_file():
+            raise CheckpointError(f"{part.path}: a file of '{name}' is missing; reinstall langdepth")
+        if file_sha256(part.path) != part.sha256:
+            raise CheckpointError(f"{name}: {part.path} is damaged (its sha256 is another); reinstall langdepth")
+    system = open_onnx(record.onnx.path, str(name))
     system.provenance |= {"sha256": record.onnx.sha256}
     return system
 
