@@ -67,8 +67,7 @@ class OpenvinoGraph:
         self.facts = facts or self._stated()
 
     def _begin(self) -> None:
-        self._compiled: dict[int | None, Any] = {}
-        self._threads: int | None = None
+        self._compiled: Any = None
         self._lock = threading.Lock()
         self._process = os.getpid()
 
@@ -81,7 +80,7 @@ class OpenvinoGraph:
 
     def __call__(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Inputs by name to outputs by name; inputs that are left out have their default."""
-        compiled = self._of_threads(self._threads)
+        compiled = self._model()
         try:
             request = compiled.create_infer_request()
             found = request.infer({**self.defaults, **inputs}, share_inputs=True)
@@ -93,12 +92,8 @@ class OpenvinoGraph:
 
     def shape(self, name: str) -> tuple[int | None, ...]:
         """The shape of an input, None where any number does."""
-        stated = self._of_threads(self._threads).input(name).partial_shape
+        stated = self._model().input(name).partial_shape
         return tuple(side.get_length() if side.is_static else None for side in stated)
-
-    def use_threads(self, count: int | None) -> None:
-        """How many threads each following call takes; None for all that there are."""
-        self._threads = count
 
     def _stated(self) -> GraphFacts:
         model = self._read()
@@ -111,17 +106,15 @@ class OpenvinoGraph:
         except RuntimeError:
             raise CheckpointError(f"{self.path}: missing, damaged or not a file of OpenVINO's") from None
 
-    def _of_threads(self, threads: int | None) -> Any:
-        """The model compiled for a number of threads, which it keeps."""
+    def _model(self) -> Any:
+        """The compiled model; a forked process has none of the threads and compiles its own."""
         with self._lock:
-            if self._process != os.getpid():
-                self._compiled, self._process = {}, os.getpid()
-            if threads not in self._compiled:
+            if self._compiled is None or self._process != os.getpid():
                 how = {"INFERENCE_PRECISION_HINT": _PRECISIONS[self.dtype], "PERFORMANCE_HINT": "LATENCY"}
-                count = threads or thread_count()
-                how |= {"INFERENCE_NUM_THREADS": str(count), "NUM_STREAMS": "1"}
-                self._compiled[threads] = openvino_module().Core().compile_model(self._read(), "CPU", how)
-            return self._compiled[threads]
+                how |= {"INFERENCE_NUM_THREADS": str(thread_count()), "NUM_STREAMS": "1"}
+                self._compiled = openvino_module().Core().compile_model(self._read(), "CPU", how)
+                self._process = os.getpid()
+            return self._compiled
 
 
 class ConvertedGraph:
@@ -141,7 +134,6 @@ class ConvertedGraph:
         self._defaults = {name: value.cpu().numpy() for name, value in words.items()}
         self._graphs: dict[tuple[int, int], OpenvinoGraph] = {}
         self._lock, self._key = threading.Lock(), _key_of(system)
-        self._threads: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"system": self.system, "dtype": self.dtype}
@@ -161,12 +153,6 @@ class ConvertedGraph:
         shape = self._defaults[name].shape
         return shape if name == "text" and not self.system.text_per_image else (None, *shape[1:])
 
-    def use_threads(self, count: int | None) -> None:
-        """How many threads each following call takes; None for all that there are."""
-        self._threads = count
-        for graph in self._graphs.values():
-            graph.use_threads(count)
-
     def _converted(self, size: tuple[int, int]) -> OpenvinoGraph:
         from langdepth.runtimes.trace import network_graph
         from langdepth.text.cache import cache_folder
@@ -175,7 +161,6 @@ class ConvertedGraph:
         if not (path.is_file() and path.with_suffix(".bin").is_file()):
             write(network_graph(self.system, size), self.facts, path)
         graph = OpenvinoGraph(path, self.facts, self._defaults, self.dtype)
-        graph.use_threads(self._threads)
         self._graphs[size] = graph
         return graph
 
