@@ -55,7 +55,9 @@ def holds(case: str) -> bool:
 
 
 def test_every_reference_protocol_has_a_case() -> None:
-    assert {name for name in PROTOCOLS if name.endswith("-reference")} == set(CASES) == set(AROUND)
+    references = {name for name in PROTOCOLS if name.endswith("-reference")}
+    references.remove("rsa-nyu-reference")  # of whose metrics no arrays are published
+    assert references == set(CASES) == set(AROUND)
 
 
 @pytest.mark.parametrize("case", sorted(set(CASES.values())))
