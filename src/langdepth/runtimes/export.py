@@ -7,7 +7,6 @@ its sentence encoder -> trace.words_graph -> OUT-words.onnx
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,7 +125,7 @@ def export(
             defaults = {name: value.cpu().numpy() for name, value in system.graph_inputs().items()}
             difference = _compare(openvino.OpenvinoGraph(folder / out.name, facts, defaults), system, checked)
             _require_small(difference, system)
-            files = [_moved(folder / out.name, end, out) for end in (".bin", ".xml")]
+            files = openvino.move_pair(folder / out.name, out)
     if words is not None and isinstance(encoder, SentenceEncoder):
         encoder_graph = words_graph(encoder)
         halve(encoder_graph)
@@ -252,12 +251,6 @@ def _write_onnx(model: onnx.ModelProto, path: Path) -> list[Path]:
     with atomic_path(path) as part:
         part.write_bytes(content)
     return [path]
-
-
-def _moved(made: Path, suffix: str, out: Path) -> Path:
-    with atomic_path(out.with_suffix(suffix)) as part:
-        shutil.move(made.with_suffix(suffix), part)
-    return out.with_suffix(suffix)
 
 
 def _quantised(model: onnx.ModelProto, photos: Sequence[Path], folder: Path) -> onnx.ModelProto:

@@ -7,25 +7,27 @@ the words' own graph -> features (B, D).
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from langdepth._version import __version__
-from langdepth.errors import UsageError
+from langdepth.errors import CheckpointError, ShortMemoryError, UsageError, first_line, is_memory_error
 from langdepth.prediction.predictor import predict_images
 from langdepth.prediction.results import DepthResult
 from langdepth.records import DepthOutput
 from langdepth.runtimes.facts import GraphFacts
 from langdepth.systems.contract import Imagines, Predicts
 from langdepth.text.scenes import scene_index
-from langdepth.text.vocabulary import Vocabulary
+from langdepth.text.vocabulary import Vocabulary, each_once
 
+Made = TypeVar("Made")
 Arrays = dict[str, npt.NDArray[Any]]
-_KEPT_SENTENCES = 1000  # whose features are not computed again
 _NORM_TOLERANCE = 0.02
 _NOISE_STRIDE = 16  # pixels of a depth map to one cell of its noise
 
@@ -47,6 +49,37 @@ class Graph(Protocol):
         ...
 
 
+class OncePerProcess(Generic[Made]):
+    """What ``make`` gives, made when it is first asked for; again in a forked process, which has none of its threads.
+
+    It is pickled without what was made, so ``make`` must be picklable.
+    """
+
+    def __init__(self, make: Callable[[], Made]) -> None:
+        self._make, self._lock = make, threading.Lock()
+        self._found: tuple[int, Made] | None = None  # with the process
+
+    def __call__(self) -> Made:
+        with self._lock:
+            if self._found is None or self._found[0] != os.getpid():
+                self._found = os.getpid(), self._make()
+            return self._found[1]
+
+    def __reduce__(self) -> Any:
+        return OncePerProcess, (self._make,)
+
+
+@contextmanager
+def computing(label: object) -> Iterator[None]:
+    """Whatever a runtime raises inside, as one line that names the file ``label``."""
+    try:
+        yield
+    except Exception as error:  # runtimes have exceptions of their own
+        if is_memory_error(error) or "allocate" in str(error):
+            raise ShortMemoryError(f"{label}: not enough memory for the network") from None
+        raise CheckpointError(f"{label}: cannot be computed here: {first_line(error)}") from error
+
+
 def thread_count() -> int:
     """Threads to compute with: OMP_NUM_THREADS where it is set, else the cores that this process may use."""
     stated = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
@@ -64,14 +97,17 @@ class Sentences:
 
     def encode(self, sentences: Sequence[str]) -> npt.NDArray[np.float32]:
         """(B, D) of norm 1; each distinct sentence is computed once. See ``Vocabulary.checked_tokens`` for errors."""
-        if len(self._encoded) > _KEPT_SENTENCES:
-            self._encoded.clear()
-        vocabulary = Vocabulary(self.graph.facts.vocabulary, self.graph.facts.max_words)
-        for sentence in dict.fromkeys(sentences):
-            if sentence not in self._encoded:
-                tokens = np.array([vocabulary.checked_tokens(sentence)], np.int64)
-                self._encoded[sentence] = self.graph({"tokens": tokens})["features"][0]
-        return np.stack([self._encoded[sentence] for sentence in sentences])
+        rows = each_once(self._encoded, sentences, self._encode)
+        return np.stack(rows)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.graph.facts.vocabulary, self.graph.facts.max_words)
+
+    def _encode(self, sentence: str) -> npt.NDArray[np.float32]:
+        tokens = np.array([self._vocabulary.checked_tokens(sentence)], np.int64)
+        features: npt.NDArray[np.float32] = self.graph({"tokens": tokens})["features"][0]
+        return features
 
 
 class GraphSystem(Predicts):

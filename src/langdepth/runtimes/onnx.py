@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
-from langdepth.errors import CheckpointError, MissingCheckpointError, ShortMemoryError, first_line, is_memory_error
+from langdepth.errors import CheckpointError, MissingCheckpointError, is_memory_error
 from langdepth.runtimes.facts import GraphFacts
-from langdepth.runtimes.graph import Arrays, GraphSystem, ImaginingGraphSystem, Sentences, thread_count
+from langdepth.runtimes.graph import (
+    Arrays,
+    GraphSystem,
+    ImaginingGraphSystem,
+    OncePerProcess,
+    Sentences,
+    computing,
+    thread_count,
+)
 from langdepth.utils.files import not_the_file_itself
 from langdepth.utils.reading import require_regular
 
@@ -26,19 +32,7 @@ class OnnxGraph:
 
     def __init__(self, path: str | Path, label: str | None = None) -> None:
         self.path, self.label = Path(path), label or str(path)
-        self._begin()
-
-    def _begin(self) -> None:
-        self._opened: Any = None
-        self._lock = threading.Lock()
-        self._process = os.getpid()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "label": self.label}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._begin()
+        self._session = OncePerProcess(partial(_open, self.path, self.label))
 
     @cached_property
     def facts(self) -> GraphFacts:
@@ -48,25 +42,14 @@ class OnnxGraph:
     def __call__(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         session = self._session()
         names = [output.name for output in session.get_outputs()]
-        try:
+        with computing(self.label):
             return dict(zip(names, session.run(names, dict(inputs)), strict=True))
-        except Exception as error:  # the library has exceptions of its own
-            if is_memory_error(error) or "allocate" in str(error):
-                raise ShortMemoryError(f"{self.label}: not enough memory for the network") from None
-            raise CheckpointError(f"{self.label}: cannot be computed here: {first_line(error)}") from error
 
     def shape(self, name: str) -> tuple[int | None, ...]:
         session = self._session()
         inputs = (*session.get_inputs(), *session.get_overridable_initializers())
         found = next(one.shape for one in inputs if one.name == name)
         return tuple(side if isinstance(side, int) else None for side in found)
-
-    def _session(self) -> Any:
-        """Made once; a forked process has none of the threads and makes its own."""
-        with self._lock:
-            if self._opened is None or self._process != os.getpid():
-                self._opened, self._process = _open(self.path, self.label), os.getpid()
-            return self._opened
 
 
 def _open(path: Path, label: str) -> Any:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from langdepth.errors import CheckpointError, UsageError, missing_package
+from langdepth.errors import CheckpointError, UsageError
 from langdepth.evaluation.protocols import ScaleKind
 from langdepth.records import Runtime
 from langdepth.runtimes.graph import GraphSystem
 from langdepth.runtimes.onnx import open_onnx
 from langdepth.systems import registry
+from langdepth.systems.card import WeightRecord
 from langdepth.systems.contract import Predicts
 from langdepth.utils.arguments import checked
+from langdepth.utils.plugins import needs_packages
 from langdepth.utils.reading import file_sha256
 
 SUFFIX = ".onnx"
@@ -62,9 +63,10 @@ def load(
             raise UsageError(f"{name}: an ONNX file is computed by the runtime onnx, not by {runtime}")
         return open_onnx(name)
     plain = clip_weights is None and not prompts and base is None and depth_kind is None and dtype == "float32"
-    packaged = _packaged(name) if plain and isinstance(name, str | Path) else None
-    if packaged is not None and (runtime == "onnx" or (runtime == "auto" and not _on_accelerator(device))):
-        return packaged
+    if plain and isinstance(name, str | Path) and runtime in ("auto", "onnx"):
+        record = _graph_record(str(name))
+        if record is not None and (runtime == "onnx" or not _on_accelerator(device)):
+            return _packaged(str(name), record)
     if runtime == "onnx":
         raise UsageError(
             f"{name}: is no ONNX file, and the package holds none with these options; write one with "
@@ -81,20 +83,21 @@ def load(
         return OpenvinoSystem(checkpoint.load(name, offline=offline, depth_kind=depth_kind, **options))
 
 
-def _packaged(name: str | Path) -> GraphSystem | None:
-    """A system whose ONNX file is a part of the package."""
-    if str(name) not in registry.REGISTRY:
-        return None
-    record = registry.entry(str(name)).weights
-    if record is None or record.onnx is None:
-        return None
+def _graph_record(name: str) -> WeightRecord | None:
+    """The record of weights in the package that have an ONNX file."""
+    record = registry.entry(name).weights if name in registry.REGISTRY else None
+    return None if record is None or record.onnx is None else record
+
+
+def _packaged(name: str, record: WeightRecord) -> GraphSystem:
+    assert record.onnx is not None
     # The graph reads its tensors from the weights file.
     for part in (record.onnx, record):
         if not part.path.is_file():
             raise CheckpointError(f"{part.path}: a file of '{name}' is missing; reinstall langdepth")
         if file_sha256(part.path) != part.sha256:
             raise CheckpointError(f"{name}: {part.path} is damaged (its sha256 is another); reinstall langdepth")
-    system = open_onnx(record.onnx.path, str(name))
+    system = open_onnx(record.onnx.path, name)
     system.provenance |= {"sha256": record.onnx.sha256}
     return system
 
@@ -111,15 +114,3 @@ def _on_accelerator(device: Any) -> bool:
     import torch
 
     return torch.accelerator.is_available()
-
-
-@contextmanager
-def needs_packages() -> Iterator[None]:
-    """An import inside that fails for a package that is not installed, as UsageError naming the extra."""
-    try:
-        yield
-    except ImportError as error:
-        advice = missing_package(error)
-        if advice is None:
-            raise
-        raise UsageError(advice) from None

@@ -7,10 +7,10 @@ its configuration.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from langdepth._version import __version__
-from langdepth.errors import CheckpointError, LangdepthError, ShortMemoryError, UsageError, first_line, is_memory_error
+from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_line
 from langdepth.runtimes.facts import KEY, GraphFacts
-from langdepth.runtimes.graph import GraphSystem, thread_count
+from langdepth.runtimes.graph import GraphSystem, OncePerProcess, computing, thread_count
 from langdepth.systems.contract import HasMembers
 from langdepth.utils.files import atomic_path, temporary_folder
+from langdepth.utils.plugins import needs_packages
 
 if TYPE_CHECKING:
     import onnx
@@ -35,11 +36,10 @@ _TRACE = 1  # raised where the same tensors give another graph
 
 def openvino_module() -> Any:
     """OpenVINO. Raises UsageError where it is not installed."""
-    try:
+    with needs_packages():
         import openvino
-    except ImportError:
-        raise UsageError("this needs openvino, which is not installed: pip install 'langdepth[openvino]'") from None
-    return openvino
+
+        return openvino
 
 
 class OpenvinoGraph:
@@ -62,59 +62,41 @@ class OpenvinoGraph:
         defaults: Mapping[str, npt.NDArray[Any]] | None = None,
         dtype: str = "float32",
     ) -> None:
-        self.path, self.defaults, self.dtype = Path(path), dict(defaults or {}), dtype
-        self._begin()
-        self.facts = facts or self._stated()
-
-    def _begin(self) -> None:
-        self._compiled: Any = None
-        self._lock = threading.Lock()
-        self._process = os.getpid()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "facts": self.facts, "defaults": self.defaults, "dtype": self.dtype}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._begin()
+        self.path, self.defaults = Path(path), dict(defaults or {})
+        self._model = OncePerProcess(partial(_compiled, self.path, dtype))
+        self.facts = facts or _stated(self.path)
 
     def __call__(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Inputs by name to outputs by name; inputs that are left out have their default."""
         compiled = self._model()
-        try:
+        with computing(self.path):
             request = compiled.create_infer_request()
             found = request.infer({**self.defaults, **inputs}, share_inputs=True)
             return {name: found[name].copy() for name in (output.any_name for output in compiled.outputs)}
-        except Exception as error:  # the library has exceptions of its own
-            if is_memory_error(error) or "allocate" in str(error):
-                raise ShortMemoryError(f"{self.path}: not enough memory for the network") from None
-            raise CheckpointError(f"{self.path}: cannot be computed here: {first_line(error)}") from error
 
     def shape(self, name: str) -> tuple[int | None, ...]:
         """The shape of an input, None where any number does."""
         stated = self._model().input(name).partial_shape
         return tuple(side.get_length() if side.is_static else None for side in stated)
 
-    def _stated(self) -> GraphFacts:
-        model = self._read()
-        stated = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
-        return GraphFacts.from_metadata({} if stated is None else {KEY: stated}, str(self.path))
 
-    def _read(self) -> Any:
-        try:
-            return openvino_module().Core().read_model(self.path)
-        except RuntimeError:
-            raise CheckpointError(f"{self.path}: missing, damaged or not a file of OpenVINO's") from None
+def _compiled(path: Path, dtype: str) -> Any:
+    how = {"INFERENCE_PRECISION_HINT": _PRECISIONS[dtype], "PERFORMANCE_HINT": "LATENCY"}
+    how |= {"INFERENCE_NUM_THREADS": str(thread_count()), "NUM_STREAMS": "1"}
+    return openvino_module().Core().compile_model(_read(path), "CPU", how)
 
-    def _model(self) -> Any:
-        """The compiled model; a forked process has none of the threads and compiles its own."""
-        with self._lock:
-            if self._compiled is None or self._process != os.getpid():
-                how = {"INFERENCE_PRECISION_HINT": _PRECISIONS[self.dtype], "PERFORMANCE_HINT": "LATENCY"}
-                how |= {"INFERENCE_NUM_THREADS": str(thread_count()), "NUM_STREAMS": "1"}
-                self._compiled = openvino_module().Core().compile_model(self._read(), "CPU", how)
-                self._process = os.getpid()
-            return self._compiled
+
+def _stated(path: Path) -> GraphFacts:
+    model = _read(path)
+    stated = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
+    return GraphFacts.from_metadata({} if stated is None else {KEY: stated}, str(path))
+
+
+def _read(path: Path) -> Any:
+    try:
+        return openvino_module().Core().read_model(path)
+    except RuntimeError:
+        raise CheckpointError(f"{path}: missing, damaged or not a file of OpenVINO's") from None
 
 
 class ConvertedGraph:
@@ -223,6 +205,13 @@ def write(model: onnx.ModelProto, facts: GraphFacts, path: Path) -> None:
             openvino.save_model(network, made, compress_to_fp16=False)
         except RuntimeError as error:
             raise LangdepthError(f"OpenVINO cannot convert the graph: {first_line(error)}") from error
-        for suffix in (".bin", ".xml"):  # the .xml last, which says that both are there
-            with atomic_path(path.with_suffix(suffix)) as part:
-                shutil.move(made.with_suffix(suffix), part)
+        move_pair(made, path)
+
+
+def move_pair(made: Path, path: Path) -> list[Path]:
+    """Move ``.bin`` and ``.xml`` of a graph; the .xml last, which says that both are there. Returns the new ones."""
+    files = [path.with_suffix(suffix) for suffix in (".bin", ".xml")]
+    for file in files:
+        with atomic_path(file) as part:
+            shutil.move(made.with_suffix(file.suffix), part)
+    return files

@@ -16,9 +16,7 @@ from torch.nn import functional as F
 
 from langdepth.text.caption_features import CaptionFeatures
 from langdepth.text.scenes import CAPTION_SCENES, SCENE_TO_CAPTION_SCENE, SCENES
-from langdepth.text.vocabulary import PADDING, UNKNOWN, Vocabulary, words_of
-
-KEPT_SENTENCES = 1000  # whose features are not computed again
+from langdepth.text.vocabulary import PADDING, UNKNOWN, Vocabulary, each_once, words_of
 
 
 class SentenceEncoder(nn.Module):
@@ -54,12 +52,7 @@ class SentenceEncoder(nn.Module):
 
         Warns about words that it does not know; raises UsageError for a sentence of which it knows none.
         """
-        if len(self._encoded) > KEPT_SENTENCES:
-            self._encoded.clear()
-        for sentence in dict.fromkeys(sentences):
-            if sentence not in self._encoded:
-                self._encoded[sentence] = self._encode(sentence)
-        return torch.stack([self._encoded[sentence] for sentence in sentences]).to(self.position.device)
+        return torch.stack(each_once(self._encoded, sentences, self._encode)).to(self.position.device)
 
     def _encode(self, sentence: str) -> Tensor:
         tokens = torch.tensor([self.words.checked_tokens(sentence)], device=self.position.device)

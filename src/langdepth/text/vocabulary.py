@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from langdepth.errors import LangdepthError, UsageError
 
 PADDING, UNKNOWN = 0, 1
+_KEPT = 1000  # sentences whose features are not computed again
+Row = TypeVar("Row")
 
 
 def words_of(sentence: str) -> list[str]:
     """Lower-case words of a sentence."""
     return re.findall(r"[a-z]+", sentence.lower())
+
+
+def each_once(known: dict[str, Row], sentences: Sequence[str], encode: Callable[[str], Row]) -> list[Row]:
+    """The features of each sentence; those in ``known``, which keeps the new ones, are not encoded again."""
+    if len(known) > _KEPT:
+        known.clear()
+    for sentence in dict.fromkeys(sentences):
+        if sentence not in known:
+            known[sentence] = encode(sentence)
+    return [known[sentence] for sentence in sentences]
 
 
 class Vocabulary:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from langdepth.errors import LangdepthError, first_line
+from langdepth.errors import LangdepthError, UsageError, first_line, missing_package
 
 T = TypeVar("T")
 
@@ -44,6 +45,18 @@ def usable(names: Iterable[str], load: Callable[[str], T]) -> Iterator[T]:
             yield load(name)
         except LangdepthError as error:
             warnings.warn(str(error), stacklevel=2)
+
+
+@contextmanager
+def needs_packages() -> Iterator[None]:
+    """An import inside that fails for a package of an extra, as UsageError naming the extra."""
+    try:
+        yield
+    except ImportError as error:
+        advice = missing_package(error)
+        if advice is None:
+            raise
+        raise UsageError(advice) from None
 
 
 def load_target(target: str, what: str) -> Any:
