@@ -19,17 +19,9 @@ from langdepth.runtimes.openvino import OpenvinoGraph
 from langdepth.systems import registry
 from tests.helpers import Run
 from tests.runtimes.helpers import REPOSITORY, session
-from tests.systems import test_depthclip, test_tiny
+from tests.systems import test_depthclip
 
 PHOTO = REPOSITORY / "examples/desk.jpg"
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small tiny with random weights."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    return registry.build("tiny", test_tiny.TestTiny.options).eval().save(path)
 
 
 @pytest.fixture(scope="module")

@@ -9,24 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import langdepth
 from langdepth.errors import UsageError
 from langdepth.runtimes import openvino
-from langdepth.systems import registry
 from tests.runtimes.helpers import REPOSITORY
-from tests.systems import test_tiny
 
 PHOTOS = [REPOSITORY / f"examples/{name}.jpg" for name in ("desk", "room")]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small tiny with random weights."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    return registry.build("tiny", test_tiny.TestTiny.options).eval().save(path)
 
 
 @pytest.fixture(scope="module")
