@@ -50,6 +50,16 @@ def test_texts_and_paths_are_what_was_typed(value: str) -> None:
     assert _called(value)["word"] == Path(value)
 
 
+@pytest.mark.parametrize(
+    ("option", "first", "second"), [("--text", "a", "b"), ("--number", "1", "1"), ("--out", "a", "b")]
+)
+def test_an_option_given_twice_is_refused(option: str, first: str, second: str) -> None:
+    with pytest.raises(UsageError, match=f"^{option} is given twice$"):
+        _called(option, first, f"{option}={second}")
+    with pytest.raises(UsageError, match=r"^--a\.b is given twice$"):
+        _parse.split_overrides(["--a.b", first, f"--a.b={second}"])
+
+
 @pytest.mark.parametrize("option", ["--number", "--count", "--flag", "--choice"])
 @pytest.mark.parametrize("value", ["null", "~", "#5", "&x"])
 def test_an_option_that_is_given_is_not_taken_as_left_out(option: str, value: str) -> None:
@@ -90,8 +100,6 @@ def test_a_number_of_hundreds_of_digits(count: float, sign: str) -> None:
     words = [f"--count={sign}{'9' * 400}"]
     with pytest.raises(UsageError, match=r"^--count: expected a number that is not so large$"):
         _parse.run(command, words, "langdepth x", "")
-    with pytest.raises(UsageError, match=r"^--count: expected a number that is not so large$"):
-        _parse.run(command, ["--count", "1", *words], "langdepth x", "")
 
 
 @pytest.mark.parametrize("value", ["", " ", "\t", "?", "[1", "{", "!!int x"])

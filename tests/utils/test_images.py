@@ -280,3 +280,17 @@ class TestReadImage:
     def test_integers_beyond_16_bits(self) -> None:
         with pytest.raises(ImageError, match="do not fit 16 bits"):
             read_image(Image.fromarray(np.full((40, 40), 70000, np.int32)))
+
+
+def test_a_closed_image_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(Image.new("RGB", (WIDTH, HEIGHT))))
+    with Image.open(path) as unread:
+        pass
+    with Image.open(path) as decoded:
+        decoded.load()
+    assert read_image(decoded).pixels.shape == (HEIGHT, WIDTH, 3)
+    decoded.close()
+    for image in (unread, decoded):
+        with pytest.raises(ImageError, match=r"a\.png: is closed; use it inside its 'with' block$"):
+            read_image(image)

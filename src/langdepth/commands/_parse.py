@@ -10,7 +10,7 @@ import sys
 import types
 import typing
 import warnings
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter, _AppendAction
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -70,7 +70,15 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
 class _Parser(ArgumentParser):
     """Raises UsageError in one line for what argparse would print with the usage."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._given: set[str] = set()
+
     def _get_values(self, action: Any, arg_strings: list[str]) -> Any:
+        if action.option_strings and action.nargs is None and not isinstance(action, _AppendAction):
+            if action.dest in self._given:  # argparse would drop the first value in silence
+                self.error(f"{action.option_strings[0]} is given twice")
+            self._given.add(action.dest)
         if action.option_strings and arg_strings == ["--"]:  # of which argparse makes an empty list
             self.error(f"{action.option_strings[0]}: expected one argument, got '--'")
         return super()._get_values(action, arg_strings)
@@ -234,7 +242,10 @@ def require_use(used: bool, reason: str, **given: Any) -> None:
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """The plain options, and the dotted ones (``--optim.lr 1e-4``, ``--optim.lr=1e-4``), whose values are YAML."""
+    """The plain options, and the dotted ones (``--optim.lr 1e-4``, ``--optim.lr=1e-4``), whose values are YAML.
+
+    Raises UsageError for a dotted option without a value, or given twice.
+    """
     from langdepth.config import Typed, parse_yaml
 
     plain: list[str] = []
@@ -250,6 +261,8 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
             if not rest:
                 raise UsageError(f"{name} needs a value")
             value = rest.pop(0)
+        if name[2:] in overrides:
+            raise UsageError(f"{name} is given twice")
         parsed = parse_yaml(value, f"{name} '{value}'")
         if isinstance(parsed, int | float):  # also true and false
             parsed = Typed(parsed, value)

@@ -83,6 +83,8 @@ def read_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     if isinstance(source, Image.Image):
         path = str(getattr(source, "filename", ""))
         with decoding(path or "image in memory"):
+            if _is_closed(source):
+                raise ImageError("is closed; use it inside its 'with' block")
             return _from_pil(source, path, max_pixels)
     with opened_image(source) as (image, path):
         return _from_pil(image, path, max_pixels)
@@ -106,6 +108,17 @@ def _from_pil(image: Image.Image, path: str, max_pixels: int) -> DecodedImage:
     if image.has_transparency_data:
         image = _over_white(image)
     return DecodedImage(pixels=np.asarray(image if image.mode == "RGB" else image.convert("RGB")), **facts)
+
+
+def _is_closed(image: Image.Image) -> bool:
+    """Whether a PIL image has lost its pixels, or its file before they were decoded."""
+    try:
+        _ = image.im is not None and image.im.size
+    except AssertionError:  # nothing is decoded yet
+        return getattr(image, "fp", None) is None
+    except ValueError:
+        return True
+    return False
 
 
 def exif_of(image: Image.Image) -> tuple[Mapping[int, Any], int]:
