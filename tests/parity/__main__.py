@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from langdepth.errors import LangdepthError
-from tests.parity.runner import CASES, print_report, run_case
+from tests.parity.runner import cases, print_report, run_case
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one case; returns the exit code."""
-    known = ", ".join(case.pattern for case in CASES)
+    known = ", ".join(case.pattern for case in cases())
     parser = argparse.ArgumentParser(
         prog="python -m tests.parity",
         description="Compare our code with a golden case, array by array.",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from langdepth.records import Batch
 from tests.parity.cases_depthclip import TEXT, images, official, words_depth
-from tests.parity.runner import Compared, Tolerance, outputs_of, subsampled
+from tests.parity.runner import Case, Compared, Tolerance, outputs_of, subsampled
 
 FEATURES = Tolerance(rtol=1e-4, atol=1e-5)
 LOGITS, DEPTH = Tolerance(atol=1e-5), Tolerance(atol=3e-6)
@@ -196,3 +196,15 @@ def msa(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case: 
         for base, value in blocks.items():
             for name, part in subsampled(arrays, f"{base}{tag}", value):
                 yield name, part, FEATURES
+
+
+CASES = (
+    Case("clip_adapter_trainstep*", clip_adapter_trainstep, "clip_adapter", slow=True),
+    Case("clip_adapter*", clip_adapter, "clip_adapter"),
+    Case("coarse_adapter*", coarse_adapter, "coarse_adapter", slow=True),
+    Case("refined_adapter*", refined_adapter, "refined_adapter", slow=True),
+    Case("eigen_coarse*", eigen_coarse, "eigen_coarse", slow=True),
+    Case("eigen_refine*", eigen_refine, "eigen_refine", slow=True),
+    Case("msa_sam*", msa, "msa_sam"),
+    Case("msa*", msa, "msa"),
+)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from langdepth.backbones.clip import ClipImageTower
 from langdepth.backbones.clip_weights import ClipWeights
 from langdepth.text.clip_text import ClipTextTower, tokenize
-from tests.parity.runner import Compared, Tolerance, subsampled
+from tests.parity.runner import Case, Compared, Tolerance, subsampled
 
 CLOSE = Tolerance(rtol=1e-4, atol=1e-5)
 DISTANCES = ("giant", "extremely close", "close", "not in distance", "a little remote", "far", "unseen")
@@ -81,3 +81,9 @@ def _computations(tower: ClipImageTower) -> dict[str, Any]:
     modes = {"dense_{size}": dense("stage"), "attnpool_{size}": dense("attnpool")}
     embedding = {"pooled_{size}": lambda image: tower.dense_and_embedding(image)[1]}
     return embedding | modes | levels
+
+
+CASES = (
+    Case("clip_rn50*", clip, "clip_rn50"),
+    Case("clip_vit_b16*", clip, "clip_vit_b16"),
+)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from langdepth.systems import registry
-from tests.parity.runner import Compared, Tolerance, subsampled
+from tests.parity.runner import Case, Compared, Tolerance, subsampled
 
 TEXT = Tolerance(rtol=1e-4, atol=1e-5)
 
@@ -69,3 +69,10 @@ def depth_clip(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None,
     yield "text_features", system.word_bins.text[0].T, TEXT
     for tag, image in images(arrays):
         yield from words_depth(system, arrays, image, tag, Tolerance(atol=1e-3), Tolerance(atol=1e-4))
+
+
+CASES = (
+    Case("depthclip*", depthclip, "depthclip"),
+    Case("depth_clip_rn50*", depth_clip, "depth_clip_rn50"),
+    Case("depth_clip_vit_b16*", depth_clip, "depth_clip_vit_b16"),
+)

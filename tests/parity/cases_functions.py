@@ -32,7 +32,7 @@ from langdepth.systems.clip_adapters.view_warp import warp_view
 from langdepth.training.module import rate
 from langdepth.training.recipe import OptimSection
 from tests.parity import unused_losses
-from tests.parity.runner import Compared, Tolerance, subsampled
+from tests.parity.runner import Case, Compared, Tolerance, subsampled
 
 CLOSE = Tolerance(rtol=1e-5)
 EXACT = Tolerance()
@@ -281,3 +281,15 @@ def normalised(image: Tensor) -> Tensor:
     """With ImageNet's mean and deviation."""
     spec = InputSpec()
     return (image - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(3, 1, 1)
+
+
+CASES = (
+    Case("losses_depthclip*", losses_depthclip),
+    # The published loops use the logits of the upright image only
+    Case("losses_clip_adapters*", losses_clip_adapters, uncompared=("logits_second_mirrored",)),
+    Case("losses_eigen_adapters*", losses_eigen_adapters, uncompared=("logits_second_mirrored",)),
+    Case("metrics_depthclip*", metrics_depthclip),
+    Case("metrics_clip_adapters*", metrics_clip_adapters),
+    Case("data_nyu_clip_adapters*", data_nyu_clip_adapters),
+    Case("lr_schedules_clip_adapters*", lr_schedules_clip_adapters),
+)

@@ -21,7 +21,7 @@ from tests.parity import unused_losses
 from tests.parity.cases_depthclip import official
 from tests.parity.cases_functions import StandIn, image_means
 from tests.parity.keyed_weights import state_dict
-from tests.parity.runner import DATA, Compared, Tolerance, outputs_of, subsampled
+from tests.parity.runner import DATA, Case, Compared, Tolerance, outputs_of, subsampled
 
 CLOSE = Tolerance(rtol_of_max=1e-5)
 DEPTH, SHARP_DEPTH = Tolerance(atol=1e-4), Tolerance(atol=1e-5)
@@ -159,3 +159,11 @@ def _metrics(prediction: Tensor, upsampled: Tensor, target: Tensor) -> Compared:
     for name, protocol in (rules | {"kitti_metrics_cap50": kitti.override(max_depth=50.0)}).items():
         means = image_means(StandIn(street, street), far, protocol)
         yield name, torch.stack([means[metric] for metric in KITTI_ORDER]), RELATIVE
+
+
+CASES = (
+    Case("mde_clip_losses*", mde_clip_losses),
+    Case("mde_clip_unet*", mde_clip_unet, "mde_clip_unet", slow=True),
+    Case("mde_clip_refine*", mde_clip_refine, "mde_clip_refine", slow=True),
+    Case("mde_clip*", mde_clip, "mde_clip_small", slow=True),
+)

@@ -17,7 +17,7 @@ from langdepth.parts.upsample import resize_aligned
 from langdepth.text.learned_prompts import PromptTokenizer, count_added
 from tests.parity.cases_depthclip import images, official
 from tests.parity.cases_functions import StandIn, samples_of
-from tests.parity.runner import Compared, Tolerance
+from tests.parity.runner import Case, Compared, Tolerance
 
 CLOSE = Tolerance(rtol_of_max=2e-5)
 PROBS = Tolerance(rtol_of_max=2e-5, atol=5e-6)  # float32 against float64 in the published code: 5e-6
@@ -115,3 +115,14 @@ def losses_metrics(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | N
         # The published running average of the squared log error has no root.
         published = [found["msle" if name == "rmse_log" else name] for name in order]
         yield f"{dataset}_running", torch.stack(published), tight
+
+
+_PROMPT_CASES = (
+    "prompt_learned7", "prompt_4o4d_256_kitti", "prompt_depth7", "prompt_size7", "prompt_colour7",
+    "prompt_depthclip_words", "prompt_1o2d_20", "prompt_feature_decoder", "prompt_logit_decoder",
+    "prompt_feature_interp", "prompt_logit_upsample4", "prompt_image_dependent", "prompt_patch_object", "prompt_vit",
+)  # fmt: skip
+CASES = (
+    Case("prompt_losses_metrics*", losses_metrics),
+    *(Case(f"{name}*", prompt, name) for name in _PROMPT_CASES),
+)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from langdepth.records import Batch
 from langdepth.systems import registry
-from tests.parity.runner import Compared, Tolerance
+from tests.parity.runner import Case, Compared, Tolerance
 
 CLOSE = Tolerance(rtol=1e-5)
 ARCHITECTURES = {1024: "RN50", 512: "ViT-B-16"}
@@ -58,3 +58,9 @@ def vgld(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, case:
         yield f"{fusion}_domain_logits", system.classifier(inputs), CLOSE
         yield f"{fusion}_scale", scale, CLOSE
         yield f"{fusion}_shift", shift, CLOSE
+
+
+CASES = (
+    Case("rsa_scale*", rsa_scale, "rsa_scale"),
+    Case("vgld*", vgld, "vgld", ("t", "i", "tci")),
+)

@@ -20,7 +20,7 @@ from langdepth.systems.scaledepth.model import LayerPrediction, ScaleDepth
 from langdepth.systems.scaledepth.official import official_names
 from langdepth.training.module import rate
 from langdepth.training.recipe import OptimSection
-from tests.parity.runner import Compared, Tolerance
+from tests.parity.runner import Case, Compared, Tolerance
 
 TRUNK = "backbone.clip_model.visual.trunk."
 CLOSE = Tolerance(rtol_of_max=1e-5)
@@ -210,3 +210,11 @@ def scaledepth_optim(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] |
     share = rate(OptimSection(lr=1e-4, schedule="poly", power=0.9, warm_up=0), 39999)
     rates = [[base * share(step) for base in (1e-4, 1e-5)] for step in arrays["schedule.iteration"].tolist()]
     yield "schedule.lr_base_1e-4_1e-5", np.array(rates), Tolerance(rtol=1e-10)
+
+
+CASES = (
+    Case("scaledepth_backbone*", scaledepth_backbone, "scaledepth_backbone"),
+    Case("scaledepth_decode*", scaledepth_decode, "scaledepth_decode"),
+    Case("scaledepth_full*", scaledepth_full, "scaledepth_full", slow=True),
+    Case("scaledepth_optim*", scaledepth_optim),
+)

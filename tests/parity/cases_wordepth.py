@@ -19,7 +19,7 @@ from langdepth.systems.wordepth.blocks import Gaussian, TwoConvs, enlarged, kl_o
 from langdepth.systems.wordepth.model import Step
 from langdepth.training.module import rate
 from langdepth.training.recipe import OptimSection
-from tests.parity.runner import Compared, Tolerance
+from tests.parity.runner import Case, Compared, Tolerance
 
 FEATURE, DEPTH = Tolerance(atol=1e-4), Tolerance(rtol=1e-4)
 EXACT, RELATIVE = Tolerance(), Tolerance(rtol=1e-5)
@@ -205,3 +205,13 @@ def wordepth_losses(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | 
     optim = OptimSection(lr=3e-5, end_lr=1e-5, schedule="poly", warm_up=0.0)
     shares = rate(optim, int(arrays["lr_total"].item()))
     yield "lr", np.array([optim.lr * shares(int(step)) for step in arrays["lr_step"]]), RELATIVE
+
+
+CASES = (
+    Case("wordepth_losses*", wordepth_losses, uncompared=("metric_names",)),
+    Case("wordepth_swin*", wordepth_swin, "wordepth_swin"),
+    Case("wordepth_train*", wordepth_train, "wordepth_full"),
+    Case("wordepth_full*", wordepth, "wordepth_full", slow=True),
+    Case("wordepth_text*", wordepth, "wordepth_full", slow=True),
+    Case("wordepth_kitti*", wordepth, "wordepth_kitti"),
+)

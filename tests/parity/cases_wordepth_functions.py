@@ -13,7 +13,7 @@ from langdepth.evaluation import protocols
 from langdepth.records import Sample
 from langdepth.systems.wordepth.pipeline import RULES, WorDepthAugmentation, evaluation_sample, training_sample
 from tests.parity.cases_functions import CLOSE, EXACT, StandIn, image_means, normalised
-from tests.parity.runner import Compared, Tolerance
+from tests.parity.runner import Case, Compared, Tolerance
 
 ORDER = ("silog", "abs_rel", "log10", "rmse", "sq_rel", "rmse_log", "delta1", "delta2", "delta3")
 PIXELS = Tolerance(atol=1e-5)
@@ -95,3 +95,10 @@ def _draws(dataset: str, size: tuple[int, int], kinds: np.ndarray, values: np.nd
     if rest.pop(0) > 0.5:
         found |= {"gamma": rest[0], "brightness": rest[1], "colors": tuple(rest[2:])}
     return WorDepthAugmentation(**found)
+
+
+CASES = (
+    # Names of columns, and a check that the texts were read
+    Case("wordepth_metrics*", wordepth_metrics, uncompared=("metric_names", "seen_text_shape")),
+    Case("wordepth_data*", wordepth_data),
+)

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -47,70 +47,39 @@ CaseFunction = Callable[[dict[str, np.ndarray], dict[str, Tensor] | None, str], 
 
 @dataclass(frozen=True)
 class Case:
-    """A family of case names (shell pattern), where its function is, and the case whose keys file it uses.
+    """A family of case names (shell pattern), the function that computes it, and the case whose keys file it uses.
 
     ``variants``: of a case with several checkpoints, the ends of their keys files' names; the tensors of each then
-    have the variant and a slash before their own name.
+    have the variant and a slash before their own name. The variant "" is the keys file without an end, whose tensors
+    keep their names. ``slow``: it takes more than a few seconds. ``uncompared``: arrays that are no part of ours.
     """
 
     pattern: str
-    function: str
+    function: CaseFunction
     keys: str | None = None
     variants: tuple[str, ...] = ()
+    slow: bool = False
+    uncompared: tuple[str, ...] = ()
+
+    @property
+    def stem(self) -> str:
+        """The pattern without its star."""
+        return self.pattern.rstrip("*")
 
 
-_PROMPT_CASES = (
-    "prompt_learned7", "prompt_4o4d_256_kitti", "prompt_depth7", "prompt_size7", "prompt_colour7",
-    "prompt_depthclip_words", "prompt_1o2d_20", "prompt_feature_decoder", "prompt_logit_decoder",
-    "prompt_feature_interp", "prompt_logit_upsample4", "prompt_image_dependent", "prompt_patch_object", "prompt_vit",
-)  # fmt: skip
-# The first pattern that fits a name holds.
-CASES = (
-    Case("clip_rn50*", "cases_clip:clip", "clip_rn50"),
-    Case("clip_vit_b16*", "cases_clip:clip", "clip_vit_b16"),
-    Case("depthclip*", "cases_depthclip:depthclip", "depthclip"),
-    Case("depth_clip_rn50*", "cases_depthclip:depth_clip", "depth_clip_rn50"),
-    Case("depth_clip_vit_b16*", "cases_depthclip:depth_clip", "depth_clip_vit_b16"),
-    Case("clip_adapter_trainstep*", "cases_adapters:clip_adapter_trainstep", "clip_adapter"),
-    Case("clip_adapter*", "cases_adapters:clip_adapter", "clip_adapter"),
-    Case("coarse_adapter*", "cases_adapters:coarse_adapter", "coarse_adapter"),
-    Case("refined_adapter*", "cases_adapters:refined_adapter", "refined_adapter"),
-    Case("eigen_coarse*", "cases_adapters:eigen_coarse", "eigen_coarse"),
-    Case("eigen_refine*", "cases_adapters:eigen_refine", "eigen_refine"),
-    Case("msa_sam*", "cases_adapters:msa", "msa_sam"),
-    Case("msa*", "cases_adapters:msa", "msa"),
-    Case("prompt_losses_metrics*", "cases_prompt:losses_metrics"),
-    *(Case(f"{name}*", "cases_prompt:prompt", name) for name in _PROMPT_CASES),
-    Case("losses_depthclip*", "cases_functions:losses_depthclip"),
-    Case("losses_clip_adapters*", "cases_functions:losses_clip_adapters"),
-    Case("losses_eigen_adapters*", "cases_functions:losses_eigen_adapters"),
-    Case("metrics_depthclip*", "cases_functions:metrics_depthclip"),
-    Case("metrics_clip_adapters*", "cases_functions:metrics_clip_adapters"),
-    Case("data_nyu_clip_adapters*", "cases_functions:data_nyu_clip_adapters"),
-    Case("lr_schedules_clip_adapters*", "cases_functions:lr_schedules_clip_adapters"),
-    Case("mde_clip_losses*", "cases_mde_clip:mde_clip_losses"),
-    Case("mde_clip_unet*", "cases_mde_clip:mde_clip_unet", "mde_clip_unet"),
-    Case("mde_clip_refine*", "cases_mde_clip:mde_clip_refine", "mde_clip_refine"),
-    Case("mde_clip*", "cases_mde_clip:mde_clip", "mde_clip_small"),
-    Case("scaledepth_metrics*", "cases_scaledepth_functions:scaledepth_metrics"),
-    Case("scaledepth_data*", "cases_scaledepth_functions:scaledepth_data"),
-    Case("scaledepth_text*", "cases_scaledepth_functions:scaledepth_text", "scaledepth_text"),
-    Case("scaledepth_losses*", "cases_scaledepth_functions:scaledepth_losses"),
-    Case("scaledepth_backbone*", "cases_scaledepth:scaledepth_backbone", "scaledepth_backbone"),
-    Case("scaledepth_decode*", "cases_scaledepth:scaledepth_decode", "scaledepth_decode"),
-    Case("scaledepth_full*", "cases_scaledepth:scaledepth_full", "scaledepth_full"),
-    Case("scaledepth_optim*", "cases_scaledepth:scaledepth_optim"),
-    Case("wordepth_metrics*", "cases_wordepth_functions:wordepth_metrics"),
-    Case("wordepth_data*", "cases_wordepth_functions:wordepth_data"),
-    Case("wordepth_losses*", "cases_wordepth:wordepth_losses"),
-    Case("wordepth_swin*", "cases_wordepth:wordepth_swin", "wordepth_swin"),
-    Case("wordepth_train*", "cases_wordepth:wordepth_train", "wordepth_full"),
-    Case("wordepth_full*", "cases_wordepth:wordepth", "wordepth_full"),
-    Case("wordepth_text*", "cases_wordepth:wordepth", "wordepth_full"),
-    Case("wordepth_kitti*", "cases_wordepth:wordepth", "wordepth_kitti"),
-    Case("rsa_scale*", "cases_relative_scale:rsa_scale", "rsa_scale"),
-    Case("vgld*", "cases_relative_scale:vgld", "vgld", ("t", "i", "tci")),
-)
+@cache
+def cases() -> tuple[Case, ...]:
+    """The CASES of every module ``cases_*.py`` here that has any."""
+    names = sorted(path.stem for path in Path(__file__).parent.glob("cases_*.py"))
+    return tuple(case for name in names for case in getattr(import_module(f"tests.parity.{name}"), "CASES", ()))
+
+
+def find_case(name: str) -> Case:
+    """The case whose pattern fits ``name``, the longest of several. Raises UsageError naming the nearest known one."""
+    fitting = [case for case in cases() if fnmatchcase(name, case.pattern)]
+    if not fitting:
+        raise UsageError(f"unknown case '{name}': {nearest(name, [case.stem for case in cases()])}")
+    return max(fitting, key=lambda case: len(case.pattern))
 
 
 @dataclass(frozen=True)
@@ -161,17 +130,13 @@ def run_case(case: str, path: Path, keys: Path | None = None) -> Report:
     ``keys``: the checkpoint's keys file; None looks beside the arrays and then among the committed ones. Raises
     UsageError for an unknown case and for files that are missing, damaged or without the needed arrays.
     """
-    found = next((known for known in CASES if fnmatchcase(case, known.pattern)), None)
-    if found is None:
-        raise UsageError(f"unknown case '{case}': {nearest(case, [known.pattern.rstrip('*') for known in CASES])}")
+    found = find_case(case)
     arrays = _Arrays(_read(path), path)
     weights = _weights(found, case, path, keys)
-    module, function = found.function.split(":")
-    compute: CaseFunction = getattr(import_module(f"tests.parity.{module}"), function)
     rows = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for name, ours, tolerance in compute(arrays, weights, case):
+        for name, ours, tolerance in found.function(arrays, weights, case):
             expected = arrays.get(name)
             if expected is not None:
                 rows.append(compare(name, ours, expected, tolerance))
@@ -193,9 +158,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 def _weights(found: Case, case: str, path: Path, keys: Path | None) -> dict[str, Tensor] | None:
     if found.variants:
         return {
-            f"{variant}/{name}": tensor
+            f"{variant}/{name}" if variant else name: tensor
             for variant in found.variants
-            for name, tensor in _of_variant(found, case, path, keys, f"_{variant}").items()
+            for name, tensor in _of_variant(found, case, path, keys, variant).items()
         }
     return None if found.keys is None and keys is None else _of_variant(found, case, path, keys)
 
@@ -204,14 +169,30 @@ def _of_variant(found: Case, case: str, path: Path, keys: Path | None, variant: 
     """The checkpoint of a keys file: of ``keys``, or beside it, the one of the variant, or the first that is found."""
     if keys is not None:
         stem = keys.name.removesuffix(".keys.json")
-        end = next((f"_{one}" for one in found.variants if stem.endswith(f"_{one}")), "")
-        return dict(_checkpoint(keys.with_name(f"{stem.removesuffix(end)}{variant}.keys.json") if variant else keys))
-    names = [f"{name}{variant}.keys.json" for name in (case, found.keys)]
+        end = next((f"_{one}" for one in found.variants if one and stem.endswith(f"_{one}")), "")
+        name = "_".join(part for part in (stem.removesuffix(end), variant) if part)
+        return dict(_checkpoint(keys.with_name(f"{name}.keys.json") if found.variants else keys))
+    names = list(_keys_names(found, case, path, variant))
     places = [folder / name for folder in (path.parent, DATA) for name in names]
     for place in places:
         if place.is_file():
             return dict(_checkpoint(place))
     raise UsageError(f"no keys file for case '{case}': looked for {places[0]} and {places[-1]}; give one with --keys")
+
+
+def _keys_names(found: Case, case: str, path: Path, variant: str) -> Iterator[str]:
+    """Names of a keys file, the most special first.
+
+    A twin may have an ending, "_twin" in x_twin.npz, which its keys file then has, too: before or after the variant.
+    """
+    end = f"_{variant}" if variant else ""
+    own = (name for name in (path.stem, case) if name.startswith(found.stem))
+    for name in dict.fromkeys(own):
+        twin = name.removeprefix(found.stem)
+        for family in (found.stem, found.keys or found.stem):
+            yield f"{family}{twin}{end}.keys.json"
+            yield f"{family}{end}{twin}.keys.json"
+    yield f"{found.keys or found.stem}{end}.keys.json"
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -12,48 +13,19 @@ import torch
 from langdepth.errors import UsageError
 from tests.parity import keyed_weights, runner
 from tests.parity.__main__ import main
-from tests.parity.runner import DATA, Tolerance, compare, run_case, subsampled
+from tests.parity.runner import DATA, Tolerance, compare, find_case, run_case, subsampled
 
-# Networks at their full input size.
-SLOW = {
-    "clip_rn50_full",
-    "clip_vit_b16_full",
-    "clip_adapter_trainstep",
-    "coarse_adapter",
-    "refined_adapter",
-    "eigen_coarse",
-    "eigen_refine",
-    "mde_clip_small",
-    "mde_clip_unet",
-    "mde_clip_refine",
-    "scaledepth_full",
-    "wordepth_full_small",
-    "wordepth_text_small",
-}
-NO_PART = {
-    "logits_second_mirrored",  # the published loops use the logits of the upright image only
-    "celoss.top1_top5_percent",  # a line of ScaleDepth's log
-    "metric_names",  # WorDepth's: names of columns, and a check that the texts were read
-    "seen_text_shape",
-    # ScaleDepth's readers: names of columns, focal lengths that they leave out, the size that images are brought to
-    # before windows are cut from them (ours are seen as stored), places drawn by another generator
-    "kb_crop.columns",
-    *(f"{name}.focal" for name in ("kitti", "ibims", "diode", "hypersim", "ddad", "diml", "vkitti2")),
-    *(f"resize.{name}" for name in ("table", "columns", "image", "image_keep20", "image_to_w50_h20")),
-    "random_crop.image",
-    "random_crop.gt",
-}
 COMMITTED = sorted(path.stem for path in DATA.glob("*.npz"))
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in COMMITTED]
+    "case", [pytest.param(case, marks=pytest.mark.slow if find_case(case).slow else ()) for case in COMMITTED]
 )
 def test_case(case: str) -> None:
     report = run_case(case, DATA / f"{case}.npz")
     assert [str(row) for row in report.rows if not row.good] == []
     assert report.rows
-    assert set(report.unused) <= NO_PART
+    assert set(report.unused) <= set(find_case(case).uncompared)
 
 
 def test_a_changed_array_is_a_miss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,3 +109,35 @@ def test_drawn_weights_are_those_of_the_golden_cases(name: str, shape: tuple[int
     assert drawn.dtype == np.float32
     assert drawn.shape == shape
     assert float(drawn.flat[0]) == pytest.approx(first, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("case", "function", "keys"),
+    [("clip_adapter_trainstep", "clip_adapter_trainstep", "clip_adapter"), ("clip_adapter_x", "clip_adapter", None)],
+)
+def test_the_longest_pattern_that_fits_holds(case: str, function: str, keys: str | None) -> None:
+    found = runner.find_case(case)
+    assert found.function.__name__ == function  # type: ignore[attr-defined]
+    assert keys is None or found.keys == keys
+
+
+@pytest.mark.parametrize("name", ["y_twin_new.keys.json", "y_new_twin.keys.json", "x_twin_new.keys.json"])
+def test_keys_of_a_twin_and_its_variants_carry_its_ending(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def function(arrays: object, weights: dict[str, torch.Tensor] | None, case: str) -> runner.Compared:
+        yield "a", (weights or {})["a"], Tolerance()
+        yield "b", (weights or {})["new/a"], Tolerance()
+
+    one = runner.Case("x*", function, "y", ("", "new"))
+    monkeypatch.setattr(runner, "cases", lambda: (one,))
+    monkeypatch.setattr(runner, "DATA", tmp_path / "committed")
+    listed = {"name": "a", "shape": [1], "dtype": "float32"}
+    (tmp_path / "y_twin.keys.json").write_text(json.dumps([listed | {"value": [1.0]}]))
+    (tmp_path / "y.keys.json").write_text(
+        json.dumps([listed | {"value": [2.0]}])
+    )  # of the case itself, not of its twin
+    (tmp_path / name).write_text(json.dumps([listed | {"value": [3.0]}]))
+    np.savez(tmp_path / "x_twin.npz", a=np.ones(1), b=np.full(1, 3.0))
+    for asked in ("x", "x_twin"):
+        assert run_case(asked, tmp_path / "x_twin.npz").good
