@@ -214,6 +214,17 @@ def test_the_usual_silog_is_that_of_bts() -> None:
     assert float(found) == pytest.approx(10 * math.sqrt(squares - 0.85 * mean**2), rel=1e-5)
 
 
+def test_silog_of_adabins_has_an_unbiased_variance() -> None:
+    target = torch.tensor([1.0, 2.0, 4.0, 0.0]).view(1, 1, 2, 2)
+    prediction = torch.tensor([2.0, 2.0, 2.0, 9.0]).view(1, 1, 2, 2)
+    d = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64).log()
+    expected = 10 * (d.var(correction=1) + 0.15 * d.mean() ** 2).sqrt()
+    found = losses.silog(prediction, target, target > 0, unbiased=True)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    one = torch.tensor([True, False, False, False]).view(1, 1, 2, 2)
+    assert losses.silog(prediction, target, one, unbiased=True).isfinite()
+
+
 def test_silog_by_image_overlooks_a_thousandth() -> None:
     """Differences of logarithms up to 0.001 count as none; the loss is times the share of valid pixels."""
     target = torch.ones(2, 1, 1, 4)

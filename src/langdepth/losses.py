@@ -42,16 +42,18 @@ def silog(
     weight: float = 10.0,
     *,
     root: bool = True,
+    unbiased: bool = False,
 ) -> Tensor:
     """Scale-invariant log loss over all valid pixels of the batch: weight * sqrt(mean d^2 - focus * (mean d)^2).
 
     Eigen et al. 2014 with the square root of BTS (Lee et al. 2019); the defaults are also DepthCLIP's. Without ``root``
-    it is Eigen's own (MDE-CLIP: focus 0.5, weight 1).
+    it is Eigen's own (MDE-CLIP: focus 0.5, weight 1). ``unbiased``: the variance in it divides by one pixel less
+    (AdaBins, arXiv 2011.14141).
     """
     if mask is None:
         mask = torch.ones_like(prediction, dtype=torch.bool)
     mean, squares, count = _moments(_log_difference(prediction, target, mask), mask)
-    spread = squares / count + (1 - variance_focus) * mean.square()
+    spread = squares / (count - int(unbiased)).clamp_min(1) + (1 - variance_focus) * mean.square()
     if root:
         spread = torch.sqrt(spread + 1e-8)  # finite gradient at 0
     return weight * spread * mask.any()
