@@ -40,8 +40,7 @@ class LearnedWords(ClipSystem):
             return
         if self.text_tower is None:
             tower = ClipTextTower(self.config.architecture, quick_gelu=self.config.quick_gelu)
-            if tower.transformer.pool_type != "argmax":
-                raise UsageError(f"learned tokens need CLIP's own text tower; '{self.config.architecture}' has another")
+            tower.require_argmax(self.config.architecture)
             self.text_tower = tower.requires_grad_(False)
         self.learned = LearnedPrompts(sentences, self.text_tower.transformer.width)
         if old is not None and old.counts == counts:
@@ -97,7 +96,7 @@ class LearnedWords(ClipSystem):
         if self.text_tower is None:
             super()._encode_words(weights)
         else:
-            self.text_tower.transformer.load_state_dict(weights.text())
+            self.text_tower.load_weights(weights)
             self.store_words()
 
     def use_prompts(self, prompts: Mapping[str, Any], clip_weights: str | Path | None = None) -> None:

@@ -25,13 +25,22 @@ _ADDED_BATCH = 4096  # the same without padding
 
 
 class ClipTextTower(nn.Module):
-    """CLIP's text transformer; weights are random until loaded. Raises UsageError for an unknown architecture."""
+    """CLIP's text transformer; weights are random until loaded.
 
-    def __init__(self, architecture: str, *, quick_gelu: bool) -> None:
+    ``length``: for sentences of so many tokens at most, whose positions are the first of CLIP's 77. Raises UsageError
+    for an unknown architecture, and for more than CLIP takes.
+    """
+
+    def __init__(self, architecture: str, *, quick_gelu: bool, length: int = CONTEXT_LENGTH) -> None:
         from open_clip.model import _build_text_tower
 
         super().__init__()
+        if not 0 < length <= CONTEXT_LENGTH:
+            raise UsageError(
+                f"prompts of {length} tokens do not fit in CLIP's text tower, which takes {CONTEXT_LENGTH}"
+            )
         config = model_config(architecture, quick_gelu)
+        config["text_cfg"]["context_length"] = length
         self.embed_dim: int = config["embed_dim"]
         self.transformer = _build_text_tower(config["embed_dim"], config["text_cfg"], quick_gelu)
 
@@ -43,6 +52,17 @@ class ClipTextTower(nn.Module):
         tower.transformer.load_state_dict(weights.text(), assign=True)
         tower.transformer.attn_mask = tower.transformer.build_causal_mask()
         return tower.eval()
+
+    def require_argmax(self, architecture: str) -> None:
+        """Raise UsageError unless features are read at the end of text, as CLIP's own are."""
+        if self.transformer.pool_type != "argmax":
+            raise UsageError(f"learned tokens need CLIP's own text tower; '{architecture}' has another")
+
+    def load_weights(self, weights: ClipWeights) -> None:
+        """Take the tensors of a CLIP model, of its positions the first."""
+        tensors = weights.text()
+        tensors["positional_embedding"] = tensors["positional_embedding"][: len(self.transformer.positional_embedding)]
+        self.transformer.load_state_dict(tensors)
 
     def forward(self, tokens: Tensor, added: Tensor | None = None) -> Tensor:
         """Tokens (N, 77) int64 to features (N, embed_dim) at the end-of-text position, projected, not normalised.
@@ -56,13 +76,21 @@ class ClipTextTower(nn.Module):
         return features
 
     def _with_added(self, tokens: Tensor, added: Tensor) -> Tensor:
-        text, (sentences, length) = self.transformer, tokens.shape
         is_added = tokens >= VOCABULARY
-        words = text.token_embedding(tokens.masked_fill(is_added, 0))
+        words = self.transformer.token_embedding(tokens.masked_fill(is_added, 0))
         given = added[..., (tokens - VOCABULARY).clamp_min(0), :]
-        x = torch.where(is_added[..., None], given, words) + text.positional_embedding[:length]
+        vectors = torch.where(is_added[..., None], given, words)
+        return self.encode(vectors, (tokens == END_OF_TEXT).int().argmax(-1))
+
+    def encode(self, vectors: Tensor, ends: Tensor) -> Tensor:
+        """Vectors (..., N, L, width) in the place of word embeddings to features (..., N, embed_dim), as ``forward``.
+
+        ``ends`` (N,): the position of each sentence that its feature is read from.
+        """
+        text, (sentences, length) = self.transformer, vectors.shape[-3:-1]
+        x = vectors + text.positional_embedding[:length]
         rows, mask = x.flatten(0, -3), text.attn_mask[:length, :length]
-        ends = (tokens == END_OF_TEXT).int().argmax(-1).repeat(rows.shape[0] // sentences)
+        ends = ends.repeat(rows.shape[0] // sentences)
         whole = torch.jit.is_tracing()  # a trace would hold the number of parts
         parts = [(rows, ends)] if whole else zip(rows.split(_ADDED_BATCH), ends.split(_ADDED_BATCH), strict=True)
         last = [
