@@ -38,12 +38,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from common import parser, write
 from langdepth.data.base import open_dataset
+from langdepth.data.bts import BtsTransform
 from langdepth.data.rows import Row, RowDataset
 from langdepth.data.tools.cache import write_cache
 from langdepth.data.tools.scenes import room
 from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.records import Sample
-from langdepth.systems.wordepth.pipeline import RULES, WorDepthTransform
+from langdepth.systems.wordepth.pipeline import RULES
 from langdepth.training.loaders import TrainingLoader, TrainingSet
 from langdepth.training.sampling import BatchPlan, Draw
 
@@ -118,7 +119,7 @@ def main() -> None:
         write_cache("folder", png, Path(folder, "cache"))
         lossless = open_dataset("folder", png)
         frames = open_dataset("cache", Path(folder, "cache"))
-        wordepth = WorDepthTransform(RULES["wordepth-nyu"])
+        wordepth = BtsTransform(RULES["wordepth-nyu"])
         standard = TrainTransform(PUBLISHED, size[0] * size[1], resized=False)
         learned = {
             "wordepth": TrainingSet(images, wordepth),

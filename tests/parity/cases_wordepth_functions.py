@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from langdepth.data.bts import BtsAugmentation, evaluation_sample, training_sample
 from langdepth.evaluation import protocols
 from langdepth.records import Sample
-from langdepth.systems.wordepth.pipeline import RULES, WorDepthAugmentation, evaluation_sample, training_sample
+from langdepth.systems.wordepth.pipeline import RULES
 from tests.parity.cases_functions import CLOSE, EXACT, StandIn, image_means, normalised
 from tests.parity.runner import Case, Compared, Tolerance
 
@@ -83,7 +84,7 @@ def _stored(arrays: dict[str, np.ndarray], name: str, scale: float) -> Sample:
     )
 
 
-def _draws(dataset: str, size: tuple[int, int], kinds: np.ndarray, values: np.ndarray) -> WorDepthAugmentation:
+def _draws(dataset: str, size: tuple[int, int], kinds: np.ndarray, values: np.ndarray) -> BtsAugmentation:
     """The recorded values in the order of their drawing."""
     rest, found = values.tolist(), dict[str, Any]()
     if dataset == "nyu":
@@ -94,7 +95,7 @@ def _draws(dataset: str, size: tuple[int, int], kinds: np.ndarray, values: np.nd
     found["mirror"] = rest.pop(0) > 0.5
     if rest.pop(0) > 0.5:
         found |= {"gamma": rest[0], "brightness": rest[1], "colors": tuple(rest[2:])}
-    return WorDepthAugmentation(**found)
+    return BtsAugmentation(**found)
 
 
 CASES = (

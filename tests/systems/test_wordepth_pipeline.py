@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from langdepth.data.bts import BtsAugmentation, BtsTransform, training_sample
 from langdepth.errors import ImageError
 from langdepth.records import Sample
-from langdepth.systems.wordepth.pipeline import RULES, WorDepthAugmentation, WorDepthTransform, training_sample
+from langdepth.systems.wordepth.pipeline import RULES
 from langdepth.training.recipe import DataSection
 from langdepth.training.run import _transform
 from tests.helpers import FakeSystem
@@ -27,7 +28,7 @@ def stored(height: int, width: int) -> Sample:
 
 def test_plain_nyu_images_are_whole_and_lose_the_depth_of_the_border() -> None:
     sample = stored(480, 640)
-    made = training_sample(sample, (480, 640), NYU, WorDepthAugmentation())
+    made = training_sample(sample, (480, 640), NYU, BtsAugmentation())
     assert torch.equal(made.image, sample.image)
     inner = (..., slice(45, 472), slice(43, 608))  # the published crop
     assert torch.equal(made.depth[inner], sample.depth[inner])
@@ -38,21 +39,21 @@ def test_plain_nyu_images_are_whole_and_lose_the_depth_of_the_border() -> None:
 def test_smaller_nyu_images_come_from_the_inner_frame() -> None:
     sample = stored(480, 640)
     for share, top, left in ((0.0, 45, 43), (0.999, 45 + 11, 43 + 21)):
-        made = training_sample(sample, (416, 544), NYU, WorDepthAugmentation(x=share, y=share))
+        made = training_sample(sample, (416, 544), NYU, BtsAugmentation(x=share, y=share))
         assert torch.equal(made.image, sample.image[:, top : top + 416, left : left + 544])
         assert bool(made.mask.all())
 
 
 def test_kitti_images_are_the_benchmark_frame() -> None:
     sample = stored(375, 1242)
-    made = training_sample(sample, (352, 1216), KITTI, WorDepthAugmentation())
+    made = training_sample(sample, (352, 1216), KITTI, BtsAugmentation())
     assert torch.equal(made.image, sample.image[:, 23:, 13:1229])
     assert torch.equal(made.depth, sample.depth[:, 23:, 13:1229])
 
 
 def test_mirror_and_colors() -> None:
     sample = stored(352, 1216)
-    draws = WorDepthAugmentation(mirror=True, gamma=1.1, brightness=1.2, colors=(0.9, 1.0, 1.1))
+    draws = BtsAugmentation(mirror=True, gamma=1.1, brightness=1.2, colors=(0.9, 1.0, 1.1))
     made = training_sample(sample, (352, 1216), KITTI, draws)
     assert torch.equal(made.depth, sample.depth.flip(-1))
     assert made.mirrored
@@ -62,7 +63,7 @@ def test_mirror_and_colors() -> None:
 
 def test_image_and_depth_turn_together() -> None:
     sample = stored(480, 640)
-    made = training_sample(sample, (480, 640), NYU, WorDepthAugmentation(angle=2.5))
+    made = training_sample(sample, (480, 640), NYU, BtsAugmentation(angle=2.5))
     columns = (made.image[0, 240] * 255).round()[100:250]  # nothing wraps round there
     rows = (made.image[1, 240] * 255).round()[100:250]
     assert not torch.equal(rows, torch.full_like(rows, 240))
@@ -72,7 +73,7 @@ def test_image_and_depth_turn_together() -> None:
 
 def test_draws_follow_the_published_distributions() -> None:
     random = np.random.default_rng(0)
-    drawn = [WorDepthAugmentation.draw(NYU, random) for _ in range(2000)]
+    drawn = [BtsAugmentation.draw(NYU, random) for _ in range(2000)]
     angles = np.array([draws.angle for draws in drawn])
     assert -2.5 <= angles.min() < -2.4
     assert 2.4 < angles.max() <= 2.5
@@ -80,12 +81,12 @@ def test_draws_follow_the_published_distributions() -> None:
     colored = [draws for draws in drawn if draws.gamma != 1]
     assert len(colored) / len(drawn) == pytest.approx(0.5, abs=0.04)
     assert 1.2 < max(draws.brightness for draws in colored) <= 1.25
-    assert {draws.angle for draws in (WorDepthAugmentation.draw(KITTI, random) for _ in range(20))} == {0.0}
+    assert {draws.angle for draws in (BtsAugmentation.draw(KITTI, random) for _ in range(20))} == {0.0}
 
 
 def test_a_seed_repeats_a_image() -> None:
     transform = _transform(DataSection(root="x", pipeline="wordepth-nyu"), FakeSystem(), [(480, 640)])  # type: ignore[arg-type]
-    assert isinstance(transform, WorDepthTransform)
+    assert isinstance(transform, BtsTransform)
     made = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -95,9 +96,9 @@ def test_a_seed_repeats_a_image() -> None:
 
 
 def test_wrong_sizes() -> None:
-    with pytest.raises(ImageError, match=r"x\.png: is 600x480, WorDepth's NYU images are 640x480"):
-        training_sample(stored(480, 600), (480, 640), NYU, WorDepthAugmentation())
+    with pytest.raises(ImageError, match=r"x\.png: is 600x480, NYU's images are 640x480"):
+        training_sample(stored(480, 600), (480, 640), NYU, BtsAugmentation())
     with pytest.raises(ImageError, match=r"x\.png: 1000x352 is too small for training at 1216x352"):
-        training_sample(stored(370, 1000), (352, 1216), KITTI, WorDepthAugmentation())
+        training_sample(stored(370, 1000), (352, 1216), KITTI, BtsAugmentation())
     with pytest.raises(ValueError, match="reference_exact must be false with the wordepth-nyu pipeline"):
         DataSection(root="x", pipeline="wordepth-nyu", reference_exact=True)  # type: ignore[arg-type]
