@@ -127,7 +127,7 @@ def test_the_effective_batch_is_kept(devices: int, batch: int, accumulate: int) 
     [
         ({"data": {"batch_size": 5}, "optim": {"effective_batch": 24}}, "24 images per step cannot be made of 5"),
         ({"optim": {"effective_batch": 24, "accumulate": 3}}, "left out with effective_batch"),
-        ({"data": {"crop": [480, 480]}}, "crop must be two positive numbers, .* without zoom"),
+        ({"data": {"crop": [480, 480]}}, "crop must be two positive numbers, .* zoom 1"),
         ({"data": {"crop": [480]}}, "crop"),
         ({"data": {"pipeline": "nyu-adapters", "kb_sources": ["kitti"]}}, "kb_sources must be left out"),
     ],

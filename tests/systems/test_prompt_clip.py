@@ -16,6 +16,8 @@ from langdepth.systems.base import System
 from langdepth.text.clip_text import ClipTextTower, tokenize
 from langdepth.text.learned_prompts import LearnedPrompts, PromptTokenizer, count_added
 from langdepth.text.prompts import PromptSet, compose_prompts
+from langdepth.training.recipe import load_recipe, read_recipe
+from langdepth.training.sampling import Sizes
 from langdepth.weights import checkpoint
 from langdepth.weights.convert import convert
 from tests.systems.test_depthclip import SMALL, WordsTester
@@ -320,3 +322,12 @@ def test_clip_weights_fill_both_towers(tmp_path: Path, monkeypatch: pytest.Monke
     system.use_prompts({"words": ["a", "b", "c", "d", "e", "f", "very distant"]})
     assert not torch.allclose(system.word_bins.text[0, 0], before[0, 0])
     torch.testing.assert_close(system.word_bins.text[0, -1], before[0, -1])
+
+
+@pytest.mark.parametrize(("recipe", "size"), [("prompt-clip-nyu", (416, 544)), ("prompt-clip-kitti", (352, 704))])
+def test_recipes_cut_images_of_the_published_size(recipe: str, size: tuple[int, int]) -> None:
+    """From images at their own resolution; prediction and evaluation take them whole."""
+    found = read_recipe(load_recipe(recipe))
+    with torch.device("meta"):
+        spec = registry.build(found.system.name).input_spec
+    assert Sizes(spec, found.data.aspects, found.data.crop).sizes == [size]

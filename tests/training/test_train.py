@@ -39,7 +39,7 @@ from langdepth.systems.base import System
 from langdepth.systems.tiny.model import CLIP_FEATURES as TEXT_COLUMNS
 from langdepth.training import validation
 from langdepth.training.logs import MetricsFile
-from langdepth.training.module import DepthTraining, MovingAverage, rate
+from langdepth.training.module import DepthTraining, MovingAverage, rate, scheduler
 from langdepth.training.recipe import OptimSection, read_recipe
 from langdepth.training.run import train
 from langdepth.training.start import require_readable
@@ -444,6 +444,22 @@ class TestSchedule:
         assert [to_end(step) for step in (0, 4, 10)] == pytest.approx([1, 0.2 + 0.8 * to_zero(4), 0.2])
         with pytest.raises(ValueError, match="end_lr must be from 0 to lr"):
             OptimSection(schedule=schedule, lr=0.1, end_lr=0.2)
+
+    @pytest.mark.parametrize("steps", [1, 10, 40])  # of 10 the rise would be one step
+    def test_torch_one_cycle_rises_from_a_25th_and_lowers_beta1(self, steps: int) -> None:
+        optim = OptimSection(schedule="torch_one_cycle", lr=0.5, end_lr=0.001, warm_up=0.1)
+        groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.5, 0.05, 0.0)]
+        optimiser = torch.optim.AdamW(groups)
+        schedule, seen = scheduler(optimiser, optim, steps, epochs=1), []
+        for _ in range(steps):
+            seen.append([group["lr"] for group in optimiser.param_groups] + [optimiser.param_groups[0]["betas"][0]])
+            optimiser.step()
+            schedule.step()
+        if steps == 40:
+            assert lasting(seen[0]) == [0.02, 0.002, 0, 0.95]
+            assert lasting(seen[3]) == [0.5, 0.05, 0, 0.85]
+            assert lasting(seen[-1]) == [0.001, 0.0001, 0, 0.95]
+        assert all(row[1] == pytest.approx(row[0] / 10) for row in seen)
 
     def test_spans_the_run(self, run: Run) -> None:
         rows = read_metrics(run(optim__schedule="poly", optim__warm_up=0, optim__power=1.0))

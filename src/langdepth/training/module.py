@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
 from langdepth.errors import NonFiniteLossError
@@ -50,7 +51,7 @@ class DepthTraining(pl.LightningModule):
             if optim.optimiser == "sgd"
             else torch.optim.AdamW(groups, betas=optim.betas)
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate(optim, self.steps, self.recipe.train.epochs))
+        schedule = scheduler(optimiser, optim, self.steps, self.recipe.train.epochs)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -126,10 +127,25 @@ class DepthTraining(pl.LightningModule):
         return names
 
 
+def scheduler(optimiser: torch.optim.Optimizer, optim: OptimSection, steps: int, epochs: int) -> LRScheduler:
+    """What sets the rates of an optimiser before each of ``steps`` steps; every group's own rate is its highest."""
+    if optim.schedule != "torch_one_cycle":
+        return LambdaLR(optimiser, rate(optim, steps, epochs))
+    start_lr = optim.lr / 25
+    return OneCycleLR(
+        optimiser,
+        [group["lr"] for group in optimiser.param_groups],
+        total_steps=steps,
+        pct_start=optim.warm_up + 1e-12,  # a rise of exactly one step would divide by 0
+        div_factor=25,
+        final_div_factor=start_lr / optim.end_lr if optim.end_lr else math.inf,
+    )
+
+
 def rate(optim: OptimSection, steps: int, epochs: int = 1) -> Callable[[int], float]:
     """The learning rate of each of ``steps`` steps as a share of ``optim.lr``: up in the warm-up, then as scheduled.
 
-    ``epochs``: how many the steps make up, for milestones.
+    ``epochs``: how many the steps make up, for milestones. See ``scheduler`` for torch_one_cycle.
     """
     rising = round(optim.warm_up * steps)
 

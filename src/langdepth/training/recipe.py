@@ -138,7 +138,7 @@ class DataSection:
     """Width / height of the shapes that training images are cut to."""
     crop: tuple[int, int] | None = None
     """(height, width) that training images are cut to at their own resolution, black where they are smaller; instead of
-    a part with the shape of an aspect, resized. Needs ``zoom: 1``."""
+    a part with the shape of an aspect, resized. The standard pipeline then needs ``zoom: 1``."""
     kb_sources: tuple[str, ...] = ()
     """Sources whose training images are first cut to the KITTI benchmark's 352 x 1216."""
     batch_size: int = 8
@@ -196,8 +196,8 @@ class DataSection:
             ),
             aspects=(bool(self.aspects) and min(self.aspects) > 0, "one or more positive numbers"),
             crop=(
-                self.crop is None or (standard and min(self.crop) > 0 and self.augmentation.zoom == 1),
-                "two positive numbers, height and width, of the standard pipeline without zoom",
+                self.crop is None or (min(self.crop) > 0 and (self.augmentation.zoom == 1 or not standard)),
+                "two positive numbers, height and width; the standard pipeline then needs zoom 1",
             ),
             kb_sources=(standard or not self.kb_sources, f"left out with pipeline {self.pipeline}"),
         )
@@ -214,16 +214,17 @@ class OptimSection:
     lr: float = 1e-3
     """Highest learning rate."""
     end_lr: float = 0.0
-    """Where one_cycle, poly and cosine end."""
+    """Where one_cycle, torch_one_cycle, poly and cosine end."""
     weight_decay: float = 0.01
     """Weight decay, on matrices and filters only."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Of AdamW."""
     momentum: float = 0.9
     """Of SGD."""
-    schedule: Literal["one_cycle", "poly", "cosine", "step", "constant"] = "one_cycle"
+    schedule: Literal["one_cycle", "torch_one_cycle", "poly", "cosine", "step", "constant"] = "one_cycle"
     """How the rate falls after the warm-up: one_cycle and cosine along a cosine, poly by ``power``, step by ``factor``
-    at every one of the ``milestones``, constant never."""
+    at every one of the ``milestones``, constant never. torch_one_cycle is PyTorch's OneCycleLR: the rate rises from lr
+    / 25, and while it does, beta1 (or the momentum) falls from 0.95 to 0.85; then both go back."""
     warm_up: float = 0.1
     """Share of the steps in which the rate rises: linearly, with one_cycle along a cosine."""
     power: float = 0.9
