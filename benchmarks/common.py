@@ -72,7 +72,7 @@ def write(numbers: Any, out: Path | None) -> None:
     """Write the numbers, if a place for them was given."""
     if out is None:
         return
-    from langdepth.evaluation.report import write_json
+    from langdepth.utils.files import write_json
 
     write_json(numbers, out)
     print(f"\nwritten: {out}")

@@ -88,6 +88,9 @@ def check(examples: Path) -> None:
     code, out, err = command("predict", photo, "--system", "wordepth-tiny", "--samples", "3", "--out", "samples")
     assert code == 0, err
 
+    code, out, err = command("bench", "--seconds", "0")
+    assert "*  onnx     float32" in out, (out, err)
+
     result = langdepth.predict(photo)
     model = langdepth.load("tiny")
     again = model.predict([photo, photo], scene="office", window=(240, 320))

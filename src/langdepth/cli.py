@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "protocols": ("langdepth.commands.protocols:main", "list the evaluation protocols, show one in words"),
     "convert": ("langdepth.commands.convert:main", "the authors' checkpoints and CLIP weights to .safetensors"),
     "export": ("langdepth.commands.export:main", "a system as a file for ONNX Runtime or OpenVINO"),
+    "bench": ("langdepth.commands.bench:main", "which runtime is fastest on this machine"),
     "prompts": ("langdepth.commands.prompts:main", "what distance words give on an image"),
     "scenes": ("langdepth.commands.scenes:main", "list the scene names, encode them with CLIP"),
     "systems": ("langdepth.commands.systems:main", "list the systems, show one"),

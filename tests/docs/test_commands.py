@@ -41,6 +41,7 @@ HELP: dict[tuple[str, ...], tuple[str, ...]] = {
     ("train",): ("images",),
     ("evaluate",): ("nyu",),
     ("benchmark",): ("matrix.yaml",),
+    ("bench",): ("photos",),
     ("convert",): ("RN50.pt", "best.pth", "model.pt", "coarse.pth"),
     ("export",): ("photos", "RN50.pt"),
     ("scenes",): ("open_clip_model.safetensors",),

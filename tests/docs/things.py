@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.data.sets import kitti, nyu
 from langdepth.data.tools.sample import write_sample
+from langdepth.runtimes import bench
 from langdepth.systems import registry
 from langdepth.systems.rsa.official import OFFICIAL_NAMES as rsa_names
 from langdepth.systems.vgld.official import OFFICIAL_NAMES as vgld_names
@@ -89,6 +90,9 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("langdepth.training.start.read_recipe", read_short)
     monkeypatch.setattr("langdepth.data.tools.sample.write_sample", small_sample)
     monkeypatch.setattr("langdepth.data.tools.sam.load_sam", lambda weights, device=None: halves)
+    monkeypatch.setattr(bench, "choices_here", lambda system: [bench.Measured(runtime="onnx")])  # a process for each
+    measure = bench.measure
+    monkeypatch.setattr(bench, "measure", lambda *given, **options: measure(*given, **{**options, "seconds": 0}))
     counts = {"train": len(NYU_TRAIN), "sync": len(NYU_SYNC), "test": len(NYU_TEST)}
     stand_in(monkeypatch, nyu, counts, {"nyu_test": NYU_TEST, "nyu_sync": NYU_SYNC})
     lists = {"kitti_eigen_train": KITTI_TRAIN, "kitti_eigen_test": KITTI_TEST}

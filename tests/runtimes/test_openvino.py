@@ -46,6 +46,8 @@ def test_bfloat16_is_on_request(loaded: Any) -> None:
     full, low = (loaded.predict(PHOTOS[0], dtype=dtype).depth for dtype in ("float32", "bfloat16"))
     assert (np.abs(full - low) / full).mean() < 0.1
     assert loaded.for_inference(dtype="bfloat16").graph.dtype == "bfloat16"
+    assert loaded.for_inference(dtype="bfloat16") is loaded.for_inference(dtype="bfloat16")  # compiled once
+    assert loaded.for_inference() is loaded
 
 
 def test_it_says_what_is_missing(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from langdepth.errors import FileWarning, UsageError, nearest
+from langdepth.errors import FileWarning, LangdepthError, UsageError, nearest
 from langdepth.utils.numbers import plain_number
 
 _LARGEST = 1e300  # beyond it no calculation goes
@@ -232,6 +232,20 @@ def members(systems: list[str] | None) -> list[str]:
         if "," in name and not Path(name).exists():
             raise UsageError(f"--system: '{name}' is no file; of several systems give each its own --system")
     return systems or ["tiny"]
+
+
+def images_in(folder: Path | None, option: str) -> list[Path]:
+    """The images in the folder that an option names, none without it. Raises LangdepthError."""
+    from langdepth.prediction.inputs import find_images
+
+    if folder is None:
+        return []
+    if not folder.is_dir():
+        raise UsageError(f"{option} {folder}: no such folder")
+    found = find_images([str(folder)], Path(), recursive=False)
+    for problem in found.problems:
+        raise LangdepthError(f"{option}: {problem}")
+    return [Path(file) for file, _ in found.files]
 
 
 def require_use(used: bool, reason: str, **given: Any) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from langdepth.commands._parse import run
-from langdepth.errors import LangdepthError, UsageError
+from langdepth.commands._parse import images_in, run
+from langdepth.errors import UsageError
 
 EXAMPLE = """\
 langdepth export depthclip --clip-weights RN50.pt --out depthclip.onnx --check photos
@@ -41,7 +41,7 @@ def export(
         int8: Compute convolutions in whole numbers of 8 bits, whose ranges follow from the images in this folder.
         clip_weights: CLIP weights for systems that stand on them, see "langdepth predict --help".
     """
-    photos, calibration = _images(check, "--check"), _images(int8, "--int8")
+    photos, calibration = images_in(check, "--check"), images_in(int8, "--int8")
     try:
         import onnx  # noqa: F401
 
@@ -59,20 +59,6 @@ def export(
     print(f"opset: {done.opset}")
     print(f"relative difference from torch: {done.difference}")
     if done.quantised is not None:
-        share = done.quantised.near / done.quantised.pixels
-        print(f"in 8 bits: {done.quantised}; {share:.2%} of the pixels within 25 %")
+        print(f"in 8 bits: {done.quantised}; {done.quantised.delta1:.2%} of the pixels within 25 %")
     for path in done.files:
         print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
-
-
-def _images(folder: Path | None, option: str) -> list[Path]:
-    from langdepth.prediction.inputs import find_images
-
-    if folder is None:
-        return []
-    if not folder.is_dir():
-        raise UsageError(f"{option} {folder}: no such folder")
-    found = find_images([str(folder)], Path(), recursive=False)
-    for problem in found.problems:
-        raise LangdepthError(f"{option}: {problem}")
-    return [Path(file) for file, _ in found.files]

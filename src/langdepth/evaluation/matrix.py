@@ -30,7 +30,6 @@ from langdepth.evaluation.evaluate import evaluate
 from langdepth.evaluation.metrics import METRICS
 from langdepth.evaluation.predictions import Predictions
 from langdepth.evaluation.protocols import Alignment, Protocol, ScaleKind
-from langdepth.evaluation.report import write_json
 from langdepth.evaluation.tables import ERRORS, require_own_tables, write_tables
 from langdepth.prediction.options import Precision
 from langdepth.records import WithoutCaption
@@ -39,7 +38,7 @@ from langdepth.systems.base import System
 from langdepth.systems.capabilities import HasFrozenTrunk, TakesBase
 from langdepth.text.cache import add_tensors
 from langdepth.utils.arguments import checked
-from langdepth.utils.files import locked
+from langdepth.utils.files import locked, write_json
 from langdepth.utils.reading import read_text
 from langdepth.weights import checkpoint
 from langdepth.weights.stamps import module_stamp

@@ -17,7 +17,7 @@ from langdepth.evaluation.plots import plot_error_by_range, plot_medians
 from langdepth.evaluation.tally import Tally
 from langdepth.prediction import viz
 from langdepth.prediction.options import ColorScale
-from langdepth.utils.files import atomic_path
+from langdepth.utils.files import atomic_path, write_json
 from langdepth.utils.png import PNG_TAG, own_png
 from langdepth.utils.reading import open_regular
 
@@ -69,12 +69,6 @@ def require_own_report(out: Path | None, html: Path | None) -> None:
 def _images_beside(out: Path) -> tuple[Path, Path]:
     """The plot and the sheet of a report."""
     return out.with_name(f"{out.stem}_error_by_range.png"), out.with_name(f"{out.stem}_sheet.png")
-
-
-def write_json(content: Any, path: Path) -> None:
-    """Plain data as indented JSON; NaN is refused."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_report(

@@ -9,8 +9,8 @@ from typing import Any
 
 from langdepth.errors import printable
 from langdepth.evaluation.metrics import EXTRA_METRICS, METRICS
-from langdepth.evaluation.report import filled_template, require_marked, table_cell, write_json
-from langdepth.utils.files import atomic_path
+from langdepth.evaluation.report import filled_template, require_marked, table_cell
+from langdepth.utils.files import atomic_path, write_json
 
 ERRORS = ("accuracy", "completeness")
 """Boundary errors, pixels, of data sets that state true edges, as reports call them."""

@@ -22,6 +22,7 @@ from langdepth.errors import LangdepthError, UsageError, first_line
 from langdepth.prediction.network import infer
 from langdepth.records import InputSpec
 from langdepth.runtimes import openvino
+from langdepth.runtimes.comparison import PHOTO, Difference
 from langdepth.runtimes.facts import GraphFacts
 from langdepth.runtimes.trace import OPSET, facts_of, halve, network_graph, state_facts, words_graph
 from langdepth.runtimes.whole import whole_graph
@@ -34,40 +35,9 @@ Target = Literal["onnx", "openvino"]
 Run = Any
 """What computes a graph: inputs by name -> outputs by name."""
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml"}
-PHOTO = Path(__file__).with_name("desk.jpg")
 TOLERANCE = 1e-3  # mean relative difference; sharp comparisons of CLIP features enlarge what rounding leaves
 _AT_MOST = 16  # images to compare on
 _CALIBRATION = 64  # images whose activations give the ranges of whole numbers
-
-
-@dataclass
-class Difference:
-    """Of depth from torch's: relative differences of all pixels, and the share within 25 % (delta1)."""
-
-    images: int = 0
-    pixels: int = 0
-    total: float = 0.0
-    largest: float = 0.0
-    near: int = 0
-
-    def add(self, found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
-        """Depth (B, H, W) of one batch. Raises LangdepthError where it has another shape."""
-        if found.shape != expected.shape:
-            raise LangdepthError(f"the exported graph gives depth of shape {found.shape}, torch {expected.shape}")
-        apart = np.abs(found - expected) / np.maximum(expected, 1e-6)
-        ratio = np.maximum(found, 1e-6) / np.maximum(expected, 1e-6)
-        self.images += len(found)
-        self.pixels += apart.size
-        self.total += float(apart.sum(dtype=np.float64))
-        self.largest = max(self.largest, float(apart.max())) if np.isfinite(apart).all() else float("inf")
-        self.near += int(((ratio < 1.25) & (ratio > 0.8)).sum())
-
-    @property
-    def mean(self) -> float:
-        return self.total / self.pixels
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2g} on average, {self.largest:.2g} at most, in {self.images} images"
 
 
 @dataclass(frozen=True, kw_only=True)

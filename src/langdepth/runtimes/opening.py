@@ -63,10 +63,11 @@ def load(
             raise UsageError(f"{name}: an ONNX file is computed by the runtime onnx, not by {runtime}")
         return open_onnx(name)
     plain = clip_weights is None and not prompts and base is None and depth_kind is None and dtype == "float32"
-    if plain and isinstance(name, str | Path) and runtime in ("auto", "onnx"):
-        record = _graph_record(str(name))
-        if record is not None and (runtime == "onnx" or not _on_accelerator(device)):
-            return _packaged(str(name), record)
+    record = _graph_record(str(name)) if plain and isinstance(name, str | Path) else None
+    if runtime == "auto":
+        runtime = "torch" if record is None else runtime_of_auto(str(name), device)
+    if runtime == "onnx" and record is not None:
+        return _packaged(str(name), record)
     if runtime == "onnx":
         raise UsageError(
             f"{name}: is no ONNX file, and the package holds none with these options; write one with "
@@ -81,6 +82,26 @@ def load(
         from langdepth.runtimes.openvino import OpenvinoSystem
 
         return OpenvinoSystem(checkpoint.load(name, offline=offline, depth_kind=depth_kind, **options))
+
+
+def runtime_of_auto(name: str, device: Any = None) -> Runtime:
+    """What "auto" takes for a system in float32 without further options."""
+    if name.endswith(SUFFIX):
+        return "onnx"
+    return "torch" if _graph_record(name) is None or _on_accelerator(device) else "onnx"
+
+
+def runtimes_here(name: str) -> list[Runtime]:
+    """What can compute a system with the packages that are installed."""
+    if name.endswith(SUFFIX):
+        return ["onnx"]
+    with_torch = find_spec("torch") is not None
+    can: dict[Runtime, bool] = {
+        "torch": with_torch,
+        "onnx": _graph_record(name) is not None,
+        "openvino": with_torch and find_spec("onnx") is not None and find_spec("openvino") is not None,
+    }
+    return [runtime for runtime, here in can.items() if here]
 
 
 def _graph_record(name: str) -> WeightRecord | None:

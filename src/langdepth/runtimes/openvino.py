@@ -181,11 +181,14 @@ class OpenvinoSystem(GraphSystem):
             raise UsageError("OpenVINO computes one system at a time; take the runtime torch for several")
         encoder: Any = _Encoder(system) if hasattr(system, "encode_text") else None
         super().__init__(ConvertedGraph(system.eval(), dtype), "openvino", encoder, tuple(_PRECISIONS))
+        self._in: dict[str, OpenvinoSystem] = {dtype: self}
 
     def for_inference(self, device: Any = None, dtype: str = "float32") -> GraphSystem:
         super().for_inference(device, dtype)
         graph: Any = self.graph
-        return self if dtype == graph.dtype else OpenvinoSystem(graph.system, dtype)
+        if dtype not in self._in:  # compiled once for each precision
+            self._in[dtype] = OpenvinoSystem(graph.system, dtype)
+        return self._in[dtype]
 
 
 def write(model: onnx.ModelProto, facts: GraphFacts, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 It is traced (torch's TorchScript exporter): that takes seconds where the exporter of ``torch.export`` takes minutes,
 needs no further package, and what depends on the image's size stays part of the graph. A branch that a system takes by
-size would not; so what is traced is compared with torch at other sizes, see ``export.Difference``.
+size would not; so what is traced is compared with torch at other sizes, see ``comparison.Difference``.
 """
 
 from __future__ import annotations

@@ -125,6 +125,12 @@ def _reason(error: OSError, folder: Path) -> str:
     return str(error)
 
 
+def write_json(content: Any, path: Path) -> None:
+    """Plain data as indented JSON; NaN is refused."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
 def second_name(path: Path, name: Path) -> None:
     """Let the complete file ``path`` be found as ``name``, too: a hard link, or a copy where there are none.
 
