@@ -25,36 +25,18 @@ from torch import Tensor, nn
 from langdepth.backbones import clip, swin
 from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.backbones.efficientnet_lite import EfficientNetLite
+from langdepth.config import load_yaml
 from langdepth.systems import registry
 from langdepth.text import encoders
 from langdepth.text.scenes import CAPTION_SCENES
 
 FEATURES = 1024  # numbers of a published caption's feature
 CONVNEXT = "convnext_large_d_320"
-_MAPS: dict[str, Any] = {"bins": 12, "queries": 16, "patch": 4}
-_DECODERS: dict[str, Any] = {"channels": 32, "pixel_layers": 1, "pixel_hidden": 32, "decoder_layers": 3}
-_SCALEDEPTH: dict[str, Any] = {**_DECODERS, "decoder_hidden": 32, "bins": 8, "encoder": "test_convnext"}
-_LITE: dict[str, Any] = {**_SCALEDEPTH, "encoder": "efficientnet-lite0", "area": 64 * 96}
-_WORDEPTH: dict[str, Any] = {"widths": (16, 12, 8), "latent": 8}
-
-# What is smaller than published, by the beginning of a registry name; the first that fits counts. The CLIP adapters
-# keep the size of their images, which their published training pipeline has, too.
-SMALL: Mapping[str, dict[str, Any]] = {
-    "tiny": {"area": 48 * 64, "widths": (8, 8, 12, 16), "bins": 8, "text_features": 16},
-    "clip-coarse-refined": {"hidden": 32},
-    "eigen": {"hidden": 32},
-    "prompt-clip": {"area": 64 * 96},
-    "few-shot-clip": {"area": 64 * 96},
-    "depthclip": {"area": 64 * 96},
-    "mde-clip-unet": {"size": (64, 96)},
-    "mde-clip": {"size": (64, 96), **_MAPS},
-    "refine-clip": {"size": (64, 96)},
-    "scaledepth-s": {**_LITE, "scale_queries": FEATURES // 32},
-    "scaledepth-n-swin": {**_SCALEDEPTH, "encoder": "swin-mini"},
-    "scaledepth": _SCALEDEPTH,
-    "wordepth-tiny": {},
-    "wordepth-s": {**_WORDEPTH, "resolution": (96, 128)},
-    "wordepth": _WORDEPTH,
+# What is smaller than published, by the beginning of a registry name; the longest that fits counts.
+SMALL: dict[str, dict[str, Any]] = {
+    prefix: options
+    for path in sorted((Path(__file__).parent / "systems" / "small").glob("*.yaml"))
+    for prefix, options in load_yaml(path).items()
 }
 
 
@@ -82,7 +64,7 @@ def small_networks(monkeypatch: pytest.MonkeyPatch, embed: int = 256) -> None:
         monkeypatch.setitem(swin.SIZES, name, swin.SIZES["swin-mini"])
     monkeypatch.setattr(encoders, "distil", partial(encoders.distil, epochs=1))
     for name, entry in registry.REGISTRY.items():
-        changes = next((values for prefix, values in SMALL.items() if name.startswith(prefix)), {})
+        changes = SMALL.get(max((prefix for prefix in SMALL if name.startswith(prefix)), key=len, default=""), {})
         monkeypatch.setitem(registry.REGISTRY, name, replace(entry, preset={**entry.preset, **changes}))
 
 

@@ -260,7 +260,7 @@ def test_a_protocol_named_twice_is_run_once(tmp_path: Path, loaded: FakeSystem) 
 
 def test_paper_numbers_speak_of_known_protocols_and_metrics() -> None:
     tables = [table for entry in registry.REGISTRY.values() for table in entry.numbers.items()]
-    assert len(tables) == 30
+    assert len(tables) >= 30
     for protocol, row in tables:
         assert protocol in PROTOCOLS, row
         assert set(row.metrics) <= {*METRICS, *EXTRA_METRICS}, row

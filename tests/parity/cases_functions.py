@@ -32,7 +32,7 @@ from langdepth.systems.clip_adapters.view_warp import warp_view
 from langdepth.training.module import rate
 from langdepth.training.recipe import OptimSection
 from tests.parity import unused_losses
-from tests.parity.runner import Case, Compared, Tolerance, subsampled
+from tests.parity.runner import Case, Compared, Reference, Tolerance, subsampled
 
 CLOSE = Tolerance(rtol=1e-5)
 EXACT = Tolerance()
@@ -293,3 +293,14 @@ CASES = (
     Case("data_nyu_clip_adapters*", data_nyu_clip_adapters),
     Case("lr_schedules_clip_adapters*", lr_schedules_clip_adapters),
 )
+ADAPTERS = {"flip": True, "resize": "bilinear-aligned"}
+REFERENCES = {
+    "depthclip-reference": Reference(
+        "47742d0fc80a", "metrics_depthclip", ADAPTERS | {"frame": "nyu-inner", "mask_prediction": True}
+    ),
+    "clip-adapters-reference": Reference(
+        "131e18db436a",
+        "metrics_clip_adapters",
+        ADAPTERS | {"frame": "nyu-inner", "mask_prediction": True, "clamp_views": True},
+    ),
+}

@@ -19,9 +19,9 @@ from langdepth.text.clip_text import ClipTextTower, tokenize
 from langdepth.text.prompts import PromptSet
 from tests.parity import unused_losses
 from tests.parity.cases_depthclip import official
-from tests.parity.cases_functions import StandIn, image_means
+from tests.parity.cases_functions import ADAPTERS, StandIn, image_means
 from tests.parity.keyed_weights import state_dict
-from tests.parity.runner import DATA, Case, Compared, Tolerance, outputs_of, subsampled
+from tests.parity.runner import DATA, Case, Compared, Reference, Tolerance, outputs_of, subsampled
 
 CLOSE = Tolerance(rtol_of_max=1e-5)
 DEPTH, SHARP_DEPTH = Tolerance(atol=1e-4), Tolerance(atol=1e-5)
@@ -167,3 +167,6 @@ CASES = (
     Case("mde_clip_refine*", mde_clip_refine, "mde_clip_refine", slow=True),
     Case("mde_clip*", mde_clip, "mde_clip_small", slow=True),
 )
+REFERENCES = {
+    "mde-clip-reference": Reference("a40e3e3a611c", "mde_clip_losses", ADAPTERS | {"mask_prediction": True}),
+}

@@ -16,8 +16,8 @@ from langdepth.evaluation.batch import evaluate_batch
 from langdepth.parts.upsample import resize_aligned
 from langdepth.text.learned_prompts import PromptTokenizer, count_added
 from tests.parity.cases_depthclip import images, official
-from tests.parity.cases_functions import StandIn, samples_of
-from tests.parity.runner import Case, Compared, Tolerance
+from tests.parity.cases_functions import ADAPTERS, StandIn, samples_of
+from tests.parity.runner import Case, Compared, Reference, Tolerance
 
 CLOSE = Tolerance(rtol_of_max=2e-5)
 PROBS = Tolerance(rtol_of_max=2e-5, atol=5e-6)  # float32 against float64 in the published code: 5e-6
@@ -126,3 +126,9 @@ CASES = (
     Case("prompt_losses_metrics*", losses_metrics),
     *(Case(f"{name}*", prompt, name) for name in _PROMPT_CASES),
 )
+REFERENCES = {
+    "prompt-clip-nyu-reference": Reference("60db8e2b866b", "prompt_losses_metrics", ADAPTERS | {"clamp_views": True}),
+    "prompt-clip-kitti-reference": Reference(
+        "d789dd3e278e", "prompt_losses_metrics", ADAPTERS | {"frame": "kb", "clamp_views": True}
+    ),
+}

@@ -27,7 +27,7 @@ from langdepth.text.scene_table import PROMPT, encode_scenes
 from langdepth.text.scenes import SCENES
 from tests.parity.cases_functions import StandIn, samples_of
 from tests.parity.cases_scaledepth_data import decoded, listings
-from tests.parity.runner import Case, Compared, Tolerance
+from tests.parity.runner import Case, Compared, Reference, Tolerance
 
 CLOSE = Tolerance(rtol=1e-5)
 GRADIENT = Tolerance(rtol_of_max=1e-5)
@@ -251,3 +251,13 @@ CASES = (
     Case("scaledepth_text*", scaledepth_text, "scaledepth_text"),
     Case("scaledepth_losses*", scaledepth_losses, uncompared=("celoss.top1_top5_percent",)),  # a line of the log
 )
+WINDOWS = {"flip": True, "window": (352, 512), "stride": (160, 160)}
+REFERENCES = {
+    "scaledepth-n-reference": Reference("dc4afbfb42a2", "scaledepth_metrics", {"clamp_prediction": False}),
+    "scaledepth-k-reference": Reference(
+        "9305098b4fe2", "scaledepth_metrics", {"frame": "kb", "resize": "bilinear-twice", "clamp_prediction": False}
+    ),
+    "scaledepth-nk-nyu-reference": Reference("e372f11c0680", "scaledepth_metrics", WINDOWS),
+    "scaledepth-nk-kitti-reference": Reference("c14858d56a92", "scaledepth_metrics", WINDOWS | {"frame": "kb"}),
+    "scaledepth-sunrgbd-reference": Reference("b66d5f1ac1ba", "scaledepth_metrics", {"training_focal": 519.163756}),
+}

@@ -14,7 +14,7 @@ from langdepth.evaluation import protocols
 from langdepth.records import Sample
 from langdepth.systems.wordepth.pipeline import RULES
 from tests.parity.cases_functions import CLOSE, EXACT, StandIn, image_means, normalised
-from tests.parity.runner import Case, Compared, Tolerance
+from tests.parity.runner import Case, Compared, Reference, Tolerance
 
 ORDER = ("silog", "abs_rel", "log10", "rmse", "sq_rel", "rmse_log", "delta1", "delta2", "delta3")
 PIXELS = Tolerance(atol=1e-5)
@@ -103,3 +103,7 @@ CASES = (
     Case("wordepth_metrics*", wordepth_metrics, uncompared=("metric_names", "seen_text_shape")),
     Case("wordepth_data*", wordepth_data),
 )
+REFERENCES = {
+    "wordepth-nyu-reference": Reference("b8046d5d9f87", "wordepth_metrics", {}),
+    "wordepth-kitti-reference": Reference("a4288617fd04", "wordepth_metrics", {"frame": "kb"}),
+}

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -67,11 +68,32 @@ class Case:
         return self.pattern.rstrip("*")
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A protocol of published numbers: its hash, the committed case of the published metrics, rules around the network.
+
+    ``around``: switches that the case cannot see (frame, windows, mirroring, resizing), where they are not the default.
+    """
+
+    hash: str
+    case: str
+    around: Mapping[str, Any]
+
+
+def _modules() -> list[ModuleType]:
+    names = sorted(path.stem for path in Path(__file__).parent.glob("cases_*.py"))
+    return [import_module(f"tests.parity.{name}") for name in names]
+
+
 @cache
 def cases() -> tuple[Case, ...]:
     """The CASES of every module ``cases_*.py`` here that has any."""
-    names = sorted(path.stem for path in Path(__file__).parent.glob("cases_*.py"))
-    return tuple(case for name in names for case in getattr(import_module(f"tests.parity.{name}"), "CASES", ()))
+    return tuple(case for module in _modules() for case in getattr(module, "CASES", ()))
+
+
+def references() -> dict[str, Reference]:
+    """The REFERENCES of these modules, by the name of the protocol."""
+    return {name: found for module in _modules() for name, found in getattr(module, "REFERENCES", {}).items()}
 
 
 def find_case(name: str) -> Case:

@@ -6,8 +6,11 @@ import dataclasses
 import hashlib
 import json
 import math
+import runpy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from langdepth.errors import UsageError, nearest
@@ -373,6 +376,15 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(name="diml-outdoor", crop="garg", min_depth=2.0, max_depth=80.0, clamp_prediction=False),
     )
 }
+
+
+def _of_papers() -> Iterator[Protocol]:
+    """The PROTOCOLS of systems/*/protocols.py; run as files, since they take ``Protocol`` from this module."""
+    for path in sorted(Path(__file__).parents[1].glob("systems/*/protocols.py")):
+        yield from runpy.run_path(str(path))["PROTOCOLS"]
+
+
+PROTOCOLS |= {protocol.name: protocol for protocol in _of_papers()}
 
 
 def names() -> list[str]:
