@@ -100,8 +100,12 @@ def test_several_systems_on_several_data_sets(place: Path, command: Run) -> None
     assert table in out
     assert re.findall("^## (.*?)(?: \\(split test\\))?, (.*) \\(", table, re.MULTILINE) == [*TABLES]
     assert "| perfect maps | ours | 2 | 1.000 | 1.000 | 1.000 | 0.000 | 0.000 | 0.000 |" in table
-    assert "| log10 | boundary_accuracy | boundary_completeness | note |" in table.partition("## kitti")[0]
+    assert "| log10 | boundary_accuracy | boundary_completeness | p | note |" in table.partition("## kitti")[0]
     assert "boundary" not in table.partition("## kitti")[2]
+    tex = Path("out/matrix.tex").read_text()
+    assert r"perfect maps & ours & 2 & 1.000 & 1.000 & 1.000 & 0.000" in tex
+    assert "wordepth" not in tex  # it was not run
+    assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == sum(map(bool, TABLES.values()))
     for cell in cells:
         page = Path("out", f"{cell['file']}.html")
         assert page.is_file() == bool(cell["ours"])
@@ -134,7 +138,7 @@ def test_without_a_single_number_the_exit_code_is_1(place: Path, command: Run) -
     Path("matrix.yaml").write_text("systems: [wordepth-nyu]\ndata: [{root: rooms}]")
     code, out, _ = command("benchmark", "matrix.yaml", "--out", "out", "--device", "cpu")
     assert code == 1
-    assert "| wordepth-nyu | ours | - | - | - | - | - | - | - | no trained weights |" in out
+    assert "| wordepth-nyu | ours | - | - | - | - | - | - | - |  | no trained weights |" in out
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(
@@ -146,7 +150,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     assert "matrix.yaml" in err
 
 
-@pytest.mark.parametrize("name", ["matrix.md", "matrix.csv", "matrix.json"])
+@pytest.mark.parametrize("name", ["matrix.md", "matrix.tex", "matrix.csv", "matrix.json"])
 def test_a_file_that_is_no_table_of_ours_is_not_replaced(place: Path, command: Run, name: str) -> None:
     Path("out").mkdir()
     (Path("out") / name).write_text("mine")

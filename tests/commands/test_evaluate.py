@@ -66,6 +66,7 @@ def test_as_in_the_documentation(run: Run) -> None:
     assert sorted(path.name for path in Path().glob("result*")) == [
         "result.json",
         "result_error_by_range.png",
+        "result_images.csv",
         "result_sheet.png",
     ]
     lines = out.splitlines()

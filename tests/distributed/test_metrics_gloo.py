@@ -124,7 +124,7 @@ def test_both_processes_report_what_one_would_to_the_last_bit(answers: tuple[Pat
 
 def test_one_process_writes_the_files(answers: tuple[Path, list[dict[str, Any]]]) -> None:
     written = sorted(path.name for path in answers[0].glob("result*"))
-    assert written == ["result.json", "result_error_by_range.png", "result_sheet.png"]
+    assert written == ["result.json", "result_error_by_range.png", "result_images.csv", "result_sheet.png"]
 
 
 def test_both_processes_save_their_share_of_the_maps(answers: tuple[Path, list[dict[str, Any]]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import gc
 import io
 import json
@@ -91,7 +92,8 @@ def test_report_has_exactly_the_stated_keys(tmp_path: Path) -> None:
     dataset = Images(1.1, 1.1)
     dataset.split = "val"
     report = run(dataset, out=tmp_path / "deep" / "result.json")
-    assert list(report) == KEYS
+    assert list(report) == [*KEYS, "per_image"]
+    assert list(report.pop("per_image")) == ["index", *METRICS]
     assert report == json.loads((tmp_path / "deep" / "result.json").read_text())
     assert report["protocol"] == {"name": "full", "hash": FULL.hash, **FULL.switches()}
     assert (report["system"], report["dataset"], report["split"]) == ("fake", "grey", "val")
@@ -162,13 +164,13 @@ def test_an_old_result_survives_a_failed_run(tmp_path: Path) -> None:
     assert result.read_text() == old
 
 
-@pytest.mark.parametrize("name", ["r.json", "r_sheet.png", "r_error_by_range.png", "r.html"])
+@pytest.mark.parametrize("name", ["r.json", "r_sheet.png", "r_error_by_range.png", "r_images.csv", "r.html"])
 def test_a_file_that_is_no_report_is_not_replaced(tmp_path: Path, name: str) -> None:
     places: dict[str, Any] = {"out": tmp_path / "r.json", "html": tmp_path / "r.html"}
     (tmp_path / name).touch()
     for _ in range(2):  # an empty file, then our own
         run(Images(1, 1.1), **places)
-    content = {"r.json": b'{"mine": 1}', "r.html": b"<!doctype html><p>mine"}.get(name)
+    content = {"r.json": b'{"mine": 1}', "r.html": b"<!doctype html><p>mine", "r_images.csv": b"a,b"}.get(name)
     if content is None:
         save_image(tmp_path / name, grey(0.5))
     else:
@@ -390,8 +392,20 @@ def test_wrong_options_are_refused() -> None:
 
 
 def test_images_beside_the_report(tmp_path: Path) -> None:
-    run(Images(*[1 + 0.1 * i for i in range(7)]), out=tmp_path / "r.json")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json", "r_error_by_range.png", "r_sheet.png"]
+    report = run(Images(*[1 + 0.1 * i for i in range(7)]), out=tmp_path / "r.json")
+    with (tmp_path / "r_images.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["index"] for row in rows] == [str(i) for i in range(7)]
+    mean = sum(float(row["abs_rel"]) for row in rows) / 7
+    assert mean == pytest.approx(report["image_mean"]["abs_rel"], rel=1e-9)
+    assert len({row["abs_rel"] for row in rows}) > 1
+    assert "per_image" not in json.loads((tmp_path / "r.json").read_text())
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "r.json",
+        "r_error_by_range.png",
+        "r_images.csv",
+        "r_sheet.png",
+    ]
     for name in ("r_error_by_range.png", "r_sheet.png"):
         with Image.open(tmp_path / name) as image:
             assert np.asarray(image.convert("L")).std() > 5

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
+from langdepth.data.base import layout, open_dataset
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.evaluation.matrix import Matrix, MatrixData, MatrixSystem, fingerprint, read_matrix, run_matrix
 from langdepth.evaluation.metrics import EXTRA_METRICS, METRICS
@@ -23,6 +24,7 @@ from langdepth.evaluation.tables import markdown
 from langdepth.records import DepthOutput, InputSpec
 from langdepth.systems import registry
 from langdepth.text.captions import Caption, pack
+from tests import miniatures
 from tests.helpers import FakeSystem, write_folder
 
 
@@ -64,15 +66,13 @@ def test_cells_are_filled_and_those_without_weights_say_why(tmp_path: Path, load
     assert [cell["why"] for cell in cells[3:5]] == ["no trained\\nweights"] * 2
     assert "nowhere: no such folder" in cells[2]["why"]
     assert len(said) == 6
-    assert cells[0]["paper"] is None
-    assert cells[1]["paper"]["delta1"] == 0.394
+    assert [cell["paper"] for cell in cells] == [None] * 6  # of own images no paper speaks
     table = (out / "matrix.md").read_text()
-    assert "| depthclip | paper |  | 0.394 | 0.683 | 0.851 | 0.388 | 1.167 | 0.156 |" in table
     assert PROTOCOLS["full"].hash in table
-    assert "| wordepth-nyu | ours | - | - | - | - | - | - | - | no trained\\\\nweights |" in table
+    assert "| wordepth-nyu | ours | - | - | - | - | - | - | - |  | no trained\\\\nweights |" in table
     with (out / "matrix.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["system"], row["who"]) for row in rows].count(("depthclip", "paper")) == 1
+    assert [row["who"] for row in rows if row["system"] == "depthclip"][:4] == ["ours", "95 % low", "95 % high", "ours"]
     assert json.loads((out / "matrix.json").read_text()) == cells
     for cell in cells[:2]:
         assert (out / f"{cell['file']}.html").is_file()
@@ -122,6 +122,9 @@ def test_a_finished_cell_is_not_run_again_unless_something_changed(
         lambda report: report.update(images="many"),
         lambda report: report["image_mean"].update(rmse=float("nan")),
         lambda report: report.update(image_mean=None),
+        lambda report: report.pop("per_image"),
+        lambda report: report["per_image"].update(rmse=[]),
+        lambda report: report["per_image"].update(abs_rel=["x"]),
     ],
 )
 def test_a_finished_cell_that_is_not_whole_is_run_again(
@@ -135,7 +138,9 @@ def test_a_finished_cell_that_is_not_whole_is_run_again(
     path.write_text(json.dumps(content))
     after = run_matrix(matrix, tmp_path / "out", say=quiet)[0]["ours"]
     assert after["image_mean"] == before["image_mean"]
-    assert json.loads(path.read_text())["report"] == after
+    known = json.loads(path.read_text())["report"]
+    assert known.pop("per_image")["index"] == [0]
+    assert known == after
 
 
 def test_an_error_of_any_kind_is_reported_in_its_cell(tmp_path: Path, loaded: FakeSystem) -> None:
@@ -210,13 +215,51 @@ def test_weights_and_configuration_make_the_fingerprint() -> None:
     assert fingerprint(one) != fingerprint(two)
 
 
-def test_the_papers_numbers_stand_beside_weights_of_the_system(tmp_path: Path, loaded: FakeSystem) -> None:
+NYU = {"data": "nyu", "split": "test"}
+
+
+@pytest.fixture
+def nyu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """All three test images of a small NYU Depth v2."""
+    root = miniatures.nyu_exported(tmp_path / "nyu", monkeypatch)
+    card = layout("nyu").CARD
+    count = len(open_dataset("nyu", root, "test"))
+    monkeypatch.setattr("langdepth.data.sets.nyu.CARD", replace(card, splits={**card.splits, "test": count}))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("change", "compares"),
+    [
+        ({}, True),
+        ({"limit": 1}, False),
+        ({"name": "mine"}, True),
+        ({"split": "train"}, False),
+        ({"protocols": ("nyu-eigen",)}, False),
+        ({"alignment": "median"}, False),
+    ],
+)
+def test_a_papers_numbers_stand_where_they_compare(
+    tmp_path: Path, loaded: FakeSystem, nyu: Path, change: dict[str, Any], compares: bool
+) -> None:
+    loaded.name, loaded.config = "depthclip", registry.config("depthclip")  # type: ignore[assignment]
+    matrix = matrix_of(nyu, "best.safetensors", **{**NYU, "protocols": ("depthclip-reference",), **change})
+    (cell,) = run_matrix(matrix, tmp_path / "out", say=quiet)
+    assert cell["paper"] == (
+        registry.REGISTRY["depthclip"].numbers["depthclip-reference"].metrics if compares else None
+    )
+    line = "| depthclip-words | paper |  | 0.394 | 0.683 | 0.851 | 0.388 | 1.167 | 0.156 |"
+    assert (line.replace("depthclip-words", "best.safetensors") in (tmp_path / "out/matrix.md").read_text()) is compares
+
+
+def test_own_words_are_not_the_papers_configuration(tmp_path: Path, loaded: FakeSystem, nyu: Path) -> None:
+    matrix = matrix_of(nyu, "depthclip", **NYU, protocols=("depthclip-reference",))
     loaded.name = "depthclip"
-    root = write_folder(tmp_path / "rooms", [{}])
-    matrix = matrix_of(root, "best.safetensors", "tiny", protocols=("depthclip-reference",))
-    ours, tiny = run_matrix(matrix, tmp_path / "out", say=quiet)
-    assert ours["paper"]["delta1"] == 0.394
-    assert tiny["paper"] is None
+    own = registry.config("depthclip", {"prompts": "depthclip-words-2"})
+    for config, compares in ((registry.config("depthclip"), True), (own, False)):
+        loaded.config = config
+        (cell,) = run_matrix(matrix, tmp_path / "out", say=quiet)
+        assert (cell["paper"] is not None) is compares
 
 
 @pytest.mark.parametrize(

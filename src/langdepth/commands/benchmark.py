@@ -25,7 +25,8 @@ def benchmark(
     dtype: Precision = "float32",
     batch_size: int = 1,
 ) -> int:
-    """Score several systems on several data sets; tables as Markdown, CSV and JSON, with the papers' numbers.
+    """Score several systems on several data sets; tables as Markdown, LaTeX, CSV and JSON, with the
+    papers' numbers where they compare.
 
     Cells that are finished are not run again. A cell that fails, for example for want of weights, says why, and the
     command ends with exit code 1 when the others are done.
@@ -41,7 +42,7 @@ def benchmark(
 
     content = read_matrix(matrix)
     cells = run_matrix(content, out, device=device, dtype=dtype, batch_size=batch_size)
-    print(f"\n{markdown(cells)}\nwritten: {out / 'matrix.md'}, matrix.csv, matrix.json")
+    print(f"\n{markdown(cells)}\nwritten: {out / 'matrix.md'}, matrix.tex, matrix.csv, matrix.json")
     failed = sum(cell["ours"] is None for cell in cells)
     if failed:
         print(f"langdepth benchmark: {failed} of {len(cells)} cells have no report, see the notes", file=sys.stderr)

@@ -33,7 +33,7 @@ from langdepth.evaluation.protocols import Protocol
 from langdepth.evaluation.report import require_own_report, write_html, write_report
 from langdepth.evaluation.saved import MapStore, SaveMaps
 from langdepth.evaluation.sheet import Sheet
-from langdepth.evaluation.tally import Tally
+from langdepth.evaluation.tally import Tally, per_image
 from langdepth.prediction.options import AUTOMATIC, ColorScale, Precision
 from langdepth.records import Sample
 from langdepth.systems.capabilities import DepthSystem, HasMembers
@@ -74,7 +74,8 @@ def evaluate(
         protocol: The rules.
         overlay: Folder of the overlays for systems that take one, see ``data.overlays.with_overlays``.
         limit: Evaluate the first images only.
-        out: Where to write the report (JSON), with ``<stem>_error_by_range.png`` and ``<stem>_sheet.png`` beside it.
+        out: Where to write the report (JSON), with ``<stem>_images.csv`` (the metrics of each image),
+            ``<stem>_error_by_range.png`` and ``<stem>_sheet.png`` beside it.
         html: Where to write the report as one page with images.
         save: Keep each image's depth map as evaluated.
         colors: Of the depth maps in sheet and page.
@@ -87,7 +88,8 @@ def evaluate(
         The report, ready for JSON: system (and the members of an ensemble), dataset, split, images, skipped, protocol
         (name, hash and every switch), image_mean and pixel_mean (``metrics.METRICS`` and the protocol's
         ``extra_metrics``), by_scene (image means), by_depth (pixel means in ``metrics.RANGES``), edges
-        (``metrics.edge_scores``), boundaries (image means of ``boundary_errors``, or None), seconds.
+        (``metrics.edge_scores``), boundaries (image means of ``boundary_errors``, or None), seconds, per_image
+        (each image's index and metrics; in files a table of its own).
 
     Raises:
         LangdepthError: No image is usable, or the network's depth is not finite.
@@ -108,9 +110,10 @@ def evaluate(
     for problem in run.plausibility.warnings() if progress and run.rank == 0 else ():
         warnings.warn(f"{system.name}: {problem}", stacklevel=3)
     report = {**_report(task, tally), "seconds": round(time.monotonic() - start, 3)}
+    report["per_image"] = per_image(table, task.protocol.extra_metrics)
     rows = [] if run.sheet is None else run.sheet.gather(table)
     if run.rank == 0 and out is not None:
-        write_report(report, tally, rows, out, colors)
+        write_report(report, tally, rows, out, colors, _names(dataset))
     if run.rank == 0 and html is not None:
         write_html(report, tally, rows, html, colors)
     return report
@@ -172,6 +175,11 @@ def _facts(system: DepthSystem | Predictions, dataset: DepthDataset, limit: int 
         "split": getattr(dataset, "split", None),
     }
     return facts | ({"members": system.provenance["members"]} if isinstance(system, HasMembers) else {})
+
+
+def _names(dataset: DepthDataset) -> list[str] | None:
+    """What the images are called, where the data set has a list of them."""
+    return [row.key for row in dataset.rows] if isinstance(dataset, RowDataset) else None
 
 
 def _report(task: _Task, tally: Tally) -> dict[str, Any]:

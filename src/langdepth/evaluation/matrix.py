@@ -26,6 +26,7 @@ from langdepth.data.overlays import with_overlays
 from langdepth.data.rows import RowDataset, made_of
 from langdepth.errors import LangdepthError, UsageError, explained, one_line
 from langdepth.evaluation import metrics, protocols
+from langdepth.evaluation.comparison import PerImage, comparisons, intervals, papers_numbers
 from langdepth.evaluation.evaluate import evaluate
 from langdepth.evaluation.metrics import METRICS
 from langdepth.evaluation.predictions import Predictions
@@ -177,10 +178,14 @@ class Cell:
 
     def facts(self) -> dict[str, Any]:
         """What is known before it is run."""
-        name = self.row.system
-        if isinstance(self.system, System) and name not in registry.REGISTRY:  # weights of one that is
-            name = self.system.name
-        paper = registry.REGISTRY[name].numbers.get(self.protocol.name) if name in registry.REGISTRY else None
+        name, config = self.row.system, None
+        if isinstance(self.system, System):
+            config = self.system.config
+            name = name if name in registry.REGISTRY else self.system.name  # weights of one that is
+        data, count = self.data, 0
+        if data.source is None and data.list is None and not isinstance(self.dataset, LangdepthError):
+            count = len(self.dataset.rows[: data.limit])
+        paper = papers_numbers(name, config, self.protocol.name, data.data, data.kept, count)
         return {
             "system": self.row.label,
             "data": self.data.label,
@@ -189,6 +194,8 @@ class Cell:
             "hash": self.protocol.hash,
             "paper": paper.metrics if paper else None,
             "source": paper.source if paper else None,
+            "intervals": {},
+            "p": None,
             "file": f"cells/{_file_name(self.row.label, self.data.label, self.protocol.name)}",
         }
 
@@ -245,12 +252,14 @@ def run_matrix(
 
     Returns:
         The cells: system, data, split, protocol, hash, paper, source (of the paper's number), file, and either ours
-        (the report) or why it has none, one line. ``say`` gets a line per cell. The tables are written again after
-        every system.
+        (the report) or why it has none, one line; intervals (95 %, of the image means) and p (of the paired test
+        against the best system of its table), see ``comparison``. ``say`` gets a line per cell. The tables are written
+        again after every system.
     """
     require_own_tables(out)
     options = {"device": device, "dtype": dtype, "batch_size": batch_size}
     filled: list[dict[str, Any]] = []
+    images: list[PerImage | None] = []
     with locked(out):  # that nothing can be written is known before the work
         (out / "cells").mkdir(exist_ok=True)
         opened = [{words: data.open(words) for words in dict.fromkeys((None, data.captions))} for data in matrix.data]
@@ -263,15 +272,27 @@ def run_matrix(
             for data, datasets, made in zip(matrix.data, opened, contents, strict=True):
                 for cell in _cells(row, data, loaded, weights, datasets, made):
                     filled.append(cell.facts())
+                    images.append(None)
                     try:
                         report, again = cell.report(out, options)
-                        filled[-1] |= {"ours": report, "why": None}
+                        each: PerImage = report.pop("per_image")
+                        images[-1] = each
+                        filled[-1] |= {"ours": report, "why": None, "intervals": intervals(each)}
                         say(one_line(f"{cell.name}: {'as before' if again else 'done'}"))
                     except Exception as error:  # whatever it is, the other cells go on
                         filled[-1] |= {"ours": None, "why": str(cause(error))}
                         say(one_line(f"{cell.name}: not run: {filled[-1]['why']}"))
+            _compare(filled, images)
             write_tables(filled, out)
     return filled
+
+
+def _compare(cells: list[dict[str, Any]], images: list[PerImage | None]) -> None:
+    """Fill in p of each cell, table by table."""
+    for table in {(cell["data"], cell["hash"]) for cell in cells}:
+        places = [place for place, cell in enumerate(cells) if (cell["data"], cell["hash"]) == table]
+        for place, p in zip(places, comparisons([images[place] for place in places]), strict=True):
+            cells[place]["p"] = p
 
 
 def _cells(
@@ -368,7 +389,9 @@ def _is_whole(report: dict[str, Any]) -> bool:
     boundaries = {} if report["boundaries"] is None else {name: report["boundaries"][name] for name in ERRORS}
     means = {name: report["image_mean"][name] for name in METRICS}
     counts = {name: report[name] for name in ("images", "skipped")}
-    return all(isinstance(value, int | float) for value in (means | boundaries | counts).values())
+    lists = [report["per_image"][name] for name in ("index", *METRICS)]
+    numbers = [*(means | boundaries | counts).values(), *(value for values in lists for value in values)]
+    return {len(values) for values in lists} == {report["images"]} and all(isinstance(n, int | float) for n in numbers)
 
 
 def _file_name(*labels: str) -> str:

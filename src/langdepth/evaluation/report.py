@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,35 @@ def table_cell(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
-_TEMPLATES.filters["cell"] = table_cell
+_TEX = str.maketrans(
+    {char: f"\\{char}" for char in "&%$#_{}"}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+    }
+)
+
+
+def _tex(text: str) -> str:
+    """Plain text inside LaTeX."""
+    return text.translate(_TEX)
+
+
+def _number(value: float | Sequence[float] | jinja2.Undefined) -> str:
+    """A mean, an interval of one, or nothing."""
+    if isinstance(value, jinja2.Undefined):
+        return "-"
+    return f"{value:.3f}" if isinstance(value, int | float) else "[" + ", ".join(f"{end:.3f}" for end in value) + "]"
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+_TEMPLATES.filters |= {"cell": table_cell, "tex": _tex, "number": _number, "p": _p}
 
 
 def require_marked(path: Path, *marks: bytes) -> None:
@@ -62,6 +91,7 @@ def require_own_report(out: Path | None, html: Path | None) -> None:
         require_marked(out, b'"image_mean": {')
         for name in _images_beside(out):
             require_marked(name, *_OWN_PNG)
+        require_marked(_table_beside(out), b"index,")
     if html is not None:
         require_marked(html, b"img-src data:; style-src")
 
@@ -71,12 +101,33 @@ def _images_beside(out: Path) -> tuple[Path, Path]:
     return out.with_name(f"{out.stem}_error_by_range.png"), out.with_name(f"{out.stem}_sheet.png")
 
 
+def _table_beside(out: Path) -> Path:
+    """The metrics of each image of a report."""
+    return out.with_name(f"{out.stem}_images.csv")
+
+
 def write_report(
-    report: Mapping[str, Any], tally: Tally, rows: Sequence[viz.SheetRow], out: Path, colors: ColorScale
+    report: Mapping[str, Any],
+    tally: Tally,
+    rows: Sequence[viz.SheetRow],
+    out: Path,
+    colors: ColorScale,
+    names: Sequence[str] | None,
 ) -> None:
-    """The report as JSON and, beside it, the plot of errors by depth and the sheet of images."""
+    """The report as JSON and, beside it, each image's metrics, the plot of errors by depth and the sheet of images.
+
+    ``names``: of the images, by index.
+    """
     plot, sheet = _images_beside(out)
-    write_json(report, out)
+    write_json({key: value for key, value in report.items() if key != "per_image"}, out)
+    columns = dict(report["per_image"])
+    if names is not None:
+        columns = {"index": columns["index"], "image": [names[index] for index in columns["index"]], **columns}
+    with (
+        atomic_path(_table_beside(out)) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
     with atomic_path(plot) as temporary:
         tag = {PNG_TAG: json.dumps({"kind": "plot"})}
         plot_error_by_range(tally.errors, report).savefig(temporary, dpi=120, metadata=tag)

@@ -1,4 +1,4 @@
-"""The tables of a matrix: Markdown, CSV and JSON."""
+"""The tables of a matrix: Markdown, LaTeX, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from langdepth.errors import printable
+from langdepth.evaluation.comparison import COMPARED, FLIPS, RESAMPLES
 from langdepth.evaluation.metrics import EXTRA_METRICS, METRICS
-from langdepth.evaluation.report import filled_template, require_marked, table_cell
+from langdepth.evaluation.report import filled_template, require_marked
 from langdepth.utils.files import atomic_path, write_json
 
 ERRORS = ("accuracy", "completeness")
 """Boundary errors, pixels, of data sets that state true edges, as reports call them."""
+_METHOD = {"resamples": RESAMPLES, "flips": FLIPS, "compared": COMPARED}
 BOUNDARIES = tuple(f"boundary_{name}" for name in ERRORS)
 SHOWN = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")  # in Markdown; the others hold all
-_MARKS = {"matrix.json": b'"ours": ', "matrix.md": b"| system | who |", "matrix.csv": b"system,data,"}
+_MARKS = {
+    "matrix.json": b'"ours": ',
+    "matrix.md": b"| system | who |",
+    "matrix.tex": b"% langdepth benchmark",
+    "matrix.csv": b"system,data,",
+}
+INTERVAL = "95 %"
 
 
 def require_own_tables(out: Path) -> None:
@@ -26,35 +34,52 @@ def require_own_tables(out: Path) -> None:
 
 
 def write_tables(cells: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """matrix.json, matrix.md and matrix.csv. ``cells``: what ``matrix.run_matrix`` returns."""
+    """matrix.json, .md, .tex and .csv. ``cells``: what ``matrix.run_matrix`` returns."""
     write_json(list(cells), out / "matrix.json")
-    with atomic_path(out / "matrix.md") as temporary:
-        temporary.write_text(markdown(cells), encoding="utf-8", errors="backslashreplace")
+    for name, text in (("matrix.md", markdown(cells)), ("matrix.tex", latex(cells))):
+        with atomic_path(out / name) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     with atomic_path(out / "matrix.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(_csv_rows(cells))
 
 
 def markdown(cells: Sequence[Mapping[str, Any]]) -> str:
-    """One table per data set and protocol; image means."""
+    """One table per data set and protocol; image means, their intervals and the papers' numbers."""
+    return filled_template("matrix.md.jinja", tables=_tables(cells), **_METHOD)
+
+
+def latex(cells: Sequence[Mapping[str, Any]]) -> str:
+    """The same tables for LaTeX with the package booktabs, without notes and without systems that were not run."""
+    tables = _tables(cells)
+    for table in tables:
+        table["rows"] = [row for row in table["rows"] if row["means"]]
+    return filled_template("matrix.tex.jinja", tables=[table for table in tables if table["rows"]], **_METHOD)
+
+
+def _tables(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the templates show: of each table its data, split, protocol, hash, columns and rows."""
     tables: dict[tuple[str, str], dict[str, Any]] = {}
     cells = [{**cell, "data": printable(cell["data"]), "system": printable(cell["system"])} for cell in cells]
     sets = list(dict.fromkeys(cell["data"] for cell in cells))
     for cell in sorted(cells, key=lambda cell: sets.index(cell["data"])):
-        table = tables.setdefault((cell["data"], cell["protocol"]), {**cell, "columns": SHOWN, "rows": []})
-        report, row = cell["ours"], {"system": cell["system"], "who": "ours", "images": "-", "means": {}}
+        table = tables.setdefault((cell["data"], cell["hash"]), {**cell, "columns": SHOWN, "rows": []})
+        report = cell["ours"]
+        row: dict[str, Any] = {"system": cell["system"], "who": "ours", "images": "-", "means": {}, "p": cell["p"]}
+        row |= {"file": None, "note": ""}
         if report is None:
-            row["note"] = table_cell(cell["why"])
+            row["note"] = cell["why"]
         else:
             skipped = f", {report['skipped']} skipped" if report["skipped"] else ""
-            row |= {"images": f"{report['images']}{skipped}", "means": _means(report)}
-            row["note"] = f"[report]({cell['file']}.html)"
+            row |= {"images": f"{report['images']}{skipped}", "means": _means(report), "file": cell["file"]}
             if report["boundaries"]:
                 table["columns"] = (*SHOWN, *BOUNDARIES)
         table["rows"].append(row)
+        beside = {"images": "", "p": None, "file": None}
+        if cell["intervals"]:
+            table["rows"].append(row | beside | {"who": INTERVAL, "means": cell["intervals"]})
         if cell["paper"]:
-            paper = {"who": "paper", "images": "", "means": cell["paper"], "note": table_cell(cell["source"])}
-            table["rows"].append(row | paper)
-    return filled_template("matrix.md.jinja", tables=list(tables.values()))
+            table["rows"].append(row | beside | {"who": "paper", "means": cell["paper"], "note": cell["source"]})
+    return list(tables.values())
 
 
 def _means(report: Mapping[str, Any]) -> dict[str, float]:
@@ -65,11 +90,15 @@ def _means(report: Mapping[str, Any]) -> dict[str, float]:
 
 def _csv_rows(cells: Sequence[Mapping[str, Any]]) -> Iterator[list[Any]]:
     names = (*METRICS, *EXTRA_METRICS, *BOUNDARIES)
-    yield ["system", "data", "split", "protocol", "hash", "who", "images", "skipped", *names, "note"]
+    yield ["system", "data", "split", "protocol", "hash", "who", "images", "skipped", *names, "p", "note"]
     for cell in cells:
         start = [cell[key] for key in ("system", "data", "split", "protocol", "hash")]
         report, means = cell["ours"], _means(cell["ours"]) if cell["ours"] else {}
         counts = [report[name] if report else "" for name in ("images", "skipped")]
-        yield [*start, "ours", *counts, *(means.get(name, "") for name in names), cell["why"] or ""]
+        p = "" if cell["p"] is None else cell["p"]
+        yield [*start, "ours", *counts, *(means.get(name, "") for name in names), p, cell["why"] or ""]
+        for end, place in (("low", 0), ("high", 1)) if cell["intervals"] else ():
+            bounds = {name: interval[place] for name, interval in cell["intervals"].items()}
+            yield [*start, f"{INTERVAL} {end}", "", "", *(bounds.get(name, "") for name in names), "", ""]
         if cell["paper"]:
-            yield [*start, "paper", "", "", *(cell["paper"].get(name, "") for name in names), cell["source"]]
+            yield [*start, "paper", "", "", *(cell["paper"].get(name, "") for name in names), "", cell["source"]]

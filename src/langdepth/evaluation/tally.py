@@ -132,6 +132,12 @@ class Tally:
         }
 
 
+def per_image(table: Table, extra_metrics: Sequence[str] = ()) -> dict[str, list[float]]:
+    """ "index" and the metrics of each record, for JSON."""
+    metrics = image_metrics(table)
+    return {"index": table["index"].tolist(), **{name: metrics[name].tolist() for name in (*METRICS, *extra_metrics)}}
+
+
 def image_metrics(table: Table) -> dict[str, npt.NDArray[np.float64]]:
     """The metrics of each record, (N,)."""
     metrics = metrics_from_sums(torch.from_numpy(table["sums"].sum(-2)))

@@ -52,9 +52,13 @@ class WeightRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """A row of a paper's results table: ``metrics`` by our names; ``source`` says where it stands."""
+    """A row of a paper's results table: ``metrics`` by our names; ``source`` says where it stands.
+
+    ``data``: the data set, whole, in the split that is evaluated unless another is asked for.
+    """
 
     source: str
+    data: str
     metrics: dict[str, float]
 
 

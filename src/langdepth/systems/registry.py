@@ -106,18 +106,25 @@ def pipeline(name: str) -> Callable[..., Any]:
     return found
 
 
+def config(name: str, options: dict[str, Any] | None = None) -> Any:
+    """The configuration of a system: its preset and ``options`` over it."""
+    from langdepth.config import from_mapping
+
+    found = entry(name)
+    cls: Any = found.system_class()
+    return from_mapping(cls.Config, {**found.preset, **(options or {})}, where="system.options.")
+
+
 def build(name: str, options: dict[str, Any] | None = None) -> System:
     """A system with its preset and ``options`` over it; parameters freshly initialised, no weights loaded."""
-    from langdepth.config import from_mapping
     from langdepth.systems import capabilities
 
     if systems_with not in capabilities.systems_with:
         capabilities.systems_with.append(systems_with)
     found = entry(name)
     cls: Any = found.system_class()  # every system is made from its config alone
-    config = from_mapping(cls.Config, {**found.preset, **(options or {})}, where="system.options.")
     try:
-        system: System = cls(config)
+        system: System = cls(config(name, options))
     except UsageError:
         raise
     except ValueError as error:

@@ -1,0 +1,64 @@
+"""Intervals and paired tests of image means, against what statistics says of known distributions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from langdepth.evaluation.comparison import COMPARED, comparisons, intervals, p_value
+
+
+def images(values: object, first: int = 0) -> dict[str, list[float]]:
+    array = np.asarray(values, np.float64)
+    return {"index": list(range(first, first + len(array))), COMPARED: array.tolist()}
+
+
+def test_an_interval_is_that_of_the_normal_distribution_for_many_images() -> None:
+    values = np.random.default_rng(1).normal(3.0, 2.0, 900)
+    low, high = intervals(images(values))[COMPARED]
+    half = 1.96 * values.std(ddof=1) / math.sqrt(900)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
+    assert intervals(images(values))[COMPARED] == [low, high]  # the same again
+    assert intervals(images([1.0])) == {}
+
+
+def test_intervals_hold_the_true_mean_as_often_as_they_say() -> None:
+    random = np.random.default_rng(2)
+    held = 0
+    for _ in range(200):
+        low, high = intervals(images(random.exponential(1.0, 60)))[COMPARED]
+        held += low <= 1.0 <= high
+    assert 0.88 <= held / 200 <= 0.99
+
+
+def test_equal_systems_and_different_ones() -> None:
+    random = np.random.default_rng(3)
+    one = random.exponential(1.0, 50)
+    assert p_value(images(one), images(one)) == 1.0
+    noise = random.normal(0, 0.1, 50)
+    better = p_value(images(one), images(one + 0.1 + noise))
+    assert better is not None
+    assert better < 0.001  # the pairs differ by far less than the images do
+    assert p_value(images(one), images(random.permutation(one))) > 0.05  # type: ignore[operator]
+
+
+def test_p_values_of_equal_systems_are_uniform() -> None:
+    random = np.random.default_rng(4)
+    values = [p_value(images(random.normal(size=8)), images(random.normal(size=8))) for _ in range(100)]
+    assert 0 <= sum(value < 0.1 for value in values if value is not None) <= 20
+    assert 0.4 < float(np.mean([value for value in values if value is not None])) < 0.6
+
+
+def test_only_images_that_both_have_are_compared() -> None:
+    one = images([0.1] * 6)
+    other = images([9.0, 0.1, 0.1, 0.1, 0.1, 0.1, 9.0], first=-1)
+    assert p_value(one, other) == 1.0
+    assert p_value(one, images([0.1] * 3, first=5)) is None  # one image
+
+
+def test_each_system_is_compared_with_the_best() -> None:
+    best, other = images([0.1, 0.2, 0.3]), images([0.2, 0.4, 0.5])
+    assert comparisons([other, None, best]) == [p_value(other, best), None, None]
+    assert comparisons([None]) == [None]
