@@ -40,8 +40,9 @@ Runtime = Literal["auto", "torch", "onnx", "openvino"]
 Enlarge = Literal["bilinear", "bilinear-aligned"]
 """How a depth map gets from network size to image size: pixel centres on pixel centres, or corners on corners."""
 
-Shrink = Literal["antialiased", "bilinear-aligned"]
-"""How an image gets to network size: averaged over the pixels that one becomes, or sampled with corners on corners."""
+Shrink = Literal["antialiased", "bicubic", "bilinear-aligned"]
+"""How an image gets to network size: averaged over the pixels that one becomes, with weights that fall linearly or are
+bicubic, or sampled with corners on corners."""
 
 
 MAX_NETWORK_PIXELS = 4096 * 4096

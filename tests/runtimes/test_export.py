@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,16 @@ def test_a_missing_package_is_named_with_its_extra(
 
 def test_the_packages_photo_is_that_of_the_examples() -> None:
     assert exporting.PHOTO.read_bytes() == PHOTO.read_bytes()
+
+
+@pytest.mark.parametrize("photo", [np.s_[:], np.s_[::9, ::7]])  # made smaller, and larger
+def test_bicubic_resizing_is_pillows(weights: Path, tmp_path: Path, photo: Any) -> None:
+    system = langdepth.load(weights, runtime="torch")
+    system.input_spec = replace(system.input_spec, size=(96, 128), area=None, shrink="bicubic")
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.ascontiguousarray(np.array(Image.open(PHOTO))[photo])).save(path)
+    done = exporting.export(system, "onnx", tmp_path / "small.onnx", [path])
+    assert done.difference.mean < 2e-4
 
 
 def test_a_system_of_one_size_is_exported_for_that(tmp_path: Path) -> None:

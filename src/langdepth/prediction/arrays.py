@@ -97,31 +97,40 @@ def resized_image(image: Array, size: tuple[int, int], shrink: Shrink) -> Array:
         return image
     if shrink == "bilinear-aligned":
         return resized_map(as_float(image), size, "bilinear-aligned")
+    weights = "bicubic" if shrink == "bicubic" else "bilinear"
     if isinstance(image, np.ndarray):
-        return _resized_bytes(image, size) if image.dtype == np.uint8 else _resized_floats(image, size)
+        if image.dtype == np.uint8:
+            return _resized_bytes(image, size, Image.Resampling[weights.upper()])
+        plane = _resized_floats(image, size, Image.Resampling[weights.upper()])
+        return plane.clip(0, 1) if shrink == "bicubic" else plane
     import torch
     from torch.nn import functional as F
 
     if image.dtype != torch.uint8:
-        return F.interpolate(image, size=size, mode="bilinear", antialias=True)
+        found = F.interpolate(image, size=size, mode=weights, antialias=True)
+        return found.clamp_(0, 1) if shrink == "bicubic" else found
     if image.device.type == "cpu":
-        return torch.from_numpy(_resized_bytes(image.numpy(), size))
-    return F.interpolate(image.float(), size=size, mode="bilinear", antialias=True).round_().byte()
+        return torch.from_numpy(_resized_bytes(image.numpy(), size, Image.Resampling[weights.upper()]))
+    return F.interpolate(image.float(), size=size, mode=weights, antialias=True).round_().clamp_(0, 255).byte()
 
 
-def _resized_bytes(images: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def _resized_bytes(
+    images: npt.NDArray[np.uint8], size: tuple[int, int], weights: Image.Resampling
+) -> npt.NDArray[np.uint8]:
     found = np.empty((len(images), *size, 3), np.uint8)
     for index, image in enumerate(images.transpose(0, 2, 3, 1)):
         pixels = Image.fromarray(np.ascontiguousarray(image))
-        found[index] = np.asarray(pixels.resize(size[::-1], Image.Resampling.BILINEAR))
+        found[index] = np.asarray(pixels.resize(size[::-1], weights))
     return found.transpose(0, 3, 1, 2)
 
 
-def _resized_floats(images: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[np.float32]:
+def _resized_floats(
+    images: npt.NDArray[Any], size: tuple[int, int], weights: Image.Resampling
+) -> npt.NDArray[np.float32]:
     found = np.empty((*images.shape[:2], *size), np.float32)
     for index in np.ndindex(*images.shape[:2]):
         plane = Image.fromarray(images[index].astype(np.float32))
-        found[index] = np.asarray(plane.resize(size[::-1], Image.Resampling.BILINEAR))
+        found[index] = np.asarray(plane.resize(size[::-1], weights))
     return found
 
 

@@ -42,8 +42,8 @@ class _Nodes:
         centers = "align_corners" if aligned else "half_pixel"
         return self.add("Resize", image, "", "", sides, mode="linear", coordinate_transformation_mode=centers)
 
-    def averages(self, before: str, after: str) -> str:
-        """The weights (m, n) with which m pixels are means of n: triangles over the larger kind of pixel.
+    def averages(self, before: str, after: str, *, cubic: bool = False) -> str:
+        """The weights (m, n) with which m pixels are means of n: triangles or cubics over the larger kind of pixel.
 
         Lengths n (``before``) and m (``after``) are (1,) int64. With centres at half numbers, pixel j of n lies
         |(2 j + 1) m - (2 i + 1) n| / (2 m) pixels from pixel i of m: whole numbers, which are exact in every runtime.
@@ -56,10 +56,29 @@ class _Nodes:
         rows = self.add("Unsqueeze", places[0], self.whole([1]))
         apart = self.add("Abs", self.add("Sub", places[1], rows))
         reach = self.add("Mul", self.add("Max", *sides), self.whole(2))
-        share = self.add("Max", self.add("Sub", reach, apart), self.whole(0))
+        if cubic:
+            share = self._cubic(self.add("Div", self.cast(apart, _DOUBLE), self.cast(reach, _DOUBLE)))
+        else:
+            share = self.add("Max", self.add("Sub", reach, apart), self.whole(0))
         total = self.add("ReduceSum", share, self.whole([1]), keepdims=1)
         weights = self.add("Div", self.cast(share, _DOUBLE), self.cast(total, _DOUBLE))
         return self.cast(self._in_fixed_point(weights), TensorProto.FLOAT)
+
+    def _cubic(self, x: str) -> str:
+        """Keys' kernel with a = -1/2 at distances x, as Pillow and torch have it: 0 from 2 on."""
+        one, two = (self.constant(value, np.float64) for value in (1, 2))
+        near = self._polynomial(x, 1.5, -2.5, 0, 1)
+        far = self._polynomial(x, -0.5, 2.5, -4, 2)
+        zero = self.constant(0, np.float64)
+        outer = self.add("Where", self.add("Less", x, two), far, zero)
+        return self.add("Where", self.add("Less", x, one), near, outer)
+
+    def _polynomial(self, x: str, *factors: float) -> str:
+        """The highest power first."""
+        value = self.constant(factors[0], np.float64)
+        for factor in factors[1:]:
+            value = self.add("Add", self.add("Mul", value, x), self.constant(factor, np.float64))
+        return value
 
     def _in_fixed_point(self, weights: str) -> str:
         """Weights rounded as torch does for bytes: to as many binary places as leave the largest below 2^15."""
@@ -75,6 +94,11 @@ class _Nodes:
 
     def round_half_up(self, value: str, dtype: npt.DTypeLike = np.float32) -> str:
         return self.add("Floor", self.add("Add", value, self.constant(0.5, dtype)))
+
+    def level(self, value: str) -> str:
+        """Whole numbers from 0 to 255; cubics overshoot."""
+        limits = (self.constant(limit, np.float32) for limit in (0, 255))
+        return self.add("Clip", self.round_half_up(value), *limits)
 
     def whole(self, value: int | list[int]) -> str:
         return self.constant(value, np.int64)
@@ -156,10 +180,11 @@ def _shrink(nodes: _Nodes, name: str, size: str, spec: InputSpec) -> None:
     if spec.shrink == "bilinear-aligned":
         image = nodes.resize(image, size, aligned=True)
     else:
+        cubic = spec.shrink == "bicubic"
         first, second = (nodes.whole([axis]) for axis in (0, 1))
         height, width = (nodes.add("Gather", nodes.add("Shape", image, start=2, end=4), at) for at in (first, second))
         rows, columns = (nodes.add("Gather", size, at) for at in (first, second))
-        across = nodes.add("Transpose", nodes.averages(width, columns), perm=[1, 0])
-        image = nodes.round_half_up(nodes.add("MatMul", image, across))
-        image = nodes.round_half_up(nodes.add("MatMul", nodes.averages(height, rows), image))
+        across = nodes.add("Transpose", nodes.averages(width, columns, cubic=cubic), perm=[1, 0])
+        image = nodes.level(nodes.add("MatMul", image, across))
+        image = nodes.level(nodes.add("MatMul", nodes.averages(height, rows, cubic=cubic), image))
     nodes.add("Div", image, nodes.constant(255, np.float32), name=name + _INSIDE)
