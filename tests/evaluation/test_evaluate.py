@@ -340,6 +340,20 @@ def test_kb_frame_cuts_what_the_system_sees() -> None:
     assert torch.allclose(evaluated.prediction, evaluated.target)
 
 
+def test_a_resized_frame_is_what_the_system_gets_and_what_is_evaluated() -> None:
+    sample = Images(1, size=(4, 9))[0]
+    sample.image = (255 * torch.rand(3, 4, 9)).byte()
+    sample.depth = torch.arange(1.0, 37).view(1, 4, 9)
+    sample.mask = sample.depth % 4 > 0
+    evaluated = evaluate_batch(FakeSystem(), [sample], FULL.override(frame_size=(2, 6)))
+    rows, columns = [1, 3], [0, 2, 3, 5, 6, 8]  # floor((i + 0.5) * old / new)
+    assert torch.equal(evaluated.target[0, 0], sample.depth[0][rows][:, columns])
+    assert torch.equal(evaluated.valid[0, 0], sample.mask[0][rows][:, columns])
+    pixels = Image.fromarray(sample.image.permute(1, 2, 0).numpy()).resize((6, 2), Image.Resampling.BICUBIC)
+    assert torch.equal(evaluated.image[0].permute(1, 2, 0), torch.from_numpy(np.array(pixels)))
+    assert evaluated.prediction.shape == (1, 1, 2, 6)
+
+
 class Edges(FakeSystem):
     """3 m at the left edge of what it sees and 13 m at the right one, stated in two columns."""
 

@@ -160,7 +160,7 @@ def test_every_resize_has_a_hash_of_its_own_and_the_old_hash_is_the_systems_own(
     by_resize = {kind: Protocol(name="x", resize=kind) for kind in get_args(protocols.Resize)}
     assert len({protocol.hash for protocol in by_resize.values()}) == len(by_resize)
     old = {**by_resize["system"].switches(), "resize": "bilinear"}
-    for later in ("clamp_views", "mask_prediction", "window", "stride", "training_focal", "min_pixels"):
+    for later in ("frame_size", "clamp_views", "mask_prediction", "window", "stride", "training_focal", "min_pixels"):
         del old[later]
     canonical = json.dumps(old, sort_keys=True, separators=(",", ":"))
     assert by_resize["system"].hash == hashlib.sha256(canonical.encode()).hexdigest()[:12]
@@ -181,6 +181,7 @@ def test_every_switch_changes_the_hash(field: str) -> None:
         "mask_prediction": True,
         "window": (96, 128),
         "stride": (48, 64),
+        "frame_size": (32, 48),
         "training_focal": 519.0,
         "min_pixels": 10,
     }

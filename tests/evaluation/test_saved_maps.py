@@ -90,6 +90,7 @@ def root(tmp_path: Path) -> Path:
         ("clip-adapters-reference", {}, "metric"),
         ("scaledepth-k-reference", {"clamp_prediction": True}, "metric"),
         ("kitti-eigen-garg-bts", {}, "metric"),
+        ("full", {"frame_size": (36, 50)}, "metric"),
     ],
 )
 def test_saved_maps_give_the_same_numbers(
@@ -158,6 +159,9 @@ def test_the_camera_follows_the_frame(tmp_path: Path) -> None:
     kept(root, tmp_path / "maps", protocols.get("kitti-eigen-garg"), ("npz",))
     with np.load(tmp_path / "maps" / "0.npz") as content:
         assert content["intrinsics"][:2, 2].tolist() == [600 - 13, 170 - 23]
+    kept(root, tmp_path / "squeezed", protocols.get("full").override(frame_size=(125, 621)), ("npz",))
+    with np.load(tmp_path / "squeezed" / "0.npz") as content:
+        assert content["intrinsics"].ravel()[[0, 4, 2, 5]] == pytest.approx([350, 700 / 3, 299.75, 170.5 / 3 - 0.5])
 
 
 def test_the_error_map_shows_the_errors_that_are_counted(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from langdepth.errors import LangdepthError, ShortMemoryError, UsageError, is_memory_error
 from langdepth.evaluation.metrics import align
 from langdepth.evaluation.predictions import Predictions
 from langdepth.evaluation.protocols import Protocol
 from langdepth.evaluation.records import EvaluatedBatch
+from langdepth.prediction.arrays import resized_image, resized_map
 from langdepth.prediction.network import infer
 from langdepth.records import Sample
 from langdepth.systems.capabilities import DepthSystem
@@ -37,9 +39,12 @@ def evaluate_batch(
     image, target, known = (
         _stack([getattr(sample, name) for sample in samples])[window] for name in ("image", "depth", "mask")
     )
+    image, target, known = at_frame_size(image, target, known, protocol.frame_size)
     valid = _enough(protocol.valid_mask(target, known), protocol)
     stated = [sample.edges for sample in samples if sample.edges is not None]
     edges = _stack(stated)[window] if len(stated) == len(samples) else None
+    if edges is not None and edges.shape != target.shape:  # thin lines, which a resized frame would lose
+        edges = None
     if isinstance(system, Predictions):
         prediction = system.depth(samples, protocol)
         has_depth = prediction.isfinite()
@@ -69,6 +74,21 @@ def evaluate_batch(
     return EvaluatedBatch(image=image, prediction=prediction, target=target, valid=valid, raw=raw, edges=edges)
 
 
+def at_frame_size(
+    image: Tensor, target: Tensor, known: Tensor, size: tuple[int, int] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Frames (B, ., H, W) as the protocol's ``frame_size`` wants them: depth and mask take the nearest pixel."""
+    if size is None or tuple(image.shape[-2:]) == size:
+        return image, target, known
+    return resized_image(image, size, "bicubic"), nearest_pixel(target, size), nearest_pixel(known, size)
+
+
+def nearest_pixel(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (B, 1, H, W) of any kind at (height, width) ``size``: rows and columns floor((i + 0.5) * old / new)."""
+    found: Tensor = F.interpolate(maps.float(), size, mode="nearest-exact").to(maps.dtype)
+    return found
+
+
 def too_few_pixels(protocol: Protocol) -> str:
     """Why an image is skipped that can be read."""
     known = "no known depth" if protocol.needed_pixels == 1 else f"fewer than {protocol.needed_pixels} known depths"
@@ -91,7 +111,7 @@ def _predict(system: DepthSystem, samples: list[Sample], image: Tensor, protocol
         if without:
             raise UsageError(f"{without[0]}: '{system.name}' needs {system.overlay_kind.one}, and this sample has none")
         overlays = torch.stack([sample.overlay for sample in samples if sample.overlay is not None])
-        overlay = overlays[window][view].to(system.device)
+        overlay = resized_map(overlays[window][view].to(system.device), image[view].shape[-2:], "bilinear")
     words = [sample.text_features for sample in samples if sample.text_features is not None]
     sentences = [sample.text or "" for sample in samples] if system.reads_sentences else None
     if words and not system.text_per_image:

@@ -174,6 +174,8 @@ class Predictions:
         depth = torch.from_numpy(values)[None, None]
         depth = torch.where(depth.isfinite() if shifted else depth.isfinite() & (depth > 0), depth, math.nan)
         (rows, columns), (height, width) = values.shape, sample.image.shape[-2:]
+        if (rows, columns) == protocol.frame_size:  # as an evaluation saves it
+            return depth
         try:
             part = part_of((rows, columns), (height, width), protocol)
         except ImageError as error:
@@ -182,7 +184,12 @@ class Predictions:
             depth = F.interpolate(depth, part, mode="bilinear", align_corners=protocol.resize == "bilinear-aligned")
         window = (..., *protocol.frame_slices(height, width))
         if part == (height, width):
-            return depth[window]
+            frame = depth[window]
+            return (
+                frame
+                if protocol.frame_size is None
+                else F.interpolate(frame, protocol.frame_size, mode="nearest-exact")
+            )
         frame = torch.full((1, 1, *_size(protocol.frame_slices(height, width))), math.nan)
         view = (..., *protocol.view_slices(*frame.shape[-2:]))
         frame[view] = depth

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from langdepth.errors import UsageError, nearest
+from langdepth.records import MAX_NETWORK_PIXELS
 from langdepth.utils.arguments import check_fields, checked
 from langdepth.utils.plugins import load_target, plugins, source_of
 
@@ -60,6 +61,13 @@ SWITCHES = {
             "kb": "image and ground truth are cut to KITTI's bottom 352 rows and centred 1216 columns",
             "kb-pasted": "all takes part; the network gets KITTI's 352x1216, its depth is pasted into zeros",
             "nyu-inner": "image and ground truth are cut to the middle 416x544 of a 480x640 NYU image",
+        },
+    ),
+    "frame_size": Switch(
+        "Resize image and ground truth of the frame to HEIGHTxWIDTH first, for example 352x704.",
+        {
+            None: "the frame keeps its size",
+            "set": "image (bicubic) and ground truth (nearest) of the frame are resized to {frame_size} pixels first",
         },
     ),
     "flip": Switch(
@@ -147,15 +155,16 @@ SWITCHES = {
 }
 """The switches of ``Protocol``, for command line and documentation. Meanings may name other switches in braces."""
 # They came after results were published: left at their default, they do not enter the hash.
-_LATER = ("clamp_views", "mask_prediction", "window", "stride", "training_focal", "min_pixels")
+_LATER = ("frame_size", "clamp_views", "mask_prediction", "window", "stride", "training_focal", "min_pixels")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """The rules of one evaluation. ``SWITCHES`` says what each switch does.
 
-    The order in which they act: frame; crop, min_depth, max_depth and min_pixels (which pixels are evaluated); window
-    and stride, clamp_views, flip, resize, training_focal; alignment on these pixels, mask_prediction, clamp_prediction.
+    The order in which they act: frame, frame_size; crop, min_depth, max_depth, min_pixels (which pixels are evaluated);
+    window, stride, clamp_views, flip, resize, training_focal; alignment on these pixels, mask_prediction,
+    clamp_prediction.
 
     Raises:
         UsageError: For values that make no sense.
@@ -163,6 +172,7 @@ class Protocol:
 
     name: str
     frame: Frame = "stored"
+    frame_size: tuple[int, int] | None = None
     flip: bool = False
     resize: Resize = "system"
     alignment: Alignment = "none"
@@ -188,6 +198,14 @@ class Protocol:
                 f"protocol: the depth range {self.min_depth:g} to {self.max_depth:g} m is not usable; "
                 f"give 0 < min_depth < max_depth <= {FARTHEST:g}"
             )
+        if self.frame_size is not None and not (
+            min(self.frame_size) >= 1 and math.prod(self.frame_size) <= MAX_NETWORK_PIXELS
+        ):
+            raise UsageError(
+                f"protocol: frame_size {_short(self.frame_size)} is not usable; give HEIGHTxWIDTH in pixels"
+            )
+        if self.frame_size is not None and (self.frame == "kb-pasted" or self.resize == "bilinear-twice"):
+            raise UsageError("protocol: frame_size is for frames that the network gets whole, resized once")
         if self.training_focal is not None and not 0 < self.training_focal < math.inf:
             raise UsageError(f"protocol: training_focal {self.training_focal:g} must be above 0, in pixels")
         if self.min_pixels is not None and not self.min_pixels >= 1:

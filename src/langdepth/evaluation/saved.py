@@ -205,8 +205,17 @@ class MapStore:
         rows, columns = self._protocol.frame_slices(*sample.image.shape[-2:])
         camera = sample.camera
         if camera is not None:
+            across, down = depth.shape[1] / (columns.stop - columns.start), depth.shape[0] / (rows.stop - rows.start)
             cx, cy = camera.cx - columns.start, camera.cy - rows.start
-            camera = replace(camera, cx=cx, cy=cy, width=depth.shape[1], height=depth.shape[0])
+            camera = replace(
+                camera,
+                fx=camera.fx * across,
+                fy=camera.fy * down,
+                cx=(cx + 0.5) * across - 0.5,
+                cy=(cy + 0.5) * down - 0.5,
+                width=depth.shape[1],
+                height=depth.shape[0],
+            )
         elif "ply" in self._save.formats:
             camera = Camera.guess(depth.shape[1], depth.shape[0])
             self.guessed += 1
