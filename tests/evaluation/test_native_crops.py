@@ -105,6 +105,7 @@ def test_a_crop_must_suit_the_network(spec: InputSpec, crop: tuple[int, int], me
 
 
 def test_one_crop_for_images_of_every_shape() -> None:
+    assert Sizes(InputSpec(size=(32, 32)), (1.0,), (50, 70), resized=True).sizes == [(50, 70)]
     sizes = Sizes(InputSpec(area=100, multiple_of=32), (1.0, 3.0), (96, 64))
     assert (sizes.sizes, sizes.of(375, 1242), sizes.of(480, 640)) == ([(96, 64)], 0, 0)
 

@@ -528,6 +528,21 @@ class TestSteps:
             average.update_parameters(layer)
             assert average.module.num_batches_tracked == 10 * number
 
+    def test_without_warm_up_the_average_starts_from_the_start_weights(self) -> None:
+        layer = torch.nn.BatchNorm2d(1)
+        average = MovingAverage(layer, 0.9, warm_up=False)
+        for weight in (2.0, 3.0):
+            layer.weight.data.fill_(weight)
+            average.update_parameters(layer)
+        assert average.module.weight.item() == pytest.approx(0.9 * (0.9 * 1 + 0.1 * 2) + 0.1 * 3)
+        recipe = {"data": {"root": "rooms"}, "train": {"ema": 0.9}}
+        hashes = {
+            read_recipe({**recipe, "train": {"ema": 0.9, **train}}).hash
+            for train in ({}, {"ema_warm_up": True}, {"ema_warm_up": False})
+        }
+        assert len(hashes) == 2
+        assert "train.ema_warm_up" not in read_recipe(recipe).identity()  # as before there was a choice
+
     def test_without_average_the_weights_themselves_are_saved(self, run: Run) -> None:
         folder = run(train__ema=0)
         state = resume_state(folder)["state_dict"]

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from langdepth.errors import NonFiniteLossError
 from langdepth.records import Batch
 from langdepth.systems.capabilities import Trainable
-from langdepth.training.recipe import OptimSection, Recipe
+from langdepth.training.recipe import OptimSection, Recipe, TrainSection
 from langdepth.utils.processes import gathered
 
 NAMED = 8  # offending images named in a message
@@ -32,7 +32,7 @@ class DepthTraining(pl.LightningModule):
         self.system = system
         self.recipe = recipe
         self.steps = steps
-        self.average = MovingAverage(system, recipe.train.ema) if recipe.train.ema > 0 else None
+        self.average = _average(system, recipe.train)
         self._drawn: dict[str, Any] = {}  # for the optimiser step in progress
         self._batches: list[Batch] = []  # of it
         self._buffers_before: list[Tensor] = []
@@ -169,24 +169,30 @@ def rate(optim: OptimSection, steps: int, epochs: int = 1) -> Callable[[int], fl
 
 
 class MovingAverage(AveragedModel):
-    """Exponential moving average of a module's parameters and buffers with a warm-up.
+    """Exponential moving average of a module's parameters and buffers, by default with a warm-up.
 
-    The first update copies the module. Update n + 1 keeps the share min(``decay``, (1 + n) / (10 + n)) of the average:
-    a short run ends near its last weights, where a constant decay would leave it near its first. Integer buffers
-    (counts) are copied. (Lightning's EMAWeightAveraging has no warm-up, takes part in Lightning's own validation loop
-    only and averages after steps that were left out, too.)
+    With ``warm_up`` the first update copies the module, and update n + 1 keeps the share min(``decay``, (1 + n) / (10 +
+    n)) of the average: a short run ends near its last weights, where a constant decay would leave it near its first.
+    Integer buffers (counts) are copied. (Lightning's EMAWeightAveraging has no warm-up, takes part in Lightning's own
+    validation loop only and averages after steps that were left out, too.)
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        super().__init__(module, multi_avg_fn=partial(_update, decay=decay), use_buffers=True)
+    def __init__(self, module: nn.Module, decay: float, *, warm_up: bool = True) -> None:
+        super().__init__(module, multi_avg_fn=partial(_update, decay=decay, warm_up=warm_up), use_buffers=True)
         self.requires_grad_(False)
+        if not warm_up:
+            self.get_buffer("n_averaged").fill_(1)  # at 0 torch copies the module
+
+
+def _average(system: nn.Module, train: TrainSection) -> MovingAverage | None:
+    return MovingAverage(system, train.ema, warm_up=train.ema_warm_up) if train.ema > 0 else None
 
 
 @torch.no_grad()
-def _update(average: list[Tensor], current: list[Tensor], updates: Tensor, *, decay: float) -> None:
+def _update(average: list[Tensor], current: list[Tensor], updates: Tensor, *, decay: float, warm_up: bool) -> None:
     """One update of tensors of one type, in place."""
     if average[0].is_floating_point():
-        kept = min(decay, (1 + int(updates)) / (10 + int(updates)))
+        kept = min(decay, (1 + int(updates)) / (10 + int(updates))) if warm_up else decay
         torch._foreach_lerp_(average, current, 1 - kept)
     else:
         torch._foreach_copy_(average, current)

@@ -36,9 +36,12 @@ _MAY_CHANGE = {
 }
 CIRCUMSTANCES = tuple(f"{section}.{name}" for section, names in _MAY_CHANGE.items() for name in names.split())
 
-# Fields that recipes did not always have: where they are null they are left out of a recipe's identity, so that older
-# runs keep their hash and continue.
-LATER = ("data.hold_out", "data.train_list", "data.val_list", "train.validate_every_steps")
+# Fields that recipes did not always have, with their defaults: where they have them they are left out of a recipe's
+# identity, so that older runs keep their hash and continue.
+LATER: dict[str, Any] = {
+    **dict.fromkeys(("data.hold_out", "data.train_list", "data.val_list", "train.validate_every_steps")),
+    "train.ema_warm_up": True,
+}
 
 
 def _require(**conditions: tuple[bool, str]) -> None:
@@ -138,7 +141,8 @@ class DataSection:
     """Width / height of the shapes that training images are cut to."""
     crop: tuple[int, int] | None = None
     """(height, width) that training images are cut to at their own resolution, black where they are smaller; instead of
-    a part with the shape of an aspect, resized. The standard pipeline then needs ``zoom: 1``."""
+    a part with the shape of an aspect, resized. The standard pipeline then needs ``zoom: 1``. A network of one size
+    resizes the crops of a paper's pipeline."""
     kb_sources: tuple[str, ...] = ()
     """Sources whose training images are first cut to the KITTI benchmark's 352 x 1216."""
     batch_size: int = 8
@@ -275,6 +279,8 @@ class TrainSection:
     ema: float = 0.0
     """Highest decay per step of the moving average of the weights, which is evaluated and saved: after n steps it is (1
     + n) / (10 + n) if that is less. 0 switches the average off."""
+    ema_warm_up: bool = True
+    """Whether the decay starts low in this way; false: ``ema`` in every step, from the start weights on."""
     accelerator: str = "auto"
     """``auto``, ``cpu``, ``gpu``, ``mps`` ..."""
     devices: int = 1
@@ -372,7 +378,7 @@ class Recipe:
         """Every field that decides the trained weights, by its dotted name."""
         fields = {key: value for key, value in _flat(to_mapping(self)) if not key.startswith(CIRCUMSTANCES)}
         fields["data.more"] = [{k: v for k, v in more.items() if k != "truth_root"} for more in fields["data.more"]]
-        return {key: value for key, value in fields.items() if key not in LATER or value is not None}
+        return {key: value for key, value in fields.items() if key not in LATER or value != LATER[key]}
 
     @property
     def hash(self) -> str:

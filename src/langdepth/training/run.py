@@ -172,7 +172,12 @@ def _training_loader(
     recipe: Recipe, system: DepthSystem, images: RowDataset, weights: list[float], trainer: pl.Trainer
 ) -> TrainingLoader:
     data = recipe.data
-    sizes = Sizes(system.input_spec, data.aspects, data.crop)
+    sizes = Sizes(
+        system.input_spec,
+        data.aspects,
+        data.crop,
+        resized=data.pipeline != "standard" and system.input_spec.size is not None,
+    )
     draws = BatchPlan(
         shapes=training_shapes(images, sizes),
         sizes=sizes.sizes,

@@ -29,13 +29,23 @@ class Draw:
 class Sizes:
     """The few network sizes that training images are cut to: each image takes the nearest of ``aspects``.
 
-    ``crop``: one (height, width) for all instead. Raises UsageError for one that the network does not take.
+    ``crop``: one (height, width) for all instead. Raises UsageError for one that the network does not take, unless the
+    network resizes (``resized``).
     """
 
-    def __init__(self, spec: InputSpec, aspects: Sequence[float], crop: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        spec: InputSpec,
+        aspects: Sequence[float],
+        crop: tuple[int, int] | None = None,
+        *,
+        resized: bool = False,
+    ) -> None:
         self.aspects = tuple(aspects) if crop is None else (crop[1] / crop[0],)
         self.sizes = [spec.network_size(1000, round(1000 * aspect)) for aspect in self.aspects]
-        if crop is not None:
+        if crop is not None and resized:
+            self.sizes = [crop]
+        elif crop is not None:
             taken = spec.size or tuple(-(-side // spec.multiple_of) * spec.multiple_of for side in crop)
             if taken != tuple(crop):
                 raise UsageError(
