@@ -18,7 +18,7 @@ from langdepth.data.base import DATASETS, layout
 from langdepth.evaluation.metrics import EXTRA_METRICS, HIGHER_IS_BETTER, METRICS
 from langdepth.evaluation.protocols import PROTOCOLS, SWITCHES
 from langdepth.prediction.results import WRITERS
-from langdepth.systems.registry import PIPELINES, REGISTRY, pipeline
+from langdepth.systems.registry import PIPELINES, PUBLISHED, REGISTRY, pipeline
 from langdepth.training.recipe import CIRCUMSTANCES, Recipe
 
 DOCS = Path(__file__).parent
@@ -74,6 +74,15 @@ def systems() -> str:
         weights = entry.weights.licence if entry.weights else "none in the package"
         rows.append((f"`{name}`", entry.summary, entry.paper, weights))
     return table(("name", "what it is", "paper", "weights, their licence"), rows)
+
+
+def published() -> str:
+    """The authors' weights by name."""
+    rows = []
+    for name, record in sorted(PUBLISHED.items()):
+        where = record.source if record.open_clip else f"[`{record.file}`]({record.source})"
+        rows.append((f"`{name}`", record.summary, record.licence, where))
+    return table(("name", "what it is", "licence", "file"), rows)
 
 
 def recipe_fields() -> str:
@@ -147,7 +156,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {row} |\n" for row in cells)
 
 
-_MAKERS = (protocols, switches, data_sets, systems, formats, recipe_fields, pipelines, metrics, extra_metrics)
+_OF_NAMES = (protocols, switches, data_sets, systems, published, formats, recipe_fields, pipelines)
+_MAKERS = (*_OF_NAMES, metrics, extra_metrics)
 TABLES: dict[str, Callable[[], str]] = {maker.__name__: maker for maker in _MAKERS}
 
 

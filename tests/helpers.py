@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
 import re
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from langdepth import cli
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import Trainable
@@ -180,3 +185,16 @@ def write_folder(root: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         writer.writeheader()
         writer.writerows(table)
     return root
+
+
+def run_here(command: Sequence[str], cwd: Path, **_: Any) -> subprocess.CompletedProcess[str]:
+    """``subprocess.run`` of ``python -m langdepth ...``, in this process."""
+    err = io.StringIO()
+    before = os.getcwd()
+    try:
+        os.chdir(cwd)
+        with redirect_stdout(io.StringIO()), redirect_stderr(err):
+            code = cli.main(command[3:])
+    finally:
+        os.chdir(before)
+    return subprocess.CompletedProcess(command, code, "", err.getvalue())

@@ -67,7 +67,16 @@ def check(examples: Path) -> None:
     import langdepth
 
     photo = str(examples / "desk.jpg")
-    for line in (["--help"], ["systems"], ["systems", "show", "tiny"], ["protocols"], ["predict", "--help"]):
+    for line in (
+        ["--help"],
+        ["systems"],
+        ["systems", "show", "tiny"],
+        ["protocols"],
+        ["weights"],
+        ["weights", "verify"],
+        ["weights", "path", "tiny"],
+        ["predict", "--help"],
+    ):
         code, out, err = command(*line)
         assert code == 0, (line, err)
         assert out, line
@@ -107,6 +116,9 @@ def check(examples: Path) -> None:
         assert code in (1, 2), line
         assert err.count("\n") == 1, err
         assert "pip install 'langdepth[" in err, err
+    code, out, err = command("weights", "get", "scaledepth-nk", "--offline")
+    assert code == 2, err
+    assert "pip install 'langdepth[torch]'" in err, err
     with raises(langdepth.UsageError, "pip install 'langdepth[torch]'"):
         langdepth.load("depthclip")
     heavy = sorted(name for name in OTHERS if name in sys.modules)

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("langdepth.commands.bench:main", "which runtime is fastest on this machine"),
     "prompts": ("langdepth.commands.prompts:main", "what distance words give on an image"),
     "scenes": ("langdepth.commands.scenes:main", "list the scene names, encode them with CLIP"),
+    "weights": ("langdepth.commands.weights:main", "the weights that papers' authors publish: list, get, verify"),
     "systems": ("langdepth.commands.systems:main", "list the systems, show one"),
     "data": ("langdepth.commands.data:main", "list, prepare, check and show data sets; write a small sample"),
 }

@@ -44,6 +44,7 @@ HELP: dict[tuple[str, ...], tuple[str, ...]] = {
     ("bench",): ("photos",),
     ("convert",): ("RN50.pt", "best.pth", "model.pt", "coarse.pth"),
     ("export",): ("photos", "RN50.pt"),
+    ("weights",): ("vgld_midas-1_nk_t.pth",),
     ("scenes",): ("open_clip_model.safetensors",),
     ("data list",): ("nyu",),
     ("data prepare",): ("nyu_depth_v2_labeled.mat",),

@@ -35,6 +35,7 @@ from langdepth.systems.wordepth.official import OFFICIAL_NAMES
 from langdepth.text.scene_table import encode_scenes
 from langdepth.text.scenes import SCENES
 from langdepth.training import recipe
+from langdepth.weights import fetch
 from tests import miniatures
 from tests.commands.test_caption import save_tiny_model
 from tests.commands.test_recipes import (
@@ -48,7 +49,7 @@ from tests.commands.test_recipes import (
     TYPES,
 )
 from tests.data.test_sam import halves
-from tests.helpers import ramp, save_image
+from tests.helpers import ramp, run_here, save_image
 from tests.miniatures import depth, kitti_eigen, nyu_tree, save_depth, stand_in
 from tests.stand_ins import (
     CONVNEXT,
@@ -72,7 +73,10 @@ FEATURES = 128  # of the small RN50's text tower, 1024 in the published one
 
 
 def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small networks, short training runs, few synthetic rooms, and split lists of the images that are given here."""
+    """Small networks, short training runs, few synthetic rooms, split lists of the images that are given here.
+
+    A download gives the thing of the file's name.
+    """
     small_networks(monkeypatch, FEATURES)
     for name, entry in registry.REGISTRY.items():
         width = {"text_features": FEATURES} if name.startswith("wordepth-") and "tiny" not in name else {}
@@ -93,6 +97,11 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "choices_here", lambda system: [bench.Measured(runtime="onnx")])  # a process for each
     measure = bench.measure
     monkeypatch.setattr(bench, "measure", lambda *given, **options: measure(*given, **{**options, "seconds": 0}))
+    monkeypatch.setattr(fetch, "download", lambda url, path, **_: THINGS[path.name](path))
+    monkeypatch.setattr(fetch, "offline_stated", lambda: False)
+    monkeypatch.setattr(fetch, "run", run_here)
+    for name, record in registry.PUBLISHED.items():
+        monkeypatch.setitem(registry.PUBLISHED, name, replace(record, sha256=""))
     counts = {"train": len(NYU_TRAIN), "sync": len(NYU_SYNC), "test": len(NYU_TEST)}
     stand_in(monkeypatch, nyu, counts, {"nyu_test": NYU_TEST, "nyu_sync": NYU_SYNC})
     lists = {"kitti_eigen_train": KITTI_TRAIN, "kitti_eigen_test": KITTI_TEST}

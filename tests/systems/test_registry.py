@@ -9,7 +9,7 @@ import pytest
 from langdepth.config import parse_yaml
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.systems import registry
-from langdepth.systems.card import Entry, read_card
+from langdepth.systems.card import Entry, PublishedRecord, read_card
 from langdepth.utils.plugins import load_target
 
 CARD = """
@@ -33,7 +33,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_a_card_says_all_about_its_systems(tmp_path: Path) -> None:
-    (net, other), pipelines = read_card(write(tmp_path, CARD), "somewhere", "some-package")
+    (net, other), pipelines, _ = read_card(write(tmp_path, CARD), "somewhere", "some-package")
     assert (net.target, other.target) == ("somewhere.model:Net", "somewhere.blocks:Other")
     assert (net.paper, other.paper) == ("a paper", "another paper")
     assert net.preset == {"channels": 4}
@@ -71,13 +71,13 @@ def test_our_own_cards_have_no_key_twice() -> None:
 
 
 def test_a_name_that_is_taken_stays_with_its_first_owner(monkeypatch: pytest.MonkeyPatch) -> None:
-    def one(target: str, package: str | None = None) -> tuple[list[Entry], dict[str, str]]:
+    def one(target: str, package: str | None = None) -> tuple[list[Entry], dict[str, str], dict[str, PublishedRecord]]:
         entry = Entry(name="net", target=target, summary="a network", paper="none", package=package)
-        return [entry], {"images": target}
+        return [entry], {"images": target}, {}
 
     monkeypatch.setattr(registry, "_cards", lambda: iter([one("ours:Net"), one("theirs:Net", "their-package")]))
     with pytest.warns(UserWarning, match="their-package: the system name 'net' is taken; it is left out"):
-        entries, pipelines = registry._read()
+        entries, pipelines, _ = registry._read()
     assert (entries["net"].target, pipelines) == ("ours:Net", {"images": "ours:Net"})
 
 

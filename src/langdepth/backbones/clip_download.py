@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from langdepth.backbones.clip import SMALL_ARCHITECTURES
 from langdepth.errors import CheckpointError, first_line
 from langdepth.utils.files import real_path
-from langdepth.utils.network import hub_or_cache, unreachable
+from langdepth.utils.network import hub_or_cache, offline_stated, unreachable
 
 
 def published_records(architecture: str, quick_gelu: bool) -> dict[str, dict[str, Any]]:
@@ -25,13 +24,21 @@ def published_records(architecture: str, quick_gelu: bool) -> dict[str, dict[str
     return {tag: record for tag, record in records.items() if bool(record.get("quick_gelu")) == quick_gelu}
 
 
+def published_record(what: str) -> dict[str, Any]:
+    """open_clip's record of "ARCHITECTURE/TAG"."""
+    from open_clip import pretrained
+
+    architecture, _, tag = what.partition("/")
+    return dict(pretrained.get_pretrained_cfg(architecture, tag))
+
+
 def fetch(architecture: str, tag: str, record: Mapping[str, Any]) -> tuple[Path, str]:
     """The file of a published record, from the caches or by open_clip's download; its published sha256 or ""."""
     from huggingface_hub import constants
     from open_clip.constants import HF_SAFE_WEIGHTS_NAME
     from open_clip.pretrained import download_pretrained
 
-    path = _cached(record)
+    path = cached(record)
     if path is None:
         url_file = _url_cache(record)
         repository, _, name = str(record.get("hf_hub", "")).rpartition("/")
@@ -44,7 +51,7 @@ def fetch(architecture: str, tag: str, record: Mapping[str, Any]) -> tuple[Path,
             "these weights with --clip-weights"
         )
         what = f"the weights of CLIP {architecture} ('{tag}') are not on this machine"
-        if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+        if offline_stated():
             raise CheckpointError(f"{what} and HF_HUB_OFFLINE is set: {wanted}")
         for prefer_hub in (True, False):
             address = None if prefer_hub else record.get("url")
@@ -62,7 +69,7 @@ def fetch(architecture: str, tag: str, record: Mapping[str, Any]) -> tuple[Path,
                     url_file.unlink(missing_ok=True)  # open_clip leaves half a file behind
         if path is None:
             raise CheckpointError(f"{what} and cannot be downloaded ({problem}): {wanted}")
-    return path, _published_sha256(path, record)
+    return path, published_sha256(path, record)
 
 
 def _url_cache(record: Mapping[str, Any]) -> Path | None:
@@ -71,7 +78,8 @@ def _url_cache(record: Mapping[str, Any]) -> Path | None:
     return Path("~/.cache/clip").expanduser() / name if name else None
 
 
-def _cached(record: Mapping[str, Any]) -> Path | None:
+def cached(record: Mapping[str, Any]) -> Path | None:
+    """The file of a published record, None where it was not downloaded."""
     from huggingface_hub import try_to_load_from_cache
     from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
@@ -84,7 +92,7 @@ def _cached(record: Mapping[str, Any]) -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def _published_sha256(path: Path, record: Mapping[str, Any]) -> str:
+def published_sha256(path: Path, record: Mapping[str, Any]) -> str:
     """The hub's cache names files by their sha256; addresses carry it whole (OpenAI) or its start (open_clip)."""
     stored = real_path(path).name
     if re.fullmatch(r"[0-9a-f]{64}", stored):

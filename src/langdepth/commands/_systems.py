@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
+
+from langdepth.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +22,15 @@ class SystemOptions:
         base: For systems that give metres to relative maps (rsa, vgld): the system that makes these, as --system names
             it, for example transformers:NAME; or the maps, a folder with files of the images' names (.npy, .npz, .exr,
             16-bit .png).
+        download: Fetch the weights that a system's authors publish, where they are not on this machine, without asking
+            (also LANGDEPTH_DOWNLOAD=1). On a terminal you are asked; otherwise nothing is fetched.
     """
 
     system: list[str] | None = None
     clip_weights: str | None = None
     base: str | None = None
     depth_kind: Literal["metric", "relative", "disparity"] | None = None
+    download: bool = False
 
     @cached_property
     def maps(self) -> Path | None:
@@ -37,3 +43,28 @@ class SystemOptions:
     def base_system(self) -> str | None:
         """The system that ``base`` names, if it names no maps."""
         return None if self.maps is not None else self.base
+
+    def fetch_weights(self) -> None:
+        """Fetch published weights of the systems that are not here, where somebody agrees. Raises LangdepthError."""
+        from langdepth.systems.registry import PUBLISHED, REGISTRY
+        from langdepth.weights import fetch, published
+
+        for name in (*(self.system or ()), self.base_system):
+            if name not in REGISTRY or name not in PUBLISHED or published.is_here(name):
+                continue
+            if self.download or fetch.asked_by_environment():
+                fetch.get(name, say)
+            elif sys.stdin.isatty() and sys.stderr.isatty():
+                fetch.get(name, ask)
+
+
+def say(line: str) -> None:
+    """Print what is fetched, beside the results."""
+    print(line, file=sys.stderr)
+
+
+def ask(line: str) -> None:
+    """Ask whether it is to be fetched. Raises UsageError for anything but yes."""
+    print(f"{line}. Fetch it? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing is fetched; give a .safetensors file instead, or fetch the weights another way")

@@ -90,6 +90,7 @@ class Evaluated(SystemOptions):
         if self.predictions is not None:
             return Predictions(self.predictions, root, self.depth_kind or "metric", self.prediction_scale)
         names = members(self.system)
+        self.fetch_weights()
         if sys.stderr.isatty():
             print(f"loading {', '.join(names)}", file=sys.stderr)
         return load(names, clip_weights=self.clip_weights, base=self.base_system, depth_kind=self.depth_kind)

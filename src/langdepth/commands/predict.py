@@ -162,6 +162,8 @@ def predict(
     if said.captions is not None:
         jobs = _with_captions(jobs, said.captions, said.without_caption or "stop", problems)
     known = len(jobs)
+    if jobs:
+        by.fetch_weights()
     content = asdict(replace(output, save="npz")), asdict(replace(options, device=None, batch_size=1))
     how = origin(__version__, *by.facts(), changes, said.text, said.scene, *content)
     jobs = [replace(job, made_of=job.origin(how)) for job in jobs]

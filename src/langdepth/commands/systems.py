@@ -35,7 +35,8 @@ def table() -> str:
     rows = [("name", "weights", "summary", "licence of the weights")]
     for system in registry.list_systems():
         entry = registry.entry(system)
-        rows.append((system, _where(entry), entry.summary, entry.weights.licence if entry.weights else "-"))
+        weights = entry.weights or registry.PUBLISHED.get(system)
+        rows.append((system, _where(entry), entry.summary, weights.licence if weights else "-"))
     return "\n".join(columns(rows))
 
 
@@ -47,6 +48,9 @@ def describe(name: str) -> str:
     weights = {"status": _where(entry)}
     if entry.weights is not None:
         weights |= {key: value for key, value in to_mapping(entry.weights).items() if value is not None}
+    elif name in registry.PUBLISHED:
+        published = registry.PUBLISHED[name]
+        weights |= {"source": published.source, "licence": published.licence, "get": f"langdepth weights get {name}"}
     facts = {
         "name": name,
         "summary": entry.summary,
@@ -96,7 +100,7 @@ def _shortened(value: Any) -> Any:
 
 
 def _where(entry: card.Entry) -> str:
-    """Whether the package holds the weights ("embedded"), should but does not ("missing"), or has none ("none")."""
+    """Whether weights are "embedded" in the package, "missing" there, "published" by the authors, or there are none."""
     if entry.weights is None:
-        return "none"
+        return "published" if entry.name in registry.PUBLISHED else "none"
     return "embedded" if entry.weights.path.is_file() else "missing"

@@ -137,7 +137,7 @@ class ConvertedGraph:
 
     def _converted(self, size: tuple[int, int]) -> OpenvinoGraph:
         from langdepth.runtimes.trace import network_graph
-        from langdepth.text.cache import cache_folder
+        from langdepth.utils.cache import cache_folder
 
         path = cache_folder() / "openvino" / f"{self._key}-{size[0]}x{size[1]}.xml"
         if not (path.is_file() and path.with_suffix(".bin").is_file()):

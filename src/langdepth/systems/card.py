@@ -51,6 +51,38 @@ class WeightRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishedRecord:
+    """Weights that a paper's authors publish as a file; those under the name of a system are converted to it.
+
+    Where: ``url``, or ``google_drive``, the id of the file there, or ``open_clip``, "ARCHITECTURE/TAG", which that
+    library downloads. ``file``: what the authors call it. An empty ``sha256`` is not known: then the first download
+    counts. ``clip_weights``: what conversion needs of CLIP, an open_clip tag.
+    """
+
+    summary: str
+    licence: str
+    file: str = ""
+    url: str | None = None
+    google_drive: str | None = None
+    open_clip: str | None = None
+    sha256: str = ""
+    clip_weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if sum(place is not None for place in (self.url, self.google_drive, self.open_clip)) != 1:
+            raise ValueError("published weights lie at one of url, google_drive and open_clip")
+        if self.open_clip is None and (not self.file.strip(".") or Path(self.file).name != self.file):
+            raise ValueError(f"'{self.file}' is no name of a file")
+
+    @property
+    def source(self) -> str:
+        """Where a person finds it."""
+        if self.open_clip is not None:
+            return f"open_clip, {self.open_clip}"
+        return self.url or f"https://drive.google.com/file/d/{self.google_drive}/view"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Numbers:
     """A row of a paper's results table: ``metrics`` by our names; ``source`` says where it stands.
 
@@ -88,6 +120,7 @@ class Card:
     ``pipelines``: names of the paper's training images (``data.pipeline`` of a recipe) -> "module:function". The
     function takes the network's sizes, a list of (height, width), and ``reference_exact=`` where the official code has
     mistakes to repeat. It returns what makes a training sample: (stored Sample, (height, width)) -> Sample.
+    ``published``: the authors' weights by name.
     """
 
     paper: str
@@ -95,6 +128,7 @@ class Card:
     repository: str | None = None
     target: str | None = None
     systems: dict[str, CardEntry]
+    published: dict[str, PublishedRecord] = field(default_factory=dict)
     pipelines: dict[str, str] = field(default_factory=dict)
 
 
@@ -121,8 +155,10 @@ class Entry(CardEntry):
         return cls
 
 
-def read_card(path: Path, module: str, package: str | None = None) -> tuple[list[Entry], dict[str, str]]:
-    """The systems of a card, and its training pipelines as name -> "module:function".
+def read_card(
+    path: Path, module: str, package: str | None = None
+) -> tuple[list[Entry], dict[str, str], dict[str, PublishedRecord]]:
+    """The systems of a card, its training pipelines as name -> "module:function", and its published weights by name.
 
     Args:
         path: The card.yaml.
@@ -151,4 +187,4 @@ def read_card(path: Path, module: str, package: str | None = None) -> tuple[list
         if system.weights is not None and package is not None:
             facts["weights"] = replace(system.weights, file=str(path.parent / system.weights.file))
         entries.append(Entry(name=name, package=package, **facts))
-    return entries, {name: f"{module}.{target}" for name, target in card.pipelines.items()}
+    return entries, {name: f"{module}.{target}" for name, target in card.pipelines.items()}, card.published

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langdepth.errors import LangdepthError, UsageError, nearest
-from langdepth.systems.card import Entry, read_card
+from langdepth.systems.card import Entry, PublishedRecord, read_card
 from langdepth.utils.plugins import load_target, plugins, source_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ TRANSFORMERS = "transformers:"  # of the names of models of that library
 OWN_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # "module:Class", of a file of one's own
 
 
-def _cards() -> Iterator[tuple[list[Entry], dict[str, str]]]:
+def _cards() -> Iterator[tuple[list[Entry], dict[str, str], dict[str, PublishedRecord]]]:
     for path in sorted(Path(__file__).parent.glob("*/card.yaml")):
         yield read_card(path, f"langdepth.systems.{path.parent.name}")
     for point in plugins("systems").values():
@@ -39,18 +39,20 @@ def _cards() -> Iterator[tuple[list[Entry], dict[str, str]]]:
             warnings.warn(f"the systems of {source_of(point)} are left out: {error}", stacklevel=2)
 
 
-def _read() -> tuple[dict[str, Entry], dict[str, str]]:
+def _read() -> tuple[dict[str, Entry], dict[str, str], dict[str, PublishedRecord]]:
     entries: dict[str, Entry] = {}
     pipelines: dict[str, str] = {}
-    for systems, images in _cards():
+    published: dict[str, PublishedRecord] = {}
+    for systems, images, weights in _cards():
         for found in systems:
             if entries.setdefault(found.name, found) is not found:
                 warnings.warn(f"{found.package}: the system name '{found.name}' is taken; it is left out", stacklevel=2)
         pipelines = images | pipelines
-    return entries, pipelines
+        published = weights | published
+    return entries, pipelines, published
 
 
-REGISTRY, PIPELINES = _read()
+REGISTRY, PIPELINES, PUBLISHED = _read()
 
 
 def systems_with(capability: type[DepthSystem]) -> list[str]:

@@ -1,14 +1,12 @@
 """Features computed before, by a key of their inputs: those of texts in memory, then on disk.
 
-Files lie in ``$LANGDEPTH_CACHE``, else ``$XDG_CACHE_HOME/langdepth``, else ``~/.cache/langdepth``; any of them may be
-deleted at any time.
+Files lie in the folder of ``utils.cache``; any of them may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -20,19 +18,12 @@ import torch
 from torch import Tensor
 
 from langdepth.errors import LangdepthError
+from langdepth.utils.cache import cache_folder
 from langdepth.utils.files import write_tensors
 from langdepth.utils.tensors import read_safetensors
 
 _IN_MEMORY = 64  # prompt sets; a published one has 7 rows
 _memory: OrderedDict[str, Tensor] = OrderedDict()
-
-
-def cache_folder() -> Path:
-    """Where text features are kept."""
-    own = os.environ.get("LANGDEPTH_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "langdepth"
 
 
 def content_key(*content: Any) -> str:

@@ -30,10 +30,11 @@ from langdepth._version import __version__
 from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_few
 from langdepth.records import Batch
 from langdepth.systems.capabilities import DepthSystem, HasFrozenTrunk, require
-from langdepth.text.cache import add_tensors, cache_folder, content_key, keep, read_kept
+from langdepth.text.cache import add_tensors, content_key, keep, read_kept
 from langdepth.training.loaders import TrainingSet
 from langdepth.training.module import DepthTraining
 from langdepth.training.sampling import Draw
+from langdepth.utils.cache import cache_folder
 from langdepth.utils.tensors import read_safetensors, require_finite
 from langdepth.utils.threads import reading_threads
 

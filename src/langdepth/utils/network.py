@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,11 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 _SECONDS = 5.0
+
+
+def offline_stated() -> bool:
+    """Whether the environment variable HF_HUB_OFFLINE, which all downloads follow, forbids them."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
 
 
 def unreachable(url: str, seconds: float = _SECONDS) -> str | None:

@@ -21,6 +21,7 @@ from langdepth.utils.arguments import checked
 from langdepth.utils.devices import move
 from langdepth.utils.files import real_path
 from langdepth.utils.reading import file_sha256
+from langdepth.weights import fetch
 from langdepth.weights.files import fill, read, stated
 from langdepth.weights.hub import WEIGHTS_FILE, download
 
@@ -171,7 +172,7 @@ def locate(name: str, offline: bool | None = None) -> tuple[Path, str, str]:
     Raises UsageError and CheckpointError as ``load`` does.
     """
     if name in registry.REGISTRY:
-        return _packaged(name)
+        return _by_name(name, offline)
     if not name:
         raise UsageError("the name of the system is empty; give one of 'langdepth systems', a file or a hub id")
     path = Path(name).expanduser()
@@ -199,8 +200,11 @@ def locate(name: str, offline: bool | None = None) -> tuple[Path, str, str]:
     return path, name, stored if re.fullmatch(r"[0-9a-f]{64}", stored) else ""
 
 
-def _packaged(name: str) -> tuple[Path, str, str]:
+def _by_name(name: str, offline: bool | None) -> tuple[Path, str, str]:
     record = registry.entry(name).weights
+    if record is None and name in registry.PUBLISHED:
+        path, sha256 = fetch.located(name, offline)
+        return path, name, sha256
     if record is None:
         raise CheckpointError(
             f"the system '{name}' has no trained weights in the package: give a .safetensors file (from "

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from langdepth.config import to_mapping
 from langdepth.errors import CheckpointError, LangdepthError, first_line
 from langdepth.utils.arguments import checked
 from langdepth.utils.files import temporary_folder
-from langdepth.utils.network import hub_or_cache
+from langdepth.utils.network import hub_or_cache, offline_stated
 from langdepth.weights.card import Storable, model_card
 from langdepth.weights.files import facts_to_store, write, write_text
 
@@ -63,7 +62,7 @@ def download(repo: str, revision: str | None, offline: bool | None, file: str = 
     from huggingface_hub import constants, errors
 
     if offline is None:
-        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+        offline = offline_stated()
     at = f"{repo}@{revision}" if revision else repo
     try:
         with hub_or_cache():

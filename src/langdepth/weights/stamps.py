@@ -10,6 +10,7 @@ from typing import Any
 
 from langdepth.systems import registry
 from langdepth.utils.files import file_stamp
+from langdepth.weights import published
 
 
 def system_stamp(name: str | Path) -> tuple[Any, ...]:
@@ -21,7 +22,8 @@ def system_stamp(name: str | Path) -> tuple[Any, ...]:
     cls, _, weights = str(name).partition("@")
     own = registry.OWN_CLASS.fullmatch(cls) is not None and not os.path.exists(name)
     if str(name) in registry.REGISTRY and not own:
-        return (str(name),)
+        known = published.fetched(str(name)) if str(name) in registry.PUBLISHED else None
+        return (str(name),) if known is None else (str(name), known.sha256)
     path = os.path.expanduser(weights if own else name)
     files = sorted(Path(path).glob("*.safetensors")) if os.path.isdir(path) else [path]
     found: list[Any] = [file_stamp(file) for file in files if os.path.isfile(file)] or [str(name)]

@@ -1,0 +1,194 @@
+"""Published weights onto this machine: downloaded, checked, converted in another process, kept. Imports no torch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from subprocess import DEVNULL, run
+
+from langdepth.errors import CheckpointError, MissingCheckpointError, UsageError, missing_package
+from langdepth.systems.card import PublishedRecord
+from langdepth.systems.registry import REGISTRY
+from langdepth.utils.downloads import DownloadError, download
+from langdepth.utils.files import atomic_path, locked, not_the_file_itself
+from langdepth.utils.network import offline_stated
+from langdepth.utils.reading import file_sha256
+from langdepth.weights import published
+from langdepth.weights.published import Fetched, fetched, folder, record
+
+MOST_BYTES = 8 << 30
+DRIVE = "https://drive.google.com/uc?export=download&id={}"
+_YES = {"1", "true", "yes", "on"}
+
+Agree = Callable[[str], None]
+"""Gets the line that says what is fetched, how large, from where and under which licence; raises to refuse."""
+
+
+def located(name: str, offline: bool | None = None) -> tuple[Path, str]:
+    """The fetched weights of a system and their sha256; LANGDEPTH_DOWNLOAD=1 fetches them now.
+
+    Raises:
+        CheckpointError: They are not here, or cannot be fetched.
+    """
+    known = fetched(name)
+    if known is None or not (folder(name) / known.file).is_file():
+        if not asked_by_environment():
+            found = record(name)
+            raise MissingCheckpointError(
+                f"the weights of '{name}' are not on this machine: 'langdepth weights get {name}' fetches them from "
+                f"{found.source} (licence: {found.licence}), --download or LANGDEPTH_DOWNLOAD=1 where they are needed; "
+                "or give a .safetensors file instead"
+            )
+        get(name, logging.getLogger("langdepth").warning, offline=offline)
+        known = fetched(name)
+        assert known is not None
+    return folder(name) / known.file, known.sha256
+
+
+def asked_by_environment() -> bool:
+    """Whether LANGDEPTH_DOWNLOAD asks for published weights to be fetched where they are needed."""
+    return os.environ.get("LANGDEPTH_DOWNLOAD", "").lower() in _YES
+
+
+def get(
+    name: str,
+    agree: Agree,
+    *,
+    mirror: str | None = None,
+    offline: bool | None = None,
+    file: Path | None = None,
+    clip_weights: str | None = None,
+) -> Path:
+    """The file of published weights, fetched and converted unless that was done before.
+
+    Args:
+        name: Of the weights, see ``langdepth weights list``.
+        agree: Called before anything is downloaded.
+        mirror: Fetch MIRROR/NAME/FILE instead; without it LANGDEPTH_MIRROR counts.
+        offline: Use no network; the default follows HF_HUB_OFFLINE.
+        file: The authors' file, which was fetched in another way.
+        clip_weights: CLIP weights for a conversion that needs them, instead of open_clip's download.
+
+    Raises:
+        UsageError: For an unknown name, and where a package is missing that the conversion needs.
+        LangdepthError: The file cannot be fetched, is not the one that was fetched before, or cannot be converted.
+    """
+    found = record(name)
+    if found.open_clip is not None:
+        return _from_open_clip(name, found, agree)
+    if published.is_here(name) and published.verify(name) is None:
+        return published.file_of(name)
+    if name in REGISTRY and find_spec("torch") is None:
+        raise UsageError(f"{name}: is converted once, and {missing_package(ImportError(name='torch'))}")
+    if file is None and (offline_stated() if offline is None else offline):
+        raise MissingCheckpointError(
+            f"{name}: is not on this machine and no network may be used; fetch {found.file} from {found.source} on "
+            f"another one and give it with 'langdepth weights get {name} --file FILE'"
+        )
+    with locked(folder(name)):
+        return _fetch(name, found, agree, mirror, file, clip_weights)
+
+
+def _fetch(
+    name: str, found: PublishedRecord, agree: Agree, mirror: str | None, file: Path | None, clip_weights: str | None
+) -> Path:
+    known = fetched(name)
+    target = folder(name) / found.file
+    source = str(file) if file is not None else _download(name, found, target, agree, mirror)
+    theirs = file or target
+    sha256 = _checked(name, theirs, found, known)
+    if name in REGISTRY:
+        made = folder(name) / f"{name}.safetensors"
+        _convert(name, theirs, made, found, clip_weights)
+        target.unlink(missing_ok=True)
+    else:
+        made = target
+        if file is not None:
+            with atomic_path(made) as temporary:
+                shutil.copyfile(file, temporary)
+    date = known.date if known else time.strftime("%Y-%m-%d")
+    now = Fetched(file=made.name, sha256=file_sha256(made), published_sha256=sha256, source=source, date=date)
+    published.remember(name, now)
+    return made
+
+
+def _download(name: str, found: PublishedRecord, target: Path, agree: Agree, mirror: str | None) -> str:
+    """Download the authors' file; returns its address."""
+    mirror = mirror or os.environ.get("LANGDEPTH_MIRROR")
+    at_drive = mirror is None and found.google_drive is not None
+    source = f"{mirror.rstrip('/')}/{name}/{found.file}" if mirror else found.source
+    address = DRIVE.format(found.google_drive) if at_drive else source
+
+    def begin(size: int | None) -> None:
+        amount = "of a size that the server does not state" if size is None else f"{size / 1e6:,.1f} MB"
+        agree(f"{name}: {found.file}, {amount}, from {source}, licence: {found.licence}")
+
+    try:
+        if not target.is_file():  # left by a conversion that failed
+            download(address, target, limit=MOST_BYTES, begin=begin, form=at_drive)
+    except DownloadError as error:
+        raise DownloadError(
+            f"{error}; or fetch {found.file} in a browser from {found.source} and give it with 'langdepth weights get "
+            f"{name} --file FILE'"
+        ) from None
+    return source
+
+
+def _checked(name: str, path: Path, found: PublishedRecord, known: Fetched | None) -> str:
+    """The sha256 of the authors' file. Raises CheckpointError where it is another file than is known."""
+    try:
+        other, sha256 = not_the_file_itself(path), file_sha256(path)
+    except FileNotFoundError:
+        raise MissingCheckpointError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    if other is not None:
+        raise CheckpointError(f"{path}: {other}")
+    expected = found.sha256 or (known.published_sha256 if known else sha256)
+    if sha256 == expected:
+        return sha256
+    if path.parent == folder(name):
+        path.unlink()
+    since = f"recorded on {known.date}" if known and not found.sha256 else "known"
+    advice = f"; if the authors published other weights, remove {folder(name)}" if not found.sha256 else ""
+    raise CheckpointError(
+        f"{name}: {found.file} is another file than before: its sha256 is {sha256[:12]}..., {since} is "
+        f"{expected[:12]}...{advice}"
+    )
+
+
+def _convert(name: str, source: Path, out: Path, found: PublishedRecord, clip_weights: str | None) -> None:
+    """``langdepth convert`` in a process of its own, so that a file of others never meets what this one holds."""
+    clip = clip_weights or found.clip_weights
+    clip = str(Path(clip).absolute()) if clip and Path(clip).exists() else clip
+    command = [sys.executable, "-m", "langdepth", "convert", str(source.absolute()), "--system", name]
+    command += ["--out", out.name, "--licence", found.licence, *(("--clip-weights", clip) if clip else ())]
+    done = run(  # there, and not in a folder whose modules would be imported
+        command, cwd=out.parent, capture_output=True, text=True, errors="replace", stdin=DEVNULL
+    )
+    said = [line.removeprefix("langdepth convert: ") for line in done.stderr.splitlines()]
+    if done.returncode:
+        why = said[-1] if said else f"exit code {done.returncode}"
+        kept = f"; the file is kept, remove {source} to fetch it again" if source.parent == out.parent else ""
+        raise CheckpointError(f"{name}: {found.file} cannot be converted: {why}{kept}")
+    for line in said:
+        if line.startswith("warning: "):
+            warnings.warn(line.removeprefix("warning: "), stacklevel=2)
+
+
+def _from_open_clip(name: str, found: PublishedRecord, agree: Agree) -> Path:
+    path = published.of_open_clip(str(found.open_clip))
+    if path is not None:
+        return path
+    from langdepth.backbones.clip_download import fetch, published_record
+
+    architecture, _, tag = str(found.open_clip).partition("/")
+    agree(f"{name}: of a size that the server states later, from {found.source}, licence: {found.licence}")
+    return fetch(architecture, tag, published_record(str(found.open_clip)))[0]
