@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,51 @@ def test_predict_with_own_words_bins_and_scenes(run: Run, clip: dict[str, Tensor
     refused(run(*base, "--scene", "hall"), 2, "takes no scene")
     refused(run(*base, "--text", "a hall"), 2, "takes no sentence")
     refused(run(*base, "--overlay", "photo.png"), 2, "takes no overlay")
+
+
+def test_a_prompt_file_means_the_same_in_every_command(run: Run, clip: dict[str, Tensor], rooms: Path) -> None:
+    write_state_dict(clip, Path("clip.pt"))
+    Path("own.yaml").write_text("words: [near, middling, far]\nbin_centers: [5, 6, 7]\n")
+    plain = ("--clip-weights", "clip.pt")
+    own = (*plain, "--prompts", "own.yaml")
+    image = sorted(rooms.rglob("*.jpg"))[0]
+
+    assert run("predict", str(image), "--system", "depthclip", *own, "--save", "npy")[0] == 0
+    predicted = np.load(f"depth/{image.stem}.npy")
+    assert 5 <= predicted.min() <= predicted.max() <= 7
+    assert (
+        run("convert", "clip.pt", "--system", "depthclip", "--prompts", "own.yaml", "--out", "own.safetensors")[0] == 0
+    )
+    assert run("predict", str(image), "--system", "own.safetensors", "--save", "npy", "--out", "again")[0] == 0
+    np.testing.assert_array_equal(np.load(f"again/{image.stem}.npy"), predicted)
+
+    evaluate = ("evaluate", "--root", str(rooms), "--protocol", "full", "--limit", "1", "--out")
+    assert run(*evaluate, "own.json", "--system", "depthclip", *own, "--save", "npy")[0] == 0
+    assert all(np.load(path).min() >= 5 for path in Path("own_maps").rglob("*.npy"))
+    rows = [{"system": "depthclip", "clip_weights": "clip.pt", "prompts": "own.yaml", "name": "own"}]
+    rows.append({"system": "own.safetensors"})
+    data = [{"root": str(rooms), "protocols": ["full"], "limit": 1}]
+    Path("matrix.yaml").write_text(yaml.safe_dump({"systems": rows, "data": data}))
+    assert run("benchmark", "matrix.yaml", "--out", "matrix")[0] == 0
+    means = [json.loads(Path("own.json").read_text())["image_mean"]]
+    means += [cell["ours"]["image_mean"] for cell in json.loads(Path("matrix/matrix.json").read_text())]
+    assert means[0] == means[1] == means[2]
+
+    code, out, _ = run("prompts", str(image), "--system", "depthclip", *own)
+    assert (code, "middling" in out) == (0, True)
+    section = {"out": "run", "epochs": 1, "max_steps": 1}
+    system = {"name": "clip-adapter", "prepare": {"clip_weights": "clip.pt"}}
+    recipe = {"system": system, "data": {"root": str(rooms)}, "train": section}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    train = ("train", "--config", "recipe.yaml", "--prompts", "own.yaml")
+    code, _, err = run(*train)
+    assert code == 0, err
+    assert checkpoint.load("run/last.safetensors").config.prompts.words == ("near", "middling", "far")
+
+    refused(run(*train, "--system.name", "eigen"), 2, "'eigen' has no distance words")
+    refused(run("convert", "clip.pt", "--system", "eigen", "--words", "a,b", "--out", "x.safetensors"), 2, "eigen")
+    finished = ("--predictions", "own_maps", "--prompts", "own.yaml")
+    refused(run(*evaluate, "x.json", *finished), 2, "--prompts is for systems")
 
 
 def test_wrong_weights_are_one_line(run: Run, clip: dict[str, Tensor]) -> None:

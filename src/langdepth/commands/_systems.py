@@ -6,13 +6,33 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from langdepth.errors import UsageError
+from langdepth.text.prompts import read_changes
 
 
 @dataclass(frozen=True, kw_only=True)
-class SystemOptions:
+class WordOptions:
+    """Distance words of one's own, for systems that compare with such words.
+
+    Args:
+        prompts: A published prompt set, for example depthclip-bins-3, or a YAML file with words, bin_centers, templates
+            and, where they differ, scenes (docs/words.md).
+    """
+
+    prompts: str | None = None
+    words: str | None = None
+    bins: str | None = None
+
+    @cached_property
+    def changes(self) -> dict[str, Any]:
+        """What ``prompts``, ``words`` and ``bins`` state. Raises UsageError."""
+        return read_changes(self.prompts, self.words, self.bins)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemOptions(WordOptions):
     """Which system.
 
     Args:

@@ -33,8 +33,9 @@ def benchmark(
 
     Args:
         matrix: A YAML file with the keys data (a list of root, data, split, source, limit, captions, without_caption,
-            trust_unit, protocols, alignment, name) and systems (names, or records of system, clip_weights, depth_kind,
-            predictions, prediction_scale, name; all systems without it). docs/evaluate.md has an example.
+            trust_unit, protocols, alignment, name) and systems (names, or records of system, clip_weights, prompts,
+            base, depth_kind, predictions, prediction_scale, name; all systems without it). docs/evaluate.md has an
+            example.
         out: Folder of the tables and of the cells' reports.
     """
     from langdepth.evaluation.matrix import read_matrix, run_matrix

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from langdepth.commands import _parse
+from langdepth.commands._systems import WordOptions
 from langdepth.errors import UsageError
 
 EXAMPLE = """\
@@ -22,7 +23,13 @@ def main(arguments: Sequence[str]) -> int:
     plain, overrides = _parse.split_overrides(arguments)
 
     def convert(
-        checkpoint: Path, *, system: str, out: Path, licence: str | None = None, clip_weights: str | None = None
+        checkpoint: Path,
+        *,
+        system: str,
+        out: Path,
+        licence: str | None = None,
+        clip_weights: str | None = None,
+        own: WordOptions,
     ) -> None:
         """Convert a checkpoint of a system's authors, or CLIP weights for a zero-shot system, to one .safetensors.
 
@@ -34,6 +41,7 @@ def main(arguments: Sequence[str]) -> int:
             out: The .safetensors file to write, which "langdepth predict --system" takes.
             licence: The terms of the weights, which the file will state.
             clip_weights: A CLIP model, for checkpoints without the features of their words (mde-clip, mde-clip-unet).
+            own: Words of one's own.
         """
         from langdepth.systems import registry
 
@@ -44,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         from langdepth.weights.convert import convert as run
 
         options = {key.removeprefix("options."): value for key, value in overrides.items()}
+        options = registry.with_prompts(system, options, own.changes)
         done = run(checkpoint, system, out, options, licence=licence, clip_weights=clip_weights)
         print(f"used: {len(done.used)} tensors")
         print(f"ignored: {_listed(done.ignored)}")

@@ -78,7 +78,9 @@ class Evaluated(SystemOptions):
 
     def __post_init__(self) -> None:
         finished = self.predictions is not None
-        require_use(not finished, FINISHED, system=self.system, clip_weights=self.clip_weights, base=self.base)
+        given = {"system": self.system, "clip_weights": self.clip_weights, "base": self.base}
+        given |= {"prompts": self.prompts, "words": self.words, "bins": self.bins}
+        require_use(not finished, FINISHED, **given)
         advice = "is for --predictions; systems state their own unit"
         require_use(finished, advice, prediction_scale=self.prediction_scale)
 
@@ -93,7 +95,13 @@ class Evaluated(SystemOptions):
         self.fetch_weights()
         if sys.stderr.isatty():
             print(f"loading {', '.join(names)}", file=sys.stderr)
-        return load(names, clip_weights=self.clip_weights, base=self.base_system, depth_kind=self.depth_kind)
+        return load(
+            names,
+            clip_weights=self.clip_weights,
+            prompts=self.changes,
+            base=self.base_system,
+            depth_kind=self.depth_kind,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from langdepth.commands._parse import images_in, run
+from langdepth.commands._systems import WordOptions
 from langdepth.errors import UsageError
 
 EXAMPLE = """\
@@ -27,6 +28,7 @@ def export(
     check: Path | None = None,
     int8: Path | None = None,
     clip_weights: str | None = None,
+    own: WordOptions,
 ) -> None:
     """Write a system as one file that takes bytes of any size and gives metres at that size, without langdepth.
 
@@ -40,6 +42,7 @@ def export(
         check: A folder of images to compare on; without it one photograph of the package.
         int8: Compute convolutions in whole numbers of 8 bits, whose ranges follow from the images in this folder.
         clip_weights: CLIP weights for systems that stand on them, see "langdepth predict --help".
+        own: Words of one's own.
     """
     photos, calibration = images_in(check, "--check"), images_in(int8, "--int8")
     try:
@@ -51,7 +54,7 @@ def export(
         if error.name not in ("onnx", "torch"):
             raise
         raise UsageError("this needs torch and onnx: pip install 'langdepth[torch,export]'") from None
-    done = exporting.export(load(system, clip_weights=clip_weights), to, out, photos, calibration)
+    done = exporting.export(load(system, clip_weights=clip_weights, prompts=own.changes), to, out, photos, calibration)
     for name, shape in (*done.inputs.items(), *done.outputs.items()):
         print(f"{'input ' if name in done.inputs else 'output'} {name}: {shape}")
     sides = done.network_size

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +25,6 @@ from langdepth.prediction.inputs import STDIN, find_images
 from langdepth.prediction.names import unique_names
 from langdepth.prediction.options import Precision, PredictOptions
 from langdepth.records import Runtime, WithoutCaption
-from langdepth.text.prompts import read_changes
 from langdepth.utils.files import LONGEST_NAME
 
 if TYPE_CHECKING:
@@ -57,19 +55,9 @@ class PredictSystem(SystemOptions):
             depth up to a factor, or disparity (the larger the nearer; what maps are taken for). Only metres are written
             as metres.
         runtime: What computes it: torch, onnx or openvino; auto takes the fastest of those that are installed and can.
-        prompts: A published prompt set, for example depthclip-bins-3, or a YAML file with words, bin_centers, templates
-            and, where they differ, scenes.
     """
 
     runtime: Runtime = "auto"
-    words: str | None = None
-    bins: str | None = None
-    prompts: str | None = None
-
-    @cached_property
-    def changes(self) -> dict[str, Any]:
-        """What ``prompts``, ``words`` and ``bins`` state. Raises UsageError."""
-        return read_changes(self.prompts, self.words, self.bins)
 
     def facts(self) -> list[Any]:
         """What its depth depends on beside ``changes``."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from langdepth.commands._parse import require_use, run
-from langdepth.text.prompts import read_changes
+from langdepth.commands._systems import WordOptions
 
 EXAMPLE = """
 langdepth prompts photo.jpg --clip-weights RN50.pt --swap far=distant --out words
@@ -23,9 +23,7 @@ def prompts(
     *,
     system: str = "depthclip",
     clip_weights: str | None = None,
-    prompts: str | None = None,
-    words: str | None = None,
-    bins: str | None = None,
+    own: WordOptions,
     scene: str | None = None,
     swap: str | None = None,
     out: str = "words",
@@ -39,12 +37,12 @@ def prompts(
     Args:
         image: The image file.
         system: A system that compares with distance words: registry name, .safetensors file or hub id.
-        prompts: A published prompt set, for example depthclip-words-2, or a YAML file.
+        own: Words of one's own.
         scene: A scene for which the prompt set has its own words or bins.
         swap: Words to swap with others, each on its own, with commas: far=distant,giant=huge.
         out: Folder for the results.
     """
-    changes = read_changes(prompts, words, bins)
+    changes = own.changes
 
     from langdepth.evaluation import workbench
     from langdepth.systems.registry import list_systems
@@ -59,9 +57,9 @@ def prompts(
     print("\n".join(maps.table()))
     print(f"depth {maps.depth.min():.2f} / {maps.depth.mean():.2f} / {maps.depth.max():.2f} m (min / mean / max)")
     swaps = {}
-    own = loaded.config.prompts.words
+    before = loaded.config.prompts.words
     for asked in swap.split(",") if swap else []:
-        loaded.use_prompts(workbench.swapped(own, asked), clip_weights)
+        loaded.use_prompts(workbench.swapped(before, asked), clip_weights)
         swaps[asked] = workbench.word_maps(loaded, encoded, scene)
         print(f"{asked}: {workbench.difference(maps, swaps[asked])}")
     for path in workbench.write_workbench(maps, swaps, out, Path(image).stem):

@@ -38,6 +38,7 @@ from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import HasFrozenTrunk, TakesBase
 from langdepth.text.cache import add_tensors
+from langdepth.text.prompts import read_changes
 from langdepth.utils.arguments import checked
 from langdepth.utils.files import locked, write_json
 from langdepth.utils.reading import read_text
@@ -50,11 +51,13 @@ _MOST_BYTES = 100_000_000  # of a cell's report
 @dataclass(frozen=True, kw_only=True)
 class MatrixSystem:
     """A row. ``system``: registry name, weights file, hub id or ``transformers:FOLDER``; or, instead of it,
-    ``predictions``: a folder of finished depth maps with one subfolder per data set, called like it in the matrix."""
+    ``predictions``: a folder of finished depth maps with one subfolder per data set, called like it in the matrix.
+    ``prompts``: a published prompt set, or a YAML file, for systems that compare with distance words."""
 
     system: str = ""
     name: str = ""
     clip_weights: str | None = None
+    prompts: str | None = None
     base: str | None = None
     depth_kind: ScaleKind | None = None
     predictions: Path | None = None
@@ -148,8 +151,9 @@ def read_matrix(path: Path) -> Matrix:
             raise UsageError(f"{path}: '{row.label}' needs either system or predictions")
         if row.predictions is None and row.prediction_scale is not None:
             raise UsageError(f"{path}: '{row.label}' is a system; prediction_scale is for predictions, leave it out")
-        if row.predictions is not None and row.clip_weights is not None:
-            raise UsageError(f"{path}: '{row.label}' are predictions; clip_weights is for systems, leave it out")
+        for key in ("clip_weights", "prompts"):
+            if row.predictions is not None and getattr(row, key) is not None:
+                raise UsageError(f"{path}: '{row.label}' are predictions; {key} is for systems, leave it out")
     for data in matrix.data:
         data.rules()  # wrong names are known before the work
     return matrix
@@ -342,7 +346,13 @@ def _loaded(row: MatrixSystem) -> System | LangdepthError | None:
     try:
         if row.predictions:
             return None
-        return checkpoint.load(row.system, clip_weights=row.clip_weights, base=row.base, depth_kind=row.depth_kind)
+        return checkpoint.load(
+            row.system,
+            clip_weights=row.clip_weights,
+            prompts=read_changes(row.prompts),
+            base=row.base,
+            depth_kind=row.depth_kind,
+        )
     except Exception as error:
         return cause(error)
 

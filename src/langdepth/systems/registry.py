@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,6 +115,24 @@ def config(name: str, options: dict[str, Any] | None = None) -> Any:
     found = entry(name)
     cls: Any = found.system_class()
     return from_mapping(cls.Config, {**found.preset, **(options or {})}, where="system.options.")
+
+
+def with_prompts(name: str, options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` of a system with other distance words: fields of ``text.prompts.PromptSet`` over its own.
+
+    Raises:
+        UsageError: It has none, or the words do not fit.
+    """
+    from langdepth.config import to_mapping
+    from langdepth.systems.capabilities import TakesPrompts
+    from langdepth.text.prompts import find_prompts
+
+    if not changes:
+        return dict(options)
+    if not issubclass(entry(name).system_class(), TakesPrompts):
+        raise UsageError(f"the system '{name}' {TakesPrompts.lacking}")
+    prompts = find_prompts(config(name, dict(options)).prompts).changed(changes)
+    return {**options, "prompts": to_mapping(prompts)}
 
 
 def build(name: str, options: dict[str, Any] | None = None) -> System:
