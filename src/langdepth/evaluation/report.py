@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from PIL import Image
 
-from langdepth.errors import LangdepthError
 from langdepth.evaluation.plots import plot_error_by_range, plot_medians
 from langdepth.evaluation.tally import Tally
 from langdepth.prediction import viz
 from langdepth.prediction.options import ColorScale
-from langdepth.utils.files import atomic_path, write_json
+from langdepth.utils.files import atomic_path, require_marked, write_json
 from langdepth.utils.png import PNG_TAG, own_png
-from langdepth.utils.reading import open_regular
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,18 +69,6 @@ def _p(value: float | None) -> str:
 
 
 _TEMPLATES.filters |= {"cell": table_cell, "tex": _tex, "number": _number, "p": _p}
-
-
-def require_marked(path: Path, *marks: bytes) -> None:
-    """Raise LangdepthError where ``path`` is somebody else's file: not empty, and none of ``marks`` near its start."""
-    if path.is_file() and path.stat().st_size > 0:
-        with open_regular(path) as file:
-            start = file.read(1 << 16)
-        if any(mark in start for mark in marks):
-            return
-    elif not path.exists() or path.is_file():
-        return
-    raise LangdepthError(f"{path} exists and was not written by langdepth; give another name, or remove it")
 
 
 def require_own_report(out: Path | None, html: Path | None) -> None:

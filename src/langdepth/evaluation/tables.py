@@ -10,8 +10,8 @@ from typing import Any
 from langdepth.errors import printable
 from langdepth.evaluation.comparison import COMPARED, FLIPS, RESAMPLES
 from langdepth.evaluation.metrics import EXTRA_METRICS, METRICS
-from langdepth.evaluation.report import filled_template, require_marked
-from langdepth.utils.files import atomic_path, write_json
+from langdepth.evaluation.report import filled_template
+from langdepth.utils.files import atomic_path, require_marked, write_json
 
 ERRORS = ("accuracy", "completeness")
 """Boundary errors, pixels, of data sets that state true edges, as reports call them."""
