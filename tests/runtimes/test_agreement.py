@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import langdepth
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.prediction.imagination import imagine
+from langdepth.runtimes.facts import FORMAT, KEY, GraphFacts
 from langdepth.runtimes.graph import GraphSystem
+from langdepth.runtimes.trace import OPSET, state_facts
 from langdepth.systems import card
 from langdepth.systems.card import MODELS_FOLDER
 
@@ -114,6 +118,44 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
         langdepth.load(tmp_path / "none.onnx")
     with pytest.raises(CheckpointError, match="is a part of other files"):
         langdepth.load(MODELS_FOLDER / "tiny-words.onnx")
+
+
+def small_graph(path: Path, rank: int, **stated: Any) -> Path:
+    """A file that doubles an input ``image`` of that rank, and states what a system's graph does."""
+    sides = ["batch", 3, "height", "width", "more"][:rank]
+    inputs, outputs = (
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sides)] for name in ("image", "depth")
+    )
+    node = onnx.helper.make_node("Add", ["image", "image"], ["depth"])
+    graph = onnx.helper.make_graph([node], "small", inputs, outputs)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=9)
+    state_facts(model, GraphFacts(kind="network", system="small"))
+    content = json.loads(model.metadata_props[0].value) | stated
+    onnx.helper.set_model_props(model, {KEY: json.dumps(content)})
+    onnx.save(model, path)
+    return path
+
+
+def test_a_file_of_a_newer_format(tmp_path: Path) -> None:
+    newer = small_graph(tmp_path / "newer.onnx", 4, format=FORMAT + 1)
+    with pytest.raises(
+        CheckpointError, match=rf"newer.onnx: its format {FORMAT + 1} is not known .*; update langdepth"
+    ):
+        langdepth.load(newer)
+
+
+@pytest.mark.parametrize("rank", [2, 5])
+def test_a_file_whose_input_has_another_rank(tmp_path: Path, rank: int) -> None:
+    system: Any = langdepth.load(small_graph(tmp_path / "flat.onnx", rank))
+    with pytest.raises(CheckpointError, match=r"flat.onnx: cannot be computed here: .*rank") as caught:
+        system.predict(PHOTO)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 3, 64, 64), (1, 4, 64, 64)])
+def test_an_image_of_another_rank(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=r"images have shape \(.*'tiny' takes \(B, 3, height, width\)"):
+        langdepth.load("tiny")(np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".safetensors"])

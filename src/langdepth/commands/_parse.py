@@ -47,7 +47,8 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
     Raises:
         UsageError: For anything the command line gets wrong.
     """
-    values = vars(build_parser(function, prog, example).parse_args(arguments))
+    parser = build_parser(function, prog, example, described=not {"-h", "--help"}.isdisjoint(arguments))
+    values = vars(parser.parse_args(arguments))
     for name, hint in typing.get_type_hints(function).items():
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             values[name] = hint(**{field.name: values.pop(field.name) for field in dataclasses.fields(hint)})
@@ -101,19 +102,13 @@ class _Parser(ArgumentParser):
         raise UsageError(message.removeprefix("argument "))
 
 
-def build_parser(function: Callable[..., Any], prog: str, example: str) -> ArgumentParser:
-    """The parser that ``run`` uses."""
-    import docstring_parser
-
-    doc = docstring_parser.parse(inspect.getdoc(function) or "")
-    hints = typing.get_type_hints(function).values()
-    kinds = [kind for hint in hints if dataclasses.is_dataclass(hint) for kind in reversed(inspect.getmro(hint))]  # type: ignore[arg-type]
-    params = [param for kind in kinds for param in docstring_parser.parse(kind.__doc__ or "").params]
-    meaning = SHARED | {param.arg_name: param.description or "" for param in (*params, *doc.params)}
+def build_parser(function: Callable[..., Any], prog: str, example: str, *, described: bool = True) -> ArgumentParser:
+    """The parser that ``run`` uses; ``described``: with what only its help shows."""
+    description, meaning = _described(function) if described else (None, {})
     lines = "\n".join(f"  {line.strip()}" for line in example.strip().splitlines())
     parser = _Parser(
         prog=prog,
-        description=doc.description,
+        description=description,
         epilog=f"example:\n{lines}",
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -123,6 +118,17 @@ def build_parser(function: Callable[..., Any], prog: str, example: str) -> Argum
         flag, settings = _argument(parameter, meaning.get(parameter.name, ""))
         parser.add_argument(flag, **settings)
     return parser
+
+
+def _described(function: Callable[..., Any]) -> tuple[str | None, dict[str, str]]:
+    """What the docstrings state of a function and of its parameters."""
+    import docstring_parser
+
+    doc = docstring_parser.parse(inspect.getdoc(function) or "")
+    hints = typing.get_type_hints(function).values()
+    kinds = [kind for hint in hints if dataclasses.is_dataclass(hint) for kind in reversed(inspect.getmro(hint))]  # type: ignore[arg-type]
+    params = [param for kind in kinds for param in docstring_parser.parse(kind.__doc__ or "").params]
+    return doc.description, SHARED | {param.arg_name: param.description or "" for param in (*params, *doc.params)}
 
 
 def _parameters(function: Callable[..., Any]) -> Iterator[inspect.Parameter]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from tqdm import tqdm
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from langdepth._version import __version__
 from langdepth.camera import Camera
@@ -290,14 +288,14 @@ def _write_all(
 ) -> int:
     """Write the results of ``count`` images and print a line for each; returns how many failed."""
     failed, guessed = 0, 0
-    with tqdm(total=count, unit="image", disable=count == 1 or not sys.stderr.isatty()) as bar:
+    with _bar(count) as advance:
         for line in written(results, output, done):
-            bar.update()
+            advance()
             if isinstance(line, LangdepthError):
                 failed += 1
                 _complain(line)
             else:
-                bar.write(printable(line.text))
+                _print(printable(line.text), sys.stdout)
                 guessed += line.camera_guessed
     if guessed:
         _complain(
@@ -305,6 +303,18 @@ def _write_all(
             "--intrinsics for their true shape"
         )
     return failed
+
+
+@contextmanager
+def _bar(count: int) -> Iterator[Callable[[], object]]:
+    """What advances the progress bar; without a bar, tqdm is not imported, which takes as long as predicting."""
+    if count == 1 or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=count, unit="image") as bar:
+        yield bar.update
 
 
 class Line(NamedTuple):
@@ -369,4 +379,11 @@ def _line(job: Job, result: DepthResult) -> str:
 
 
 def _complain(problem: object) -> None:
-    tqdm.write(f"langdepth predict: {problem}", file=sys.stderr)
+    _print(f"langdepth predict: {problem}", sys.stderr)
+
+
+def _print(line: str, file: IO[str]) -> None:
+    """A line above the progress bar, if there is one."""
+    tqdm: Any = sys.modules.get("tqdm")
+    write: Callable[..., object] = print if tqdm is None else tqdm.tqdm.write
+    write(line, file=file)

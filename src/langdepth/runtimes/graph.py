@@ -144,6 +144,9 @@ class GraphSystem(Predicts):
     def __call__(
         self, image: npt.NDArray[Any], text: Any = None, scene: Any = None, **overlay: npt.NDArray[Any]
     ) -> DepthOutput:
+        for view in (image, *overlay.values()):
+            if view.ndim != 4 or view.shape[1] != 3:
+                raise UsageError(f"images have shape {view.shape}; '{self.name}' takes (B, 3, height, width)")
         words = self._words(len(image), text, scene)
         whole = self.graph.facts.kind == "whole"
         views = {"image": image, **overlay}

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from langdepth.parts.bins import expected_depth
-
 
 class ConvNormAct(nn.Sequential):
     """Convolution, BatchNorm, ReLU."""
@@ -91,5 +89,6 @@ class RelativeBins(nn.Module):
         with torch.autocast(pixels.device.type, enabled=False):  # a bfloat16 sum would step by 0.4 %
             widths = widths.softmax(-1)
             centers = torch.cumsum(widths, -1) - widths / 2
-            probs = logits.softmax(1)
-            return expected_depth(probs, centers), centers, probs
+            probs = logits.permute(0, 2, 3, 1).softmax(-1)  # ONNX Runtime moves other axes there and back
+            relative = probs @ centers[:, None, :, None]
+            return relative.permute(0, 3, 1, 2), centers, probs.permute(0, 3, 1, 2)
