@@ -233,15 +233,6 @@ def test_unknown_device(saved: Path) -> None:
     refused(saved, "quantum", error=UsageError, device="quantum")
 
 
-def test_a_folder_as_on_the_hub(toy: System, tmp_path: Path) -> None:
-    folder = toy.save_pretrained(tmp_path / "toy-depth")
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
-    assert json.loads((folder / "config.json").read_text()) == {"system": "toy", "channels": 6, "bias": True}
-    loaded = checkpoint.load(folder)
-    assert loaded.provenance["weights"] == str(folder)
-    assert torch.equal(loaded.get_parameter("last.weight"), toy.get_parameter("last.weight"))
-
-
 # Damaged and foreign files
 
 
@@ -420,37 +411,6 @@ def test_offline_and_not_cached_says_which_file_and_where(hub: FakeHub) -> None:
 def test_hub_errors_are_one_line(hub: FakeHub, kind: type[Exception], word: str) -> None:
     hub.error = hub_error(kind, "refused\nwith details")
     refused("someone/toy@main", "someone/toy@main", word)
-
-
-def test_push_to_hub(toy: System, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen: dict[str, Any] = {}
-
-    class FakeApi:
-        def __init__(self, token: str | None = None) -> None:
-            seen["token"] = token
-
-        def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
-            seen["private"] = private
-            if repo_id == "someone/forbidden":
-                raise hub_error(hub_errors.HfHubHTTPError, "403: not yours")
-            return f"https://hub.test/{repo_id}"
-
-        def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> None:
-            shutil.copytree(folder_path, tmp_path / "uploaded")
-            seen["message"] = commit_message
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
-    assert toy.push_to_hub("someone/toy", token="t", message="first") == "https://hub.test/someone/toy"
-    assert seen == {"token": "t", "private": True, "message": "first"}
-    assert sorted(p.name for p in (tmp_path / "uploaded").iterdir()) == [
-        "README.md",
-        "config.json",
-        "model.safetensors",
-    ]
-    assert 'langdepth.load("someone/toy")' in (tmp_path / "uploaded" / "README.md").read_text()
-    assert checkpoint.load(tmp_path / "uploaded" / "model.safetensors").config == toy.config
-    with pytest.raises(LangdepthError, match=r"someone/forbidden.*403"):
-        toy.push_to_hub("someone/forbidden")
 
 
 @pytest.mark.parametrize("name", ["first.weight", "norm.running_mean"])

@@ -15,6 +15,7 @@ from langdepth.prediction.results import DepthResult
 from langdepth.records import InputSpec
 from langdepth.systems.capabilities import DepthSystem
 from langdepth.text.scenes import scene_rows
+from langdepth.utils.plugins import load_target
 from langdepth.weights.files import save
 from langdepth.weights.hub import push_to_hub, save_pretrained
 
@@ -88,10 +89,29 @@ class System(DepthSystem):
         """Write a self-describing ``.safetensors`` and, beside it, a model card."""
         return save(self, path)
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write a folder with weights, ``config.json`` and model card, as repositories of the hub have them."""
-        return save_pretrained(self, folder)
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None, **options: Any) -> Self:
+        """The system in a folder or repository of the hub that ``save_pretrained`` or ``push_to_hub`` wrote.
+
+        Args:
+            name: Whatever ``langdepth.load`` takes.
+            revision: Branch, tag or commit of a repository of the hub.
+            **options: Of ``weights.checkpoint.load``.
+
+        Raises:
+            UsageError: It is of another class.
+            CheckpointError: For a file that is missing, damaged or does not fit.
+        """
+        load = load_target("langdepth.weights.checkpoint:load", "the reader of weights")  # which knows all systems
+        system = load(f"{name}@{revision}" if revision else name, **options)
+        if not isinstance(system, cls):
+            raise UsageError(f"{name}: holds a {type(system).__name__}, no {cls.__name__}")
+        return system
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
+        """Write a folder as repositories of the hub have them, see ``langdepth.weights.hub.save_pretrained``."""
+        return save_pretrained(self, folder, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload weights and model card to the Hugging Face hub; returns the address."""
+        """Upload it to the Hugging Face hub, see ``langdepth.weights.hub.push_to_hub``; returns the address."""
         return push_to_hub(self, repo_id, **options)

@@ -4,38 +4,69 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from langdepth.config import to_mapping
 from langdepth.errors import CheckpointError, LangdepthError, first_line
 from langdepth.utils.arguments import checked
 from langdepth.utils.files import temporary_folder
 from langdepth.utils.network import hub_or_cache, offline_stated
-from langdepth.weights.card import Storable, model_card
+from langdepth.weights.card import CardOptions, Storable, model_card
 from langdepth.weights.files import facts_to_store, write, write_text
 
 WEIGHTS_FILE = "model.safetensors"
 
 
 @checked
-def save_pretrained(system: Storable, folder: str | Path, *, load_from: str | None = None) -> Path:
+def save_pretrained(system: Storable, folder: str | Path, *, load_from: str | None = None, **card: Any) -> Path:
     """Write a folder with the weights, ``config.json`` and the model card ``README.md``; returns the folder.
 
-    ``load_from``: what the card says to give to ``langdepth.load``; the folder unless given.
+    Args:
+        system: What is written.
+        folder: Where; it is made.
+        load_from: What the card says to give to ``langdepth.load``; the folder unless given.
+        **card: Fields of ``weights.card.CardOptions``: license, license_link, datasets, tags, reports.
+
+    Raises:
+        UsageError: For a report that is none, or of another system; nothing is written.
     """
     folder = Path(folder)
-    facts = facts_to_store(system)
+    options = checked(CardOptions)(**card)
+    facts = facts_to_store(system, options.facts())
+    text = model_card(system, facts, load_from or str(folder), options)
     write(system, folder / WEIGHTS_FILE, facts)
     config = {"system": system.name, **to_mapping(system.config)}
     write_text(folder / "config.json", json.dumps(config, indent=2))
-    write_text(folder / "README.md", model_card(system, facts, load_from or str(folder)))
+    write_text(folder / "README.md", text)
     return folder
 
 
 @checked
 def push_to_hub(
-    system: Storable, repo_id: str, *, private: bool = True, token: str | None = None, message: str = "Upload weights"
+    system: Storable,
+    repo_id: str,
+    *,
+    commit_message: str = "Upload weights",
+    revision: str | None = None,
+    create_pr: bool = False,
+    private: bool = True,
+    token: str | None = None,
+    **card: Any,
 ) -> str:
-    """Upload what ``save_pretrained`` writes to a repository, made if missing; returns its address.
+    """Upload what ``save_pretrained`` writes to a repository, made if missing.
+
+    Args:
+        system: What is uploaded.
+        repo_id: "owner/name".
+        commit_message: Of the commit.
+        revision: The branch, made if missing; the default branch unless given.
+        create_pr: Propose the commit as a pull request instead.
+        private: Whether a repository that is made is private.
+        token: Instead of the one of `hf auth login`.
+        **card: As ``save_pretrained`` takes them.
+
+    Returns:
+        The address of the pull request, or of the repository.
 
     Raises:
         LangdepthError: The hub refused; with its answer.
@@ -43,14 +74,22 @@ def push_to_hub(
     from huggingface_hub import HfApi
 
     with temporary_folder() as folder:
-        save_pretrained(system, folder, load_from=repo_id)
+        save_pretrained(system, folder, load_from=f"{repo_id}@{revision}" if revision else repo_id, **card)
         api = HfApi(token=token)
         try:
             address = api.create_repo(repo_id, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+            if revision is not None and not create_pr:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            done = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+            )
         except Exception as error:  # the hub client raises its own, its transport's and plain value errors
             raise LangdepthError(f"{repo_id}: upload to the hub failed: {first_line(error)}") from error
-    return str(address)
+    return str(done.pr_url if create_pr else address)
 
 
 def download(repo: str, revision: str | None, offline: bool | None, file: str = WEIGHTS_FILE) -> Path:
