@@ -190,7 +190,7 @@ def test_maps_of_another_size_and_of_8_bits_are_refused(tmp_path: Path) -> None:
     Image.fromarray(DISPARITY.astype(np.uint8)).save(tmp_path / "coarse.png")
     for name, message in (
         ("small.npy", "is 2x2, its image 3x2; resize the map"),
-        ("coarse.png", "8 bits hold 256 steps"),
+        ("coarse.png", "holds 8 bits, whose 256 steps are too few"),
         ("none.npy", "no such file"),
     ):
         with pytest.raises(ImageError, match=message):

@@ -28,8 +28,6 @@ from langdepth.utils.images import (
 )
 from langdepth.utils.png import PNG_TAG
 
-_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a TIFF tag, and its value for numbers that count from white to black
-
 
 def read_depth(path: str | Path, scale: float, *, keep_invalid: bool = False) -> npt.NDArray[np.float32]:
     """A depth map (H, W) float32 in metres, 0 where there is no value.
@@ -147,12 +145,15 @@ def _stated_scale(image: Image.Image) -> float | None:
 def _decode_grey_16_bit(image: Image.Image) -> npt.NDArray[np.uint16]:
     check_pixels(*image.size, MAX_PIXELS)
     if image.mode not in GREY_16_BIT:
-        coarse = ": 8 bits hold 256 steps, too few for depth" if image.mode in ("L", "LA", "P", "RGB", "RGBA") else ""
-        raise ImageError(f"a depth map is a 16-bit grey PNG, this one is a {image.format} of mode {image.mode}{coarse}")
+        channels = len(image.getbands())
+        found = f"has {channels} channels" if channels > 1 else f"is of mode {image.mode}"
+        if image.mode in ("L", "P"):
+            found = "holds 8 bits, whose 256 steps are too few for depth"
+        elif image.mode == "F":
+            found = "holds floats, which are read from .npy"
+        raise ImageError(f"a depth map is a 16-bit grey PNG, this {image.format} {found}")
     if getattr(image, "is_animated", False):
         raise ImageError("holds several pages or frames; a depth map is a file of its own")
-    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        raise ImageError("its numbers count from white to black (white is zero); save it with black as zero")
     orientation = 1 if image.format == "TIFF" else exif_of(image)[1]  # Pillow turns a TIFF by itself
     values = _pgm_values(image)
     if values is None:

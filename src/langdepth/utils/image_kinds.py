@@ -26,6 +26,8 @@ _STARTS = {
     b"GIF89a": "GIF",
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
+    b"II+\0\x08\0\0\0": "TIFF",  # with addresses of 64 bits
+    b"MM\0+\0\x08\0\0": "TIFF",
     b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000",
     b"\xff\x4f\xff\x51": "JPEG2000",
     b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",

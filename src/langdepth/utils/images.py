@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
 import os
 import re
@@ -11,7 +10,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,8 +22,9 @@ from langdepth.errors import ImageError, MissingImageError, is_disk_error, is_me
 from langdepth.utils.arguments import checked
 from langdepth.utils.arrays import ArrayError, UnreadArrayError
 from langdepth.utils.files import not_the_file_itself
-from langdepth.utils.image_kinds import HEAD, RAW_REFUSAL, formats, image_kind, refusal
+from langdepth.utils.image_kinds import HEAD, formats, image_kind, refusal
 from langdepth.utils.png import without_broken_metadata
+from langdepth.utils.tiff import require_readable, silence_libtiff, stored_bits, unread_kind
 
 MIN_SIDE = 32
 MAX_PIXELS = 80_000_000  # phones take 50 and 64 megapixels; Pillow warns above 89
@@ -44,7 +43,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_NEW_SUBFILE_TYPE, _SAMPLES, _PLANAR, _DNG_VERSION = 254, 277, 284, 50706  # TIFF tags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +83,8 @@ def read_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
         with decoding(path or "image in memory"):
             if _is_closed(source):
                 raise ImageError("is closed; use it inside its 'with' block")
+            if source.format == "TIFF":
+                require_readable(source)
             return _from_pil(source, path, max_pixels)
     with opened_image(source) as (image, path):
         return _from_pil(image, path, max_pixels)
@@ -104,7 +104,10 @@ def _from_pil(image: Image.Image, path: str, max_pixels: int) -> DecodedImage:
         "path": path,
     }
     if image.mode in GREY_16_BIT or image.mode == "F":
-        return DecodedImage(pixels=_array_to_rgb(integers_as_uint16(np.asarray(image))), **facts)
+        values = integers_as_uint16(np.asarray(image))
+        if image.format == "TIFF" and stored_bits(image) == 12:
+            values = (values.astype(np.uint32) * 65535 // 4095).astype(np.uint16)
+        return DecodedImage(pixels=_array_to_rgb(values), **facts)
     if image.has_transparency_data:
         image = _over_white(image)
     return DecodedImage(pixels=np.asarray(image if image.mode == "RGB" else image.convert("RGB")), **facts)
@@ -296,9 +299,8 @@ def opened_image(source: Any) -> Iterator[tuple[Image.Image, str]]:
         decoding(path or "image in memory"),
         _open_image(stream) as image,
     ):
-        if _is_camera_raw(image):
-            raise ImageError(RAW_REFUSAL)
-        _require_whole(image)
+        if image.format == "TIFF":
+            require_readable(image)
         _require_few_scans(image, stream)
         yield image, path
 
@@ -314,40 +316,15 @@ def _open_image(stream: IO[bytes]) -> Image.Image:
     if image_kind(head) == "PNG":
         stream = without_broken_metadata(stream)
     elif image_kind(head) == "TIFF":
-        _silence_libtiff()
+        silence_libtiff()
     try:
         return Image.open(_without_comments(stream), formats=formats())
     except Image.UnidentifiedImageError:
         kind = image_kind(head)
         if kind is None:
             raise
-        raise ImageError(f"damaged or truncated (begins like a {kind} file)") from None
-
-
-@lru_cache(maxsize=1)
-def _silence_libtiff() -> None:
-    """Without this, libtiff prints a line of its own for every flaw of a file, beside the error that Pillow raises."""
-    with suppress(Exception):  # a Pillow that was built in another way
-        library = ctypes.CDLL(Image.core.__file__)
-        for handler in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
-            handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
-            handler(None)
-
-
-def _is_camera_raw(image: Image.Image) -> bool:
-    """Whether a TIFF is a camera's raw file, whose first image is a small preview of the photo."""
-    tags = getattr(image, "tag_v2", {})
-    return _DNG_VERSION in tags or tags.get(_NEW_SUBFILE_TYPE) == 1
-
-
-def _require_whole(image: Image.Image) -> None:
-    """Raise ImageError for a TIFF whose strips or tiles leave a part of it without pixels, which Pillow makes up."""
-    if image.format == "TIFF":
-        planes = image.tag_v2.get(_SAMPLES, 1) if image.tag_v2.get(_PLANAR) == 2 else 1  # type: ignore[attr-defined]
-        boxes = [box for _, box, *_ in image.tile]  # type: ignore[attr-defined]
-        stored = sum((right - left) * (lower - upper) for left, upper, right, lower in boxes)
-        if stored < planes * image.width * image.height:
-            raise ImageError("damaged or truncated (its strips hold a part of the image only)")
+        reason = unread_kind(stream) if kind == "TIFF" else None
+        raise ImageError(reason or f"damaged or truncated (begins like a {kind} file)") from None
 
 
 def _without_comments(stream: IO[bytes]) -> IO[bytes]:
