@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -141,6 +142,11 @@ def test_predict_fetches_when_it_is_told_to(command: Run, quick: FileServer, pho
     assert code == 0, err
     assert f"{SYSTEM}: iter_40000.pth, " in err
     assert weights_stamp(SYSTEM) != before
+
+
+def test_finished_maps_need_no_download(command: Run, tmp_path: Path) -> None:
+    code, _, err = command("evaluate", "--predictions", tmp_path, "--root", tmp_path, "--out", "r.json", "--download")
+    assert (code, "--download is for systems" in err) == (2, True)
 
 
 def test_the_environment_asks(quick: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,6 +304,41 @@ def test_a_damaged_record(command: Run, server: FileServer, content: str) -> Non
         code, _, err = command("weights", *arguments)
         assert (code, err.count("\n")) == (1, 1)
         assert f"{path}: is damaged" in err
+
+
+def test_a_damaged_record_hides_no_other(command: Run, server: FileServer) -> None:
+    command("weights", "get", FILE)
+    path = published.folder("vgld-t") / "fetched.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    code, out, _ = command("weights", "verify")
+    assert code == 1
+    assert f"vgld-t: {path}: is damaged" in out
+    assert f"{FILE}: unchanged" in out
+    assert command("weights", "list")[0] == 0
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_conversion_that_needs_clip(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    """CLIP's weights are announced with the others, and the process that converts follows ``offline``, too."""
+    calls: list[tuple[list[str], str | None]] = []
+
+    def stopped(command: list[str], env: dict[str, str], **_: Any) -> Any:
+        calls.append((command, env.get("HF_HUB_OFFLINE")))
+        return subprocess.CompletedProcess(command, 1, "", "langdepth convert: no CLIP here\n")
+
+    monkeypatch.setattr(fetch, "run", stopped)
+    lines: list[str] = []
+    options: dict[str, Any] = {"file": tmp_path / "model.pt"} if offline else {"mirror": server.url}
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    for clip in (None, "RN50.pt"):
+        with pytest.raises(CheckpointError, match=r"mde-clip: model.pt cannot be converted: no CLIP here"):
+            fetch.get("mde-clip", lines.append, offline=offline, clip_weights=clip, **options)
+    assert [command[-1] for command, _ in calls] == ["openai", "RN50.pt"]
+    assert {stated for _, stated in calls} == {"1" if offline else None}
+    assert offline or "CLIP's weights by open_clip" in lines[0]
 
 
 def test_a_record_that_leads_out_of_its_folder() -> None:

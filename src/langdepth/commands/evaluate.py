@@ -80,7 +80,7 @@ class Evaluated(SystemOptions):
         finished = self.predictions is not None
         given = {"system": self.system, "clip_weights": self.clip_weights, "base": self.base}
         given |= {"prompts": self.prompts, "words": self.words, "bins": self.bins}
-        require_use(not finished, FINISHED, **given)
+        require_use(not finished, FINISHED, **given, download=self.download or None)
         advice = "is for --predictions; systems state their own unit"
         require_use(finished, advice, prediction_scale=self.prediction_scale)
 

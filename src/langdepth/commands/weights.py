@@ -69,7 +69,7 @@ def table() -> str:
     """All published weights, one line each. Imports no torch."""
     rows = [("name", "here", "what it is", "licence", "source")]
     for name, record in sorted(PUBLISHED.items()):
-        here = "-" if record.open_clip else "yes" if published.is_here(name) else "no"
+        here = "-" if record.open_clip else "yes" if published.is_recorded(name) else "no"
         rows.append((name, here, record.summary, record.licence, record.source))
     return "\n".join(columns(rows))
 
@@ -77,7 +77,7 @@ def table() -> str:
 def _verify(name: str | None) -> int:
     """A line for each; 1 where one has changed."""
     packaged = [system for system, entry in REGISTRY.items() if entry.weights is not None]
-    names = [name] if name is not None else [*packaged, *filter(published.is_here, PUBLISHED)]
+    names = [name] if name is not None else [*packaged, *filter(published.is_recorded, PUBLISHED)]
     failed = False
     for one in names:
         try:

@@ -87,40 +87,41 @@ def get(
         return published.file_of(name)
     if name in REGISTRY and find_spec("torch") is None:
         raise UsageError(f"{name}: is converted once, and {missing_package(ImportError(name='torch'))}")
-    if file is None and (offline_stated() if offline is None else offline):
+    offline = offline_stated() if offline is None else offline
+    if file is None and offline:
         raise MissingCheckpointError(
             f"{name}: is not on this machine and no network may be used; fetch {found.file} from {found.source} on "
             f"another one and give it with 'langdepth weights get {name} --file FILE'"
         )
     with locked(folder(name)):
-        return _fetch(name, found, agree, mirror, file, clip_weights)
+        if file is None:
+            source, theirs = _download(name, found, agree, mirror, clip_weights), folder(name) / found.file
+        else:
+            source, theirs = str(file), file
+        return _keep(name, found, source, theirs, clip_weights, offline)
 
 
-def _fetch(
-    name: str, found: PublishedRecord, agree: Agree, mirror: str | None, file: Path | None, clip_weights: str | None
+def _keep(
+    name: str, found: PublishedRecord, source: str, theirs: Path, clip_weights: str | None, offline: bool
 ) -> Path:
-    known = fetched(name)
-    target = folder(name) / found.file
-    source = str(file) if file is not None else _download(name, found, target, agree, mirror)
-    theirs = file or target
-    sha256 = _checked(name, theirs, found, known)
+    """Check the authors' file, convert it where it is of a system, and record it; returns the file that is kept."""
+    known, sha256 = fetched(name), _checked(name, theirs, found)
+    made = folder(name) / (f"{name}.safetensors" if name in REGISTRY else found.file)
     if name in REGISTRY:
-        made = folder(name) / f"{name}.safetensors"
-        _convert(name, theirs, made, found, clip_weights)
-        target.unlink(missing_ok=True)
-    else:
-        made = target
-        if file is not None:
-            with atomic_path(made) as temporary:
-                shutil.copyfile(file, temporary)
+        _convert(name, theirs, made, found, clip_weights, offline)
+        (folder(name) / found.file).unlink(missing_ok=True)
+    elif theirs != made:
+        with atomic_path(made) as temporary:
+            shutil.copyfile(theirs, temporary)
     date = known.date if known else time.strftime("%Y-%m-%d")
     now = Fetched(file=made.name, sha256=file_sha256(made), published_sha256=sha256, source=source, date=date)
     published.remember(name, now)
     return made
 
 
-def _download(name: str, found: PublishedRecord, target: Path, agree: Agree, mirror: str | None) -> str:
-    """Download the authors' file; returns its address."""
+def _download(name: str, found: PublishedRecord, agree: Agree, mirror: str | None, clip_weights: str | None) -> str:
+    """Download the authors' file into the folder; returns its address."""
+    target = folder(name) / found.file
     mirror = mirror or os.environ.get("LANGDEPTH_MIRROR")
     at_drive = mirror is None and found.google_drive is not None
     source = f"{mirror.rstrip('/')}/{name}/{found.file}" if mirror else found.source
@@ -128,7 +129,10 @@ def _download(name: str, found: PublishedRecord, target: Path, agree: Agree, mir
 
     def begin(size: int | None) -> None:
         amount = "of a size that the server does not state" if size is None else f"{size / 1e6:,.1f} MB"
-        agree(f"{name}: {found.file}, {amount}, from {source}, licence: {found.licence}")
+        clip = (
+            "; CLIP's weights by open_clip, where they are not here" if found.clip_weights and not clip_weights else ""
+        )
+        agree(f"{name}: {found.file}, {amount}, from {source}, licence: {found.licence}{clip}")
 
     try:
         if not target.is_file():  # left by a conversion that failed
@@ -141,8 +145,9 @@ def _download(name: str, found: PublishedRecord, target: Path, agree: Agree, mir
     return source
 
 
-def _checked(name: str, path: Path, found: PublishedRecord, known: Fetched | None) -> str:
+def _checked(name: str, path: Path, found: PublishedRecord) -> str:
     """The sha256 of the authors' file. Raises CheckpointError where it is another file than is known."""
+    known = fetched(name)
     try:
         other, sha256 = not_the_file_itself(path), file_sha256(path)
     except FileNotFoundError:
@@ -164,14 +169,17 @@ def _checked(name: str, path: Path, found: PublishedRecord, known: Fetched | Non
     )
 
 
-def _convert(name: str, source: Path, out: Path, found: PublishedRecord, clip_weights: str | None) -> None:
+def _convert(
+    name: str, source: Path, out: Path, found: PublishedRecord, clip_weights: str | None, offline: bool
+) -> None:
     """``langdepth convert`` in a process of its own, so that a file of others never meets what this one holds."""
     clip = clip_weights or found.clip_weights
     clip = str(Path(clip).absolute()) if clip and Path(clip).exists() else clip
     command = [sys.executable, "-m", "langdepth", "convert", str(source.absolute()), "--system", name]
     command += ["--out", out.name, "--licence", found.licence, *(("--clip-weights", clip) if clip else ())]
+    environment = {**os.environ, **({"HF_HUB_OFFLINE": "1"} if offline else {})}
     done = run(  # there, and not in a folder whose modules would be imported
-        command, cwd=out.parent, capture_output=True, text=True, errors="replace", stdin=DEVNULL
+        command, cwd=out.parent, env=environment, capture_output=True, text=True, errors="replace", stdin=DEVNULL
     )
     said = [line.removeprefix("langdepth convert: ") for line in done.stderr.splitlines()]
     if done.returncode:

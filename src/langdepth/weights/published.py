@@ -98,6 +98,11 @@ def of_open_clip(what: str) -> Path | None:
         return cached(published_record(what))
 
 
+def is_recorded(name: str) -> bool:
+    """Whether weights of that name were fetched once, even where file or record is damaged now."""
+    return (folder(name) / _RECORD).exists()
+
+
 def is_here(name: str) -> bool:
     """Whether weights that langdepth keeps itself were fetched."""
     path = None if PUBLISHED[name].open_clip is not None else _file(name)
