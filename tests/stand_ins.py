@@ -43,7 +43,7 @@ SMALL: dict[str, dict[str, Any]] = {
 def small_networks(monkeypatch: pytest.MonkeyPatch, embed: int = 256) -> None:
     """Let the published names of systems and architectures mean small networks, until the test ends.
 
-    CLIP's RN50 then has embeddings of ``embed`` numbers and ``2 * embed`` channels, Swin and ConvNeXt few blocks;
+    CLIP's ResNets then have embeddings of ``embed`` numbers and ``2 * embed`` channels, Swin and ConvNeXt few blocks;
     sentence encoders are fitted for one epoch. Images keep the published sizes where a published training pipeline
     needs them.
     """
@@ -53,7 +53,7 @@ def small_networks(monkeypatch: pytest.MonkeyPatch, embed: int = 256) -> None:
                 "timm_proj": "mlp", "timm_drop": 0.0, "image_size": 64}  # fmt: skip
     vit = clip.SMALL_ARCHITECTURES["ViT-small"]
     small: dict[str, dict[str, Any]] = {
-        "RN50": {"embed_dim": embed, "vision_cfg": resnet, "text_cfg": text},
+        **{name: {"embed_dim": embed, "vision_cfg": resnet, "text_cfg": text} for name in ("RN50", "RN101")},
         "ViT-B-16": vit,
         "ViT-B-32": {**vit, "vision_cfg": {**vit["vision_cfg"], "patch_size": 32}},
         CONVNEXT: {"embed_dim": 96, "vision_cfg": convnext, "text_cfg": text},

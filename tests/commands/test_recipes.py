@@ -105,6 +105,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("LANGDEPTH_CACHE", str(root / "cache"))
         stand_ins.small_networks(patch)
         stand_ins.clip_archive(root / "RN50.pt")
+        stand_ins.clip_archive(root / "RN101.pt", "RN101")
         stand_ins.clip_archive(root / "ViT-B-16.pt", "ViT-B-16")
         stand_ins.transformers_model("depth_anything", root / "LiheYoung" / "depth-anything-small-hf")
         stand_ins.transformers_model("dpt", root / "Intel" / "dpt-large")

@@ -353,6 +353,7 @@ THINGS: dict[str, Thing] = {
     "photos": photos,
     # weights of others
     "RN50.pt": clip_archive,
+    "RN101.pt": partial(clip_archive, architecture="RN101"),
     "ViT-B-16.pt": partial(clip_archive, architecture="ViT-B-16"),
     "open_clip_model.safetensors": open_clip,
     "open_clip_pytorch_model.bin": open_clip_file,

@@ -32,7 +32,7 @@ NYU_ORDER = ("abs_diff", "delta1", "delta2", "delta3", "abs_rel", "log10", "rmse
 KITTI_ORDER = ("abs_diff", "abs_rel", "sq_rel", "delta1", "delta2", "delta3", "rmse", "rmse_log")
 
 
-def _part(value: Tensor, channels: int = 16) -> Tensor:
+def part(value: Tensor, channels: int = 16) -> Tensor:
     """The sub-sampling of the golden files, (B, C, H, W)."""
     steps = [max(1, side // wanted) for side, wanted in zip(value.shape[1:], (channels, 15, 20), strict=True)]
     return value[:, :: steps[0], :: steps[1], :: steps[2]]
@@ -50,7 +50,7 @@ def _decoder(system: Any, image: Tensor) -> Generator[tuple[str, Any, Tolerance]
     """The trunk, every level's attention and decoder; returns the decoder's map."""
     maps, text = system.maps(image), system.words(len(image))[0]
     for level, features in enumerate(maps, start=1):
-        yield f"feature_map{level}", _part(features), CLOSE
+        yield f"feature_map{level}", part(features), CLOSE
     keys, offsets, _ = system.decoder.attention[0].words(text)
     weights = (maps[-1].flatten(2).mT @ keys.mT + offsets).softmax(-1)
     yield "attention1_weights", weights, CLOSE
@@ -58,7 +58,7 @@ def _decoder(system: Any, image: Tensor) -> Generator[tuple[str, Any, Tolerance]
     found = outputs_of(levels | {f"decoder{level}": up for level, up in enumerate(system.decoder.up, start=1)})
     decoded = system.decoder(maps, text)
     for name, value in found.items():
-        yield name, _part(value), CLOSE
+        yield name, part(value), CLOSE
     return decoded
 
 
@@ -73,9 +73,9 @@ def mde_clip(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | None, c
     yield "mvit_tokens", transformer.tokens(decoded).transpose(0, 1)[::8, :, ::4], CLOSE
     widths, maps = transformer(decoded)
     yield "bin_widths_normed", widths, CLOSE
-    yield "range_attention_maps", _part(maps), CLOSE
+    yield "range_attention_maps", part(maps), CLOSE
     found = system.head(decoded)
-    yield "bin_probs", _part(found.probs, 25), PROBS
+    yield "bin_probs", part(found.probs, 25), PROBS
     yield "bin_edges", found.edges, CLOSE
     for name, value in subsampled(arrays, "depth", system(image).depth):
         yield name, value, DEPTH
@@ -94,7 +94,7 @@ def mde_clip_unet(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | No
     system = official("mde-clip-unet", weights, torch.from_numpy(arrays["text_features"]).T)
     yield from _words(arrays)
     decoded = yield from _decoder(system, image)
-    yield "logit", _part(system.head(decoded)), CLOSE
+    yield "logit", part(system.head(decoded)), CLOSE
     yield from _whole(system(image).depth, SHARP_DEPTH)
 
 
@@ -109,10 +109,10 @@ def mde_clip_refine(arrays: dict[str, np.ndarray], weights: dict[str, Tensor] | 
     yield "prompts1", system.adapters[0](matrix[0]).T, CLOSE
     found = outputs_of({f"conv_block{level}": block for level, block in enumerate(system.blocks)})
     for level, value in enumerate(system.similarities(image, matrix), start=1):
-        yield f"similarity{level}", _part(value), CLOSE
+        yield f"similarity{level}", part(value), CLOSE
     depth = system(image).depth
     for name, value in found.items():
-        yield name, _part(value), CLOSE
+        yield name, part(value), CLOSE
     yield from _whole(depth, SHARP_DEPTH)
 
 

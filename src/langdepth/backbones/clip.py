@@ -155,6 +155,18 @@ class ClipImageTower(nn.Module):
         trunk: Any = self._family.trunk(self, image)
         return self._family.cells(self, trunk, mode), self._family.embedding(self, trunk)
 
+    def pool(self, last: Tensor, *, align_corners: bool) -> Tensor:
+        """The attention pool of the pyramid's last map (B, C, h, w): (B, 1 + h * w, embed_dim), not normalised.
+
+        Every token is a query: the mean of the cells, which gives the embedding of the image, and the cells row by row.
+        ``align_corners``: how positions are resized. Raises UsageError for towers without an attention pool.
+        """
+        self._check_mode("attnpool")
+        attention: Any = self.attnpool
+        tokens = _ModifiedResNet.pool_tokens(attention, last, align_corners)
+        pooled: Tensor = attention.c_proj(_attend(attention, tokens, tokens))
+        return pooled
+
     def _check_mode(self, mode: str) -> None:
         if mode not in self.modes:
             raise UsageError(f"unknown dense mode '{mode}' for {self.architecture}: {nearest(mode, self.modes)}")
@@ -206,23 +218,23 @@ class _ModifiedResNet:
             return last
         pool, cells = tower.attnpool, _as_tokens(last)
         if mode == "attnpool":
-            tokens = self._tokens(pool, last)
+            tokens = self.pool_tokens(pool, last)
             cells = _attend(pool, tokens[:, 1:], tokens)
         elif mode == "value":
             cells = pool.v_proj(cells)
         return _as_map(pool.c_proj(cells), last)
 
     def embedding(self, tower: Any, last: Tensor) -> Tensor:
-        tokens = self._tokens(tower.attnpool, last)
+        tokens = self.pool_tokens(tower.attnpool, last)
         pooled: Tensor = tower.attnpool.c_proj(_attend(tower.attnpool, tokens[:, :1], tokens)[:, 0])
         return pooled
 
     @staticmethod
-    def _tokens(pool: Any, last: Tensor) -> Tensor:
-        """(B, 1 + h * w, C): the mean and the cells, with positions resized bilinearly, corners aligned."""
+    def pool_tokens(pool: Any, last: Tensor, align_corners: bool = True) -> Tensor:
+        """(B, 1 + h * w, C): the mean and the cells, with positions resized bilinearly."""
         cells = _as_tokens(last)
         table = pool.positional_embedding
-        resized = _resize_square(table[1:], last.shape[2:], mode="bilinear", align_corners=True)
+        resized = _resize_square(table[1:], last.shape[2:], mode="bilinear", align_corners=align_corners)
         positions = torch.cat([table[:1], resized]).to(last.dtype)
         tokens = torch.cat([cells.mean(1, keepdim=True), cells], 1)
         return tokens + positions.expand_as(tokens)

@@ -87,18 +87,18 @@ class ClipTextTower(nn.Module):
 
         ``ends`` (N,): the position of each sentence that its feature is read from.
         """
-        text, (sentences, length) = self.transformer, vectors.shape[-3:-1]
+        text, length = self.transformer, vectors.shape[-2]
         x = vectors + text.positional_embedding[:length]
         rows, mask = x.flatten(0, -3), text.attn_mask[:length, :length]
-        ends = ends.repeat(rows.shape[0] // sentences)
+        ends = ends.repeat(rows.shape[0] // ends.shape[0])
         whole = torch.jit.is_tracing()  # a trace would hold the number of parts
         parts = [(rows, ends)] if whole else zip(rows.split(_ADDED_BATCH), ends.split(_ADDED_BATCH), strict=True)
         last = [
-            text.transformer(part, attn_mask=mask)[torch.arange(part.shape[0], device=part.device), end]
+            text.transformer(part, attn_mask=mask).gather(1, end[:, None, None].expand(-1, 1, part.shape[2]))[:, 0]
             for part, end in parts
         ]
         features: Tensor = text.ln_final(torch.cat(last)) @ text.text_projection
-        return features.unflatten(0, x.shape[:-2])
+        return features if x.ndim == 3 else features.unflatten(0, x.shape[:-2])
 
 
 def tokenize(sentences: Sequence[str]) -> Tensor:
