@@ -60,6 +60,7 @@ from tests.stand_ins import (
     swin_classifier,
     transformers_model,
 )
+from tests.systems.test_cabins import official as cabins_tensors
 from tests.systems.test_mde_clip import official as mde_clip_tensors
 from tests.systems.test_prompt_clip import official as prompt_clip_tensors
 from tests.systems.test_scaledepth import as_trained
@@ -288,6 +289,11 @@ def mde_clip_checkpoint(path: Path) -> None:
     torch.save({f"module.{k}": v for k, v in mde_clip_tensors(registry.build("mde-clip")).items()}, path)
 
 
+def cabins_checkpoint(path: Path) -> None:
+    """A file of CaBins' training."""
+    torch.save({"model": cabins_tensors(registry.build("cabins")), "epoch": 24}, path)
+
+
 def prompt_clip_checkpoint(path: Path) -> None:
     """Lightning's last.ckpt of Auty and Mikolajczyk."""
     torch.save({"state_dict": prompt_clip_tensors(registry.build("prompt-clip-256"))}, path)
@@ -397,6 +403,7 @@ THINGS: dict[str, Thing] = {
         adapter_checkpoint, name="clip-coarse-refined", stage="coarse"
     ),
     "model.pt": mde_clip_checkpoint,
+    "CaBins_nyu.pt": cabins_checkpoint,
     "save_dir/best_model/model.pt": mde_clip_checkpoint,
     "last.ckpt": prompt_clip_checkpoint,
     "model-50000-best_rms_0.31700": wordepth_checkpoint,
