@@ -25,9 +25,9 @@ from tests.helpers import FakeSystem
     ("capability", "words", "able"),
     [
         (Imagines, "draws no depth from words; choose another system: wordepth-", {"wordepth-tiny"}),
-        (StandsOnClip, "uses no CLIP weights; leave them out, or choose another system: clip-", {"depthclip"}),
+        (StandsOnClip, "uses no CLIP weights; leave them out, or choose another system: cabins, ", {"depthclip"}),
         (TakesPrompts, "has no distance words or bins to set; leave them out, or choose", {"prompt-clip"}),
-        (ConvertsOfficial, "has no official checkpoint to convert; choose another system: clip-adapter", {"msa"}),
+        (ConvertsOfficial, "has no official checkpoint to convert; choose another system: cabins, ", {"msa"}),
         (HasFrozenTrunk, "has no frozen trunk; choose another", {"few-shot-clip"}),
     ],
 )

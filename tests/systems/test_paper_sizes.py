@@ -31,6 +31,8 @@ PAPERS: dict[str, tuple[dict[str, Any], tuple[int, int], Enlarge]] = {
     "clip-coarse-refined": ({**CLIP, "hidden": 16}, CROPPED, ALIGNED),
     "eigen": ({"hidden": 16}, CROPPED, ALIGNED),
     "msa": (CLIP, CROPPED, ALIGNED),
+    "cabins": (CLIP, NYU, ALIGNED),
+    "cabins-kitti": (CLIP, KITTI, ALIGNED),
     "prompt-clip": (CLIP, NYU, ALIGNED),
     "prompt-clip-kitti": (CLIP, KITTI, ALIGNED),
     "mde-clip": (CLIP, NYU, ALIGNED),
