@@ -97,6 +97,10 @@ def check(examples: Path) -> None:
     code, out, err = command("predict", photo, "--system", "wordepth-tiny", "--samples", "3", "--out", "samples")
     assert code == 0, err
 
+    np.save("map.npy", langdepth.predict(photo).depth / 7)
+    code, out, err = command("scale", "map.npy", "--text", "a desk in an office", "--image", photo, "--out", "metres")
+    assert "m with 67 %" in out, (out, err)
+
     code, out, err = command("bench", "--seconds", "0")
     assert "*  onnx     float32" in out, (out, err)
 

@@ -20,6 +20,7 @@ ROOMS = (
     ("api",),
     ("training",),
     ("evaluation",),
+    ("scaling",),
     ("runtimes",),
     ("data.tools",),
     ("systems",),  # the papers, which only the registry's table names

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from langdepth.camera import Camera
     from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError
     from langdepth.prediction.results import DepthResult
+    from langdepth.scaling.scale import scale
     from langdepth.systems.base import System
     from langdepth.systems.registry import list_systems
 
@@ -32,6 +33,7 @@ _LAZY = {
     "list_systems": "langdepth.systems.registry",
     "load": "langdepth.api",
     "predict": "langdepth.api",
+    "scale": "langdepth.scaling.scale",
 }
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "list_systems",
     "load",
     "predict",
+    "scale",
 ]
 
 

@@ -11,6 +11,7 @@ from langdepth.prediction.predictor import predict_images
 from langdepth.prediction.results import DepthResult
 from langdepth.records import Runtime
 from langdepth.runtimes.opening import load
+from langdepth.scaling.scale import in_metres
 from langdepth.systems.contract import Predicts
 from langdepth.utils.arguments import checked
 from langdepth.weights.stamps import system_stamp
@@ -33,14 +34,18 @@ def predict(
         system: A registry name, weights file or hub id, or a list of them, whose mean is taken (see
             ``langdepth.load``; loaded once, then kept), or a loaded system.
         runtime: What computes a system that is not loaded yet, see ``langdepth.load``.
-        **options: ``device`` is "auto" unless given.
+        **options: ``device`` is "auto" unless given. With ``text``, sentences, the depth of a system that gives
+            relative depth is brought to metres, as ``langdepth.scale`` does it.
     """
     if isinstance(system, str | Path | Sequence):
         options.setdefault("device", "auto")
         names = (str(system),) if isinstance(system, str | Path) else tuple(map(str, system))
         how = (runtime, str(options["device"]), str(options.get("dtype") or "float32"))
         system = _loaded(names, *how, tuple(map(system_stamp, names)))
-    return predict_images(system, images, **options)
+    text = options.get("text")
+    if system.scale_kind == "metric" or text is None:
+        return predict_images(system, images, **options)
+    return in_metres(predict_images(system, images, **options | {"text": None}), text)
 
 
 @lru_cache(maxsize=2)

@@ -21,6 +21,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("langdepth.commands.predict:main", "depth of images and folders"),
     "imagine": ("langdepth.commands.imagine:main", "depth of scenes from words alone, without an image"),
+    "scale": ("langdepth.commands.scale:main", "metres for a relative depth map, from words and known distances"),
     "train": ("langdepth.commands.train:main", "train a system from a recipe"),
     "evaluate": ("langdepth.commands.evaluate:main", "score a system on a data set under a named protocol"),
     "benchmark": ("langdepth.commands.benchmark:main", "several systems on several data sets, one table"),

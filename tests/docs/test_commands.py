@@ -45,6 +45,7 @@ HELP: dict[tuple[str, ...], tuple[str, ...]] = {
     ("convert",): ("RN50.pt", "best.pth", "model.pt", "coarse.pth"),
     ("export",): ("photos", "RN50.pt"),
     ("weights",): ("vgld_midas-1_nk_t.pth",),
+    ("scale",): ("map.png", "map.npy", "photo.jpg"),
     ("scenes",): ("open_clip_model.safetensors",),
     ("data list",): ("nyu",),
     ("data prepare",): ("nyu_depth_v2_labeled.mat",),

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from langdepth.backbones.clip_weights import find_clip_weights
+from langdepth.camera import Camera
 from langdepth.data.sets import kitti, nyu
 from langdepth.data.tools.sample import write_sample
 from langdepth.runtimes import bench
@@ -350,6 +352,17 @@ def scale_head(path: Path, name: str, names: Mapping[str, str]) -> None:
     torch.save({back[f"{key.partition('.')[0]}."] + key.partition(".")[2]: value for key, value in own}, path)
 
 
+def floor_and_wall() -> npt.NDArray[np.float32]:
+    """Depth of a floor 1.5 m below the camera and a wall 6 m away, 640x480, of 60 degrees across the width."""
+    below = (np.arange(480) - 239.5) / Camera.from_fov(60, 640, 480).fy
+    return np.repeat(np.minimum(1.5 / np.maximum(below, 1e-6), 6)[:, None], 640, 1).astype(np.float32)
+
+
+def relative_png(path: Path) -> None:
+    """A relative map, 16 bits."""
+    Image.fromarray((floor_and_wall() * 10000).astype(np.uint16)).save(path)
+
+
 THINGS: dict[str, Thing] = {
     # photos
     "photo.jpg": photo,
@@ -357,6 +370,9 @@ THINGS: dict[str, Thing] = {
     "b.jpg": photo,
     "overlay.jpg": photo,
     "photos": photos,
+    # relative maps
+    "map.png": relative_png,
+    "map.npy": lambda path: np.save(path, 1 / floor_and_wall()),
     # weights of others
     "RN50.pt": clip_archive,
     "RN101.pt": partial(clip_archive, architecture="RN101"),

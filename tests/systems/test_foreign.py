@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+import langdepth
 from langdepth import cli
 from langdepth.errors import UsageError
+from langdepth.prediction.results import DepthResult
 from langdepth.weights.checkpoint import load
 from langdepth.weights.stamps import system_stamp
 from tests.stand_ins import transformers_model
@@ -105,6 +108,21 @@ def test_options_without_a_use_are_refused(models: Path, options: dict[str, Any]
 def test_words_are_refused(models: Path) -> None:
     with pytest.raises(UsageError, match="takes no words"):
         load(f"transformers:{models / 'glpn'}").predict(models / "photo.png", text="a kitchen")
+
+
+def test_words_give_metres_to_disparity(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo, name = str(models / "photo.png"), f"transformers:{models / 'depth_anything'}"
+    line = ["predict", photo, "--system", name, "--text", "a kitchen with a sink", "--save", "kitti16,npz"]
+    assert cli.main([*line, "--out", str(tmp_path)]) == 0
+    assert " m (min / median / max)" in capsys.readouterr().out
+    with np.load(tmp_path / "photo.npz") as file:
+        facts = json.loads(str(file["metadata"]))
+    assert facts["scale_kind"] == "metric"
+    assert facts["provenance"]["scale"]["from"] == ["words"]
+    result = langdepth.predict(photo, name, text="a kitchen with a sink")
+    assert isinstance(result, DepthResult)
+    assert result.scale_kind == "metric"
+    assert result.provenance["scale"] == facts["provenance"]["scale"]
 
 
 def test_a_changed_model_is_another_one(models: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from langdepth.camera import Camera, parse_intrinsics
 from langdepth.commands._parse import require_use
 from langdepth.errors import UsageError
 from langdepth.prediction.options import ColorScale, read_formats, writer_options
+
+if TYPE_CHECKING:
+    from langdepth.prediction.results import DepthResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,3 +94,23 @@ class ResultOptions(ColorOptions):
 
         for name, path in files.items():
             write_result(result, path, format=name, **writer_options(name, self.colors))
+
+
+def result_line(source: str, targets: Mapping[str, Path], result: DepthResult) -> str:
+    """What is printed of a result whose files are there."""
+    import numpy as np
+
+    depth = result.depth[result.valid]
+    unit = "m" if result.scale_kind == "metric" else "(relative)"
+    what = "disparity" if result.scale_kind == "disparity" else "depth"
+    line = f"{source} -> {', '.join(map(str, targets.values()))}; "
+    if depth.size:
+        line += f"{what} {depth.min():.2f} / {np.median(depth):.2f} / {depth.max():.2f} {unit} (min / median / max)"
+    else:
+        line += f"no pixel has {what}"
+    if result.std is not None:
+        line += f"; standard deviation {np.median(result.std):.2f} {unit} (median)"
+    if result.scene_probs:
+        scene, probability = max(result.scene_probs.items(), key=lambda item: item[1])
+        line += f"; scene {scene} {probability:.0%}"
+    return line

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from langdepth._version import __version__
 from langdepth.camera import Camera
 from langdepth.commands._parse import members, require_use, run
-from langdepth.commands._results import ResultOptions
+from langdepth.commands._results import ResultOptions, result_line
 from langdepth.commands._systems import SystemOptions
 from langdepth.errors import LangdepthError, UsageError, printable
 from langdepth.prediction.background import Background
@@ -168,17 +168,21 @@ def predict(
     from langdepth.prediction.predictor import predict_stream
 
     options = replace(options, device=options.device or "auto")
+    system = by.load(options.device, options.dtype)
+    text = said.text if said.captions is None else lambda job: job.caption
     results = predict_stream(
-        by.load(options.device, options.dtype),
+        system,
         jobs,
         read=Job.open,
-        text=said.text if said.captions is None else lambda job: job.caption,
+        text=None if system.scale_kind != "metric" else text,
         scene=said.scene,
         camera=output.camera,
         overlay=lambda job: job.overlay,
         keep_image="ply" in output.formats,
         **vars(options),
     )
+    if system.scale_kind != "metric" and text is not None:
+        results = _in_metres(results, said.text)
     failed = len(problems) + _write_all(results, len(jobs), output, done)
     if known + len(problems) > 1:
         print(f"{known + len(problems) - failed} done, {failed} failed, results in {out}")
@@ -280,6 +284,23 @@ def find_jobs(
     return jobs, problems
 
 
+def _in_metres(
+    results: Generator[tuple[Job, DepthResult | LangdepthError]], text: str | None
+) -> Generator[tuple[Job, DepthResult | LangdepthError]]:
+    """Relative results in metres by what is said about their images; as they are where nothing is."""
+    from langdepth.scaling.scale import scaled
+
+    with closing(results):
+        for job, result in results:
+            sentence = text if job.caption is None else job.caption.sentence
+            if sentence and not isinstance(result, LangdepthError):
+                try:
+                    result = scaled(result, sentence)
+                except LangdepthError as error:
+                    result = LangdepthError(f"{job.source}: {error}")
+            yield job, result
+
+
 # The work: write in the background while the next images are predicted.
 
 
@@ -356,26 +377,7 @@ def _write(job: Job, result: DepthResult, output: ResultOptions, done: Done) -> 
         raise
     image = "" if job.source == STDIN else os.path.abspath(job.source)
     done.add([*job.targets.values()], job.made_of, image)
-    return Line(_line(job, result), guessed)
-
-
-def _line(job: Job, result: DepthResult) -> str:
-    import numpy as np
-
-    depth = result.depth[result.valid]
-    unit = "m" if result.scale_kind == "metric" else "(relative)"
-    what = "disparity" if result.scale_kind == "disparity" else "depth"
-    line = f"{job.source} -> {', '.join(map(str, job.targets.values()))}; "
-    if depth.size:
-        line += f"{what} {depth.min():.2f} / {np.median(depth):.2f} / {depth.max():.2f} {unit} (min / median / max)"
-    else:
-        line += f"no pixel has {what}"
-    if result.std is not None:
-        line += f"; standard deviation {np.median(result.std):.2f} {unit} (median)"
-    if result.scene_probs:
-        scene, probability = max(result.scene_probs.items(), key=lambda item: item[1])
-        line += f"; scene {scene} {probability:.0%}"
-    return line
+    return Line(result_line(job.source, job.targets, result), guessed)
 
 
 def _complain(problem: object) -> None:

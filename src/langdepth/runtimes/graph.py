@@ -101,11 +101,12 @@ class Sentences:
         return np.stack(rows)
 
     @cached_property
-    def _vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> Vocabulary:
+        """The words that it knows."""
         return Vocabulary(self.graph.facts.vocabulary, self.graph.facts.max_words)
 
     def _encode(self, sentence: str) -> npt.NDArray[np.float32]:
-        tokens = np.array([self._vocabulary.checked_tokens(sentence)], np.int64)
+        tokens = np.array([self.vocabulary.checked_tokens(sentence)], np.int64)
         features: npt.NDArray[np.float32] = self.graph({"tokens": tokens})["features"][0]
         return features
 

@@ -1,0 +1,269 @@
+"""``langdepth.scale``: a relative map in metres, from words, the photo and known distances. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from langdepth._version import __version__
+from langdepth.camera import Camera
+from langdepth.errors import ImageError, UsageError
+from langdepth.prediction.results import DepthResult
+from langdepth.runtimes.opening import load
+from langdepth.scaling.evidence import MAP_ERROR, Curve, Evidence, Fit, fit
+from langdepth.scaling.floor import floor_of
+from langdepth.scaling.words import QUANTILES, WEIGHTS, WordsToScale, words_to_scale
+from langdepth.utils.arguments import checked
+from langdepth.utils.depth_files import read_map
+from langdepth.utils.images import read_image
+
+NAME = "words-to-scale"
+_IMAGE_SYSTEM = "tiny"
+_MEASURED = 0.05  # standard deviation of the logarithm of a known distance or height: 5 %
+_CONTRADICTION = 3.0  # standard deviations
+
+
+class RelativeMap(NamedTuple):
+    """A relative map (H, W), where it is known, and how its values become depth."""
+
+    values: npt.NDArray[np.float32]
+    valid: npt.NDArray[np.bool_]
+    curve: Curve
+    path: str = ""
+
+    def at(self, quantiles: Sequence[float]) -> npt.NDArray[np.float64]:
+        """The values where depth has these quantiles."""
+        shares = [1 - q for q in quantiles] if self.curve.inverse else list(quantiles)
+        return np.quantile(self.values[self.valid], shares).astype(np.float64)
+
+    @property
+    def size(self) -> str:
+        """Width x height."""
+        return "x".join(map(str, self.values.shape[::-1]))
+
+
+@checked
+def scale(
+    relative: Any,
+    text: str | None = None,
+    *,
+    image: Any = None,
+    inverse: bool = False,
+    known: Sequence[tuple[float, float, float]] = (),
+    camera: Camera | Callable[[int, int], Camera] | None = None,
+    camera_height: float | None = None,
+) -> DepthResult:
+    """A relative depth map in metres, with how uncertain they are.
+
+    At least one of ``text``, ``image``, ``known`` and ``camera_height`` is needed. All that are given are combined by
+    weighted least squares on the logarithm of depth; what contradicts the rest brings a warning.
+
+    Args:
+        relative: An array (H, W), or a file: .npy, .npz, .exr, or 16-bit .png (0: no value).
+        text: A sentence about the image.
+        image: The photo the map was made of, as ``utils.images.read_image`` takes it; the embedded model estimates
+            distances from it.
+        inverse: Whether larger values are nearer, as MiDaS and Depth Anything give them, not farther. Files that
+            ``langdepth predict`` wrote say it themselves.
+        known: Distances (x, y, metres) along the optical axis at pixels of the map, (0, 0) at its top left.
+        camera: Intrinsics, or a function of (width, height) that makes them; needed for ``camera_height``.
+        camera_height: Metres from the camera to the floor, which must be in view.
+
+    Returns:
+        Depth in metres. ``provenance["scale"]`` holds the median depth, its intervals and what they come from.
+
+    Raises:
+        UsageError: For options that make no sense.
+        ImageError: For a map or photo that cannot be used.
+    """
+    if text is None and image is None and not known and camera_height is None:
+        raise UsageError("nothing says how far things are; give a text, the photo, a known distance or camera height")
+    if camera_height is not None and camera is None:
+        raise UsageError("a camera height needs the camera: give the intrinsics (fx,fy,cx,cy) or the field of view")
+    given = read(relative, inverse)
+    height, width = given.values.shape
+    camera = camera(width, height) if callable(camera) else camera
+    head = words_to_scale()
+    evidence = _points(given, known)
+    if image is not None:
+        evidence.append(_photo(given, image, head))
+    if text is not None or not evidence:
+        evidence.append(words_evidence(given, head, text))
+    if camera_height is not None:
+        assert camera is not None
+        evidence.append(_height(given, camera, camera_height, fit(given.curve, evidence)))
+        evidence = [one for one in evidence if one.label != _ANY]
+    return _result(given, evidence, text, camera, head)
+
+
+def scaled(result: DepthResult, text: str) -> DepthResult:
+    """A relative result in metres by a sentence; it keeps its camera, image and the rest of its provenance."""
+    values, known = result.depth, result.valid
+    inverse = result.scale_kind == "disparity"
+    given = _relative(np.where(known, values, np.float32(np.nan)), inverse, str(result.provenance.get("path") or ""))
+    head = words_to_scale()
+    found = _result(given, [words_evidence(given, head, text)], text, result.camera, head)
+    provenance = result.provenance | {"text": text, "scale": found.provenance["scale"]}
+    return replace(found, system=result.system, image=result.image, provenance=provenance)
+
+
+def in_metres(results: DepthResult | list[DepthResult], text: Any) -> DepthResult | list[DepthResult]:
+    """Relative results in metres: by one sentence, or by one each. Raises UsageError for anything else."""
+    every = results if isinstance(results, list) else [results]
+    texts = [text] * len(every) if isinstance(text, str) else text
+    if not isinstance(texts, list | tuple) or len(texts) != len(every) or not all(isinstance(t, str) for t in texts):
+        raise UsageError("text: metres for relative depth need a sentence, one for all images or one for each")
+    found = [scaled(result, sentence) for result, sentence in zip(every, texts, strict=True)]
+    return found if isinstance(results, list) else found[0]
+
+
+def read(relative: Any, inverse: bool) -> RelativeMap:
+    """The map in a file or array. Raises ImageError for one that cannot be used, UsageError for metres."""
+    if not isinstance(relative, str | Path):
+        values = np.asarray(relative)
+        if values.ndim != 2 or values.dtype.kind not in "uif" or 0 in values.shape:
+            raise ImageError(f"a relative map is an array of numbers (H, W), got {values.dtype} {values.shape}")
+        if values.dtype.itemsize == 1:
+            raise ImageError("a relative map of 8 bits holds 256 steps, too few for depth; give 16 bits or floats")
+        return _relative(values.astype(np.float32), inverse)
+    values, stated = read_map(relative)
+    if stated == "metric":
+        raise UsageError(f"{relative}: holds metres already")
+    if stated == "relative" and inverse:
+        raise UsageError(f"{relative}: states that it holds depth, not its inverse; leave --inverse out")
+    of_png = Path(relative).suffix.lower() not in (".npy", ".npz", ".exr")
+    return _relative(
+        np.where(values == 0, np.nan, values) if of_png else values, inverse or stated == "disparity", str(relative)
+    )
+
+
+def _relative(values: npt.NDArray[np.float32], inverse: bool, path: str = "") -> RelativeMap:
+    name = f"{path}: " if path else ""
+    valid = np.isfinite(values)
+    if not inverse:
+        valid &= values > 0
+    if not valid.any():
+        raise ImageError(f"{name}no pixel of the relative map has a value")
+    least = float(values[valid].min())
+    shifted = values - np.float32(least) if inverse and least < 0 else values  # its shift is unknown anyway
+    unit = float(np.median(shifted[valid])) or float(shifted[valid].max())
+    if unit == 0:
+        raise ImageError(f"{name}the relative map has the same value everywhere")
+    return RelativeMap(shifted, valid, Curve(inverse, unit), path)
+
+
+# -- what says how far things are ------------------------------------------------------------------------------------
+
+_ANY = "any image"
+
+
+def words_evidence(given: RelativeMap, head: WordsToScale, text: str | None) -> Evidence:
+    """What a sentence says about the map's depth, or without one what is known of any image."""
+    mean, covariance = head.belief(text)
+    return Evidence(_ANY if text is None else "words", given.at(QUANTILES), mean, covariance + MAP_ERROR**2 * np.eye(3))
+
+
+def _photo(given: RelativeMap, image: Any, head: WordsToScale) -> Evidence:
+    """The median depth of the embedded model over the map's pixels."""
+    pixels = read_image(image).pixels
+    if pixels.shape[:2] != given.values.shape:
+        photo = "x".join(map(str, pixels.shape[1::-1]))
+        raise ImageError(
+            f"{given.path or 'relative map'}: is {given.size}, its photo {photo}; resize the map to the photo's size"
+        )
+    estimate = load(_IMAGE_SYSTEM).predict(pixels)  # type: ignore[attr-defined]
+    median = float(np.median(estimate.depth[given.valid]))
+    return Evidence("photo", given.at([0.5]), np.array([math.log(median)]), np.array([[head.image_deviation**2]]))
+
+
+def _points(given: RelativeMap, known: Sequence[tuple[float, float, float]]) -> list[Evidence]:
+    found, (height, width) = [], given.values.shape
+    for x, y, metres in known:
+        column, row, label = math.floor(x + 0.5), math.floor(y + 0.5), f"{x:g},{y:g}={metres:g}"
+        if not (math.isfinite(metres) and metres > 0):
+            raise UsageError(f"known distance {label}: a distance is a positive number of metres")
+        if not (0 <= column < width and 0 <= row < height):
+            raise UsageError(f"known distance {label}: lies outside the map, which is {given.size}")
+        if not given.valid[row, column]:
+            raise UsageError(f"known distance {label}: the map has no value at this pixel; give another one")
+        found.append(Evidence.at(f"distance {label}", float(given.values[row, column]), metres, _MEASURED))
+    return found
+
+
+def _height(given: RelativeMap, camera: Camera, metres: float, so_far: Fit) -> Evidence:
+    """The median depth of the floor, if the camera is that high above it."""
+    if not (math.isfinite(metres) and metres > 0):
+        raise UsageError(f"camera height must be a positive number of metres, got {metres:g}")
+    camera.require_credible()
+    floor = floor_of(given.curve.depth(given.values, so_far.parameters), given.valid, camera)
+    if floor is None:
+        raise ImageError(f"{given.path or 'the relative map'}: shows no floor, so the camera height tells no scale")
+    height, depth = floor
+    value = given.curve.value(depth, so_far.parameters)
+    return Evidence.at(f"camera height {metres:g}", value, depth * metres / height, _MEASURED)
+
+
+# -- the result ------------------------------------------------------------------------------------------------------
+
+
+def _result(
+    given: RelativeMap, evidence: list[Evidence], text: str | None, camera: Camera | None, head: WordsToScale
+) -> DepthResult:
+    depth, facts = solved(given, evidence, head)
+    return DepthResult(
+        depth=depth,
+        valid=given.valid,
+        system=NAME,
+        camera=camera,
+        provenance={
+            "langdepth_version": __version__,
+            "weights": {"weights": WEIGHTS.name, "licence": head.licence},
+            "path": given.path,
+            "text": text,
+            "scale": facts,
+        },
+    )
+
+
+def solved(
+    given: RelativeMap, evidence: list[Evidence], head: WordsToScale
+) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+    """Depth (H, W) in metres, 0 where there is none; its median, the intervals of that, and what they come from."""
+    found = fit(given.curve, evidence)
+    _warn(given, evidence, found)
+    depth = np.where(given.valid, given.curve.depth(given.values, found.parameters), np.float32(0))
+    median, deviation = float(np.median(depth[given.valid])), found.deviation(given.curve, float(given.at([0.5])[0]))
+    intervals = {
+        f"interval_{100 * share:.0f}": [median * math.exp(sign * times * deviation) for sign in (-1, 1)]
+        for share, times in zip(head.probabilities, head.deviations, strict=True)
+    }
+    return depth, {"median": median, **intervals, "from": [one.label for one in evidence]}
+
+
+def _warn(given: RelativeMap, evidence: list[Evidence], found: Fit) -> None:
+    """Warn where one piece of evidence contradicts the others."""
+    off = max(zip(map(abs, found.off), evidence, strict=True), key=lambda one: one[0])
+    if len(evidence) > 1 and off[0] > _CONTRADICTION:
+        stated, fitted = (
+            float(np.exp(np.mean(logs))) for logs in (off[1].logs, given.curve.logs(off[1].values, found.parameters))
+        )
+        others = ", ".join(one.label for one in evidence if one is not off[1])
+        warnings.warn(
+            f"{off[1].label}: says {stated:.2f} m, together with {others} it is {fitted:.2f} m; one of them is wrong",
+            stacklevel=4,
+        )
+
+
+def interval_line(result: DepthResult) -> str:
+    """How sure the metres are, for people."""
+    facts = result.provenance["scale"]
+    intervals = {name.removeprefix("interval_"): ends for name, ends in facts.items() if name.startswith("interval_")}
+    parts = [f"{low:.2f} to {high:.2f} m with {share} %" for share, (low, high) in intervals.items()]
+    return f"median depth {', '.join(parts)} (from {', '.join(facts['from'])})"

@@ -1,0 +1,245 @@
+"""`langdepth scale`: metres from words, the photo, known distances and the camera's height; what is refused."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import langdepth
+from langdepth.camera import Camera
+from langdepth.cli import main
+from langdepth.errors import ImageError, UsageError
+from langdepth.prediction.results import DepthResult
+from langdepth.scaling.scale import in_metres
+from langdepth.utils.depth_files import read_depth16
+
+HEIGHT, WIDTH = 36, 48
+LOCATION = (5, 7)
+
+
+@pytest.fixture(scope="module")
+def depth() -> np.ndarray[Any, Any]:
+    """Metres of a floor seen from 1.5 m above it, and a wall 6 m away."""
+    camera = Camera.from_fov(60, WIDTH, HEIGHT)
+    below = (np.arange(HEIGHT) - camera.cy) / camera.fy
+    floor = 1.5 / np.maximum(below, 1e-6)
+    return np.repeat(np.minimum(floor, 6)[:, None], WIDTH, 1).astype(np.float32)
+
+
+@pytest.fixture
+def relative(tmp_path: Path, depth: np.ndarray[Any, Any]) -> Path:
+    path = tmp_path / "map.npy"
+    np.save(path, depth / 7)
+    return path
+
+
+def write_png(path: Path, values: np.ndarray[Any, Any]) -> Path:
+    Image.fromarray((values / values.max() * 60000).astype(np.uint16)).save(path)
+    return path
+
+
+def median(result: DepthResult) -> float:
+    return float(np.median(result.depth[result.valid]))
+
+
+def test_words_of_larger_places_give_larger_metres(depth: np.ndarray[Any, Any]) -> None:
+    sentences = ("a cup on a table", "a bathroom with a toilet", "a living room with a couch", "a street with cars")
+    found = [median(langdepth.scale(depth / 7, sentence)) for sentence in sentences]
+    assert found == sorted(found)
+    assert found[0] < 1.2 < found[2] < 6 < found[3]
+
+
+def test_the_map_keeps_its_proportions_and_says_how_sure_it_is(depth: np.ndarray[Any, Any]) -> None:
+    holes = depth.copy() / 7
+    holes[3, 4] = np.nan
+    result = langdepth.scale(holes, "a kitchen with a sink")
+    assert result.scale_kind == "metric"
+    assert not result.valid[3, 4]
+    assert result.depth[3, 4] == 0
+    ratio = result.depth[result.valid] / depth[result.valid]
+    assert np.ptp(ratio) < 1e-5 * ratio.mean()
+    facts = result.provenance["scale"]
+    (low, high), (lower, higher) = facts["interval_67"], facts["interval_95"]
+    assert lower < low < facts["median"] < high < higher
+    assert facts["median"] == pytest.approx(median(result), rel=1e-5)
+    assert facts["from"] == ["words"]
+    assert "research" in result.provenance["weights"]["licence"]
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_a_known_distance_decides_and_narrows_the_interval(depth: np.ndarray[Any, Any], inverse: bool) -> None:
+    row, column = LOCATION
+    given = 0.3 / depth if inverse else depth / 7
+    distances = [(column, row, float(depth[row, column])), (1, 30, float(depth[30, 1]))]
+    both = langdepth.scale(given, "a room with a door", known=distances, inverse=inverse)
+    alone = langdepth.scale(given, "a room with a door", inverse=inverse)
+    assert np.abs(np.log(both.depth / depth)).max() < 0.1
+    widths = [np.ptp(np.log(result.provenance["scale"]["interval_95"])) for result in (both, alone)]
+    assert widths[0] < 0.75 * widths[1]
+
+
+def test_several_known_distances_find_the_shift_of_an_inverse_map(depth: np.ndarray[Any, Any]) -> None:
+    known = [(x, y, float(depth[y, x])) for x, y in ((2, 5), (9, 22), (20, 28), (30, 35), (4, 31))]
+    result = langdepth.scale(5 / depth + 0.4, known=known, inverse=True)
+    assert np.abs(np.log(result.depth / depth)).max() < 0.1
+
+
+def test_the_height_of_the_camera_gives_the_scale(depth: np.ndarray[Any, Any]) -> None:
+    camera = Camera.from_fov(60, WIDTH, HEIGHT)
+    result = langdepth.scale(depth / 7, camera=camera, camera_height=1.5)
+    assert np.abs(result.depth / depth - 1).max() < 0.02
+    assert result.provenance["scale"]["from"] == ["camera height 1.5"]
+    with pytest.raises(ImageError, match="shows no floor"):
+        langdepth.scale(np.ones((HEIGHT, WIDTH)), camera=camera, camera_height=1.5)
+
+
+def test_the_photo_says_something_beside_the_words(tmp_path: Path, depth: np.ndarray[Any, Any]) -> None:
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)).save(photo)
+    alone, both = (langdepth.scale(depth / 7, text, image=photo) for text in (None, "a toilet"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = langdepth.predict(photo).depth
+    assert median(alone) == pytest.approx(float(np.median(expected)), rel=1e-3)
+    assert both.provenance["scale"]["from"] == ["photo", "words"]
+    assert median(both) != median(alone)
+
+
+def test_what_contradicts_is_named(depth: np.ndarray[Any, Any]) -> None:
+    row, column = LOCATION
+    with pytest.warns(UserWarning, match=r"distance .*one of them is wrong"):
+        wide = langdepth.scale(depth / 7, known=[(column, row, 2.0), (column, row, 9.0)])
+    narrow = langdepth.scale(depth / 7, known=[(column, row, 2.0), (column, row, 2.1)])
+    widths = [np.ptp(np.log(result.provenance["scale"]["interval_95"])) for result in (wide, narrow)]
+    assert widths[0] > 5 * widths[1]
+
+
+def test_unknown_words_are_named_and_uncertainty_grows_away_from_known_ones(depth: np.ndarray[Any, Any]) -> None:
+    with pytest.warns(UserWarning, match="unknown words are ignored: zyxglorp"):
+        langdepth.scale(depth, "a kitchen with a zyxglorp")
+    sentences = ("a bedroom with a bed and a lamp", "a ship in a harbor")
+    usual, strange = (langdepth.scale(depth, text).provenance["scale"] for text in sentences)
+    widths = [np.ptp(np.log(facts["interval_95"])) for facts in (usual, strange)]
+    assert widths[1] > 1.3 * widths[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "nothing says how far things are"),
+        ({"text": "zyxglorp of the blorf"}, "none of its words is known"),
+        ({"known": [(48, 3, 2.0)]}, "lies outside the map, which is 48x36"),
+        ({"known": [(-1, 3, 2.0)]}, "lies outside the map"),
+        ({"known": [(0, 0, 2.0)]}, "has no value at this pixel"),
+        ({"known": [(3, 3, -2.0)]}, "a positive number of metres"),
+        ({"known": [(3, 3, float("nan"))]}, "a positive number of metres"),
+        ({"camera_height": 1.5}, "a camera height needs the camera"),
+        ({"camera_height": -1.0, "camera": Camera.from_fov(60, WIDTH, HEIGHT)}, "must be a positive number of metres"),
+    ],
+)
+def test_options_that_make_no_sense(depth: np.ndarray[Any, Any], options: dict[str, Any], message: str) -> None:
+    given = depth.copy()
+    given[0, 0] = 0
+    with pytest.raises(UsageError, match=message):
+        langdepth.scale(given, **options)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.ones((4, 5), np.uint8), "8 bits holds 256 steps"),
+        (np.ones((4, 5, 3), np.float32), r"is an array of numbers \(H, W\)"),
+        (np.full((4, 5), np.nan), "no pixel of the relative map has a value"),
+        (np.zeros((4, 5)), "no pixel of the relative map has a value"),
+    ],
+)
+def test_arrays_that_are_no_relative_map(values: np.ndarray[Any, Any], message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        langdepth.scale(values, "a kitchen")
+    with pytest.raises(ImageError, match="same value everywhere"):
+        langdepth.scale(np.zeros((4, 5)), "a kitchen", inverse=True)
+
+
+def test_the_command_writes_metres(tmp_path: Path, depth: np.ndarray[Any, Any], capsys: Any) -> None:
+    source, out = write_png(tmp_path / "map.png", 0.4 / depth), tmp_path / "metres"
+    row, column = LOCATION
+    known = f"{column},{row}={depth[row, column]}"
+    line = ["scale", str(source), "--inverse", "--text", "a room", "--known", known, "--out", str(out)]
+    assert main(line) == 0
+    printed = capsys.readouterr().out
+    assert "% (from distance" in printed
+    assert "m with 67 %" in printed
+    metres, _ = read_depth16(out / "map_depth.png")
+    assert np.abs(np.log(metres / depth)).max() < 0.3
+    assert sorted(path.name for path in out.iterdir()) == ["map_color.png", "map_depth.png"]
+    # The result states that it holds metres.
+    assert main(["scale", str(out / "map_depth.png"), "--text", "a room", "--out", str(tmp_path / "again")]) == 2
+    assert "holds metres already" in capsys.readouterr().err
+
+
+def test_the_command_takes_the_camera_for_its_height(relative: Path, capsys: Any) -> None:
+    out = relative.parent / "metres"
+    assert (
+        main(["scale", str(relative), "--camera-height", "1.5", "--fov", "60", "--save", "npy", "--out", str(out)]) == 0
+    )
+    assert main(["scale", str(relative), "--text", "a room", "--fov", "60", "--out", str(out)]) == 2
+    assert "is for --camera-height, ply and npz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["{npy}"], "nothing says how far things are"),
+        (["{npy}", "--text", "zyxglorp"], "none of its words is known"),
+        (["{png8}", "--text", "a room"], "whose 256 steps are too few"),
+        (["{missing}", "--text", "a room"], "no such file"),
+        (["{npy}", "--text", "a room", "--image", "{photo}"], "resize the map to the photo's size"),
+        (["{npy}", "--known", "3,4"], "expected X,Y=METRES"),
+        (["{npy}", "--known", "300,4=2"], "lies outside the map"),
+        (["{npy}", "--camera-height", "1.5"], "needs the camera"),
+        (["{npy}", "--text", "a room", "--save", "npy", "--out", "{here}"], "is the map itself"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    relative: Path, capsys: Any, line: list[str], message: str
+) -> None:
+    folder = relative.parent
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder / "8.png")
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / "photo.png")
+    names = {"npy": relative, "png8": folder / "8.png", "missing": folder / "no.npy", "photo": folder / "photo.png"}
+    before = sorted(folder.rglob("*"))
+    out = [] if "--out" in line else ["--out", str(folder / "metres")]
+    assert main(["scale", *(word.format(here=folder, **names) for word in line), *out]) != 0
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_relative_results_get_metres_and_keep_what_they_know(depth: np.ndarray[Any, Any]) -> None:
+    camera = Camera.from_fov(60, WIDTH, HEIGHT)
+    disparity = DepthResult(
+        depth=3 / depth,
+        valid=np.ones_like(depth, bool),
+        system="some model",
+        unit="relative",
+        scale_kind="disparity",
+        camera=camera,
+        provenance={"path": "photo.jpg"},
+    )
+    found = in_metres([disparity, disparity], ["a kitchen with a sink", "a street with cars"])
+    assert isinstance(found, list)
+    assert median(found[0]) < 4 < median(found[1])
+    assert found[0].depth[0, 0] > found[0].depth[-1, 0]  # far where the disparity is small
+    assert (found[0].scale_kind, found[0].unit, found[0].system) == ("metric", "metre", "some model")
+    assert found[0].camera == camera
+    assert found[0].provenance["path"] == "photo.jpg"
+    assert found[0].provenance["scale"]["from"] == ["words"]
+    with pytest.raises(UsageError, match="need a sentence, one for all images or one for each"):
+        in_metres([disparity, disparity], ["a kitchen"])
