@@ -20,9 +20,10 @@ systems:
     summary: a network
     preset: {channels: 4}
     weights: {file: net.safetensors, sha256: "", licence: none, source: a test}
-    numbers: {full: {source: table 1, metrics: {delta1: 0.5}}}
+    numbers: {full: {source: table 1, data: nyu, metrics: {delta1: 0.5}}}
   other: {summary: another, target: "blocks:Other", paper: another paper}
 pipelines: {net-images: "images:make"}
+published: {net: {summary: trained, file: net.pth, url: "https://host.test/net.pth", licence: MIT}}
 """
 
 
@@ -33,7 +34,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_a_card_says_all_about_its_systems(tmp_path: Path) -> None:
-    (net, other), pipelines, _ = read_card(write(tmp_path, CARD), "somewhere", "some-package")
+    (net, other), pipelines, published = read_card(write(tmp_path, CARD), "somewhere", "some-package")
     assert (net.target, other.target) == ("somewhere.model:Net", "somewhere.blocks:Other")
     assert (net.paper, other.paper) == ("a paper", "another paper")
     assert net.preset == {"channels": 4}
@@ -42,6 +43,7 @@ def test_a_card_says_all_about_its_systems(tmp_path: Path) -> None:
     assert net.weights.path == tmp_path / "net.safetensors"  # of a package: beside its card
     assert net.package == "some-package"
     assert pipelines == {"net-images": "somewhere.images:make"}
+    assert published["net"].source == "https://host.test/net.pth"
 
 
 @pytest.mark.parametrize(
