@@ -12,6 +12,7 @@ from langdepth.camera import turned_upright
 from langdepth.data.base import open_dataset
 from langdepth.data.tools.check import check_dataset
 from langdepth.utils.depth_files import read_depth
+from langdepth.utils.images import read_image, read_size
 
 UPRIGHT = (1000 + np.arange(48 * 64, dtype=np.uint16)).reshape(48, 64)
 PIXELS = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
@@ -58,3 +59,33 @@ def test_a_pair_is_turned_once(tmp_path: Path, kind: str, photo: int, own: int) 
     focal = (60, 61) if photo < 5 else (61, 60)
     assert (sample.camera.fx, sample.camera.fy) == focal
     assert check_dataset("folder", tmp_path).problems == []
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 6, 8])
+def test_a_photo_that_its_reader_has_turned_states_by_what(orientation: int) -> None:
+    """As pillow-heif hands it on, whose depth lies as the stored pixels did."""
+    photo = Image.fromarray(PIXELS)
+    photo.format = "HEIF"
+    photo.info["original_orientation"] = orientation if orientation > 1 else None
+    found = read_image(photo)
+    assert found.orientation == orientation
+    np.testing.assert_array_equal(found.pixels, PIXELS)
+
+
+@pytest.mark.parametrize("photo", [1, 3, 6, 8])
+def test_depth_and_camera_turn_with_a_heic_photo(tmp_path: Path, photo: int) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x112] = photo
+    smooth = np.asarray(Image.fromarray(PIXELS[:6, :8]).resize((64, 48)))
+    for name in ("p.heic", "p.jpg"):
+        Image.fromarray(stored(smooth, photo)).save(tmp_path / name, quality=95, exif=exif.tobytes())
+    np.save(tmp_path / "d.npy", stored(UPRIGHT, photo).astype(np.float32) / 1000)
+    header = "path_rgb,path_depth,depth_scale,fx,fy,cx,cy\n"
+    (tmp_path / "index.csv").write_text(header + "".join(f"p.{k},d.npy,1,60,61,20,10\n" for k in ("heic", "jpg")))
+    heic, jpeg = open_dataset("folder", tmp_path, trust_unit=True)
+    assert np.allclose(heic.image.float(), jpeg.image.float(), atol=40)
+    assert np.allclose(heic.depth[0].numpy(), UPRIGHT / 1000)
+    assert heic.camera == jpeg.camera
+    assert read_size(tmp_path / "p.heic") == read_size(tmp_path / "p.jpg") == (48, 64)

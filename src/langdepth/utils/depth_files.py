@@ -19,6 +19,7 @@ from langdepth.utils.arrays import read_npy, read_npz
 from langdepth.utils.images import (
     GREY_16_BIT,
     MAX_PIXELS,
+    TURNED_BY_READER,
     binary_stream,
     check_pixels,
     decoding,
@@ -154,7 +155,7 @@ def _decode_grey_16_bit(image: Image.Image) -> npt.NDArray[np.uint16]:
         raise ImageError(f"a depth map is a 16-bit grey PNG, this {image.format} {found}")
     if getattr(image, "is_animated", False):
         raise ImageError("holds several pages or frames; a depth map is a file of its own")
-    orientation = 1 if image.format == "TIFF" else exif_of(image)[1]  # Pillow turns a TIFF by itself
+    orientation = 1 if image.format in TURNED_BY_READER else exif_of(image)[1]
     values = _pgm_values(image)
     if values is None:
         values = integers_as_uint16(np.asarray(image))

@@ -33,6 +33,7 @@ _MAX_PLAIN_BYTES = 1 << 28  # of a PPM in decimal digits
 
 GREY_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # "I": how older Pillows and PPM open 16-bit grey
 _EXIF_ORIENTATION, _EXIF_BLOCK = 0x0112, 0x8769
+TURNED_BY_READER = ("TIFF", "HEIF")  # formats whose pixels and size Pillow, or its plug-in, turns upright by itself
 # What turns stored pixels upright; as ``camera.turned_upright`` does.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -93,8 +94,8 @@ def read_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
 def _from_pil(image: Image.Image, path: str, max_pixels: int) -> DecodedImage:
     _check_size(*image.size, max_pixels)
     tags, orientation = exif_of(image)
-    if image.format == "TIFF":
-        image.load()  # Pillow turns these by itself
+    if image.format in TURNED_BY_READER:
+        image.load()
     elif orientation != 1:
         image = image.transpose(_UPRIGHT[orientation])
     facts: dict[str, Any] = {
@@ -125,12 +126,15 @@ def _is_closed(image: Image.Image) -> bool:
 
 
 def exif_of(image: Image.Image) -> tuple[Mapping[int, Any], int]:
-    """The Exif block, and the orientation that it states, 1 to 8; broken ones state nothing."""
+    """The Exif block, and the orientation that it states, 1 to 8; broken ones state nothing.
+
+    The reader of HEIF clears the orientation by which it has turned an image, and keeps it beside the pixels.
+    """
     tags: Mapping[int, Any] = {}
     orientation: Any = 1
     with suppress(Exception):  # Pillow's reader raises almost anything
         exif = image.getexif()
-        orientation = exif.get(_EXIF_ORIENTATION, 1)
+        orientation = image.info.get("original_orientation") or exif.get(_EXIF_ORIENTATION, 1)
         tags = exif.get_ifd(_EXIF_BLOCK)
     return tags, orientation if orientation in _UPRIGHT else 1
 
@@ -139,8 +143,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of an image as ``read_image`` turns it, known from its header. Raises ImageError."""
     with opened_image(path) as (image, _):
         width, height = image.size
-        # Pillow reports the upright size of TIFF files, whose pixels it turns by itself.
-        lying = image.format != "TIFF" and exif_of(image)[1] >= 5
+        lying = image.format not in TURNED_BY_READER and exif_of(image)[1] >= 5
         return (width, height) if lying else (height, width)
 
 
