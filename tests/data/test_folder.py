@@ -114,6 +114,18 @@ def test_missing_columns_are_named(tmp_path: Path, header: str, missing: str) ->
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path_rgb,path_depth,depth_scale,depth_scale\na,b,1,0.001\n", "two columns are called depth_scale"),
+        ("path_rgb,path_depth,depth_scale,text\na,b,1,a desk, a lamp\n", "line 2 has 5 cells, its header 4"),
+    ],
+)
+def test_no_cell_hides_another_one(tmp_path: Path, content: str, message: str) -> None:
+    write_index(tmp_path, content)
+    assert f"/index.csv: not readable as CSV ({message}" in complaint(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("columns", "expected"),
     [
         ({"depth_scale": "a millimetre"}, "depth_scale 'a millimetre' is not a number"),

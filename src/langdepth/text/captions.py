@@ -28,7 +28,7 @@ from torch import Tensor
 from langdepth.errors import LangdepthError, UsageError, text_flaw
 from langdepth.utils.arrays import read_npz
 from langdepth.utils.files import atomic_path, locked
-from langdepth.utils.reading import open_regular, read_text, visible
+from langdepth.utils.reading import Rows, open_regular, read_text, visible
 from langdepth.utils.tensors import read_pickle, reading_tensors, require_plain, require_ratio
 
 FEATURES, INDEX = "features.npy", "captions.csv"
@@ -68,7 +68,7 @@ def csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[s
             content: bytes = file.read(_MAX_CSV_BYTES + 1)
         if len(content) > _MAX_CSV_BYTES:
             raise LangdepthError(f"{path}: unpacks to more than {_MAX_CSV_BYTES >> 20} MB")
-        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        reader = Rows(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         missing = [column for column in columns if column not in (reader.fieldnames or ())]
         if missing:
             raise LangdepthError(f"{path}: column {', '.join(missing)} is missing")

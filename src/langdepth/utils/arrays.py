@@ -62,6 +62,8 @@ def read_npz(
     """One array of an ``.npz``: the one that ``choose(names)`` names; nothing else is unpacked. See ``read_npy``."""
     with zipfile.ZipFile(stream) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if len(members) < len(archive.infolist()):
+            raise UnreadArrayError("it holds two arrays of one name")
         name = choose(list(members))
         if name not in members:
             raise ArrayError(f"it has no array '{name}'")

@@ -12,9 +12,10 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 MAX_TEXT_BYTES = 1 << 28  # of an index with a million rows
 MAX_LINE = 1_000_000  # characters of a line of CSV
@@ -69,13 +70,35 @@ def read_text(path: str | Path, limit: int = MAX_TEXT_BYTES) -> str:
     return read_bytes(path, limit).decode("utf-8-sig")
 
 
-def read_csv(path: str | Path, limit: int = MAX_TEXT_BYTES) -> csv.DictReader[str]:
+def read_csv(path: str | Path, limit: int = MAX_TEXT_BYTES) -> Rows:
     """The rows of a CSV file of at most ``limit`` bytes. Raises OSError as ``read_bytes`` does.
 
-    While its rows are read, the reader raises UnicodeDecodeError for what is not UTF-8 and csv.Error for what is no
-    CSV, and for a line of more than ``MAX_LINE`` characters, before it takes memory for the rest of it.
+    While its header and rows are read, the reader raises UnicodeDecodeError for what is not UTF-8 and csv.Error for
+    what is no CSV, two columns of one name, a row with more cells than the header, and a line of more than
+    ``MAX_LINE`` characters, before it takes memory for the rest of it.
     """
-    return csv.DictReader(_lines(read_bytes(path, limit)), strict=True)
+    return Rows(_lines(read_bytes(path, limit)), strict=True)
+
+
+class Rows(csv.DictReader):  # DictReader[str] works from Python 3.12 on
+    """Rows of which no cell is dropped or hides another one."""
+
+    @property
+    def fieldnames(self) -> Sequence[str] | None:  # type: ignore[override]
+        names = super().fieldnames
+        twice = next((name for name, count in Counter(names or ()).items() if count > 1 and name), None)
+        if twice is not None:
+            raise csv.Error(f"two columns are called {twice}")
+        return names
+
+    def __next__(self) -> dict[str, str]:
+        row: dict[Any, Any] = super().__next__()
+        beyond = row.pop(None, [])
+        if any(beyond):
+            columns = len(self.fieldnames or ())
+            cells = f"{columns + len(beyond)} cells, its header {columns}"
+            raise csv.Error(f"line {self.line_num} has {cells}; quote texts with commas")
+        return row
 
 
 def _lines(content: bytes) -> Iterator[str]:
