@@ -67,10 +67,14 @@ class SystemOptions(WordOptions):
     def fetch_weights(self) -> None:
         """Fetch published weights of the systems that are not here, where somebody agrees. Raises LangdepthError."""
         from langdepth.systems.registry import PUBLISHED, REGISTRY
+
+        names = [name for name in (*(self.system or ()), self.base_system) if name in REGISTRY and name in PUBLISHED]
+        if not names:
+            return
         from langdepth.weights import fetch, published
 
-        for name in (*(self.system or ()), self.base_system):
-            if name not in REGISTRY or name not in PUBLISHED or published.is_here(name):
+        for name in names:
+            if published.is_here(name):
                 continue
             if self.download or fetch.asked_by_environment():
                 fetch.get(name, say)

@@ -17,7 +17,7 @@ from langdepth.config import to_mapping
 from langdepth.errors import UsageError
 from langdepth.utils.reading import read_text
 
-_SHOWN = ("licence", "licence_link", "source", "training", "numbers", "datasets", "continued_from")
+_SHOWN = ("licence", "licence_link", "source", "training", "numbers", "datasets")
 _LICENSES = (
     "mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
     "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0", "gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0",
