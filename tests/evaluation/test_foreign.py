@@ -23,7 +23,7 @@ from langdepth.evaluation.protocols import ScaleKind
 from langdepth.records import Sample
 from langdepth.systems.foreign import Foreign, load_transformers
 from tests import miniatures
-from tests.helpers import write_folder
+from tests.helpers import ramp, write_folder
 from tests.stand_ins import transformers_model
 
 FULL = protocols.get("full")
@@ -298,6 +298,20 @@ def test_what_is_done_around_a_network_is_dropped_and_the_name_says_so(
     assert all(report["protocol"][switch] == rules.switches()[switch] for switch in kept)
     assert report["image_mean"].keys() >= set(rules.extra_metrics)
     assert report["image_mean"]["abs_rel"] == 0
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_ground_truth_is_no_prediction(tmp_path: Path, linked: bool) -> None:
+    Image.fromarray(ramp()).save(tmp_path / "a.jpg")
+    np.save(tmp_path / "a.npy", np.full(ramp().shape[:2], 2, np.float32))
+    (tmp_path / "index.csv").write_text("path_rgb,path_depth,depth_scale\na.jpg,a.npy,1\n")
+    folder = tmp_path
+    if linked:
+        folder = tmp_path / "maps"
+        folder.mkdir()
+        (folder / "a.npy").symlink_to(tmp_path / "a.npy")
+    with pytest.raises(UsageError, match=r"a\.npy: is ground truth of this data set"):
+        evaluate(Predictions(folder, tmp_path), open_dataset("folder", tmp_path), FULL, progress=False)
 
 
 def test_wrong_predictions_cost_one_line(root: Path, tmp_path: Path) -> None:

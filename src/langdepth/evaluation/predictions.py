@@ -81,9 +81,10 @@ class Predictions:
         are in the data set, the image with the longer name chooses first, and the other one takes what is left.
 
         A warning says how many maps have no record. Raises UsageError where a file was made of an image outside the
-        data set and fits two images in it.
+        data set and fits two images in it, or is ground truth.
         """
         images = {(row.path, row.key): os.path.realpath(row.path) for row in rows}
+        truths = {os.path.realpath(row.path_depth) for row in rows}
         results = self._results()
         own = _by_image(results, set(images.values()))
         others = {file for files in own.values() for file in files}
@@ -101,6 +102,8 @@ class Predictions:
             matched[path, key] = found
             if found is None:
                 continue
+            if os.path.realpath(found) in truths:
+                raise UsageError(f"{found}: is ground truth of this data set; name the folder of the predictions")
             if owners.setdefault(found, image) != image:
                 raise UsageError(
                     f"{found}: was made of {results[found].image}, which is not in the data set, and fits both "
