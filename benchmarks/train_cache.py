@@ -38,6 +38,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "refine-clip": {},
     "mde-clip": {},
     "msa": {},
+    "mirror-prompt": {},
 }
 GOAL = 4.0
 
