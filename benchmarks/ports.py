@@ -1,128 +1,70 @@
-"""`scaledepth-nk` against a straightforward port of the published network: same weights, same machine, one run.
+"""The published steps of several systems, one after the other, in plain torch: what speed is compared with.
 
-    python benchmarks/scaledepth_speed.py --threads 2 --images examples --out scaledepth_speed.json
-    python benchmarks/scaledepth_speed.py --memory
-
-One image of 352x512, batch 1. The port follows the published steps: timm's blocks as they come, attention of
-``nn.MultiheadAttention``, and after each of the nine layers what prediction needs of the last alone: class logits, the
-masks of all queries at stride 4, bins, relative depth, scale and scene scores. The runs alternate (A B C A B C), so
-that all see the same machine; the ratio is that of the medians of CPU time, which other work on the machine changes
-little. Weights follow from the tensors' names, with queries that differ enough for a spread of depth (tests/parity).
-``--images``: a folder of photos for the comparison of bfloat16 with float32; without it the image is random.
-
-``--memory`` measures the peak memory of one training step at 352x512, batch 2, with and without gradient checkpointing.
+Each function takes a system for its tensors and gives a function that predicts one image, under ``no_grad``.
 """
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
-import resource
-import statistics
+import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from common import in_turns, keyed_system, parser, use_threads, write
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from langdepth.systems.base import System
 
-HEIGHT, WIDTH = 352, 512
-GOALS = {"float32": 1.2, "bfloat16": 2.0}
 
-
-def main() -> None:
-    """Parse, measure, print, write."""
-    arguments = parser(__doc__)
-    arguments.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")
-    arguments.add_argument("--runs", type=int, default=5, help="repetitions (default: 5)")
-    arguments.add_argument("--images", type=Path, help="folder of photos; at most 8 are taken")
-    arguments.add_argument("--memory", action="store_true", help="measure memory of training instead")
-    options = arguments.parse_args()
-    use_threads(options.threads)
-    write(memory() if options.memory else speed(options), options.out)
-
-
-def speed(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds per image, and what bfloat16 changes."""
+def depthclip(system: System, image: Tensor) -> Callable[[], Tensor]:
+    """Image and mirror one after the other, text features computed once."""
     import torch
-
-    system, _ = keyed_system("scaledepth-nk", "scaledepth_full", {"area": None})
-    images = photos(options.images)
-    runs = {"port": port(system), "float32": ours(system, "float32"), "bfloat16": ours(system, "bfloat16")}
-    found = {name: [run(image) for image in images] for name, run in runs.items()}
-    differences = {
-        name: max(float((a - b).abs().max()) for a, b in zip(found[name], found["port"], strict=True)) for name in runs
-    }
-    delta1 = {name: statistics.mean(map(within, found[name], found["float32"])) for name in runs}
-    _, wall, cpu = in_turns({name: partial(run, images[0]) for name, run in runs.items()}, options.runs)
-    spread = [float(depth.max() / depth.min()) for depth in found["float32"]]
-    print(f"depth spreads over a factor of {min(spread):.1f} to {max(spread):.1f} in {len(images)} images")
-    print(f"{'':>10} {'seconds':>8} {'of CPU':>8} {'ratio':>6} {'goal':>5} {'delta1':>8}  largest difference of depth")
-    for name, value in cpu.items():
-        goal = f"{GOALS[name]:.1f}" if name in GOALS else ""
-        ratio, difference = cpu["port"] / value, differences[name]
-        print(
-            f"{name:>10} {wall[name]:8.3f} {value:8.3f} {ratio:6.2f} {goal:>5} {delta1[name]:8.5f}  {difference:.2g} m"
-        )
-    return {
-        "threads": options.threads,
-        "torch": torch.__version__,
-        "seconds": wall,
-        "cpu_seconds": cpu,
-        "differences": differences,
-        "delta1": delta1,
-    }
-
-
-def photos(folder: Path | None) -> list[Tensor]:
-    """Images (1, 3, 352, 512) in [0, 1]."""
-    import torch
+    from open_clip.modified_resnet import ModifiedResNet
     from torch.nn import functional as F
 
-    from langdepth.utils.images import read_image
+    visual = ModifiedResNet(layers=(3, 4, 6, 3), output_dim=1024, heads=32, image_size=224, width=64)
+    state = system.state_dict()
+    visual.load_state_dict({key.removeprefix("tower."): state[key] for key in state if key.startswith("tower.")})
+    visual.eval()
+    text = state["word_bins.text"][0].T.contiguous()  # (1024, 7)
+    bins = torch.tensor([1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0])
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 
-    if folder is None:
-        return [torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))]
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))[:8]
-    images = [torch.tensor(read_image(path).pixels).permute(2, 0, 1)[None] / 255 for path in paths]
-    return [F.interpolate(image, (HEIGHT, WIDTH), mode="bilinear", antialias=True) for image in images]
+    def depth(photo: Tensor) -> Tensor:
+        x = visual.stem((photo - mean) / std)
+        x = visual.layer4(visual.layer3(visual.layer2(visual.layer1(x))))
+        grid = x.shape[-2:]
+        x = x.flatten(2).permute(0, 2, 1)  # (B, cells, 2048)
+        x = x / x.norm(dim=-1, keepdim=True)
+        x = F.interpolate(x, scale_factor=0.5, mode="nearest")
+        logits = (100.0 * x @ text).permute(0, 2, 1).reshape(-1, 7, *grid) / 0.1
+        return (F.softmax(logits, dim=1) * bins.view(1, 7, 1, 1)).sum(1, keepdim=True)
 
-
-def within(depth: Tensor, truth: Tensor) -> float:
-    """Share of pixels that differ by less than 25 %."""
-    ratio = depth / truth
-    return float((ratio.maximum(1 / ratio) < 1.25).float().mean())
-
-
-def ours(system: System, dtype: str) -> Callable[[Tensor], Tensor]:
-    """What prediction does."""
-    import torch
-
-    from langdepth.prediction.network import infer
-
-    def run(image: Tensor) -> Tensor:
-        with torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != "float32"):
-            return infer(system.inference_copy(), image).depth
+    def run() -> Tensor:
+        with torch.no_grad():
+            mirrored = torch.flip(depth(torch.flip(image, [3])), [3])
+            mean_depth = 0.5 * (depth(image) + mirrored)
+            return F.interpolate(mean_depth, size=image.shape[-2:], mode="bilinear", align_corners=True)
 
     return run
 
 
-def port(system: System) -> Callable[[Tensor], Tensor]:
-    """The published steps, one after the other, with the same tensors."""
-    import math
+def scaledepth(system: System, image: Tensor) -> Callable[[], Tensor]:
+    """timm's blocks as they come, attention of ``nn.MultiheadAttention``.
 
+    After each of the nine layers what prediction needs of the last alone: class logits, the masks of all queries at
+    stride 4, bins, relative depth, scale and scene scores.
+    """
     import timm
     import torch
     from torch import nn
     from torch.nn import functional as F
 
+    from langdepth.systems.scaledepth.official import official_names
+
     tensors = system.state_dict()
-    names: dict[str, str] = system.official_names()  # type: ignore[operator]
+    names = official_names(pixel_layers=6, decoder_layers=9)
     weights = {}
     for key, value in tensors.items():
         prefix = max((ours for ours in names.values() if key.startswith(ours)), key=len, default="")
@@ -190,7 +132,7 @@ def port(system: System) -> Callable[[Tensor], Tensor]:
         blocked = small.flatten(2).unsqueeze(1).repeat(1, 8, 1, 1).flatten(0, 1).sigmoid() < 0.5
         return logits, masks, torch.cat([blocked, torch.zeros(8, 3, blocked.shape[-1], dtype=torch.bool)], dim=1)
 
-    def depth(image: Tensor) -> Tensor:
+    def depth() -> Tensor:
         x = trunk.stem((image - mean) / std)
         maps = []
         for stage in trunk.stages:
@@ -243,50 +185,133 @@ def port(system: System) -> Callable[[Tensor], Tensor]:
             scene = (100 * pooled @ w["class_embeddings"].T).softmax(-1)
             outputs.append((relative, scale, scene))
         relative, scale, _ = outputs[-1]
-        return F.interpolate(relative * scale[..., None, None], (HEIGHT, WIDTH), mode="bilinear", align_corners=False)
+        return F.interpolate(relative * scale[..., None, None], image.shape[-2:], mode="bilinear", align_corners=False)
 
-    def run(image: Tensor) -> Tensor:
+    def run() -> Tensor:
         with torch.no_grad():
-            return depth(image)
+            return depth()
 
     return run
 
 
-def memory() -> dict[str, tuple[float, float]]:
-    """Peak memory of a process that makes one training step, GB: up to the gradients, and with the optimiser's step."""
-    found = {}
-    for name, on in (("gradient checkpointing", True), ("without", False)):
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(1) as pool:
-            found[name] = pool.apply(training_step, (on,))
-        print(f"{name:>24}: {found[name][0]:.2f} GB for gradients, {found[name][1]:.2f} GB for the whole step")
-    return found
+def wordepth(system: Any, image: Tensor, text: Tensor, head: dict[str, Tensor]) -> Callable[[], Tensor]:
+    """The image step in skip mode never.
 
-
-def training_step(checkpointing: bool) -> tuple[float, float]:
-    """One step of `scaledepth-nk` with AdamW, batch 2; the largest memory of this process before and after, GB."""
+    Attention as two products with a softmax between, window masks made in every block, maps in PyTorch's own order of
+    memory, depth features of 128 channels enlarged to image size before they are added and convolved, and the last
+    refinement's unused network, whose tensors are ``head``.
+    """
     import torch
 
-    from langdepth.records import Batch
-    from langdepth.systems import registry
+    from langdepth.systems.wordepth.blocks import TwoConvs, enlarged
 
-    torch.manual_seed(0)
-    system = registry.build("scaledepth-nk", {"gradient_checkpointing": checkpointing}).train()
-    depth = 1 + 5 * torch.rand(2, 1, HEIGHT, WIDTH)
-    batch = Batch(
-        image=torch.rand(2, 3, HEIGHT, WIDTH),
-        depth=depth,
-        mask=depth > 0,
-        scene=torch.tensor([6, 27]),
-        text=[None] * 2,
-        path=[""] * 2,
+    unused = TwoConvs(len(head["0.bias"]), len(head["2.bias"]))
+    unused.load_state_dict(head)
+
+    def depth() -> Tensor:
+        scenes = system.text_vae(text)
+        x2, x3, x4, x5 = _swin(system.encoder, (image - system._mean) / system._std)
+        m0, m1 = system.metric(x5.amax((2, 3)))[..., None, None].split(1, 1)
+        x = system.up_4(x5, x4)
+        latent = scenes.at(system.sampler(x, scenes))
+        x, d4 = system.refine_4(torch.zeros_like(x), latent)
+        x, d3 = system.refine_3(system.up_3(x, torch.zeros_like(x3)), enlarged(d4, 2))
+        x, before = system.up_2(x, torch.zeros_like(x2)), enlarged(d3, 2)
+        unused(torch.cat([x, before], 1))
+        d2 = system.refine_2(x, before)[1]
+        summed = enlarged(d2, 4) + enlarged(d3, 8) + enlarged(d4, 16)
+        found: Tensor = m0.sigmoid() * ((system.head(summed) + system.config.prior_mean).exp() + m1.exp())
+        return found
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return depth()
+
+    return run
+
+
+def _swin(encoder: Any, image: Tensor) -> list[Tensor]:
+    """Swin with maps in PyTorch's own order and attention written out."""
+    from torch.nn.functional import interpolate
+
+    x = encoder.patch_embed(image)
+    position = interpolate(encoder.absolute_pos_embed, x.shape[1:3], mode="bicubic", align_corners=False)
+    x = x + position.permute(0, 2, 3, 1)
+    maps = []
+    for stage, layer in enumerate(encoder.layers):
+        for block in layer.blocks:
+            x = x + _windows(block, block.norm1(x))
+            x = x + block.mlp(block.norm2(x))
+        maps.append(encoder.get_submodule(f"norm{stage}")(x).permute(0, 3, 1, 2).contiguous())
+        x = x if layer.downsample is None else layer.downsample(x)
+    return maps
+
+
+def _windows(block: Any, x: Tensor) -> Tensor:
+    """Window attention with the logits in memory."""
+    from torch.nn.functional import pad
+
+    from langdepth.backbones.swin import shifted_window_mask
+
+    (_, height, width, channels), side, shift = x.shape, block.window, block.shift
+    attention = block.attn
+    x = pad(x, (0, 0, 0, -width % side, 0, -height % side))
+    rows, columns = x.shape[1] // side, x.shape[2] // side
+    if shift:
+        x = x.roll((-shift, -shift), (1, 2))
+    x = x.view(1, rows, side, columns, side, channels).transpose(2, 3).reshape(-1, side**2, channels)
+    query, key, value = attention.qkv(x).view(len(x), side**2, 3, attention.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    logits = (query * query.shape[-1] ** -0.5) @ key.mT
+    bias = attention.relative_position_bias_table[attention.relative_position_index]
+    logits = logits + bias.permute(2, 0, 1)
+    if shift:
+        logits = logits + shifted_window_mask(rows, columns, side, shift, x.device)[:, None]
+    x = attention.proj((logits.softmax(-1) @ value).transpose(1, 2).reshape(x.shape))
+    x = x.view(1, rows, columns, side, side, channels).transpose(2, 3).reshape(1, rows * side, columns * side, channels)
+    if shift:
+        x = x.roll((shift, shift), (1, 2))
+    return x[:, :height, :width]
+
+
+def depth_anything_v2_small() -> Callable[[Path], Any]:
+    """File to depth array by transformers, random weights: keep-aspect 518 input in multiples of 14."""
+    import numpy as np
+    import torch
+    from PIL import Image
+    from torch.nn import functional as F
+    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
+
+    backbone = Dinov2Config(
+        hidden_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=6,
+        patch_size=14,
+        image_size=518,
+        out_indices=[3, 6, 9, 12],
+        apply_layernorm=True,
+        reshape_hidden_states=False,
     )
-    optimiser = torch.optim.AdamW(system.parameter_groups(1e-4, 0.05))
-    system.loss(batch)["total"].backward()
-    gradients = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    optimiser.step()
-    return gradients / 2**20, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    config = DepthAnythingConfig(
+        backbone_config=backbone,
+        patch_size=14,
+        reassemble_hidden_size=384,
+        reassemble_factors=[4, 2, 1, 0.5],
+        neck_hidden_sizes=[48, 96, 192, 384],
+        fusion_hidden_size=64,
+    )
+    model = DepthAnythingForDepthEstimation(config).eval()
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 
+    @torch.inference_mode()
+    def depth_of(photo: Path) -> Any:
+        with Image.open(photo) as photo:
+            pixels = np.array(photo.convert("RGB"))
+        height, width = pixels.shape[:2]
+        scale = 518 / min(height, width)
+        size = [round(side * scale / 14) * 14 for side in (height, width)]
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        image = F.interpolate(image, size=size, mode="bicubic", antialias=True).float() / 255
+        depth = model((image - mean) / std).predicted_depth[None]
+        return F.interpolate(depth, size=(height, width), mode="bilinear", align_corners=False)[0, 0].numpy()
 
-if __name__ == "__main__":
-    main()
+    return depth_of
