@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from langdepth.errors import LangdepthError
 from langdepth.utils import files
 from langdepth.utils.files import LOCK, atomic_path, file_stamp, locked, temporary_folder, temporary_path, write_tensors
+from langdepth.utils.reading import open_regular, require_regular
 
 DAYS = 24 * 3600
 
@@ -282,6 +283,17 @@ def test_a_lock_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path) -> None:
         assert precious.read_text() == "not to be lost"
         (tmp_path / "run" / LOCK).unlink()
         (tmp_path / "run").rmdir()
+
+
+def test_a_name_with_a_zero_byte_is_one_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(LangdepthError, match="no file has a zero byte in its name"),
+        atomic_path(tmp_path / "a\0b.npy"),
+    ):
+        pass
+    for reader in (open_regular, require_regular):
+        with pytest.raises(FileNotFoundError, match="zero byte"):
+            reader(tmp_path / "a\0b.npy")
 
 
 def test_a_full_disk_is_named_where_a_library_gives_no_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,8 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
             be, disk full).
     """
     path = Path(path)
+    if "\0" in str(path):
+        raise LangdepthError(f"{path}: cannot be written (no file has a zero byte in its name)")
     temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,12 +23,19 @@ MAX_LINE = 1_000_000  # characters of a line of CSV
 
 def require_regular(path: str | Path) -> None:
     """Raise OSError for a folder, a pipe or a device, and for a file that is missing."""
+    _require_possible(path)
     _require_regular(os.stat(path).st_mode, path)
 
 
 def open_regular(path: str | Path) -> IO[bytes]:
     """Open a regular file for reading. Raises OSError for everything else, without waiting."""
+    _require_possible(path)
     return open(path, "rb", opener=_open_at_once)
+
+
+def _require_possible(path: str | Path) -> None:
+    if "\0" in str(path):  # for which Python raises ValueError
+        raise FileNotFoundError(errno.ENOENT, "no file has a zero byte in its name", str(path))
 
 
 def _open_at_once(path: str, flags: int) -> int:
