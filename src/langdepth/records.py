@@ -68,6 +68,11 @@ class InputSpec:
     enlarge: Enlarge = "bilinear"
 
     def __post_init__(self) -> None:
+        sides = (*(self.size or ()), self.multiple_of, *(() if self.area is None else (self.area,)))
+        if min(sides) < 1 or not 1 <= self.max_aspect < math.inf:
+            raise ValueError("no network has this size; sides, area, multiple_of and max_aspect are 1 or more")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise ValueError(f"colors cannot be normalized by {self.mean} and {self.std}")
         pixels = max(self.area or 0, math.prod(self.size or (0,)), self.multiple_of**2)
         if pixels > MAX_NETWORK_PIXELS:  # a weights file may state it
             raise ValueError(f"{pixels} pixels inside the network are more than the limit of {MAX_NETWORK_PIXELS}")

@@ -17,11 +17,12 @@ import pytest
 import langdepth
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.prediction.imagination import imagine
-from langdepth.runtimes.facts import FORMAT, KEY, GraphFacts
+from langdepth.runtimes.facts import FORMAT, GraphFacts
 from langdepth.runtimes.graph import GraphSystem
 from langdepth.runtimes.trace import OPSET, state_facts
 from langdepth.systems import card
 from langdepth.systems.card import MODELS_FOLDER
+from langdepth.utils.onnx_files import KEY
 
 PHOTO = str(Path(__file__).parents[2] / "examples" / "desk.jpg")
 TOLERANCE = 1e-4
@@ -146,10 +147,8 @@ def test_a_file_of_a_newer_format(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rank", [2, 5])
 def test_a_file_whose_input_has_another_rank(tmp_path: Path, rank: int) -> None:
-    system: Any = langdepth.load(small_graph(tmp_path / "flat.onnx", rank))
-    with pytest.raises(CheckpointError, match=r"flat.onnx: cannot be computed here: .*rank") as caught:
-        system.predict(PHOTO)
-    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match=rf"flat.onnx: its graph .*of {rank} axes are not .*of 4 axes"):
+        langdepth.load(small_graph(tmp_path / "flat.onnx", rank))
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 3, 64, 64), (1, 4, 64, 64)])

@@ -51,6 +51,8 @@ def test_the_file_gives_the_depth_of_the_library(
     assert facts.words == "small-words.onnx"
     assert (tmp_path / facts.words).is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"small.onnx", "small-words.onnx"}
+    again: Any = langdepth.load(out).predict(np.array(Image.open(PHOTO)), text="table")
+    assert again.depth.shape == depth.shape
 
 
 def test_openvino_gives_the_depth_of_the_library(command: Run, weights: Path, depth: Any, tmp_path: Path) -> None:
@@ -74,6 +76,7 @@ def test_eight_bits_state_their_error(command: Run, weights: Path, tmp_path: Pat
     assert any(tensor.data_type == onnx.TensorProto.INT8 for tensor in model.graph.initializer)
     found = session(out).run(["depth"], {"image": np.array(Image.open(PHOTO))[None]})[0]
     assert found.shape == (1, 480, 640)
+    assert langdepth.load(out).name == "tiny"
 
 
 def test_another_depth_than_torchs_is_not_written(

@@ -229,6 +229,19 @@ def test_unknown_name_hints_at_the_nearest() -> None:
     refused("packed-toi", "'packed-toy'", "owner/name", error=UsageError)
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b"])
+def test_names_that_no_file_can_have_are_unknown(name: str) -> None:
+    refused(name, "unknown system", error=UsageError)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000 + ".safetensors", "a\0b.safetensors", "a" * 5000 + ".onnx"])
+def test_files_that_cannot_be_are_missing(name: str) -> None:
+    refused(name, "no such file", error=MissingCheckpointError)
+    weights_stamp(name)
+    with pytest.raises(MissingCheckpointError):
+        convert(name, "toy", "a.safetensors")
+
+
 def test_unknown_device(saved: Path) -> None:
     refused(saved, "quantum", error=UsageError, device="quantum")
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from langdepth._version import __version__
 from langdepth.config import from_mapping, to_mapping
 from langdepth.errors import CheckpointError, LangdepthError
+from langdepth.evaluation.protocols import ScaleKind
 from langdepth.records import InputSpec
+from langdepth.utils.onnx_files import BESIDE, KEY
 
-KEY, FORMAT = "langdepth", 1  # of the metadata
+FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,22 @@ class GraphFacts:
     max_words: int = 0
     langdepth_version: str = __version__
 
+    def __post_init__(self) -> None:
+        if self.scale_kind not in get_args(ScaleKind):
+            raise ValueError(f"unknown scale_kind {self.scale_kind!r}; known: {', '.join(get_args(ScaleKind))}")
+        for name in ("scenes", "inputs", "vocabulary"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"'{name}' has an entry twice")
+        for name in BESIDE:
+            file = getattr(self, name)
+            if file is not None and (not file or Path(file).name != file or "\0" in file):
+                raise ValueError(f"'{name}' is {file!r}, which is no name of a file beside it")
+        if self.network_size is not None and min(self.network_size) < 1:
+            raise ValueError(f"no network has the size {self.network_size}")
+        if self.kind == "words" and self.max_words < 1:
+            raise ValueError(f"no sentence has {self.max_words} words")
+
     def to_json(self) -> str:
         """The text that ``from_metadata`` reads."""
         return json.dumps({"format": FORMAT, **to_mapping(self)})
@@ -61,7 +80,7 @@ class GraphFacts:
         if KEY not in metadata:
             raise CheckpointError(f"{label}: not exported by langdepth (it does not state which system it holds)")
         try:
-            stated = json.loads(metadata[KEY])
+            stated = json.loads(metadata[KEY], parse_constant=_refuse)
             version = stated.pop("format")
         except (ValueError, RecursionError, AttributeError, KeyError):
             raise CheckpointError(f"{label}: what it states about itself is damaged; export it again") from None
@@ -74,3 +93,7 @@ class GraphFacts:
             return from_mapping(cls, {key: value for key, value in stated.items() if key in known}, "its metadata ")
         except (LangdepthError, ValueError, TypeError) as error:
             raise CheckpointError(f"{label}: {error}") from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")

@@ -157,6 +157,11 @@ class GraphSystem(Predicts):
         found = self.graph({**{name: np.ascontiguousarray(view) for name, view in views.items()}, **words})
         depth: Any = found["depth"][:, None] if whole else found["depth"]
         probs: Any = found.get("scene_probs")
+        one_each = depth.shape[:2] == (len(image), 1) and depth.size > 0
+        if not one_each or (probs is not None and probs.shape != (len(image), len(self.scenes))):
+            raise CheckpointError(
+                f"'{self.name}': its graph gives {depth.shape} for images {image.shape}; export it again"
+            )
         return DepthOutput(depth=depth, scene_probs=probs)
 
     def _words(self, count: int, text: Any, scene: Any) -> Arrays:

@@ -21,6 +21,7 @@ from langdepth.runtimes.graph import (
     thread_count,
 )
 from langdepth.utils.files import not_the_file_itself
+from langdepth.utils.onnx_files import OnnxFlaw, require_sound
 from langdepth.utils.reading import require_regular
 
 
@@ -28,16 +29,24 @@ class OnnxGraph:
     """The graph of one ``.onnx`` file, which is opened when it is first used.
 
     ``facts`` and calls raise CheckpointError for a file that is missing, damaged or not ours.
+
+    Args:
+        path: The file.
+        label: Its name in messages.
+        checked: It is known to be what it was when it was written, so that it is not searched for damage.
     """
 
-    def __init__(self, path: str | Path, label: str | None = None) -> None:
-        self.path, self.label = Path(path), label or str(path)
-        self._session = OncePerProcess(partial(_open, self.path, self.label))
+    def __init__(self, path: str | Path, label: str | None = None, *, checked: bool = False) -> None:
+        self.path, self.label = Path(path).expanduser(), label or str(path)
+        self._session = OncePerProcess(partial(_open, self.path, self.label, checked))
 
     @cached_property
     def facts(self) -> GraphFacts:
         """What the file states about itself."""
-        return GraphFacts.from_metadata(self._session().get_modelmeta().custom_metadata_map, self.label)
+        session = self._session()
+        facts = GraphFacts.from_metadata(session.get_modelmeta().custom_metadata_map, self.label)
+        _require_agreement(session, facts, self.label)
+        return facts
 
     def __call__(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         session = self._session()
@@ -52,13 +61,18 @@ class OnnxGraph:
         return tuple(side if isinstance(side, int) else None for side in found)
 
 
-def _open(path: Path, label: str) -> Any:
+def _open(path: Path, label: str, checked: bool) -> Any:
     try:
         require_regular(path)
-    except FileNotFoundError:
-        raise MissingCheckpointError(f"{label}: no such file") from None
+        if not checked and not_the_file_itself(path) is None:
+            require_sound(path)
+    except OnnxFlaw as flaw:
+        raise CheckpointError(f"{label}: {flaw}") from None
     except OSError as error:
-        raise CheckpointError(f"{label}: cannot be read ({error.strerror})") from None
+        if isinstance(error, FileNotFoundError) and error.filename == str(path):
+            raise MissingCheckpointError(f"{label}: no such file") from None
+        part = "" if error.filename == str(path) else f"; its tensors lie in {error.filename}"
+        raise CheckpointError(f"{label}: cannot be read ({error.strerror}{part})") from None
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -76,19 +90,59 @@ def _open(path: Path, label: str) -> Any:
         raise CheckpointError(f"{label}: {other or 'damaged, truncated or not an ONNX file'}") from None
 
 
-def open_onnx(path: str | Path, label: str | None = None) -> GraphSystem:
+_IMAGES, _VALUES, _ROWS = ("tensor(uint8)", 4), ("tensor(float)", 4), ("tensor(float)", 2)
+_WORDS = {"text": _ROWS, "scene": ("tensor(int64)", 1)}
+_INPUTS: dict[str, dict[str, tuple[str, int]]] = {
+    "network": {"image": _VALUES},
+    "whole": {"image": _IMAGES},
+    "words": {"tokens": ("tensor(int64)", 2)},
+    "imagine": {"noise": _VALUES},
+    "draw": {"image": _VALUES, "noise": _VALUES, "spread": ("tensor(float)", 1)},
+}
+"""Kind and number of axes of the inputs of each kind of graph."""
+_OUTPUTS = {"words": ("features", _ROWS), "whole": ("depth", ("tensor(float)", 3))}
+
+
+def _require_agreement(session: Any, facts: GraphFacts, label: str) -> None:
+    """Raise CheckpointError where a graph has not the inputs and outputs that its metadata states."""
+    inputs = dict(_INPUTS[facts.kind])
+    if facts.takes_overlay and facts.kind in ("network", "whole"):
+        inputs["overlay"] = inputs["image"]
+    taken = (*session.get_inputs(), *session.get_overridable_initializers())
+    found, given = ({one.name: (one.type, len(one.shape)) for one in some} for some in (taken, session.get_outputs()))
+    inputs |= {one: _WORDS.get(one, found.get(one, _VALUES)) for one in facts.inputs if one not in inputs}
+    name, output = _OUTPUTS.get(facts.kind, ("depth", _VALUES))
+    probs = next((one.shape for one in session.get_outputs() if one.name == "scene_probs"), None)
+    if found != inputs:
+        wrong = f"inputs {_listed(found)} are not {_listed(inputs)}"
+    elif given.get(name) != output:
+        wrong = f"outputs {_listed(given)} are without {_listed({name: output})}"
+    elif probs is not None and (len(probs) != 2 or probs[1] not in (len(facts.scenes), None, str(probs[1]))):
+        wrong = f"scene_probs {probs} are not of its {len(facts.scenes)} scenes"
+    else:
+        return
+    raise CheckpointError(f"{label}: its graph is not what its metadata states ({wrong}); export it again")
+
+
+def _listed(stated: Mapping[str, tuple[str, int]]) -> str:
+    return ", ".join(f"{name} {kind} of {axes} axes" for name, (kind, axes) in sorted(stated.items())) or "none"
+
+
+def open_onnx(path: str | Path, label: str | None = None, *, checked: bool = False) -> GraphSystem:
     """The system in an ``.onnx`` file, with the encoder of sentences that it names beside itself.
+
+    See ``OnnxGraph`` for the arguments.
 
     Raises:
         CheckpointError: A file is missing, damaged or not ours.
     """
-    graph = OnnxGraph(path, label)
+    graph = OnnxGraph(path, label, checked=checked)
     facts = graph.facts
     if facts.kind not in ("network", "whole"):
         raise CheckpointError(f"{graph.label}: is a part of other files; name one of these")
 
     def beside(name: str | None) -> OnnxGraph | None:
-        return None if name is None else OnnxGraph(graph.path.parent / Path(name).name)
+        return None if name is None else OnnxGraph(graph.path.parent / name)
 
     words, imagining, drawing = map(beside, (facts.words, facts.imagine, facts.draw))
     sentences = None if words is None else Sentences(words)

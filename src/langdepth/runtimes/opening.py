@@ -17,10 +17,10 @@ from langdepth.systems import registry
 from langdepth.systems.card import WeightRecord
 from langdepth.systems.contract import Predicts
 from langdepth.utils.arguments import checked
+from langdepth.utils.onnx_files import SUFFIX
 from langdepth.utils.plugins import needs_packages
 from langdepth.utils.reading import file_sha256
 
-SUFFIX = ".onnx"
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/dri/renderD128")  # of NVIDIA, WSL, AMD, Intel
 
 
@@ -61,6 +61,11 @@ def load(
     if isinstance(name, str | Path) and str(name).endswith(SUFFIX):
         if runtime not in ("auto", "onnx"):
             raise UsageError(f"{name}: an ONNX file is computed by the runtime onnx, not by {runtime}")
+        fixed = {"distance words and bins": prompts or None, "CLIP weights": clip_weights}
+        fixed |= {"base": base, "depth kind": depth_kind}
+        for option, value in fixed.items():
+            if value is not None:
+                raise UsageError(f"{name}: what an ONNX file computes cannot be changed; leave the {option} out")
         return open_onnx(name)
     plain = clip_weights is None and not prompts and base is None and depth_kind is None and dtype == "float32"
     record = _graph_record(str(name)) if plain and isinstance(name, str | Path) else None
@@ -118,7 +123,7 @@ def _packaged(name: str, record: WeightRecord) -> GraphSystem:
             raise CheckpointError(f"{part.path}: a file of '{name}' is missing; reinstall langdepth")
         if file_sha256(part.path) != part.sha256:
             raise CheckpointError(f"{name}: {part.path} is damaged (its sha256 is another); reinstall langdepth")
-    system = open_onnx(record.onnx.path, name)
+    system = open_onnx(record.onnx.path, name, checked=True)
     system.provenance |= {"sha256": record.onnx.sha256}
     return system
 

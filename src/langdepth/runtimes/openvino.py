@@ -19,10 +19,11 @@ import numpy.typing as npt
 
 from langdepth._version import __version__
 from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_line
-from langdepth.runtimes.facts import KEY, GraphFacts
+from langdepth.runtimes.facts import GraphFacts
 from langdepth.runtimes.graph import GraphSystem, OncePerProcess, computing, thread_count
 from langdepth.systems.contract import HasMembers
 from langdepth.utils.files import atomic_path, temporary_folder
+from langdepth.utils.onnx_files import KEY
 from langdepth.utils.plugins import needs_packages
 
 if TYPE_CHECKING:

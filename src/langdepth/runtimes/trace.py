@@ -25,10 +25,11 @@ from torch.nn import functional as F
 from langdepth.config import to_mapping
 from langdepth.errors import UsageError, first_line
 from langdepth.records import DepthOutput, InputSpec
-from langdepth.runtimes.facts import KEY, GraphFacts
+from langdepth.runtimes.facts import GraphFacts
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import Imagines, require
 from langdepth.text.encoders import PADDING, SentenceEncoder
+from langdepth.utils.onnx_files import KEY
 
 OPSET = 18
 _IMAGE_AXES = {0: "batch", 2: "height", 3: "width"}

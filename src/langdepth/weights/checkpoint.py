@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from langdepth.utils.devices import move
 from langdepth.utils.files import real_path
 from langdepth.utils.reading import file_sha256
 from langdepth.weights import fetch
-from langdepth.weights.files import fill, read, stated
+from langdepth.weights.files import GRAPHS, fill, read, require_no_graph, stated
 from langdepth.weights.hub import WEIGHTS_FILE, download
 
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
@@ -116,7 +117,7 @@ def _load_file(
 def _own_class(name: str) -> tuple[str | None, str]:
     """The class and the weights of "module:Class@weights" or "module:Class", whose module is imported; (None, name)."""
     cls, _, weights = name.partition("@")
-    if name in registry.REGISTRY or Path(name).exists() or not registry.OWN_CLASS.fullmatch(cls):
+    if name in registry.REGISTRY or os.path.exists(name) or not registry.OWN_CLASS.fullmatch(cls):
         return None, name
     registry.entry(cls)
     return cls, weights or name
@@ -176,13 +177,14 @@ def locate(name: str, offline: bool | None = None) -> tuple[Path, str, str]:
     if not name:
         raise UsageError("the name of the system is empty; give one of 'langdepth systems', a file or a hub id")
     path = Path(name).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # of pathlib's functions some raise OSError for names that are too long
         if not (path / WEIGHTS_FILE).is_file():
             raise CheckpointError(f"{path}: is a folder without {WEIGHTS_FILE}; give a .safetensors file inside it")
         return path / WEIGHTS_FILE, str(path), ""
-    if path.exists() or path.suffix == ".safetensors" or path.suffix in PICKLES:
-        if not path.exists():
+    if os.path.exists(path) or path.suffix in {".safetensors", *PICKLES, *GRAPHS}:
+        if not os.path.exists(path):
             raise MissingCheckpointError(f"{path}: no such file")
+        require_no_graph(path)
         if path.suffix in PICKLES:
             raise CheckpointError(
                 f"{path}: pickled checkpoints are only read by `langdepth convert`, which writes a .safetensors to load"

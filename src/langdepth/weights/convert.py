@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,7 +16,7 @@ from langdepth.errors import CheckpointError, MissingCheckpointError
 from langdepth.systems import registry
 from langdepth.systems.capabilities import ConvertsOfficial, StandsOnClip, require
 from langdepth.utils.tensors import read_checkpoint, reading_tensors, without_prefixes
-from langdepth.weights.files import fill, require_suffix, save
+from langdepth.weights.files import fill, require_no_graph, require_suffix, save
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,9 @@ def convert(
             shapes; nothing is written.
     """
     source, out = Path(source), require_suffix(out)
-    if not source.is_file():
+    if not os.path.isfile(source):  # pathlib's raises OSError for names that are too long
         raise MissingCheckpointError(f"{source}: no such file")
+    require_no_graph(source)
     tensors = None if _is_archive(source) else read_checkpoint(source)
     system = registry.build(name, dict(options or {}))
     unrecorded = system.unrecorded if isinstance(system, ConvertsOfficial) else {}

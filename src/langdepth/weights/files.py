@@ -22,6 +22,7 @@ from langdepth.utils.tensors import read_safetensors, require_finite
 from langdepth.weights.card import Storable, model_card
 
 FORMAT = "langdepth/1"
+GRAPHS = {".onnx": "ONNX", ".xml": "OpenVINO"}  # what `langdepth export` writes
 # Facts about one file; they are found again whenever it is loaded and so are not stored in it.
 _FILE_FACTS = ("weights", "sha256", "langdepth_version")
 
@@ -66,6 +67,15 @@ def require_suffix(path: str | Path) -> Path:
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: weights are written as .safetensors; give a name with this ending")
     return path
+
+
+def require_no_graph(path: Path) -> None:
+    """Raise CheckpointError for a file that holds a graph instead of weights; whether it is there was asked before."""
+    if path.suffix in GRAPHS:
+        raise CheckpointError(
+            f"{path}: is a graph for {GRAPHS[path.suffix]}, not weights; 'langdepth predict' takes one ONNX file, and "
+            "all else needs the .safetensors file or the name that was exported"
+        )
 
 
 def facts_to_store(system: Storable, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:

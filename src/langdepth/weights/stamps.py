@@ -10,6 +10,7 @@ from typing import Any
 
 from langdepth.systems import registry
 from langdepth.utils.files import file_stamp
+from langdepth.utils.onnx_files import files_of
 from langdepth.weights import published
 
 
@@ -18,14 +19,15 @@ def system_stamp(name: str | Path) -> tuple[Any, ...]:
     foreign = str(name).removeprefix(registry.TRANSFORMERS)
     if foreign != str(name):
         folder = Path(foreign).expanduser()
-        return (str(name), *map(file_stamp, sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])))
+        kept = [*folder.glob("*.safetensors"), *folder.glob("*.json")] if os.path.isdir(folder) else []
+        return (str(name), *map(file_stamp, sorted(kept)))
     cls, _, weights = str(name).partition("@")
     own = registry.OWN_CLASS.fullmatch(cls) is not None and not os.path.exists(name)
     if str(name) in registry.REGISTRY and not own:
         known = published.fetched(str(name)) if str(name) in registry.PUBLISHED else None
         return (str(name),) if known is None else (str(name), known.sha256)
     path = os.path.expanduser(weights if own else name)
-    files = sorted(Path(path).glob("*.safetensors")) if os.path.isdir(path) else [path]
+    files = sorted(Path(path).glob("*.safetensors")) if os.path.isdir(path) else files_of(path)
     found: list[Any] = [file_stamp(file) for file in files if os.path.isfile(file)] or [str(name)]
     return (cls, module_stamp(cls), *found) if own else tuple(found)
 
