@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from langdepth import losses
+from langdepth.errors import UsageError
 from tests.parity import unused_losses
 
 
@@ -234,3 +235,10 @@ def test_silog_by_image_overlooks_a_thousandth() -> None:
     half = torch.tensor([True, False, True, False]).view(1, 1, 1, 4).expand(2, -1, -1, -1)
     found = losses.silog_by_image(prediction, target, half)
     assert float(found[0]) == pytest.approx(0.5 * (0.25 / 2 - 0.85 * (0.5 / 2) ** 2), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["silog", "log_l1", "gradient", "l1", "l2"])
+def test_shapes_that_differ_are_refused(name: str) -> None:
+    depth = torch.rand(2, 1, 8, 8) + 1
+    with pytest.raises(UsageError, match=r"one shape, got \(2, 1, 8, 8\) and \(2, 8, 8\)"):
+        DEPTH_LOSSES[name](depth, depth[:, 0], depth > 0)

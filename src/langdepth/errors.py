@@ -84,11 +84,12 @@ def printable(text: str) -> str:
 
 
 def is_memory_error(error: BaseException) -> bool:
-    """Whether an error says that memory is short: Python's, NumPy's, a device's, or torch's plain one for the CPU."""
+    """Whether an error says that memory is short: Python's, NumPy's, a device's, or the plain one of a runtime."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error)
-    return isinstance(error, RuntimeError | OSError) and any(
+    plain = isinstance(error, RuntimeError | OSError) or type(error).__module__.startswith("onnxruntime")
+    return plain and any(
         words in text for words in ("not enough memory", "allocate memory", "bad_alloc", "out of memory")
     )
 

@@ -12,11 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from langdepth.errors import UsageError
+
 EPSILON = 1e-3
 
 
 def _difference(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """prediction - target where the mask is set, 0 elsewhere."""
+    """prediction - target where the mask is set, 0 elsewhere. Raises UsageError where the shapes differ."""
+    if prediction.shape != target.shape:  # torch would repeat one of them along an axis
+        shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
+        raise UsageError(f"prediction and target must have one shape, got {shapes}")
     difference = prediction - target
     return difference if mask is None else torch.where(mask, difference, torch.zeros_like(difference))
 

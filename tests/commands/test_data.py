@@ -15,7 +15,7 @@ from langdepth.cli import main
 from langdepth.data.base import open_dataset
 from langdepth.data.tools import sample
 from langdepth.data.tools.scenes import room
-from tests.helpers import Run, write_folder
+from tests.helpers import Run, grey, save_image, write_folder
 
 Row = dict[str, str]
 
@@ -250,6 +250,18 @@ def test_show_needs_the_ending_of_a_image(name: str, sample_folder: Path, tmp_pa
     line = f"langdepth data: {out}: an image is written as .png, .jpg or .jpeg\n"
     assert command("data", "show", sample_folder, "--out", out) == (2, "", line)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["sheet.png", "sheet.jpg"])
+def test_show_replaces_its_own_sheets_alone(name: str, sample_folder: Path, tmp_path: Path, command: Run) -> None:
+    show = ("data", "show", sample_folder, "--count", 1, "--out", tmp_path / name)
+    assert command(*show)[0] == 0
+    assert command(*show)[0] == 0
+    save_image(tmp_path / name, grey(0.5))
+    before = (tmp_path / name).read_bytes()
+    code, _, err = command(*show)
+    assert (code, f"{name} exists and was not written by langdepth" in err) == (1, True)
+    assert (tmp_path / name).read_bytes() == before
 
 
 # the verb itself

@@ -106,6 +106,12 @@ def test_the_size_follows_the_system_and_the_sheet_has_a_row_per_prompt(run: Run
         (["a bed", "--size", "60x96"], "a depth map of 96 x 60 is not possible; take multiples of 32"),
         (["a bed", "--size", "big"], "--size: expected HEIGHTxWIDTH"),
         (["a bed", "--samples", "0"], "samples must be at least 1, got 0"),
+        (["a bed", "--samples", "30000000"], "samples must be at most 1000, got 30000000"),
+        (["a bed", "--size", "100000x100000"], "a depth map of 100000 x 100000 is above 16 megapixels"),
+        (
+            ["a bed", "--samples", "1000", "--size", "3200x3200"],
+            "1000 samples of 3200 x 3200 do not fit in memory; at most 9",
+        ),
         (["a bed", "--save", "jpg"], "--save: unknown format 'jpg'"),
         (["a bed", "--fov", "400"], "field of view"),
     ],
@@ -116,6 +122,31 @@ def test_wrong_use_costs_one_line(run: Run, arguments: list[str], message: str) 
     assert message in err
     assert err.count("\n") == 1
     assert not Path("imagined").exists()
+
+
+def test_a_sentence_that_cannot_be_drawn_does_not_end_the_others(run: Run) -> None:
+    code, out, err = run("a bed", "colourless green ideas", "a street", "--samples", 1, "--save", "npy")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "'colourless green ideas': none of its words is known" in err
+    assert "all of them: imagined/sheet.png" in out
+    assert sorted(path.name for path in Path("imagined").iterdir()) == ["a-bed_1.npy", "a-street_1.npy", "sheet.png"]
+
+
+def test_maps_are_drawn_in_parts_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = small()
+    whole = imagine(system, "a bed", samples=5)
+    network, sizes = type(system).imagine, []
+
+    def counted(self: WorDepth, text: list[str], noise: torch.Tensor) -> object:
+        sizes.append(len(noise))
+        return network(self, text, noise)
+
+    monkeypatch.setattr(type(system), "imagine", counted)
+    monkeypatch.setattr("langdepth.prediction.sampling._AT_ONCE", 2 * whole[0].depth.size)
+    parts = imagine(system, "a bed", samples=5)
+    assert sizes == [2, 2, 1]
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one.depth, other.depth, rtol=1e-5)
 
 
 def test_unknown_words_are_named(run: Run) -> None:

@@ -176,9 +176,17 @@ def test_an_unusual_unit_is_refused_unless_trusted(tmp_path: Path, loaded: FakeS
     cells = [
         run_matrix(matrix_of(root, "tiny", trust_unit=trusted), tmp_path / "out", say=quiet)[0]
         for trusted in (False, True)
-    ]
+    ]  # in one folder: a cell of the other is not taken again
     assert "the unit seems wrong" in cells[0]["why"]
     assert (cells[1]["why"], cells[1]["ours"]["images"]) == (None, 1)
+
+
+def test_trust_in_the_unit_is_part_of_a_cells_identity(tmp_path: Path, loaded: FakeSystem) -> None:
+    root = write_folder(tmp_path / "rooms", [{}, {}])
+    for trusted in (False, True, False):
+        loaded.batches.clear()
+        run_matrix(matrix_of(root, "tiny", trust_unit=trusted), tmp_path / "out", say=quiet)
+        assert loaded.batches
 
 
 def test_captions_go_to_systems_that_read_words_per_image(tmp_path: Path, loaded: FakeSystem) -> None:
@@ -276,6 +284,8 @@ def test_own_words_are_not_the_papers_configuration(tmp_path: Path, loaded: Fake
         ("data: [{root: x}]\nsystems: [{system: tiny, prediction_scale: 1}]", "prediction_scale is for predictions"),
         ("data: [{root: x}]\nsystems: [{predictions: x, clip_weights: y}]", "clip_weights is for systems"),
         ("data: [{root: x}]\nsystems: [{system: tiny, class: os.system}]", "unknown key"),
+        ("data: [{root: x}]\nsystems: [{predictions: x, base: y}]", "base is for systems"),
+        ("data: [{root: x, without_caption: neutral}]", "without_caption is of captions"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path: Path, content: str, message: str) -> None:

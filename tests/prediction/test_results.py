@@ -182,10 +182,33 @@ class TestWriteResult:
         assert list(tmp_path.iterdir()) == []
 
     def test_sizes_that_differ(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="must both be"):
-            write_result(make_result(depth, valid=depth[1:] > 0), tmp_path / "a.npy")
+        for name, array in (("valid", depth[1:] > 0), ("std", depth[:, 1:])):
+            with pytest.raises(UsageError, match=rf"^{name}: expected \(H, W\), that of depth"):
+                make_result(depth, **{name: array})
         with pytest.raises(UsageError, match="differ in size"):
             write_result(make_result(depth, image=np.zeros((5, 5, 3), np.uint8)), tmp_path / "a.ply")
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"valid": np.full((36, 48), 2, np.uint8)}, "valid: expected an array of bool, got uint8"),
+            ({"depth": np.ones((36, 48), np.complex64)}, "depth: expected an array of real numbers, got complex64"),
+            ({"depth": np.ones((0, 0), np.float32), "valid": np.ones((0, 0), bool)}, "depth: expected"),
+            ({"scale_kind": "metrik"}, "unknown scale_kind 'metrik': did you mean 'metric'"),
+        ],
+    )
+    def test_a_result_that_means_nothing(
+        self, depth: npt.NDArray[np.float32], fields: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(UsageError, match=message):
+            DepthResult(**{"depth": depth, "valid": depth > 0, "system": "x", **fields})
+
+    @pytest.mark.parametrize("scale", [5e-324, 1e300])
+    def test_a_scale_that_float32_does_not_hold(
+        self, depth: npt.NDArray[np.float32], tmp_path: Path, scale: float
+    ) -> None:
+        with pytest.raises(UsageError, match="the scale must be a positive number"):
+            write_result(make_result(depth), tmp_path / "a.png", format="depth16", scale=scale)
 
 
 class TestAtomicPath:

@@ -43,6 +43,22 @@ def test_mean_and_standard_deviation_of_the_samples() -> None:
     assert drawn.provenance["sampling"] == {"samples": 5, "spread": 0.4, "seed": 3}
 
 
+def test_the_number_of_samples_is_limited_and_they_go_through_the_network_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    system, image = Dreamer(), grey(0.5)
+    with pytest.raises(UsageError, match="samples must be at most 1000, got 1001"):
+        system.predict(image, samples=1001)
+    whole: Any = system.predict(image, samples=5)
+    monkeypatch.setattr("langdepth.prediction.sampling._AT_ONCE", 1)
+    parts: Any = system.predict(image, samples=5)
+    np.testing.assert_allclose(parts.depth, whole.depth, rtol=1e-6)
+    np.testing.assert_allclose(parts.std, whole.std, rtol=1e-4)
+    monkeypatch.setattr("langdepth.prediction.sampling.MAX_DRAWN", 10)
+    with pytest.raises(UsageError, match=r"5 samples of 80 x 48 do not fit in memory"):
+        system.predict(image, samples=5)
+
+
 def test_a_image_gets_the_same_samples_in_any_company() -> None:
     system, images = Dreamer(), [grey(0.2), grey(0.5), grey(0.8, 96, 48)]
     alone: list[Any] = [system.predict(image, samples=3, text="words") for image in images]

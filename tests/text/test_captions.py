@@ -53,6 +53,17 @@ def published(root: Path) -> tuple[Path, Path]:
     return published_captions(root, captions)
 
 
+def test_packing_replaces_no_captions_of_others(tmp_path: Path) -> None:
+    source = tmp_path / "captions.csv"
+    source.write_text("image,caption,note\na.jpg,A room.,mine\n")
+    words, feature = [Caption("a", "A room.")], {"A room.": np.ones(2, np.float16)}
+    with pytest.raises(LangdepthError, match=r"captions\.csv exists and was not written by langdepth"):
+        pack(words, feature, tmp_path)
+    assert "mine" in source.read_text()
+    for _ in range(2):
+        pack(words, feature, tmp_path / "packed")
+
+
 def test_the_published_trees_are_packed_bit_by_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, feat = published(tmp_path)
     command = ["data", "pack-captions", "--text", str(text), "--features", str(feat), "--out", str(tmp_path / "out")]

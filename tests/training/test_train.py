@@ -289,6 +289,14 @@ class TestResume:
         with pytest.raises(UsageError, match="holds a run already; continue it with --resume"):
             run()
 
+    @pytest.mark.parametrize("name", ["best.safetensors", "best-rmse.safetensors", "last.md", "metrics.csv"])
+    def test_files_of_others_are_not_replaced(self, run: Run, tmp_path: Path, name: str) -> None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / name).write_text("mine")
+        with pytest.raises(LangdepthError, match=rf"{name}:? exists"):
+            run(train__max_steps=1)
+        assert (tmp_path / "run" / name).read_text() == "mine"
+
     @pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b"x" * len(b)])
     def test_a_damaged_resume_point_is_one_line(self, run: Run, damage: Callable[[bytes], bytes]) -> None:
         path = run(train__max_steps=2) / "resume.ckpt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -152,6 +153,19 @@ class TestLeftovers:
         (torn / "model.safetensors").write_bytes(b"a whole checkpoint")
         with temporary_folder() as folder:
             assert names(tmp_path) == [folder.name]
+        assert names(tmp_path) == []
+
+    @pytest.mark.parametrize("named", [True, False])
+    def test_what_cannot_be_written_inside_names_the_target(self, tmp_path: Path, named: bool) -> None:
+        def fails(folder: Path) -> None:
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *([str(folder / "part")] if named else []))
+            raise full
+
+        message = r"whole: cannot be written \(No space left on device\)"
+        with pytest.raises(LangdepthError, match=message), temporary_folder(beside=tmp_path / "whole") as folder:
+            fails(folder)
+        with pytest.raises(FileNotFoundError), temporary_folder(beside=tmp_path / "whole"):
+            (tmp_path / "another").read_text()
         assert names(tmp_path) == []
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from langdepth.camera import GUESSED_FOV_DEGREES, Camera
 from langdepth.commands._parse import run
 from langdepth.commands._results import ResultOptions
-from langdepth.errors import UsageError
+from langdepth.errors import LangdepthError, UsageError, one_line
 from langdepth.records import Runtime
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def imagine(
     output: ResultOptions,
     out: Path = Path("imagined"),
     device: str = "auto",
-) -> None:
+) -> int:
     """Depth maps of scenes that words describe, without any image.
 
     Writes each map, and sheet.png with all of them in one scale of colors. The same seed gives the same files.
@@ -55,7 +55,7 @@ def imagine(
         runtime: What computes it: torch, onnx or openvino; auto takes the fastest of those that are installed and can.
         clip_weights: CLIP weights (RN50), whose text tower then reads the sentences in place of the small encoder:
             OpenAI's archive, open_clip's or Hugging Face's file.
-        samples: How many maps per sentence.
+        samples: How many maps per sentence, at most 1000.
         seed: Random seed.
         size: HEIGHTxWIDTH of the maps in pixels, for example 352x1216; without it the system's own for a 4:3 image.
         output: Which files are written of each map.
@@ -66,19 +66,30 @@ def imagine(
 
     from langdepth.prediction import imagination
     from langdepth.prediction.results import require_own
+    from langdepth.prediction.sampling import check_drawn
     from langdepth.runtimes.opening import load
 
+    check_drawn(samples, *(size or (1, 1)))
     names, sheet = file_names(prompts), out / "sheet.png"
     files = {name: [_files(out, name, number + 1, output) for number in range(samples)] for name in names}
     for path in (sheet, *(path for several in files.values() for one in several for path in one.values())):
         require_own(path)
     loaded, rows = load(system, runtime=runtime, device=device, clip_weights=clip_weights), []
+    failed: list[LangdepthError] = []
     for prompt, name in zip(prompts, names, strict=True):
-        results = imagination.imagine(loaded, prompt, samples=samples, seed=seed, size=size, device=device)
+        try:
+            results = imagination.imagine(loaded, prompt, samples=samples, seed=seed, size=size, device=device)
+        except LangdepthError as error:  # the other sentences go on
+            failed.append(type(error)(f"'{prompt}': {error}") if len(prompts) > 1 else error)
+            continue
         _write(results, files[name], output)
         means = sorted(float(result.depth.mean()) for result in results)
         print(f"{prompt} -> {out / name}_*; mean depth of the samples {means[0]:.2f} to {means[-1]:.2f} m")
         rows.append((f"{prompt}  (seed {seed})", [result.depth for result in results]))
+    if not rows:
+        raise failed[0]
+    for problem in failed:
+        print(f"langdepth imagine: {one_line(str(problem))}", file=sys.stderr)
     if "ply" in output.formats and output.camera is None:
         print(
             f"langdepth imagine: camera guessed for the .ply files, {GUESSED_FOV_DEGREES:g} degrees across the longer "
@@ -87,6 +98,7 @@ def imagine(
         )
     _write_sheet(rows, sheet, output)
     print(f"all of them: {sheet}")
+    return 1 if failed else 0
 
 
 def _files(out: Path, name: str, number: int, output: ResultOptions) -> dict[str, Path]:

@@ -84,7 +84,7 @@ class MatrixData(PairChoice):
     source: str | None = None
     limit: int | None = None
     captions: Path | None = None
-    without_caption: WithoutCaption = "stop"
+    without_caption: WithoutCaption | None = None
     overlay: Path | None = None
     trust_unit: bool = False
     protocols: tuple[str, ...] = ()
@@ -109,7 +109,7 @@ class MatrixData(PairChoice):
                 self.split if self.list is not None else self.kept,
                 self.source,
                 captions=captions,
-                without_caption=self.without_caption,
+                without_caption=self.without_caption or "stop",
                 trust_unit=self.trust_unit,
                 list=self.list,
                 truth_root=self.truth_root,
@@ -151,10 +151,12 @@ def read_matrix(path: Path) -> Matrix:
             raise UsageError(f"{path}: '{row.label}' needs either system or predictions")
         if row.predictions is None and row.prediction_scale is not None:
             raise UsageError(f"{path}: '{row.label}' is a system; prediction_scale is for predictions, leave it out")
-        for key in ("clip_weights", "prompts"):
+        for key in ("clip_weights", "prompts", "base"):
             if row.predictions is not None and getattr(row, key) is not None:
                 raise UsageError(f"{path}: '{row.label}' are predictions; {key} is for systems, leave it out")
     for data in matrix.data:
+        if data.captions is None and data.without_caption is not None:
+            raise UsageError(f"{path}: '{data.label}': without_caption is of captions; give captions, too")
         data.rules()  # wrong names are known before the work
     return matrix
 
@@ -212,7 +214,7 @@ class Cell:
         data, dataset = self.data, self.dataset
         identity: dict[str, Any] = {
             "weights": self.weights,
-            "data": [data.data, data.kept, data.source, data.limit, self.contents],
+            "data": [data.data, data.kept, data.source, data.limit, data.trust_unit, self.contents],
             "protocol": self.protocol.hash,
             "dtype": options["dtype"],
             "version": [__version__, metrics.DEFINITIONS],

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.prediction.arrays import all_finite, as_float32, to_numpy
+from langdepth.prediction.arrays import all_finite, as_float32, joined, to_numpy
 from langdepth.prediction.pipeline import result_of
 from langdepth.prediction.results import DepthResult
-from langdepth.prediction.sampling import generator_of
+from langdepth.prediction.sampling import check_drawn, generator_of, in_parts
 from langdepth.systems.contract import Imagines, Predicts, require
 from langdepth.utils.arguments import checked
 
@@ -36,19 +36,21 @@ def imagine(
     seed share their random numbers. ``device``: as in ``langdepth.prediction.predictor.predict_images``. The results
     have no camera and no image.
 
-    Raises UsageError for a system that cannot (naming those that can), an empty prompt and a size that is not possible,
-    LangdepthError when depth is not finite.
+    Raises UsageError for a system that cannot (naming those that can), an empty prompt and a size or number that is not
+    possible, LangdepthError when depth is not finite.
     """
     if samples < 1:
         raise UsageError(f"samples must be at least 1, got {samples}")
     if not prompt.strip():
         raise UsageError("the prompt is empty; describe a scene, for example 'a bedroom with a desk'")
     require(system, Imagines)
-    network = require(system.for_inference(device), Imagines)
     height, width = size or system.input_spec.network_size(480, 640)
+    check_drawn(samples, height, width)
+    network = require(system.for_inference(device), Imagines)
     with network.inference():
         noise = network.draw_noise(samples, height, width, generator_of(seed))
-        depth = to_numpy(as_float32(network.imagine([prompt] * samples, noise).depth))
+        parts = in_parts(noise, height, width)
+        depth = to_numpy(joined([as_float32(network.imagine([prompt] * len(part), part).depth) for part in parts]))
     if not all(all_finite(depth)):
         raise LangdepthError(f"'{system.name}' imagined depth that is not finite; its weights may be damaged")
     return [

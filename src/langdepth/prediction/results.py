@@ -24,6 +24,7 @@ from langdepth.utils.plugins import load_target, plugins, source_of, usable
 from langdepth.utils.png import is_own_png, own_png
 from langdepth.utils.reading import open_regular
 
+SCALE_KINDS = ("metric", "relative", "disparity")
 _PNG_COMPRESSION = 1  # 8 ms for a 640x480 depth map; level 6 takes 37 ms and saves a fifth of the bytes
 _NPY_HEADER = 246  # bytes, more than NumPy pads such a header to; by this the files of this library are recognised
 _NPY_START = b"\x93NUMPY\x01\x00" + _NPY_HEADER.to_bytes(2, "little")
@@ -57,6 +58,14 @@ class DepthResult:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.scale_kind not in SCALE_KINDS:
+            raise UsageError(f"unknown scale_kind '{self.scale_kind}': {nearest(self.scale_kind, SCALE_KINDS)}")
+        for name, array, kinds in (("depth", self.depth, "fiu"), ("valid", self.valid, "b"), ("std", self.std, "f")):
+            if array is not None and array.dtype.kind not in kinds:
+                wanted = "bool" if kinds == "b" else "real numbers"
+                raise UsageError(f"{name}: expected an array of {wanted}, got {array.dtype}")
+            if array is not None and (array.ndim != 2 or not array.size or array.shape != self.depth.shape):
+                raise UsageError(f"{name}: expected (H, W), that of depth {self.depth.shape}, got {array.shape}")
 
     def save(self, path: str | Path, *, format: str | None = None) -> Path:
         """Write the result; the format is ``format`` or follows the file name. See ``write_result``."""
@@ -96,8 +105,6 @@ def write_result(result: DepthResult, path: str | Path, *, format: str | None = 
     """
     path = Path(path)
     writer = _writer_for(path, format)
-    if result.depth.ndim != 2 or result.valid.shape != result.depth.shape:
-        raise UsageError(f"{path}: depth {result.depth.shape} and valid {result.valid.shape} must both be (H, W)")
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         note = checked(writer.write)(result, file, **options)
     if note:
@@ -123,7 +130,8 @@ def _writer_for(path: Path, format: str | None) -> Writer:
 
 def _clean_depth(result: DepthResult) -> npt.NDArray[np.float32]:
     """(H, W) float32 with 0 wherever there is no value."""
-    depth = np.nan_to_num(result.depth.astype(np.float32, copy=False), nan=0, posinf=0, neginf=0)
+    with np.errstate(over="ignore"):  # beyond float32 is no value, as infinity is
+        depth = np.nan_to_num(result.depth.astype(np.float32, copy=False), nan=0, posinf=0, neginf=0)
     return np.where(result.valid & (depth > 0), depth, np.float32(0))
 
 
@@ -132,7 +140,7 @@ def _write_depth16(result: DepthResult, file: IO[bytes], *, scale: float | None 
     farthest = float(depth.max(initial=0))
     if scale is None:
         scale = 0.001 if result.scale_kind == "metric" or farthest == 0 else farthest / 65535
-    if not (np.isfinite(scale) and scale > 0):
+    if not 1e-30 < scale < 1e30:  # also as float32
         raise UsageError(f"depth16: the scale must be a positive number of {result.unit}s per unit, got {scale}")
     note = None
     coarser = max(1, int(np.ceil(farthest / scale / 65535 - 1e-6)))

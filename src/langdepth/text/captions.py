@@ -27,7 +27,7 @@ from torch import Tensor
 
 from langdepth.errors import LangdepthError, UsageError, text_flaw
 from langdepth.utils.arrays import read_npz
-from langdepth.utils.files import atomic_path, locked
+from langdepth.utils.files import atomic_path, locked, require_marked
 from langdepth.utils.reading import Rows, open_regular, read_text, visible
 from langdepth.utils.tensors import read_pickle, reading_tensors, require_plain, require_ratio
 
@@ -267,6 +267,8 @@ def pack(captions: Iterable[Caption], features: Mapping[str, Half], out: str | P
     widths = {len(features[sentence]) for sentence in rows}
     if len(widths) > 1:
         raise LangdepthError(f"the features have different widths: {', '.join(map(str, sorted(widths)))}")
+    require_marked(out / INDEX, b"image,caption,row")
+    require_marked(out / FEATURES, b"\x93NUMPY")
     with locked(out):  # the two files belong together
         with atomic_path(out / FEATURES) as path:
             np.save(path, np.stack([features[sentence] for sentence in rows]), allow_pickle=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from langdepth.systems import registry
 from langdepth.systems.capabilities import Trainable
 from langdepth.text.caption_features import Captions
 from langdepth.training.recipe import Recipe, read_recipe
-from langdepth.utils.files import atomic_path
+from langdepth.utils.files import atomic_path, require_marked
 from langdepth.utils.reading import file_sha256
 from langdepth.utils.tensors import nested_tensors, require_finite
 from langdepth.weights.checkpoint import load
@@ -33,6 +34,10 @@ def claim_folder(recipe: Recipe, resume: bool) -> None:
     elif any((out / name).exists() for name in ("resume.ckpt", "last.safetensors")):
         raise UsageError(f"{out}: holds a run already; continue it with --resume or choose another --train.out")
     else:
+        foreign = next(chain(out.glob("best*.safetensors"), out.glob("best*.md"), out.glob("last.md")), None)
+        if foreign is not None:
+            raise UsageError(f"{foreign}: exists; choose another --train.out")
+        require_marked(out / "metrics.csv", b"step")
         start.unlink(missing_ok=True)
     with atomic_path(out / "recipe.yaml") as path:
         path.write_text(dump_yaml(recipe), encoding="utf-8")

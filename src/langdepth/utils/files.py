@@ -261,14 +261,22 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
     Args:
         beside: The folder is made next to this path and its name begins like it; None: in the system's folder for
             temporary files.
+
+    Raises:
+        LangdepthError: Naming that place, when something inside cannot be written (no permission, disk full).
     """
     target = Path(tempfile.gettempdir(), "langdepth") if beside is None else beside
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(target.parent)
     folder = temporary_path(target)
-    folder.mkdir(mode=0o700 if beside is None else 0o777)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target.parent)
+        folder.mkdir(mode=0o700 if beside is None else 0o777)
         yield folder
+    except OSError as error:
+        name = None if error.filename is None else Path(os.fsdecode(error.filename))
+        if isinstance(error, LangdepthError) or not (name is None or folder in (name, *name.parents)):
+            raise  # something else went wrong inside, for example reading another file
+        raise LangdepthError(f"{target}: cannot be written ({_reason(error, target.parent)})") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

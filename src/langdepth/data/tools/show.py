@@ -9,18 +9,21 @@ from PIL import Image
 from langdepth.data.rows import Row, read_pair
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.prediction import viz
-from langdepth.utils.files import atomic_path
-from langdepth.utils.png import own_png
+from langdepth.utils.files import atomic_path, require_marked
+from langdepth.utils.png import PNG_TAG, own_png
+
+_COMMENT = b"langdepth sheet"  # of a JPEG
 
 
 def write_sheet(rows: list[Row], out: Path, count: int) -> int:
     """Draw up to ``count`` pairs, evenly from ``rows``, into the image ``out``; returns how many.
 
     Unusable pairs are left out. Raises UsageError for a name that is not an image's, LangdepthError when all pairs
-    are unusable.
+    are unusable, or ``out`` is somebody else's file.
     """
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UsageError(f"{out}: an image is written as .png, .jpg or .jpeg")
+    require_marked(out, PNG_TAG.encode() + b"\0", _COMMENT)
     shown, problem = [], None
     for row in rows[:: max(1, len(rows) // count)][:count]:
         try:
@@ -33,5 +36,5 @@ def write_sheet(rows: list[Row], out: Path, count: int) -> int:
     if not shown:
         raise problem or LangdepthError("there is no image to show")
     with atomic_path(out) as temporary:
-        Image.fromarray(viz.sheet(shown)).save(temporary, pnginfo=own_png(kind="sheet"))
+        Image.fromarray(viz.sheet(shown)).save(temporary, pnginfo=own_png(kind="sheet"), comment=_COMMENT)
     return len(shown)
