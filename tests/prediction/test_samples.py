@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from langdepth.commands import predict as command
+from langdepth.commands._results import result_line
 from langdepth.errors import UsageError
 from langdepth.prediction.results import write_result
 from langdepth.records import DepthOutput
@@ -74,7 +74,7 @@ def test_npz_and_the_printed_line_hold_the_deviation(tmp_path: Path) -> None:
     result: Any = Dreamer().predict(grey(0.5), samples=4)
     with np.load(write_result(result, tmp_path / "x.npz")) as file:
         np.testing.assert_array_equal(file["std"], result.std)
-    line = command._line(command.Job("x.png", tmp_path / "x", {}), result)
+    line = result_line("x.png", {"npz": tmp_path / "x.npz"}, result)
     assert f"standard deviation {np.median(result.std):.2f} m (median)" in line
 
 
