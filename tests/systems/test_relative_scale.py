@@ -27,6 +27,7 @@ from langdepth.systems.foreign import Foreign
 from langdepth.systems.rsa.official import OFFICIAL_NAMES as RSA
 from langdepth.systems.vgld.blocks import domains_of, fitted
 from langdepth.systems.vgld.official import OFFICIAL_NAMES as VGLD
+from langdepth.utils.depth_files import read_map
 from langdepth.weights import checkpoint
 from langdepth.weights.convert import convert
 from tests.helpers import write_folder
@@ -172,6 +173,37 @@ def test_an_exr_holds_one_channel_or_one_called_z(tmp_path: Path) -> None:
     for name, message in (("two", "has the channels A, B"), ("cut", "damaged or truncated")):
         with pytest.raises(ImageError, match=rf"{name}\.exr: {message}"):
             read_relative(tmp_path / f"{name}.exr", PIXELS, "disparity")
+
+
+def test_of_an_exr_one_channel_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    OpenEXR = pytest.importorskip("OpenEXR")
+    depth = np.random.default_rng(0).random((60, 80)).astype(np.float32)
+    layers = {f"L{number}": depth * 0 for number in range(20)}
+    for name, channels in {
+        "half": {**layers, "Z": depth.astype(np.float16)},
+        "many": {**layers, "Z": depth},
+        "integers": {"Z": (depth * 1000).astype(np.uint32)},
+    }.items():
+        OpenEXR.File({"type": OpenEXR.scanlineimage}, channels).write(str(tmp_path / f"{name}.exr"))
+    with monkeypatch.context() as without:
+        without.setattr(OpenEXR, "File", None)  # which reads all channels
+        assert np.array_equal(read_map(tmp_path / "many.exr")[0], depth)
+        np.testing.assert_allclose(read_map(tmp_path / "half.exr")[0], depth, atol=1e-3)
+    with pytest.raises(ImageError, match="holds UINT; a map is in floating point"):
+        read_map(tmp_path / "integers.exr")
+    content = bytearray((tmp_path / "many.exr").read_bytes())
+    (tmp_path / "cut.exr").write_bytes(content[: len(content) // 2])
+    content[len(content) // 2 :: 7] = b"7" * len(content[len(content) // 2 :: 7])
+    (tmp_path / "wild.exr").write_bytes(content)
+    for name in ("cut", "wild"):
+        with pytest.raises(ImageError, match=rf"{name}\.exr: damaged or truncated"):
+            read_map(tmp_path / f"{name}.exr")
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setattr("langdepth.utils.exr._MAX_NUMBERS", 60 * 80 * 20)
+    with pytest.raises(ImageError, match="has 21 channels of 80x60 pixels, which are too many"):
+        read_map(tmp_path / "many.exr")
 
 
 @pytest.mark.parametrize("kind", ["relative", "disparity"])

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from langdepth.camera import turned_upright
-from langdepth.errors import ImageError, UsageError
+from langdepth.errors import ImageError
 from langdepth.utils.arrays import read_npy, read_npz
+from langdepth.utils.exr import read_exr
 from langdepth.utils.images import (
     GREY_16_BIT,
     MAX_PIXELS,
@@ -80,7 +81,7 @@ def read_map(path: str | Path) -> tuple[npt.NDArray[np.float32], str | None]:
     """
     suffix = Path(path).suffix.lower()
     if suffix == ".exr":
-        return _load_exr(Path(path)), None
+        return read_exr(Path(path)), None
     if suffix in (".npy", ".npz"):
         with binary_stream(path) as (stream, name), decoding(name):
             return _load_numpy(stream), _stated_kind(stream)
@@ -102,26 +103,6 @@ def _stated_kind(stream: IO[bytes]) -> str | None:
         return None
     kind: str | None = json.loads(str(read_npz(stream, lambda _: "metadata", check))).get("scale_kind")
     return kind
-
-
-def _load_exr(path: Path) -> npt.NDArray[np.float32]:
-    try:
-        import OpenEXR
-    except ImportError:
-        raise UsageError(f"{path}: .exr files need a package: pip install 'langdepth[exr]'") from None
-    with binary_stream(path) as (_, name), decoding(name):
-        with OpenEXR.File(name, header_only=True) as file:
-            (left, top), (right, bottom) = file.header()["dataWindow"]
-            check_pixels(int(right - left) + 1, int(bottom - top) + 1, MAX_PIXELS)
-        with OpenEXR.File(name, separate_channels=True) as file:
-            channels = file.channels()
-            wanted = next((known for known in ("Z", "depth", "Y") if known in channels), None)
-            if wanted is None and len(channels) != 1:
-                raise ImageError(f"has the channels {', '.join(channels)}; a map is one channel, or one called Z")
-            values = np.asarray(channels[wanted or next(iter(channels))].pixels)
-            if not np.issubdtype(values.dtype, np.floating):
-                raise ImageError(f"holds {values.dtype}; a map is in floating point")
-            return values.astype(np.float32)
 
 
 def depth_orientation(path: str | Path) -> int:
