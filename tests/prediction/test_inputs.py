@@ -61,6 +61,24 @@ def test_kinds_that_are_not_read_are_not_passed_over() -> None:
     assert "p/d.NEF: is a camera raw file" in str(problem)
 
 
+def test_files_of_unread_kinds_are_counted_in_one_line() -> None:
+    save_image(Path("p/a.jpg"), ramp())
+    for name in ("b.tga", "c.QOI", "notes.txt"):
+        Path("p", name).write_bytes(b"qoif" + bytes(90))
+    found = find("p")
+    assert names(found) == ["p/a.jpg"]
+    assert found.note == "not read, by their kind: 2 files (p/b.tga, p/c.QOI); convert them to JPEG or PNG"
+    Path("p/a.jpg").unlink()
+    (problem,) = find("p").problems
+    assert str(problem).startswith("nothing to predict; not read, by their kind: 2 files")
+
+
+def test_a_tiff_with_addresses_of_64_bits_needs_no_ending() -> None:
+    Path("p").mkdir()
+    Image.fromarray(ramp()).save("p/a", "TIFF", big_tiff=True)
+    assert names(find("p")) == ["p/a"]
+
+
 def test_each_of_two_links_is_an_image() -> None:
     save_image(Path("store/abc.jpg"), ramp())
     Path("p").mkdir()

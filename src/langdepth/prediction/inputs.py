@@ -27,6 +27,7 @@ SUFFIXES = {
     *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".avif", ".heic", ".heif", ".hif", ".tif", ".tiff", ".bmp"),
     *(".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".jxl"),
 }
+UNREAD_SUFFIXES = {".tga", ".qoi", ".dds", ".sgi", ".pam", ".pfm", ".ico", ".icns", ".pcx"}
 STDIN = "-"
 _DEPTH_END, _COLOR_END = "_depth.png", "_color.png"
 _INDEX, _OVERLAYS = "index.csv", "overlays.csv"
@@ -37,20 +38,25 @@ class Images:
     """What was found.
 
     files: (path as the user wrote it, its place below the folder of results) of each image. problems: what cannot be
-    used. results, depth_maps: what was left out.
+    used. results, depth_maps, unread: what was left out; the last is of kinds that are not read, by its ending.
     """
 
     files: list[tuple[str, Path]] = field(default_factory=list)
     problems: list[LangdepthError] = field(default_factory=list)
     results: list[Path] = field(default_factory=list)
     depth_maps: list[Path] = field(default_factory=list)
+    unread: list[Path] = field(default_factory=list)
 
     @property
     def note(self) -> str | None:
         """One line about what was left out."""
         kinds = {"results of langdepth": self.results, "depth maps": self.depth_maps}
         parts = [f"{len(files)} {kind} ({first_few(files)})" for kind, files in kinds.items() if files]
-        return f"left out as no photos: {' and '.join(parts)}" if parts else None
+        notes = [f"left out as no photos: {' and '.join(parts)}"] if parts else []
+        if self.unread:
+            files = f"{len(self.unread)} files ({first_few(self.unread)})"
+            notes.append(f"not read, by their kind: {files}; convert them to JPEG or PNG")
+        return "; ".join(notes) or None
 
 
 def find_images(words: list[str], out: Path, recursive: bool) -> Images:
@@ -125,6 +131,10 @@ def _sort_in(candidate: _Candidate, found: Images, known: set[str]) -> bool:
     kind = image_kind(head)
     raw = bool(head) and suffix in RAW_SUFFIXES and kind in (None, "TIFF", "camera raw")
     if not (candidate.named or raw or kind is not None or suffix in SUFFIXES):
+        if bool(head) and suffix in UNREAD_SUFFIXES:
+            known.add(name)
+            found.unread.append(path)
+            return True
         return False
     known.add(name)
     if candidate.result or (kind == "PNG" and _is_result(path)) or _is_recorded(path) or _is_of_plugin(path):

@@ -160,7 +160,8 @@ def _intrinsics(where: str, values: dict[str, str]) -> Intrinsics | None:
         return None
     fx, fy, cx, cy = (_number(where, values, name) for name in names)
     if not (0 < fx < _PIXELS and 0 < fy < _PIXELS):
-        raise LangdepthError(f"{where}: focal lengths fx {fx:g}, fy {fy:g} must be positive numbers of pixels")
+        rule = f"must be positive numbers of pixels below {_PIXELS:g}"
+        raise LangdepthError(f"{where}: focal lengths fx {fx:g}, fy {fy:g} {rule}")
     if not max(abs(cx), abs(cy)) < _PIXELS:
         raise LangdepthError(f"{where}: the principal point {cx:g}, {cy:g} is in no image")
     return fx, fy, cx, cy
