@@ -131,7 +131,7 @@ def test_no_cell_hides_another_one(tmp_path: Path, content: str, message: str) -
         ({"depth_scale": "a millimetre"}, "depth_scale 'a millimetre' is not a number"),
         (
             {"fx": "5e6", "fy": "60", "cx": "20", "cy": "10"},
-            "fx 5e+06, fy 60 must be positive numbers of pixels below 1e+06",
+            "focal lengths fx 5e+06, fy 60 must be positive numbers of pixels below 1e+06",
         ),
         ({"depth_scale": ""}, "depth_scale '' is not a number"),
         ({"depth_scale": "nan"}, "depth_scale 'nan' is not finite"),
