@@ -466,3 +466,9 @@ def test_convert_opens_the_checkpoint_before_it_builds(tmp_path: Path, monkeypat
     monkeypatch.setattr(registry, "build", lambda *_: pytest.fail("the network was built"))
     with pytest.raises(CheckpointError, match=r"damaged.pth: is damaged"):
         convert(tmp_path / "damaged.pth", "toy", tmp_path / "ours.safetensors")
+
+
+@pytest.mark.parametrize("name", ["transformers:", "transformers: "])
+def test_transformers_without_a_name_says_what_to_name(name: str) -> None:
+    with pytest.raises(UsageError, match="name a model after the colon, transformers:owner/name"):
+        checkpoint.load(name)

@@ -55,7 +55,8 @@ def evaluate_batch(
     else:
         prediction = _predict(system, samples, image, protocol, dtype)
         if not prediction.sum().isfinite():  # NaN and infinity show in the sum, which takes no time
-            hint = "its weights may be damaged" + ("" if dtype == "float32" else f", or {dtype} is too coarse")
+            coarse = "" if dtype == "float32" else f", or {dtype} is too coarse"
+            hint = f"its weights may be damaged, or training diverged (lower its rate){coarse}"
             _require(prediction.isfinite(), samples, f"'{system.name}' gave depth that is not finite; {hint}")
     if protocol.training_focal is not None:
         prediction = prediction * (_focal_lengths(samples) / protocol.training_focal)

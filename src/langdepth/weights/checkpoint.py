@@ -147,7 +147,10 @@ def _load_transformers(
 ) -> System:
     from langdepth.systems.foreign import load_transformers
 
-    system = load_transformers(name.removeprefix(registry.TRANSFORMERS), depth_kind)
+    source = name.removeprefix(registry.TRANSFORMERS)
+    if not source.strip():
+        raise UsageError(f"'{name}': name a model after the colon, transformers:owner/name or transformers:FOLDER")
+    system = load_transformers(source, depth_kind)
     if clip_weights is not None or prompts:
         require(system, StandsOnClip)
     return system
