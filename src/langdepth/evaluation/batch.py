@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from langdepth.errors import LangdepthError, ShortMemoryError, UsageError, is_memory_error
 from langdepth.evaluation.metrics import align
 from langdepth.evaluation.predictions import Predictions
 from langdepth.evaluation.protocols import Protocol
 from langdepth.evaluation.records import EvaluatedBatch
+from langdepth.parts.upsample import nearest_pixel
 from langdepth.prediction.arrays import resized_image, resized_map
 from langdepth.prediction.network import infer
 from langdepth.records import Sample
@@ -82,12 +82,6 @@ def at_frame_size(
     if size is None or tuple(image.shape[-2:]) == size:
         return image, target, known
     return resized_image(image, size, "bicubic"), nearest_pixel(target, size), nearest_pixel(known, size)
-
-
-def nearest_pixel(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (B, 1, H, W) of any kind at (height, width) ``size``: rows and columns floor((i + 0.5) * old / new)."""
-    found: Tensor = F.interpolate(maps.float(), size, mode="nearest-exact").to(maps.dtype)
-    return found
 
 
 def too_few_pixels(protocol: Protocol) -> str:

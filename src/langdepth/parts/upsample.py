@@ -13,3 +13,8 @@ def resize_aligned(x: Tensor, size: Sequence[int]) -> Tensor:
     if x.shape[-2:] == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+def nearest_pixel(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (B, C, h, w) of any type at (height, width) ``size``: rows and columns floor((i + 0.5) * old / new)."""
+    return F.interpolate(maps.float(), size, mode="nearest-exact").to(maps.dtype)
