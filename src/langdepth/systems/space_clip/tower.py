@@ -73,9 +73,9 @@ class ImageTower(nn.Module):
     def forward(self, image: Tensor, layers: Collection[int]) -> tuple[dict[int, Tensor], Tensor]:
         """Hidden states ``layers`` (B, tokens, D) by their numbers, and the embedding (B, D)."""
         patches = self.conv1(image)
-        tokens = patches.flatten(2).mT
+        tokens = patches.flatten(2).transpose(1, 2)
         if self.class_embedding is not None:
-            first = self.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
+            first = self.class_embedding.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
             tokens = torch.cat([first, tokens], 1)
         tokens = self.ln_pre(tokens + self._positions(patches.shape[-2:]).to(tokens.dtype))
         states = {0: tokens}
@@ -89,7 +89,7 @@ class ImageTower(nn.Module):
     def patch_map(self, tokens: Tensor, image: Tensor) -> Tensor:
         """The patches of a hidden state (B, tokens, D) as a map (B, D, gh, gw)."""
         grid = [side // self.sizes.patch for side in image.shape[-2:]]
-        return tokens[:, int(self.pool is None) :].mT.unflatten(-1, grid)
+        return tokens[:, int(self.pool is None) :].transpose(1, 2).unflatten(-1, grid)
 
     def _positions(self, grid: Sequence[int]) -> Tensor:
         """The position table for a grid of patches: bicubic, the class token's row as it is."""
@@ -124,6 +124,6 @@ class _AttentionPool(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, tokens, D) to (B, D)."""
-        pooled = self.attention(self.probe.expand(len(tokens), -1, -1), tokens, tokens, need_weights=False)[0]
+        pooled = self.attention(self.probe.expand(tokens.shape[0], -1, -1), tokens, tokens, need_weights=False)[0]
         embedding: Tensor = (pooled + self.mlp(self.layernorm(pooled)))[:, 0]
         return embedding
