@@ -8,14 +8,14 @@ the weights in the package are evaluated.
 
 Training uses the images of the split "train", an image of a scene of n images with weight 1 / sqrt(n). Everything is
 chosen by cross-validation over their scenes (ten folds): how uncertainty grows away from the training sentences, and
-how many standard deviations hold 67 and 95 %. One number cannot be, the deviation of the embedded model's distances,
-which has learned from these images: it is taken from the images of the split "val". The table's coverage of rows with
-the photo is therefore measured with the deviation of the other half of the scenes.
+how many standard deviations hold 67 and 95 %. Two things cannot be, since the embedded model has learned from these
+images: the deviation of its distances, and how many deviations hold 67 and 95 % where the photo decides. They are taken
+from the images of the split "val"; the table's rows with the photo take both from the other half of its scenes.
 
 The table: scale error, median over the images of |log2(median of predicted / true depth)|, of ideal relative maps
 (ground truth / its median), ideal inverse maps (its inverse, in the range 0 to 1) and the relative maps of `tiny`.
 "none" gives every image the median depth of the training images; "RSA" is its network (systems/rsa) on the features of
-the small sentence encoder, trained on the same images.
+the small sentence encoder, trained on the same images; "distance" is the true depth of one pixel.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import numpy.typing as npt
 from common import ROOT, parser, write
 from langdepth.runtimes.opening import load
 from langdepth.scaling.evidence import MAP_ERROR, Curve, Evidence, fit
-from langdepth.scaling.scale import read, solved, words_evidence
+from langdepth.scaling.scale import MEASURED, PHOTO, read, solved, words_evidence
 from langdepth.scaling.words import QUANTILES, WEIGHTS, Frame, WordsToScale, kernel, traits_of
 from langdepth.utils.depth_files import read_depth
 from langdepth.utils.files import atomic_path
@@ -70,7 +70,9 @@ def main() -> None:
     train, val = ([one for one in images if one.split == split] for split in ("train", "val"))
     maps = [Maps.of(options.root, one) for one in val]
     if options.write:
-        write_weights(train, image_deviation(val, maps))
+        arrays = fitted(train, deviation_of(photo_errors(maps)))
+        save(arrays)
+        save(arrays | {"photo_deviations": np.quantile(photo_off(val, maps), PROBABILITIES)})
     numbers = evaluate(train, val, maps)
     show(numbers)
     write(numbers, options.out)
@@ -115,8 +117,8 @@ class Regression(NamedTuple):
         return self.base + across @ self.weights, own - ((across @ self.inverse) * across).sum(1)
 
 
-def write_weights(train: Sequence[Image], photo_deviation: float) -> None:
-    """Fit the head and write it."""
+def fitted(train: Sequence[Image], image_deviation: float) -> dict[str, Any]:
+    """The head's arrays."""
     logs, traits = np.array([one.logs for one in train]), traits_of([one.sentence for one in train])
     counts = Counter(one.scene for one in train)
     weights = np.array([1 / math.sqrt(counts[one.scene]) for one in train])
@@ -133,7 +135,8 @@ def write_weights(train: Sequence[Image], photo_deviation: float) -> None:
     growth, covariance = spread(logs - means, variances, weights)
     regression = Regression.of(kernels, logs, weights)
     common = np.var(logs[:, 1])
-    arrays = {
+    limits = deviations(logs, means, covariance, 1 + growth * variances, weights)
+    return {
         **frame._asdict(),
         "sentences": np.array([one.sentence for one in train]),
         "features": frame.normalised(traits).features.astype(np.float16),
@@ -144,13 +147,18 @@ def write_weights(train: Sequence[Image], photo_deviation: float) -> None:
         "any_mean": np.median(logs, axis=0),
         "any_covariance": covariance * (1 + growth * variances.mean()) + common,
         "probabilities": np.array(PROBABILITIES),
-        "deviations": deviations(logs, means, covariance, 1 + growth * variances, weights),
-        "image_deviation": np.float64(photo_deviation),
+        "deviations": limits,
+        "photo_deviations": limits,
+        "image_deviation": np.float64(image_deviation),
         "licence": np.array(LICENCE),
     }
+
+
+def save(arrays: dict[str, Any]) -> None:
+    """Write the weights."""
     with atomic_path(WEIGHTS) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    print(f"{WEIGHTS}: {len(train)} sentences of {len(counts)} scenes, {WEIGHTS.stat().st_size / 1e6:.1f} MB")
+    print(f"{WEIGHTS}: {len(arrays['sentences'])} sentences, {WEIGHTS.stat().st_size / 1e6:.1f} MB")
 
 
 def frame_of(traits: Any) -> Frame:
@@ -221,9 +229,37 @@ def photo_errors(maps: Sequence[Maps]) -> Array:
     return np.array([math.log(np.median(m.estimated[m.true > 0]) / np.median(m.true[m.true > 0])) for m in maps])
 
 
-def image_deviation(val: Sequence[Image], maps: Sequence[Maps]) -> float:
-    """Of ``photo_errors``, not moved by the few that are far off."""
-    return float(1.4826 * np.median(np.abs(photo_errors(maps))))
+def deviation_of(errors: Array) -> float:
+    """Standard deviation, not moved by the few that are far off."""
+    return float(1.4826 * np.median(np.abs(errors)))
+
+
+def photo_evidence(given: Any, maps: Maps, deviation: float) -> Evidence:
+    """As ``langdepth.scale`` makes it of the photo."""
+    median = np.median(maps.estimated[maps.true > 0])
+    return Evidence(PHOTO, given.at([0.5]), np.log([median]), np.array([[deviation**2]]))
+
+
+def distance_evidence(given: Any, maps: Maps, seed: int) -> Evidence:
+    """The true depth of a pixel, drawn for each image."""
+    place = np.random.default_rng(seed).choice(np.flatnonzero((maps.true > 0) & given.valid))
+    value, metres = float(given.values.flat[place]), float(maps.true.flat[place])
+    return Evidence.at("distance", value, metres, MEASURED)
+
+
+def off(one: Image, facts: dict[str, Any]) -> float:
+    """How many standard deviations the true median depth is off."""
+    return abs(math.log(facts["median"]) - float(one.logs[1])) / float(facts["deviation"])
+
+
+def photo_off(val: Sequence[Image], maps: Sequence[Maps]) -> list[float]:
+    """``off`` of ideal maps scaled by sentence and photo."""
+    head, found = WordsToScale(), []
+    for one, both in zip(val, maps, strict=True):
+        given = both.relative("truth")
+        evidence = [photo_evidence(given, both, head.image_deviation), words_evidence(given, head, one.sentence)]
+        found.append(off(one, solved(given, evidence, head)[1]))
+    return found
 
 
 def evaluate(train: Sequence[Image], val: Sequence[Image], maps: Sequence[Maps]) -> dict[str, Any]:
@@ -239,26 +275,27 @@ def evaluate(train: Sequence[Image], val: Sequence[Image], maps: Sequence[Maps])
     rsa = rsa_depths(train, val)
     rows: dict[str, Any] = {}
     for kind in KINDS:
-        found: dict[str, list[tuple[float, Any]]] = {}
+        found: dict[str, list[tuple[float, float]]] = {}
         for index, (one, both) in enumerate(zip(val, maps, strict=True)):
-            given, known = both.relative(kind), both.true > 0
-            photo = Evidence(
-                "photo",
-                given.at([0.5]),
-                np.log([np.median(both.estimated[known])]),
-                np.array([[(1.4826 * np.median(np.abs(errors[halves != halves[index]]))) ** 2]]),
-            )
+            given = both.relative(kind)
+            photo = photo_evidence(given, both, deviation_of(errors[halves != halves[index]]))
             right, other = (words_evidence(given, head, text) for text in (one.sentence, wrong[index]))
             ways = {"words": [right], "wrong words": [other], "photo": [photo], "words and photo": [photo, right]}
+            ways["words and distance"] = [distance_evidence(given, both, index), right]
             for name, evidence in ways.items():
                 depth, facts = solved(given, evidence, head)
-                found.setdefault(name, []).append((ratio(depth, both.true), facts))
-            if kind != "inverse":
-                plain = given.values * np.float32(usual / given.curve.unit)
-                found.setdefault("none", []).append((ratio(plain, both.true), None))
+                found.setdefault(name, []).append((ratio(depth, both.true), off(one, facts)))
             if kind == "inverse":
-                found.setdefault("RSA", []).append((ratio(rsa(index, both.true), both.true), None))
-        rows |= {f"{kind}: {name}": summary(val, values) for name, values in found.items()}
+                found.setdefault("RSA", []).append((ratio(rsa(index, both.true), both.true), math.nan))
+            else:
+                plain = given.values * np.float32(usual / given.curve.unit)
+                found.setdefault("none", []).append((ratio(plain, both.true), math.nan))
+        for name, values in found.items():
+            limits = np.tile(head.deviations, (len(val), 1))
+            if "photo" in name:
+                offs = np.array([value[1] for value in values])
+                limits = np.array([np.quantile(offs[halves != half], PROBABILITIES) for half in halves])
+            rows[f"{kind}: {name}"] = summary(val, values, limits)
     return {"images": len(val), "rooms": sum(one.source == ROOMS for one in val), "rows": rows}
 
 
@@ -268,21 +305,15 @@ def ratio(depth: Any, true: Any) -> float:
     return math.log2(float(np.median(depth[known] / true[known])))
 
 
-def summary(val: Sequence[Image], values: Sequence[tuple[float, Any]]) -> dict[str, float]:
-    """Median errors, and how often the true median depth lies inside the intervals."""
+def summary(val: Sequence[Image], values: Sequence[tuple[float, float]], limits: Array) -> dict[str, float]:
+    """Median and mean errors, and how often the true median depth is at most ``limits`` deviations off."""
     found: dict[str, float] = {}
-    for name, kept in (("all", [True] * len(val)), ("rooms", [one.source == ROOMS for one in val])):
-        chosen = [(one, value) for one, value, keep in zip(val, values, kept, strict=True) if keep]
-        found[f"{name} error"] = float(np.median([abs(value[0]) for _, value in chosen]))
-        found[f"{name} mean error"] = float(np.mean([abs(value[0]) for _, value in chosen]))
-        for share in () if chosen[0][1][1] is None else PROBABILITIES:
-            inside = [
-                facts[f"interval_{100 * share:.0f}"][0]
-                <= math.exp(one.logs[1])
-                <= facts[f"interval_{100 * share:.0f}"][1]
-                for one, (_, facts) in chosen
-            ]
-            found[f"{name} inside {100 * share:.0f} %"] = float(np.mean(inside))
+    errors, offs = np.abs([value[0] for value in values]), np.array([value[1] for value in values])
+    for name, kept in (("all", np.ones(len(val), bool)), ("rooms", np.array([one.source == ROOMS for one in val]))):
+        found[f"{name} error"], found[f"{name} mean error"] = float(np.median(errors[kept])), float(errors[kept].mean())
+        for share, limit in zip(PROBABILITIES, limits.T, strict=True):
+            if np.isfinite(offs).all():
+                found[f"{name} inside {100 * share:.0f} %"] = float((offs <= limit)[kept].mean())
     return found
 
 

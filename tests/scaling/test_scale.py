@@ -107,6 +107,14 @@ def test_the_photo_says_something_beside_the_words(tmp_path: Path, depth: np.nda
         expected = langdepth.predict(photo).depth
     assert median(alone) == pytest.approx(float(np.median(expected)), rel=1e-3)
     assert both.provenance["scale"]["from"] == ["photo", "words"]
+    # Sometimes the embedded model is far off; a distance is not.
+    with pytest.warns(UserWarning, match="photo: says"):
+        known = langdepth.scale(depth / 7, image=photo, known=[(5, 7, float(depth[7, 5]))]).provenance["scale"]
+    deviations = [
+        np.log(facts["interval_95"][1] / facts["median"]) / facts["deviation"]
+        for facts in (both.provenance["scale"], known)
+    ]
+    assert deviations[0] > 1.3 * deviations[1]
     assert median(both) != median(alone)
 
 
@@ -135,9 +143,11 @@ def test_unknown_words_are_named_and_uncertainty_grows_away_from_known_ones(dept
         ({"text": "zyxglorp of the blorf"}, "none of its words is known"),
         ({"known": [(48, 3, 2.0)]}, "lies outside the map, which is 48x36"),
         ({"known": [(-1, 3, 2.0)]}, "lies outside the map"),
+        ({"known": [(float("nan"), 3, 2.0)]}, "lies outside the map"),
         ({"known": [(0, 0, 2.0)]}, "has no value at this pixel"),
         ({"known": [(3, 3, -2.0)]}, "a positive number of metres"),
         ({"known": [(3, 3, float("nan"))]}, "a positive number of metres"),
+        ({"known": [(3, 3, 1e6)]}, "1000 at most"),
         ({"camera_height": 1.5}, "a camera height needs the camera"),
         ({"camera_height": -1.0, "camera": Camera.from_fov(60, WIDTH, HEIGHT)}, "must be a positive number of metres"),
     ],

@@ -119,6 +119,8 @@ def test_words_give_metres_to_disparity(models: Path, tmp_path: Path, capsys: py
         facts = json.loads(str(file["metadata"]))
     assert facts["scale_kind"] == "metric"
     assert facts["provenance"]["scale"]["from"] == ["words"]
+    assert cli.main([*line[:4], "--text", "zyxglorp", "--out", str(tmp_path / "none")]) == 2
+    assert "none of its words is known" in capsys.readouterr().err
     result = langdepth.predict(photo, name, text="a kitchen with a sink")
     assert isinstance(result, DepthResult)
     assert result.scale_kind == "metric"

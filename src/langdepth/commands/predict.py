@@ -170,18 +170,23 @@ def predict(
     options = replace(options, device=options.device or "auto")
     system = by.load(options.device, options.dtype)
     text = said.text if said.captions is None else lambda job: job.caption
+    in_metres = system.scale_kind != "metric" and text is not None
+    if in_metres and said.text is not None:
+        from langdepth.scaling.words import require_known
+
+        require_known(said.text)
     results = predict_stream(
         system,
         jobs,
         read=Job.open,
-        text=None if system.scale_kind != "metric" else text,
+        text=None if in_metres else text,
         scene=said.scene,
         camera=output.camera,
         overlay=lambda job: job.overlay,
         keep_image="ply" in output.formats,
         **vars(options),
     )
-    if system.scale_kind != "metric" and text is not None:
+    if in_metres:
         results = _in_metres(results, said.text)
     failed = len(problems) + _write_all(results, len(jobs), output, done)
     if known + len(problems) > 1:

@@ -17,7 +17,7 @@ from langdepth.camera import Camera
 from langdepth.errors import ImageError, UsageError
 from langdepth.prediction.results import DepthResult
 from langdepth.runtimes.opening import load
-from langdepth.scaling.evidence import MAP_ERROR, Curve, Evidence, Fit, fit
+from langdepth.scaling.evidence import FARTHEST, MAP_ERROR, Curve, Evidence, Fit, fit
 from langdepth.scaling.floor import floor_of
 from langdepth.scaling.words import QUANTILES, WEIGHTS, WordsToScale, words_to_scale
 from langdepth.utils.arguments import checked
@@ -26,7 +26,7 @@ from langdepth.utils.images import read_image
 
 NAME = "words-to-scale"
 _IMAGE_SYSTEM = "tiny"
-_MEASURED = 0.05  # standard deviation of the logarithm of a known distance or height: 5 %
+MEASURED = 0.05  # standard deviation of the logarithm of a known distance or height: 5 %
 _CONTRADICTION = 3.0  # standard deviations
 
 
@@ -93,7 +93,7 @@ def scale(
     head = words_to_scale()
     evidence = _points(given, known)
     if image is not None:
-        evidence.append(_photo(given, image, head))
+        evidence.append(_photo(given, image, head, bool(known) or camera_height is not None))
     if text is not None or not evidence:
         evidence.append(words_evidence(given, head, text))
     if camera_height is not None:
@@ -138,10 +138,9 @@ def read(relative: Any, inverse: bool) -> RelativeMap:
         raise UsageError(f"{relative}: holds metres already")
     if stated == "relative" and inverse:
         raise UsageError(f"{relative}: states that it holds depth, not its inverse; leave --inverse out")
-    of_png = Path(relative).suffix.lower() not in (".npy", ".npz", ".exr")
-    return _relative(
-        np.where(values == 0, np.nan, values) if of_png else values, inverse or stated == "disparity", str(relative)
-    )
+    has_holes = stated is not None or Path(relative).suffix.lower() not in (".npy", ".npz", ".exr")
+    known = np.where(values == 0, np.float32(np.nan), values) if has_holes else values
+    return _relative(known, inverse or stated == "disparity", str(relative))
 
 
 def _relative(values: npt.NDArray[np.float32], inverse: bool, path: str = "") -> RelativeMap:
@@ -161,7 +160,8 @@ def _relative(values: npt.NDArray[np.float32], inverse: bool, path: str = "") ->
 
 # -- what says how far things are ------------------------------------------------------------------------------------
 
-_ANY = "any image"
+PHOTO = "photo"
+_ANY, _DISTANCE, _HEIGHT = "any image", "distance", "camera height"
 
 
 def words_evidence(given: RelativeMap, head: WordsToScale, text: str | None) -> Evidence:
@@ -170,8 +170,8 @@ def words_evidence(given: RelativeMap, head: WordsToScale, text: str | None) -> 
     return Evidence(_ANY if text is None else "words", given.at(QUANTILES), mean, covariance + MAP_ERROR**2 * np.eye(3))
 
 
-def _photo(given: RelativeMap, image: Any, head: WordsToScale) -> Evidence:
-    """The median depth of the embedded model over the map's pixels."""
+def _photo(given: RelativeMap, image: Any, head: WordsToScale, measured: bool) -> Evidence:
+    """The median depth of the embedded model over the map's pixels; it counts for less beside what was measured."""
     pixels = read_image(image).pixels
     if pixels.shape[:2] != given.values.shape:
         photo = "x".join(map(str, pixels.shape[1::-1]))
@@ -180,34 +180,37 @@ def _photo(given: RelativeMap, image: Any, head: WordsToScale) -> Evidence:
         )
     estimate = load(_IMAGE_SYSTEM).predict(pixels)  # type: ignore[attr-defined]
     median = float(np.median(estimate.depth[given.valid]))
-    return Evidence("photo", given.at([0.5]), np.array([math.log(median)]), np.array([[head.image_deviation**2]]))
+    far_off = float(head.photo_deviations[-1] / head.deviations[-1]) if measured else 1.0
+    variance = (head.image_deviation * far_off) ** 2
+    return Evidence(PHOTO, given.at([0.5]), np.array([math.log(median)]), np.array([[variance]]))
 
 
 def _points(given: RelativeMap, known: Sequence[tuple[float, float, float]]) -> list[Evidence]:
     found, (height, width) = [], given.values.shape
     for x, y, metres in known:
-        column, row, label = math.floor(x + 0.5), math.floor(y + 0.5), f"{x:g},{y:g}={metres:g}"
-        if not (math.isfinite(metres) and metres > 0):
-            raise UsageError(f"known distance {label}: a distance is a positive number of metres")
-        if not (0 <= column < width and 0 <= row < height):
+        label = f"{x:g},{y:g}={metres:g}"
+        if not 0 < metres <= FARTHEST:
+            raise UsageError(f"known distance {label}: a distance is a positive number of metres, {FARTHEST:g} at most")
+        if not (-0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5):
             raise UsageError(f"known distance {label}: lies outside the map, which is {given.size}")
+        column, row = math.floor(x + 0.5), math.floor(y + 0.5)
         if not given.valid[row, column]:
             raise UsageError(f"known distance {label}: the map has no value at this pixel; give another one")
-        found.append(Evidence.at(f"distance {label}", float(given.values[row, column]), metres, _MEASURED))
+        found.append(Evidence.at(f"{_DISTANCE} {label}", float(given.values[row, column]), metres, MEASURED))
     return found
 
 
 def _height(given: RelativeMap, camera: Camera, metres: float, so_far: Fit) -> Evidence:
     """The median depth of the floor, if the camera is that high above it."""
-    if not (math.isfinite(metres) and metres > 0):
-        raise UsageError(f"camera height must be a positive number of metres, got {metres:g}")
+    if not 0 < metres <= FARTHEST:
+        raise UsageError(f"camera height must be a positive number of metres, {FARTHEST:g} at most, got {metres:g}")
     camera.require_credible()
     floor = floor_of(given.curve.depth(given.values, so_far.parameters), given.valid, camera)
     if floor is None:
         raise ImageError(f"{given.path or 'the relative map'}: shows no floor, so the camera height tells no scale")
     height, depth = floor
     value = given.curve.value(depth, so_far.parameters)
-    return Evidence.at(f"camera height {metres:g}", value, depth * metres / height, _MEASURED)
+    return Evidence.at(f"{_HEIGHT} {metres:g}", value, depth * metres / height, MEASURED)
 
 
 # -- the result ------------------------------------------------------------------------------------------------------
@@ -240,11 +243,13 @@ def solved(
     _warn(given, evidence, found)
     depth = np.where(given.valid, given.curve.depth(given.values, found.parameters), np.float32(0))
     median, deviation = float(np.median(depth[given.valid])), found.deviation(given.curve, float(given.at([0.5])[0]))
+    measured = any(one.label.startswith((_DISTANCE, _HEIGHT)) for one in evidence)
+    photo = any(one.label == PHOTO for one in evidence) and not measured
     intervals = {
         f"interval_{100 * share:.0f}": [median * math.exp(sign * times * deviation) for sign in (-1, 1)]
-        for share, times in zip(head.probabilities, head.deviations, strict=True)
+        for share, times in zip(head.probabilities, head.photo_deviations if photo else head.deviations, strict=True)
     }
-    return depth, {"median": median, **intervals, "from": [one.label for one in evidence]}
+    return depth, {"median": median, "deviation": deviation, **intervals, "from": [one.label for one in evidence]}
 
 
 def _warn(given: RelativeMap, evidence: list[Evidence], found: Fit) -> None:
@@ -257,7 +262,7 @@ def _warn(given: RelativeMap, evidence: list[Evidence], found: Fit) -> None:
         others = ", ".join(one.label for one in evidence if one is not off[1])
         warnings.warn(
             f"{off[1].label}: says {stated:.2f} m, together with {others} it is {fitted:.2f} m; one of them is wrong",
-            stacklevel=4,
+            stacklevel=6,
         )
 
 

@@ -151,7 +151,8 @@ class Frame(NamedTuple):
 class WordsToScale:
     """The trained head. Raises CheckpointError for a file that is missing or damaged.
 
-    ``probabilities``: what intervals hold; ``deviations``: how many standard deviations to each side that takes.
+    ``probabilities``: what intervals hold; ``deviations``: how many standard deviations to each side that takes;
+    ``photo_deviations``: the same where the photo decides, of which the embedded model is sometimes far off.
     """
 
     def __init__(self, path: Path = WEIGHTS) -> None:
@@ -161,12 +162,14 @@ class WordsToScale:
             self.frame = Frame(*(self.arrays[name] for name in Frame._fields))
             sentences = [str(sentence) for sentence in self.arrays["sentences"]]
             self.probabilities, self.deviations = self.arrays["probabilities"], self.arrays["deviations"]
+            self.photo_deviations = self.arrays["photo_deviations"]
             self.image_deviation = float(self.arrays["image_deviation"])
             self.licence = str(self.arrays["licence"])
         except FileNotFoundError:
             raise CheckpointError(f"{path}: is missing; reinstall langdepth") from None
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise CheckpointError(f"{path}: damaged ({error}); reinstall langdepth") from None
+        self._beliefs: dict[str, Belief] = {}
         nothing = np.zeros((len(sentences), self.frame.centre.size))
         known = self.frame.normalised(traits_of(sentences, nothing))
         self._known = known._replace(features=self.arrays["features"])
@@ -176,11 +179,15 @@ class WordsToScale:
 
         Warns about words that it does not know; raises UsageError for a sentence of which it knows none.
         """
-        stored = self.arrays
         if sentence is None:
-            return Belief(stored["any_mean"], stored["any_covariance"])
+            return Belief(self.arrays["any_mean"], self.arrays["any_covariance"])
+        if sentence not in self._beliefs:
+            self._beliefs[sentence] = self._belief(sentence)
+        return self._beliefs[sentence]
+
+    def _belief(self, sentence: str) -> Belief:
         require_known(sentence)
-        traits = self.frame.normalised(traits_of([sentence]))
+        stored, traits = self.arrays, self.frame.normalised(traits_of([sentence]))
         found = kernel(traits, self._known)[0]
         unknown = float(kernel(traits, traits)[0, 0] - found @ stored["inverse"] @ found)
         growth = 1 + float(stored["growth"]) * max(unknown, 0.0)
