@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -51,7 +51,7 @@ def test_the_file_gives_the_depth_of_the_library(
     assert facts.words == "small-words.onnx"
     assert (tmp_path / facts.words).is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"small.onnx", "small-words.onnx"}
-    again: Any = langdepth.load(out).predict(np.array(Image.open(PHOTO)), text="table")
+    again: Any = langdepth.load(out).predict(np.array(Image.open(PHOTO)), text="a kitchen")
     assert again.depth.shape == depth.shape
 
 
@@ -95,6 +95,36 @@ def test_another_depth_than_torchs_is_not_written(
     assert "differs from torch" in problem
     assert problem.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "to"), [("x.onnx", "onnx"), ("x-words.onnx", "onnx"), ("x.xml", "openvino"), ("x.bin", "openvino")]
+)
+def test_files_of_others_and_folders_are_refused_before_the_work(
+    command: Run,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    to: Literal["onnx", "openvino"],
+) -> None:
+    monkeypatch.setattr(exporting, "_checked", lambda *_: pytest.fail("began to work"))
+    target = tmp_path / name
+    out = tmp_path / f"x{exporting.SUFFIXES[to]}"
+    target.write_bytes(b"mine")
+    code, _, problem = command("export", weights, "--to", to, "--out", out)
+    assert (code, problem.count("\n")) == (1, 1)
+    assert f"{name} exists and was not written by langdepth" in problem
+    assert target.read_bytes() == b"mine"
+    target.unlink()
+    target.mkdir()
+    assert f"{name}: is a folder" in command("export", weights, "--to", to, "--out", out)[2]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_own_files_are_replaced(command: Run, weights: Path, tmp_path: Path) -> None:
+    for to, name in (("onnx", "x.onnx"), ("openvino", "x.xml")) * 2:
+        assert command("export", weights, "--to", to, "--out", tmp_path / name)[0] == 0
 
 
 @pytest.mark.parametrize(

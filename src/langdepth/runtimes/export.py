@@ -30,6 +30,7 @@ from langdepth.systems.base import System
 from langdepth.text.encoders import SentenceEncoder
 from langdepth.utils.files import atomic_path, temporary_folder
 from langdepth.utils.images import read_image
+from langdepth.utils.onnx_files import states_langdepth
 
 Target = Literal["onnx", "openvino"]
 Run = Any
@@ -69,7 +70,8 @@ def export(
 
     Raises:
         UsageError: The system cannot be exported, the suffix is another, or OpenVINO is to get 8 bits.
-        LangdepthError: The exported graph gives other depth than torch; nothing is written.
+        LangdepthError: The exported graph gives other depth than torch, or a file of somebody else is in its place;
+            nothing is written.
     """
     if out.suffix != SUFFIXES[to]:
         raise UsageError(f"{out}: a file for {to} ends in {SUFFIXES[to]}")
@@ -77,6 +79,9 @@ def export(
         raise UsageError("--int8 is for --to onnx; OpenVINO reads that file, too")
     encoder = getattr(system, "sentences", None)
     words = out.with_name(f"{out.stem}-words.onnx") if isinstance(encoder, SentenceEncoder) else None
+    for target in (out, out.with_suffix(".bin") if to == "openvino" else None, words):
+        if target is not None:
+            _require_own(target, out)
     with temporary_folder(out) as folder:
         checked, quantised = list(_cases(system, photos)), None
         model, facts, difference = _checked(system, None if words is None else words.name, checked)
@@ -88,18 +93,19 @@ def export(
         else:
             halve(model)
         shapes = tuple({one.name: _shape(one) for one in stated} for stated in (model.graph.input, model.graph.output))
+        files = []
+        if words is not None and isinstance(encoder, SentenceEncoder):
+            encoder_graph = words_graph(encoder)
+            halve(encoder_graph)
+            files += _write_onnx(encoder_graph, words)  # before the file that names it
         if to == "onnx":
-            files = _write_onnx(model, out)
+            files = _write_onnx(model, out) + files
         else:
             openvino.write(model, facts, folder / out.name)
             defaults = {name: value.cpu().numpy() for name, value in system.graph_inputs().items()}
             difference = _compare(openvino.OpenvinoGraph(folder / out.name, facts, defaults), system, checked)
             _require_small(difference, system)
-            files = openvino.move_pair(folder / out.name, out)
-    if words is not None and isinstance(encoder, SentenceEncoder):
-        encoder_graph = words_graph(encoder)
-        halve(encoder_graph)
-        files += _write_onnx(encoder_graph, words)
+            files = openvino.move_pair(folder / out.name, out) + files
     return Exported(
         files=files,
         inputs=shapes[0],
@@ -214,6 +220,16 @@ def run_onnx(model: onnx.ModelProto) -> Run:
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
+
+
+def _require_own(path: Path, out: Path) -> None:
+    """Raise LangdepthError where ``path`` is a folder or a file of somebody else; a .bin is whose its .xml is."""
+    if path.is_dir():
+        raise LangdepthError(f"{path}: is a folder; give another --out")
+    stating = out if path.suffix == ".bin" else path
+    if not path.exists() or (stating.is_file() and states_langdepth(stating)):
+        return
+    raise LangdepthError(f"{path} exists and was not written by langdepth; give another --out, or remove it")
 
 
 def _write_onnx(model: onnx.ModelProto, path: Path) -> list[Path]:

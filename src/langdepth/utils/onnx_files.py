@@ -183,6 +183,15 @@ def _graph(content: memoryview) -> Iterator[tuple[int, _Value]]:
         yield from _fields(graph)
 
 
+def states_langdepth(path: Path) -> bool:
+    """Whether a graph's file, of ONNX or OpenVINO, is one of ours."""
+    with open_regular(path) as file:
+        if not os.fstat(file.fileno()).st_size:
+            return True  # nothing is lost
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(KEY.encode()) >= 0
+
+
 def require_sound(path: Path) -> None:
     """Refuse what no exported file has, before anything computes: numbers that are not finite, loops and branches.
 
