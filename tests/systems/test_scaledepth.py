@@ -464,5 +464,5 @@ def test_checkpoints_that_do_not_fit_cost_one_line(tmp_path: Path, capsys: pytes
 
 
 def test_by_name_they_ask_for_trained_weights() -> None:
-    with pytest.raises(CheckpointError, match="no trained weights"):
+    with pytest.raises(CheckpointError, match="weights get scaledepth-nk"):
         checkpoint.load("scaledepth-nk")
