@@ -34,9 +34,8 @@ def claim_folder(recipe: Recipe, resume: bool) -> None:
     elif any((out / name).exists() for name in ("resume.ckpt", "last.safetensors")):
         raise UsageError(f"{out}: holds a run already; continue it with --resume or choose another --train.out")
     else:
-        foreign = next(chain(out.glob("best*.safetensors"), out.glob("best*.md"), out.glob("last.md")), None)
-        if foreign is not None:
-            raise UsageError(f"{foreign}: exists; choose another --train.out")
+        for path in chain(out.glob("best*.safetensors"), out.glob("best*.md"), out.glob("last.md")):
+            require_marked(path, b"langdepth")
         require_marked(out / "metrics.csv", b"step")
         start.unlink(missing_ok=True)
     with atomic_path(out / "recipe.yaml") as path:
