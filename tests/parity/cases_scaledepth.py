@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from langdepth.backbones.clip import CLIP_MEAN, CLIP_STD
 from langdepth.backbones.encoders import make_encoder
 from langdepth.prediction.network import infer
 from langdepth.records import Batch
 from langdepth.systems import registry
 from langdepth.systems.official import rename
-from langdepth.systems.scaledepth.config import CLIP_MEAN, CLIP_STD
 from langdepth.systems.scaledepth.model import LayerPrediction, ScaleDepth
 from langdepth.systems.scaledepth.official import official_names
 from langdepth.training.module import rate

@@ -32,6 +32,8 @@ from langdepth.parts.folding import conv_norm_relu
 
 DenseMode = Literal["stage", "attnpool", "value", "proj"]
 PositionResize = Literal["2d", "linear1d"]
+# Mean and deviation of the colors that CLIP was trained with
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 _SMALL_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
 # For tests and modest machines. RN-small keeps RN50's ratio of stage channels to features, 2.

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from langdepth import losses
+from langdepth.backbones.clip import CLIP_MEAN, CLIP_STD
 from langdepth.errors import UsageError
 from langdepth.parts.upsample import resize_aligned
 from langdepth.records import Batch, DepthOutput, InputSpec
@@ -63,8 +64,8 @@ class MirrorPrompt(ClipTowers, Trainable, HasFrozenTrunk):
 
     def __init__(self, config: MirrorPromptConfig) -> None:
         spec = InputSpec(
-            mean=(0.48145466, 0.4578275, 0.40821073),  # CLIP's own
-            std=(0.26862954, 0.26130258, 0.27577711),
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
             area=config.area,
             enlarge="bilinear-aligned",
         )

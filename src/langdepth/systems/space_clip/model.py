@@ -30,6 +30,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from langdepth.backbones.clip import CLIP_MEAN, CLIP_STD
 from langdepth.backbones.clip_files import check_file, read_tensors
 from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.errors import CheckpointError, UsageError
@@ -38,13 +39,12 @@ from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import ConvertsOfficial, HasFrozenTrunk, Scene, Text, Trainable
 from langdepth.systems.official import set_quirks
+from langdepth.systems.space_clip import losses
+from langdepth.systems.space_clip.blocks import SemanticBlock, StructuralBlock, depth_head, film, modulated, resized
+from langdepth.systems.space_clip.official import TOWER, decoder_name, tower_tensors
+from langdepth.systems.space_clip.tower import ImageTower, TowerSizes
 from langdepth.utils.reading import file_sha256
 from langdepth.weights.files import fill
-
-from . import losses
-from .blocks import SemanticBlock, StructuralBlock, depth_head, film, modulated, resized
-from .official import TOWER, decoder_name, tower_tensors
-from .tower import ImageTower, TowerSizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +104,8 @@ class SpaceClipConfig:
     """Depth that training starts from, metres; null: whatever the random start gives, which may be 0 everywhere."""
     decay_all: bool = False
     """Whether weight decay acts on vectors, too."""
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
     reference_exact: bool = False
     """The official code's numbers, its mistakes included."""
 

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
 from langdepth import losses
-from langdepth.backbones.clip import ClipImageTower
+from langdepth.backbones.clip import CLIP_MEAN, CLIP_STD, ClipImageTower
 from langdepth.errors import UsageError
 from langdepth.records import Batch
 from langdepth.systems.capabilities import ConvertsOfficial, Scene, Text
@@ -38,7 +38,6 @@ from langdepth.systems.vgld.blocks import DOMAINS, domains_of, fitted
 from langdepth.systems.vgld.official import OFFICIAL_NAMES
 
 CLIP_SIZE = 224
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
