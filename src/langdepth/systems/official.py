@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -12,16 +12,19 @@ from langdepth.errors import CheckpointError
 
 
 def rename(
-    state_dict: dict[str, Tensor], names: Mapping[str, str], own: Mapping[str, Tensor]
+    state_dict: Mapping[str, Tensor], names: Mapping[str, str] | Callable[[str], str], own: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """Tensors under our names by prefix (the first that fits), and the report.
+    """Tensors under our names, by prefix (the first that fits) or by a function, and the report.
 
     Its lists: "used" and "ignored", their names; "missing", ours.
     """
     tensors: dict[str, Tensor] = {}
     report: dict[str, list[str]] = {"used": [], "ignored": []}
     for key, value in state_dict.items():
-        ours = next((new + key.removeprefix(old) for old, new in names.items() if key.startswith(old)), None)
+        if callable(names):
+            ours: str | None = names(key)
+        else:
+            ours = next((new + key.removeprefix(old) for old, new in names.items() if key.startswith(old)), None)
         if ours is None or ours not in own:
             report["ignored"].append(key)
         else:
@@ -35,16 +38,22 @@ def clip_in_checkpoint(state_dict: dict[str, Tensor], architecture: str, quick_g
     clip = {key.removeprefix("clip."): value for key, value in state_dict.items() if key.startswith("clip.")}
     if "token_embedding.weight" not in clip:
         raise CheckpointError("the checkpoint has no CLIP model in it (no tensor 'clip.token_embedding.weight')")
-    for key, shape in tensor_shapes(architecture, quick_gelu).items():
-        if key not in clip or tuple(clip[key].shape) != shape:
-            found = tuple(clip[key].shape) if key in clip else "missing"
-            raise CheckpointError(
-                f"the CLIP model in the checkpoint is not {architecture} ('clip.{key}' is {found}, expected {shape}); "
-                "choose another architecture"
-            )
+    shapes = {f"clip.{key}": shape for key, shape in tensor_shapes(architecture, quick_gelu).items()}
+    require_clip(state_dict, shapes, architecture)
     # Checkpoints of training on GPUs are in half precision
     clip = {key: value.float() for key, value in clip.items()}
     return ClipWeights(architecture, quick_gelu, clip, "the checkpoint", "")
+
+
+def require_clip(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], architecture: str) -> None:
+    """Raise CheckpointError unless ``tensors`` have all of the ``shapes`` of a CLIP model."""
+    for key, shape in shapes.items():
+        found = tuple(tensors[key].shape) if key in tensors else "missing"
+        if found != shape:
+            raise CheckpointError(
+                f"the CLIP model in the checkpoint is not {architecture} ('{key}' is {found}, expected {shape}); "
+                "choose another architecture"
+            )
 
 
 def set_quirks(config: Any) -> None:

@@ -39,7 +39,7 @@ from langdepth.systems.cabins.official import OFFICIAL_NAMES
 from langdepth.systems.cabins.prompts import END, LENGTH, number_tokens, representatives
 from langdepth.systems.capabilities import ConvertsOfficial, Scene, Text, Trainable
 from langdepth.systems.clip_towers import ClipTowers
-from langdepth.systems.official import rename, set_quirks
+from langdepth.systems.official import rename, require_clip, set_quirks
 from langdepth.text.clip_text import VOCABULARY
 
 
@@ -215,11 +215,6 @@ class CaBins(ClipTowers, Trainable, ConvertsOfficial):
         tensors, report = rename(state_dict, OFFICIAL_NAMES, self.state_dict())
         if "contexts" in tensors:
             tensors["contexts"] = tensors["contexts"].flatten(0, -2)
-        for key, own in self.state_dict().items():
-            if key.startswith(("tower.", "text_tower.")) and (key not in tensors or tensors[key].shape != own.shape):
-                found = tuple(tensors[key].shape) if key in tensors else "missing"
-                raise CheckpointError(
-                    f"the CLIP model in the checkpoint is not {self.config.architecture} ('{key}' is {found}, expected "
-                    f"{tuple(own.shape)}); choose another architecture"
-                )
+        towers = {key: own for key, own in self.state_dict().items() if key.startswith(("tower.", "text_tower."))}
+        require_clip(tensors, {key: tuple(own.shape) for key, own in towers.items()}, self.config.architecture)
         return tensors, report

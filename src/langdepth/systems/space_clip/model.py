@@ -38,7 +38,7 @@ from langdepth.prediction.arrays import as_float, resized_image
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import ConvertsOfficial, HasFrozenTrunk, Scene, Text, Trainable
-from langdepth.systems.official import set_quirks
+from langdepth.systems.official import rename, set_quirks
 from langdepth.systems.space_clip import losses
 from langdepth.systems.space_clip.blocks import SemanticBlock, StructuralBlock, depth_head, film, modulated, resized
 from langdepth.systems.space_clip.official import TOWER, decoder_name, tower_tensors
@@ -294,18 +294,14 @@ class SpaceClip(System, Trainable, HasFrozenTrunk, ConvertsOfficial):
         """Raises CheckpointError for a checkpoint without the decoder, and for one with another tower."""
         if not any(name.startswith("depth_prediction_head.") for name in state_dict):
             raise CheckpointError(f"the checkpoint is not one of '{self.name}' (no 'depth_prediction_head.*')")
-        inside = {name.removeprefix(TOWER): value for name, value in state_dict.items() if name.startswith(TOWER)}
-        tower = tower_tensors(inside, "the checkpoint")
+        inside = {name: value for name, value in state_dict.items() if name.startswith(TOWER)}
+        others = {name: value for name, value in state_dict.items() if name not in inside}
+        tower = tower_tensors({name.removeprefix(TOWER): value for name, value in inside.items()}, "the checkpoint")
         self.fill_tower(tower, "the checkpoint")
-        own, tensors = self.state_dict(), {f"tower.{name}": value for name, value in tower.items()}
-        report: dict[str, list[str]] = {"used": [name for name in state_dict if name.startswith(TOWER)], "ignored": []}
-        for name, value in state_dict.items():
-            if not name.startswith(TOWER):
-                known = decoder_name(name) in own
-                report["used" if known else "ignored"].append(name)
-                if known:
-                    tensors[decoder_name(name)] = value
-        return tensors, {**report, "missing": [name for name in own if name not in tensors]}
+        tensors, report = rename(others, decoder_name, self.state_dict())
+        tensors |= {f"tower.{name}": value for name, value in tower.items()}
+        missing = [name for name in report["missing"] if name not in tensors]
+        return tensors, {**report, "used": [*inside, *report["used"]], "missing": missing}
 
 
 def _metres(head: Tensor) -> Tensor:
