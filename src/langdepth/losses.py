@@ -6,6 +6,7 @@ means all pixels. Means are over all counting pixels of the batch and 0 when the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -244,16 +245,20 @@ def ssim_dissimilarity(
     def pool(values: Tensor) -> Tensor:
         return _gaussian_mean(values) if gaussian else F.avg_pool2d(values, 3, stride=1)
 
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    mean_1, mean_2 = pool(image), pool(other)
-    variance_1, variance_2 = pool(image.square()) - mean_1.square(), pool(other.square()) - mean_2.square()
-    covariance = pool(image * other) - mean_1 * mean_2
-    above = (2 * mean_1 * mean_2 + c1) * (2 * covariance + c2)
-    below = (mean_1.square() + mean_2.square() + c1) * (variance_1 + variance_2 + c2)
     windows = None
     if mask is not None:
         windows = _windows(mask, padding=3, size=7) if gaussian else _windows(mask, padding=0)
-    return _mean(((1 - above / below) / 2).clamp(0, 1), windows)
+    return _mean(((1 - ssim_map(image, other, pool, data_range)) / 2).clamp(0, 1), windows)
+
+
+def ssim_map(image: Tensor, other: Tensor, mean: Callable[[Tensor], Tensor], data_range: float = 1.0) -> Tensor:
+    """SSIM (Wang et al. 2004) of each window; ``mean``: over the windows of a map."""
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    mean_1, mean_2 = mean(image), mean(other)
+    variance_1, variance_2 = mean(image.square()) - mean_1.square(), mean(other.square()) - mean_2.square()
+    covariance = mean(image * other) - mean_1 * mean_2
+    above = (2 * mean_1 * mean_2 + c1) * (2 * covariance + c2)
+    return above / ((mean_1.square() + mean_2.square() + c1) * (variance_1 + variance_2 + c2))
 
 
 def _gaussian_mean(values: Tensor) -> Tensor:

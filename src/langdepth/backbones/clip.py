@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -236,7 +236,7 @@ class _ModifiedResNet:
         """(B, 1 + h * w, C): the mean and the cells, with positions resized bilinearly."""
         cells = _as_tokens(last)
         table = pool.positional_embedding
-        resized = _resize_square(table[1:], last.shape[2:], mode="bilinear", align_corners=align_corners)
+        resized = resize_square(table[1:], last.shape[2:], mode="bilinear", align_corners=align_corners)
         positions = torch.cat([table[:1], resized]).to(last.dtype)
         tokens = torch.cat([cells.mean(1, keepdim=True), cells], 1)
         return tokens + positions.expand_as(tokens)
@@ -292,7 +292,7 @@ class _VisionTransformer:
         if resize == "linear1d":
             rows = 1 + grid[0] * grid[1]
             return F.interpolate(table.T[None], rows, mode="linear", align_corners=False)[0].T
-        return torch.cat([table[:1], _resize_square(table[1:], grid, mode="bicubic", align_corners=False)])
+        return torch.cat([table[:1], resize_square(table[1:], grid, mode="bicubic", align_corners=False)])
 
     @staticmethod
     def _value_block(block: Any, tokens: Tensor) -> Tensor:
@@ -362,7 +362,7 @@ def _as_map(tokens: Tensor, like: Tensor) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
 
 
-def _resize_square(table: Tensor, grid: torch.Size, mode: str, align_corners: bool) -> Tensor:
+def resize_square(table: Tensor, grid: Sequence[int], mode: str, align_corners: bool) -> Tensor:
     """The rows (n * n, C) of a square grid, resized to (h * w, C)."""
     side = round(len(table) ** 0.5)
     if (side, side) == tuple(grid):

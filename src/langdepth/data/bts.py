@@ -19,7 +19,7 @@ from langdepth.evaluation.protocols import Protocol
 from langdepth.records import Sample
 
 INNER = slice(45, 472), slice(43, 608)  # of a 480 x 640 NYU image; around it depth is unreliable
-GAMMA = COLOURS = (0.9, 1.1)
+GAMMA = COLORS = (0.9, 1.1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,11 @@ class BtsAugmentation:
         """Whether gamma, brightness or colors change anything."""
         return (self.gamma, self.brightness, *self.colors) != (1.0,) * 5
 
+    def corner(self, free: tuple[int, int]) -> tuple[int, int]:
+        """Top and left of a crop, of ``free`` rows and columns that it leaves out."""
+        top, left = (min(int(share * (side + 1)), side) for share, side in zip((self.y, self.x), free, strict=True))
+        return top, left
+
     @classmethod
     def draw(cls, rules: BtsRules, random: np.random.Generator) -> BtsAugmentation:
         """The published distributions: half of the images are mirrored, half are colored."""
@@ -63,7 +68,7 @@ class BtsAugmentation:
         )
         if random.uniform() <= 0.5:
             return moved
-        red, green, blue = random.uniform(*COLOURS, 3).tolist()
+        red, green, blue = random.uniform(*COLORS, 3).tolist()
         gamma, brightness = random.uniform(*GAMMA), random.uniform(*rules.brightness)
         return replace(moved, gamma=gamma, brightness=brightness, colors=(red, green, blue))
 
@@ -73,7 +78,7 @@ def evaluation_sample(sample: Sample, rules: BtsRules) -> Sample:
     if rules.frame != "kb":
         return sample
     window = (..., *Protocol(name="kb", frame="kb").frame_slices(*sample.image.shape[-2:]))
-    return _with(sample, sample.image[window], sample.depth[window])
+    return with_pixels(sample, sample.image[window], sample.depth[window])
 
 
 def training_sample(sample: Sample, size: tuple[int, int], rules: BtsRules, augmentation: BtsAugmentation) -> Sample:
@@ -89,9 +94,7 @@ def training_sample(sample: Sample, size: tuple[int, int], rules: BtsRules, augm
     if min(free) < 0:
         height, width = image.shape[-2:]
         raise ImageError(f"{sample.path}: {width}x{height} is too small for training at {size[1]}x{size[0]}")
-    top, left = (
-        min(int(share * (side + 1)), side) for share, side in zip((augmentation.y, augmentation.x), free, strict=True)
-    )
+    top, left = augmentation.corner(free)
     levels = image.mul(255).round() if image.is_floating_point() else image
     if augmentation.angle:
         # Pillow rounds down, in float64: what is whole there may lie just below here.
@@ -104,7 +107,7 @@ def training_sample(sample: Sample, size: tuple[int, int], rules: BtsRules, augm
             levels, depth = levels.flip(-1), depth.flip(-1)
         levels = _planes(levels)
     image = _colored(levels, augmentation) if augmentation.colored else levels.floor_().div_(255)
-    return replace(_with(sample, image, depth.contiguous()), mirrored=augmentation.mirror)
+    return replace(with_pixels(sample, image, depth.contiguous()), mirrored=augmentation.mirror)
 
 
 def _planes(levels: Tensor) -> Tensor:
@@ -147,7 +150,7 @@ def _inner(sample: Sample, cut: bool) -> tuple[Tensor, Tensor]:
     return sample.image, depth
 
 
-def _with(sample: Sample, image: Tensor, depth: Tensor) -> Sample:
+def with_pixels(sample: Sample, image: Tensor, depth: Tensor) -> Sample:
     """The sample with other pixels; what no longer fits them is dropped."""
     changed = replace(sample, image=image, depth=depth, mask=depth > 0, camera=None, overlay=None)
     return replace(changed, source_image=None, pose=None, intrinsics=None)

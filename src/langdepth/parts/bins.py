@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def width_regressor(channels: int, hidden: int, bins: int) -> nn.Sequential:
+    """The layers that make a number for each bin, which its width follows from, of an image's vector."""
+    return nn.Sequential(
+        nn.Linear(channels, hidden), nn.LeakyReLU(), nn.Linear(hidden, 256), nn.LeakyReLU(), nn.Linear(256, bins)
+    )
 
 
 def bin_edges(widths: Tensor, nearest: float) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from langdepth import losses
 from langdepth.errors import CheckpointError, UsageError
-from langdepth.parts.bins import bin_edges, expected_depth
+from langdepth.parts.bins import bin_edges, expected_depth, width_regressor
 from langdepth.parts.upsample import resize_aligned
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.cabins.blocks import ContextDecoder, DepthDecoder
@@ -110,9 +110,7 @@ class CaBins(ClipTowers, Trainable, ConvertsOfficial):
         self.text_tower.requires_grad_(False)
         self.text_tower.transformer.token_embedding.requires_grad_(config.learn_token_embedding)
         width, channels = self.tower.embed_dim, self.tower.channels[-4:]
-        self.regressor = nn.Sequential(
-            nn.Linear(width, width), nn.LeakyReLU(), nn.Linear(width, 256), nn.LeakyReLU(), nn.Linear(256, config.bins)
-        )
+        self.regressor = width_regressor(width, width, config.bins)
         self.contexts = nn.Parameter(torch.empty(config.contexts, self.text_tower.transformer.width))
         nn.init.trunc_normal_(self.contexts)
         self.context_decoder = ContextDecoder(width)

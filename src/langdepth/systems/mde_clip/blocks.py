@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from langdepth.errors import UsageError
-from langdepth.parts.bins import bin_edges, expected_depth
+from langdepth.parts.bins import bin_edges, expected_depth, width_regressor
 
 WidthNorm = Literal["linear", "softmax", "sigmoid"]
 
@@ -115,9 +115,7 @@ class MiniViT(nn.Module):
         layer = nn.TransformerEncoderLayer(channels, nhead=4, dim_feedforward=1024, batch_first=True)
         self.encoder = nn.TransformerEncoder(layer, num_layers=4, enable_nested_tensor=False)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.regressor = nn.Sequential(
-            nn.Linear(channels, 256), nn.LeakyReLU(), nn.Linear(256, 256), nn.LeakyReLU(), nn.Linear(256, bins)
-        )
+        self.regressor = width_regressor(channels, 256, bins)
 
     def tokens(self, features: Tensor) -> Tensor:
         """(B, C, h, w) to (B, N, C), a token per patch. Raises UsageError for too small and too large maps."""

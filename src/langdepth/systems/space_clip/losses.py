@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from langdepth.losses import ssim_map
+
 NEAREST = 1e-7  # metres; nothing is nearer, so that every depth has a logarithm
 _WINDOW, _DEVIATION = 11, 1.5  # of SSIM, pixels
 
@@ -36,7 +38,9 @@ def ssim(prediction: Tensor, target: Tensor, mask: Tensor, *, masked: bool) -> T
     nearest = torch.where(known, nearest, 0)
     kept = mask if masked else known
     target, prediction = (torch.where(kept, ((x - nearest) / span).clamp(0, 1), 0) for x in (target, prediction))
-    return torch.where(mask, 1 - _similarity(prediction, target), 0).sum() / mask.sum().clamp_min(1)
+    weights = window(target.device)
+    similarity = ssim_map(prediction, target, lambda x: F.conv2d(x, weights, padding=_WINDOW // 2))  # 0 outside
+    return torch.where(mask, 1 - similarity, 0).sum() / mask.sum().clamp_min(1)
 
 
 def window(device: torch.device | None = None) -> Tensor:
@@ -45,21 +49,6 @@ def window(device: torch.device | None = None) -> Tensor:
     row = torch.exp(-places.square() / (2 * _DEVIATION**2))
     row = row / row.sum()
     return (row[:, None] * row)[None, None]
-
-
-def _similarity(a: Tensor, b: Tensor) -> Tensor:
-    """SSIM around every pixel of maps in [0, 1], which are 0 outside."""
-    weights = window(a.device)
-
-    def mean(x: Tensor) -> Tensor:
-        return F.conv2d(x, weights, padding=_WINDOW // 2)
-
-    a_mean, b_mean = mean(a), mean(b)
-    variances = mean(a * a) - a_mean.square() + mean(b * b) - b_mean.square()
-    covariance = mean(a * b) - a_mean * b_mean
-    c1, c2 = 0.01**2, 0.03**2
-    above = (2 * a_mean * b_mean + c1) * (2 * covariance + c2)
-    return above / ((a_mean.square() + b_mean.square() + c1) * (variances + c2))
 
 
 def gradient(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:

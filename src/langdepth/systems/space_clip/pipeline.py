@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from langdepth.data.bts import BtsAugmentation, BtsRules
+from langdepth.data.bts import BtsAugmentation, BtsRules, with_pixels
 from langdepth.parts.upsample import nearest_pixel
 from langdepth.prediction.arrays import resized_image
 from langdepth.records import Sample
@@ -42,8 +42,7 @@ def training_sample(sample: Sample, size: Size, augmentation: BtsAugmentation) -
     if min(free) < 0:
         levels, depth = resized_image(levels[None], size, "bicubic")[0], nearest_pixel(depth[None], size)[0]
     else:
-        shares = (augmentation.y, augmentation.x)
-        top, left = (min(int(share * (side + 1)), side) for share, side in zip(shares, free, strict=True))
+        top, left = augmentation.corner(free)
         window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
         levels, depth = levels[window], depth[window]
     if augmentation.mirror:
@@ -52,9 +51,7 @@ def training_sample(sample: Sample, size: Size, augmentation: BtsAugmentation) -
     if augmentation.colored:
         image = image**augmentation.gamma * augmentation.brightness
         image = (image * torch.tensor(augmentation.colors).view(3, 1, 1)).clamp(0, 1)
-    changed = replace(sample, image=image, depth=depth.contiguous(), mask=depth > 0)
-    moved = replace(changed, mirrored=augmentation.mirror, camera=None, overlay=None)
-    return replace(moved, source_image=None, pose=None, intrinsics=None)
+    return replace(with_pixels(sample, image, depth.contiguous()), mirrored=augmentation.mirror)
 
 
 def _turned(levels: Tensor, depth: Tensor, degrees: float) -> tuple[Tensor, Tensor]:

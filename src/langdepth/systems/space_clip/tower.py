@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from langdepth.backbones.clip import resize_square
 from langdepth.errors import UsageError
 
 
@@ -102,8 +102,7 @@ class ImageTower(nn.Module):
                 f"the tower takes images of {own}x{own} pixels, not {width}x{height}; set interpolate_positions"
             )
         apart = len(self.positional_embedding) - self.side**2
-        square = self.positional_embedding[apart:].T.unflatten(1, (self.side, self.side))
-        resized = F.interpolate(square[None], tuple(grid), mode="bicubic", align_corners=False)[0].flatten(1).T
+        resized = resize_square(self.positional_embedding[apart:], grid, mode="bicubic", align_corners=False)
         return torch.cat([self.positional_embedding[:apart], resized])
 
 
