@@ -68,7 +68,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     images = described(options.root)
     train, val = ([one for one in images if one.split == split] for split in ("train", "val"))
-    maps = [Maps.of(options.root, one) for one in val]
+    system = load("tiny")
+    maps = [Maps.of(options.root, one, system) for one in val]
     if options.write:
         arrays = fitted(train, deviation_of(photo_errors(maps)))
         save(arrays)
@@ -205,9 +206,9 @@ class Maps(NamedTuple):
     estimated: npt.NDArray[np.float32]
 
     @classmethod
-    def of(cls, root: Path, image: Image) -> Maps:
+    def of(cls, root: Path, image: Image, system: Any) -> Maps:
         depth = read_depth((root / image.path).with_suffix(".png"), image.scale)
-        estimate = load("tiny").predict(root / image.path).depth  # type: ignore[attr-defined]
+        estimate = system.predict(root / image.path).depth
         return cls(depth[::STRIDE, ::STRIDE], estimate[::STRIDE, ::STRIDE])
 
     def relative(self, kind: str) -> Any:

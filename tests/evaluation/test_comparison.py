@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from langdepth.evaluation.comparison import COMPARED, comparisons, intervals, p_value
+from langdepth.evaluation import comparison
+from langdepth.evaluation.comparison import COMPARED, Comparing, PerImage, comparisons, intervals, p_value
 
 
 def images(values: object, first: int = 0) -> dict[str, list[float]]:
@@ -56,6 +57,20 @@ def test_only_images_that_both_have_are_compared() -> None:
     other = images([9.0, 0.1, 0.1, 0.1, 0.1, 0.1, 9.0], first=-1)
     assert p_value(one, other) == 1.0
     assert p_value(one, images([0.1] * 3, first=5)) is None  # one image
+
+
+def test_a_pair_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[object] = []
+
+    def counted(one: PerImage, other: PerImage) -> float:
+        compared.append((one, other))
+        return 0.5
+
+    monkeypatch.setattr(comparison, "p_value", counted)
+    p, best, other, third = Comparing(), images([0.1]), images([0.2]), images([0.3])
+    assert comparisons([best, other], p) == [None, 0.5]
+    assert comparisons([best, other, third], p) == [None, 0.5, 0.5]
+    assert compared == [(other, best), (third, best)]
 
 
 def test_each_system_is_compared_with_the_best() -> None:

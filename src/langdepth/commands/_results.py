@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from langdepth.camera import Camera, parse_intrinsics
 from langdepth.commands._parse import require_use
-from langdepth.errors import UsageError
+from langdepth.errors import LangdepthError, UsageError
 from langdepth.prediction.options import ColorScale, read_formats, writer_options
 
 if TYPE_CHECKING:
@@ -94,6 +94,14 @@ class ResultOptions(ColorOptions):
 
         for name, path in files.items():
             write_result(result, path, format=name, **writer_options(name, self.colors))
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder of the results. Raises LangdepthError where it cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LangdepthError(f"{out}: cannot be written ({error.strerror}); give another folder with --out") from None
 
 
 def result_line(source: str, targets: Mapping[str, Path], result: DepthResult) -> str:

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from langdepth._version import __version__
 from langdepth.camera import Camera
 from langdepth.commands._parse import members, require_use, run
-from langdepth.commands._results import ResultOptions, result_line
+from langdepth.commands._results import ResultOptions, make_folder, result_line
 from langdepth.commands._systems import SystemOptions
 from langdepth.errors import LangdepthError, UsageError, printable
 from langdepth.prediction.background import Background
@@ -159,10 +159,7 @@ def predict(
         print(f"{known - len(jobs)} of {known} images were already done")
     if not jobs:
         return 1 if problems else 0
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LangdepthError(f"{out}: cannot be written ({error.strerror}); give another folder with --out") from None
+    make_folder(out)
     done.start()
 
     from langdepth.prediction.predictor import predict_stream

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from langdepth.commands._parse import require_use, run
-from langdepth.commands._results import ResultOptions, result_line
-from langdepth.errors import LangdepthError, UsageError, printable
+from langdepth.commands._results import ResultOptions, make_folder, result_line
+from langdepth.errors import UsageError, printable
 from langdepth.utils.numbers import plain_number
 
 EXAMPLE = """
@@ -87,10 +87,7 @@ def scale(
         camera=output.camera,
         camera_height=output.camera_height,
     )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LangdepthError(f"{out}: cannot be written ({error.strerror}); give another folder with --out") from None
+    make_folder(out)
     output.write(result, targets)
     print(printable(f"{result_line(relative_map, targets, result)}; {interval_line(result)}"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,15 +74,29 @@ def p_value(images: PerImage, others: PerImage) -> float | None:
     return float(found.pvalue)
 
 
-def comparisons(images: Sequence[PerImage | None]) -> list[float | None]:
-    """``p_value`` of each system of one table against the best of them; None for that one and for missing ones."""
+class Comparing:
+    """``p_value``, computed once for each pair of tables; takes seconds for some thousand images."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], tuple[PerImage, PerImage, float | None]] = {}
+
+    def __call__(self, images: PerImage, others: PerImage) -> float | None:
+        pair = id(images), id(others)  # of tables that are kept, so that no other one gets their number
+        if pair not in self._known:
+            self._known[pair] = images, others, p_value(images, others)
+        return self._known[pair][2]
+
+
+def comparisons(
+    images: Sequence[PerImage | None], p: Callable[[PerImage, PerImage], float | None] = p_value
+) -> list[float | None]:
+    """``p`` of each system of one table against the best of them; None for that one and for missing ones."""
     known = {place: float(np.mean(found[COMPARED])) for place, found in enumerate(images) if found is not None}
     if not known:
         return [None] * len(images)
     best = min(known, key=known.__getitem__)
     return [
-        None if found is None or place == best else p_value(found, images[best] or {})
-        for place, found in enumerate(images)
+        None if found is None or place == best else p(found, images[best] or {}) for place, found in enumerate(images)
     ]
 
 

@@ -26,7 +26,7 @@ from langdepth.data.overlays import with_overlays
 from langdepth.data.rows import RowDataset, made_of
 from langdepth.errors import LangdepthError, UsageError, explained, one_line
 from langdepth.evaluation import metrics, protocols
-from langdepth.evaluation.comparison import PerImage, comparisons, intervals, papers_numbers
+from langdepth.evaluation.comparison import Comparing, PerImage, comparisons, intervals, papers_numbers
 from langdepth.evaluation.evaluate import evaluate
 from langdepth.evaluation.metrics import METRICS
 from langdepth.evaluation.predictions import Predictions
@@ -182,6 +182,11 @@ class Cell:
         """For messages."""
         return f"{self.row.label} on {self.data.label}, {self.protocol.name}"
 
+    @property
+    def file(self) -> str:
+        """Where its report lies in the output folder, without the ending."""
+        return f"cells/{_file_name(self.row.label, self.data.label, self.protocol.name)}"
+
     def facts(self) -> dict[str, Any]:
         """What is known before it is run."""
         name, config = self.row.system, None
@@ -202,7 +207,7 @@ class Cell:
             "source": paper.source if paper else None,
             "intervals": {},
             "p": None,
-            "file": f"cells/{_file_name(self.row.label, self.data.label, self.protocol.name)}",
+            "file": self.file,
         }
 
     def report(self, out: Path, options: dict[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -228,7 +233,7 @@ class Cell:
             dataset = copy.copy(dataset)
             dataset.rows = with_overlays(dataset.rows[: data.limit], self.system, data.overlay)
             identity["overlays"] = _contents(dataset)
-        place = out / self.facts()["file"]
+        place = out / self.file
         known = _read_cell(place.with_name(f"{place.name}.json"))
         if known.get("identity") == identity:
             return known["report"], True
@@ -266,6 +271,7 @@ def run_matrix(
     options = {"device": device, "dtype": dtype, "batch_size": batch_size}
     filled: list[dict[str, Any]] = []
     images: list[PerImage | None] = []
+    p = Comparing()
     with locked(out):  # that nothing can be written is known before the work
         (out / "cells").mkdir(exist_ok=True)
         opened = [{words: data.open(words) for words in dict.fromkeys((None, data.captions))} for data in matrix.data]
@@ -288,17 +294,17 @@ def run_matrix(
                     except Exception as error:  # whatever it is, the other cells go on
                         filled[-1] |= {"ours": None, "why": str(cause(error))}
                         say(one_line(f"{cell.name}: not run: {filled[-1]['why']}"))
-            _compare(filled, images)
+            _compare(filled, images, p)
             write_tables(filled, out)
     return filled
 
 
-def _compare(cells: list[dict[str, Any]], images: list[PerImage | None]) -> None:
+def _compare(cells: list[dict[str, Any]], images: list[PerImage | None], p: Comparing) -> None:
     """Fill in p of each cell, table by table."""
     for table in {(cell["data"], cell["hash"]) for cell in cells}:
         places = [place for place, cell in enumerate(cells) if (cell["data"], cell["hash"]) == table]
-        for place, p in zip(places, comparisons([images[place] for place in places]), strict=True):
-            cells[place]["p"] = p
+        for place, found in zip(places, comparisons([images[place] for place in places], p), strict=True):
+            cells[place]["p"] = found
 
 
 def _cells(

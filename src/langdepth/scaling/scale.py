@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,6 +171,11 @@ def words_evidence(given: RelativeMap, head: WordsToScale, text: str | None) -> 
     return Evidence(_ANY if text is None else "words", given.at(QUANTILES), mean, covariance + MAP_ERROR**2 * np.eye(3))
 
 
+@cache
+def _image_system() -> Any:
+    return load(_IMAGE_SYSTEM)
+
+
 def _photo(given: RelativeMap, image: Any, head: WordsToScale, measured: bool) -> Evidence:
     """The median depth of the embedded model over the map's pixels; it counts for less beside what was measured."""
     pixels = read_image(image).pixels
@@ -178,7 +184,7 @@ def _photo(given: RelativeMap, image: Any, head: WordsToScale, measured: bool) -
         raise ImageError(
             f"{given.path or 'relative map'}: is {given.size}, its photo {photo}; resize the map to the photo's size"
         )
-    estimate = load(_IMAGE_SYSTEM).predict(pixels)  # type: ignore[attr-defined]
+    estimate = _image_system().predict(pixels)
     median = float(np.median(estimate.depth[given.valid]))
     far_off = float(head.photo_deviations[-1] / head.deviations[-1]) if measured else 1.0
     variance = (head.image_deviation * far_off) ** 2

@@ -12,9 +12,14 @@ from urllib.request import Request, urlopen
 _SECONDS = 5.0
 
 
+def stated(variable: str) -> bool:
+    """Whether an environment variable says yes."""
+    return os.environ.get(variable, "").lower() in {"1", "true", "yes", "on"}
+
+
 def offline_stated() -> bool:
     """Whether the environment variable HF_HUB_OFFLINE, which all downloads follow, forbids them."""
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+    return stated("HF_HUB_OFFLINE")
 
 
 def unreachable(url: str, seconds: float = _SECONDS) -> str | None:

@@ -18,14 +18,13 @@ from langdepth.systems.card import PublishedRecord
 from langdepth.systems.registry import REGISTRY
 from langdepth.utils.downloads import DownloadError, download
 from langdepth.utils.files import atomic_path, locked, not_the_file_itself
-from langdepth.utils.network import offline_stated
+from langdepth.utils.network import offline_stated, stated
 from langdepth.utils.reading import file_sha256
 from langdepth.weights import published
 from langdepth.weights.published import Fetched, fetched, folder, record
 
 MOST_BYTES = 8 << 30
 DRIVE = "https://drive.google.com/uc?export=download&id={}"
-_YES = {"1", "true", "yes", "on"}
 
 Agree = Callable[[str], None]
 """Gets the line that says what is fetched, how large, from where and under which licence; raises to refuse."""
@@ -37,8 +36,7 @@ def located(name: str, offline: bool | None = None) -> tuple[Path, str]:
     Raises:
         CheckpointError: They are not here, or cannot be fetched.
     """
-    known = fetched(name)
-    if known is None or not (folder(name) / known.file).is_file():
+    if not published.is_here(name):
         if not asked_by_environment():
             found = record(name)
             raise MissingCheckpointError(
@@ -47,14 +45,14 @@ def located(name: str, offline: bool | None = None) -> tuple[Path, str]:
                 "or give a .safetensors file instead"
             )
         get(name, logging.getLogger("langdepth").warning, offline=offline)
-        known = fetched(name)
-        assert known is not None
+    known = fetched(name)
+    assert known is not None
     return folder(name) / known.file, known.sha256
 
 
 def asked_by_environment() -> bool:
     """Whether LANGDEPTH_DOWNLOAD asks for published weights to be fetched where they are needed."""
-    return os.environ.get("LANGDEPTH_DOWNLOAD", "").lower() in _YES
+    return stated("LANGDEPTH_DOWNLOAD")
 
 
 def get(

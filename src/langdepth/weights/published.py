@@ -14,7 +14,7 @@ from langdepth.errors import CheckpointError, MissingCheckpointError, UsageError
 from langdepth.systems.card import PublishedRecord
 from langdepth.systems.registry import PUBLISHED, REGISTRY
 from langdepth.utils.cache import cache_folder
-from langdepth.utils.files import atomic_path
+from langdepth.utils.files import write_json
 from langdepth.utils.plugins import needs_packages
 from langdepth.utils.reading import file_sha256, read_text
 
@@ -67,8 +67,7 @@ def fetched(name: str) -> Fetched | None:
 
 def remember(name: str, what: Fetched) -> None:
     """Keep the record of a download."""
-    with atomic_path(folder(name) / _RECORD) as temporary:
-        temporary.write_text(json.dumps(vars(what), indent=2) + "\n", encoding="utf-8")
+    write_json(vars(what), folder(name) / _RECORD)
 
 
 def file_of(name: str) -> Path:
