@@ -259,6 +259,50 @@ def test_resume_does_again_what_is_made_of_something_else(run: Run, change: str)
     np.testing.assert_allclose(np.load(target).mean(), mean, atol=0.1)
 
 
+def test_resume_knows_weights_that_lie_elsewhere_now(run: Run) -> None:
+    save_image(Path("a.png"), grey(0.5))
+    for name in ("m.safetensors", "sub/n.safetensors"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(b"weights")
+        _, out, _ = run("a.png", "--save", "npy", "--system", name, "--resume")
+        assert ("already done" in out) == (name != "m.safetensors")
+
+
+def test_resume_does_again_what_was_cut_off(run: Run) -> None:
+    for name in ("a", "b"):
+        save_image(Path(f"p/{name}.png"), grey(0.5))
+    assert run("p", "--save", "npz,depth16,ply")[0] == 0
+    whole = {name: Path("depth", name).read_bytes() for name in files()}
+    for name in ("a.npz", "a_depth.png", "a.ply"):
+        Path("depth", name).write_bytes(whole[name][: len(whole[name]) // 2])
+        code, out, err = run("p", "--save", "npz,depth16,ply", "--resume")
+        assert (code, "1 of 2 images were already done" in out) == (0, True), err
+        assert len(Path("depth", name).read_bytes()) == len(whole[name])
+
+
+def test_results_follow_their_image_when_another_one_takes_its_name(run: Run) -> None:
+    save_image(Path("p/sub/a.jpg"), grey(0.3))
+    assert run("p", "--recursive", "--save", "depth16,npy", "--resume")[0] == 0
+    save_image(Path("p/sub/a.png"), grey(0.9))
+    code, out, _ = run("p", "--recursive", "--save", "depth16", "--resume")
+    assert code == 0
+    assert "2 results have other names now, as other images came or went: sub/a_depth.png -> sub/a_jpg_depth.png" in out
+    assert "1 of 2 images were already done" in out
+    assert files() == ["sub/a_jpg.npy", "sub/a_jpg_depth.png", "sub/a_png_depth.png"]
+    means = [read_depth16(f"depth/sub/a_{end}_depth.png")[0].mean() for end in ("jpg", "png")]
+    np.testing.assert_allclose(means, [3.7, 9.1], atol=0.1)
+    Path("p/sub/a.jpg").unlink()
+    assert "1 of 1 images were already done" in run("p", "--recursive", "--save", "depth16", "--resume")[1]
+    assert files() == ["sub/a_depth.png", "sub/a_jpg.npy", "sub/a_jpg_depth.png"]
+
+
+def test_a_missing_file_is_known_before_the_model_is_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("langdepth.runtimes.opening.load", lambda *_, **__: pytest.fail("loaded"))
+    code, out, err = run("gone.jpg", "gone/too")
+    assert (code, out) == (1, "")
+    assert err.splitlines() == [f"langdepth predict: {name}: no such file" for name in ("gone.jpg", "gone/too")]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -132,7 +132,18 @@ def test_depth_maps_of_sensors_are_left_out() -> None:
     found = find("p")
     assert names(found) == ["p/0001_color.png", "p/thermal.png", "p/x_depth.png"]
     assert sorted(map(str, found.depth_maps)) == ["p/0001_depth.png", "p/map.png", "p/sync_depth_00045.png"]
-    assert names(find("p/0001_depth.png")) == ["p/0001_depth.png"]  # whoever names it means it
+    for name in ("p/0001_depth.png", "p/map.png"):
+        assert names(find(name)) == [name]  # whoever names it alone means it
+    for words in (["p/*"], sorted(map(str, Path("p").glob("*.png")))):  # and not a shell that was given a pattern
+        assert names(find(*words)) == names(found)
+        assert find(*words).note == found.note
+
+
+def test_a_file_that_is_not_there_is_found_out_at_once() -> None:
+    save_image(Path("p/a.jpg"), ramp())
+    found = find("p/a.jpg", "p/b.jpg", "p/b.jpg", "b")
+    assert names(found) == ["p/a.jpg"]
+    assert list(map(str, found.problems)) == ["p/b.jpg: no such file", "b: no such file"]
 
 
 def test_overlays_are_left_out() -> None:

@@ -217,6 +217,7 @@ def test_packaged_weights(toy: System, monkeypatch: pytest.MonkeyPatch) -> None:
     right = hashlib.sha256(content).hexdigest()
     publish(right)
     assert checkpoint.load("packed-toy").provenance["sha256"] == right
+    assert weights_stamp("packed-toy") == ("packed-toy", right)
     publish("0" * 64)
     refused("packed-toy", "sha256", str(record.path))
 

@@ -16,7 +16,7 @@ from langdepth.camera import Camera
 from langdepth.commands._parse import members, require_use, run
 from langdepth.commands._results import ResultOptions, make_folder, result_line
 from langdepth.commands._systems import SystemOptions
-from langdepth.errors import LangdepthError, UsageError, printable
+from langdepth.errors import LangdepthError, UsageError, first_few, printable
 from langdepth.prediction.background import Background
 from langdepth.prediction.done import Done, origin, stamp
 from langdepth.prediction.inputs import STDIN, find_images
@@ -59,11 +59,12 @@ class PredictSystem(SystemOptions):
 
     def facts(self) -> list[Any]:
         """What its depth depends on beside ``changes``."""
-        from langdepth.weights.stamps import weights_stamp
+        from langdepth.weights.stamps import content_stamp, weights_stamp
 
         base = None if self.base_system is None else weights_stamp(self.base_system)
         weights = [weights_stamp(name) for name in members(self.system)]
-        return [self.runtime, weights, stamp(self.clip_weights), self.depth_kind, base]
+        clip = None if self.clip_weights is None else content_stamp(self.clip_weights)
+        return [self.runtime, weights, clip, self.depth_kind, base]
 
     def load(self, device: str, dtype: Precision) -> Any:
         """The system."""
@@ -134,6 +135,7 @@ def predict(
         options: How depth is predicted.
         recursive: Look into the sub-folders of folders.
         resume: Skip images whose results are all there, made of the same image with the same options and weights.
+            Results whose name is another one by now, as other images came or went, are renamed.
     """
     advice = "is of the format color; name it in --save"
     require_use("color" in output.formats, advice, range=output.range, colormap=output.colormap)
@@ -154,6 +156,7 @@ def predict(
     how = origin(__version__, *by.facts(), changes, said.text, said.scene, *content)
     jobs = [replace(job, made_of=job.origin(how)) for job in jobs]
     if resume:
+        _follow_names(jobs, out, done)
         jobs = [job for job in jobs if job.source == STDIN or not done.has([*job.targets.values()], job.made_of)]
     if known > len(jobs):
         print(f"{known - len(jobs)} of {known} images were already done")
@@ -195,12 +198,13 @@ def predict(
 class Job:
     """One image: where it is ("-" is stdin), its place below the folder of results, the file for each format.
 
-    made_of: what its results depend on, see ``prediction.done``.
+    name: that of its results without their ends. made_of: what its results depend on, see ``prediction.done``.
     """
 
     source: str
     place: Path
     targets: dict[str, Path]
+    name: Path
     overlay: Path | None = None
     caption: Words | None = None
     made_of: str = ""
@@ -277,13 +281,25 @@ def find_jobs(
             if len(os.fsencode(longest)) > LONGEST_NAME:
                 raise LangdepthError(f"the name of its result, {longest}, is too long; shorten its own")
             for target in targets.values():
-                if not done.owns(target):
+                if not (done.owns(target) or done.is_damaged(target)):
                     require_own(target)
         except LangdepthError as error:
             problems.append(LangdepthError(f"{source}: {error}"))
         else:
-            jobs.append(Job(source, place, targets))
+            jobs.append(Job(source, place, targets, name=out / base))
     return jobs, problems
+
+
+def _follow_names(jobs: list[Job], out: Path, done: Done) -> None:
+    """Let results of an earlier run have the names that the images have now, and say so."""
+    from langdepth.prediction.results import WRITERS
+
+    ends = [writer.suffix for writer in WRITERS.values()]
+    images = [(os.path.abspath(job.source), job.place, job.name) for job in jobs if job.source != STDIN]
+    moved = done.follow(images, ends)
+    if moved:
+        few = first_few([f"{old.relative_to(out)} -> {new.relative_to(out)}" for old, new in moved])
+        print(printable(f"{len(moved)} results have other names now, as other images came or went: {few}"))
 
 
 def _in_metres(

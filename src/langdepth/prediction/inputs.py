@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 
-from langdepth.errors import ImageError, LangdepthError, first_few
+from langdepth.errors import ImageError, LangdepthError, MissingImageError, first_few
 from langdepth.prediction.done import RECORD, Done
 from langdepth.utils.files import file_state, real_path
 from langdepth.utils.image_kinds import RAW_REFUSAL, RAW_SUFFIXES, image_kind, read_head
@@ -68,9 +68,11 @@ def find_images(words: list[str], out: Path, recursive: bool) -> Images:
         recursive: Search the sub-folders of folders.
     """
     found, known = Images(), set[str]()
+    several = len(words) > 1
     for word in words:
         problems = len(found.problems)
-        used = [_sort_in(candidate, found, known) for candidate in _candidates(word, out, recursive, found.problems)]
+        candidates = _candidates(word, out, recursive, found.problems, several)
+        used = [_sort_in(candidate, found, known) for candidate in candidates]
         if not any(used) and len(found.problems) == problems:
             folder = Path(word).is_dir()
             hint = "; --recursive looks into sub-folders" if folder and not recursive else ""
@@ -108,12 +110,14 @@ def images_below(
 class _Candidate:
     """A file that may be an image.
 
-    named: whether the user named it, and not a folder or a pattern. result, depth_map: what its folder says it is.
+    named: whether the user named it, and not a folder or a pattern. meant: whether the user named it alone, so that it
+    is predicted even if it is a depth map. result, depth_map: what its folder says it is.
     """
 
     source: str
     place: Path
     named: bool = False
+    meant: bool = False
     result: bool = False
     depth_map: bool = False
 
@@ -137,15 +141,29 @@ def _sort_in(candidate: _Candidate, found: Images, known: set[str]) -> bool:
             return True
         return False
     known.add(name)
+    if candidate.named and _is_missing(path):
+        found.problems.append(MissingImageError(f"{path}: no such file"))
+        return True
     if candidate.result or (kind == "PNG" and _is_result(path)) or _is_recorded(path) or _is_of_plugin(path):
         found.results.append(path)
-    elif candidate.depth_map or (kind == "PNG" and not candidate.named and _is_depth_map(candidate.place, head)):
+    elif candidate.depth_map or (kind == "PNG" and not candidate.meant and _is_depth_map(candidate.place, head)):
         found.depth_maps.append(path)
     elif raw:
         found.problems.append(ImageError(f"{path}: {RAW_REFUSAL}"))
     else:
         found.files.append((candidate.source, candidate.place))  # whether it can be read is found out in its turn
     return True
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether there is nothing of that name; links in circles and what may not be looked at are found out later."""
+    try:
+        path.stat()
+    except (FileNotFoundError, ValueError):
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _is_result(path: Path) -> bool:
@@ -185,8 +203,13 @@ def _is_depth_map(place: Path, head: bytes) -> bool:
     return bits is not None and place.name.lower().endswith(_DEPTH_END)
 
 
-def _candidates(word: str, out: Path, recursive: bool, problems: list[LangdepthError]) -> Iterator[_Candidate]:
-    """The files that one word of the command line stands for, in order; what cannot be searched goes to problems."""
+def _candidates(
+    word: str, out: Path, recursive: bool, problems: list[LangdepthError], several: bool
+) -> Iterator[_Candidate]:
+    """The files that one word of the command line stands for, in order; what cannot be searched goes to problems.
+
+    Of ``several`` words, as a shell makes of a pattern, none is meant more than if langdepth had read the pattern.
+    """
     path = Path(word)
     if word == STDIN:
         yield _Candidate(STDIN, Path("stdin"), named=True)
@@ -197,9 +220,10 @@ def _candidates(word: str, out: Path, recursive: bool, problems: list[LangdepthE
         fixed = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
         for file in sorted(Path(f) for f in glob.glob(word, recursive=True)):
             if not file.is_dir():
-                yield _Candidate(str(file), file.relative_to(fixed))
+                yield _Candidate(str(file), file.relative_to(fixed), depth_map=_is_listed(file))
     else:
-        yield _Candidate(word, Path(path.name), named=True)
+        listed = several and _is_listed(path)
+        yield _Candidate(word, Path(path.name), named=True, meant=not several, depth_map=listed)
 
 
 def _files(
@@ -237,6 +261,17 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link that points at itself
         return False
+
+
+def _is_listed(file: Path) -> bool:
+    """Whether the index of its folder names a file as a depth map."""
+    state = file_state(file.parent / _INDEX)
+    return state is not None and os.path.normpath(file) in _kept_list(file.parent, tuple(state))
+
+
+@lru_cache(maxsize=16)
+def _kept_list(folder: Path, state: tuple[int, ...]) -> frozenset[str]:
+    return _listed_depth(folder)
 
 
 def _listed_depth(folder: Path) -> frozenset[str]:
