@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import gzip
 import io
@@ -138,3 +139,37 @@ def test_why_a_file_cannot_be_read() -> None:
     assert text_flaw(OSError(errno.EACCES, "Permission denied")) == "Permission denied"
     assert is_disk_error(OSError(errno.EIO, "Input/output error"))
     assert not is_disk_error(OSError("image file is truncated"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shorter"),
+    [
+        (f"system '{'a' * 5000}': known: tiny", f"system '{'a' * 120} ... {'a' * 40}': known: tiny"),
+        (
+            f"text '{'a b ' * 99}' is long, '{'c' * 160}' is not",
+            f"'{'a b ' * 30} ... {'a b ' * 10}' is long, '{'c' * 160}'",
+        ),
+        (f"{'a' * 5000}: no such file", f"{'a' * 460} ... {'a' * 39}: no such file"),
+        (f"{'/ab' * 160}.jpg: the image's depth is not '{'x' * 9}'", f"{'/ab' * 160}.jpg: the image's depth"),
+        (f"an image's {'long ' * 60} story of users' files", f"an image's {'long ' * 60} story of users' files"),
+    ],
+)
+def test_long_values_are_shortened_where_they_stand(text: str, shorter: str) -> None:
+    assert shorter in one_line(text)
+    assert one_line(one_line(text)) == one_line(text)
+
+
+def test_what_is_printed_is_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    errors.say("a\x1b[31m\nb.png", "Küche")
+    errors.say("\r.png", file=sys.stderr)
+    assert capsys.readouterr() == ("a\\x1b[31m\\nb.png\nKüche\n", "\\r.png\n")
+
+
+def test_everything_is_printed_by_say() -> None:
+    by_hand = {"errors.py", "cli.py", "training/logs.py"}
+    by_hand |= {f"commands/{name}.py" for name in ("_parse", "_systems", "data/__init__")}
+    package = Path(errors.__file__).parent
+    for file in package.rglob("*.py"):
+        calls = (node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call))
+        if any(isinstance(function, ast.Name) and function.id == "print" for function in calls):
+            assert str(file.relative_to(package)) in by_hand

@@ -10,13 +10,15 @@ import io
 import os
 import sys
 
-from langdepth.errors import LangdepthError, explained, is_memory_error, missing_package, nearest, one_line
+from langdepth.errors import LangdepthError, explained, is_memory_error, missing_package, nearest, one_line, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import FrameType
     from typing import IO
 
+_interrupts: list[int] = []  # signals that came while a command worked
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("langdepth.commands.predict:main", "depth of images and folders"),
@@ -61,16 +63,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # a full disk is met here, not by the interpreter when it ends
     except KeyboardInterrupt:
-        _complain(argv, "interrupted; what was already written is kept")
-        return 130
+        return _stop(argv)
     except BrokenPipeError:
         _drop_output()
         return 1
     except Exception as error:
+        if _interrupts:  # modules in C turn it into errors of their own
+            return _stop(argv)
         if debug:
             raise
         _complain(argv, _explained(error))
         return error.exit_code if isinstance(error, LangdepthError) else 1
+
+
+def _stop(argv: Sequence[str]) -> int:
+    _interrupts.clear()
+    _complain(argv, "interrupted; what was already written is kept")
+    return 130
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -113,7 +122,7 @@ def _explained(error: Exception) -> str:
 
 def _complain(argv: Sequence[str], message: str) -> None:
     try:
-        print(f"{' '.join(['langdepth', *argv[:1]])}: {one_line(message)}", file=sys.stderr)
+        say(f"{' '.join(['langdepth', *argv[:1]])}: {one_line(message)}", file=sys.stderr)
     except OSError:  # nobody listens
         _drop_output(sys.stderr)
 
@@ -126,13 +135,25 @@ def _drop_output(stream: IO[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
 
 
+def _note_interrupts() -> None:
+    import signal
+
+    def note(number: int, _: FrameType | None) -> None:
+        _interrupts.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup ignores it, for example
+        signal.signal(signal.SIGINT, note)
+
+
 def entry_point() -> None:
     """Console script."""
     try:
+        _note_interrupts()
         os.environ["MPLBACKEND"] = "agg"  # no window is opened
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
             sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
         code = main()
     except KeyboardInterrupt:  # before or after the work
-        code = 130
+        code = _stop(sys.argv[1:])
     sys.exit(code)

@@ -1,14 +1,18 @@
-"""Errors that reach the user as one line: what was wrong, where, and what to do."""
+"""What reaches the user, line by line: errors (what was wrong, where, what to do), and what commands print."""
 
 from __future__ import annotations
 
 import errno
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import IO
 
 _LONGEST, _END = 1200, 400  # characters of a message, and of its end where it is longer
+_LONGEST_VALUE = 160  # of a value in quotation marks, so that what is said about it is not far away
+_LONGEST_WORD = 500  # of a path
 
 
 class LangdepthError(Exception):
@@ -69,11 +73,18 @@ class FileWarning(UserWarning):
 def one_line(text: str) -> str:
     """The text without what would break a line or steer a terminal: such characters are written as in Python.
 
-    Of a text that quotes thousands of characters, the beginning and the end.
+    Of a long value, and of a long text, the beginning and the end.
     """
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST - _END]} ... {text[-_END:]}"
-    return printable(text)
+    if len(text) > _LONGEST_VALUE:
+        import re
+
+        text = re.sub(r"(?<!\w)'([^']*)'(?!\w)", lambda found: f"'{_shortened(found[1], _LONGEST_VALUE)}'", text)
+        text = re.sub(rf"\S{{{_LONGEST_WORD + 1},}}", lambda found: _shortened(found[0], _LONGEST_WORD), text)
+    return printable(_shortened(text, _LONGEST, _END))
+
+
+def _shortened(text: str, longest: int, end: int = 40) -> str:
+    return text if len(text) <= longest else f"{text[: longest - end]} ... {text[-end:]}"
 
 
 def printable(text: str) -> str:
@@ -81,6 +92,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() or "\ud800" <= char <= "\udfff" else repr(char)[1:-1] for char in text)
+
+
+def say(*lines: object, file: IO[str] | None = None) -> None:
+    """Print each as one line; names of files may hold anything. ``file``: by default stdout."""
+    print(*(printable(str(line)) for line in lines), sep="\n", file=file or sys.stdout, flush=True)
 
 
 def is_memory_error(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import pytest
 
 from langdepth.commands import _parse
 from langdepth.config import Typed, from_mapping
-from langdepth.errors import UsageError
+from langdepth.errors import FileWarning, UsageError
 from langdepth.training.recipe import DataSection
 
 ODD = ["#kitchen", "~", "null", "1e3", "yes", "[a]", "a: b", "007", "1.0", "&x", "*x", "a #b", "2020-01-01", "é"]
@@ -198,3 +199,14 @@ def test_options_of_several_commands_are_explained_once() -> None:
     for words in (_parse.SHARED["device"], "Its own words.", "Of the base.", "Of the class."):
         assert words in text
     assert _parse.SHARED["dtype"] not in text
+
+
+def test_warnings_are_one_line_that_steers_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    def command(*, name: str) -> None:
+        """Warns."""
+        warnings.warn(f"{name}: two\n  lines", stacklevel=2)
+        warnings.warn(FileWarning(name, "is odd"), stacklevel=2)
+
+    _parse.run(command, ["--name", "a\x1b[31m\nb"], "command", "command")
+    before = "command: warning: a\\x1b[31m"
+    assert capsys.readouterr().err == f"{before} b: two lines\n{before}\\nb: is odd\n"

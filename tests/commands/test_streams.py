@@ -55,7 +55,9 @@ def test_a_backend_of_matplotlib_need_not_be_there(backend: str) -> None:
     assert (ended.stdout.split(), ended.stderr) == ([backend, "None" if backend == "nope" else backend], "")
 
 
-def test_what_cannot_be_interrupted_in_one_line_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_interrupted_in_one_line_is_short(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = "import sys; known = {*sys.modules}; import langdepth.cli; print(*{*sys.modules} - known)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(ended.stdout.split()).isdisjoint({"typing", "re", "difflib", "contextlib", "importlib", "collections"})
@@ -64,5 +66,35 @@ def test_what_cannot_be_interrupted_in_one_line_is_short(monkeypatch: pytest.Mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "main", interrupted)
+    monkeypatch.setattr(sys, "argv", ["langdepth", "predict"])
     with pytest.raises(SystemExit, match="130"):
         cli.entry_point()
+    assert capsys.readouterr().err == "langdepth predict: interrupted; what was already written is kept\n"
+
+
+def test_interrupts_that_a_module_in_c_makes_errors_of() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "import langdepth.commands.systems as command\n"
+        "from langdepth import cli\n"
+        "def importing(_):\n"
+        "    try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except KeyboardInterrupt: pass\n"
+        "    raise ImportError('initialization failed')\n"
+        "command.main = importing\n"
+        "sys.argv = ['langdepth', 'systems']\n"
+        "cli.entry_point()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    line = "langdepth systems: interrupted; what was already written is kept\n"
+    assert (ended.returncode, ended.stderr) == (130, line)
+
+
+def test_an_interrupt_that_nobody_hears_stays_ignored() -> None:
+    code = (
+        "import atexit, signal, sys; sys.argv = ['langdepth', '--version']; from langdepth import cli\n"
+        "atexit.register(lambda: print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN))\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN); cli.entry_point()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split()[-1] == "True"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from langdepth.errors import FileWarning, LangdepthError, UsageError, nearest
+from langdepth.errors import FileWarning, LangdepthError, UsageError, nearest, one_line, say
 from langdepth.utils.numbers import plain_number
 
 _LARGEST = 1e300  # beyond it no calculation goes
@@ -55,11 +55,13 @@ def run(function: Callable[..., int | None], arguments: Sequence[str], prog: str
     shown: set[str] = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        text = " ".join(str(message).split())
         if isinstance(message, FileWarning):
             if message.text in shown:
                 return
             shown.add(message.text)
-        print(f"{prog}: warning: {' '.join(str(message).split())}", file=sys.stderr)
+            text = str(message)  # with the file's name as it is
+        say(f"{prog}: warning: {one_line(text)}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata that nobody uses
@@ -305,8 +307,8 @@ def list_or_show(
     if action == "show":
         if name is None:
             raise UsageError(f"show: name the {noun}, for example: {command} {example}")
-        print(describe(name))
+        say(*describe(name).split("\n"))
     elif name is not None:
         raise UsageError(f"list takes no name; to see one {noun}: {command} {name}")
     else:
-        print(table())
+        say(*table().split("\n"))

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from langdepth.errors import UsageError
+from langdepth.errors import UsageError, printable, say
 from langdepth.text.prompts import read_changes
 
 
@@ -77,18 +77,13 @@ class SystemOptions(WordOptions):
             if published.is_here(name):
                 continue
             if self.download or fetch.asked_by_environment():
-                fetch.get(name, say)
+                fetch.get(name, lambda line: say(line, file=sys.stderr))
             elif sys.stdin.isatty() and sys.stderr.isatty():
                 fetch.get(name, ask)
 
 
-def say(line: str) -> None:
-    """Print what is fetched, beside the results."""
-    print(line, file=sys.stderr)
-
-
 def ask(line: str) -> None:
     """Ask whether it is to be fetched. Raises UsageError for anything but yes."""
-    print(f"{line}. Fetch it? [y/N] ", end="", file=sys.stderr, flush=True)
+    print(printable(f"{line}. Fetch it? [y/N] "), end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UsageError("nothing is fetched; give a .safetensors file instead, or fetch the weights another way")

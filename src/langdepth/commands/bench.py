@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langdepth.commands._parse import images_in, run
-from langdepth.errors import UsageError
+from langdepth.errors import UsageError, say
 from langdepth.utils.tables import columns
 
 if TYPE_CHECKING:
@@ -86,16 +86,16 @@ def bench(
     }
     sides = "as they are" if size is None else f"of {size[0]}x{size[1]}"
     count = f"{len(subject.paths)} images" if len(subject.paths) > 1 else "one image"
-    print(f"{system}, {count} {sides}, {facts['threads']} threads, {facts['processor']}")
+    say(f"{system}, {count} {sides}, {facts['threads']} threads, {facts['processor']}")
     for line in columns([HEAD, *(_row(one, choices[0], auto) for one in choices)]):
-        print(line)
+        say(line)
     for one in choices:
         if one.failed:
-            print(f"{one.runtime} {one.dtype}: {one.failed}")
-    print(_advice(choices, auto))
+            say(f"{one.runtime} {one.dtype}: {one.failed}")
+    say(_advice(choices, auto))
     if out is not None:
         write_json({**facts, "choices": [_plain(one) for one in choices]}, out)
-        print(f"written: {out}")
+        say(f"written: {out}")
 
 
 def _row(one: Measured, first: Measured, auto: str) -> Sequence[str]:

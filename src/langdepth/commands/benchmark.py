@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from langdepth.commands._parse import run
+from langdepth.errors import say
 from langdepth.prediction.options import Precision
 
 EXAMPLE = "langdepth benchmark matrix.yaml --out matrix"
@@ -43,8 +44,8 @@ def benchmark(
 
     content = read_matrix(matrix)
     cells = run_matrix(content, out, device=device, dtype=dtype, batch_size=batch_size)
-    print(f"\n{markdown(cells)}\nwritten: {out / 'matrix.md'}, matrix.tex, matrix.csv, matrix.json")
+    say("", *markdown(cells).split("\n"), f"written: {out / 'matrix.md'}, matrix.tex, matrix.csv, matrix.json")
     failed = sum(cell["ours"] is None for cell in cells)
     if failed:
-        print(f"langdepth benchmark: {failed} of {len(cells)} cells have no report, see the notes", file=sys.stderr)
+        say(f"langdepth benchmark: {failed} of {len(cells)} cells have no report, see the notes", file=sys.stderr)
     return 1 if failed else 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from langdepth.commands import _parse
 from langdepth.commands._systems import WordOptions
-from langdepth.errors import UsageError
+from langdepth.errors import UsageError, say
 
 EXAMPLE = """\
 langdepth convert RN50.pt --system depthclip --out depthclip.safetensors
@@ -54,11 +54,11 @@ def main(arguments: Sequence[str]) -> int:
         options = {key.removeprefix("options."): value for key, value in overrides.items()}
         options = registry.with_prompts(system, options, own.changes)
         done = run(checkpoint, system, out, options, licence=licence, clip_weights=clip_weights)
-        print(f"used: {len(done.used)} tensors")
-        print(f"ignored: {_listed(done.ignored)}")
+        say(f"used: {len(done.used)} tensors")
+        say(f"ignored: {_listed(done.ignored)}")
         for option, (value, choices) in done.assumed.items():
-            print(f"{option}: {value}, as '{system}' has it; checkpoints do not record it: {choices}")
-        print(f"written: {done.path}")
+            say(f"{option}: {value}, as '{system}' has it; checkpoints do not record it: {choices}")
+        say(f"written: {done.path}")
 
     return _parse.run(convert, plain, "langdepth convert", EXAMPLE)
 

@@ -15,7 +15,7 @@ from langdepth.commands._parse import members, require_use, run
 from langdepth.commands._results import ColorOptions
 from langdepth.commands._systems import SystemOptions
 from langdepth.data.choice import PairChoice
-from langdepth.errors import LangdepthError, UsageError, printable
+from langdepth.errors import LangdepthError, UsageError, say
 from langdepth.evaluation import protocols
 from langdepth.prediction.options import Precision, read_formats
 from langdepth.records import WithoutCaption
@@ -94,7 +94,7 @@ class Evaluated(SystemOptions):
         names = members(self.system)
         self.fetch_weights()
         if sys.stderr.isatty():
-            print(f"loading {', '.join(names)}", file=sys.stderr)
+            say(f"loading {', '.join(names)}", file=sys.stderr)
         return load(
             names,
             clip_weights=self.clip_weights,
@@ -210,18 +210,18 @@ def evaluate(
         device=device or "auto",
         dtype=dtype or "float32",
     )
-    print(table(report))
-    print(printable(f"written: {out}" + (f", {maps.folder}" if maps else "")))
+    say(*table(report))
+    say(f"written: {out}" + (f", {maps.folder}" if maps else ""))
 
 
-def table(report: dict[str, Any]) -> str:
-    """The means of a report as text."""
+def table(report: dict[str, Any]) -> list[str]:
+    """The means of a report, line by line."""
     rules = report["protocol"]
     skipped = f", {report['skipped']} skipped" if report["skipped"] else ""
     names = list(report["image_mean"])
     lines = [
-        printable(f"{report['system']} on {report['dataset']}, {report['images']} images{skipped}, ")
-        + f"{rules['name']} ({rules['hash']}), {report['seconds']:.1f} s",
+        f"{report['system']} on {report['dataset']}, {report['images']} images{skipped}, "
+        f"{rules['name']} ({rules['hash']}), {report['seconds']:.1f} s",
         " " * 10 + "".join(f"{name:>10}" for name in names),
     ]
     for mean in ("image_mean", "pixel_mean"):
@@ -229,7 +229,7 @@ def table(report: dict[str, Any]) -> str:
     if report["boundaries"] is not None:
         accuracy, completeness = (report["boundaries"][kind] for kind in ("accuracy", "completeness"))
         lines.append(f"depth boundary errors: accuracy {accuracy:.3f} px, completeness {completeness:.3f} px")
-    return "\n".join(lines)
+    return lines
 
 
 def _check_writable(path: Path, option: str, suffix: str) -> None:

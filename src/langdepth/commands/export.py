@@ -8,7 +8,7 @@ from typing import Literal
 
 from langdepth.commands._parse import images_in, run
 from langdepth.commands._systems import WordOptions
-from langdepth.errors import UsageError
+from langdepth.errors import UsageError, say
 
 EXAMPLE = """\
 langdepth export depthclip --clip-weights RN50.pt --out depthclip.onnx --check photos
@@ -56,12 +56,12 @@ def export(
         raise UsageError("this needs torch and onnx: pip install 'langdepth[torch,export]'") from None
     done = exporting.export(load(system, clip_weights=clip_weights, prompts=own.changes), to, out, photos, calibration)
     for name, shape in (*done.inputs.items(), *done.outputs.items()):
-        print(f"{'input ' if name in done.inputs else 'output'} {name}: {shape}")
+        say(f"{'input ' if name in done.inputs else 'output'} {name}: {shape}")
     sides = done.network_size
-    print(f"inside the network: {f'{sides[0]}x{sides[1]} for every image' if sides else 'the shape of the image'}")
-    print(f"opset: {done.opset}")
-    print(f"relative difference from torch: {done.difference}")
+    say(f"inside the network: {f'{sides[0]}x{sides[1]} for every image' if sides else 'the shape of the image'}")
+    say(f"opset: {done.opset}")
+    say(f"relative difference from torch: {done.difference}")
     if done.quantised is not None:
-        print(f"in 8 bits: {done.quantised}; {done.quantised.delta1:.2%} of the pixels within 25 %")
+        say(f"in 8 bits: {done.quantised}; {done.quantised.delta1:.2%} of the pixels within 25 %")
     for path in done.files:
-        print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        say(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")

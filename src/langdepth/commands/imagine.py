@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from langdepth.camera import GUESSED_FOV_DEGREES, Camera
 from langdepth.commands._parse import run
 from langdepth.commands._results import ResultOptions
-from langdepth.errors import LangdepthError, UsageError, one_line
+from langdepth.errors import LangdepthError, UsageError, one_line, say
 from langdepth.records import Runtime
 
 if TYPE_CHECKING:
@@ -84,20 +84,20 @@ def imagine(
             continue
         _write(results, files[name], output)
         means = sorted(float(result.depth.mean()) for result in results)
-        print(f"{prompt} -> {out / name}_*; mean depth of the samples {means[0]:.2f} to {means[-1]:.2f} m")
+        say(f"{prompt} -> {out / name}_*; mean depth of the samples {means[0]:.2f} to {means[-1]:.2f} m")
         rows.append((f"{prompt}  (seed {seed})", [result.depth for result in results]))
     if not rows:
         raise failed[0]
     for problem in failed:
-        print(f"langdepth imagine: {one_line(str(problem))}", file=sys.stderr)
+        say(f"langdepth imagine: {one_line(str(problem))}", file=sys.stderr)
     if "ply" in output.formats and output.camera is None:
-        print(
+        say(
             f"langdepth imagine: camera guessed for the .ply files, {GUESSED_FOV_DEGREES:g} degrees across the longer "
             "side; give --fov or --intrinsics for another",
             file=sys.stderr,
         )
     _write_sheet(rows, sheet, output)
-    print(f"all of them: {sheet}")
+    say(f"all of them: {sheet}")
     return 1 if failed else 0
 
 

@@ -16,7 +16,7 @@ from langdepth.camera import Camera
 from langdepth.commands._parse import members, require_use, run
 from langdepth.commands._results import ResultOptions, make_folder, result_line
 from langdepth.commands._systems import SystemOptions
-from langdepth.errors import LangdepthError, UsageError, first_few, printable
+from langdepth.errors import LangdepthError, UsageError, first_few, printable, say
 from langdepth.prediction.background import Background
 from langdepth.prediction.done import Done, origin, stamp
 from langdepth.prediction.inputs import STDIN, find_images
@@ -159,7 +159,7 @@ def predict(
         _follow_names(jobs, out, done)
         jobs = [job for job in jobs if job.source == STDIN or not done.has([*job.targets.values()], job.made_of)]
     if known > len(jobs):
-        print(f"{known - len(jobs)} of {known} images were already done")
+        say(f"{known - len(jobs)} of {known} images were already done")
     if not jobs:
         return 1 if problems else 0
     make_folder(out)
@@ -190,7 +190,7 @@ def predict(
         results = _in_metres(results, said.text)
     failed = len(problems) + _write_all(results, len(jobs), output, done)
     if known + len(problems) > 1:
-        print(f"{known + len(problems) - failed} done, {failed} failed, results in {out}")
+        say(f"{known + len(problems) - failed} done, {failed} failed, results in {out}")
     return 1 if failed else 0
 
 
@@ -299,7 +299,7 @@ def _follow_names(jobs: list[Job], out: Path, done: Done) -> None:
     moved = done.follow(images, ends)
     if moved:
         few = first_few([f"{old.relative_to(out)} -> {new.relative_to(out)}" for old, new in moved])
-        print(printable(f"{len(moved)} results have other names now, as other images came or went: {few}"))
+        say(f"{len(moved)} results have other names now, as other images came or went: {few}")
 
 
 def _in_metres(
@@ -334,7 +334,7 @@ def _write_all(
                 failed += 1
                 _complain(line)
             else:
-                _print(printable(line.text), sys.stdout)
+                _print(line.text, sys.stdout)
                 guessed += line.camera_guessed
     if guessed:
         _complain(
@@ -406,4 +406,4 @@ def _print(line: str, file: IO[str]) -> None:
     """A line above the progress bar, if there is one."""
     tqdm: Any = sys.modules.get("tqdm")
     write: Callable[..., object] = print if tqdm is None else tqdm.tqdm.write
-    write(line, file=file)
+    write(printable(line), file=file)

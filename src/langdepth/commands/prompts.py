@@ -7,6 +7,7 @@ from pathlib import Path
 
 from langdepth.commands._parse import require_use, run
 from langdepth.commands._systems import WordOptions
+from langdepth.errors import say
 
 EXAMPLE = """
 langdepth prompts photo.jpg --clip-weights RN50.pt --swap far=distant --out words
@@ -54,14 +55,14 @@ def prompts(
     loaded = workbench.with_words(load(system, clip_weights=needed, prompts=changes, device=device))
     encoded = workbench.encode_image(loaded, image)
     maps = workbench.word_maps(loaded, encoded, scene)
-    print("\n".join(maps.table()))
-    print(f"depth {maps.depth.min():.2f} / {maps.depth.mean():.2f} / {maps.depth.max():.2f} m (min / mean / max)")
+    say(*maps.table())
+    say(f"depth {maps.depth.min():.2f} / {maps.depth.mean():.2f} / {maps.depth.max():.2f} m (min / mean / max)")
     swaps = {}
     before = loaded.config.prompts.words
     for asked in swap.split(",") if swap else []:
         loaded.use_prompts(workbench.swapped(before, asked), clip_weights)
         swaps[asked] = workbench.word_maps(loaded, encoded, scene)
-        print(f"{asked}: {workbench.difference(maps, swaps[asked])}")
+        say(f"{asked}: {workbench.difference(maps, swaps[asked])}")
     for path in workbench.write_workbench(maps, swaps, out, Path(image).stem):
-        print(f"-> {path}")
+        say(f"-> {path}")
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from langdepth.commands._parse import require_use, run
 from langdepth.commands._results import ResultOptions, make_folder, result_line
-from langdepth.errors import UsageError, printable
+from langdepth.errors import UsageError, say
 from langdepth.utils.numbers import plain_number
 
 EXAMPLE = """
@@ -89,7 +89,7 @@ def scale(
     )
     make_folder(out)
     output.write(result, targets)
-    print(printable(f"{result_line(relative_map, targets, result)}; {interval_line(result)}"))
+    say(f"{result_line(relative_map, targets, result)}; {interval_line(result)}")
 
 
 def _distance(text: str) -> tuple[float, float, float]:

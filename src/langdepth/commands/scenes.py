@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from langdepth.commands._parse import run
-from langdepth.errors import UsageError
+from langdepth.errors import UsageError, say
 from langdepth.text.scenes import SCENES
 
 EXAMPLE = """
@@ -47,7 +47,7 @@ def scenes(
     if action == "list":
         if (clip_weights, out, architecture, templates, quick_gelu) != (None, None, None, None, False):
             raise UsageError("list takes no options and writes nothing; to write a table: langdepth scenes encode")
-        print("\n".join(f"{label:>2}  {name}" for label, name in enumerate(SCENES)))
+        say(*(f"{label:>2}  {name}" for label, name in enumerate(SCENES)))
         return
     if clip_weights is None or out is None:
         raise UsageError("encode needs the weights of a CLIP model, --clip-weights, and a file to write, --out")
@@ -60,4 +60,4 @@ def scenes(
     sentences = imagenet_templates() if templates == "imagenet" else (PROMPT,)
     table = encode_scenes(weights, SCENES, sentences)
     write_scene_table(out, table, weights, SCENES, sentences)
-    print(f"written: {out}, {len(table)} scenes of {table.shape[1]} numbers, CLIP {architecture} ({weights.source})")
+    say(f"written: {out}, {len(table)} scenes of {table.shape[1]} numbers, CLIP {architecture} ({weights.source})")

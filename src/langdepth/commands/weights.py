@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from langdepth.commands._parse import require_use, run
-from langdepth.errors import LangdepthError, UsageError
+from langdepth.errors import LangdepthError, UsageError, say
 from langdepth.systems.registry import PUBLISHED, REGISTRY
 from langdepth.utils.tables import columns
 from langdepth.weights import fetch, published
@@ -51,17 +51,17 @@ def weights(
     if action == "list":
         if name is not None:
             raise UsageError("list takes no name; to see where weights are: langdepth weights path NAME")
-        print(table())
+        say(*table().split("\n"))
         return 0
     if action == "verify":
         return _verify(name)
     if name is None:
         raise UsageError(f"{action}: name the weights, for example: langdepth weights {action} {next(iter(PUBLISHED))}")
     if action == "path":
-        print(published.file_of(name))
+        say(published.file_of(name))
         return 0
     require_use(file is None, "and --file both say where the file is; give one of them", mirror=mirror)
-    print(fetch.get(name, print, mirror=mirror, offline=offline or None, file=file, clip_weights=clip_weights))
+    say(fetch.get(name, say, mirror=mirror, offline=offline or None, file=file, clip_weights=clip_weights))
     return 0
 
 
@@ -87,5 +87,5 @@ def _verify(name: str | None) -> int:
                 raise
             problem = str(error)
         failed |= problem is not None
-        print(f"{one}: {problem or 'unchanged'}")
+        say(f"{one}: {problem or 'unchanged'}")
     return int(failed)

@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from langdepth._version import __version__
-from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_few
+from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_few, say
 from langdepth.records import Batch
 from langdepth.systems.capabilities import DepthSystem, HasFrozenTrunk, require
 from langdepth.text.cache import add_tensors, content_key, keep, read_kept
@@ -84,7 +84,7 @@ class FeatureCache(Callback):
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             found = f"{len(self.files)} views of images have features in {self.folder}"
-            print(f"{found}, {made} of them made in {time.monotonic() - since:.0f} s", flush=True)
+            say(f"{found}, {made} of them made in {time.monotonic() - since:.0f} s")
 
     def fill(self, system: DepthSystem, rank: int = 0, world_size: int = 1) -> int:
         """Find or make the files; of several processes each makes its share. Returns how many were made.

@@ -30,7 +30,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from langdepth.data.overlays import with_overlays
 from langdepth.data.rows import RowDataset
 from langdepth.data.transforms import TrainTransform
-from langdepth.errors import LangdepthError, ShortMemoryError, UsageError, first_line, is_memory_error
+from langdepth.errors import LangdepthError, ShortMemoryError, UsageError, first_line, is_memory_error, say
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import require_comparable
 from langdepth.systems import registry
@@ -120,15 +120,13 @@ def _train(recipe: Recipe, resume: bool, stopping: Stopping) -> Path:
 def _announce(recipe: Recipe, trainer: pl.Trainer, steps: int, learned: int, validated: int) -> None:
     data = recipe.data
     if recipe.optim.effective_batch is not None:
-        print(
+        say(
             f"{recipe.images_per_step} images per step: {data.batch_size} at once on each of "
-            f"{trainer.world_size} devices, {recipe.accumulate} times",
-            flush=True,
+            f"{trainer.world_size} devices, {recipe.accumulate} times"
         )
-    print(
+    say(
         f"{recipe.system.name}: {steps} steps, learning from {learned} images, validating on {validated} "
-        f"({data.validation}); {trainer.strategy.root_device}",
-        flush=True,
+        f"({data.validation}); {trainer.strategy.root_device}"
     )
     if validated < FEW:
         warnings.warn(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from langdepth.errors import LangdepthError
+from langdepth.errors import LangdepthError, printable, say
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
             bar.total = total
             bar.update(done - bar.n)
             if bar.disable and total >= 1000 and 10 * done // total > 10 * (done - 1) // total:
-                print(f"{done} of {total} {unit}s", flush=True)
+                say(f"{done} of {total} {unit}s")
 
         yield progress
 
@@ -36,7 +36,7 @@ def count_outcomes(outcomes: Iterable[object], command: str, unit: str) -> tuple
     for outcome in tqdm(outcomes, unit=unit, disable=not sys.stderr.isatty(), leave=False):
         if isinstance(outcome, LangdepthError):
             failed += 1
-            tqdm.write(f"{command}: {outcome}", file=sys.stderr)
+            tqdm.write(printable(f"{command}: {outcome}"), file=sys.stderr)
         else:
             done += 1
     return done, failed

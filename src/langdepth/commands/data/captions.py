@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from langdepth.commands.data._progress import count_outcomes
-from langdepth.errors import UsageError
+from langdepth.errors import UsageError, say
 
 
 def caption(
@@ -42,7 +42,7 @@ def caption(
     images, problems = images_below(directory, out, pattern)
     outcomes = write_captions(directory, out, describe, images, batch_size=batch_size, resume=resume)
     done, failed = count_outcomes(chain(problems, outcomes), "langdepth data caption", "image")
-    print(f"{done} captions written, {failed} images failed, results in {out}")
+    say(f"{done} captions written, {failed} images failed, results in {out}")
     return 1 if failed else 0
 
 
@@ -77,6 +77,6 @@ def pack_captions(*, text: Path, out: Path, features: Path | None = None, clip_w
         encoded = words.ClipSentences(clip_weights).encode(new).half().numpy()
         known |= dict(zip(new, encoded, strict=True))
     packed = words.pack(found, known, out)
-    print(f"{packed.images} images, {packed.distinct} distinct captions in {out}")
+    say(f"{packed.images} images, {packed.distinct} distinct captions in {out}")
     if packed.left_out:
-        print(f"langdepth data pack-captions: {packed.left_out} images have a caption without feature", file=sys.stderr)
+        say(f"langdepth data pack-captions: {packed.left_out} images have a caption without feature", file=sys.stderr)

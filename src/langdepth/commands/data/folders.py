@@ -6,6 +6,7 @@ import sys
 from itertools import chain
 
 from langdepth.commands.data._progress import count_outcomes
+from langdepth.errors import say
 
 
 def sample(directory: str, *, count: int = 24, seed: int = 0, height: int = 240, width: int = 320) -> None:
@@ -24,8 +25,8 @@ def sample(directory: str, *, count: int = 24, seed: int = 0, height: int = 240,
 
     with tqdm(total=count, unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
         root = write_sample(directory, count, seed, (height, width), progress=bar.update)
-    print(f"{count} synthetic images with exact depth in {root}; check them with: langdepth data check {root}")
-    print("to try commands on: figures on them do not compare with those on photos")
+    say(f"{count} synthetic images with exact depth in {root}; check them with: langdepth data check {root}")
+    say("to try commands on: figures on them do not compare with those on photos")
 
 
 def sam(
@@ -59,5 +60,5 @@ def sam(
     photos, problems = images_below(directory, out, pattern)
     outcomes = write_overlays(directory, out, generate, photos, resume=resume)
     done, failed = count_outcomes(chain(problems, outcomes), "langdepth data sam", "photo")
-    print(f"{done} overlays written, {failed} photos failed, results in {out}")
+    say(f"{done} overlays written, {failed} photos failed, results in {out}")
     return 1 if failed else 0

@@ -10,7 +10,7 @@ from typing import Literal
 
 from langdepth.commands.data._progress import progress_bar
 from langdepth.data.choice import PairChoice
-from langdepth.errors import LangdepthError, UsageError, nearest, one_line
+from langdepth.errors import LangdepthError, UsageError, nearest, one_line, say
 from langdepth.utils.tables import columns
 
 
@@ -29,16 +29,16 @@ def list_sets(name: str | None = None, *, root: Path | None = None) -> None:
         raise LangdepthError(f"{root}: no such folder")
     if name is not None:
         for line in _card(name):
-            print(one_line(line))
+            say(one_line(line))
         if root is not None:
-            print(one_line(f"found  {_found(name, root)}"))
+            say(one_line(f"found  {_found(name, root)}"))
         return
     table = [("name", "title", "splits", "protocol", *(("found",) if root else ()))]
     for known, card in usable(DATASETS, lambda known: (known, layout(known).CARD)):
         splits = ", ".join(f"{split} {count or ''}".strip() for split, count in card.splits.items()) or "of its index"
         table.append((known, card.title, splits, card.protocol, *((_found(known, root),) if root else ())))
-    print("\n".join(columns(table)))
-    print("more about one: langdepth data list NAME")
+    say(*columns(table))
+    say("more about one: langdepth data list NAME")
 
 
 def _card(name: str) -> list[str]:
@@ -100,10 +100,10 @@ def prepare(name: str, *, source: Path, out: Path) -> int:
     rows = find_rows(name, root, problems=errors)
     problems = [*map(str, errors), *split_counts(layout(name).CARD, rows)]
     for problem in problems:
-        print(one_line(problem))
+        say(one_line(problem))
     counts = Counter(row.split or "no split" for row in rows)
-    print(f"{work.done} files in {out}: " + ", ".join(f"{split} {count} pairs" for split, count in counts.items()))
-    print(f"check them with: langdepth data check {name} --root {root}")
+    say(f"{work.done} files in {out}: " + ", ".join(f"{split} {count} pairs" for split, count in counts.items()))
+    say(f"check them with: langdepth data check {name} --root {root}")
     return 1 if problems else 0
 
 
@@ -134,11 +134,11 @@ def check(
         report = check_dataset(*place, choice, progress=bar.update)
     count = len(report.problems)
     if json:
-        print(jsonlib.dumps(as_json(report), indent=2))
+        say(*jsonlib.dumps(as_json(report), indent=2).split("\n"))
         return 1 if count else 0
     for line in (*report.problems, *report.notes, *report.overlaps, *summary(report)):
-        print(one_line(line))
-    print(f"{len(report.pairs)} pairs checked, {f'{count} problems' if count != 1 else '1 problem'}")
+        say(one_line(line))
+    say(f"{len(report.pairs)} pairs checked, {f'{count} problems' if count != 1 else '1 problem'}")
     return 1 if count else 0
 
 
@@ -169,8 +169,8 @@ def cache(
     with progress_bar("pair") as progress:
         written = write_cache(name, root, out, choice, frame=frame, trust_unit=trust_unit, progress=progress)
     for error in written.errors:
-        print(f"left out: {error}")
-    print(f"{written.frames} frames in {out}, {written.added} of them new; use it as the data set cache")
+        say(f"left out: {error}")
+    say(f"{written.frames} frames in {out}, {written.added} of them new; use it as the data set cache")
     return 1 if written.errors else 0
 
 
@@ -198,7 +198,7 @@ def show(
         raise UsageError(f"--count must be at least 1, got {count}")
     dataset, place = _name_and_root(name, root)
     shown = write_sheet(find_rows(dataset, place, **vars(choice)), out, count)
-    print(f"{shown} images in {out}")
+    say(f"{shown} images in {out}")
 
 
 def _name_and_root(name: str, root: Path | None) -> tuple[str, Path]:
