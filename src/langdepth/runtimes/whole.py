@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -62,7 +61,8 @@ class _Nodes:
             share = self.add("Max", self.add("Sub", reach, apart), self.whole(0))
         total = self.add("ReduceSum", share, self.whole([1]), keepdims=1)
         weights = self.add("Div", self.cast(share, _DOUBLE), self.cast(total, _DOUBLE))
-        return self.cast(self._in_fixed_point(weights), TensorProto.FLOAT)
+        unit = self.constant(2**22, np.float64)  # Pillow's fixed point; products with bytes are exact in doubles
+        return self.add("Div", self.round_half_up(self.add("Mul", weights, unit)), unit)
 
     def _cubic(self, x: str) -> str:
         """Keys' kernel with a = -1/2 at distances x, as Pillow and torch have it: 0 from 2 on."""
@@ -80,24 +80,15 @@ class _Nodes:
             value = self.add("Add", self.add("Mul", value, x), self.constant(factor, np.float64))
         return value
 
-    def _in_fixed_point(self, weights: str) -> str:
-        """Weights rounded as torch does for bytes: to as many binary places as leave the largest below 2^15."""
-        largest = self.add("ReduceMax", weights, keepdims=0)
-        logarithm = self.add("Log", self.add("Div", self.constant(2**15 - 0.5, np.float64), largest))
-        places = self.add("Ceil", self.add("Div", logarithm, self.constant(math.log(2), np.float64)))
-        places = self.add("Min", self.add("Sub", places, self.constant(1, np.float64)), self.constant(22, np.float64))
-        unit = self.add("Pow", self.constant(2, np.float64), places)
-        return self.add("Div", self.round_half_up(self.add("Mul", weights, unit), np.float64), unit)
-
     def cast(self, value: str, kind: int) -> str:
         return self.add("Cast", value, to=kind)
 
-    def round_half_up(self, value: str, dtype: npt.DTypeLike = np.float32) -> str:
-        return self.add("Floor", self.add("Add", value, self.constant(0.5, dtype)))
+    def round_half_up(self, value: str) -> str:
+        return self.add("Floor", self.add("Add", value, self.constant(0.5, np.float64)))
 
     def level(self, value: str) -> str:
         """Whole numbers from 0 to 255; cubics overshoot."""
-        limits = (self.constant(limit, np.float32) for limit in (0, 255))
+        limits = (self.constant(limit, np.float64) for limit in (0, 255))
         return self.add("Clip", self.round_half_up(value), *limits)
 
     def whole(self, value: int | list[int]) -> str:
@@ -173,13 +164,14 @@ def _network_size(nodes: _Nodes, shape: str, spec: InputSpec) -> str:
 def _shrink(nodes: _Nodes, name: str, size: str, spec: InputSpec) -> None:
     """Bytes (B, H, W, 3) to float32 (B, 3, h, w) in [0, 1].
 
-    Averaging follows torch's for bytes: columns, then rows, each rounded to whole numbers. It is a product with
-    matrices, as the runtimes' own antialiased resizing gives other numbers, where they have one.
+    Averaging follows Pillow's for bytes to the bit: columns, then rows, each rounded to whole numbers. It is a product
+    with matrices, as the runtimes' own antialiased resizing gives other numbers, where they have one.
     """
-    image = nodes.cast(nodes.add("Transpose", name, perm=[0, 3, 1, 2]), TensorProto.FLOAT)
+    image = nodes.add("Transpose", name, perm=[0, 3, 1, 2])
     if spec.shrink == "bilinear-aligned":
-        image = nodes.resize(image, size, aligned=True)
+        image = nodes.resize(nodes.cast(image, TensorProto.FLOAT), size, aligned=True)
     else:
+        image = nodes.cast(image, _DOUBLE)
         cubic = spec.shrink == "bicubic"
         first, second = (nodes.whole([axis]) for axis in (0, 1))
         height, width = (nodes.add("Gather", nodes.add("Shape", image, start=2, end=4), at) for at in (first, second))
@@ -187,4 +179,5 @@ def _shrink(nodes: _Nodes, name: str, size: str, spec: InputSpec) -> None:
         across = nodes.add("Transpose", nodes.averages(width, columns, cubic=cubic), perm=[1, 0])
         image = nodes.level(nodes.add("MatMul", image, across))
         image = nodes.level(nodes.add("MatMul", nodes.averages(height, rows, cubic=cubic), image))
+        image = nodes.cast(image, TensorProto.FLOAT)
     nodes.add("Div", image, nodes.constant(255, np.float32), name=name + _INSIDE)
