@@ -18,15 +18,17 @@ from langdepth.text.clip_text import ClipTextTower
 class ClipTowers(System, StandsOnClip):
     """``tower`` and ``text_tower`` of one CLIP model, both in the weights file.
 
-    ``config`` states ``architecture`` and ``quick_gelu``. ``text_length``: see ``ClipTextTower``.
+    ``config`` states ``architecture`` and ``quick_gelu``. ``text_length``, ``embeds_words``: see ``ClipTextTower``.
     """
 
     config: Any
 
-    def __init__(self, config: Any, input_spec: InputSpec, text_length: int) -> None:
+    def __init__(self, config: Any, input_spec: InputSpec, text_length: int, *, embeds_words: bool = True) -> None:
         super().__init__(config, input_spec)
         self.tower = ClipImageTower(config.architecture, quick_gelu=config.quick_gelu)
-        self.text_tower = ClipTextTower(config.architecture, quick_gelu=config.quick_gelu, length=text_length)
+        self.text_tower = ClipTextTower(
+            config.architecture, quick_gelu=config.quick_gelu, length=text_length, embeds_words=embeds_words
+        )
         self.text_tower.require_argmax(config.architecture)
 
     def load_foundation(self, clip_weights: str | Path | None = None, prompts: Mapping[str, Any] | None = None) -> None:

@@ -27,11 +27,14 @@ _ADDED_BATCH = 4096  # the same without padding
 class ClipTextTower(nn.Module):
     """CLIP's text transformer; weights are random until loaded.
 
-    ``length``: for sentences of so many tokens at most, whose positions are the first of CLIP's 77. Raises UsageError
-    for an unknown architecture, and for more than CLIP takes.
+    ``length``: for sentences of so many tokens at most, whose positions are the first of CLIP's 77. Without
+    ``embeds_words`` it holds no word embeddings, and ``encode`` is what it can do. Raises UsageError for an unknown
+    architecture, and for more than CLIP takes.
     """
 
-    def __init__(self, architecture: str, *, quick_gelu: bool, length: int = CONTEXT_LENGTH) -> None:
+    def __init__(
+        self, architecture: str, *, quick_gelu: bool, length: int = CONTEXT_LENGTH, embeds_words: bool = True
+    ) -> None:
         from open_clip.model import _build_text_tower
 
         super().__init__()
@@ -43,6 +46,8 @@ class ClipTextTower(nn.Module):
         config["text_cfg"]["context_length"] = length
         self.embed_dim: int = config["embed_dim"]
         self.transformer = _build_text_tower(config["embed_dim"], config["text_cfg"], quick_gelu)
+        if not embeds_words:
+            self.transformer.token_embedding = nn.Identity()
 
     @classmethod
     def from_weights(cls, weights: ClipWeights) -> ClipTextTower:
@@ -62,6 +67,8 @@ class ClipTextTower(nn.Module):
         """Take the tensors of a CLIP model, of its positions the first."""
         tensors = weights.text()
         tensors["positional_embedding"] = tensors["positional_embedding"][: len(self.transformer.positional_embedding)]
+        if isinstance(self.transformer.token_embedding, nn.Identity):
+            del tensors["token_embedding.weight"]
         self.transformer.load_state_dict(tensors)
 
     def forward(self, tokens: Tensor, added: Tensor | None = None) -> Tensor:

@@ -69,7 +69,7 @@ class MirrorPrompt(ClipTowers, Trainable, HasFrozenTrunk):
             area=config.area,
             enlarge="bilinear-aligned",
         )
-        super().__init__(config, spec, config.tokens)
+        super().__init__(config, spec, config.tokens, embeds_words=False)
         self.tower.requires_grad_(False)
         self.text_tower.requires_grad_(False)
         channels = self.tower.output_channels("stage")
