@@ -5,7 +5,7 @@
 Prints tables and writes JSON. All of them are of the validation split, unless said otherwise.
 
 * "targets": NYUv2 (nyu-eigen), KITTI (kitti-eigen-garg), the other sources (full), and on some images of NYUv2 how
-  steady the depth is.
+  steady the depth is. Systems that consider cameras are told those that the index states; "no K": they are not.
   "crop": median depth of the middle half of an image as an image of its own, over that of the same part of the whole.
   "pan": median relative change of depth where the frame moves by 2 pixels. "tilt", "height": angle between the true
   floor and the plane through its predicted points, and ratio of the camera's heights above them.
@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,23 @@ def main() -> None:
 def targets(system: System, root: Path) -> dict[str, float]:
     """Figure -> value."""
 
-    def report(source: str, protocol: str, **switches: Any) -> dict[str, Any]:
+    def report(source: str, protocol: str, *, cameras: bool = True, **switches: Any) -> dict[str, Any]:
         rules = protocols.get(protocol).override(**switches)
-        return evaluate(system, open_dataset("folder", root, split="val", source=source), rules, progress=False)
+        dataset = open_dataset("folder", root, split="val", source=source)
+        if not cameras:
+            dataset.rows = [replace(row, intrinsics=None) for row in dataset.rows]
+        return evaluate(system, dataset, rules, progress=False)
 
     found: dict[str, float] = {}
-    for source in sorted({row.source for row in open_dataset("folder", root, split="val").rows}):
+    rows = open_dataset("folder", root, split="val").rows
+    for source in sorted({row.source for row in rows}):
         protocol = {NYU: "nyu-eigen", KITTI: "kitti-eigen-garg"}.get(source, "full")
         means = report(source, protocol)
         found |= {f"{source} {name}": means["image_mean"][name] for name in ("delta1", "abs_rel", "rmse")}
+        known = any(row.intrinsics for row in rows if row.source == source)
+        if known and system.input_spec.focal is not None:
+            means_of_others = report(source, protocol, cameras=False)["image_mean"]
+            found |= {f"{source} {name}, no K": means_of_others[name] for name in ("delta1", "abs_rel", "rmse")}
         if source == NYU:
             aligned = report(source, protocol, alignment="median")
             found[f"{source} delta1, median aligned"] = aligned["image_mean"]["delta1"]
@@ -88,15 +97,17 @@ def targets(system: System, root: Path) -> dict[str, float]:
 
 def steadiness(system: System, samples: Iterable[Sample]) -> dict[str, float]:
     """Crop, pan and floor, see the top of this file: medians over the samples."""
-    found: dict[str, list[float]] = {name: [] for name in ("crop", "pan", "tilt, degrees", "height")}
+    found: dict[str, list[float]] = {name: [] for name in ("crop", "crop, no K", "pan", "tilt, degrees", "height")}
     for sample in samples:
         image = as_float(sample.image[None])
-        whole = _depth(system, image)
+        focal = sample.camera.relative_focal if sample.camera else 0.0
+        whole = _depth(system, image, focal)
         height, width = image.shape[-2:]
         rows, columns = (slice(side // 4, side // 4 + side // 2) for side in (height, width))
-        middle = _depth(system, image[..., rows, columns])
-        found["crop"].append(float(middle.median() / whole[rows, columns].median()))
-        left, right = (_depth(system, image[..., start : start + width - PAN]) for start in (0, PAN))
+        for name, known in (("crop", 2 * focal), ("crop, no K", 0.0)):
+            middle = _depth(system, image[..., rows, columns], known)
+            found[name].append(float(middle.median() / whole[rows, columns].median()))
+        left, right = (_depth(system, image[..., start : start + width - PAN], focal) for start in (0, PAN))
         found["pan"].append(float((left[:, PAN:] / right[:, :-PAN] - 1).abs().median()))
         floor = floor_error(whole, sample)
         if floor is not None:
@@ -146,9 +157,9 @@ def _few(dataset: RowDataset) -> list[Sample]:
     return [dataset[index] for index in range(0, len(dataset), max(1, len(dataset) // FEW_IMAGES))]
 
 
-def _depth(system: System, image: Tensor) -> Tensor:
-    """(1, 3, H, W) to metres (H, W)."""
-    return infer(system, image).depth[0, 0]
+def _depth(system: System, image: Tensor, focal: float = 0.0) -> Tensor:
+    """(1, 3, H, W) to metres (H, W); ``focal``: relative, 0 where unknown."""
+    return infer(system, image, focal=torch.tensor([focal])).depth[0, 0]
 
 
 def show_targets(found: dict[str, float]) -> None:
@@ -191,7 +202,7 @@ def sources(system: System, root: Path) -> list[dict[str, Any]]:
 
 def scale_factor(system: System, sample: Sample) -> float:
     """max(m, 1/m) of one image, m = median predicted / median true depth over known pixels."""
-    depth = _depth(system, as_float(sample.image[None]))
+    depth = _depth(system, as_float(sample.image[None]), sample.camera.relative_focal if sample.camera else 0.0)
     ratio = float(depth[sample.mask[0]].median() / sample.depth[sample.mask].median())
     return max(ratio, 1 / ratio)
 

@@ -207,3 +207,10 @@ def test_points_behind_the_camera_have_no_pixel() -> None:
 def test_intrinsics_are_plain_numbers(text: str) -> None:
     with pytest.raises(UsageError, match="expected fx,fy,cx,cy"):
         Camera.from_intrinsics_text(text, 100, 100)
+
+
+def test_the_relative_focal_length_is_that_of_every_size() -> None:
+    camera = Camera(fx=500, fy=520, cx=320, cy=240, width=640, height=480)
+    assert camera.relative_focal == pytest.approx(math.sqrt(500 * 520 / (640 * 480)))
+    assert camera.scaled(200, 300).relative_focal == pytest.approx(camera.relative_focal)
+    assert camera.oriented(6).relative_focal == pytest.approx(camera.relative_focal)

@@ -25,6 +25,7 @@ DEPTH_LOSSES: dict[str, Callable[..., Tensor]] = {
     "sig_plus": sig_plus,
     "log_l1": losses.log_l1,
     "gradient": losses.gradient,
+    "edges": losses.edges,
     "l1": losses.l1,
     "l2": losses.l2,
     "berhu": unused_losses.berhu,
@@ -171,7 +172,9 @@ def test_predictions_that_are_not_positive_stay_finite(name: str, value: float) 
     prediction = torch.full((1, 1, 4, 4), value)
     prediction[..., 0] = 2.0
     prediction.requires_grad_()
-    found = DEPTH_LOSSES[name](prediction, torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 4, dtype=torch.bool))
+    target = torch.ones(1, 1, 4, 4)
+    target[..., 1] = 2.0
+    found = DEPTH_LOSSES[name](prediction, target, torch.ones(1, 1, 4, 4, dtype=torch.bool))
     found.backward()
     assert torch.isfinite(found)
     assert found.item() > 0.5
@@ -242,3 +245,14 @@ def test_shapes_that_differ_are_refused(name: str) -> None:
     depth = torch.rand(2, 1, 8, 8) + 1
     with pytest.raises(UsageError, match=r"one shape, got \(2, 1, 8, 8\) and \(2, 8, 8\)"):
         DEPTH_LOSSES[name](depth, depth[:, 0], depth > 0)
+
+
+def test_edges_by_hand() -> None:
+    """Of three steps of a row one is an edge, between 1 and 2 metres; the masked pixel is on neither side of one."""
+    target = torch.tensor([1.0, 1.05, 2.1, 2.1, 9.0]).view(1, 1, 1, 5)
+    prediction = torch.tensor([1.0, 1.0, 1.5, 2.0, 1.0]).view(1, 1, 1, 5)
+    mask = torch.tensor([True, True, True, True, False]).view(1, 1, 1, 5)
+    found = losses.edges(prediction, target, mask, distances=(1, 2))
+    one = math.log(2) - math.log(1.5)
+    two = (math.log(2.1) - math.log(1.5) + math.log(2) - math.log(2)) / 2
+    assert float(found) == pytest.approx((one + two) / 4)  # the column has none at either distance

@@ -155,6 +155,11 @@ class Camera:
         return cls.from_focal(focal, width, height, source="guess")
 
     @property
+    def relative_focal(self) -> float:
+        """The focal length as a share of the square root of the image's area, which resizing does not change."""
+        return math.sqrt(self.fx * self.fy / (self.width * self.height))
+
+    @property
     def matrix(self) -> npt.NDArray[np.float64]:
         """(3, 3) matrix K: pixel (u, v, 1) ~ K @ point (x, y, z)."""
         import numpy as np

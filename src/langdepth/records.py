@@ -56,6 +56,10 @@ class InputSpec:
     keeping the image's shape, ``area`` pixels in total; both sides become multiples of ``multiple_of``. Images
     longer than ``max_aspect`` : 1 are squeezed to that shape. ``shrink`` and ``enlarge`` say how its authors resize the
     image on the way in and the depth map on the way out; prediction, evaluation and export follow them.
+
+    ``focal``: the relative focal length (``Camera.relative_focal``) of the camera that the network's depth is meant
+    for; seen through another one, an image is as many times farther away as the other's is longer. None: the system
+    does not consider cameras.
     """
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -66,6 +70,7 @@ class InputSpec:
     max_aspect: float = 4.0
     shrink: Shrink = "antialiased"
     enlarge: Enlarge = "bilinear"
+    focal: float | None = None
 
     def __post_init__(self) -> None:
         sides = (*(self.size or ()), self.multiple_of, *(() if self.area is None else (self.area,)))
@@ -73,6 +78,8 @@ class InputSpec:
             raise ValueError("no network has this size; sides, area, multiple_of and max_aspect are 1 or more")
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
             raise ValueError(f"colors cannot be normalized by {self.mean} and {self.std}")
+        if self.focal is not None and not 0.1 <= self.focal < math.inf:
+            raise ValueError(f"a focal length of {self.focal} is none of a camera")
         pixels = max(self.area or 0, math.prod(self.size or (0,)), self.multiple_of**2)
         if pixels > MAX_NETWORK_PIXELS:  # a weights file may state it
             raise ValueError(f"{pixels} pixels inside the network are more than the limit of {MAX_NETWORK_PIXELS}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
+from langdepth.camera import Camera
 from langdepth.config import from_mapping
 from langdepth.data import transforms
 from langdepth.data.transforms import Augmentation, TrainTransform, crop_window, resize_depth, turned
@@ -381,3 +383,21 @@ def test_values_outside_their_range_are_named(values: dict[str, float], expected
     with pytest.raises(UsageError) as caught:
         from_mapping(Augmentation, values, where="data.augmentation.")
     assert str(caught.value).startswith(f"data.augmentation: {expected}")
+
+
+@pytest.mark.parametrize("zoom", [1.0, 2.0])
+def test_depth_is_that_of_the_camera_which_the_network_knows(zoom: float) -> None:
+    """Twice its focal length, by the lens or by a cut, is half the depth; unknown cameras follow the cut alone."""
+    sample = noise()
+    size, focal = (HEIGHT, WIDTH), 0.9
+    sample.camera = Camera.from_focal(2 * focal * math.sqrt(HEIGHT * WIDTH), WIDTH, HEIGHT)
+    augmentation = only(zoom=zoom, zoom_probability=1)
+
+    def depth(sample: Sample, focal: float | None) -> Tensor:
+        torch.manual_seed(3)
+        return TrainTransform(augmentation, HEIGHT * WIDTH, focal=focal)(sample, size).depth
+
+    plain = depth(sample, None)
+    torch.testing.assert_close(depth(sample, focal), plain / 2, rtol=0.03, atol=0)  # a window has whole pixels
+    sample.camera = None
+    assert torch.equal(depth(sample, focal), plain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -258,3 +259,55 @@ def test_windows_that_grow_inside_the_network_do_not_fill_the_memory() -> None:
     seer = Seer(InputSpec(size=(64, 64)))
     infer(seer, photos(64, 128, count=1), window=(8, 8))
     assert max(shape[0] for shape in seer.batches) == 2
+
+
+# Cameras
+
+
+def test_depth_follows_the_focal_length_where_it_is_known_and_considered() -> None:
+    image, focal = photos(64, 96, count=3), torch.tensor([1.6, 0.0, 0.4])
+    plain = infer(Seer(), image).depth
+    assert torch.equal(infer(Seer(), image, focal=focal).depth, plain)
+    minded = Seer(InputSpec(multiple_of=1, focal=0.8))
+    factor = torch.tensor([2.0, 1.0, 0.5]).view(-1, 1, 1, 1)
+    torch.testing.assert_close(infer(minded, image, focal=focal).depth, plain * factor)
+    flipped = infer(minded, image, focal=focal, flip=True).depth
+    torch.testing.assert_close(flipped, infer(Seer(), image, flip=True).depth * factor)
+    assert float(infer(minded, image, focal=focal, limit=2.0).depth.max()) == 2
+
+
+def test_a_window_has_the_camera_of_its_part_of_the_image() -> None:
+    image, focal = photos(64, 96), torch.tensor([1.6, 0.0])
+    plain = infer(Seer(), image, window=(32, 48), stride=(16, 48)).depth
+    minded = Seer(InputSpec(multiple_of=1, focal=0.8))
+    found = infer(minded, image, focal=focal, window=(32, 48), stride=(16, 48)).depth
+    torch.testing.assert_close(found, plain * torch.tensor([4.0, 1.0]).view(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("window", [None, (24, 32)])
+def test_prediction_takes_the_camera_that_is_given(window: tuple[int, int] | None) -> None:
+    plain = predict_images(Seer(), ramp(64, 48), window=window)
+    assert isinstance(plain, DepthResult)
+    minded = Seer(InputSpec(multiple_of=1, focal=0.8))
+    camera = Camera.from_focal(0.8 * math.sqrt(64 * 48) * 3, 64, 48)
+    found = predict_images(minded, [ramp(64, 48), ramp(64, 48)], window=window, camera=camera)
+    assert isinstance(found, list)
+    part = 1 if window is None else math.sqrt(24 * 32 / (64 * 48))
+    for result in found:
+        np.testing.assert_allclose(result.depth, plain.depth * (3 / part), rtol=1e-5)
+    without = predict_images(minded, ramp(64, 48), window=window)
+    assert isinstance(without, DepthResult)
+    np.testing.assert_allclose(without.depth, plain.depth, rtol=1e-5)
+
+
+@pytest.mark.parametrize("frame", ["stored", "kb"])
+def test_evaluation_tells_the_camera_of_what_the_network_sees(frame: str) -> None:
+    height, width = 376, 1240
+    camera = Camera.from_focal(700.0, width, height)
+    depth = torch.full((1, height, width), 3.0)
+    sample = Sample(image=photos(height, width)[0], depth=depth, mask=depth > 0, camera=camera)
+    rules = protocols.get("full").override(frame=frame, clamp_prediction=False)
+    seen = height * width if frame == "stored" else 352 * 1216
+    plain = evaluate_batch(Seer(), [sample], rules).prediction
+    found = evaluate_batch(Seer(InputSpec(multiple_of=1, focal=0.5)), [sample], rules).prediction
+    torch.testing.assert_close(found, plain * (700 / math.sqrt(seen) / 0.5))

@@ -41,6 +41,9 @@ class TestTiny(SystemTester):
         "area": 48 * 64,
         "widths": (8, 8, 12, 16),
         "bins": 8,
+        "sharp": 8,
+        "focal": 0.9,
+        "edge_weight": 0.7,
         "text_features": 16,
         "vocabulary": ("a", "kitchen", "sink", "street", "with"),
     }
@@ -79,6 +82,16 @@ class TestTiny(SystemTester):
     def test_unknown_words_are_named(self, tiny: Tiny) -> None:
         with pytest.warns(UserWarning, match="zebra"):
             tiny.encode_text(["a zebra with a sink"])
+
+    def test_depth_ends_at_the_networks_own_size(self, tiny: Tiny) -> None:
+        image = self.images(tiny)
+        assert tiny(image).depth.shape[-2:] == image.shape[-2:]
+
+    def test_weights_without_the_sharp_end_give_a_quarter_and_consider_no_camera(self) -> None:
+        old = registry.build("tiny", {**self.options, "sharp": 0, "focal": None}).eval()
+        image = self.images(old)
+        assert old(image).depth.shape[-2:] == (image.shape[-2] // 4, image.shape[-1] // 4)
+        assert old.input_spec.focal is None
 
     def test_words_set_the_scale_and_nothing_else(self, tiny: Tiny) -> None:
         image = self.images(tiny)
@@ -135,6 +148,13 @@ class TestTiny(SystemTester):
                 both = known[a] & known[b]
                 slopes.append((coarse[a] - coarse[b])[both].abs().mean())
         assert parts["gradient"] == pytest.approx(0.5 * float(sum(slopes)) / 3, rel=1e-4)  # both ways, three strides
+        jumps = []
+        for step in (1, 2, 4):
+            for a, b in ((np.s_[..., step:], np.s_[..., :-step]), (np.s_[..., step:, :], np.s_[..., :-step, :])):
+                true = batch.depth[a].log() - batch.depth[b].log()
+                across = batch.mask[a] & batch.mask[b] & (true.abs() > math.log(1.1))
+                jumps.append((depth[a].log() - depth[b].log() - true)[across].abs().mean())
+        assert parts["edges"] == pytest.approx(0.7 * float(sum(jumps)) / 6, rel=1e-4)
         scene = [list(CAPTION_SCENES).index(name) for name in ("kitchen", "street")]
         log_probs = output.scene_probs.double().log()[:2]
         smooth = -(0.9 * log_probs[[0, 1], scene] + 0.1 * log_probs.mean(1))  # a tenth goes to all scenes alike

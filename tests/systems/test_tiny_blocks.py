@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from langdepth.systems.tiny.blocks import FeaturePyramid, RelativeBins
+from langdepth.systems.tiny.blocks import ConvexUpsampling, FeaturePyramid, RelativeBins
 
 
 def bins_as_trained(spread: float) -> RelativeBins:
@@ -95,3 +95,26 @@ def test_every_level_and_the_top_reach_the_result() -> None:
 def test_a_level_without_width_is_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         FeaturePyramid((3, 5, 7), (8, 12))
+
+
+def test_upsampling_begins_as_bilinear_interpolation() -> None:
+    upsampling = ConvexUpsampling(5, 3, 8).eval()
+    coarse = torch.rand(2, 1, 6, 7)
+    weights = upsampling(torch.rand(2, 3, 24, 28), torch.rand(2, 3, 12, 14), torch.rand(2, 5, 6, 7))
+    assert weights.shape == (2, 9, 16, 6, 7)
+    torch.testing.assert_close(weights.sum(1), torch.ones(2, 16, 6, 7))
+    expected = torch.nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(upsampling.enlarge(coarse, weights), expected, atol=0.01, rtol=0)
+
+
+def test_a_pixel_takes_the_cell_that_its_weights_name() -> None:
+    """Cells and pixels row by row; beyond the border lies the cell at the border."""
+    coarse = torch.arange(6.0).view(1, 1, 2, 3)
+    weights = torch.zeros(1, 9, 16, 2, 3)
+    weights[:, 4] = 1
+    weights[0, :, 6, 0, 0] = torch.eye(9)[5]  # row 1, column 2 of cell (0, 0): its right neighbour
+    weights[0, :, 15, 0, 0] = torch.eye(9)[0]  # row 3, column 3: up and left, beyond both borders
+    weights[0, :, 0, 1, 2] = torch.eye(9)[1]  # the cell above
+    expected = coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    expected[0, 0, 1, 2], expected[0, 0, 4, 8] = 1, 2
+    assert torch.equal(ConvexUpsampling.enlarge(coarse, weights), expected)

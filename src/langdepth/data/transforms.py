@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
+from langdepth.camera import Camera
 from langdepth.evaluation.protocols import Protocol
 from langdepth.records import Sample
 
@@ -181,14 +182,22 @@ class TrainTransform:
 
     Images of ``kb_sources`` are first cut to the KITTI benchmark's frame. ``resized``: whether the largest part of
     the network's shape is cut out and resized, or a part of the network's size as it is, filled with black where the
-    image is smaller (depth: unknown).
+    image is smaller (depth: unknown). ``focal``: see ``InputSpec.focal``; depth is that of a camera which has it, for
+    images whose camera is known.
     """
 
     def __init__(
-        self, augmentation: Augmentation, area: int, *, resized: bool = True, kb_sources: Sequence[str] = ()
+        self,
+        augmentation: Augmentation,
+        area: int,
+        *,
+        resized: bool = True,
+        kb_sources: Sequence[str] = (),
+        focal: float | None = None,
     ) -> None:
         self.augmentation = augmentation
         self.area = area
+        self.focal = focal
         self.resized = resized
         self.kb_sources = kb_sources
         a = augmentation
@@ -217,7 +226,7 @@ class TrainTransform:
             mixed = depth_stripe(image[:3], depth, *torch.rand(2).tolist(), wraps=a.depth_mix_wraps)
             image = torch.cat([mixed, image[3:]])
         if self.resized:
-            image, depth = self._fitted(image, depth, size)
+            image, depth = self._fitted(image, depth, size, sample.camera)
         else:
             height, width = (min(sides) for sides in zip(image.shape[-2:], size, strict=True))
             window = (*_corner(image.shape[-2] - height, image.shape[-1] - width, a.random_crop), height, width)
@@ -253,7 +262,9 @@ class TrainTransform:
             image[:, rows, columns] = image.mean()
         return image
 
-    def _fitted(self, image: Tensor, depth: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _fitted(
+        self, image: Tensor, depth: Tensor, size: tuple[int, int], camera: Camera | None
+    ) -> tuple[Tensor, Tensor]:
         """A part of the shape of ``size``, resized to it; depth as if the camera had moved."""
         a, (height, width) = self.augmentation, image.shape[-2:]
         zoom = 1 + (a.zoom - 1) * float(torch.rand(())) if _chance(a.zoom_probability) else 1.0
@@ -261,6 +272,8 @@ class TrainTransform:
         # What the whole image would be enlarged by to reach the network's area, against what this window is.
         whole = math.sqrt(self.area / (height * width))
         enlargement = (size[0] / window[2]) / whole
+        if self.focal is not None and camera is not None:
+            enlargement = math.sqrt(camera.fx * camera.fy / (window[2] * window[3])) / self.focal
         image = TF.resize(TF.crop(image, *window), list(size), antialias=True)
         return image, resize_depth(TF.crop(depth, *window), size) / enlargement
 

@@ -12,7 +12,7 @@ from langdepth.evaluation.protocols import Protocol
 from langdepth.evaluation.records import EvaluatedBatch
 from langdepth.parts.upsample import nearest_pixel
 from langdepth.prediction.arrays import resized_image, resized_map
-from langdepth.prediction.network import infer
+from langdepth.prediction.network import infer, relative_focals
 from langdepth.records import Sample
 from langdepth.systems.capabilities import DepthSystem
 
@@ -107,6 +107,9 @@ def _predict(system: DepthSystem, samples: list[Sample], image: Tensor, protocol
             raise UsageError(f"{without[0]}: '{system.name}' needs {system.overlay_kind.one}, and this sample has none")
         overlays = torch.stack([sample.overlay for sample in samples if sample.overlay is not None])
         overlay = resized_map(overlays[window][view].to(system.device), image[view].shape[-2:], "bilinear")
+    stored = samples[0].image
+    seen = (stored[window].numel() / stored.numel()) * (image[view].numel() / image.numel())  # share of the image
+    focal = torch.from_numpy(relative_focals([sample.camera for sample in samples])) / seen**0.5
     words = [sample.text_features for sample in samples if sample.text_features is not None]
     sentences = [sample.text or "" for sample in samples] if system.reads_sentences else None
     if words and not system.text_per_image:
@@ -118,6 +121,7 @@ def _predict(system: DepthSystem, samples: list[Sample], image: Tensor, protocol
                 image[view].to(system.device),
                 torch.stack(words).to(system.device) if words and sentences is None else sentences,
                 overlay=overlay,
+                focal=focal.to(system.device),
                 flip=protocol.flip,
                 resize=protocol.resize,
                 limit=protocol.max_depth if protocol.clamp_views else None,

@@ -10,6 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from langdepth.camera import Camera
 from langdepth.errors import UsageError
 from langdepth.evaluation.protocols import Resize
 from langdepth.prediction.arrays import (
@@ -31,12 +35,16 @@ MAX_WINDOWS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """What a system takes: image and overlay (B, 3, H, W), and the words about each image."""
+    """What a system takes: image and overlay (B, 3, H, W), and the words about each image.
+
+    focal (B,): relative focal lengths of their cameras (``Camera.relative_focal``), 0 where unknown.
+    """
 
     image: Array
     text: Text = None
     scene: Scene = None
     overlay: Array | None = None
+    focal: Array | None = None
 
     def changed(self, change: Callable[[Array], Array]) -> Views:
         """With image and overlay changed alike."""
@@ -44,9 +52,17 @@ class Views:
         return replace(self, image=change(self.image), overlay=overlay)
 
     def times(self, count: int, system: Predicts) -> Views:
-        """With the words ``count`` times, for a batch that holds all images so often."""
+        """With words and cameras ``count`` times, for a batch that holds all images so often."""
         text = _times(self.text, count) if system.text_per_image else self.text
-        return replace(self, text=text, scene=_times(self.scene, count))
+        return replace(self, text=text, scene=_times(self.scene, count), focal=_times(self.focal, count))
+
+    def for_cameras(self, system: Predicts, depth: Array) -> Array:
+        """The network's depth (B, 1, h, w) as that of each image's camera, see ``InputSpec.focal``."""
+        canonical = system.input_spec.focal
+        if canonical is None or self.focal is None:
+            return depth
+        factor = self.focal / canonical + (self.focal <= 0)  # 1 where the camera is not known
+        return depth * factor[:, None, None, None]
 
     def forward(self, system: Predicts, *, flip: bool = False, limit: float | None = None) -> DepthOutput:
         """The system's output at this size, depth in float32; see ``infer``. Mirrored images are in the same batch."""
@@ -55,7 +71,7 @@ class Views:
             views = self.times(2, system).changed(lambda image: joined([image, mirrored(image)]))
         second = {} if views.overlay is None else {"overlay": as_float(views.overlay)}
         output: DepthOutput = system(as_float(views.image), views.text, views.scene, **second)
-        depth = as_float32(output.depth)
+        depth = views.for_cameras(system, as_float32(output.depth))
         if limit is not None:
             depth = depth.clip(0, limit)
         if not flip:
@@ -76,6 +92,7 @@ class Views:
         """Depth (B, 1, H, W) by overlapping windows, see ``infer``."""
         count, size, spec = len(self.image), self.image.shape[-2:], system.input_spec
         height, width = min(window[0], size[0]), min(window[1], size[1])
+        part = math.sqrt(height * width / (size[0] * size[1]))
         network_size = replace(spec, area=None).network_size(height, width)
         tops, lefts = window_starts(size, window, stride or window)
         places = [
@@ -87,15 +104,16 @@ class Views:
         total, windows = (zeros_like(self.image, n, 1, *size) for n in (count, 1))
         scene_probs: list[Array] = []
         for some in (places[i : i + at_once] for i in range(0, len(places), at_once)):
-            views = self.times(len(some), system).changed(
+            of_parts = self if self.focal is None else replace(self, focal=self.focal / part)
+            views = of_parts.times(len(some), system).changed(
                 lambda image, some=some: resized_image(  # type: ignore[misc]
                     joined([image[place] for place in some]), network_size, spec.shrink
                 )
             )
             output = views.forward(system, flip=flip, limit=limit)
             depth = resized_map(output.depth, (height, width), enlarge or spec.enlarge)
-            for place, part in zip(some, split(depth, count), strict=True):
-                total[place] += part
+            for place, found in zip(some, split(depth, count), strict=True):
+                total[place] += found
                 windows[place] += 1
             if output.scene_probs is not None:
                 scene_probs.extend(split(output.scene_probs, count))
@@ -116,6 +134,7 @@ def infer(
     scene: Scene = None,
     *,
     overlay: Array | None = None,
+    focal: Array | None = None,
     flip: bool = False,
     resize: Resize = "system",
     limit: float | None = None,
@@ -131,6 +150,8 @@ def infer(
         text: As ``System.forward`` takes it.
         scene: The same.
         overlay: Like ``image``, for systems that take one (the images with masks drawn over them).
+        focal: (B,) relative focal lengths of the cameras (``Camera.relative_focal``), 0 where unknown, for systems
+            that consider them (``InputSpec.focal``).
         flip: Average the depth with that of the mirrored image.
         resize: How the depth gets to (B, 1, H, W): as the InputSpec states ("system"), bilinearly with pixel centres
             ("bilinear"), or with corners of the depth on those of the image ("bilinear-aligned").
@@ -150,6 +171,7 @@ def infer(
                 member,
                 *(image, text, scene),
                 overlay=overlay if member.takes_overlay else None,
+                focal=focal,
                 flip=flip,
                 resize=resize,
                 limit=limit,
@@ -160,7 +182,7 @@ def infer(
             for member in system.members
         ]
         return _mean(outputs, with_scenes=bool(system.scenes))
-    views = Views(image=image, text=text, scene=scene, overlay=overlay)
+    views = Views(image=image, text=text, scene=scene, overlay=overlay, focal=focal)
     enlarge = _enlarge(system, resize)
     with system.inference():
         if window is not None:
@@ -168,6 +190,11 @@ def infer(
         output = views.changed(lambda one: to_network_size(system, one)).forward(system, flip=flip, limit=limit)
         depth = output.depth if via is None else resized_map(output.depth, via, enlarge)
         return replace(output, depth=resized_map(depth, image.shape[-2:], enlarge))
+
+
+def relative_focals(cameras: Sequence[Camera | None]) -> npt.NDArray[np.float32]:
+    """What ``infer`` takes as ``focal`` of images with these cameras."""
+    return np.array([camera.relative_focal if camera else 0.0 for camera in cameras], np.float32)
 
 
 def _mean(outputs: Sequence[DepthOutput], with_scenes: bool) -> DepthOutput:

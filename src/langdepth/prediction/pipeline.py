@@ -28,7 +28,7 @@ from langdepth.errors import (
     nearest,
 )
 from langdepth.prediction.arrays import all_finite, as_float32, resized_map, to_numpy
-from langdepth.prediction.network import Views, infer, to_network_size, window_starts
+from langdepth.prediction.network import Views, infer, relative_focals, to_network_size, window_starts
 from langdepth.prediction.options import PredictOptions
 from langdepth.prediction.results import DepthResult
 from langdepth.prediction.sampling import Sampling
@@ -172,6 +172,7 @@ class Predictor:
             text=batch_of(network, [request.text for request in requests]),
             scene=[request.scene for request in requests if request.scene is not None] or None,  # of all or of none
             overlay=network.as_input(np.concatenate(overlays)) if overlays else None,
+            focal=network.as_input(relative_focals([prepared.camera for _, prepared in batch])),
         )
         with network.inference(options.dtype):
             if self.sampling is not None:

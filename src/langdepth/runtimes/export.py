@@ -148,7 +148,8 @@ def _whole(system: System, words: str | None, size: tuple[int, int] | None) -> t
     spec = replace(system.input_spec, size=size)
     inside = replace(facts_of(system, "whole", tuple(system.graph_inputs())), input_spec=spec, network_size=size)
     model = whole_graph(network_graph(system, size), inside)
-    facts = replace(inside, words=words, input_spec=InputSpec(multiple_of=1))  # images come at their own size
+    # Images come at their own size.
+    facts = replace(inside, words=words, input_spec=InputSpec(multiple_of=1, focal=spec.focal))
     state_facts(model, facts)
     onnx.checker.check_model(model, full_check=True)
     return model, facts

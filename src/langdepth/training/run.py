@@ -202,6 +202,7 @@ def _transform(data: DataSection, system: DepthSystem, sizes: list[tuple[int, in
             system.input_spec.area or math.prod(sizes[0]),
             resized=data.crop is None,
             kb_sources=data.kb_sources,
+            focal=system.input_spec.focal,
         )
     options = {"reference_exact": True} if data.reference_exact else {}
     transform: Transform = registry.pipeline(data.pipeline)(sizes, **options)

@@ -1,4 +1,4 @@
-"""What `tiny` is made of: a feature pyramid from coarse to fine, and depth as an expectation over bins."""
+"""What `tiny` is made of: a feature pyramid from coarse to fine, depth as an expectation over bins, sharp enlarging."""
 
 from __future__ import annotations
 
@@ -92,3 +92,49 @@ class RelativeBins(nn.Module):
             probs = logits.permute(0, 2, 3, 1).softmax(-1)  # ONNX Runtime moves other axes there and back
             relative = probs @ centers[:, None, :, None]
             return relative.permute(0, 3, 1, 2), centers, probs.permute(0, 3, 1, 2)
+
+
+class ConvexUpsampling(nn.Module):
+    """A map at a quarter of the image's size to all of it: every pixel is a weighted mean of the 3x3 cells around it.
+
+    The weights, positive with sum 1, come from the decoder's features, the encoder's finest map and the pixels of each
+    cell (RAFT, Teed & Deng 2020), so that a pixel can belong to one side of an edge wholly. They begin as those of
+    bilinear interpolation.
+    """
+
+    FACTOR = 4
+
+    def __init__(self, pixel_channels: int, fine_channels: int, channels: int) -> None:
+        super().__init__()
+        inputs = pixel_channels + fine_channels * (self.FACTOR // 2) ** 2 + 3 * self.FACTOR**2
+        self.hidden = nn.Sequential(ConvNormAct(inputs, channels, 1), ConvNormAct(channels, channels))
+        self.logits = nn.Conv2d(channels, 9 * self.FACTOR**2, 1)
+        nn.init.normal_(self.logits.weight, std=1e-3)
+        with torch.no_grad():
+            self.logits.bias.copy_((_bilinear(self.FACTOR) + 1e-3).log().flatten())
+
+    def forward(self, image: Tensor, fine: Tensor, pixels: Tensor) -> Tensor:
+        """Weights (B, 9, 16, h, w).
+
+        ``image``: (B, 3, 4h, 4w), normalised; ``fine``: (B, F, 2h, 2w); ``pixels``: (B, C, h, w).
+        """
+        parts = [pixels, F.pixel_unshuffle(fine, self.FACTOR // 2), F.pixel_unshuffle(image, self.FACTOR)]
+        logits = self.logits(self.hidden(torch.cat([part.to(pixels.dtype) for part in parts], 1)))
+        # A softmax, which ONNX Runtime computes four times slower where the axis is not the last one.
+        weights = logits.float().clamp(-40, 40).exp().unflatten(1, (9, -1))
+        return weights / weights.sum(1, keepdim=True)
+
+    @classmethod
+    def enlarge(cls, coarse: Tensor, weights: Tensor) -> Tensor:
+        """(B, 1, h, w) to (B, 1, 4h, 4w)."""
+        height, width = coarse.shape[-2:]
+        padded = F.pad(coarse, (1, 1, 1, 1), mode="replicate")
+        around = [padded[..., y : y + height, x : x + width] for y in range(3) for x in range(3)]
+        return F.pixel_shuffle((torch.stack(around, 1) * weights).sum(1), cls.FACTOR)
+
+
+def _bilinear(factor: int) -> Tensor:
+    """Weights (9, factor ** 2) of the 3x3 cells around each pixel of the middle cell."""
+    places = (torch.arange(factor) + 0.5) / factor - 0.5  # from the middle of the cell
+    line = (1 - (places - torch.tensor([-1.0, 0.0, 1.0])[:, None]).abs()).clamp_min(0)  # (3, factor)
+    return torch.einsum("ai,bj->abij", line, line).reshape(9, factor**2)

@@ -37,7 +37,7 @@ from langdepth.errors import LangdepthError, UsageError
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import Scene, Text, Trainable
-from langdepth.systems.tiny.blocks import FeaturePyramid, RelativeBins
+from langdepth.systems.tiny.blocks import ConvexUpsampling, FeaturePyramid, RelativeBins
 from langdepth.text.caption_features import NO_CAPTIONS, Captions, checked_features, read_caption_features
 from langdepth.text.encoders import CaptionBank, SentenceEncoder, caption_scene_of_label, distilled_encoder
 from langdepth.text.scenes import CAPTION_SCENES
@@ -58,6 +58,11 @@ class TinyConfig:
     widths: tuple[int, int, int, int] = (64, 96, 128, 192)
     """Decoder channels at strides 4, 8, 16, 32."""
     bins: int = 64
+    sharp: int = 0
+    """Channels of what enlarges depth to the network's own size with the image's edges; 0: depth ends at a quarter."""
+    focal: float | None = None
+    """Relative focal length (``Camera.relative_focal``) of the camera that depth is learned for; that of an image,
+    where it is known, scales its depth. None: cameras are not considered."""
     text_features: int = 128
     """Principal directions of the caption features that are kept."""
     vocabulary: tuple[str, ...] = ()
@@ -65,6 +70,7 @@ class TinyConfig:
     word_weight: float = 0.5
     """How far words move the usual depth in log scale: from that of the image's scenes (0) to that of the words (1)."""
     gradient_weight: float = 0.5
+    edge_weight: float = 0.0
     l1_weight: float = 5.0
     scene_weight: float = 0.5
     usual_weight: float = 0.5
@@ -86,10 +92,10 @@ class Tiny(System, Trainable):
 
     def __init__(self, config: TinyConfig) -> None:
         half = (0.5, 0.5, 0.5)  # what these ImageNet weights were trained with
-        super().__init__(config, InputSpec(mean=half, std=half, area=config.area, multiple_of=16))
+        super().__init__(config, InputSpec(mean=half, std=half, area=config.area, multiple_of=16, focal=config.focal))
         self.config: TinyConfig = config
         self.encoder = EfficientNetLite(config.encoder, config.frozen)
-        channels = self.encoder.channels[1:]
+        finest, *channels = self.encoder.channels
         image = 256
         # The maxima of raw features are large: without the norm every unit behind them dies.
         self.pooled = nn.Sequential(nn.LayerNorm(channels[-1] * 2), nn.Dropout(0.2))
@@ -97,6 +103,7 @@ class Tiny(System, Trainable):
         self.decoder = FeaturePyramid(channels, config.widths)
         self.context = nn.Linear(image, config.widths[-1])
         self.bins = RelativeBins(config.widths[0], image, config.bins)
+        self.upsampling = ConvexUpsampling(config.widths[0], finest, config.sharp) if config.sharp else None
 
         self.reading = nn.Linear(channels[-1] * 2, config.text_features)
         self.sharpness = nn.Parameter(torch.tensor(10.0))
@@ -148,9 +155,9 @@ class Tiny(System, Trainable):
     # -- depth -----------------------------------------------------------------------------------------------------
 
     def forward(self, image: Tensor, text: Text = None, scene: Scene = None) -> DepthOutput:
-        features, vector, logits = self._encode(image)
+        features, vector, logits = self._encode(image := self.normalise(image))
         scene_probs = logits.softmax(-1)
-        return self._decode(features, vector, self._expected(scene_probs, text, scene), scene_probs)
+        return self._decode(image, features, vector, self._expected(scene_probs, text, scene), scene_probs)
 
     def _expected(self, scene_probs: Tensor, text: Text = None, scene: Scene = None) -> Tensor:
         """Log of the usual median depth (B, 1): of the image's scenes and, with words, of these."""
@@ -163,8 +170,8 @@ class Tiny(System, Trainable):
             return torch.lerp(of_image, of_words, self.config.word_weight)
 
     def _encode(self, image: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Encoder maps, image vector (B, P), scene logits (B, K)."""
-        features = self.encoder(self.normalise(image))[1:]
+        """Encoder maps, image vector (B, P), scene logits (B, K) of a normalised image."""
+        features = self.encoder(image)
         top = features[-1]
         pooled = torch.cat([top.mean((2, 3)), top.amax((2, 3))], dim=1).float()
         with torch.autocast(image.device.type, enabled=False):
@@ -174,9 +181,14 @@ class Tiny(System, Trainable):
             logits = self.sharpness.clamp(1, 30) * in_text_space @ self.scene_table.T
         return features, vector, logits
 
-    def _decode(self, features: list[Tensor], vector: Tensor, expected: Tensor, scene_probs: Tensor) -> DepthOutput:
-        """``expected``: (B, 1), log of the usual median depth."""
-        relative, centers, probs = self.bins(self.decoder(features, self.context(vector)), vector)
+    def _decode(
+        self, image: Tensor, features: list[Tensor], vector: Tensor, expected: Tensor, scene_probs: Tensor
+    ) -> DepthOutput:
+        """``image``: normalised; ``expected``: (B, 1), log of the usual median depth."""
+        pixels = self.decoder(features[1:], self.context(vector))
+        relative, centers, probs = self.bins(pixels, vector)
+        if self.upsampling is not None:
+            relative = self.upsampling.enlarge(relative, self.upsampling(image, features[0], pixels))
         with torch.autocast(vector.device.type, enabled=False):
             log_scale = expected.detach() + self.correction(vector)
             scale = torch.exp(log_scale.clamp(-3, 6)).squeeze(1)
@@ -185,7 +197,7 @@ class Tiny(System, Trainable):
             relative=relative,
             scale=scale,
             bin_centers=centers,
-            bin_probs=probs,
+            bin_probs=probs if self.upsampling is None else None,  # those of a quarter of the size
             scene_probs=scene_probs,
         )
 
@@ -247,15 +259,17 @@ class Tiny(System, Trainable):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted parts silog, l1, gradient, scene, usual (see the module), and "total", their sum."""
         config = self.config
-        features, vector, logits = self._encode(batch.image)
+        image = self.normalise(batch.image)
+        features, vector, logits = self._encode(image)
         scene = self.label_to_scene[batch.scene]
         scene_probs = logits.softmax(-1)
-        output = self._decode(features, vector, self._expected(scene_probs), scene_probs)
+        output = self._decode(image, features, vector, self._expected(scene_probs), scene_probs)
         depth = F.interpolate(output.depth, size=batch.depth.shape[-2:], mode="bilinear", align_corners=False)
         parts = {
             "silog": losses.silog(depth, batch.depth, batch.mask),
             "l1": config.l1_weight * losses.log_l1(depth, batch.depth, batch.mask),
             "gradient": config.gradient_weight * losses.gradient(depth, batch.depth, batch.mask),
+            "edges": config.edge_weight * losses.edges(depth, batch.depth, batch.mask),
             "scene": config.scene_weight * losses.scene_cross_entropy(logits, scene, label_smoothing=0.1),
             "usual": config.usual_weight * self._usual_loss(batch, scene),
         }
