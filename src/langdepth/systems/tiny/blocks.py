@@ -110,8 +110,7 @@ class ConvexUpsampling(nn.Module):
         self.hidden = nn.Sequential(ConvNormAct(inputs, channels, 1), ConvNormAct(channels, channels))
         self.logits = nn.Conv2d(channels, 9 * self.FACTOR**2, 1)
         nn.init.normal_(self.logits.weight, std=1e-3)
-        with torch.no_grad():
-            self.logits.bias.copy_((_bilinear(self.FACTOR) + 1e-3).log().flatten())
+        self.logits.bias = nn.Parameter((_bilinear(self.FACTOR) + 1e-3).log().flatten())
 
     def forward(self, image: Tensor, fine: Tensor, pixels: Tensor) -> Tensor:
         """Weights (B, 9, 16, h, w).
