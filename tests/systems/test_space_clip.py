@@ -108,7 +108,7 @@ def test_dropout_and_start() -> None:
     assert [head[-1].bias.item() for head in (system.head, *system.auxiliary_heads)] == [3.0] * 3
     assert build(initial_depth=None).head[-1].bias.item() != 3.0
     exact = build(reference_exact=True)
-    assert (exact.config.masked_ssim, exact.config.initial_depth, exact.config.decay_all) == (False, None, True)
+    assert (exact.config.masked_ssim, exact.config.initial_depth, exact.config.decay_vectors) == (False, None, True)
     (group,) = exact.parameter_groups(1e-3, 0.01)
     assert {id(p) for p in group["params"]} == {id(p) for p in exact.parameters() if p.requires_grad}
     x = torch.rand(1, 12, 4, 4)

@@ -44,6 +44,11 @@ class System(DepthSystem):
     def device(self) -> torch.device:
         return self.get_buffer("_mean").device
 
+    @property
+    def was_loaded(self) -> bool:
+        """Whether its tensors are those of a weights file, from which training goes on."""
+        return "weights" in self.provenance
+
     def normalise(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] to the trunk's own range."""
         mean, std = self.get_buffer("_mean"), self.get_buffer("_std")

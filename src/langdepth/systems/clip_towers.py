@@ -46,5 +46,5 @@ class ClipTowers(System, StandsOnClip):
 
     def prepare_training(self, clip_weights: str | None = None) -> None:
         """CLIP weights for both towers, unless the system continues from trained weights."""
-        if "weights" not in self.provenance:
+        if not self.was_loaded:
             self.load_foundation(clip_weights)

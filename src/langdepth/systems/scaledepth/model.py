@@ -335,7 +335,7 @@ class ScaleDepth(System, Trainable, StandsOnClip, ConvertsOfficial):
             CheckpointError: A file is missing or damaged or does not fit; a scene table is of another CLIP.
         """
         width = self.scene_table.shape[1]
-        if "weights" in self.provenance:
+        if self.was_loaded:
             if scene_table is not None and self.scenes and Path(scene_table).exists():  # theirs goes first
                 found = read_scene_table(scene_table, self.scenes, width)
                 check_same_clip(found.rows, self.scene_table, self.scenes, scene_table, "these weights")

@@ -67,7 +67,7 @@ class SpaceClipLosses:
 class SpaceClipConfig:
     """Options of SPACE-CLIP. ``reference_exact`` sets all of the class's ``QUIRKS``."""
 
-    QUIRKS: ClassVar[dict[str, Any]] = {"masked_ssim": False, "initial_depth": None, "decay_all": True}
+    QUIRKS: ClassVar[dict[str, Any]] = {"masked_ssim": False, "initial_depth": None, "decay_vectors": True}
 
     tower: TowerSizes = field(default_factory=TowerSizes)
     """The frozen image tower."""
@@ -102,7 +102,7 @@ class SpaceClipConfig:
     """Whether SSIM takes both maps with holes where nothing is known; officially only the ground truth has them."""
     initial_depth: float | None = 2.0
     """Depth that training starts from, metres; null: whatever the random start gives, which may be 0 everywhere."""
-    decay_all: bool = False
+    decay_vectors: bool = False
     """Whether weight decay acts on vectors, too."""
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
@@ -237,7 +237,7 @@ class SpaceClip(System, Trainable, HasFrozenTrunk, ConvertsOfficial):
         return terms | {"total": total}
 
     def parameter_groups(self, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
-        if not self.config.decay_all:
+        if not self.config.decay_vectors:
             return super().parameter_groups(lr, weight_decay)
         learned = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return [{"params": learned, "lr": lr, "weight_decay": weight_decay}]
@@ -258,7 +258,7 @@ class SpaceClip(System, Trainable, HasFrozenTrunk, ConvertsOfficial):
         Raises:
             CheckpointError: For a file that cannot be read or holds another tower.
         """
-        if "tower" in self.provenance or "source" in self.provenance:
+        if self.was_loaded:
             return
         if clip_weights == "random":
             warnings.warn("the tower has RANDOM weights, which stay as they are", stacklevel=2)
