@@ -34,7 +34,7 @@ ROOMS = (
     ("data",),
     ("evaluation.protocols",),
     ("text", "backbones", "parts", "losses"),
-    ("utils", "config", "records", "camera"),
+    ("utils", "config", "records", "camera", "lenses"),
     ("errors", "_version"),
 )
 RANK = {name: rank for rank, line in enumerate(ROOMS) for name in line}

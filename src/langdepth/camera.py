@@ -1,14 +1,18 @@
-"""Pinhole cameras: intrinsics, where they come from, and points in space."""
+"""Cameras: intrinsics and lens, where they come from, and points in space."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from langdepth.errors import UsageError
+from langdepth.errors import FileWarning, UsageError
+from langdepth.lenses import Lens, Straightening
 from langdepth.utils.arguments import check_fields, checked
+from langdepth.utils.camera_files import Calibration, read_calibrations
 from langdepth.utils.numbers import plain_number
 
 if TYPE_CHECKING:
@@ -25,6 +29,7 @@ _EXIF_PIXEL_WIDTH, _EXIF_PIXEL_HEIGHT = 0xA002, 0xA003
 _EXIF_FOCAL_PLANE_X_RESOLUTION, _EXIF_FOCAL_PLANE_UNIT = 0xA20E, 0xA210
 _MILLIMETRES_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}
 _CREDIBLE_FOV_DEGREES = (2.0, 150.0)
+_NEAR_THE_MIDDLE = (0.3, 0.7)  # of a side; half or twice the size would move 0.5 to 0.25 or 1
 _SAME_RATIO = 1.02  # up to which two ratios of sides are one, rounded: 3:2 and 4:3 differ by 1.125
 _SAME_FOCAL = 1.25  # the 35 mm equivalent is rounded to whole millimetres
 
@@ -43,11 +48,12 @@ _ORIENTATIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
-    """Pinhole intrinsics in pixels of a (height, width) image; (0, 0) is the centre of the top left pixel.
+    """Intrinsics in pixels of a (height, width) image; (0, 0) is the centre of the top left pixel.
 
-    ``source`` says who stated them: "user", "exif", "data set" or "guess". Points in space are metres in the camera's
-    frame: x to the right, y down, z forward along the optical axis. Raises UsageError for a focal length or size that
-    is not positive and finite, or a principal point that is not finite.
+    ``source`` says who stated them: "user", "file", "exif", "data set" or "guess". ``lens``: what bends the image, None
+    for a pinhole. Points in space are metres in the camera's frame: x to the right, y down, z forward along the optical
+    axis. Raises UsageError for a focal length or size that is not positive and finite, or a principal point that is not
+    finite.
     """
 
     fx: float
@@ -57,6 +63,7 @@ class Camera:
     width: int
     height: int
     source: str = "user"
+    lens: Lens | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -128,7 +135,25 @@ class Camera:
         Raises UsageError for anything but four numbers, and for intrinsics that cannot be, see ``from_intrinsics``.
         """
         fx, fy, cx, cy = parse_intrinsics(text)
-        return cls.from_intrinsics(fx, fy, cx, cy, width, height)
+        camera = cls.from_intrinsics(fx, fy, cx, cy, width, height)
+        warn_if_off_center(camera, "--intrinsics")
+        return camera
+
+    @classmethod
+    @checked
+    def from_file(cls, path: str | Path, width: int | None = None, height: int | None = None) -> Camera:
+        """The camera of a calibration file, ``source`` "file": see ``utils.camera_files.read_calibrations``.
+
+        For an image of (height, width), to which it is scaled; without them of the size that the file states. Raises
+        UsageError for a file that cannot be used, and one of a camera whose images have another shape.
+        """
+        file = CameraFile(path)
+        if width is None or height is None:
+            only = file.calibrations[0]
+            if len(file.calibrations) > 1 or only.width is None or only.height is None:
+                raise UsageError(f"{path}: states no size, or several cameras; give width and height of the image")
+            width, height = only.width, only.height
+        return file(width, height)
 
     @classmethod
     @checked
@@ -178,11 +203,47 @@ class Camera:
             cy=(self.cy + 0.5) * sy - 0.5,
             width=width,
             height=height,
+            lens=self.lens and self.lens.scaled(sx, sy),
         )
 
     @checked
+    def fitted(self, width: int, height: int) -> Camera:
+        """The camera for an image of (height, width), scaled where that is the same image in another size.
+
+        Raises UsageError for an image of another shape, and for intrinsics that cannot be, see ``require_credible``.
+        """
+        self.require_credible()
+        if abs(self.height * width / self.width - height) > 1:
+            raise UsageError(f"the camera is for {self.width}x{self.height} pixels, the image is {width}x{height}")
+        return self if (self.width, self.height) == (width, height) else self.scaled(width, height)
+
+    @checked
+    def straightening(self, *, whole: bool = False) -> Straightening | None:
+        """The way to the image of a pinhole of the same size and back; None for a camera that is one.
+
+        ``whole``: the straightened image shows all of this one, as far as it can; else it has the focal lengths that
+        the lens states for it, or those of the camera.
+        """
+        if self.lens is None:
+            return None
+        own = (self.fx, self.fy, self.cx, self.cy)
+        flat: Any = self.lens.straight or own
+        way = Straightening(lens=self.lens, camera=own, flat=flat, height=self.height, width=self.width)
+        return way.whole() if whole else way
+
+    def straight(self, way: Straightening) -> Camera:
+        """The pinhole of the straightened image."""
+        fx, fy, cx, cy = way.flat
+        return replace(self, fx=fx, fy=fy, cx=cx, cy=cy, lens=None)
+
+    @checked
     def oriented(self, orientation: int) -> Camera:
-        """The camera after the image was turned upright from EXIF ``orientation`` (1..8; others mean 1)."""
+        """The camera after the image was turned upright from EXIF ``orientation`` (1..8; others mean 1).
+
+        Raises UsageError for one with a lens.
+        """
+        if self.lens is not None:
+            raise UsageError("a camera with a lens is not turned; state that of the upright image")
         swap, mirror_x, mirror_y = _ORIENTATIONS.get(orientation, _ORIENTATIONS[1])
         fx, fy, cx, cy, width, height = self.fx, self.fy, self.cx, self.cy, self.width, self.height
         if swap:
@@ -192,15 +253,20 @@ class Camera:
         return replace(self, fx=fx, fy=fy, cx=cx, cy=cy, width=width, height=height)
 
     def unproject(self, depth: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
-        """Points (H, W, 3) float32 of a depth map (H, W), both in metres. Raises UsageError when the sizes differ."""
+        """Points (H, W, 3) float32 of a depth map (H, W), both in metres; NaN for pixels that a lens cannot reach.
+
+        Raises UsageError when the sizes differ.
+        """
         import numpy as np
 
         depth = _numbers(depth).astype(np.float32, copy=False)
         if depth.shape != (self.height, self.width):
             raise UsageError(f"camera is for a {self.width}x{self.height} image, depth has shape {depth.shape}")
-        u = ((np.arange(self.width) - self.cx) / self.fx).astype(np.float32)
-        v = ((np.arange(self.height) - self.cy) / self.fy).astype(np.float32)
-        return np.stack((depth * u, depth * v[:, None], depth), axis=-1)
+        x, y = (np.arange(self.width) - self.cx) / self.fx, ((np.arange(self.height) - self.cy) / self.fy)[:, None]
+        if self.lens is not None:
+            x, y = self.lens.undistort(*np.broadcast_arrays(x, y))
+            depth = np.where(np.isnan(x), np.float32(np.nan), depth)
+        return np.stack((depth * x.astype(np.float32), depth * y.astype(np.float32), depth), axis=-1)
 
     def project(self, points: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
         """Pixels (..., 2) as (u, v) of points (..., 3) in metres; NaN for points not in front of the camera."""
@@ -211,7 +277,61 @@ class Camera:
             raise UsageError(f"points in space have shape (..., 3), these {points.shape}")
         x, y, z = np.moveaxis(points, -1, 0)
         z = np.where(z > 0, z, np.nan)
-        return np.stack((self.fx * x / z + self.cx, self.fy * y / z + self.cy), axis=-1)
+        x, y = x / z, y / z
+        if self.lens is not None:
+            x, y = self.lens.distort(x, y)
+        return np.stack((self.fx * x + self.cx, self.fy * y + self.cy), axis=-1)
+
+
+class CameraFile:
+    """The camera of a calibration file for images of any size: a function of (width, height).
+
+    It is read once. Raises UsageError, naming the file, for one that cannot be used.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.calibrations = read_calibrations(self.path)
+        for calibration in self.calibrations:
+            try:
+                self._camera(calibration, calibration.width or 1, calibration.height or 1)
+            except UsageError as error:
+                raise UsageError(f"{path}: {error}") from None
+
+    def __call__(self, width: int, height: int) -> Camera:
+        """The camera of an image. Raises UsageError, naming the file, where none fits."""
+        fits, problem = [], "no camera"
+        for calibration in self.calibrations:
+            size = calibration.width or width, calibration.height or height
+            try:
+                fits.append((size == (width, height), self._camera(calibration, *size).fitted(width, height)))
+            except UsageError as error:
+                problem = str(error)
+        fits = [fit for fit in fits if fit[0]] or fits
+        if not fits:
+            raise UsageError(f"{self.path}: {problem}")
+        if len(fits) > 1:
+            raise UsageError(f"{self.path}: has {len(fits)} cameras for {width}x{height} pixels; leave one in the file")
+        camera = fits[0][1]
+        if self.calibrations[0].width is None:
+            warn_if_off_center(camera, self.path)
+        return camera
+
+    @staticmethod
+    def _camera(calibration: Calibration, width: int, height: int) -> Camera:
+        stated = {name: getattr(calibration, name) for name in ("fx", "fy", "cx", "cy", "lens")}
+        return Camera(**stated, width=width, height=height, source="file")
+
+
+def warn_if_off_center(camera: Camera, stated_by: object) -> None:
+    """Warn where intrinsics without a size seem to be those of another size: their middle is not that of the image."""
+    across, down = (camera.cx + 0.5) / camera.width, (camera.cy + 0.5) / camera.height
+    if not all(_NEAR_THE_MIDDLE[0] <= place <= _NEAR_THE_MIDDLE[1] for place in (across, down)):
+        note = (
+            f"states no image size, and its principal point ({camera.cx:g}, {camera.cy:g}) is far from the middle of "
+            f"a {camera.width}x{camera.height} image; give intrinsics in pixels of this image, or a file with its size"
+        )
+        warnings.warn(FileWarning(stated_by, note), stacklevel=2)
 
 
 def _numbers(values: object) -> npt.NDArray[Any]:

@@ -70,7 +70,7 @@ def test_words_to_files(run: Run) -> None:
     code, out, err = run(*command, "--out", "a")
     assert code == 0
     assert "a street -> a/a-street_*; mean depth of the samples" in out
-    assert "camera guessed for the .ply files, 60 degrees" in err
+    assert "camera: unknown, taken as 60 degrees across the longer side, for 4 images; give --camera" in err
     names = sorted(path.name for path in Path("a").iterdir())
     bases = [f"{base}_{n}" for base in ("a-bedroom-with-a-bed", "a-street") for n in (1, 2)]
     ends = ("_depth.png", ".npy", "_color.png", ".ply")

@@ -389,25 +389,6 @@ def test_no_two_images_have_a_file_in_common(run: Run) -> None:
     np.testing.assert_allclose(depths, [2.8, 5.5, 8.2], atol=0.1)
 
 
-def test_guessed_cameras_are_said_once_with_their_number(run: Run) -> None:
-    for i in range(5):
-        save_image(Path(f"p/{i}.png"), ramp(seed=i))
-    code, _, err = run("p", "--save", "ply")
-    assert code == 0
-    (line,) = err.splitlines()
-    assert "camera unknown for 5 of 5 images, guessed for the point clouds; give --fov or --intrinsics" in line
-
-
-def test_a_stated_camera_is_not_guessed(run: Run) -> None:
-    save_image(Path("a.png"), ramp())
-    for camera in (("--fov", 60), ("--intrinsics", "60,60,31.5,23.5")):
-        code, _, err = run("a.png", "--save", "ply", *camera)
-        assert (code, err) == (0, "")
-    header = Path("depth/a.ply").read_bytes()[:400]
-    assert b"camera from user" in header
-    assert b"element vertex 3072" in header
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -127,6 +127,19 @@ def photo(path: Path) -> None:
     Image.open(ROOT / "examples" / "room.jpg").resize((640, 480)).save(path)
 
 
+def camera_info(path: Path) -> None:
+    """What camera_calibration of ROS writes for a camera of 640x480."""
+    rows = {
+        "camera_matrix": (3, 3, [457.3, 0, 323.2, 0, 455.4, 241.2, 0, 0, 1]),
+        "distortion_coefficients": (1, 5, [-0.283, 0.074, 0.0002, 0.00002, 0]),
+        "rectification_matrix": (3, 3, [1, 0, 0, 0, 1, 0, 0, 0, 1]),
+        "projection_matrix": (3, 4, [435.2, 0, 330.1, 0, 0, 435.2, 250.3, 0, 0, 0, 1, 0]),
+    }
+    lines = ["image_width: 640", "image_height: 480", "distortion_model: plumb_bob"]
+    lines += [f"{name}: {{rows: {high}, cols: {wide}, data: {data}}}" for name, (high, wide, data) in rows.items()]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
 def photos(path: Path) -> None:
     """A folder of photos, one of them in a folder of its own."""
     for number, name in enumerate(("a.jpg", "b.jpg", "more/c.jpg")):
@@ -370,6 +383,7 @@ THINGS: dict[str, Thing] = {
     "b.jpg": photo,
     "overlay.jpg": photo,
     "photos": photos,
+    "camera_info.yaml": camera_info,
     # relative maps
     "map.png": relative_png,
     "map.npy": lambda path: np.save(path, 1 / floor_and_wall()),

@@ -183,7 +183,8 @@ def test_camera_given_goes_before_exif_and_is_scaled(system: FakeSystem, tmp_pat
     assert made.camera.fx == pytest.approx(32)
     none = predict_images(system, grey(0.5))
     assert isinstance(none, DepthResult)
-    assert none.camera is None
+    assert none.camera == Camera.guess(64, 48)
+    assert none.camera.source == "guess"
 
 
 def test_camera_of_another_shape_is_refused(system: FakeSystem) -> None:

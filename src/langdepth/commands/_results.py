@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langdepth.camera import Camera, parse_intrinsics
+from langdepth.camera import GUESSED_FOV_DEGREES, Camera, CameraFile, parse_intrinsics
 from langdepth.commands._parse import require_use
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.prediction.options import ColorScale, read_formats, writer_options
@@ -43,8 +43,9 @@ class ResultOptions(ColorOptions):
     Args:
         save: What to write, with commas: depth16 (16-bit PNG, millimetres), kitti16 (the KITTI benchmark's 16-bit PNG,
             metres x 256), npy, npz, color (PNG with a legend), ply.
-        intrinsics: Camera as fx,fy,cx,cy in pixels of the depth maps, for ply and npz; otherwise EXIF or a guess is
-            used.
+        camera: A file with the camera: camera_info of ROS, OpenCV's YAML or JSON, cameras.txt of COLMAP, calib of
+            KITTI, or a 3x3 matrix (text, .csv, .json, .npy). Without any, EXIF or a guess is used.
+        intrinsics: Camera as fx,fy,cx,cy in pixels of the depth maps.
         fov: Camera as the field of view across the width, in degrees.
 
     Raises:
@@ -52,13 +53,18 @@ class ResultOptions(ColorOptions):
     """
 
     save: str = "depth16,color"
+    camera: Path | None = None
     intrinsics: str | None = None
     fov: float | None = None
 
     def __post_init__(self) -> None:
-        used = not {"ply", "npz"}.isdisjoint(self.formats)
-        if self.colors and self.camera:  # which refuse wrong values
-            require_use(used, "is for ply and npz; name one in --save", intrinsics=self.intrinsics, fov=self.fov)
+        if self.colors and self.lens:  # which refuse wrong values
+            self.require_camera_use("is for ply and npz; name one in --save", used=False)
+
+    def require_camera_use(self, advice: str, *, used: bool) -> None:
+        """Raise UsageError with ``advice`` for a camera that no format holds and that is not ``used`` otherwise."""
+        used = used or bool(self.with_camera)
+        require_use(used, advice, intrinsics=self.intrinsics, fov=self.fov, camera=None if self.bends else self.camera)
 
     @cached_property
     def formats(self) -> tuple[str, ...]:
@@ -75,10 +81,21 @@ class ResultOptions(ColorOptions):
         return {name: WRITERS[name].suffix for name in self.formats}
 
     @cached_property
-    def camera(self) -> Callable[[int, int], Camera] | None:
+    def with_camera(self) -> tuple[str, ...]:
+        """Those of the formats whose files depend on the camera."""
+        from langdepth.prediction.results import WRITERS
+
+        return tuple(name for name in self.formats if WRITERS[name].camera)
+
+    @cached_property
+    def lens(self) -> Callable[[int, int], Camera] | None:
         """What makes a camera of (width, height), or None. A wrong one is known before any work."""
-        if self.intrinsics is not None and self.fov is not None:
-            raise UsageError("--intrinsics and --fov both describe the camera; give one of them")
+        given = {"--camera": self.camera, "--intrinsics": self.intrinsics, "--fov": self.fov}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) > 1:
+            raise UsageError(f"{' and '.join(names)} both describe the camera; give one of them")
+        if self.camera is not None:
+            return CameraFile(self.camera)
         if self.intrinsics is not None:
             fx, fy, cx, cy = parse_intrinsics(self.intrinsics)
             Camera(fx=fx, fy=fy, cx=cx, cy=cy, width=1, height=1)  # the rest depends on the image
@@ -87,6 +104,30 @@ class ResultOptions(ColorOptions):
             Camera.from_fov(self.fov, 640, 480)
             return partial(Camera.from_fov, self.fov)
         return None
+
+    @property
+    def bends(self) -> bool:
+        """Whether the file of ``camera`` states a lens that is undone."""
+        return isinstance(self.lens, CameraFile) and any(one.lens for one in self.lens.calibrations)
+
+    def camera_line(self, sources: Mapping[str, int], *, straightened: bool = False) -> str:
+        """Which camera was used, by how many images had which ``Camera.source``."""
+        names = {
+            "file": f"that of {self.camera}",
+            "user": "as given",
+            "exif": "by EXIF",
+            "guess": f"unknown, taken as {GUESSED_FOV_DEGREES:g} degrees across the longer side,",
+        }
+        parts = [
+            f"{names.get(source, source)} for {count} image{'s' * (count != 1)}"
+            for source, count in sorted(sources.items())
+        ]
+        line = f"camera: {'; '.join(parts)}"
+        if "guess" in sources:
+            line += "; give --camera, --intrinsics or --fov for the true shape of things"
+        if straightened:
+            line += "; maps are of the straightened images, with --keep-distortion of the images as they are"
+        return line
 
     def write(self, result: Any, files: dict[str, Any]) -> None:
         """Write a result to the file of each format. Raises LangdepthError."""

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langdepth.camera import GUESSED_FOV_DEGREES, Camera
+from langdepth.camera import Camera
 from langdepth.commands._parse import run
 from langdepth.commands._results import ResultOptions
 from langdepth.errors import LangdepthError, UsageError, one_line, say
@@ -90,12 +90,8 @@ def imagine(
         raise failed[0]
     for problem in failed:
         say(f"langdepth imagine: {one_line(str(problem))}", file=sys.stderr)
-    if "ply" in output.formats and output.camera is None:
-        say(
-            f"langdepth imagine: camera guessed for the .ply files, {GUESSED_FOV_DEGREES:g} degrees across the longer "
-            "side; give --fov or --intrinsics for another",
-            file=sys.stderr,
-        )
+    if output.with_camera and output.lens is None:
+        say(f"langdepth imagine: {output.camera_line({'guess': len(rows) * samples})}", file=sys.stderr)
     _write_sheet(rows, sheet, output)
     say(f"all of them: {sheet}")
     return 1 if failed else 0
@@ -111,7 +107,7 @@ def _write(results: Sequence[DepthResult], files: Sequence[dict[str, Path]], out
     from langdepth.prediction import viz
 
     height, width = results[0].depth.shape
-    camera = output.camera(width, height) if output.camera else Camera.guess(width, height)
+    camera = output.lens(width, height) if output.lens else Camera.guess(width, height)
     for result, targets in zip(results, files, strict=True):
         points = viz.colorize(result.depth, result.valid, output.colors)
         output.write(replace(result, camera=camera, image=points), targets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from langdepth._version import __version__
-from langdepth.camera import Camera
 from langdepth.commands._parse import members, require_use, run
 from langdepth.commands._results import ResultOptions, make_folder, result_line
 from langdepth.commands._systems import SystemOptions
@@ -139,6 +139,8 @@ def predict(
     """
     advice = "is of the format color; name it in --save"
     require_use("color" in output.formats, advice, range=output.range, colormap=output.colormap)
+    advice = "is for a camera whose lens bends the image; give its file with --camera"
+    require_use(output.bends, advice, keep_distortion=options.keep_distortion or None)
     if overlay is not None and by.base is not None:
         raise UsageError("--overlay and --base are for different systems; give one of them")
     changes, done = by.changes, Done(out)
@@ -153,7 +155,7 @@ def predict(
     if jobs:
         by.fetch_weights()
     content = asdict(replace(output, save="npz")), asdict(replace(options, device=None, batch_size=1))
-    how = origin(__version__, *by.facts(), changes, said.text, said.scene, *content)
+    how = origin(__version__, *by.facts(), changes, said.text, said.scene, stamp(output.camera), *content)
     jobs = [replace(job, made_of=job.origin(how)) for job in jobs]
     if resume:
         _follow_names(jobs, out, done)
@@ -166,6 +168,7 @@ def predict(
     done.start()
 
     from langdepth.prediction.predictor import predict_stream
+    from langdepth.prediction.results import WRITERS
 
     options = replace(options, device=options.device or "auto")
     system = by.load(options.device, options.dtype)
@@ -181,14 +184,14 @@ def predict(
         read=Job.open,
         text=None if in_metres else text,
         scene=said.scene,
-        camera=output.camera,
+        camera=output.lens,
         overlay=lambda job: job.overlay,
-        keep_image="ply" in output.formats,
+        keep_image=any(WRITERS[name].image for name in output.formats),
         **vars(options),
     )
     if in_metres:
         results = _in_metres(results, said.text)
-    failed = len(problems) + _write_all(results, len(jobs), output, done)
+    failed = len(problems) + _write_all(results, len(jobs), output, options, done)
     if known + len(problems) > 1:
         say(f"{known + len(problems) - failed} done, {failed} failed, results in {out}")
     return 1 if failed else 0
@@ -323,10 +326,14 @@ def _in_metres(
 
 
 def _write_all(
-    results: Generator[tuple[Job, DepthResult | LangdepthError]], count: int, output: ResultOptions, done: Done
+    results: Generator[tuple[Job, DepthResult | LangdepthError]],
+    count: int,
+    output: ResultOptions,
+    options: PredictOptions,
+    done: Done,
 ) -> int:
     """Write the results of ``count`` images and print a line for each; returns how many failed."""
-    failed, guessed = 0, 0
+    failed, cameras = 0, Counter[str]()
     with _bar(count) as advance:
         for line in written(results, output, done):
             advance()
@@ -335,12 +342,13 @@ def _write_all(
                 _complain(line)
             else:
                 _print(line.text, sys.stdout)
-                guessed += line.camera_guessed
-    if guessed:
-        _complain(
-            f"camera unknown for {guessed} of {count} images, guessed for the point clouds; give --fov or "
-            "--intrinsics for their true shape"
-        )
+                cameras[line.camera] += 1
+    if cameras and (output.with_camera or output.camera):
+        said = output.camera_line(cameras, straightened=output.bends and not options.keep_distortion)
+        if "guess" in cameras:
+            _complain(said)
+        else:
+            _print(said, sys.stdout)
     return failed
 
 
@@ -360,7 +368,7 @@ class Line(NamedTuple):
     """What is printed of an image whose files are there."""
 
     text: str
-    camera_guessed: bool
+    camera: str
 
 
 def written(
@@ -381,10 +389,6 @@ def _write(job: Job, result: DepthResult, output: ResultOptions, done: Done) -> 
 
     Raises LangdepthError where others would fail as well.
     """
-    guessed = "ply" in job.targets and result.camera is None
-    if guessed:
-        height, width = result.depth.shape
-        result = replace(result, camera=Camera.guess(width, height))
     try:
         output.write(result, job.targets)
     except MemoryError:
@@ -395,7 +399,9 @@ def _write(job: Job, result: DepthResult, output: ResultOptions, done: Done) -> 
         raise
     image = "" if job.source == STDIN else os.path.abspath(job.source)
     done.add([*job.targets.values()], job.made_of, image)
-    return Line(result_line(job.source, job.targets, result), guessed)
+    return Line(
+        result_line(job.source, job.targets, result), "guess" if result.camera is None else result.camera.source
+    )
 
 
 def _complain(problem: object) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from langdepth.commands._parse import require_use, run
+from langdepth.commands._parse import run
 from langdepth.commands._results import ResultOptions, make_folder, result_line
 from langdepth.errors import UsageError, say
 from langdepth.utils.numbers import plain_number
@@ -30,16 +30,16 @@ class ScaleResults(ResultOptions):
     """The files and the camera.
 
     Args:
-        camera_height: Metres from the camera to the floor, which must be in view; needs --intrinsics or --fov.
+        camera_height: Metres from the camera to the floor, which must be in view; needs --camera, --intrinsics or
+            --fov.
     """
 
     camera_height: float | None = None
 
     def __post_init__(self) -> None:
-        used = self.camera_height is not None or not {"ply", "npz"}.isdisjoint(self.formats)
-        if self.colors and self.camera:  # which refuse wrong values
+        if self.colors and self.lens:  # which refuse wrong values
             advice = "is for --camera-height, ply and npz; name one of them"
-            require_use(used, advice, intrinsics=self.intrinsics, fov=self.fov)
+            self.require_camera_use(advice, used=self.camera_height is not None)
 
 
 def scale(
@@ -84,7 +84,7 @@ def scale(
         image=image,
         inverse=inverse,
         known=distances,
-        camera=output.camera,
+        camera=output.lens,
         camera_height=output.camera_height,
     )
     make_folder(out)

@@ -216,7 +216,7 @@ class MapStore:
                 width=depth.shape[1],
                 height=depth.shape[0],
             )
-        elif "ply" in self._save.formats:
+        elif any(FORMATS[form].needs_camera for form in self._save.formats):
             camera = Camera.guess(depth.shape[1], depth.shape[0])
             self.guessed += 1
         return DepthResult(

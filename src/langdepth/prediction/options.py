@@ -36,6 +36,8 @@ class PredictOptions:
         device: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
         dtype: Precision of the network.
         batch_size: How many images of one shape go through the network at once.
+        keep_distortion: Of images that a lens bends (a camera with one): the map of the image as it is. Without it the
+            map is that of the straightened image, as OpenCV and ROS (image_rect) make it.
 
     Raises:
         UsageError: For values of the wrong type or range, and for options that do not fit together.
@@ -50,6 +52,7 @@ class PredictOptions:
     device: Any = None
     dtype: Precision = "float32"
     batch_size: int = 4
+    keep_distortion: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)

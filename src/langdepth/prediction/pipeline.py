@@ -27,6 +27,7 @@ from langdepth.errors import (
     is_memory_error,
     nearest,
 )
+from langdepth.lenses import Straightening
 from langdepth.prediction.arrays import all_finite, as_float32, resized_map, to_numpy
 from langdepth.prediction.network import Views, infer, relative_focals, to_network_size, window_starts
 from langdepth.prediction.options import PredictOptions
@@ -57,7 +58,8 @@ class Request:
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A decoded image: ``image``, ``overlay`` (1, 3, h, w) at network size or, for windows, at its own ``size``
-    (H, W); uint8, or floats where the system's ``shrink`` makes some."""
+    (H, W); uint8, or floats where the system's ``shrink`` makes some. ``camera``: of this image. ``lens``: the way in
+    which it was straightened, where it then shows something, (H, W), and the camera that it had before."""
 
     request: Request
     image: Array
@@ -66,6 +68,7 @@ class Prepared:
     camera: Camera | None
     path: str
     pixels: npt.NDArray[np.uint8] | None
+    lens: tuple[Straightening, npt.NDArray[np.bool_], Camera] | None = None
 
     @property
     def group(self) -> Hashable:
@@ -112,15 +115,23 @@ class Predictor:
             note = "EXIF describes a larger image, of which this is a part: its focal length is not used"
             warnings.warn(FileWarning(image.path or "image", note), stacklevel=2)
         with _enough_memory(image.path):
-            overlay = self._overlay(request, image)
+            overlay, pixels, lens = self._overlay(request, image), image.pixels, None
+            camera = _camera_of(request.camera, width, height, image.path) or image.camera
+            way = None if camera is None else camera.straightening(whole=self.options.keep_distortion)
+            if camera is not None and way is not None:
+                pixels, inside = way.image(image.pixels)
+                overlay = None if overlay is None else way.image(overlay)[0]
+                lens, camera = (way, inside, camera), camera.straight(way)
+            kept = image.pixels if self.options.keep_distortion else pixels
             return Prepared(
                 request=request,
-                image=self._shrink(image.pixels),
+                image=self._shrink(pixels),
                 overlay=None if overlay is None else self._shrink(overlay),
                 size=(height, width),
-                camera=_camera_of(request.camera, width, height, image.path) or image.camera,
+                camera=camera,
                 path=image.path,
-                pixels=image.pixels if self.keep_image else None,
+                pixels=kept if self.keep_image else None,
+                lens=lens,
             )
 
     def _overlay(self, request: Request, image: DecodedImage) -> npt.NDArray[Any] | None:
@@ -194,22 +205,30 @@ class Predictor:
             enlarged: npt.NDArray[np.float32] = resized_map(
                 maps[index : index + 1], prepared.size, self.system.input_spec.enlarge
             )[0, 0]
-            return enlarged
+            if prepared.lens is None:
+                return enlarged
+            way, inside, _ = prepared.lens
+            straight = np.where(inside, enlarged, np.float32(0))
+            if not self.options.keep_distortion:
+                return straight
+            return way.bent(straight, inverse=self.system.scale_kind == "disparity")
 
-        request, probs = prepared.request, output.scene_probs
+        request, probs, camera = prepared.request, output.scene_probs, prepared.camera
+        if prepared.lens is not None and self.options.keep_distortion:
+            camera = prepared.lens[2]
         facts = {
             "path": prepared.path,
             "text": None if request.text is None else request.text.label,
             "scene": request.scene,
             "network_size": None if isinstance(self.system, HasMembers) else list(prepared.image.shape[-2:]),
-            **{name: getattr(self.options, name) for name in ("flip", "window", "stride", "dtype")},
+            **{name: getattr(self.options, name) for name in ("flip", "window", "stride", "dtype", "keep_distortion")},
             "sampling": None if self.sampling is None else asdict(self.sampling),
         }
         return result_of(
             self.system,
             own(output.depth),
             facts,
-            camera=prepared.camera,
+            camera=camera or Camera.guess(prepared.size[1], prepared.size[0]),
             scene_probs=None if probs is None else dict(zip(self.system.scenes, probs[index].tolist(), strict=True)),
             image=prepared.pixels,
             std=None if output.std is None else own(output.std),
@@ -246,12 +265,9 @@ def _camera_of(option: CameraOption, width: int, height: int, path: str) -> Came
         camera = _made(option, width, height) if callable(option) else option
         if not isinstance(camera, Camera):
             raise UsageError(f"camera: expected a Camera, or a function (width, height) that gives one, got {camera!r}")
-        camera.require_credible()
-        if abs(camera.height * width / camera.width - height) > 1:
-            raise UsageError(f"the camera is for {camera.width}x{camera.height} pixels, the image is {width}x{height}")
+        return camera.fitted(width, height)
     except UsageError as error:
         raise UsageError(f"{path or 'image in memory'}: {error}") from None
-    return camera if (camera.width, camera.height) == (width, height) else camera.scaled(width, height)
 
 
 def _made(function: Callable[[int, int], Camera], width: int, height: int) -> Camera:

@@ -76,13 +76,17 @@ class Writer(NamedTuple):
     """How one format is written.
 
     suffix: the end of its file names. write: fills an open file, and returns what there is to warn of, or None.
-    by_name: whether a file name alone may choose it. content: what its files hold, for docs/predict.md.
+    by_name: whether a file name alone may choose it. content: what its files hold, for docs/predict.md. camera: whether
+    the camera of a result is in its files; needs_camera: whether there must be one. image: whether the image is.
     """
 
     suffix: str
     write: Callable[..., str | None]
     by_name: bool = True
     content: str = ""
+    camera: bool = False
+    needs_camera: bool = False
+    image: bool = False
 
 
 @checked
@@ -194,7 +198,8 @@ def _write_npz(result: DepthResult, file: IO[bytes]) -> None:
         "scene_probs": result.scene_probs,
     }
     text = json.dumps(metadata, default=lambda value: value.item() if isinstance(value, np.generic) else str(value))
-    intrinsics = {"intrinsics": result.camera.matrix} if result.camera else {}
+    known = result.camera is not None and result.camera.source != "guess"
+    intrinsics = {"intrinsics": result.camera.matrix} if result.camera is not None and known else {}
     std = {} if result.std is None else {"std": result.std}
     np.savez(file, depth=depth, valid=depth > 0, metadata=np.array(text), **intrinsics, **std)  # type: ignore[arg-type]
 
@@ -258,9 +263,16 @@ WRITERS: dict[str, Writer] = {
         ".png", _write_kitti16, by_name=False, content="the KITTI benchmark's 16-bit PNG: metres x 256, see below"
     ),
     "npy": Writer(".npy", _write_npy, content="float32 metres"),
-    "npz": Writer(".npz", _write_npz, content="depth, valid mask, intrinsics, metadata as JSON"),
+    "npz": Writer(".npz", _write_npz, content="depth, valid mask, intrinsics, metadata as JSON", camera=True),
     "color": Writer("_color.png", _write_color, content="colors with a legend in metres; not for measuring"),
-    "ply": Writer(".ply", _write_ply, content="point cloud in metres, colored by the image"),
+    "ply": Writer(
+        ".ply",
+        _write_ply,
+        content="point cloud in metres, colored by the image",
+        camera=True,
+        needs_camera=True,
+        image=True,
+    ),
 }
 
 

@@ -23,6 +23,7 @@ def floor_of(
     taken to be held upright, tilted by 40 degrees at most.
     """
     points = camera.unproject(depth)[valid].astype(np.float64)
+    points = points[np.isfinite(points).all(1)]
     points = points[:: max(1, len(points) // _POINTS)]
     random, unit = np.random.default_rng(0), float(np.median(points[:, 2]))
     best, found = _LEAST, None
