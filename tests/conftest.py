@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: processes side by side 
 
 from langdepth import cli
 from langdepth.data.tools.sample import write_sample
+from tests.browser import Browser, open_browser
 from tests.helpers import Run
 
 # The same examples in every run, and no failures because a machine was busy.
@@ -32,6 +34,13 @@ def command(capsys: pytest.CaptureFixture[str]) -> Run:
         return code, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium; without one the test is skipped."""
+    with open_browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

@@ -81,10 +81,10 @@ def check(examples: Path) -> None:
         assert code == 0, (line, err)
         assert out, line
 
-    formats = "depth16,kitti16,npy,npz,color,ply"
+    formats = "depth16,kitti16,npy,npz,color,ply,html"
     code, out, err = command("predict", photo, "--save", formats, "--text", "a desk in an office", "--out", "one")
     assert code == 0, err
-    assert len(os.listdir("one")) >= 6, os.listdir("one")
+    assert len(os.listdir("one")) >= 7, os.listdir("one")
     folder = ["predict", str(examples), "--recursive", "--scene", "office", "--flip", "--out", "all", "--resume"]
     code, out, err = command(*folder)
     assert code == 0, err

@@ -309,10 +309,10 @@ def test_a_missing_file_is_known_before_the_model_is_loaded(run: Run, monkeypatc
         (["--seed", "0"], "seed is of samples; give samples, too"),
         (["--spread", "0.5"], "spread is of samples; give samples, too"),
         (["--without-caption", "stop"], "--without-caption is of captions; give --captions, too"),
-        (["--range", "0,10", "--save", "npy"], "--range is of the format color; name it in --save"),
-        (["--colormap", "magma_r", "--save", "npy"], "--colormap is of the format color; name it in --save"),
-        (["--fov", "60"], "--fov is for ply and npz; name one in --save"),
-        (["--intrinsics", "60,60,32,24", "--save", "npy"], "--intrinsics is for ply and npz; name one in --save"),
+        (["--range", "0,10", "--save", "npy"], "--range is of the formats color and html; name one in --save"),
+        (["--colormap", "magma_r", "--save", "npy"], "--colormap is of the formats color and html; name one in --save"),
+        (["--fov", "60"], "--fov is for ply, npz and html; name one in --save"),
+        (["--intrinsics", "60,60,32,24", "--save", "npy"], "--intrinsics is for ply, npz and html; name one in --save"),
     ],
 )
 def test_an_option_without_a_use_is_refused(run: Run, options: list[str], message: str) -> None:

@@ -43,7 +43,7 @@ class TestWriteResult:
             by_suffix = write_result(result, tmp_path / "new" / f"a{writer.suffix}")
             by_name = write_result(result, tmp_path / f"{name}{by_suffix.suffix}", format=name)
             assert by_suffix.read_bytes() == by_name.read_bytes()
-        expected = {"a_depth.png", "a.npy", "a.npz", "a_color.png", "a.ply"}
+        expected = {"a_depth.png", "a.npy", "a.npz", "a_color.png", "a.ply", "a.html"}
         assert {path.name for path in (tmp_path / "new").iterdir()} == expected  # and nothing temporary left
 
     def test_depth16_says_what_it_holds(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:

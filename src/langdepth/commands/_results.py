@@ -42,7 +42,7 @@ class ResultOptions(ColorOptions):
 
     Args:
         save: What to write, with commas: depth16 (16-bit PNG, millimetres), kitti16 (the KITTI benchmark's 16-bit PNG,
-            metres x 256), npy, npz, color (PNG with a legend), ply.
+            metres x 256), npy, npz, color (PNG with a legend), ply, html (a page to look at it in a browser).
         camera: A file with the camera: camera_info of ROS, OpenCV's YAML or JSON, cameras.txt of COLMAP, calib of
             KITTI, or a 3x3 matrix (text, .csv, .json, .npy). Without any, EXIF or a guess is used.
         intrinsics: Camera as fx,fy,cx,cy in pixels of the depth maps.
@@ -59,7 +59,7 @@ class ResultOptions(ColorOptions):
 
     def __post_init__(self) -> None:
         if self.colors and self.lens:  # which refuse wrong values
-            self.require_camera_use("is for ply and npz; name one in --save", used=False)
+            self.require_camera_use("is for ply, npz and html; name one in --save", used=False)
 
     def require_camera_use(self, advice: str, *, used: bool) -> None:
         """Raise UsageError with ``advice`` for a camera that no format holds and that is not ``used`` otherwise."""

@@ -21,7 +21,7 @@ from langdepth.prediction.background import Background
 from langdepth.prediction.done import Done, origin, stamp
 from langdepth.prediction.inputs import STDIN, find_images
 from langdepth.prediction.names import unique_names
-from langdepth.prediction.options import Precision, PredictOptions
+from langdepth.prediction.options import COLORED, Precision, PredictOptions
 from langdepth.records import Runtime, WithoutCaption
 from langdepth.utils.files import LONGEST_NAME
 
@@ -34,6 +34,7 @@ _OF_THE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, e
 EXAMPLE = """
 langdepth predict photo.jpg --text "a kitchen with a sink" --out depth
 langdepth predict photos --recursive --save depth16,npz --out depth --resume
+langdepth predict photo.jpg --save html --out page
 langdepth predict photos --save color --range 0,10 --colormap viridis --out depth
 langdepth predict photo.jpg --system depthclip --clip-weights RN50.pt --words "near,far" --bins 1,3 --out words
 """
@@ -137,8 +138,8 @@ def predict(
         resume: Skip images whose results are all there, made of the same image with the same options and weights.
             Results whose name is another one by now, as other images came or went, are renamed.
     """
-    advice = "is of the format color; name it in --save"
-    require_use("color" in output.formats, advice, range=output.range, colormap=output.colormap)
+    advice = "is of the formats color and html; name one in --save"
+    require_use(not set(COLORED).isdisjoint(output.formats), advice, range=output.range, colormap=output.colormap)
     advice = "is for a camera whose lens bends the image; give its file with --camera"
     require_use(output.bends, advice, keep_distortion=options.keep_distortion or None)
     if overlay is not None and by.base is not None:

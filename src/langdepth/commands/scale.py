@@ -38,7 +38,7 @@ class ScaleResults(ResultOptions):
 
     def __post_init__(self) -> None:
         if self.colors and self.lens:  # which refuse wrong values
-            advice = "is for --camera-height, ply and npz; name one of them"
+            advice = "is for --camera-height, ply, npz and html; name one of them"
             self.require_camera_use(advice, used=self.camera_height is not None)
 
 

@@ -17,6 +17,7 @@ from langdepth.utils.numbers import plain_number
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 COLORMAPS = ("magma", "inferno", "plasma", "viridis", "cividis", "turbo", "gray")  # each with "_r", reversed
+COLORED = ("color", "html")  # formats whose files show depth in colors
 COLORMAP = "magma_r"  # perceptually uniform, near bright and far dark
 
 
@@ -137,7 +138,7 @@ def reversed_colormap(name: str) -> str:
 
 def writer_options(name: str, colors: ColorScale) -> dict[str, Any]:
     """What ``langdepth.prediction.results.write_result`` takes for the format ``name``."""
-    return {"colors": colors} if name == "color" else {}
+    return {"colors": colors} if name in COLORED else {}
 
 
 def read_formats(text: str, known: Mapping[str, Any]) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ _NPY_HEADER = 246  # bytes, more than NumPy pads such a header to; by this the f
 _NPY_START = b"\x93NUMPY\x01\x00" + _NPY_HEADER.to_bytes(2, "little")
 _NPY_FACTS = b"{'descr': '<f4', 'fortran_order': False, 'shape': "
 _PLY_MARK = b"; x right, y down, z forward\ncomment camera from "
+_HTML_MARK = b'<meta name="generator" content="langdepth page">'
 _KITTI_SCALE = 1 / 256  # metres per unit of the KITTI benchmark's depth PNGs
 
 
@@ -98,7 +99,7 @@ def write_result(result: DepthResult, path: str | Path, *, format: str | None = 
         path: The file.
         format: A key of ``WRITERS``; without one, the end of the file name decides.
         **options: Of the format: ``scale`` of depth16 (metres per unit, 0.001 unless the farthest pixel needs more),
-            ``colors`` of color (a ``ColorScale``), ``max_points`` of ply (that many at most, evenly spread).
+            ``colors`` of color and html (a ``ColorScale``), ``max_points`` of ply (that many at most, evenly spread).
 
     Returns:
         The path.
@@ -209,11 +210,23 @@ def _write_color(result: DepthResult, file: IO[bytes], *, colors: ColorScale = A
 
     unit = "m" if result.scale_kind == "metric" else ""
     depth = _clean_depth(result)
-    if result.scale_kind == "disparity":  # near is large there; it gets the same colors all the same
-        colors = replace(colors, colormap=reversed_colormap(colors.colormap))
-    pixels = color_with_legend(depth, depth > 0, colors, unit)
+    pixels = color_with_legend(depth, depth > 0, _colors_of(result, colors), unit)
     tag = own_png(kind="color", system=result.system)
     Image.fromarray(pixels).save(file, "PNG", pnginfo=tag, compress_level=_PNG_COMPRESSION)
+
+
+def _colors_of(result: DepthResult, colors: ColorScale) -> ColorScale:
+    """For disparity, whose near is large, the color map the other way round: near and far look the same in all."""
+    turned = result.scale_kind == "disparity"
+    return replace(colors, colormap=reversed_colormap(colors.colormap)) if turned else colors
+
+
+def _write_html(result: DepthResult, file: IO[bytes], *, colors: ColorScale = AUTOMATIC) -> None:
+    from langdepth.prediction.page import html_page
+
+    if result.image is not None and result.image.shape != (*result.depth.shape, 3):
+        raise UsageError(f"html: image {result.image.shape} and depth {result.depth.shape} differ in size")
+    file.write(html_page(result, _clean_depth(result), _colors_of(result, colors)))
 
 
 def _write_ply(result: DepthResult, file: IO[bytes], *, max_points: int | None = None) -> None:
@@ -273,6 +286,13 @@ WRITERS: dict[str, Writer] = {
         needs_camera=True,
         image=True,
     ),
+    "html": Writer(
+        ".html",
+        _write_html,
+        content="a page to look at in a browser: photo and depth, a ruler, 3D; see [page](page.md)",
+        camera=True,
+        image=True,
+    ),
 }
 
 
@@ -286,7 +306,8 @@ def is_own_result(path: Path) -> bool:
                 return {"depth.npy", "valid.npy", "metadata.npy"} <= set(archive.namelist())
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         return False
-    return not head or is_own_png(path) or head.startswith(_NPY_START + _NPY_FACTS) or _PLY_MARK in head
+    marked = _PLY_MARK in head or _HTML_MARK in head
+    return not head or is_own_png(path) or head.startswith(_NPY_START + _NPY_FACTS) or marked
 
 
 def require_own(path: Path) -> None:

@@ -62,10 +62,10 @@ def colorize(depth: Depth, valid: npt.NDArray[np.bool_] | None = None, colors: C
     of a range lies beyond the other, measured one.
     """
     usable = _usable(depth, valid)
-    low, high = _range(depth, usable, colors)
+    low, high = shown_range(depth, usable, colors)
     level = (depth - np.float32(low)) * np.float32(256 / (high - low))
     index = np.nan_to_num(level, copy=False).clip(0, 255).astype(np.uint8)
-    pixels: Pixels = _palette(colors.colormap)[index]
+    pixels: Pixels = palette(colors.colormap)[index]
     pixels[~usable] = INVALID_GREY
     return pixels
 
@@ -80,7 +80,7 @@ def color_with_legend(
 
     An image whose smaller side is below 200 pixels is enlarged by a whole factor, so that the labels can be read.
     """
-    low, high = _range(depth, _usable(depth, valid), colors)
+    low, high = shown_range(depth, _usable(depth, valid), colors)
     pixels = colorize(depth, valid, replace(colors, minimum=low, maximum=high))
     factor = -(-_MIN_SIDE_WITH_LEGEND // min(depth.shape))
     if factor > 1:
@@ -138,7 +138,7 @@ def maps_sheet(
     if not rows or len({len(maps) for _, maps in rows}) > 1 or not rows[0][1]:
         raise UsageError("a sheet of depth maps needs the same number of maps in every row, at least one")
     values = np.concatenate([depth.ravel() for _, maps in rows for depth in maps])
-    low, high = _range(values, _usable(values, None), colors)
+    low, high = shown_range(values, _usable(values, None), colors)
     low = low if low > 0 else _LEAST_SHARE * high  # a logarithm has no 0
     levels_of = ColorScale(minimum=1.0, maximum=1 + math.log(high / low), colormap=colors.colormap)
     strips = []
@@ -168,7 +168,7 @@ def _sheet_row(row: SheetRow, cell_width: int, unit: str, with_errors: bool, col
         )
     size = (max(_MIN_CELL_HEIGHT, round(cell_width * target.shape[0] / target.shape[1])), cell_width)
     leading = prediction if row.target is None else target
-    low, high = _range(leading, _usable(leading, None), colors)
+    low, high = shown_range(leading, _usable(leading, None), colors)
     colors = replace(colors, minimum=low, maximum=high)
     image = Image.fromarray(np.ascontiguousarray(row.image)).resize(size[::-1], Image.Resampling.BOX)
     shown = (target,) if row.prediction is None else (target, prediction)
@@ -229,7 +229,8 @@ def _usable(depth: Depth, valid: npt.NDArray[np.bool_] | None) -> npt.NDArray[np
     return usable if valid is None else usable & valid
 
 
-def _range(depth: Depth, usable: npt.NDArray[np.bool_], colors: ColorScale) -> tuple[float, float]:
+def shown_range(depth: Depth, usable: npt.NDArray[np.bool_], colors: ColorScale) -> tuple[float, float]:
+    """The depths of the first and the last color of a map, of which ``usable`` pixels have a value."""
     minimum, maximum = colors.minimum, colors.maximum
     if minimum is None or maximum is None:
         low, high = robust_range(depth, usable)
@@ -240,13 +241,13 @@ def _range(depth: Depth, usable: npt.NDArray[np.bool_], colors: ColorScale) -> t
     return minimum, maximum
 
 
-def _palette(colormap: str) -> Pixels:
+def palette(colormap: str) -> Pixels:
     """(256, 3) uint8."""
     name = colormap.removesuffix("_r")
     with np.load(Path(__file__).with_name("colormaps.npz")) as stored:
         if name in stored:
-            palette: Pixels = stored[name]
-            return palette[::-1] if colormap.endswith("_r") else palette
+            kept: Pixels = stored[name]
+            return kept[::-1] if colormap.endswith("_r") else kept
     found: Pixels = colormaps()[colormap](np.linspace(0, 1, 256), bytes=True)[:, :3]
     return found
 
@@ -306,7 +307,7 @@ def _legend(
 
     strip = np.full((height, width, 3), 255, dtype=np.uint8)
     index = np.linspace(0, 255, bottom - top).astype(np.uint8)
-    strip[top:bottom, bar_left : bar_left + bar_width] = _palette(colormap)[index][:, None]
+    strip[top:bottom, bar_left : bar_left + bar_width] = palette(colormap)[index][:, None]
     image = Image.fromarray(strip)
     draw = ImageDraw.Draw(image)
     line = max(1, font_size // 12)
