@@ -156,6 +156,14 @@ def test_the_run_folder_holds_another_run(run: Run) -> None:
     refused(run(), 2, "run: holds a run already; continue it with --resume or choose another --train.out")
 
 
+@pytest.mark.parametrize("name", ["recipe.yaml", "start.safetensors", "start.md", "best.md", "last.md"])
+def test_files_of_others_in_the_run_folder(run: Run, name: str) -> None:
+    Path("run").mkdir()
+    Path("run", name).write_text("of somebody else")
+    refused(run(), 1, f"run/{name} exists and was not written by langdepth; give another name, or remove it")
+    assert [path.read_text() for path in Path("run").iterdir()] == ["of somebody else"]
+
+
 def test_the_run_folder_cannot_be_written(run: Run) -> None:
     Path("file").write_text("")
     refused(run("--train.out", "file/run"), 1, "file/run: cannot be written")

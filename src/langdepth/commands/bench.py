@@ -62,8 +62,10 @@ def bench(
     from langdepth.runtimes.comparison import PHOTO
     from langdepth.runtimes.graph import thread_count
     from langdepth.runtimes.opening import load, runtime_of_auto
-    from langdepth.utils.files import write_json
+    from langdepth.utils.files import require_marked, write_json
 
+    if out is not None:
+        require_marked(out, b'"processor": ')
     choices = benching.choices_here(system)
     if not choices:
         load(system)  # states what is missing

@@ -49,6 +49,7 @@ def prompts(
     from langdepth.systems.registry import list_systems
     from langdepth.weights.checkpoint import load
 
+    workbench.files_of(out, Path(image).stem)
     used = bool(changes or swap or system in list_systems())
     require_use(used, f"is of no use: {system} holds its words; give other words or --swap", clip_weights=clip_weights)
     needed = clip_weights if changes or system in list_systems() else None

@@ -53,8 +53,15 @@ def scenes(
         raise UsageError("encode needs the weights of a CLIP model, --clip-weights, and a file to write, --out")
 
     from langdepth.backbones.clip_weights import find_clip_weights
-    from langdepth.text.scene_table import PROMPT, encode_scenes, imagenet_templates, write_scene_table
+    from langdepth.text.scene_table import (
+        PROMPT,
+        encode_scenes,
+        imagenet_templates,
+        require_own_table,
+        write_scene_table,
+    )
 
+    require_own_table(out)
     architecture = architecture or "convnext_large_d_320"
     weights = find_clip_weights(clip_weights, architecture, quick_gelu)
     sentences = imagenet_templates() if templates == "imagenet" else (PROMPT,)

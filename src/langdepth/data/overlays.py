@@ -51,14 +51,14 @@ def overlay_names(images: Sequence[Path]) -> dict[Path, Path]:
 
 def write_index(folder: Path, overlays: dict[Path, Path]) -> None:
     """Write which image has which overlay, beside what the index in ``folder`` says of others."""
-    known = _read_table(folder) | {image.as_posix(): overlay.as_posix() for image, overlay in overlays.items()}
+    known = read_table(folder) | {image.as_posix(): overlay.as_posix() for image, overlay in overlays.items()}
     with atomic_path(folder / INDEX) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(sorted(known.items()))
 
 
-def _read_table(folder: Path) -> dict[str, str]:
+def read_table(folder: Path) -> dict[str, str]:
     """Image -> overlay, both relative, of the folder's index; empty without one.
 
     Raises LangdepthError naming the line of a mistake, also of a path that leads out of the folder.
@@ -92,7 +92,7 @@ class Overlays:
         self.folder, self.kind = Path(folder), kind
         if not self.folder.is_dir():
             raise LangdepthError(f"{folder}: no such folder of {kind.what}s")
-        self._index = _read_table(self.folder)
+        self._index = read_table(self.folder)
         self._there = Listing()
 
     def find(self, *images: str | Path) -> Path | None:

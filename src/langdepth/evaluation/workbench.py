@@ -24,9 +24,9 @@ from langdepth.prediction.options import COLORMAP, ColorScale
 from langdepth.systems.base import System
 from langdepth.systems.clip_system import ClipSystem
 from langdepth.text.scenes import scene_index
-from langdepth.utils.files import atomic_path
+from langdepth.utils.files import atomic_path, require_marked
 from langdepth.utils.images import read_image
-from langdepth.utils.png import own_png
+from langdepth.utils.png import PNG_TAG, own_png
 
 CELL_WIDTH = 320
 LINE = 22
@@ -149,9 +149,17 @@ def similarity_sheet(maps: WordMaps, swaps: Mapping[str, WordMaps]) -> npt.NDArr
     return np.concatenate(rows)
 
 
+def files_of(folder: str | Path, stem: str) -> tuple[Path, Path]:
+    """Where ``write_workbench`` writes. Raises LangdepthError where it would replace a file of somebody else."""
+    sheet, arrays = Path(folder, f"{stem}_words.png"), Path(folder, f"{stem}_words.npz")
+    require_marked(sheet, PNG_TAG.encode())
+    require_marked(arrays, b"bin_centers.npy")
+    return sheet, arrays
+
+
 def write_workbench(maps: WordMaps, swaps: Mapping[str, WordMaps], folder: str | Path, stem: str) -> list[Path]:
     """``<stem>_words.png`` (the sheet) and ``<stem>_words.npz`` (the arrays of ``WordMaps``); returns both paths."""
-    sheet, arrays = Path(folder, f"{stem}_words.png"), Path(folder, f"{stem}_words.npz")
+    sheet, arrays = files_of(folder, stem)
     with atomic_path(sheet) as temporary:
         Image.fromarray(similarity_sheet(maps, swaps)).save(temporary, format="PNG", pnginfo=own_png(kind="sheet"))
     with atomic_path(arrays) as temporary, open(temporary, "wb") as file:

@@ -268,7 +268,8 @@ def pack(captions: Iterable[Caption], features: Mapping[str, Half], out: str | P
     if len(widths) > 1:
         raise LangdepthError(f"the features have different widths: {', '.join(map(str, sorted(widths)))}")
     require_marked(out / INDEX, b"image,caption,row")
-    require_marked(out / FEATURES, b"\x93NUMPY")
+    if not (out / INDEX).exists():  # without it the features are of somebody else
+        require_marked(out / FEATURES)
     with locked(out):  # the two files belong together
         with atomic_path(out / FEATURES) as path:
             np.save(path, np.stack([features[sentence] for sentence in rows]), allow_pickle=False)

@@ -21,7 +21,7 @@ from langdepth.errors import CheckpointError, MissingCheckpointError
 from langdepth.text.clip_text import encode_sentences
 from langdepth.text.scenes import SCENES
 from langdepth.utils.arrays import load_npy
-from langdepth.utils.files import write_tensors
+from langdepth.utils.files import require_marked, write_tensors
 from langdepth.utils.tensors import read_pickle, read_safetensors, reading_tensors, require_plain
 
 PROMPT = "a photo of a {}"
@@ -41,6 +41,11 @@ def imagenet_templates() -> tuple[str, ...]:
 def encode_scenes(weights: ClipWeights, scenes: Sequence[str] = SCENES, templates: Sequence[str] = (PROMPT,)) -> Tensor:
     """Unit vectors (K, D) float32 of scene names, "_" taken as a space; see ``encode_sentences`` for ``templates``."""
     return encode_sentences([name.replace("_", " ") for name in scenes], weights, templates=templates)
+
+
+def require_own_table(path: str | Path) -> None:
+    """Raise LangdepthError where a table would replace a file of somebody else."""
+    require_marked(Path(path), b'"clip_sha256":')
 
 
 def write_scene_table(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,9 @@ from langdepth.utils.files import atomic_path, require_marked
 from langdepth.utils.reading import file_sha256
 from langdepth.utils.tensors import nested_tensors, require_finite
 from langdepth.weights.checkpoint import load
+from langdepth.weights.files import OWN_CARD, require_own
+
+_RECIPE = "# langdepth train: what this run was resolved to"
 
 
 def claim_folder(recipe: Recipe, resume: bool) -> None:
@@ -34,12 +36,14 @@ def claim_folder(recipe: Recipe, resume: bool) -> None:
     elif any((out / name).exists() for name in ("resume.ckpt", "last.safetensors")):
         raise UsageError(f"{out}: holds a run already; continue it with --resume or choose another --train.out")
     else:
-        for path in chain(out.glob("best*.safetensors"), out.glob("best*.md"), out.glob("last.md")):
-            require_marked(path, b"langdepth")
+        require_own(start, out / "last.safetensors", *out.glob("best*.safetensors"))
+        for path in out.glob("best*.md"):
+            require_marked(path, OWN_CARD)
         require_marked(out / "metrics.csv", b"step")
+        require_marked(out / "recipe.yaml", _RECIPE.encode())
         start.unlink(missing_ok=True)
     with atomic_path(out / "recipe.yaml") as path:
-        path.write_text(dump_yaml(recipe), encoding="utf-8")
+        path.write_text(f"{_RECIPE}\n{dump_yaml(recipe)}", encoding="utf-8")
 
 
 def _require_same(recipe: Recipe, start: Path) -> None:

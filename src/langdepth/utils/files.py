@@ -129,13 +129,12 @@ def _reason(error: OSError, folder: Path) -> str:
 
 def require_marked(path: Path, *marks: bytes) -> None:
     """Raise LangdepthError where ``path`` is somebody else's file: not empty, and none of ``marks`` near its start."""
-    if path.is_file() and path.stat().st_size > 0:
-        with open_regular(path) as file:
-            start = file.read(1 << 16)
-        if any(mark in start for mark in marks):
-            return
-    elif not path.exists() or path.is_file():
+    if not os.path.lexists(path):
         return
+    with suppress(OSError), open_regular(path) as file:
+        start = file.read(1 << 20)
+        if not start or any(mark in start for mark in marks):
+            return
     raise LangdepthError(f"{path} exists and was not written by langdepth; give another name, or remove it")
 
 

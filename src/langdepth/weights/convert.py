@@ -16,7 +16,7 @@ from langdepth.errors import CheckpointError, MissingCheckpointError
 from langdepth.systems import registry
 from langdepth.systems.capabilities import ConvertsOfficial, StandsOnClip, require
 from langdepth.utils.tensors import read_checkpoint, reading_tensors, without_prefixes
-from langdepth.weights.files import fill, require_no_graph, require_suffix, save
+from langdepth.weights.files import fill, require_no_graph, require_own, require_suffix, save
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +57,13 @@ def convert(
         UsageError: For unknown names and options.
         CheckpointError: For a file that cannot be read, is of another layout, lacks tensors or has them in other
             shapes; nothing is written.
+        LangdepthError: A file of somebody else is in the place of ``out`` or of the model card beside it.
     """
     source, out = Path(source), require_suffix(out)
     if not os.path.isfile(source):  # pathlib's raises OSError for names that are too long
         raise MissingCheckpointError(f"{source}: no such file")
     require_no_graph(source)
+    require_own(out)
     tensors = None if _is_archive(source) else read_checkpoint(source)
     system = registry.build(name, dict(options or {}))
     unrecorded = system.unrecorded if isinstance(system, ConvertsOfficial) else {}

@@ -17,12 +17,14 @@ from langdepth._version import __version__
 from langdepth.config import to_mapping
 from langdepth.errors import CheckpointError, LangdepthError, UsageError
 from langdepth.utils.arguments import checked
-from langdepth.utils.files import atomic_path, second_name, write_tensors
+from langdepth.utils.files import atomic_path, require_marked, second_name, write_tensors
 from langdepth.utils.tensors import read_safetensors, require_finite
 from langdepth.weights.card import Storable, model_card
 
 FORMAT = "langdepth/1"
 GRAPHS = {".onnx": "ONNX", ".xml": "OpenVINO"}  # what `langdepth export` writes
+OWN_WEIGHTS, OWN_CARD = b'"langdepth_version":', b"| written by | langdepth "
+"""What the two files of ``save`` hold and those of others do not."""
 # Facts about one file; they are found again whenever it is loaded and so are not stored in it.
 _FILE_FACTS = ("weights", "sha256", "langdepth_version")
 
@@ -48,10 +50,12 @@ def save(
 
     Raises:
         UsageError: For another file ending.
-        LangdepthError: For a system without a registry name, and where the files cannot be written.
+        LangdepthError: For a system without a registry name, where the files cannot be written, and where one of them
+            would replace a file of somebody else.
         CheckpointError: A value is not finite or does not fit ``dtype``; nothing is written.
     """
     path = require_suffix(path)
+    require_own(path, *also)
     facts = facts_to_store(system, extra)
     write(system, path, facts, dtype)
     for name in also:
@@ -67,6 +71,13 @@ def require_suffix(path: str | Path) -> Path:
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: weights are written as .safetensors; give a name with this ending")
     return path
+
+
+def require_own(*weights: Path) -> None:
+    """Raise LangdepthError where weights or the model card beside them would replace a file of somebody else."""
+    for path in weights:
+        require_marked(path, OWN_WEIGHTS)
+        require_marked(path.with_suffix(".md"), OWN_CARD)
 
 
 def require_no_graph(path: Path) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 from langdepth.config import to_mapping
 from langdepth.errors import CheckpointError, LangdepthError, first_line
 from langdepth.utils.arguments import checked
-from langdepth.utils.files import temporary_folder
+from langdepth.utils.files import require_marked, temporary_folder
 from langdepth.utils.network import hub_or_cache, offline_stated
 from langdepth.weights.card import CardOptions, Storable, model_card
-from langdepth.weights.files import facts_to_store, write, write_text
+from langdepth.weights.files import OWN_CARD, OWN_WEIGHTS, facts_to_store, write, write_text
 
 WEIGHTS_FILE = "model.safetensors"
+_OWN = {WEIGHTS_FILE: OWN_WEIGHTS, "config.json": b'{\n  "system": "', "README.md": OWN_CARD}
 
 
 @checked
@@ -29,8 +30,11 @@ def save_pretrained(system: Storable, folder: str | Path, *, load_from: str | No
 
     Raises:
         UsageError: For a report that is none, or of another system; nothing is written.
+        LangdepthError: For a folder in which a file of somebody else would be replaced; nothing is written.
     """
     folder = Path(folder)
+    for name, mark in _OWN.items():
+        require_marked(folder / name, mark)
     options = checked(CardOptions)(**card)
     facts = facts_to_store(system, options.facts())
     text = model_card(system, facts, load_from or str(folder), options)

@@ -21,7 +21,7 @@ from langdepth.data.rows import Doubt, Metres, Row, made_of, read_pair, true_edg
 from langdepth.data.sets.frame_cache import FORMAT, INDEX, PARTIAL, PARTS, CachedFrame, read_frames
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.evaluation.protocols import Protocol
-from langdepth.utils.files import atomic_path, file_state, locked, real_path
+from langdepth.utils.files import atomic_path, file_state, locked, real_path, require_marked
 from langdepth.utils.threads import reading_threads
 
 CachedPart = Literal["stored", "kb"]
@@ -131,6 +131,8 @@ def _known(out: Path, head: dict[str, Any]) -> tuple[list[CachedFrame], bool]:
     """The frames of an earlier run, and whether it came to its end. Raises UsageError for another cache."""
     path = next((path for path in (out / INDEX, out / PARTIAL) if path.is_file()), None)
     if path is None:
+        for name in PARTS:
+            require_marked(out / name)
         return [], False
     known, frames, whole = read_frames(path)
     for key in sorted(head.keys() & known.keys() - {"rows", "format", "tables"}):

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from langdepth.data.base import INCOMPLETE, MANIFEST, Member, find_rows, layout
 from langdepth.data.tools.archives import ARCHIVES, MemberReader, checked_members, is_archive, opened
 from langdepth.errors import LangdepthError, UsageError, text_flaw
-from langdepth.utils.files import atomic_path, locked, real_path
+from langdepth.utils.files import atomic_path, locked, real_path, require_marked
 from langdepth.utils.reading import file_sha256, read_bytes, visible
 
 _MAX_MANIFEST = 1 << 30  # of five million files
@@ -151,6 +151,7 @@ def prepare(
     given = [(path, checked_members(path) if is_archive(path) else exports[path.name](path)) for path in files]
     sources = _each_file_once(given)
     members = [member for _, members in sources for member in members]
+    _require_own(out, members)
     with locked(out), _room(out, members):
         work = Extraction(out, len(members), progress)
         for path, members in sources:
@@ -158,6 +159,16 @@ def prepare(
                 for member in members:
                     work.write(member, read)
     return work
+
+
+def _require_own(out: Path, members: list[Member]) -> None:
+    """Raise LangdepthError where files of another size would be replaced that no earlier run has written."""
+    if (out / INCOMPLETE).exists():
+        return
+    known = read_manifest(out)
+    for member in members:
+        if member.path not in known and not member.is_in(out):
+            require_marked(out / member.path)
 
 
 def prepared_root(name: str, out: Path) -> Path:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from langdepth.data.masks import color_seed, draw_masks
-from langdepth.data.overlays import overlay_names, write_index
+from langdepth.data.overlays import overlay_names, read_table, write_index
 from langdepth.errors import (
     CheckpointError,
     ImageError,
@@ -20,7 +20,7 @@ from langdepth.errors import (
     UsageError,
     first_line,
 )
-from langdepth.utils.files import atomic_path, real_path
+from langdepth.utils.files import atomic_path, real_path, require_marked
 from langdepth.utils.images import read_image
 
 if TYPE_CHECKING:
@@ -75,12 +75,16 @@ def write_overlays(
     """Draw the masks of ``photos``, paths below ``root``; yields the file, or what was wrong.
 
     ``overlays.csv`` beside them says which photo has which (data/overlays.py). ``resume`` leaves out photos whose
-    overlay is there. Raises UsageError when ``out`` is ``root`` and photos would be overwritten.
+    overlay is there. Raises UsageError when ``out`` is ``root`` and photos would be overwritten, LangdepthError when
+    other files would be.
     """
     root, out = Path(root), Path(out)
     if real_path(out) == real_path(root):
         raise UsageError(f"{out}: the overlays would lie among the photos; give another folder")
-    names = overlay_names(photos)
+    names, known = overlay_names(photos), set(read_table(out).values())
+    for name in names.values():
+        if not resume and name.as_posix() not in known:
+            require_marked(out / name)
     write_index(out, names)
     for photo, name in names.items():
         target = out / name
