@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,3 +211,31 @@ def test_warnings_are_one_line_that_steers_nothing(capsys: pytest.CaptureFixture
     _parse.run(command, ["--name", "a\x1b[31m\nb"], "command", "command")
     before = "command: warning: a\\x1b[31m"
     assert capsys.readouterr().err == f"{before} b: two lines\n{before}\\nb: is odd\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["a", "--flag", "b", "c"],
+            "'b', 'c': not understood after an option; write all names before the options, and",
+        ),
+        (["a", "--flagg", "--naem", "x"], "unknown option '--flagg': did you mean '--flag'?; also unknown: --naem"),
+    ],
+)
+def test_what_is_left_over_is_named_whole(arguments: list[str], message: str) -> None:
+    def command(names: list[str], *, flag: bool = False) -> None:
+        """Do it."""
+
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
+        _parse.run(command, arguments, "test", "")
+
+
+def test_one_name_is_all_that_a_command_takes() -> None:
+    def command(action: str, name: str = "") -> None:
+        """Do it."""
+
+    with pytest.raises(
+        UsageError, match=r"^'c d': too much; 'test' takes one action, one name and options, and a text"
+    ):
+        _parse.run(command, ["a", "b", "c d"], "test", "")

@@ -406,7 +406,10 @@ def test_no_two_images_have_a_file_in_common(run: Run) -> None:
         (["a.png", "--stride", "8x8"], "a stride is given without a window"),
         (["a.png", "--scene", "kitchn"], "did you mean 'kitchen'"),
         (["a.png", "--device", "warp"], "device 'warp'"),
-        (["a.png", "--out", "o", "b.png"], "'b.png' is not understood there"),
+        (
+            ["a.png", "--out", "o", "b.png", "c.png"],
+            "'b.png', 'c.png': not understood after an option; write all names",
+        ),
     ],
 )
 def test_usage_mistakes_cost_one_line_and_exit_2(run: Run, arguments: list[str], message: str) -> None:

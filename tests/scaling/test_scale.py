@@ -150,6 +150,19 @@ def test_unknown_words_are_named_and_uncertainty_grows_away_from_known_ones(dept
         ({"known": [(3, 3, 1e6)]}, "1000 at most"),
         ({"camera_height": 1.5}, "a camera height needs the camera"),
         ({"camera_height": -1.0, "camera": Camera.from_fov(60, WIDTH, HEIGHT)}, "must be a positive number of metres"),
+        ({"known": "3,3=2"}, r"known: expected a list of \(a number, a number, a number\), got '3,3=2'"),
+        ({"known": [(3, 3)]}, r"known: expected a list of \(a number, a number, a number\)"),
+        ({"known": [(3, 3, "2")]}, "known: expected a list of"),
+        ({"known": np.ones((1, 3))}, "known: expected a list of .*, got ndarray"),
+        ({"text": ["a kitchen"]}, "text: expected a text or None"),
+        ({"text": " "}, "none of its words is known"),
+        ({"text": "a room", "inverse": 1}, "inverse: expected True or False, got 1"),
+        ({"text": "a room", "camera": "60"}, "camera: expected a Camera, a function or None, got '60'"),
+        ({"text": "a room", "camera": lambda width, height: 60}, "camera: expected a Camera, or a function .*, got 60"),
+        ({"text": "a room", "camera": lambda: 60}, "camera: the function of .width, height. failed"),
+        ({"text": "a room", "camera": Camera.from_fov(60, 9, 9)}, "is for 9x9 pixels, the image is 48x36"),
+        ({"camera_height": "1.5"}, "camera_height: expected a number or None"),
+        ({"text": "a room", "words": "a room"}, "unexpected keyword argument 'words'"),
     ],
 )
 def test_options_that_make_no_sense(depth: np.ndarray[Any, Any], options: dict[str, Any], message: str) -> None:
@@ -162,7 +175,14 @@ def test_options_that_make_no_sense(depth: np.ndarray[Any, Any], options: dict[s
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.ones((4, 5), np.uint8), "8 bits holds 256 steps"),
+        (np.ones((4, 5), np.uint8), r"8 bits \(uint8\) holds 256 steps"),
+        (np.ones((4, 5), np.int8), "256 steps"),
+        (np.ones((4, 5), bool), "holds real numbers, found bool"),
+        (np.ones((4, 5), complex), "holds real numbers, found complex128"),
+        (np.zeros((4, 5), np.uint16), "no pixel of the relative map has a value"),
+        (None, r"is a file or an array of numbers \(H, W\), got NoneType"),
+        ([[1, 2], [3]], r"is a file or an array of numbers \(H, W\), got list"),
+        (b"bytes", "is a file or an array of numbers"),
         (np.ones((4, 5, 3), np.float32), r"is an array of numbers \(H, W\)"),
         (np.full((4, 5), np.nan), "no pixel of the relative map has a value"),
         (np.zeros((4, 5)), "no pixel of the relative map has a value"),
@@ -171,8 +191,93 @@ def test_options_that_make_no_sense(depth: np.ndarray[Any, Any], options: dict[s
 def test_arrays_that_are_no_relative_map(values: np.ndarray[Any, Any], message: str) -> None:
     with pytest.raises(ImageError, match=message):
         langdepth.scale(values, "a kitchen")
+
+
+def test_the_same_value_everywhere_is_no_inverse_map() -> None:
     with pytest.raises(ImageError, match="same value everywhere"):
         langdepth.scale(np.zeros((4, 5)), "a kitchen", inverse=True)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.int64, np.float16])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_maps_of_whole_numbers(depth: np.ndarray[Any, Any], tmp_path: Path, kind: Any, inverse: bool) -> None:
+    numbers = np.rint(3000 / depth if inverse else 1000 * depth).astype(kind)
+    numbers[0, 0] = 0
+    np.save(tmp_path / "map.npy", numbers)
+    for given in (numbers, tmp_path / "map.npy"):
+        result = langdepth.scale(given, "a kitchen with a sink", inverse=inverse)
+        assert result.valid[0, 0] == (inverse and kind == np.float16)  # of whole numbers 0 is no value, as in PNGs
+        expected = langdepth.scale(numbers.astype(np.float32), "a kitchen with a sink", inverse=inverse)
+        np.testing.assert_allclose(result.depth[1:], expected.depth[1:], rtol=1e-2)
+
+
+def test_masked_pixels_have_no_value(depth: np.ndarray[Any, Any]) -> None:
+    result = langdepth.scale(np.ma.masked_less(depth, 5.5), "a kitchen with a sink")
+    assert np.array_equal(result.valid, depth >= 5.5)
+
+
+def test_an_inverse_map_of_zeros_does_not_put_all_at_the_end(depth: np.ndarray[Any, Any]) -> None:
+    given = 0.3 / depth
+    given[:24] = 0  # most of it
+    with pytest.warns(UserWarning, match="67% of its pixels have its smallest value, .*; they count as no value"):
+        result = langdepth.scale(given, "a kitchen with a sink", inverse=True)
+    assert not result.valid[:24].any()
+    assert result.valid[24:].all()
+    assert 0.5 < median(result) < 5
+    given[16:24] = 0.1  # a sky
+    assert langdepth.scale(given, "a kitchen with a sink", inverse=True).valid.all()
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_a_map_that_is_read_the_wrong_way_round(
+    depth: np.ndarray[Any, Any], tmp_path: Path, inverse: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    right, wrong = (depth / 7, 0.3 / depth) if not inverse else (0.3 / depth, depth / 7)
+    known = [(5, 7, 6.0), (5, 35, float(depth[35, 5]))]
+    advice = "leave --inverse out" if inverse else "give --inverse"
+    langdepth.scale(right, known=known, inverse=inverse)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=f"order of the known distances contradicts; {advice}"):
+        langdepth.scale(wrong, known=known, inverse=inverse)
+    camera = Camera.from_fov(60, WIDTH, HEIGHT)
+    with pytest.raises(ImageError, match=f"shows no floor.*; read the other way round it shows one: {advice}"):
+        langdepth.scale(wrong, camera=camera, camera_height=1.5, inverse=inverse)
+
+
+def test_the_photo_shows_which_way_round_a_map_is() -> None:
+    photo = Path(langdepth.__file__).parent / "runtimes" / "desk.jpg"
+    estimate = langdepth.predict(photo).depth
+    for given, inverse in ((estimate, False), (1 / estimate, True)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            langdepth.scale(given, image=photo, inverse=inverse)
+        with pytest.warns(UserWarning, match="which the photo contradicts"):
+            langdepth.scale(given, image=photo, inverse=not inverse)
+
+
+def test_negative_values_are_no_depth(depth: np.ndarray[Any, Any]) -> None:
+    with pytest.warns(UserWarning, match=r"of its values are below 0.* left out; give --inverse if larger is nearer"):
+        assert not langdepth.scale(depth - 5, "a kitchen with a sink").valid.all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given = 0.3 / depth - 0.1 + 1e-4 * np.arange(WIDTH)
+        assert langdepth.scale(given, "a kitchen with a sink", inverse=True).valid.all()
+
+
+def test_who_says_which_way_round_a_map_is(depth: np.ndarray[Any, Any], tmp_path: Path, capsys: Any) -> None:
+    def stated(given: Any, *options: str) -> tuple[str, str]:
+        facts = langdepth.scale(given, "a room", inverse=bool(options)).provenance["scale"]
+        if isinstance(given, Path):
+            assert main(["scale", str(given), *options, "--text", "a room", "--out", str(tmp_path / "out")]) == 0
+            note = "nothing says whether larger values are farther or nearer; read as farther, --inverse reads them as"
+            assert (note in capsys.readouterr().err) == (facts["map_stated_by"] == "nobody")
+        return facts["map"], facts["map_stated_by"]
+
+    np.save(tmp_path / "a.npy", depth)
+    own = DepthResult(depth=3 / depth, valid=depth > 0, system="x", unit="relative", scale_kind="disparity")
+    assert stated(tmp_path / "a.npy") == stated(depth) == ("larger is farther", "nobody")
+    assert stated(tmp_path / "a.npy", "--inverse") == ("larger is nearer", "user")
+    assert stated(own.save(tmp_path / "own.npz")) == ("larger is nearer", "file")
 
 
 def test_the_command_writes_metres(tmp_path: Path, depth: np.ndarray[Any, Any], capsys: Any) -> None:
@@ -207,6 +312,18 @@ def test_the_command_takes_the_camera_for_its_height(relative: Path, capsys: Any
         (["{npy}"], "nothing says how far things are"),
         (["{npy}", "--text", "zyxglorp"], "none of its words is known"),
         (["{png8}", "--text", "a room"], "whose 256 steps are too few"),
+        (["{npy8}", "--text", "a room"], "8.npy: a relative map of 8 bits (uint8) holds 256 steps"),
+        (["{npy}", "--known", "3,4=1,2"], "expected X,Y=METRES"),
+        (["{npy}", "--known", "3,4=nan"], "a positive number of metres"),
+        (["{npy}", "--known", "inf,4=2"], "lies outside the map"),
+        (["{npy}", "--camera-height", "high", "--fov", "60"], "expected a number"),
+        (["{npy}", "--camera-height", "1.5", "--fov", "360"], "field of view"),
+        (["{npy}", "--text", ""], "--text: expected a value"),
+        (["{npy}", "--image", "{missing}"], "no such file"),
+        (
+            ["{npy}", "{npy8}", "--text", "a room"],
+            "8.npy': too much; 'langdepth scale' takes one relative_map and options",
+        ),
         (["{missing}", "--text", "a room"], "no such file"),
         (["{npy}", "--text", "a room", "--image", "{photo}"], "resize the map to the photo's size"),
         (["{npy}", "--known", "3,4"], "expected X,Y=METRES"),
@@ -221,7 +338,14 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     folder = relative.parent
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder / "8.png")
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / "photo.png")
-    names = {"npy": relative, "png8": folder / "8.png", "missing": folder / "no.npy", "photo": folder / "photo.png"}
+    np.save(folder / "8.npy", np.ones((36, 48), np.uint8))
+    names = {
+        "npy8": folder / "8.npy",
+        "npy": relative,
+        "png8": folder / "8.png",
+        "missing": folder / "no.npy",
+        "photo": folder / "photo.png",
+    }
     before = sorted(folder.rglob("*"))
     out = [] if "--out" in line else ["--out", str(folder / "metres")]
     assert main(["scale", *(word.format(here=folder, **names) for word in line), *out]) != 0

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from langdepth.errors import FileWarning, LangdepthError, UsageError, nearest, one_line, say
+from langdepth.errors import FileWarning, LangdepthError, UsageError, first_few, nearest, one_line, say
 from langdepth.utils.numbers import plain_number
 
 _LARGEST = 1e300  # beyond it no calculation goes
@@ -86,18 +86,35 @@ class _Parser(ArgumentParser):
             self.error(f"{action.option_strings[0]}: expected one argument, got '--'")
         return super()._get_values(action, arg_strings)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse, which lists what is left over without saying where one name ends."""
+        values, rest = self.parse_known_args(args, namespace)
+        if rest:
+            raise UsageError(self._not_understood(rest))
+        return values
+
+    def _not_understood(self, rest: list[str]) -> str:
+        """What is wrong with the words that are left over."""
+        options = list(dict.fromkeys(word.partition("=")[0] for word in rest if word.startswith("-")))
+        if options:
+            flags = [f for a in self._actions for f in a.option_strings if f.startswith("--") and a.help != SUPPRESS]
+            several = f"; also unknown: {first_few(options[1:])}" if len(options) > 1 else ""
+            return f"unknown option '{options[0]}': {nearest(options[0], flags)}{several}"
+        words = first_few([f"'{word}'" for word in rest])
+        places = [action for action in self._actions if not action.option_strings]
+        if any(action.nargs in ("*", "+") for action in places):
+            return (
+                f"{words}: not understood after an option; write all names before the options, and a text of several "
+                "words in quotes"
+            )
+        takes = ", ".join(f"one {action.dest}" for action in places) + " and options" if places else "options alone"
+        return f"{words}: too much; '{self.prog}' takes {takes}, and a text of several words in quotes"
+
     def _print_message(self, message: str, file: Any = None) -> None:
         print(message, end="", file=file)  # argparse says nothing where it cannot be written
 
     def error(self, message: str) -> NoReturn:
         """Raise it."""
-        unknown = re.match(r"unrecognized arguments: (\S+)", message)
-        if unknown:
-            word = unknown[1].partition("=")[0]
-            if not word.startswith("-"):
-                raise UsageError(f"'{word}' is not understood there; write all names together, before the options")
-            flags = [f for a in self._actions for f in a.option_strings if f.startswith("--") and a.help != SUPPRESS]
-            raise UsageError(f"unknown option '{word}': {nearest(word, flags)}")
         message = re.sub(r"ignored explicit argument .*", "is a switch, which takes no value", message, flags=re.DOTALL)
         if message.startswith("the following arguments are required"):
             message += f"; see '{self.prog} --help'"

@@ -162,4 +162,8 @@ def result_line(source: str, targets: Mapping[str, Path], result: DepthResult) -
     if result.scene_probs:
         scene, probability = max(result.scene_probs.items(), key=lambda item: item[1])
         line += f"; scene {scene} {probability:.0%}"
+    if "scale" in result.provenance:
+        from langdepth.scaling.scale import interval_line
+
+        line += f"; {interval_line(result)}"
     return line

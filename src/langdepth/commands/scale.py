@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,6 @@ def scale(
         out: Folder for the results.
     """
     from langdepth.prediction.results import require_own
-    from langdepth.scaling.scale import interval_line
     from langdepth.scaling.scale import scale as metres
 
     distances = [_distance(one) for one in known or ()]
@@ -89,7 +89,12 @@ def scale(
     )
     make_folder(out)
     output.write(result, targets)
-    say(f"{result_line(relative_map, targets, result)}; {interval_line(result)}")
+    if result.provenance["scale"]["map_stated_by"] == "nobody":
+        note = (
+            "nothing says whether larger values are farther or nearer; read as farther, --inverse reads them as nearer"
+        )
+        say(f"langdepth scale: {relative_map}: {note}", file=sys.stderr)
+    say(result_line(relative_map, targets, result))
 
 
 def _distance(text: str) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from langdepth.data.masks import OverlayKind
 from langdepth.errors import ImageError
 from langdepth.evaluation.protocols import ScaleKind
-from langdepth.utils.depth_files import read_map
+from langdepth.utils.depth_files import map_numbers, read_map
 
 ENDINGS = (".npy", ".npz", ".exr", ".png", "_depth.png")
 ADVICE = (
@@ -56,7 +56,7 @@ def read_relative(source: Any, image: npt.NDArray[np.uint8], numbers: ScaleKind)
         values, stated = read_map(source)
         disparity = (stated or numbers) == "disparity"
     else:
-        values, disparity = np.asarray(source, np.float32), numbers == "disparity"
+        values, disparity = map_numbers(np.asarray(source)), numbers == "disparity"
     if values.shape != image.shape[:2]:
         found, wanted = ("x".join(map(str, shape[::-1])) for shape in (values.shape, image.shape[:2]))
         raise ImageError(f"{name}is {found}, its image {wanted}; resize the map to the size of its image")

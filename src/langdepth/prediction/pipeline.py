@@ -116,7 +116,7 @@ class Predictor:
             warnings.warn(FileWarning(image.path or "image", note), stacklevel=2)
         with _enough_memory(image.path):
             overlay, pixels, lens = self._overlay(request, image), image.pixels, None
-            camera = _camera_of(request.camera, width, height, image.path) or image.camera
+            camera = camera_of(request.camera, width, height, image.path) or image.camera
             way = None if camera is None else camera.straightening(whole=self.options.keep_distortion)
             if camera is not None and way is not None:
                 pixels, inside = way.image(image.pixels)
@@ -258,7 +258,8 @@ def _sampling(system: Predicts, options: PredictOptions) -> Sampling | None:
     return Sampling(samples=options.samples, spread=spread, seed=seed)
 
 
-def _camera_of(option: CameraOption, width: int, height: int, path: str) -> Camera | None:
+def camera_of(option: CameraOption, width: int, height: int, path: str) -> Camera | None:
+    """The camera that an option states, of an image of that size. Raises UsageError for one that cannot be."""
     if option is None:
         return None
     try:

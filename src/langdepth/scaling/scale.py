@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,28 +17,57 @@ import numpy.typing as npt
 from langdepth._version import __version__
 from langdepth.camera import Camera
 from langdepth.errors import ImageError, UsageError
+from langdepth.prediction.pipeline import camera_of
 from langdepth.prediction.results import DepthResult
 from langdepth.runtimes.opening import load
 from langdepth.scaling.evidence import FARTHEST, MAP_ERROR, Curve, Evidence, Fit, fit
 from langdepth.scaling.floor import floor_of
 from langdepth.scaling.words import QUANTILES, WEIGHTS, WordsToScale, words_to_scale
 from langdepth.utils.arguments import checked
-from langdepth.utils.depth_files import read_map
+from langdepth.utils.depth_files import map_numbers, read_map
 from langdepth.utils.images import read_image
 
 NAME = "words-to-scale"
 _IMAGE_SYSTEM = "tiny"
+_POINTS = 20_000  # of a map that are compared with the photo
 MEASURED = 0.05  # standard deviation of the logarithm of a known distance or height: 5 %
 _CONTRADICTION = 3.0  # standard deviations
+_MOSTLY = 0.5  # of an inverse map's pixels: were so many infinitely far, nothing would be left to scale
+_DOUBT = 4.0  # by how much the squared deviations of known distances must be larger one way round than the other
+_OPPOSED = -0.3  # rank correlation of a map with the photo's depth
+_ADVICE = {False: "give --inverse if larger is nearer", True: "leave --inverse out if larger is farther"}
 
 
 class RelativeMap(NamedTuple):
-    """A relative map (H, W), where it is known, and how its values become depth."""
+    """A relative map (H, W), where it is known, and how its values become depth.
+
+    stated: by whom it is said whether larger values are nearer or farther: the file, the user, or nobody.
+    """
 
     values: npt.NDArray[np.float32]
     valid: npt.NDArray[np.bool_]
     curve: Curve
     path: str = ""
+    stated: Literal["file", "user", "nobody"] = "file"
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.path or "relative map"
+
+    @property
+    def reading(self) -> str:
+        """How its values are read."""
+        return "larger is nearer" if self.curve.inverse else "larger is farther"
+
+    def opposite(self) -> RelativeMap | None:
+        """The map read the other way, None where its file says which is right or it cannot be read so."""
+        if self.stated == "file":
+            return None
+        try:
+            return _relative(np.where(self.valid, self.values, np.float32(np.nan)), not self.curve.inverse, self.path)
+        except ImageError:
+            return None
 
     def at(self, quantiles: Sequence[float]) -> npt.NDArray[np.float64]:
         """The values where depth has these quantiles."""
@@ -90,16 +120,17 @@ def scale(
         raise UsageError("a camera height needs the camera: give the intrinsics (fx,fy,cx,cy) or the field of view")
     given = read(relative, inverse)
     height, width = given.values.shape
-    camera = camera(width, height) if callable(camera) else camera
+    camera = camera_of(camera, width, height, given.name)
     head = words_to_scale()
     evidence = _points(given, known)
+    _doubt_order(given, known)
     if image is not None:
         evidence.append(_photo(given, image, head, bool(known) or camera_height is not None))
     if text is not None or not evidence:
         evidence.append(words_evidence(given, head, text))
     if camera_height is not None:
         assert camera is not None
-        evidence.append(_height(given, camera, camera_height, fit(given.curve, evidence)))
+        evidence.append(_height(given, camera, camera_height, evidence, head))
         evidence = [one for one in evidence if one.label != _ANY]
     return _result(given, evidence, text, camera, head)
 
@@ -128,12 +159,7 @@ def in_metres(results: DepthResult | list[DepthResult], text: Any) -> DepthResul
 def read(relative: Any, inverse: bool) -> RelativeMap:
     """The map in a file or array. Raises ImageError for one that cannot be used, UsageError for metres."""
     if not isinstance(relative, str | Path):
-        values = np.asarray(relative)
-        if values.ndim != 2 or values.dtype.kind not in "uif" or 0 in values.shape:
-            raise ImageError(f"a relative map is an array of numbers (H, W), got {values.dtype} {values.shape}")
-        if values.dtype.itemsize == 1:
-            raise ImageError("a relative map of 8 bits holds 256 steps, too few for depth; give 16 bits or floats")
-        return _relative(values.astype(np.float32), inverse)
+        return _relative(map_numbers(_array(relative)), inverse, stated="user" if inverse else "nobody")
     values, stated = read_map(relative)
     if stated == "metric":
         raise UsageError(f"{relative}: holds metres already")
@@ -141,22 +167,47 @@ def read(relative: Any, inverse: bool) -> RelativeMap:
         raise UsageError(f"{relative}: states that it holds depth, not its inverse; leave --inverse out")
     has_holes = stated is not None or Path(relative).suffix.lower() not in (".npy", ".npz", ".exr")
     known = np.where(values == 0, np.float32(np.nan), values) if has_holes else values
-    return _relative(known, inverse or stated == "disparity", str(relative))
+    by = "file" if stated is not None else "user" if inverse else "nobody"
+    return _relative(known, inverse or stated == "disparity", str(relative), by)
 
 
-def _relative(values: npt.NDArray[np.float32], inverse: bool, path: str = "") -> RelativeMap:
+def _array(relative: Any) -> npt.NDArray[Any]:
+    """The map in memory; NaN where it is masked. Raises ImageError for what is no array."""
+    if isinstance(relative, np.ma.MaskedArray):
+        return relative.astype(np.float32).filled(np.nan)
+    try:
+        values = np.asarray(relative.detach().cpu() if hasattr(relative, "detach") else relative)
+    except Exception:  # whatever it raises that is asked for numbers
+        values = np.array(None)
+    if values.dtype.kind in "OSU":
+        raise ImageError(f"a relative map is a file or an array of numbers (H, W), got {type(relative).__name__}")
+    return values
+
+
+def _relative(values: npt.NDArray[np.float32], inverse: bool, path: str = "", stated: Any = "file") -> RelativeMap:
     name = f"{path}: " if path else ""
     valid = np.isfinite(values)
     if not inverse:
+        negative = (values[valid] < 0).mean() if valid.any() else 0
+        if 0 < negative < 1:
+            _note(f"{name}{negative:.1%} of its values are below 0, as depth never is, and left out; {_ADVICE[False]}")
         valid &= values > 0
     if not valid.any():
         raise ImageError(f"{name}no pixel of the relative map has a value")
     least = float(values[valid].min())
     shifted = values - np.float32(least) if inverse and least < 0 else values  # its shift is unknown anyway
+    end = (shifted[valid] == 0).mean() if inverse else 0
+    if _MOSTLY < end < 1:
+        _note(f"{name}{end:.0%} of its pixels have its smallest value, which is infinitely far; they count as no value")
+        valid &= shifted > 0
     unit = float(np.median(shifted[valid])) or float(shifted[valid].max())
     if unit == 0:
         raise ImageError(f"{name}the relative map has the same value everywhere")
-    return RelativeMap(shifted, valid, Curve(inverse, unit), path)
+    return RelativeMap(shifted, valid, Curve(inverse, unit), path, stated)
+
+
+def _note(text: str) -> None:
+    warnings.warn(text, stacklevel=6)
 
 
 # -- what says how far things are ------------------------------------------------------------------------------------
@@ -181,10 +232,13 @@ def _photo(given: RelativeMap, image: Any, head: WordsToScale, measured: bool) -
     pixels = read_image(image).pixels
     if pixels.shape[:2] != given.values.shape:
         photo = "x".join(map(str, pixels.shape[1::-1]))
-        raise ImageError(
-            f"{given.path or 'relative map'}: is {given.size}, its photo {photo}; resize the map to the photo's size"
-        )
+        raise ImageError(f"{given.name}: is {given.size}, its photo {photo}; resize the map to the photo's size")
     estimate = _image_system().predict(pixels)
+    both = np.stack([estimate.depth[given.valid], given.values[given.valid]])
+    ranks = both[:, :: max(1, both.shape[1] // _POINTS)].argsort(1).argsort(1)
+    alike = float(np.corrcoef(ranks)[0, 1]) if ranks.shape[1] > 1 else 0.0
+    if given.stated != "file" and (-alike if given.curve.inverse else alike) < _OPPOSED:
+        _doubt(given, "photo")
     median = float(np.median(estimate.depth[given.valid]))
     far_off = float(head.photo_deviations[-1] / head.deviations[-1]) if measured else 1.0
     variance = (head.image_deviation * far_off) ** 2
@@ -206,14 +260,37 @@ def _points(given: RelativeMap, known: Sequence[tuple[float, float, float]]) -> 
     return found
 
 
-def _height(given: RelativeMap, camera: Camera, metres: float, so_far: Fit) -> Evidence:
+def _doubt(given: RelativeMap, by: str) -> None:
+    """Warn that a map seems to be read the wrong way round."""
+    _note(f"{given.name}: is read as '{given.reading}', which the {by} contradicts; {_ADVICE[given.curve.inverse]}")
+
+
+def _doubt_order(given: RelativeMap, known: Sequence[tuple[float, float, float]]) -> None:
+    """Warn where distances fit the map read the other way round, and not as it is."""
+    other = given.opposite()
+    if other is None or len(known) < 2:
+        return
+    with suppress(UsageError):  # without a value there
+        off = [sum(one**2 for one in fit(m.curve, _points(m, known)).off) for m in (given, other)]
+        if off[0] > off[1] + _DOUBT:
+            _doubt(given, "order of the known distances")
+
+
+def _height(
+    given: RelativeMap, camera: Camera, metres: float, evidence: list[Evidence], head: WordsToScale
+) -> Evidence:
     """The median depth of the floor, if the camera is that high above it."""
     if not 0 < metres <= FARTHEST:
         raise UsageError(f"camera height must be a positive number of metres, {FARTHEST:g} at most, got {metres:g}")
-    camera.require_credible()
+    so_far = fit(given.curve, evidence)
     floor = floor_of(given.curve.depth(given.values, so_far.parameters), given.valid, camera)
     if floor is None:
-        raise ImageError(f"{given.path or 'the relative map'}: shows no floor, so the camera height tells no scale")
+        other, hint = given.opposite(), ""
+        if other is not None:
+            usual = fit(other.curve, [words_evidence(other, head, None)])
+            shown = floor_of(other.curve.depth(other.values, usual.parameters), other.valid, camera)
+            hint = f"; read the other way round it shows one: {_ADVICE[given.curve.inverse]}" if shown else ""
+        raise ImageError(f"{given.name}: shows no floor, so the camera height tells no scale{hint}")
     height, depth = floor
     value = given.curve.value(depth, so_far.parameters)
     return Evidence.at(f"{_HEIGHT} {metres:g}", value, depth * metres / height, MEASURED)
@@ -255,7 +332,8 @@ def solved(
         f"interval_{100 * share:.0f}": [median * math.exp(sign * times * deviation) for sign in (-1, 1)]
         for share, times in zip(head.probabilities, head.photo_deviations if photo else head.deviations, strict=True)
     }
-    return depth, {"median": median, "deviation": deviation, **intervals, "from": [one.label for one in evidence]}
+    facts = {"median": median, "deviation": deviation, **intervals, "from": [one.label for one in evidence]}
+    return depth, facts | {"map": given.reading, "map_stated_by": given.stated}
 
 
 def _warn(given: RelativeMap, evidence: list[Evidence], found: Fit) -> None:

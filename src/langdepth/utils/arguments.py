@@ -97,8 +97,8 @@ def _fits(value: Any, hint: Any) -> bool:
         kinds = itertools.repeat(arguments[0]) if several else arguments
         fits = isinstance(value, tuple | list) and (several or len(value) == len(arguments))
         return fits and all(map(_fits, value, kinds))
-    if origin in (list, Sequence) and isinstance(value, list | tuple):
-        return all(_fits(one, arguments[0]) for one in value)
+    if origin in (list, Sequence) and isinstance(value, Sequence):  # a text is none of texts
+        return not isinstance(value, str | bytes) and all(_fits(one, arguments[0]) for one in value)
     if hint in _NUMBERS:
         small = not isinstance(value, Integral) or abs(int(value)) < _LARGEST
         return isinstance(value, _NUMBERS[hint]) and not isinstance(value, bool) and small
@@ -125,5 +125,7 @@ def _named(hint: Any) -> str:
     if origin is tuple:
         return f"({', '.join('...' if one is ... else _named(one) for one in arguments)})"
     kind = origin or hint
+    if kind in (list, Sequence) and typing.get_origin(arguments[0] if arguments else None) is tuple:
+        return f"a list of {_named(arguments[0])}"
     name = getattr(kind, "__name__", str(kind))
     return getattr(kind, "kind_in_messages", None) or _WORDS.get(kind, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,7 +44,7 @@ def read_depth(path: str | Path, scale: float, *, keep_invalid: bool = False) ->
     """
     if Path(path).suffix.lower() in (".npy", ".npz"):
         with binary_stream(path) as (stream, name), decoding(name):
-            depth = _load_numpy(stream)
+            depth = _load_numpy(stream, _require_floats).astype(np.float32)
     else:
         with opened_image(path) as (image, _):
             values, stated = _decode_grey_16_bit(image), _stated_scale(image)
@@ -74,7 +74,7 @@ def read_map(path: str | Path) -> tuple[npt.NDArray[np.float32], str | None]:
     """The numbers (H, W) of a depth or disparity map as they are, and what the file says of them.
 
     The second is "metric", "relative" or "disparity" in 16-bit PNGs and .npz files of this library, else None. Such a
-    PNG is multiplied by its own scale, others hold their numbers; .npy and .npz see ``read_depth``; an .exr has one
+    PNG is multiplied by its own scale, others hold their numbers; of .npy and .npz see ``map_numbers``; an .exr has one
     channel, or one called Z, depth or Y. Not finite and negative numbers stay as they are.
 
     Raises ImageError, naming the file, as ``read_depth`` does; UsageError for an .exr without the package OpenEXR.
@@ -84,11 +84,38 @@ def read_map(path: str | Path) -> tuple[npt.NDArray[np.float32], str | None]:
         return read_exr(Path(path)), None
     if suffix in (".npy", ".npz"):
         with binary_stream(path) as (stream, name), decoding(name):
-            return _load_numpy(stream), _stated_kind(stream)
+            return map_numbers(_load_numpy(stream, _require_fine)), _stated_kind(stream)
     with opened_image(path) as (image, _):
         values, scale = _decode_grey_16_bit(image).astype(np.float32), _stated_scale(image)
         kind = None if scale is None else json.loads(image.info[PNG_TAG]).get("scale_kind")
     return values if scale is None else values * np.float32(scale), kind
+
+
+def map_numbers(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """A map (H, W) of floats, or of whole numbers of 16 bits and more, where 0 is no value and becomes NaN.
+
+    Raises ImageError for other arrays.
+    """
+    if values.ndim != 2 or 0 in values.shape:
+        raise ImageError(f"a relative map is an array of numbers (H, W), got {values.dtype} {values.shape}")
+    _require_fine(values.dtype)
+    with np.errstate(over="ignore"):  # beyond float32 is no value
+        numbers = values.astype(np.float32)
+    return numbers if values.dtype.kind == "f" else np.where(numbers == 0, np.float32(np.nan), numbers)
+
+
+def _require_fine(dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in "uif":
+        raise ImageError(f"a relative map holds real numbers, found {dtype}")
+    if dtype.itemsize == 1:
+        raise ImageError(
+            f"a relative map of 8 bits ({dtype}) holds 256 steps, too few for depth; give 16 bits or floats"
+        )
+
+
+def _require_floats(dtype: np.dtype[Any]) -> None:
+    if dtype.kind != "f":
+        raise ImageError(f"a depth map in NumPy format holds metres in floating point, found {dtype}")
 
 
 def _stated_kind(stream: IO[bytes]) -> str | None:
@@ -162,7 +189,9 @@ def _pgm_values(image: Image.Image) -> npt.NDArray[np.uint16] | None:
     return values.astype(np.uint16).reshape(image.height, image.width)
 
 
-def _load_numpy(stream: IO[bytes]) -> npt.NDArray[np.float32]:
+def _load_numpy(stream: IO[bytes], require: Callable[[np.dtype[Any]], None]) -> npt.NDArray[Any]:
+    """The map in a stream, of a type that ``require`` lets through."""
+
     def choose(keys: Sequence[str]) -> str:
         if "depth" not in keys and len(keys) != 1:
             raise ImageError(f"expected the key 'depth' or a single array, found {', '.join(keys) or 'nothing'}")
@@ -171,12 +200,11 @@ def _load_numpy(stream: IO[bytes]) -> npt.NDArray[np.float32]:
     def check(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         if len(shape) != 2 or 0 in shape:
             raise ImageError(f"a depth map is (H, W), found shape {shape}")
-        if not np.issubdtype(dtype, np.floating):
-            raise ImageError(f"a depth map in NumPy format holds metres in floating point, found {dtype}")
+        require(dtype)
         check_pixels(shape[1], shape[0], MAX_PIXELS)
 
     if zipfile.is_zipfile(stream):
-        return read_npz(stream, choose, check).astype(np.float32)
+        return read_npz(stream, choose, check)
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
-    return read_npy(stream, check, size).astype(np.float32)
+    return read_npy(stream, check, size)
