@@ -174,7 +174,7 @@ def read(relative: Any, inverse: bool) -> RelativeMap:
 def _array(relative: Any) -> npt.NDArray[Any]:
     """The map in memory; NaN where it is masked. Raises ImageError for what is no array."""
     if isinstance(relative, np.ma.MaskedArray):
-        return relative.astype(np.float32).filled(np.nan)
+        return np.ma.filled(relative.astype(np.float32), np.nan)
     try:
         values = np.asarray(relative.detach().cpu() if hasattr(relative, "detach") else relative)
     except Exception:  # whatever it raises that is asked for numbers
@@ -236,7 +236,7 @@ def _photo(given: RelativeMap, image: Any, head: WordsToScale, measured: bool) -
     estimate = _image_system().predict(pixels)
     both = np.stack([estimate.depth[given.valid], given.values[given.valid]])
     ranks = both[:, :: max(1, both.shape[1] // _POINTS)].argsort(1).argsort(1)
-    alike = float(np.corrcoef(ranks)[0, 1]) if ranks.shape[1] > 1 else 0.0
+    alike = float(np.corrcoef(ranks[0], ranks[1])[0, 1]) if ranks.shape[1] > 1 else 0.0
     if given.stated != "file" and (-alike if given.curve.inverse else alike) < _OPPOSED:
         _doubt(given, "photo")
     median = float(np.median(estimate.depth[given.valid]))
