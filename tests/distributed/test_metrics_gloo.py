@@ -17,6 +17,7 @@ from langdepth.errors import LangdepthError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate
 from langdepth.evaluation.saved import SaveMaps
+from langdepth.prediction.arrays import not_finite
 from langdepth.records import DepthOutput
 from tests.evaluation.test_evaluate import Broken, Images
 from tests.helpers import FakeSystem
@@ -140,8 +141,7 @@ def test_evaluation_imports_nothing_slow_that_it_does_not_use(answers: tuple[Pat
 
 def test_what_fails_in_one_process_ends_all(answers: tuple[Path, list[dict[str, Any]]]) -> None:
     """Without a word the first would wait for the second; image 5, whose depth is NaN, is the second's."""
-    hint = "its weights may be damaged, or training diverged (lower its rate)"
-    nan = f"grey/5.png: 'fake' gave depth that is not finite; {hint}"
+    nan = f"grey/5.png: 'fake' {not_finite()}"
     assert [answer["failures"] for answer in answers[1]] == [
         [f"LangdepthError: process 1 of 2 failed: {nan}", "LangdepthError: process 1 of 2 failed: of its own"],
         [f"LangdepthError: {nan}", "ZeroDivisionError: of its own"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -300,16 +301,16 @@ def test_what_is_done_around_a_network_is_dropped_and_the_name_says_so(
     assert report["image_mean"]["abs_rel"] == 0
 
 
-@pytest.mark.parametrize("linked", [False, True])
-def test_ground_truth_is_no_prediction(tmp_path: Path, linked: bool) -> None:
+@pytest.mark.parametrize("link", [None, Path.symlink_to, Path.hardlink_to])
+def test_ground_truth_is_no_prediction(tmp_path: Path, link: Callable[[Path, Path], None] | None) -> None:
     Image.fromarray(ramp()).save(tmp_path / "a.jpg")
     np.save(tmp_path / "a.npy", np.full(ramp().shape[:2], 2, np.float32))
     (tmp_path / "index.csv").write_text("path_rgb,path_depth,depth_scale\na.jpg,a.npy,1\n")
     folder = tmp_path
-    if linked:
+    if link is not None:
         folder = tmp_path / "maps"
         folder.mkdir()
-        (folder / "a.npy").symlink_to(tmp_path / "a.npy")
+        link(folder / "a.npy", tmp_path / "a.npy")
     with pytest.raises(UsageError, match=r"a\.npy: is ground truth of this data set"):
         evaluate(Predictions(folder, tmp_path), open_dataset("folder", tmp_path), FULL, progress=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -289,7 +290,9 @@ def test_a_prediction_that_is_not_above_0_is_beyond_every_threshold() -> None:
     assert all(math.isnan(float(alone[name])) for name in ("rmse_log", "log10", "silog", "msle"))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16, torch.float32, torch.float64]
+)
 def test_predictions_of_any_precision(dtype: torch.dtype) -> None:
     target = maps([1.0, 4.0, 8.0])
     prediction = maps([1.5, 3.0, 8.0]).to(dtype)  # exact in all of them
@@ -326,6 +329,12 @@ def test_height_and_width_alone_are_one_image(shape: tuple[int, ...]) -> None:
         (torch.ones(2, 2), torch.ones(2, 2).long(), torch.ones(2, 2).bool(), "target must be of a floating type"),
         (torch.ones(1, 3, 2, 2), torch.ones(1, 3, 2, 2), torch.ones(1, 3, 2, 2).bool(), "one shape"),
         (torch.ones(2, 2), torch.ones(2, 2), torch.ones(2, 2), "of bool"),  # NumPy would take 0 and 1 as places
+        (
+            np.ones((2, 2)),
+            torch.ones(2, 2),
+            torch.ones(2, 2).bool(),
+            "found ndarray, Tensor, Tensor",
+        ),
         (torch.ones(2, 2), torch.zeros(2, 2), torch.ones(2, 2).bool(), "image 0 of the batch: its target"),
         (torch.ones(2, 2), torch.full((2, 2), torch.nan), torch.ones(2, 2).bool(), "its target must be above 0"),
     ],
@@ -377,3 +386,9 @@ def test_the_accumulator_follows_torchmetrics() -> None:
     metrics.reset()
     assert metrics.last == {}
     assert int(metrics.compute()["val/images"]) == 0
+
+
+def test_arrays_are_not_aligned() -> None:
+    ones: Any = np.ones((2, 2))
+    with pytest.raises(UsageError, match=r"torch.from_numpy makes them"):
+        align(ones, ones, ones > 0, "median")

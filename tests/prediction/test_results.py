@@ -311,3 +311,11 @@ def test_two_plug_ins_of_one_name_or_suffix(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UsageError, match="'b' has the file names of 'a'"):
         results._of_plugin("b")
     plugins.cache_clear()
+
+
+def test_a_provenance_that_no_file_can_hold(tmp_path: Path) -> None:
+    depth = np.ones((40, 40), np.float32)
+    provenance: Any = {("a", 1): 2}
+    with pytest.raises(LangdepthError, match="the provenance of the result is no JSON data: keys must be str"):
+        DepthResult(depth=depth, valid=depth > 0, system="x", provenance=provenance).save(tmp_path / "a.npz")
+    assert list(tmp_path.iterdir()) == []

@@ -187,6 +187,17 @@ def test_of_an_exr_one_channel_is_read(
         "integers": {"Z": (depth * 1000).astype(np.uint32)},
     }.items():
         OpenEXR.File({"type": OpenEXR.scanlineimage}, channels).write(str(tmp_path / f"{name}.exr"))
+    for name, side in (("tiled", 32), ("absurd", 5100)):
+        tiles = OpenEXR.TileDescription()
+        tiles.xSize = tiles.ySize = side
+        header = {"type": OpenEXR.tiledimage, "tiles": tiles}
+        halves = {layer: values.astype(np.float16) for layer, values in layers.items()}
+        OpenEXR.File(header, {**halves, "Z": depth}).write(str(tmp_path / f"{name}.exr"))
+    assert np.array_equal(read_map(tmp_path / "tiled.exr")[0], depth)
+    with pytest.raises(
+        ImageError, match=r"absurd\.exr: has 21 channels of 5100x5100 pixels in each tile, which are too"
+    ):
+        read_map(tmp_path / "absurd.exr")
     with monkeypatch.context() as without:
         without.setattr(OpenEXR, "File", None)  # which reads all channels
         assert np.array_equal(read_map(tmp_path / "many.exr")[0], depth)
@@ -249,6 +260,8 @@ def test_a_model_and_its_own_maps_are_the_same_base(
     words = ["--text", "a kitchen", "--clip-weights", "random", "--save", "npz"]
     asked = ["predict", str(image), "--system", str(head), *words]
     assert cli.main(["predict", str(image), "--system", model, "--save", "npz", "--out", str(tmp_path / "maps")]) == 0
+    assert cli.main(["predict", str(image), "--base", str(tmp_path / "maps"), "--out", str(tmp_path / "none")]) == 2
+    assert "'tiny' makes its own depth maps; leave --base out" in capsys.readouterr().err
     found = []
     for base in (model, str(tmp_path / "maps"), str(tmp_path / "maps" / "photo.npz")):
         assert cli.main([*asked, "--base", base, "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
@@ -319,6 +332,7 @@ def test_evaluation_gives_every_image_its_sentence_and_its_map(head: Path, capsy
     capsys.readouterr()
     base = ["--base", "tiny", "--clip-weights", "random", "--root", "rooms", "--split", "val", "--out", "r.json"]
     for system, options, message in (
+        ("tiny", ["--base", "maps", *base[4:]], "--base maps: 'tiny' makes its own depth maps; leave --base out"),
         (str(head), base, "needs a sentence about each image"),
         ("tiny", [*base[4:], "--captions", "captions.csv"], "holds captions without features"),
     ):

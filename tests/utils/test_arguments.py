@@ -59,6 +59,7 @@ MISUSE: dict[str, Callable[[], Any]] = {
         IMAGE, window=(64, "9")
     ),
     "scene: expected a text, a list or None, got 3": lambda: SYSTEM.predict(IMAGE, scene=3),
+    "scene: expected a text, a list or None, got bytes": lambda: SYSTEM.predict(IMAGE, scene=b"kitchen"),
     "device 'cpu:7' cannot be used here": lambda: SYSTEM.predict(IMAGE, device="cpu:7"),
     "camera: the function of (width, height) failed": lambda: SYSTEM.predict(IMAGE, camera=lambda: 3),
     "camera: expected a Camera, a function, None or a list, got 60": lambda: SYSTEM.predict(IMAGE, camera=60),

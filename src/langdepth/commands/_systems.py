@@ -6,10 +6,13 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from langdepth.errors import UsageError, printable, say
 from langdepth.text.prompts import read_changes
+
+if TYPE_CHECKING:
+    from langdepth.systems.contract import Predicts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,13 @@ class SystemOptions(WordOptions):
     def base_system(self) -> str | None:
         """The system that ``base`` names, if it names no maps."""
         return None if self.maps is not None else self.base
+
+    def require_base_used(self, system: Predicts) -> None:
+        """Raise UsageError for maps in ``base`` that the system does not take."""
+        from langdepth.data.relative import relative_maps
+
+        if self.maps is not None and system.overlay_kind.what != relative_maps("disparity").what:
+            raise UsageError(f"--base {self.maps}: '{system.name}' makes its own depth maps; leave --base out")
 
     def fetch_weights(self) -> None:
         """Fetch published weights of the systems that are not here, where somebody agrees. Raises LangdepthError."""

@@ -95,13 +95,15 @@ class Evaluated(SystemOptions):
         self.fetch_weights()
         if sys.stderr.isatty():
             say(f"loading {', '.join(names)}", file=sys.stderr)
-        return load(
+        system = load(
             names,
             clip_weights=self.clip_weights,
             prompts=self.changes,
             base=self.base_system,
             depth_kind=self.depth_kind,
         )
+        self.require_base_used(system)
+        return system
 
 
 @dataclass(frozen=True, kw_only=True)

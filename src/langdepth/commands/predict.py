@@ -71,7 +71,7 @@ class PredictSystem(SystemOptions):
         """The system."""
         from langdepth.runtimes.opening import load
 
-        return load(
+        system = load(
             members(self.system),
             runtime=self.runtime,
             device=device,
@@ -81,6 +81,8 @@ class PredictSystem(SystemOptions):
             base=self.base_system,
             depth_kind=self.depth_kind,
         )
+        self.require_base_used(system)
+        return system
 
 
 @dataclass(frozen=True, kw_only=True)

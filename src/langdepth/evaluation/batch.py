@@ -11,7 +11,7 @@ from langdepth.evaluation.predictions import Predictions
 from langdepth.evaluation.protocols import Protocol
 from langdepth.evaluation.records import EvaluatedBatch
 from langdepth.parts.upsample import nearest_pixel
-from langdepth.prediction.arrays import resized_image, resized_map
+from langdepth.prediction.arrays import not_finite, resized_image, resized_map
 from langdepth.prediction.network import infer, relative_focals
 from langdepth.records import Sample
 from langdepth.systems.capabilities import DepthSystem
@@ -55,9 +55,7 @@ def evaluate_batch(
     else:
         prediction = _predict(system, samples, image, protocol, dtype)
         if not prediction.sum().isfinite():  # NaN and infinity show in the sum, which takes no time
-            coarse = "" if dtype == "float32" else f", or {dtype} is too coarse"
-            hint = f"its weights may be damaged, or training diverged (lower its rate){coarse}"
-            _require(prediction.isfinite(), samples, f"'{system.name}' gave depth that is not finite; {hint}")
+            _require(prediction.isfinite(), samples, f"'{system.name}' {not_finite(dtype)}")
     if protocol.training_focal is not None:
         prediction = prediction * (_focal_lengths(samples) / protocol.training_focal)
     raw = prediction

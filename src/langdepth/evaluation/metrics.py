@@ -88,7 +88,11 @@ def error_sums(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 def images(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The three maps as (B, 1, H, W), half precision as float32. Raises UsageError for other shapes and masks."""
-    maps, shape = (prediction, target, mask), prediction.shape
+    maps = (prediction, target, mask)
+    if not all(isinstance(one, Tensor) for one in maps):
+        kinds = ", ".join(type(one).__name__ for one in maps)
+        raise UsageError(f"prediction, target and mask must be tensors (torch.from_numpy makes them), found {kinds}")
+    shape = prediction.shape
     known = len(shape) in (2, 3) or (len(shape) == 4 and shape[1] == 1)
     if not known or any(one.shape != shape for one in maps):
         raise UsageError(
@@ -107,8 +111,8 @@ def images(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Te
 
 
 def _single(values: Tensor) -> Tensor:
-    """Half precision as float32, which NumPy knows and which is exact."""
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+    """Numbers of 8 and 16 bits as float32, which NumPy knows and which is exact."""
+    return values.float() if values.element_size() < 4 else values
 
 
 def range_sums(p: Values, t: Values) -> npt.NDArray[np.float64]:
@@ -181,8 +185,8 @@ def align(prediction: Tensor, target: Tensor, mask: Tensor, kind: Alignment, *, 
         raise ValueError(f"disparity is no depth; align it with the kind 'disparity', not '{kind}'")
     if kind == "none":
         return prediction
-    shape = prediction.shape
-    prediction, target, mask = images(prediction, target, mask)
+    maps, shape = images(prediction, target, mask), prediction.shape
+    prediction, target, mask = maps
     if kind == "disparity":
         given = prediction if disparity else 1 / prediction.clamp(min=1 / _FARTHEST)
         fitted = align(given, 1 / torch.where(mask, target, 1), mask, "least_squares")

@@ -28,6 +28,7 @@ from langdepth.prediction.names import names_of, place_of_key
 from langdepth.records import Sample
 from langdepth.utils.arguments import checked
 from langdepth.utils.depth_files import read_depth, read_depth16
+from langdepth.utils.files import file_identity
 
 Size = tuple[int, int]  # height, width
 
@@ -84,7 +85,7 @@ class Predictions:
         data set and fits two images in it, or is ground truth.
         """
         images = {(row.path, row.key): os.path.realpath(row.path) for row in rows}
-        truths = {os.path.realpath(row.path_depth) for row in rows}
+        truths = {file_identity(row.path_depth) for row in rows} - {None}
         results = self._results()
         own = _by_image(results, set(images.values()))
         others = {file for files in own.values() for file in files}
@@ -102,7 +103,7 @@ class Predictions:
             matched[path, key] = found
             if found is None:
                 continue
-            if os.path.realpath(found) in truths:
+            if file_identity(found) in truths:
                 raise UsageError(f"{found}: is ground truth of this data set; name the folder of the predictions")
             if owners.setdefault(found, image) != image:
                 raise UsageError(

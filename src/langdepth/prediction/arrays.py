@@ -79,6 +79,15 @@ def zeros_like(image: Array, *shape: int) -> Array:
     return torch.zeros(shape, device=image.device)
 
 
+def not_finite(dtype: str = "float32") -> str:
+    """What a message says of depth with NaN or infinity in it, after the name of the system that gave it."""
+    coarse = "" if dtype == "float32" else f"; or {dtype} is too coarse for it, then compute in float32"
+    return (
+        "gave depth that is not finite (NaN or infinity); its training diverged, then train it again with a lower "
+        f"optim.lr, or its weights were damaged, then fetch them again{coarse}"
+    )
+
+
 def all_finite(maps: Array) -> list[bool]:
     """Of each map of a batch (B, ...), whether all its numbers are finite."""
     flat = to_numpy(maps).reshape(len(maps), -1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.prediction.arrays import all_finite, as_float32, joined, to_numpy
+from langdepth.prediction.arrays import all_finite, as_float32, joined, not_finite, to_numpy
 from langdepth.prediction.pipeline import result_of
 from langdepth.prediction.results import DepthResult
 from langdepth.prediction.sampling import check_drawn, generator_of, in_parts
@@ -52,7 +52,7 @@ def imagine(
         parts = in_parts(noise, height, width)
         depth = to_numpy(joined([as_float32(network.imagine([prompt] * len(part), part).depth) for part in parts]))
     if not all(all_finite(depth)):
-        raise LangdepthError(f"'{system.name}' imagined depth that is not finite; its weights may be damaged")
+        raise LangdepthError(f"'{system.name}' {not_finite()}")
     return [
         result_of(system, sample, {"text": prompt, "seed": seed, "sample": number})
         for number, sample in enumerate(depth[:, 0])

@@ -28,7 +28,7 @@ from langdepth.errors import (
     nearest,
 )
 from langdepth.lenses import Straightening
-from langdepth.prediction.arrays import all_finite, as_float32, resized_map, to_numpy
+from langdepth.prediction.arrays import all_finite, as_float32, not_finite, resized_map, to_numpy
 from langdepth.prediction.network import Views, infer, relative_focals, to_network_size, window_starts
 from langdepth.prediction.options import PredictOptions
 from langdepth.prediction.results import DepthResult
@@ -235,10 +235,8 @@ class Predictor:
         )
 
     def _not_finite(self, prepared: Prepared) -> LangdepthError:
-        coarse = "" if self.options.dtype == "float32" else f", or {self.options.dtype} too coarse"
         return LangdepthError(
-            f"{prepared.path or 'image in memory'}: the system '{self.system.name}' gave depth that is not finite; "
-            f"its weights may be damaged{coarse}"
+            f"{prepared.path or 'image in memory'}: '{self.system.name}' {not_finite(self.options.dtype)}"
         )
 
 

@@ -198,7 +198,10 @@ def _write_npz(result: DepthResult, file: IO[bytes]) -> None:
         "provenance": result.provenance,
         "scene_probs": result.scene_probs,
     }
-    text = json.dumps(metadata, default=lambda value: value.item() if isinstance(value, np.generic) else str(value))
+    try:
+        text = json.dumps(metadata, default=lambda value: value.item() if isinstance(value, np.generic) else str(value))
+    except (TypeError, ValueError, RecursionError) as error:  # keys that are no texts, a list that holds itself
+        raise LangdepthError(f"the provenance of the result is no JSON data: {error}") from None
     known = result.camera is not None and result.camera.source != "guess"
     intrinsics = {"intrinsics": result.camera.matrix} if result.camera is not None and known else {}
     std = {} if result.std is None else {"std": result.std}

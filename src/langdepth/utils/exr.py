@@ -16,7 +16,7 @@ from langdepth.errors import ImageError, UsageError
 from langdepth.utils.images import MAX_PIXELS, binary_stream, check_pixels, decoding
 
 _KNOWN = ("Z", "depth", "Y")
-_MAX_NUMBERS = 1 << 29  # pixels x channels: those of all channels are unpacked, part by part
+_MAX_NUMBERS = 1 << 29  # pixels x channels, of the image and of a tile: all channels are unpacked, part by part
 _TYPES = {"FLOAT": np.float32, "HALF": np.float16}
 _STDERR = 2
 _lock = threading.Lock()
@@ -46,9 +46,12 @@ def _read(file: Any) -> npt.NDArray[np.float32]:
     window, channels = header["dataWindow"], header["channels"]
     width, height = window.max.x - window.min.x + 1, window.max.y - window.min.y + 1
     check_pixels(width, height, MAX_PIXELS)
-    if width * height * len(channels) > _MAX_NUMBERS:
-        numbers = f"{len(channels)} channels of {width}x{height} pixels"
-        raise ImageError(f"has {numbers}, which are too many; save the depth alone")
+    tiles = header.get("tiles")
+    parts = [(width, height, "pixels"), *([] if tiles is None else [(tiles.xSize, tiles.ySize, "pixels in each tile")])]
+    for across, down, what in parts:
+        if across * down * len(channels) > _MAX_NUMBERS:
+            numbers = f"{len(channels)} channels of {across}x{down} {what}"
+            raise ImageError(f"has {numbers}, which are too many; save the depth alone, in lines")
     wanted = next((known for known in _KNOWN if known in channels), None)
     if wanted is None and len(channels) != 1:
         raise ImageError(f"has the channels {', '.join(channels)}; a map is one channel, or one called Z")

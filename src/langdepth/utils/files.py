@@ -56,6 +56,15 @@ def file_stamp(path: str | Path) -> tuple[str, int, int, int]:
     return os.path.realpath(path), status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def file_identity(path: str | Path) -> tuple[int, int] | None:
+    """What names of one file share, links of both kinds among them; None where there is no such file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
 def file_state(path: Path) -> list[int] | None:
     """Size and time of change, None where there is no such file."""
     try:
