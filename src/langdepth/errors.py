@@ -135,6 +135,7 @@ _EXTRAS = {
     "data": "h5py",
     "export": "onnx",
     "openvino": "openvino",
+    "serve": "fastapi uvicorn starlette python_multipart multipart",
 }
 """Of langdepth's optional dependencies, the packages that they bring."""
 

@@ -65,7 +65,7 @@ def predict_images(
         Request(
             source=source,
             text=words,
-            scene=_known_scene(system, place),
+            scene=known_scene(system, place),
             camera=lens,
             overlay=_needed_overlay(system, second),
         )
@@ -118,7 +118,7 @@ def predict_stream(
     if workers is not None and workers < 1:
         raise UsageError(f"workers must be at least 1, got {workers}")
     predictor = Predictor(system, options, keep_image=keep_image, each_its_words=callable(text))
-    scene = _known_scene(system, scene)
+    scene = known_scene(system, scene)
     if callable(text) and not system.text_per_image:
         raise UsageError(f"the system '{system.name}' takes no captions of images; leave them out")
     shared = None if callable(text) else words_per_image(system, text, 1)[0]
@@ -152,7 +152,8 @@ def _per_image(name: str, value: Any, count: int) -> list[Any]:
     return list(value)
 
 
-def _known_scene(system: Predicts, name: str | None) -> str | None:
+def known_scene(system: Predicts, name: str | None) -> str | None:
+    """The scene as the system calls it. Raises UsageError for one that it does not know."""
     if name is None:
         return None
     if not system.scenes:

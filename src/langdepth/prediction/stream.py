@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -13,6 +12,7 @@ from typing import TypeAlias
 from langdepth.errors import LangdepthError, ShortMemoryError, UsageError
 from langdepth.prediction.pipeline import Key, Outcome, Predictor, Prepared, Request
 from langdepth.records import DepthOutput
+from langdepth.utils.threads import worker_count
 
 Running: TypeAlias = deque[tuple[list[tuple[Key, Prepared]], Future[DepthOutput]]]
 
@@ -21,7 +21,7 @@ def run_ahead(
     predictor: Predictor, requests: Iterable[tuple[Key, Request]], workers: int | None = None
 ) -> Generator[tuple[Key, Outcome]]:
     """Decode ahead, gather images of one network size, predict; bounded however many requests there are."""
-    requests, batch_size, workers = iter(requests), predictor.options.batch_size, workers or min(8, os.cpu_count() or 1)
+    requests, batch_size, workers = iter(requests), predictor.options.batch_size, workers or worker_count()
     ahead: deque[tuple[Key, Future[Prepared]]] = deque()
     waiting: dict[Hashable, list[tuple[Key, Prepared]]] = {}  # by what can share a batch
     running: Running[Key] = deque()

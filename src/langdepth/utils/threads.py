@@ -1,10 +1,16 @@
-"""Threads that read ahead."""
+"""Threads that read ahead, decode and encode."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+
+
+def worker_count() -> int:
+    """How many threads decode and encode images: one for each core, at most 8."""
+    return min(8, os.cpu_count() or 1)
 
 
 @contextmanager

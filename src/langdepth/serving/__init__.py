@@ -1,0 +1,1 @@
+"""A service that predicts for programs on this machine or in this network: FastAPI's routes before ``prediction``."""
