@@ -21,6 +21,7 @@ from typing import Any
 OTHERS = (
     "torch", "torchvision", "timm", "open_clip", "safetensors", "huggingface_hub", "scipy", "matplotlib", "jinja2",
     "lightning", "torchmetrics", "h5py", "onnx", "onnxscript", "openvino", "transformers", "tensorboard",
+    "fastapi", "starlette", "uvicorn", "python_multipart",
 )
 # fmt: on
 
@@ -76,6 +77,7 @@ def check(examples: Path) -> None:
         ["weights", "verify"],
         ["weights", "path", "tiny"],
         ["predict", "--help"],
+        ["serve", "--help"],
     ):
         code, out, err = command(*line)
         assert code == 0, (line, err)
@@ -113,6 +115,7 @@ def check(examples: Path) -> None:
 
     for line in (
         ["predict", photo, "--system", "depthclip"],
+        ["serve"],
         ["train", "--config", "tiny"],
         ["evaluate", "--data", "folder", "--root", "x", "--out", "y.json"],
     ):

@@ -26,6 +26,7 @@ MODULES = {  # what each brings, as it is imported
     "hub": "transformers",
     "export": "onnx",
     "openvino": "openvino onnx",
+    "serve": "fastapi uvicorn python_multipart",
 }
 THROUGH_OTHERS = {"tensorboard": "TensorBoardLogger"}  # names that use it
 

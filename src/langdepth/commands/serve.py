@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from langdepth.commands._parse import run
 from langdepth.commands.predict import PredictSystem
-from langdepth.errors import UsageError
+from langdepth.errors import UsageError, say
 from langdepth.prediction.options import PredictOptions
 from langdepth.serving.limits import Limits
 from langdepth.utils.plugins import needs_packages
@@ -64,11 +64,11 @@ def serve(
         service = Service(Predictor(system, vars(options), keep_image=False, each_its_words=True), limits)
         if not _is_local(host):
             line = "other machines may reach this address, and nobody is asked for a password"
-            print(f"langdepth serve: warning: {line}", file=sys.stderr)
+            say(f"langdepth serve: warning: {line}", file=sys.stderr)
         place = server.place(listening)
-        print(f"{system.name} ({system.runtime}) answers at {place}/predict; Ctrl-C ends it", flush=True)
+        say(f"{system.name} ({system.runtime}) answers at {place}/predict; Ctrl-C ends it")
         server.Server(service).run(sockets=[listening])
-    print(f"stopped; {service.metrics.answers.total()} requests were answered")
+    say(f"stopped; {service.metrics.answers.total()} requests were answered")
     return 0
 
 
