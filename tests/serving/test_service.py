@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from langdepth.camera import Camera
 from langdepth.errors import UsageError
 from langdepth.prediction.pipeline import Predictor
 from langdepth.prediction.results import DepthResult
@@ -156,6 +158,16 @@ def test_a_sentence_gives_metres_to_relative_depth(client: TestClient, system: G
     answer = client.post("/predict?text=a bedroom with a bed", content=file.getvalue())
     assert (answer.headers["X-Scale-Kind"], answer.headers["X-Depth-Unit"]) == ("metric", "metre")
     refused(client.post("/predict?text=zorblaxq wuxq", content=file.getvalue()), 400, "none of its words is known")
+
+
+def test_the_camera_of_the_service_is_that_of_images_without_one(system: Gated) -> None:
+    service = service_of(system)
+    service.camera = partial(Camera.from_fov, 90.0)
+    with TestClient(make_app(service)) as client:
+        for query, width in (("", 32), ("?fov=53.13", 64)):
+            found = client.post(f"/predict?format=json{query.replace('?', '&')}", content=png())
+            assert found.json()["camera"]["fx"] == pytest.approx(width, rel=1e-3)
+            assert found.headers["X-Camera-Source"] == "user"
 
 
 # Batches

@@ -6,7 +6,9 @@ import ipaddress
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from langdepth.camera import CameraFile
 from langdepth.commands._parse import run
 from langdepth.commands.predict import PredictSystem
 from langdepth.errors import UsageError, say
@@ -31,6 +33,7 @@ def serve(
     port: int = 8000,
     by: PredictSystem,
     options: PredictOptions,
+    camera: Path | None = None,
     limits: Limits,
 ) -> int:
     """Depth for programs that send images to an address.
@@ -44,8 +47,10 @@ def serve(
         port: The port to listen at; 0 takes a free one.
         by: What predicts.
         options: How depth is predicted.
+        camera: A file with the camera of images whose request states none, as predict takes it.
         limits: What the service does at most.
     """
+    lens = None if camera is None else CameraFile(camera)
     if by.maps is not None:
         raise UsageError("--base: the service gets images alone; name a system that makes their relative maps")
     with needs_packages():
@@ -61,7 +66,7 @@ def serve(
             raise UsageError(
                 f"the system '{system.name}' needs {system.overlay_kind.one} beside every image; use predict"
             )
-        service = Service(Predictor(system, vars(options), keep_image=False, each_its_words=True), limits)
+        service = Service(Predictor(system, vars(options), keep_image=False, each_its_words=True), limits, lens)
         if not _is_local(host):
             line = "other machines may reach this address, and nobody is asked for a password"
             say(f"langdepth serve: warning: {line}", file=sys.stderr)

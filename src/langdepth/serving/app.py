@@ -49,8 +49,9 @@ class _TooLarge(Exception):
 class Service:
     """A system, its requests, and what is counted of them."""
 
-    def __init__(self, predictor: Predictor, limits: Limits) -> None:
-        self.limits, self.system = limits, predictor.system
+    def __init__(self, predictor: Predictor, limits: Limits, camera: CameraOption = None) -> None:
+        """``camera``: of images whose request states none."""
+        self.limits, self.system, self.camera = limits, predictor.system, camera
         self.batcher = Batcher(predictor, limits.wait / 1000, limits.queue)
         self.metrics = Metrics()
         self.stopping = False
@@ -129,7 +130,7 @@ class Service:
             source=image,
             text=words_per_image(self.system, None if in_metres else text, 1)[0],
             scene=known_scene(self.system, fields.get("scene")),
-            camera=_camera(fields),
+            camera=_camera(fields) or self.camera,
             overlay=None,
         )
         return wanted, text if in_metres else None
@@ -232,4 +233,6 @@ def _use(encode: Callable[[DepthResult], Answer], sentence: str | None, result: 
         result = scaled(result, sentence)
     answer = encode(result)
     facts: dict[str, Any] = {"X-Depth-Unit": result.unit, "X-Scale-Kind": result.scale_kind}
+    if result.camera is not None:
+        facts["X-Camera-Source"] = result.camera.source
     return answer._replace(headers=answer.headers | facts)
