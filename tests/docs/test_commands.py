@@ -13,7 +13,7 @@ from langdepth import cli
 from langdepth.commands.data import VERBS
 from tests.docs.reader import Block, Given, read_help, read_page
 from tests.docs.runner import Outcome, run_page
-from tests.docs.things import ROOT, THINGS, clone, shrink
+from tests.docs.things import ROOT, THINGS, clone, serve_beside, shrink
 from tests.stand_ins import efficientnet_package
 
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
@@ -26,6 +26,7 @@ HELPS = [(), *((name,) for name in cli.COMMANDS), *(("data", verb) for verb in V
 
 # Blocks that no test can run, each marked in its page with the reason. Keep them few.
 NOT_RUN = {
+    "docs/serve.md": ["it needs curl; the Python block below asks the same"],
     "docs/systems/depthclip.md": ["open_clip downloads the weights"],
     "docs/systems/tiny.md": [
         "the images that the weights were trained on are not published as one folder; "
@@ -69,9 +70,12 @@ def folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     shrink(monkeypatch)
     efficientnet_package(monkeypatch, tmp_path_factory.getbasetemp(), 0)  # of the extra "imagenet"
+    services = serve_beside(monkeypatch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield tmp_path
+    for service in services:
+        service.stop()
 
 
 def passed(outcome: Outcome) -> None:

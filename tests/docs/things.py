@@ -9,8 +9,10 @@ from __future__ import annotations
 import atexit
 import copy
 import shutil
+import socket
 import sys
 import tempfile
+import threading
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+import uvicorn
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -30,6 +33,7 @@ from langdepth.camera import Camera
 from langdepth.data.sets import kitti, nyu
 from langdepth.data.tools.sample import write_sample
 from langdepth.runtimes import bench
+from langdepth.serving.server import Server
 from langdepth.systems import registry
 from langdepth.systems.rsa.official import OFFICIAL_NAMES as rsa_names
 from langdepth.systems.vgld.official import OFFICIAL_NAMES as vgld_names
@@ -109,6 +113,19 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, nyu, counts, {"nyu_test": NYU_TEST, "nyu_sync": NYU_SYNC})
     lists = {"kitti_eigen_train": KITTI_TRAIN, "kitti_eigen_test": KITTI_TEST}
     stand_in(monkeypatch, kitti, {"train": len(KITTI_TRAIN), "test": len(KITTI_TEST)}, lists)
+
+
+def serve_beside(monkeypatch: pytest.MonkeyPatch) -> list[Server]:
+    """Let ``langdepth serve`` answer in a thread, so that the next command can ask; returns the services there are."""
+    running: list[Server] = []
+
+    def run_beside(server: Server, sockets: list[socket.socket]) -> None:
+        run = partial(uvicorn.Server.run, server, [one.dup() for one in sockets])
+        threading.Thread(target=run, daemon=True).start()
+        running.append(server)
+
+    monkeypatch.setattr(Server, "run", run_beside)
+    return running
 
 
 def clone(folder: Path) -> None:
