@@ -90,7 +90,7 @@ def test_a_port_in_use_is_one_line_before_the_model_is_loaded(command: Run, unlo
         (["--queue", "0"], 2, "--queue must lie between 1 and 10000"),
         (["--stride", "8x8"], 2, "a stride is given without a window"),
         (["--system", "vgld", "--base", "."], 2, "--base: the service gets images alone"),
-        (["photo.jpg"], 2, "'photo.jpg' is not understood there"),
+        (["photo.jpg"], 2, "'photo.jpg': too much"),
     ],
 )
 def test_what_is_refused_costs_one_line(
