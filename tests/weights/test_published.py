@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -29,6 +30,7 @@ from tests.stand_ins import small_networks
 ROOT = Path(__file__).parents[2]
 FILE = "swin-large-22k"  # kept as it is
 SYSTEM = "scaledepth-nk"  # converted
+CHECKPOINT = b"\x80\x02layers.2.blocks.17.attn.qkv.weight\0" + b"weights" * 100_000  # as it begins
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +48,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(downloads, "_PAUSE", 0)
     with serving() as state:
-        state.content = b"weights" * 100_000
+        state.content = CHECKPOINT
         monkeypatch.setattr(fetch, "DRIVE", state.url + "/uc?id={}")
         known = registry.PUBLISHED
         monkeypatch.setitem(known, FILE, replace(known[FILE], url=f"{state.url}/swin.pth"))
@@ -177,25 +179,69 @@ def test_other_content_than_at_first_is_refused(command: Run, server: FileServer
     assert command("weights", "get", FILE)[0] == 0
     path = published.file_of(FILE)
     path.unlink()
-    server.content = server.content[::-1]
+    server.content = CHECKPOINT + b"?"
     code, _, err = command("weights", "get", FILE)
     assert code == 1
     assert "another file than before" in err
     assert "recorded on" in err
     assert f"remove {published.folder(FILE)}" in err
     assert not path.exists()
-    server.content = server.content[::-1]
+    server.content = CHECKPOINT
     assert command("weights", "get", FILE)[0] == 0
 
 
-def test_content_that_the_card_does_not_state_is_refused(command: Run, server: FileServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("vgld-t", b"\x80another head", "has the sha256 bba65faf4659..., not 5887d59531be..."),
+        ("vgld-t", b"notes of mine", "is text"),
+        ("vgld-t", b"", "is empty"),
+        (FILE, b"notes of mine", "is text"),
+        (FILE, b"\0\1", "is no checkpoint of torch.save"),
+        (FILE, b"\x80\x02decode_head.weight\0", "holds no tensor 'layers.2.blocks.17.attn.qkv.weight'"),
+        (FILE, b"<!DOCTYPE html><html>log in</html>", "is a web page instead of the file"),
+    ],
+)
+def test_a_file_that_is_another(
+    command: Run, server: FileServer, tmp_path: Path, name: str, content: bytes, what: str
+) -> None:
     other = tmp_path / "other.pth"
-    other.write_bytes(b"another head")
+    other.write_bytes(content)
+    code, _, err = command("weights", "get", name, "--file", other)
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith(f"langdepth weights: {other}: {what}")
+    assert f"; expected is {registry.PUBLISHED[name].file} from {registry.PUBLISHED[name].source}" in err
+    assert other.read_bytes() == content
+    assert not published.folder(name).exists()
+
+
+def test_a_file_that_is_another_of_the_published_ones(
+    command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"\x80")
+    sha256 = hashlib.sha256(b"\x80").hexdigest()
+    monkeypatch.setitem(registry.PUBLISHED, "vgld-i", replace(registry.PUBLISHED["vgld-i"], sha256=sha256))
     code, _, err = command("weights", "get", "vgld-t", "--file", other)
-    assert code == 1
-    assert "known is 5887d59531be..." in err
-    assert other.exists()
-    assert not published.folder("vgld-t").exists()
+    assert (code, f"{other}: is that of 'vgld-i'; expected is vgld_midas-1_nk_t.pth" in err) == (1, True)
+
+
+def test_a_file_for_weights_that_are_here(command: Run, server: FileServer, tmp_path: Path) -> None:
+    assert command("weights", "get", FILE)[0] == 0
+    same, other = tmp_path / "same.pth", tmp_path / "other.pth"
+    same.write_bytes(CHECKPOINT)
+    other.write_bytes(CHECKPOINT + b"?")
+    code, out, _ = command("weights", "get", FILE, "--file", same)
+    assert (code, out.strip()) == (0, str(published.file_of(FILE)))
+    code, _, err = command("weights", "get", FILE, "--file", other)
+    assert (code, f"{other}: has the sha256" in err) == (1, True)
+    assert f"remove {published.folder(FILE)} first" in err
+    assert published.file_of(FILE).read_bytes() == CHECKPOINT
+    published.file_of(FILE).write_bytes(b"damaged")
+    assert command("weights", "get", FILE, "--file", same)[0] == 0
+    assert published.file_of(FILE).read_bytes() == CHECKPOINT
+    shutil.rmtree(published.folder(FILE))
+    assert command("weights", "get", FILE, "--file", other)[0] == 0
 
 
 def test_a_file_that_changed_later(command: Run, quick: FileServer, photo: Path, tmp_path: Path) -> None:
@@ -255,9 +301,9 @@ def test_a_web_page_instead_of_weights(command: Run, server: FileServer, tmp_pat
 
 def test_a_file_from_elsewhere(command: Run, server: FileServer, tmp_path: Path) -> None:
     other = tmp_path / "swin.pth"
-    other.write_bytes(b"weights")
+    other.write_bytes(CHECKPOINT)
     assert command("weights", "get", FILE, "--file", other)[0] == 0
-    assert published.file_of(FILE).read_bytes() == b"weights"
+    assert published.file_of(FILE).read_bytes() == CHECKPOINT
     assert server.asked == []
 
 
@@ -279,7 +325,7 @@ def test_a_file_that_cannot_be_converted(command: Run, server: FileServer, monke
     code, _, err = command("weights", "get", SYSTEM)
     kept = published.folder(SYSTEM) / "iter_40000.pth"
     assert code == 1
-    assert f"{SYSTEM}: iter_40000.pth cannot be converted: {kept}: is damaged" in err
+    assert f"{SYSTEM}: iter_40000.pth cannot be converted: {kept}: " in err
     assert f"remove {kept}" in err
     assert published.fetched(SYSTEM) is None
     assert list(published.folder(SYSTEM).iterdir()) == [kept]
@@ -332,9 +378,9 @@ def test_a_conversion_that_needs_clip(
     monkeypatch.setattr(fetch, "run", stopped)
     lines: list[str] = []
     options: dict[str, Any] = {"file": tmp_path / "model.pt"} if offline else {"mirror": server.url}
-    (tmp_path / "model.pt").write_bytes(b"weights")
+    (tmp_path / "model.pt").write_bytes(b"\x80weights")
     for clip in (None, "RN50.pt"):
-        with pytest.raises(CheckpointError, match=r"mde-clip: model.pt cannot be converted: no CLIP here"):
+        with pytest.raises(CheckpointError, match=r"mde-clip: .*model.pt,? cannot be converted: no CLIP here"):
             fetch.get("mde-clip", lines.append, offline=offline, clip_weights=clip, **options)
     assert [command[-1] for command, _ in calls] == ["openai", "RN50.pt"]
     assert {stated for _, stated in calls} == {"1" if offline else None}
@@ -371,6 +417,12 @@ def test_list_and_path(command: Run, server: FileServer) -> None:
         (("path", "mde-clip", "--offline"), "is for 'get'"),
         (("get", "mde-clip", "--file", "x", "--mirror", "http://x"), "give one of them"),
         (("get", "mde-clip", "--file", "no-such-file"), "no-such-file: no such file"),
+        (
+            ("get", "clip-rn50", "--file", "RN50.pt"),
+            "clip-rn50: is fetched by open_clip alone; give a file of your own",
+        ),
+        (("get", "clip-rn50", "--mirror", "http://x"), "clip-rn50: is fetched by open_clip alone"),
+        (("get", "vgld-t", "--clip-weights", "RN50.pt"), "vgld-t: needs no CLIP weights; leave --clip-weights out"),
     ],
 )
 def test_what_cannot_be(command: Run, arguments: tuple[str, ...], words: str) -> None:

@@ -56,7 +56,8 @@ class PublishedRecord:
 
     Where: ``url``, or ``google_drive``, the id of the file there, or ``open_clip``, "ARCHITECTURE/TAG", which that
     library downloads. ``file``: what the authors call it. An empty ``sha256`` is not known: then the first download
-    counts. ``clip_weights``: what conversion needs of CLIP, an open_clip tag.
+    counts. ``clip_weights``: what conversion needs of CLIP, an open_clip tag. ``holds``: a tensor by which a file
+    that is kept as it is can be known.
     """
 
     summary: str
@@ -67,6 +68,7 @@ class PublishedRecord:
     open_clip: str | None = None
     sha256: str = ""
     clip_weights: str | None = None
+    holds: str | None = None
 
     def __post_init__(self) -> None:
         if sum(place is not None for place in (self.url, self.google_drive, self.open_clip)) != 1:

@@ -8,14 +8,16 @@ import shutil
 import sys
 import time
 import warnings
+import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from subprocess import DEVNULL, run
 
 from langdepth.errors import CheckpointError, MissingCheckpointError, UsageError, missing_package
 from langdepth.systems.card import PublishedRecord
-from langdepth.systems.registry import REGISTRY
+from langdepth.systems.registry import PUBLISHED, REGISTRY
 from langdepth.utils.downloads import DownloadError, download
 from langdepth.utils.files import atomic_path, locked, not_the_file_itself
 from langdepth.utils.network import offline_stated, stated
@@ -24,6 +26,7 @@ from langdepth.weights import published
 from langdepth.weights.published import Fetched, fetched, folder, record
 
 MOST_BYTES = 8 << 30
+_PICKLE = 1 << 22  # bytes at a checkpoint's beginning in which the names of its tensors lie
 DRIVE = "https://drive.google.com/uc?export=download&id={}"
 
 Agree = Callable[[str], None]
@@ -79,13 +82,21 @@ def get(
         LangdepthError: The file cannot be fetched, is not the one that was fetched before, or cannot be converted.
     """
     found = record(name)
+    offline = offline_stated() if offline is None else offline
     if found.open_clip is not None:
-        return _from_open_clip(name, found, agree)
-    if published.is_here(name) and published.verify(name) is None:
+        if file is not None or mirror is not None or clip_weights is not None:
+            advice = "give a file of your own where CLIP is used, with --clip-weights"
+            raise UsageError(f"{name}: is fetched by open_clip alone; {advice}")
+        return _from_open_clip(name, found, agree, offline)
+    if clip_weights is not None and found.clip_weights is None:
+        raise UsageError(f"{name}: needs no CLIP weights; leave --clip-weights out")
+    is_here = published.is_here(name) and published.verify(name) is None
+    if file is not None:
+        _checked(name, file, found)
+    if is_here:  # and the file, if one is given, is the one that it was made of
         return published.file_of(name)
     if name in REGISTRY and find_spec("torch") is None:
         raise UsageError(f"{name}: is converted once, and {missing_package(ImportError(name='torch'))}")
-    offline = offline_stated() if offline is None else offline
     if file is None and offline:
         raise MissingCheckpointError(
             f"{name}: is not on this machine and no network may be used; fetch {found.file} from {found.source} on "
@@ -152,19 +163,39 @@ def _checked(name: str, path: Path, found: PublishedRecord) -> str:
         raise MissingCheckpointError(f"{path}: no such file") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    if other is not None:
-        raise CheckpointError(f"{path}: {other}")
+    other = f"is {other}" if other else _not_as_published(path, found.holds)
     expected = found.sha256 or (known.published_sha256 if known else sha256)
-    if sha256 == expected:
+    if sha256 == expected and not other:
         return sha256
-    if path.parent == folder(name):
-        path.unlink()
+    if path.parent != folder(name):
+        twin = next((n for n, one in PUBLISHED.items() if one.sha256 == sha256), None)
+        what = f"is that of '{twin}'" if twin else other or f"has the sha256 {sha256[:12]}..., not {expected[:12]}..."
+        replace = ""
+        if known and not (twin or other or found.sha256):
+            replace = f"; to put it in the place of the one of {known.date}, remove {folder(name)} first"
+        raise CheckpointError(f"{path}: {what}; expected is {found.file} from {found.source}{replace}")
+    path.unlink()
+    if other:
+        raise CheckpointError(f"{name}: {found.file} {other}")
     since = f"recorded on {known.date}" if known and not found.sha256 else "known"
     advice = f"; if the authors published other weights, remove {folder(name)}" if not found.sha256 else ""
     raise CheckpointError(
         f"{name}: {found.file} is another file than before: its sha256 is {sha256[:12]}..., {since} is "
         f"{expected[:12]}...{advice}"
     )
+
+
+def _not_as_published(path: Path, holds: str | None) -> str | None:
+    """What a file is that is no checkpoint of torch.save, or not the one with a tensor ``holds``. Unpickles nothing."""
+    with path.open("rb") as file:
+        head = file.read(_PICKLE)
+    if head.startswith(b"PK") and zipfile.is_zipfile(path):
+        with suppress(OSError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            names = [member for member in archive.namelist() if member.endswith("/data.pkl")]
+            head = b"\x80" + archive.open(names[0]).read(_PICKLE) if names else b"PK"
+    if head.startswith(b"\x80"):
+        return f"holds no tensor '{holds}'" if holds and holds.encode() not in head else None
+    return "is text" if b"\0" not in head[:512] else "is no checkpoint of torch.save"
 
 
 def _convert(
@@ -183,16 +214,20 @@ def _convert(
     if done.returncode:
         why = said[-1] if said else f"exit code {done.returncode}"
         kept = f"; the file is kept, remove {source} to fetch it again" if source.parent == out.parent else ""
-        raise CheckpointError(f"{name}: {found.file} cannot be converted: {why}{kept}")
+        given = found.file if kept else f"{source}, which should be {found.file},"
+        raise CheckpointError(f"{name}: {given} cannot be converted: {why}{kept}")
     for line in said:
         if line.startswith("warning: "):
             warnings.warn(line.removeprefix("warning: "), stacklevel=2)
 
 
-def _from_open_clip(name: str, found: PublishedRecord, agree: Agree) -> Path:
+def _from_open_clip(name: str, found: PublishedRecord, agree: Agree, offline: bool) -> Path:
     path = published.of_open_clip(str(found.open_clip))
     if path is not None:
         return path
+    if offline:
+        why = "--offline is given, or HF_HUB_OFFLINE is set"
+        raise MissingCheckpointError(f"{name}: is not on this machine and no network may be used: {why}")
     from langdepth.backbones.clip_download import fetch, published_record
 
     architecture, _, tag = str(found.open_clip).partition("/")
