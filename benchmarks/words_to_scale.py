@@ -7,10 +7,11 @@ words_to_scale_captions.csv beside this script. --write makes src/langdepth/mode
 the weights in the package are evaluated.
 
 Training uses the images of the split "train", an image of a scene of n images with weight 1 / sqrt(n). Everything is
-chosen by cross-validation over their scenes (ten folds): how uncertainty grows away from the training sentences; how
-many standard deviations hold 67 and 95 %, over NYUv2's scenes and the other sources, whose scenes are alike. Two things cannot be, since the embedded model has learned from these
-images: the deviation of its distances, and how many deviations hold 67 and 95 % where the photo decides. They are taken
-from the images of the split "val"; the table's rows with the photo take both from the other half of its scenes.
+chosen by cross-validation (ten folds): over their scenes, how uncertainty grows away from the training sentences; over
+the scenes of NYUv2 and the other sources, whose scenes are alike, how many standard deviations hold 67 and 95 %. Two
+things cannot be, since the embedded model has learned from these images: the deviation of its distances, and how many
+deviations hold 67 and 95 % where the photo decides. They are taken from the images of the split "val"; the table's rows
+with the photo take both from the other half of its scenes.
 
 The table: scale error, median over the images of |log2(median of predicted / true depth)|, of ideal relative maps
 (ground truth / its median), ideal inverse maps (its inverse, in the range 0 to 1) and the relative maps of `tiny`.

@@ -74,6 +74,11 @@ def p_value(images: PerImage, others: PerImage) -> float | None:
     return float(found.pvalue)
 
 
+def least_p(images: int) -> float:
+    """What ``p_value`` is at least for so many images, however different the systems are: 2 of all exchanges."""
+    return 2 / min(2**images, FLIPS + 1)
+
+
 class Comparing:
     """``p_value``, computed once for each pair of tables; takes seconds for some thousand images."""
 

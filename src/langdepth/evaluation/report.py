@@ -48,6 +48,9 @@ _TEX = str.maketrans(
         "^": r"\textasciicircum{}",
         "<": r"\textless{}",
         ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "[": "{[}",  # at the beginning of a row it and * would belong to the end of the one before
+        "*": "{*}",
     }
 )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from langdepth.errors import printable
-from langdepth.evaluation.comparison import COMPARED, FLIPS, RESAMPLES
+from langdepth.evaluation.comparison import COMPARED, FLIPS, RESAMPLES, least_p
 from langdepth.evaluation.metrics import EXTRA_METRICS, METRICS
 from langdepth.evaluation.report import filled_template
 from langdepth.utils.files import atomic_path, require_marked, write_json
@@ -25,6 +25,7 @@ _MARKS = {
     "matrix.csv": b"system,data,",
 }
 INTERVAL = "95 %"
+_SIGNIFICANT = 0.05  # p below it is commonly taken for a difference
 
 
 def require_own_tables(out: Path) -> None:
@@ -62,7 +63,7 @@ def _tables(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     cells = [{**cell, "data": printable(cell["data"]), "system": printable(cell["system"])} for cell in cells]
     sets = list(dict.fromkeys(cell["data"] for cell in cells))
     for cell in sorted(cells, key=lambda cell: sets.index(cell["data"])):
-        table = tables.setdefault((cell["data"], cell["hash"]), {**cell, "columns": SHOWN, "rows": []})
+        table = tables.setdefault((cell["data"], cell["hash"]), {**cell, "columns": SHOWN, "rows": [], "note": ""})
         report = cell["ours"]
         row: dict[str, Any] = {"system": cell["system"], "who": "ours", "images": "-", "means": {}, "p": cell["p"]}
         row |= {"file": None, "note": ""}
@@ -71,6 +72,8 @@ def _tables(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         else:
             skipped = f", {report['skipped']} skipped" if report["skipped"] else ""
             row |= {"images": f"{report['images']}{skipped}", "means": _means(report), "file": cell["file"]}
+            if cell["p"] is not None and least_p(report["images"]) > _SIGNIFICANT:
+                table["note"] = f"With {report['images']} images p is at least {least_p(report['images']):.3f}."
             if report["boundaries"]:
                 table["columns"] = (*SHOWN, *BOUNDARIES)
         table["rows"].append(row)
