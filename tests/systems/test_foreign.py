@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,10 @@ def test_words_give_metres_to_disparity(models: Path, tmp_path: Path, capsys: py
     photo, name = str(models / "photo.png"), f"transformers:{models / 'depth_anything'}"
     line = ["predict", photo, "--system", name, "--text", "a kitchen with a sink", "--save", "kitti16,npz"]
     assert cli.main([*line, "--out", str(tmp_path)]) == 0
-    assert " m (min / median / max)" in capsys.readouterr().out
+    assert re.search(
+        r" m \(min / median / max\); median depth \S+ to \S+ m with 67 %, \S+ to \S+ m with 95 % \(from words\)\n",
+        capsys.readouterr().out,
+    )
     with np.load(tmp_path / "photo.npz") as file:
         facts = json.loads(str(file["metadata"]))
     assert facts["scale_kind"] == "metric"

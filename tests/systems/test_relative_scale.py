@@ -238,6 +238,17 @@ def test_maps_of_another_size_and_of_8_bits_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ImageError, match=message):
             read_relative(tmp_path / name, PIXELS, "disparity")
+    np.save(tmp_path / "coarse.npy", DISPARITY.astype(np.uint8))
+    for given in (tmp_path / "coarse.npy", DISPARITY.astype(np.uint8)):
+        with pytest.raises(ImageError, match=r"a relative map of 8 bits \(uint8\) holds 256 steps, too few for depth"):
+            read_relative(given, PIXELS, "disparity")
+
+
+def test_maps_of_whole_numbers_have_holes(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", DISPARITY.astype(np.uint16))
+    for given in (tmp_path / "a.npy", DISPARITY.astype(np.int32)):
+        found = read_relative(given, PIXELS, "disparity")[..., 0]
+        assert np.array_equal(found, np.where(DISPARITY > 0, DISPARITY, np.nan), equal_nan=True)
 
 
 def test_a_folder_of_weights_is_a_system_and_no_folder_of_maps(tmp_path: Path, head: Path) -> None:
@@ -271,6 +282,13 @@ def test_a_model_and_its_own_maps_are_the_same_base(
     assert np.ptp(found[0]) > 0
     assert np.array_equal(found[0], found[1])
     assert np.array_equal(found[0], found[2])
+    assert "does not say" not in capsys.readouterr().err
+    np.save(tmp_path / "map.npy", np.load(tmp_path / "maps" / "photo.npz")["depth"])
+    for kind in ([], ["--depth-kind", "disparity"]):
+        base = ["--base", str(tmp_path / "map.npy"), *kind]
+        assert cli.main([*asked, *base, "--out", str(tmp_path / "out")]) == 0
+        note = "map.npy: does not say what it holds: taken for disparity, the larger the nearer"
+        assert (note in capsys.readouterr().err) is not bool(kind)
 
 
 @pytest.mark.filterwarnings(RANDOM)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -152,6 +152,8 @@ def predict(
         _complain(problem)
     if overlay is not None or by.maps is not None:
         jobs = _with_overlays(jobs, overlay, by.maps)
+    if by.maps is not None and by.depth_kind is None and jobs:
+        _say_how_read(jobs[0].overlay)
     if said.captions is not None:
         jobs = _with_captions(jobs, said.captions, said.without_caption or "stop", problems)
     known = len(jobs)
@@ -243,6 +245,16 @@ def _with_overlays(jobs: list[Job], masks: Path | None, maps: Path | None) -> li
     if len(jobs) > 1:
         raise UsageError(f"{overlay} is no folder, but there are {len(jobs)} images; each needs its own")
     return [replace(job, overlay=overlay) for job in jobs]
+
+
+def _say_how_read(relative_map: Path | None) -> None:
+    """Say what maps are taken for that do not say it themselves; one stands for all."""
+    from langdepth.utils.depth_files import read_map
+
+    with suppress(LangdepthError):  # which the image's own line says
+        if relative_map is not None and read_map(relative_map)[1] is None:
+            how = "taken for disparity, the larger the nearer; --depth-kind says otherwise"
+            _complain(f"{relative_map}: does not say what it holds: {how}")
 
 
 def _with_captions(jobs: list[Job], source: Path, without: WithoutCaption, problems: list[LangdepthError]) -> list[Job]:
