@@ -217,8 +217,8 @@ def test_split_keeps_its_rows_only(folder: Path, capsys: pytest.CaptureFixture[s
     ("content", "words"),
     [
         (None, "has no index.csv"),
-        ("", "column path_rgb, path_depth, depth_scale is missing"),
-        ("path_rgb,path_depth\na,b\n", "column depth_scale is missing"),
+        ("", "has no column path_rgb and no column path_depth and no column depth_scale"),
+        ("path_rgb,path_depth\na,b\n", "has no column depth_scale"),
         ("path_rgb,path_depth,depth_scale\n", "has no rows"),
     ],
 )

@@ -154,7 +154,7 @@ def test_damaged_packed_files(tmp_path: Path) -> None:
         open_captions(tmp_path / "nowhere")
     packed(tmp_path)
     (tmp_path / "captions.csv").write_text("image,caption\nx,y\n")
-    with pytest.raises(LangdepthError, match="column row is missing"):
+    with pytest.raises(LangdepthError, match="has no column row"):
         open_captions(tmp_path)
     (tmp_path / "features.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(LangdepthError, match="is damaged, truncated or not an array of features"):

@@ -333,7 +333,8 @@ def _in_metres(
                 try:
                     result = scaled(result, sentence)
                 except LangdepthError as error:
-                    result = LangdepthError(f"{job.source}: {error}")
+                    named = str(error).startswith(f"{job.source}: ")
+                    result = error if named else LangdepthError(f"{job.source}: {error}")
             yield job, result
 
 

@@ -71,7 +71,7 @@ def csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[s
         reader = Rows(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         missing = [column for column in columns if column not in (reader.fieldnames or ())]
         if missing:
-            raise LangdepthError(f"{path}: column {', '.join(missing)} is missing")
+            raise LangdepthError(f"{path}: has no column {' and no column '.join(missing)}")
         for values in reader:
             short = [column for column in columns if not values[column]]
             if short:

@@ -195,9 +195,12 @@ def locate(name: str, offline: bool | None = None) -> tuple[Path, str, str]:
         return path, str(path), ""
     hub_id = HUB_ID.fullmatch(name)
     if hub_id is None:
+        hint = nearest(name, registry.REGISTRY)
+        hint = (
+            hint if hint.startswith("did you") else "neither a name of 'langdepth systems' nor a file or folder here."
+        )
         raise UsageError(
-            f"unknown system '{name}': {nearest(name, registry.REGISTRY)} "
-            "A .safetensors file or a hub id 'owner/name' may be given as well"
+            f"unknown system '{name}': {hint} A .safetensors file or a hub id 'owner/name' may be given as well"
         )
     path = download(hub_id["repo"], hub_id["revision"], offline)
     # The hub's cache names each large file by the sha256 the hub states for it.

@@ -67,7 +67,7 @@ def read_index(
         reader = read_csv(index)
         missing = [column for column in REQUIRED if column not in (reader.fieldnames or ())]
         if missing:
-            raise LangdepthError(f"{index}: column {', '.join(missing)} is missing")
+            raise LangdepthError(f"{index}: has no column {' and no column '.join(missing)}")
         rows = []
         for values in reader:
             try:
