@@ -152,8 +152,6 @@ def predict(
         _complain(problem)
     if overlay is not None or by.maps is not None:
         jobs = _with_overlays(jobs, overlay, by.maps)
-    if by.maps is not None and by.depth_kind is None and jobs:
-        _say_how_read(jobs[0].overlay)
     if said.captions is not None:
         jobs = _with_captions(jobs, said.captions, said.without_caption or "stop", problems)
     known = len(jobs)
@@ -177,6 +175,8 @@ def predict(
 
     options = replace(options, device=options.device or "auto")
     system = by.load(options.device, options.dtype)
+    if by.maps is not None and by.depth_kind is None:
+        _say_how_read(jobs[0].overlay)
     text = said.text if said.captions is None else lambda job: job.caption
     in_metres = system.scale_kind != "metric" and text is not None
     if in_metres and said.text is not None:
