@@ -196,6 +196,15 @@ class Typed:
     text: str
 
 
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``over``, section by section."""
+    both = {
+        key: merged(base[key], value) if isinstance(value, Mapping) and isinstance(base.get(key), Mapping) else value
+        for key, value in over.items()
+    }
+    return {**base, **both}
+
+
 def to_mapping(config: Any) -> dict[str, Any]:
     """A dataclass as plain nested dictionaries and lists, ready for YAML or JSON."""
 
@@ -303,4 +312,6 @@ def _convert_plain(kind: type, value: Any, where: str) -> Any:
     if (kind is int and isinstance(value, bool)) or not isinstance(value, kind):
         advice = "; put it in quotes" if kind in (str, Path) and isinstance(value, int | float) else ""
         raise UsageError(f"{where}: expected {kind.__name__}, got {value!r}{advice}")
+    if kind is float and value != value:
+        raise UsageError(f"{where}: expected a number, got nan")
     return value

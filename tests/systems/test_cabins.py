@@ -156,7 +156,8 @@ def test_a_group_is_represented_by_a_mean_that_favours_its_middle() -> None:
         (torch.zeros(2, 7, 22, dtype=torch.int64), r"\(2, 7, 22\); 'cabins' takes 8 prompts for each of 2 images"),
         (torch.zeros(8, 22, dtype=torch.int64), r"shape \(8, 22\)"),
         (torch.full((2, 8, 23), END), "prompts of 23 tokens are too long: 'cabins' takes 22"),
-        (torch.zeros(2, 8, 22, dtype=torch.int64), f"each prompt needs its end token {END}"),
+        (torch.zeros(2, 8, 22, dtype=torch.int64), f"and has its end token {END}"),
+        (torch.full((2, 8, 22), END), "each prompt begins with 49406"),
         (torch.full((2, 8, 22), END + 1), f"token ids must be from 0 to {END}"),
     ],
 )
@@ -176,6 +177,8 @@ def test_prompts_that_do_not_fit_are_one_line(text: Any, message: str) -> None:
         ({"architecture": "ViT-small"}, "'ViT-small' has no attention pool; take a ResNet"),
         ({"min_depth": 10.0}, "0 < min_depth < max_depth"),
         ({"rim": 2}, "rim must be 0 or 1"),
+        ({"contexts": -1}, "contexts must be 1 or more"),
+        ({"clip_lr": -1.0}, "chamfer and clip_lr 0 or more"),
     ],
 )
 def test_wrong_options_are_one_line(options: dict[str, Any], message: str) -> None:
@@ -234,7 +237,7 @@ def test_an_official_checkpoint_predicts_the_same(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"architecture": "RN-other"}, r"not RN-other \('tower.layer1.1.conv1.weight' is missing"),
-        ({"contexts": 4}, r"not RN-small \('text_tower.transformer.positional_embedding' is \(30, 64\), .*\(26, 64\)"),
+        ({"contexts": 4}, r"'contexts' are \(1, 8, 64\), expected \(4, 64\); the option 'contexts' is their number"),
         ({"groups": 4}, r"'decoder.start.weight' is \(512, 520, 1, 1\) float32, expected \(512, 516, 1, 1\)"),
         ({"bins": 64}, "'regressor.4.weight' is"),
     ],

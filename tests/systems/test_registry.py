@@ -96,6 +96,12 @@ def test_a_class_that_cannot_be_imported_is_one_line(monkeypatch: pytest.MonkeyP
         registry.build("net")
 
 
+def test_sizes_that_no_layer_takes_are_one_line() -> None:
+    with pytest.raises(UsageError, match="no network of 'mirror-prompt' has such sizes") as caught:
+        registry.build("mirror-prompt", {"architecture": "RN-small", "widths": [4 * 10**12]})
+    assert "\n" not in str(caught.value)
+
+
 def test_a_module_that_ends_the_process_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "module_that_exits.py").write_text("raise SystemExit(3)\n")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ def test_checkpoints_convert(official: dict[str, Tensor], layout: str, tmp_path:
             {"tower": GOLDEN["tower"] | {"width": 48}},
             r"holds another tower than a clip tower of 12 layers, 48 wide.*set ",
         ),
-        ({"tower": GOLDEN["tower"] | {"layers": 13}}, r"blocks\.12\..*is missing\); set system\.options\.tower"),
+        ({"tower": GOLDEN["tower"] | {"layers": 13}}, r"blocks\.12\..*is missing\); set the option 'tower'"),
         ({"tower": GOLDEN["tower"] | {"kind": "siglip"}}, r"another tower than a siglip tower"),
         ({"channels": [32, 24, 16, 12]}, r"does not fit the system 'space-clip': .*\(8, 64, 1, 1\).*expected \(12, 64"),
     ],
@@ -265,7 +266,7 @@ def test_siglip_starts_from_a_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"clip\.bin: holds another tower than a siglip tower"):
         other.prepare_training(tmp_path / "clip.bin")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "nothing.bin")
-    with pytest.raises(CheckpointError, match=r"nothing\.bin: holds no CLIP model"):
+    with pytest.raises(CheckpointError, match=r"nothing\.bin holds no image tower"):
         other.prepare_training(tmp_path / "nothing.bin")
 
 
@@ -297,6 +298,11 @@ def test_tower_of_another_architecture_is_one_line(tmp_path: Path) -> None:
         ({"tower": TOWER_SIZES | {"patch": 12}}, "tower.image_size 32 is no multiple of the patch, 12"),
         ({"max_depth": 0.0}, "0 < min_depth < max_depth is needed"),
         ({"losses": {"auxiliary": []}}, "losses.auxiliary must be one or more weights"),
+        ({"losses": {"ssim": 3.0}}, "losses.ssim must be from 0 to 1, got 3.0"),
+        ({"losses": {"gradient": -1.0}}, "losses.gradient must be 0 or more"),
+        ({"losses": {"ssim": math.nan}}, "system.options.losses.ssim: expected a number, got nan"),
+        ({"initial_depth": -5.0}, "initial_depth must be above 0"),
+        ({"channels": [12, 8, 1]}, "channels must be 2 or more"),
         ({"freeze_clip_vision": False}, "unknown key 'system.options.freeze_clip_vision'"),
     ],
 )
@@ -304,6 +310,18 @@ def test_wrong_options_are_one_line(options: dict[str, Any], message: str) -> No
     with pytest.raises((UsageError, ValueError), match=re.escape(message)) as caught:
         registry.build("space-clip", SMALL | options)
     assert "\n" not in str(caught.value)
+
+
+def test_an_option_of_the_tower_keeps_the_others_of_its_preset() -> None:
+    tower = registry.config("space-clip-siglip", {"tower": {"width": 384}}).tower
+    assert (tower.kind, tower.width) == ("siglip", 384)
+
+
+def test_levels_beyond_white_are_white() -> None:
+    """A byte beyond 255 would start again at black."""
+    system, white = build().eval(), torch.ones(1, 3, 40, 48)
+    with torch.no_grad():
+        assert torch.equal(system(1.01 * white).depth, system(white).depth)
 
 
 def test_an_image_that_the_positions_do_not_fit_is_one_line() -> None:

@@ -207,7 +207,7 @@ def _from_hugging_face(path: Path, stored: Mapping[str, Tensor]) -> dict[str, Te
         if query:
             parts = [stored.get(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
             if any(part is None or part.shape != tensor.shape for part in parts):
-                raise CheckpointError(f"{path}: query, key and value of '{query[1]}' do not belong together")
+                raise CheckpointError(f"{path}: of '{query[1]}' query, key or value is missing or of another shape")
             tensor = torch.cat([part for part in parts if part is not None])
             name = f"{query[1]}.attn.in_proj_{query[2]}"
         elif ".self_attn.k_proj." in name or ".self_attn.v_proj." in name:

@@ -329,3 +329,13 @@ def list_or_show(
         raise UsageError(f"list takes no name; to see one {noun}: {command} {name}")
     else:
         say(*table().split("\n"))
+
+
+def set_dotted(content: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set the field that an option's dotted name leads to. Raises UsageError where the way ends at a value."""
+    *sections, key = dotted.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise UsageError(f"--{dotted}: '{section}' is a value, not a section")
+    content[key] = value

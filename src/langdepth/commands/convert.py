@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from langdepth.commands import _parse
 from langdepth.commands._systems import WordOptions
@@ -51,8 +52,10 @@ def main(arguments: Sequence[str]) -> int:
                 raise UsageError(f"unknown option '--{key}': options of the system are given as --options.field VALUE")
         from langdepth.weights.convert import convert as run
 
-        options = {key.removeprefix("options."): value for key, value in overrides.items()}
-        options = registry.with_prompts(system, options, own.changes)
+        given: dict[str, Any] = {"options": {}}
+        for key, value in overrides.items():
+            _parse.set_dotted(given, key, value)
+        options = registry.with_prompts(system, given["options"], own.changes)
         done = run(checkpoint, system, out, options, licence=licence, clip_weights=clip_weights)
         say(f"used: {len(done.used)} tensors")
         say(f"ignored: {_listed(done.ignored)}")

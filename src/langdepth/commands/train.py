@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from langdepth.commands import _parse
 from langdepth.commands._systems import WordOptions
-from langdepth.errors import UsageError
 
 EXAMPLE = """\
 langdepth train --config tiny-finetune --data.root images --train.out runs/mine
@@ -36,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         content = load_recipe(config)
         for key, value in overrides.items():
-            _set(content, key, value)
+            _parse.set_dotted(content, key, value)
         recipe = read_recipe(content)  # mistakes show before the slow import
         if own.changes:
             from langdepth.systems.registry import with_prompts
@@ -49,12 +47,3 @@ def main(arguments: Sequence[str]) -> int:
         return 0
 
     return _parse.run(train, plain, "langdepth train", EXAMPLE)
-
-
-def _set(content: dict[str, Any], dotted: str, value: Any) -> None:
-    *sections, key = dotted.split(".")
-    for section in sections:
-        content = content.setdefault(section, {})
-        if not isinstance(content, dict):
-            raise UsageError(f"--{dotted}: '{section}' is a value, not a section")
-    content[key] = value

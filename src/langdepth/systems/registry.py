@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langdepth.errors import LangdepthError, UsageError, nearest
+from langdepth.errors import LangdepthError, UsageError, first_line, nearest
 from langdepth.systems.card import Entry, PublishedRecord, read_card
 from langdepth.utils.plugins import load_target, plugins, source_of
 
@@ -110,11 +110,11 @@ def pipeline(name: str) -> Callable[..., Any]:
 
 def config(name: str, options: dict[str, Any] | None = None) -> Any:
     """The configuration of a system: its preset and ``options`` over it."""
-    from langdepth.config import from_mapping
+    from langdepth.config import from_mapping, merged
 
     found = entry(name)
     cls: Any = found.system_class()
-    return from_mapping(cls.Config, {**found.preset, **(options or {})}, where="system.options.")
+    return from_mapping(cls.Config, merged(found.preset, options or {}), where="system.options.")
 
 
 def with_prompts(name: str, options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,5 +149,7 @@ def build(name: str, options: dict[str, Any] | None = None) -> System:
         raise
     except ValueError as error:
         raise UsageError(f"system.options: {error}") from None
+    except (RuntimeError, TypeError, IndexError, ArithmeticError, AssertionError) as error:  # of a layer's own
+        raise UsageError(f"system.options: no network of '{name}' has such sizes ({first_line(error)})") from None
     system.name, system.about, system.package = name, found.about, found.package
     return system

@@ -7,11 +7,11 @@ Data flow (B images of 480 x 640; RN101)
     image -> CLIP's ResNet -> F1 (B, 256, 120, 160), F2 (B, 512, 60, 80), F3 (B, 1024, 30, 40), F4 (B, 2048, 15, 20)
     F4 -> CLIP's attention pool -> visual tokens (B, 1 + 300, 512), the first for the image as a whole
     first token -> three layers -> widths of 256 bins from 0.001 to 10 m -> centres (B, 256)
-    centres -> 8 groups of 32 neighbours, a depth for each -> "0.6777" ... "9.3269", digits as tokens (B, 8, 22)
+    centres -> 8 groups of 32 neighbours, a mean of each, without gradient -> "0.6777" ... "9.3269" -> tokens (B, 8, 22)
     8 learned vectors before each number -> CLIP's text tower -> words (B, 8, 512)
     words + gamma x context decoder(words, visual tokens) -> words that know the image (B, 8, 512)
     cosine of cells and words -> score map (B, 8, 15, 20)
-    F4 and score map, then F3, F2, F1 -> decoder -> (B, 256, 240, 320)
+    F4 beside the score map, then F3, F2, F1 -> decoder -> (B, 256, 240, 320)
     1x1 convolution -> softmax over bins -> sum of probs x centres -> depth (B, 1, 240, 320)
 
 Loss, d = ln(prediction / target) over the valid pixels of the batch: 10 sqrt(var d + 0.15 (mean d)^2) + 0.1 chamfer of
@@ -36,7 +36,7 @@ from langdepth.parts.upsample import resize_aligned
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.cabins.blocks import ContextDecoder, DepthDecoder
 from langdepth.systems.cabins.official import OFFICIAL_NAMES
-from langdepth.systems.cabins.prompts import END, LENGTH, number_tokens, representatives
+from langdepth.systems.cabins.prompts import END, LENGTH, START, number_tokens, representatives
 from langdepth.systems.capabilities import ConvertsOfficial, Scene, Text, Trainable
 from langdepth.systems.clip_towers import ClipTowers
 from langdepth.systems.official import rename, require_clip, set_quirks
@@ -92,6 +92,11 @@ class CaBinsConfig:
             raise ValueError(f"0 < min_depth < max_depth < 1e6 is needed, got {self.min_depth} and {self.max_depth}")
         if not 0 < self.groups <= self.bins or self.bins % self.groups:
             raise ValueError(f"bins must be groups of equally many, got {self.bins} bins and {self.groups} groups")
+        if self.contexts < 1 or min(self.chamfer, self.clip_lr) < 0:
+            raise ValueError(
+                f"contexts must be 1 or more, chamfer and clip_lr 0 or more; got {self.contexts}, {self.chamfer} and "
+                f"{self.clip_lr}"
+            )
         if self.rim not in (0, 1):
             raise ValueError(f"rim must be 0 or 1, got {self.rim}")
 
@@ -162,7 +167,7 @@ class CaBins(ClipTowers, Trainable, ConvertsOfficial):
         if not isinstance(text, Tensor) or text.is_floating_point():
             raise UsageError(
                 f"the system '{self.name}' writes its own prompts and takes no sentences or features; leave the text "
-                "out, or give token ids"
+                "out (in Python, system(image, text=...) takes token ids)"
             )
         wanted = (count, self.config.groups)
         if text.ndim != 3 or tuple(text.shape[:2]) != wanted:
@@ -172,9 +177,13 @@ class CaBins(ClipTowers, Trainable, ConvertsOfficial):
             )
         if text.shape[2] > LENGTH:
             raise UsageError(f"prompts of {text.shape[2]} tokens are too long: '{self.name}' takes {LENGTH}")
-        if bool(((text < 0) | (text >= VOCABULARY)).any()) or not bool((text == END).any(-1).all()):
-            raise UsageError(f"token ids must be from 0 to {END}, and each prompt needs its end token {END}")
-        return text.long()
+        text = text.long()
+        inside = bool(((text >= 0) & (text < VOCABULARY)).all())
+        if not (inside and bool((text[..., :1] == START).all()) and bool((text == END).any(-1).all())):
+            raise UsageError(
+                f"token ids must be from 0 to {END}, and each prompt begins with {START} and has its end token {END}"
+            )
+        return text
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -211,8 +220,13 @@ class CaBins(ClipTowers, Trainable, ConvertsOfficial):
                 f"the checkpoint is not one of '{self.name}' (no tensor 'computeAdaptiveBin.regressor.0.weight')"
             )
         tensors, report = rename(state_dict, OFFICIAL_NAMES, self.state_dict())
-        if "contexts" in tensors:
-            tensors["contexts"] = tensors["contexts"].flatten(0, -2)
+        if "contexts" in tensors:  # with an axis of 1 before it
+            found, own = tuple(tensors["contexts"].shape), tuple(self.contexts.shape)
+            if found not in (own, (1, *own)):
+                raise CheckpointError(
+                    f"the checkpoint's 'contexts' are {found}, expected {own}; the option 'contexts' is their number"
+                )
+            tensors["contexts"] = tensors["contexts"].reshape(own)
         towers = {key: own for key, own in self.state_dict().items() if key.startswith(("tower.", "text_tower."))}
         require_clip(tensors, {key: tuple(own.shape) for key, own in towers.items()}, self.config.architecture)
         return tensors, report

@@ -6,8 +6,8 @@ the paper's and what is ours: docs/systems/mirror-prompt.md.
 Data flow (B images of 416 x 544; ViT-B/16, frozen)
 
     image -> CLIP's image tower -> cells (B, 512, 26, 34)
-    mirror (64, 512), learned -> in the place of word embeddings, through CLIP's frozen text tower
-    -> feature of the last position (1, 512), the condition -> a layer -> scale and shift of every channel
+    mirror (64, 512), learned -> in the place of word embeddings (plus CLIP's positions), through its frozen text tower
+    -> feature of the last position (1, 512), the condition -> a linear layer -> scale and shift of every channel
     cells x (1 + scale) + shift -> three deconvolutions, each twice the size -> (B, 32, 208, 272)
     -> 3x3 convolution -> 10 m x sigmoid -> depth (B, 1, 208, 272)
 

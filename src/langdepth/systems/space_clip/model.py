@@ -13,7 +13,8 @@ Data flow (B images of 224 x 224; ViT-B/16: hidden states 0 ... 12 of 768 channe
         y = StructuralBlock(y, T_i)               (B, 256 | 128 | 64, 28 | 56 | 112, ...); the last stage has none
         x = SemanticBlock(x, S_i, y)              (B, 256 | 128 | 64 | 32, 28 | 56 | 112 | 224, ...); S_i and y gated
 
-    depth = max(head(x), 0) (B, 1, 224, 224), metres -> bilinear, pixel centres on pixel centres -> image size
+    depth = max(head(x), 1e-7) (B, 1, 224, 224), metres -> bilinear, pixel centres on pixel centres -> image size
+    a gate is 1 + sigmoid(convolution of the doubled x)
     in training also auxiliary depth from x after stages 0, 1, 2
 
 Loss: 0.5 SILog + 0.5 (1 - SSIM) + 0.10 SILog(auxiliary 0) + 0.05 SILog(auxiliary 1). What learns is the decoder.
@@ -54,13 +55,17 @@ class SpaceClipLosses:
     ssim: float = 0.5
     """Of 1 - SSIM; that of SILog is the rest to 1."""
     auxiliary: tuple[float, ...] = (0.1, 0.05, 0.0)
-    """Of the auxiliary depths' SILog, coarse to fine; the last one holds for all further ones."""
+    """Of the auxiliary depths' SILog, coarse to fine; the last one holds for all further ones. 0: it never learns."""
     gradient: float = 0.0
     """Of the difference of depth's slopes."""
 
     def __post_init__(self) -> None:
-        if not self.auxiliary:
-            raise ValueError("losses.auxiliary must be one or more weights")
+        if not self.auxiliary or min(self.auxiliary) < 0:
+            raise ValueError(f"losses.auxiliary must be one or more weights from 0 on, got {list(self.auxiliary)}")
+        if not 0 <= self.ssim <= 1:
+            raise ValueError(f"losses.ssim must be from 0 to 1, got {self.ssim}")
+        if self.gradient < 0:
+            raise ValueError(f"losses.gradient must be 0 or more, got {self.gradient}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +94,7 @@ class SpaceClipConfig:
     """Whether the image's embedding modulates the semantic layers."""
     film_width: int = 256
     gates: bool = True
-    """Whether the decoder gates what it joins; without, it does as in the first release."""
+    """Whether the decoder gates what it joins; without, maps are joined as they are."""
     auxiliary: bool = True
     """Whether there are auxiliary depths after all stages but the last."""
     dropout: float = 0.1
@@ -128,6 +133,10 @@ class SpaceClipConfig:
         if self.size != (own, own) and not self.interpolate_positions:
             given = "any size" if self.size is None else f"{self.size[0]} x {self.size[1]}"
             raise ValueError(f"size: the tower takes {own} x {own} pixels, not {given}; set interpolate_positions")
+        if self.initial_depth is not None and not 0 < self.initial_depth < float("inf"):
+            raise ValueError(f"initial_depth must be above 0, got {self.initial_depth}")
+        if min(self.channels) < 2 or self.film_width < 1 or not 0 <= self.dropout < 1:
+            raise ValueError("channels must be 2 or more, film_width 1 or more and dropout from 0 to below 1")
         if not 0 < self.min_depth < self.max_depth:
             raise ValueError(f"0 < min_depth < max_depth is needed, got {self.min_depth} and {self.max_depth}")
 
@@ -182,7 +191,7 @@ class SpaceClip(System, Trainable, HasFrozenTrunk, ConvertsOfficial):
         Images are first brought to ``config.size``, in grey levels that are rounded down, as the official program does.
         """
         if self.config.size is not None and tuple(image.shape[-2:]) != self.config.size:
-            image = as_float(resized_image(image.mul(255).byte(), self.config.size, "bicubic"))
+            image = as_float(resized_image(image.mul(255).clamp(0, 255).byte(), self.config.size, "bicubic"))
         layers = {*self.config.semantic_layers, *self.config.structural_layers}
         states, embedding = self.tower(self.normalise(image), layers)
         maps = {f"layer_{layer}": self.tower.patch_map(tokens, image) for layer, tokens in states.items()}
@@ -215,7 +224,7 @@ class SpaceClip(System, Trainable, HasFrozenTrunk, ConvertsOfficial):
         weights, mask = self.config.losses, batch.mask
         with torch.autocast(batch.depth.device.type, enabled=False):
             mask = mask & (batch.depth > self.config.min_depth) & (batch.depth < self.config.max_depth)
-            target = torch.where(batch.mask, batch.depth, 0)
+            target = torch.where(batch.mask, batch.depth, 0)  # beyond the limits, too: SSIM without a mask sees that
             depth, *auxiliary = (resized(_metres(map_), target.shape[-2:]) for map_ in heads)
             terms = {
                 "silog": losses.silog(depth, target, mask),
@@ -286,7 +295,7 @@ class SpaceClip(System, Trainable, HasFrozenTrunk, ConvertsOfficial):
             found = str(tuple(tensors[name].shape)) if name in tensors else "missing"
             raise CheckpointError(
                 f"{source}: holds another tower than {self.config.tower} ('{name}' is {found}); set "
-                "system.options.tower to its sizes"
+                "the option 'tower' to its sizes"
             )
         fill(self.tower, tensors, source, self.name)
 
@@ -305,5 +314,5 @@ class SpaceClip(System, Trainable, HasFrozenTrunk, ConvertsOfficial):
 
 
 def _metres(head: Tensor) -> Tensor:
-    """Depth is above 0; where the head says less, nothing is learned there."""
+    """Depth of a head's output: at least ``losses.NEAREST``; where it is less, there is no gradient."""
     return head.float().clamp_min(losses.NEAREST)

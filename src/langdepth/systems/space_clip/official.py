@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from langdepth.backbones.clip_files import in_open_clip_names
+from langdepth.errors import CheckpointError
 
 TOWER = "clip_vision_model."
 _DECODER = (
@@ -49,6 +50,8 @@ def tower_tensors(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     images = {name: value for name, value in tensors.items() if name.startswith(("vision_model.", "visual."))}
     if not images:
         images = {f"vision_model.{name}": value for name, value in tensors.items() if name.startswith(_PARTS)}
+    if not images:
+        raise CheckpointError(f"{source} holds no image tower ('vision_model.*' or 'visual.*')")
     found = in_open_clip_names(Path(source), images)
     renamed = {
         name.removeprefix("visual.")
