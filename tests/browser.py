@@ -29,13 +29,13 @@ class Browser:
         """A page once it is ready. ``context``: options of playwright's ``new_context``."""
         self.complaints, self.requests = [], []
         page = self.chromium.new_context(**{"viewport": {"width": 1200, "height": 900}, **context}).new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(120_000)
         page.on("console", lambda message: self.complaints.append(message.text) if message.type != "log" else None)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self.requests.append(request.url))
-        page.goto(place.resolve().as_uri() if isinstance(place, Path) else place)
+        page.goto(place.resolve().as_uri() if isinstance(place, Path) else place, wait_until="commit")
         try:
-            page.wait_for_selector(ready, state="attached")
+            page.wait_for_selector(ready, state="attached", timeout=240_000)
         except Exception as error:
             raise AssertionError(f"not ready: {error}; {self.complaints}") from error
         return page

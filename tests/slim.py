@@ -22,6 +22,7 @@ OTHERS = (
     "torch", "torchvision", "timm", "open_clip", "safetensors", "huggingface_hub", "scipy", "matplotlib", "jinja2",
     "lightning", "torchmetrics", "h5py", "onnx", "onnxscript", "openvino", "transformers", "tensorboard",
     "fastapi", "starlette", "uvicorn", "python_multipart",
+    "gradio",
 )
 # fmt: on
 
@@ -114,6 +115,7 @@ def check(examples: Path) -> None:
     assert set(result.scene_probs) == set(model.scenes)
 
     for line in (
+        ["demo", "--port", "0"],
         ["predict", photo, "--system", "depthclip"],
         ["serve"],
         ["train", "--config", "tiny"],

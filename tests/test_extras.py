@@ -27,6 +27,7 @@ MODULES = {  # what each brings, as it is imported
     "export": "onnx",
     "openvino": "openvino onnx",
     "serve": "fastapi uvicorn python_multipart",
+    "demo": "gradio",
 }
 THROUGH_OTHERS = {"tensorboard": "TensorBoardLogger"}  # names that use it
 

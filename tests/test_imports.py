@@ -17,7 +17,7 @@ ROOT = Path(langdepth.__file__).parent
 # From top to bottom; a module may import what stands in its own line or below it. The longest name that fits counts.
 ROOMS = (
     ("", "__main__", "cli", "commands"),
-    ("serving",),
+    ("serving", "demo"),
     ("api",),
     ("training",),
     ("evaluation",),

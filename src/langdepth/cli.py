@@ -23,6 +23,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("langdepth.commands.predict:main", "depth of images and folders"),
     "serve": ("langdepth.commands.serve:main", "depth for programs that send images to an address"),
+    "demo": ("langdepth.commands.demo:main", "a form in the browser: photo, webcam or a sentence"),
     "imagine": ("langdepth.commands.imagine:main", "depth of scenes from words alone, without an image"),
     "scale": ("langdepth.commands.scale:main", "metres for a relative depth map, from words and known distances"),
     "train": ("langdepth.commands.train:main", "train a system from a recipe"),

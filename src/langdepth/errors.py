@@ -136,6 +136,7 @@ _EXTRAS = {
     "export": "onnx",
     "openvino": "openvino",
     "serve": "fastapi uvicorn starlette python_multipart multipart",
+    "demo": "gradio",
 }
 """Of langdepth's optional dependencies, the packages that they bring."""
 

@@ -27,6 +27,7 @@ HELPS = [(), *((name,) for name in cli.COMMANDS), *(("data", verb) for verb in V
 # Blocks that no test can run, each marked in its page with the reason. Keep them few.
 NOT_RUN = {
     "docs/serve.md": ["it needs curl; the Python block below asks the same"],
+    "docs/page.md": ["npm fetches ONNX Runtime; tests/docs/test_try.py builds the page"],
     "docs/systems/depthclip.md": ["open_clip downloads the weights"],
     "docs/systems/tiny.md": [
         "the images that the weights were trained on are not published as one folder; "

@@ -104,6 +104,7 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "choices_here", lambda system: [bench.Measured(runtime="onnx")])  # a process for each
     measure = bench.measure
     monkeypatch.setattr(bench, "measure", lambda *given, **options: measure(*given, **{**options, "seconds": 0}))
+    monkeypatch.setattr("langdepth.commands.demo.wait", lambda: None)
     monkeypatch.setattr(fetch, "download", lambda url, path, **_: THINGS[path.name](path))
     monkeypatch.setattr(fetch, "offline_stated", lambda: False)
     monkeypatch.setattr(fetch, "run", run_here)
