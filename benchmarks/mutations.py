@@ -1798,7 +1798,8 @@ def poor_line(outcome: Outcome, argv: Sequence[str]) -> str | None:
         other = OTHERS.search(line)
         if other and other[0] not in " ".join(argv):
             return f"'{other[0]}' in: {line[:300]}"
-        if len(line) > LONGEST_LINE + max(map(len, argv)) and argv[0] != "benchmark":  # whose table has all names
+        holds_all = argv[0] == "benchmark" or "--json" in argv
+        if len(line) > LONGEST_LINE + max(map(len, argv)) and not holds_all:
             return f"{len(line)} characters: {line[:200]}"
         if not line.isprintable():
             return f"characters that steer a terminal: {line[:200]!r}"

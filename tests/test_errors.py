@@ -24,6 +24,19 @@ from langdepth.errors import LangdepthError, UsageError, first_line, is_disk_err
         (ValueError("\n  no such key \nTraceback"), "no such key"),
         (EOFError(), "EOFError"),
         (OSError(" \n"), "OSError"),
+        (
+            RuntimeError(
+                "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Add node. Name:'a' Status "
+                "Message: /onnxruntime_src/onnxruntime/core/framework/op.h:5 void onnxruntime::F::G(int, bool) const "
+                "axis was 3\nStacktrace:\n"
+            ),
+            "Non-zero status code returned while running Add node. Name:'a' Status Message: axis was 3",
+        ),
+        (
+            RuntimeError("Exception from src/core.cpp:92:\nCheck 'a == b' failed at src/x.cpp:4:\nno such file"),
+            "no such file",
+        ),
+        (RuntimeError("x" * 5000), "x" * 280 + " ... " + "x" * 40),
         (ConnectionError("[Errno -2] Name or service not known"), "Name or service not known"),
     ],
 )

@@ -106,7 +106,14 @@ def is_memory_error(error: BaseException) -> bool:
     text = str(error)
     plain = isinstance(error, RuntimeError | OSError) or type(error).__module__.startswith("onnxruntime")
     return plain and any(
-        words in text for words in ("not enough memory", "allocate memory", "bad_alloc", "out of memory")
+        words in text
+        for words in (
+            "not enough memory",
+            "allocate memory",
+            "bad_alloc",
+            "out of memory",
+            "smaller than requested bytes",
+        )
     )
 
 
@@ -169,11 +176,24 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what another library complains of, without its number; its kind where it says nothing."""
+    """The first line of what another library complains of, without its number; its kind where it says nothing.
+
+    Of the runtimes ONNX Runtime and OpenVINO without places in their code, and not longer than what is said around it.
+    """
     text = str(error).strip()
     if text.startswith("[Errno "):
         text = text.partition("]")[2]
-    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith(("Exception from ", "Check '"))] or lines
+    if not said:
+        return type(error).__name__
+    if said[0].startswith("[ONNXRuntimeError]"):
+        import re
+
+        said[0] = re.sub(
+            r"^\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+ [^()]*\([^()]*\)( const)? ", "", said[0]
+        )
+    return _shortened(said[0], 2 * _LONGEST_VALUE)
 
 
 def first_few(names: Sequence[object]) -> str:

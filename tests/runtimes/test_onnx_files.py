@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -357,3 +359,37 @@ def test_names_that_cannot_be_are_one_line() -> None:
         langdepth.load("a\0b.onnx")
     with pytest.raises(CheckpointError, match="cannot be read"):
         langdepth.load("a" * 5000 + ".onnx")
+
+
+def test_a_node_cannot_ask_for_more_than_the_machine_has(tmp_path: Path) -> None:
+    model = network()
+    sides = {"side": np.array([150, 200]), "hundred": np.array([100, 100])}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in sides.items())
+    model.graph.node[-3].output[0] = "plain"
+    model.graph.node.extend(
+        [
+            helper.make_node("Mul", ["side", "hundred"], ["sides"]),
+            helper.make_node("ConstantOfShape", ["sides"], ["huge"]),  # 1.2 GB
+            helper.make_node("ReduceMax", ["huge"], ["nothing"], keepdims=0),
+            helper.make_node("Add", ["plain", "nothing"], ["depth"]),
+        ]
+    )
+    onnx.save(model, tmp_path / "huge.onnx")
+    code = (
+        "import numpy as np, sys, langdepth\n"
+        "from langdepth.runtimes import onnx\n"
+        "onnx._machine_memory = lambda: int(sys.argv[2])\n"
+        "image = np.full((48, 64, 3), 9, np.uint8)\n"
+        "try: print(langdepth.load(sys.argv[1]).predict(image).depth.shape)\n"
+        "except langdepth.LangdepthError as error: print(error)\n"
+        "from langdepth.runtimes.bench import _peak_bytes; print(_peak_bytes() // 10**6)"
+    )
+
+    def run(memory: int) -> list[str]:
+        command = [sys.executable, "-c", code, str(tmp_path / "huge.onnx"), str(memory)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    said, megabytes = run(1 << 30)
+    assert said.endswith("huge.onnx: not enough memory for the network")
+    assert int(megabytes) < 700
+    assert run(1 << 33)[0] == "(48, 64)"

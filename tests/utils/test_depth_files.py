@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,25 @@ class TestReadDepth:
         assert (tmp_path / "bomb.npz").stat().st_size < 100_000
         with pytest.raises(ImageError, match=r"bomb.npz: 1000x1000 = 1.0 megapixels is more than the limit"):
             read_depth(tmp_path / "bomb.npz", 1)
+
+
+TWELVE_BITS = (  # a JPEG 2000 file of 40 x 36 numbers of 12 bits, which Pillow cannot write
+    "/0//UQApAAAAAAAoAAAAJAAAAAAAAAAAAAAAKAAAACQAAAAAAAAAAAABCwEB/1IADAAAAAEAAgQEAAH/XAAKQGBoaHBoaHD/ZAAlAAFDcmVhdGVk"
+    "IGJ5IE9wZW5KUEVHIHZlcnNpb24gMi41LjT/kAAKAAAAAAC0AAH/k9/hoBJho7SDzqSbshVVVO+A05PdXUqAH7flcJc4KZmajOa1NCRfClAAHC93"
+    "zTTxVus/2JNZ/NfekizC03G11cTR3w/j8B6iHKFBvA1FxhOV3m+cAFaAYkeaWcs/CtuwA9AxW3X+8iFR9MgAwA+QhA/AKBcpjKCQ1pUBQQDqq7UA"
+    "MI94SBs36xgIuq44wA+QTAfaFCFsFUn5P/sJq8HE+y2aJMAYSEv/2Q=="
+)
+
+
+def test_jpeg_2000_keeps_its_numbers(tmp_path: Path) -> None:
+    values = np.arange(40 * 36).reshape(36, 40) // 8 * 16 % 4096
+    twelve = base64.b64decode(TWELVE_BITS)
+    (tmp_path / "12.jp2").write_bytes(twelve)
+    Image.fromarray(values.astype(np.uint16)).save(tmp_path / "16.jp2")
+    for name in ("12.jp2", "16.jp2"):
+        np.testing.assert_allclose(read_depth(tmp_path / name, 0.001), values * 0.001, rtol=1e-6)
+    place = twelve.index(b"\xff\x51") + 40
+    for bits, message in ((0x8B, "holds signed numbers"), (19, "holds numbers of 20 bits")):
+        (tmp_path / "odd.jp2").write_bytes(twelve[:place] + bytes([bits]) + twelve[place + 1 :])
+        with pytest.raises(ImageError, match=rf"odd\.jp2: {message}; a depth map in JPEG 2000"):
+            read_depth(tmp_path / "odd.jp2", 0.001)

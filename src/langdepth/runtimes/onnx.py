@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from functools import cached_property, partial
+from contextlib import suppress
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from langdepth.runtimes.graph import (
 from langdepth.utils.files import not_the_file_itself
 from langdepth.utils.onnx_files import OnnxFlaw, require_sound
 from langdepth.utils.reading import require_regular
+
+_SHARE = 0.75  # of the machine's memory, for graphs of others
 
 
 class OnnxGraph:
@@ -79,6 +83,8 @@ def _open(path: Path, label: str, checked: bool) -> Any:
     options.intra_op_num_threads, options.inter_op_num_threads = thread_count(), 1
     options.log_severity_level = 4  # what goes wrong is raised
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait leave the cores alone
+    if not checked and _limit_memory() == os.getpid():
+        options.add_session_config_entry("session.use_env_allocators", "1")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library has exceptions of its own
@@ -88,6 +94,32 @@ def _open(path: Path, label: str, checked: bool) -> Any:
         if other is None and "opset" in str(error).lower():
             other = "written for a newer ONNX than the installed onnxruntime reads; pip install -U onnxruntime"
         raise CheckpointError(f"{label}: {other or 'damaged, truncated or not an ONNX file'}") from None
+
+
+def _machine_memory() -> int:
+    """Bytes of memory that this machine has, or that its container may take; 0 where that is not stated."""
+    if not hasattr(os, "sysconf"):
+        return 0
+    stated = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):
+        return min(stated, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return stated
+
+
+@lru_cache(maxsize=1)
+def _limit_memory() -> int:
+    """Limit the memory that graphs of this process may take; a node in one may ask for any. Returns its number.
+
+    A forked process has no use for the limit: another thread may have held its lock in that moment.
+    """
+    from onnxruntime import OrtAllocatorType, OrtArenaCfg, OrtMemoryInfo, OrtMemType, create_and_register_allocator
+
+    how = OrtArenaCfg(
+        {"max_mem": int(_SHARE * _machine_memory()), "arena_extend_strategy": 1}
+    )  # as much as is asked for
+    place = OrtMemoryInfo("Cpu", OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, OrtMemType.DEFAULT)
+    create_and_register_allocator(place, how)
+    return os.getpid()
 
 
 _IMAGES, _VALUES, _ROWS = ("tensor(uint8)", 4), ("tensor(float)", 4), ("tensor(float)", 2)

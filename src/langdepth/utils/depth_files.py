@@ -166,8 +166,23 @@ def _decode_grey_16_bit(image: Image.Image) -> npt.NDArray[np.uint16]:
     orientation = 1 if image.format in TURNED_BY_READER else exif_of(image)[1]
     values = _pgm_values(image)
     if values is None:
-        values = integers_as_uint16(np.asarray(image))
+        shift = _stretched_bits(image)  # before the decoder lets go of the file
+        values = integers_as_uint16(np.asarray(image)) >> np.uint16(shift)
     return turned_upright(values, orientation)
+
+
+def _stretched_bits(image: Image.Image) -> int:
+    """By how many bits Pillow shifts the numbers of a JPEG 2000 file to fill 16 of them; 0 for other images."""
+    if image.format != "JPEG2000":
+        return 0
+    stream: IO[bytes] = getattr(image, "fp")  # noqa: B009
+    stream.seek(0)
+    _, start, sizes = stream.read(1 << 20).partition(b"\xff\x4f\xff\x51")
+    bits = sizes[38] + 1 if start and len(sizes) > 38 else 0  # the upper bit is set for signed numbers
+    if not 8 < bits <= 16:
+        found = "signed numbers" if bits > 128 else f"numbers of {bits} bits"
+        raise ImageError(f"holds {found}; a depth map in JPEG 2000 has up to 16 bits, without a sign")
+    return 16 - bits
 
 
 def _pgm_values(image: Image.Image) -> npt.NDArray[np.uint16] | None:

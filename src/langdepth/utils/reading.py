@@ -81,8 +81,8 @@ def read_csv(path: str | Path, limit: int = MAX_TEXT_BYTES) -> Rows:
     """The rows of a CSV file of at most ``limit`` bytes. Raises OSError as ``read_bytes`` does.
 
     While its header and rows are read, the reader raises UnicodeDecodeError for what is not UTF-8 and csv.Error for
-    what is no CSV, two columns of one name, a row with more cells than the header, and a line of more than
-    ``MAX_LINE`` characters, before it takes memory for the rest of it.
+    what is no CSV, two columns of one name, a row with something in a cell beyond the header's (empty ones, which
+    spreadsheets leave, are none), and a line of more than ``MAX_LINE`` characters, before it takes memory for the rest.
     """
     return Rows(_lines(read_bytes(path, limit)), strict=True)
 
