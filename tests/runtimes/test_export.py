@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -186,3 +188,43 @@ def test_a_system_of_one_size_is_exported_for_that(tmp_path: Path) -> None:
     assert done.difference.mean < 1e-3
     found = session(tmp_path / "small.onnx").run(["depth"], {"image": np.zeros((2, 300, 200, 3), np.uint8)})[0]
     assert found.shape == (2, 300, 200)
+
+
+@pytest.mark.parametrize("how", ["onnx", "openvino", "int8"])
+def test_a_full_disk_is_called_so_and_nothing_is_written(
+    command: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    to = "openvino" if how == "openvino" else "onnx"
+    out = tmp_path / f"x{exporting.SUFFIXES[to]}"
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Exception from src/core.cpp:135:\nbasic_ios::clear: iostream error")
+
+    def full_for_python(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if how == "onnx":
+        monkeypatch.setattr(Path, "write_bytes", full_for_python)
+    monkeypatch.setattr("openvino.save_model", full)
+    monkeypatch.setattr("onnxruntime.quantization.quantize_static", full)
+    monkeypatch.setattr("langdepth.utils.files.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    options = ["--int8", REPOSITORY / "examples"] if how == "int8" else []
+    code, _, problem = command("export", weights, "--to", to, "--out", out, *options)
+    assert (code, problem) == (1, f"langdepth export: {out}: cannot be written (No space left on device)\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_files_of_an_export_are_there_all_or_none(
+    command: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "x.xml"
+    assert command("export", weights, "--to", "openvino", "--out", out)[0] == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert before.keys() == {"x.xml", "x.bin", "x-words.onnx"}
+    monkeypatch.setattr("langdepth.utils.files._flush", lambda path: path.suffix != ".xml" or full(path))
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    assert "x.xml: cannot be written (No space" in command("export", weights, "--to", "openvino", "--out", out)[2]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

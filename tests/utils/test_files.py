@@ -328,3 +328,37 @@ def test_a_stamp_tells_files_of_one_name_and_age_apart(tmp_path: Path, monkeypat
             os.utime("m", (1e9, 1e9))
             stamps.add(file_stamp("m"))
     assert len(stamps) == 4
+
+
+@pytest.mark.parametrize("bad", ["content", "folder", "flush"])
+def test_files_that_belong_together_are_there_all_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    three = [tmp_path / name for name in ("a.bin", "b.bin", "c.xml")]
+    with files.atomic_paths(*three) as parts:
+        for part in parts:
+            part.write_text("old")
+    assert sorted(tmp_path.iterdir()) == three
+    if bad == "folder":
+        three[2].unlink()
+        three[2].mkdir()
+    flushed: list[Path] = []
+
+    def fail(path: Path) -> None:
+        flushed.append(path)
+        if bad == "flush" and len(flushed) == 3:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(files, "_flush", fail)
+
+    def write() -> None:
+        with files.atomic_paths(*three) as parts:
+            for part in parts:
+                part.write_text("new")
+            if bad == "content":
+                raise OSError(errno.ENOSPC, "No space left on device", str(parts[2]))
+
+    with pytest.raises(LangdepthError, match=r"c\.xml: cannot be written"):
+        write()
+    assert sorted(tmp_path.iterdir()) == three
+    assert [name.read_text() for name in three[:2]] == ["old", "old"]

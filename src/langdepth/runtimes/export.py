@@ -7,6 +7,7 @@ its sentence encoder -> trace.words_graph -> OUT-words.onnx
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from langdepth.runtimes.trace import OPSET, facts_of, halve, network_graph, stat
 from langdepth.runtimes.whole import whole_graph
 from langdepth.systems.base import System
 from langdepth.text.encoders import SentenceEncoder
-from langdepth.utils.files import atomic_path, temporary_folder
+from langdepth.utils.files import atomic_paths, foreign_writer, temporary_folder
 from langdepth.utils.images import read_image
 from langdepth.utils.onnx_files import states_langdepth
 
@@ -79,9 +80,10 @@ def export(
         raise UsageError("--int8 is for --to onnx; OpenVINO reads that file, too")
     encoder = getattr(system, "sentences", None)
     words = out.with_name(f"{out.stem}-words.onnx") if isinstance(encoder, SentenceEncoder) else None
-    for target in (out, out.with_suffix(".bin") if to == "openvino" else None, words):
-        if target is not None:
-            _require_own(target, out)
+    targets = [target for target in (words, out.with_suffix(".bin") if to == "openvino" else None) if target]
+    targets.append(out)  # the last one, which names the others
+    for target in targets:
+        _require_own(target, out)
     with temporary_folder(out) as folder:
         checked, quantised = list(_cases(system, photos)), None
         model, facts, difference = _checked(system, None if words is None else words.name, checked)
@@ -93,21 +95,22 @@ def export(
         else:
             halve(model)
         shapes = tuple({one.name: _shape(one) for one in stated} for stated in (model.graph.input, model.graph.output))
-        files = []
         if words is not None and isinstance(encoder, SentenceEncoder):
             encoder_graph = words_graph(encoder)
             halve(encoder_graph)
-            files += _write_onnx(encoder_graph, words)  # before the file that names it
+            _write_onnx(encoder_graph, folder / words.name)
         if to == "onnx":
-            files = _write_onnx(model, out) + files
+            _write_onnx(model, folder / out.name)
         else:
-            openvino.write(model, facts, folder / out.name)
+            openvino.convert(model, facts, folder / out.name)
             defaults = {name: value.cpu().numpy() for name, value in system.graph_inputs().items()}
             difference = _compare(openvino.OpenvinoGraph(folder / out.name, facts, defaults), system, checked)
             _require_small(difference, system)
-            files = openvino.move_pair(folder / out.name, out) + files
+        with atomic_paths(*targets) as parts:
+            for target, part in zip(targets, parts, strict=True):
+                shutil.move(folder / target.name, part)
     return Exported(
-        files=files,
+        files=targets[::-1],
         inputs=shapes[0],
         outputs=shapes[1],
         difference=difference,
@@ -233,11 +236,8 @@ def _require_own(path: Path, out: Path) -> None:
     raise LangdepthError(f"{path} exists and was not written by langdepth; give another --out, or remove it")
 
 
-def _write_onnx(model: onnx.ModelProto, path: Path) -> list[Path]:
-    content = model.SerializeToString(deterministic=True)
-    with atomic_path(path) as part:
-        part.write_bytes(content)
-    return [path]
+def _write_onnx(model: onnx.ModelProto, path: Path) -> None:
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _quantised(model: onnx.ModelProto, photos: Sequence[Path], folder: Path) -> onnx.ModelProto:
@@ -258,16 +258,19 @@ def _quantised(model: onnx.ModelProto, photos: Sequence[Path], folder: Path) -> 
     plain.write_bytes(model.SerializeToString())
     try:
         onnxruntime.set_default_logger_severity(4)
-        quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
-        quantize_static(
-            str(prepared),
-            str(done),
-            Photos(),
-            op_types_to_quantize=["Conv"],  # linear layers on the image's vector set the scale, and cost nothing
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
+        with foreign_writer(folder):
+            quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
+            quantize_static(
+                str(prepared),
+                str(done),
+                Photos(),
+                op_types_to_quantize=["Conv"],  # linear layers on the image's vector set the scale, and cost nothing
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+    except (OSError, LangdepthError):  # a full disk, an image
+        raise
     except Exception as error:  # the library has exceptions of its own
         raise LangdepthError(f"the graph cannot be computed in 8 bits: {first_line(error)}") from error
     finally:

@@ -22,7 +22,7 @@ from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_
 from langdepth.runtimes.facts import GraphFacts
 from langdepth.runtimes.graph import GraphSystem, OncePerProcess, computing, thread_count
 from langdepth.systems.contract import HasMembers
-from langdepth.utils.files import atomic_path, temporary_folder
+from langdepth.utils.files import atomic_paths, foreign_writer, temporary_folder
 from langdepth.utils.onnx_files import KEY
 from langdepth.utils.plugins import needs_packages
 
@@ -194,28 +194,28 @@ class OpenvinoSystem(GraphSystem):
 
 def write(model: onnx.ModelProto, facts: GraphFacts, path: Path) -> None:
     """Write an ONNX graph as ``.xml`` and ``.bin`` of OpenVINO's. Words are inputs that must be given there."""
+    with temporary_folder(path) as folder:
+        convert(model, facts, folder / path.name)
+        files = [path.with_suffix(suffix) for suffix in (".bin", ".xml")]  # the last one says that both are there
+        with atomic_paths(*files) as parts:
+            for file, part in zip(files, parts, strict=True):
+                shutil.move(folder / file.name, part)
+
+
+def convert(model: onnx.ModelProto, facts: GraphFacts, made: Path) -> None:
+    """``write`` into a folder of one's own. Raises OSError where its disk is full, LangdepthError for the graph."""
     openvino = openvino_module()
     names = {one.name for one in model.graph.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in names]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(path) as folder:
-        source, made = folder / "model.onnx", folder / "model.xml"
-        del model.graph.initializer[:]  # defaults would be constants
-        model.graph.initializer.extend(kept)
-        source.write_bytes(model.SerializeToString())
-        try:
+    del model.graph.initializer[:]  # defaults would be constants
+    model.graph.initializer.extend(kept)
+    source = made.with_suffix(".onnx")
+    source.write_bytes(model.SerializeToString())
+    try:
+        with foreign_writer(made.parent):
             network = openvino.Core().read_model(source)
             network.set_rt_info(facts.to_json(), [KEY])
             openvino.save_model(network, made, compress_to_fp16=False)
-        except RuntimeError as error:
-            raise LangdepthError(f"OpenVINO cannot convert the graph: {first_line(error)}") from error
-        move_pair(made, path)
-
-
-def move_pair(made: Path, path: Path) -> list[Path]:
-    """Move ``.bin`` and ``.xml`` of a graph; the .xml last, which says that both are there. Returns the new ones."""
-    files = [path.with_suffix(suffix) for suffix in (".bin", ".xml")]
-    for file in files:
-        with atomic_path(file) as part:
-            shutil.move(made.with_suffix(file.suffix), part)
-    return files
+            openvino.Core().read_model(made)  # its writer does not say all
+    except RuntimeError as error:
+        raise LangdepthError(f"OpenVINO cannot convert the graph: {first_line(error)}") from error

@@ -104,36 +104,71 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         LangdepthError: Naming ``path``, when the place cannot be written (no permission, a file where a folder should
             be, disk full).
     """
-    path = Path(path)
-    if "\0" in str(path):
-        raise LangdepthError(f"{path}: cannot be written (no file has a zero byte in its name)")
-    temporary = temporary_path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
+    with atomic_paths(path, durable=durable) as (temporary,):
         yield temporary
-        if durable:
-            _flush(temporary)
-        os.replace(temporary, path)
+
+
+@contextmanager
+def atomic_paths(*paths: str | Path, durable: bool = True) -> Iterator[list[Path]]:
+    """``atomic_path`` for files that belong together: all are complete before the first is renamed, in their order.
+
+    The last one should be what readers open first.
+    """
+    parts: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if "\0" in str(path):
+            raise LangdepthError(f"{path}: cannot be written (no file has a zero byte in its name)")
+        parts[path] = temporary_path(path)
+    try:
+        for path in parts:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path.parent)
+        yield [*parts.values()]
+        for path, temporary in parts.items():
+            if durable:
+                _flush(temporary)
+            if path.is_dir() and not path.is_symlink():  # the others would have been renamed
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        for path, temporary in parts.items():
+            os.replace(temporary, path)
     except LangdepthError:
         raise
     except OSError as error:
-        if error.filename is not None and Path(os.fsdecode(error.filename)) not in (path, temporary, *path.parents):
-            raise  # something else went wrong inside, for example reading another file
-        raise LangdepthError(f"{path}: cannot be written ({_reason(error, path.parent)})") from error
+        name = None if error.filename is None else Path(os.fsdecode(error.filename))
+        for path, temporary in parts.items():
+            if name is None or name in (path, temporary, *path.parents):
+                raise LangdepthError(f"{path}: cannot be written ({_reason(error, path.parent)})") from error
+        raise  # something else went wrong inside, for example reading another file
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        for temporary in parts.values():
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def _reason(error: OSError, folder: Path) -> str:
     """Why something was not written. NumPy and Pillow do not say that a disk is full."""
     if error.strerror:
         return error.strerror
+    return os.strerror(errno.ENOSPC) if _is_full(folder) else str(error)
+
+
+def _is_full(folder: Path) -> bool:
     with suppress(OSError):
-        if shutil.disk_usage(folder).free < _FULL:
-            return os.strerror(errno.ENOSPC)
-    return str(error)
+        return shutil.disk_usage(folder).free < _FULL
+    return False
+
+
+@contextmanager
+def foreign_writer(folder: Path) -> Iterator[None]:
+    """What another library raises inside because the disk of ``folder`` is full, as OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # of any kind
+        if _is_full(folder):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def require_marked(path: Path, *marks: bytes) -> None:

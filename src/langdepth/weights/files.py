@@ -17,7 +17,7 @@ from langdepth._version import __version__
 from langdepth.config import to_mapping
 from langdepth.errors import CheckpointError, LangdepthError, UsageError
 from langdepth.utils.arguments import checked
-from langdepth.utils.files import atomic_path, require_marked, second_name, write_tensors
+from langdepth.utils.files import atomic_path, atomic_paths, require_marked, second_name, write_tensors
 from langdepth.utils.tensors import read_safetensors, require_finite
 from langdepth.weights.card import Storable, model_card
 
@@ -57,11 +57,13 @@ def save(
     path = require_suffix(path)
     require_own(path, *also)
     facts = facts_to_store(system, extra)
-    write(system, path, facts, dtype)
-    for name in also:
-        second_name(path, name)
-    for name in (path, *also):
-        write_text(name.with_suffix(".md"), model_card(system, facts, load_from=name.name))
+    names = (path, *also)
+    with atomic_paths(*(name.with_suffix(".md") for name in names)) as cards:
+        for name, card in zip(names, cards, strict=True):
+            card.write_text(model_card(system, facts, load_from=name.name), encoding="utf-8")
+        write(system, path, facts, dtype)
+        for name in also:
+            second_name(path, name)
     return path
 
 
