@@ -255,6 +255,19 @@ def test_what_the_hub_refuses_is_one_line(system: System, hub: FakeHub) -> None:
         system.push_to_hub("someone/forbidden")
 
 
+@pytest.mark.parametrize("name", ["rooms", "a/b/c", "", "a b/c", "/c"])
+def test_names_that_no_repository_has(system: System, hub: FakeHub, name: str) -> None:
+    with pytest.raises(UsageError, match=f"^'{name}' is no repository of the hub; name it owner/name$"):
+        system.push_to_hub(name)
+    assert hub.calls == []
+
+
+def test_a_folder_has_no_revision(system: System, tmp_path: Path) -> None:
+    system.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="is here, and a revision is one of a repository on the hub"):
+        System.from_pretrained(tmp_path, revision="v1")
+
+
 @pytest.mark.parametrize("options", [{"message": "old name"}, {"private": "yes"}, {"create_pr": 1}])
 def test_uploads_that_cannot_be(system: System, hub: FakeHub, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -107,6 +108,8 @@ class System(DepthSystem):
             UsageError: It is of another class.
             CheckpointError: For a file that is missing, damaged or does not fit.
         """
+        if revision is not None and os.path.exists(name):
+            raise UsageError(f"{name}: is here, and a revision is one of a repository on the hub; leave it out")
         load = load_target("langdepth.weights.checkpoint:load", "the reader of weights")  # which knows all systems
         system = load(f"{name}@{revision}" if revision else name, **options)
         if not isinstance(system, cls):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from langdepth.config import to_mapping
-from langdepth.errors import CheckpointError, LangdepthError, first_line
+from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_line
 from langdepth.utils.arguments import checked
 from langdepth.utils.files import require_marked, temporary_folder
 from langdepth.utils.network import hub_or_cache, offline_stated
@@ -73,10 +74,13 @@ def push_to_hub(
         The address of the pull request, or of the repository.
 
     Raises:
+        UsageError: For a name that no repository has.
         LangdepthError: The hub refused; with its answer.
     """
     from huggingface_hub import HfApi
 
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise UsageError(f"'{repo_id}' is no repository of the hub; name it owner/name")
     with temporary_folder() as folder:
         save_pretrained(system, folder, load_from=f"{repo_id}@{revision}" if revision else repo_id, **card)
         api = HfApi(token=token)
