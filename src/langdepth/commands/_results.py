@@ -16,6 +16,8 @@ from langdepth.prediction.options import ColorScale, read_formats, writer_option
 if TYPE_CHECKING:
     from langdepth.prediction.results import DepthResult
 
+DEFAULT_FORMATS = ("depth16", "color")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ColorOptions:
@@ -42,7 +44,8 @@ class ResultOptions(ColorOptions):
 
     Args:
         save: What to write, with commas: depth16 (16-bit PNG, millimetres), kitti16 (the KITTI benchmark's 16-bit PNG,
-            metres x 256), npy, npz, color (PNG with a legend), ply, html (a page to look at it in a browser).
+            metres x 256), npy, npz, color (PNG with a legend), ply, html (a page to look at it in a browser);
+            without it depth16,color.
         camera: A file with the camera: camera_info of ROS, OpenCV's YAML or JSON, cameras.txt of COLMAP, calib of
             KITTI, or a 3x3 matrix (text, .csv, .json, .npy). Without any, EXIF or a guess is used.
         intrinsics: Camera as fx,fy,cx,cy in pixels of the depth maps.
@@ -52,7 +55,7 @@ class ResultOptions(ColorOptions):
         UsageError: For values that make no sense, and a camera that no format holds.
     """
 
-    save: str = "depth16,color"
+    save: str | None = None
     camera: Path | None = None
     intrinsics: str | None = None
     fov: float | None = None
@@ -71,7 +74,7 @@ class ResultOptions(ColorOptions):
         """Keys of ``WRITERS``."""
         from langdepth.prediction.results import WRITERS
 
-        return read_formats(self.save, WRITERS)
+        return DEFAULT_FORMATS if self.save is None else read_formats(self.save, WRITERS)
 
     @cached_property
     def suffixes(self) -> dict[str, str]:

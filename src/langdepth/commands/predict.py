@@ -1,4 +1,4 @@
-"""``langdepth predict``: depth of images, folders, globs or stdin, written to files."""
+"""``langdepth predict``: depth of images, folders, globs, stdin or clips, written to files."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import errno
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langdepth._version import __version__
 from langdepth.commands._parse import members, require_use, run
+from langdepth.commands._progress import bar, complain, say
 from langdepth.commands._results import ResultOptions, make_folder, result_line
 from langdepth.commands._systems import SystemOptions
-from langdepth.errors import LangdepthError, UsageError, first_few, printable, say
+from langdepth.commands._video import PredictOutput, require_of_clips
+from langdepth.errors import LangdepthError, UsageError, first_few
 from langdepth.prediction.background import Background
 from langdepth.prediction.done import Done, origin, stamp
 from langdepth.prediction.inputs import STDIN, find_images
 from langdepth.prediction.names import unique_names
-from langdepth.prediction.options import COLORED, Precision, PredictOptions
+from langdepth.prediction.options import Precision, PredictOptions
+from langdepth.prediction.video.sources import ClipOptions, is_clip
 from langdepth.records import Runtime, WithoutCaption
 from langdepth.utils.files import LONGEST_NAME
 
@@ -35,6 +38,7 @@ EXAMPLE = """
 langdepth predict photo.jpg --text "a kitchen with a sink" --out depth
 langdepth predict photos --recursive --save depth16,npz --out depth --resume
 langdepth predict photo.jpg --save html --out page
+langdepth predict clip.mp4 --save depth-video,side-by-side --out depth
 langdepth predict photos --save color --range 0,10 --colormap viridis --out depth
 langdepth predict photo.jpg --system depthclip --clip-weights RN50.pt --words "near,far" --bins 1,3 --out words
 """
@@ -116,40 +120,52 @@ def predict(
     by: PredictSystem,
     said: Said,
     overlay: Path | None = None,
-    output: ResultOptions,
+    output: PredictOutput,
+    clip: ClipOptions,
     out: Path = Path("depth"),
     options: PredictOptions,
     recursive: bool = False,
     resume: bool = False,
 ) -> int:
-    """Depth in metres of images, written to files.
+    """Depth in metres of images and videos, written to files.
 
     One line per image says where the files are, its depth range and recognised scene. An image that
     cannot be used is reported and skipped; the exit code is then 1.
 
     Args:
-        images: Image files, folders, quoted globs, or - for one image on stdin.
+        images: Image files, folders, quoted globs, or - for one image on stdin; video files, numbered images
+            (frames_%04d.png), cameras (webcam:0) and streams (rtsp://..., http://...).
         by: What predicts.
         said: What is said about the images.
         overlay: For systems that take one (msa-sam): the image with masks drawn over it, or the masks (.npz); for
             many images the folder that "langdepth data sam" wrote, or one with files of the same names.
-        output: Which files are written of each image.
+        output: Which files are written of each image and video.
+        clip: Which frames of videos are predicted.
         out: Folder for the results; sub-folders of the input are kept.
         options: How depth is predicted.
         recursive: Look into the sub-folders of folders.
         resume: Skip images whose results are all there, made of the same image with the same options and weights.
-            Results whose name is another one by now, as other images came or went, are renamed.
+            Results whose name is another one by now, as other images came or went, are renamed. The frames of videos
+            are gone on with.
     """
-    advice = "is of the formats color and html; name one in --save"
-    require_use(not set(COLORED).isdisjoint(output.formats), advice, range=output.range, colormap=output.colormap)
     advice = "is for a camera whose lens bends the image; give its file with --camera"
     require_use(output.bends, advice, keep_distortion=options.keep_distortion or None)
     if overlay is not None and by.base is not None:
         raise UsageError("--overlay and --base are for different systems; give one of them")
+    clips, images = [word for word in images if is_clip(word)], [word for word in images if not is_clip(word)]
+    require_of_clips(clips, images, clip, output, overlay)
+    failed_clips = 0
+    if clips:
+        from langdepth.commands._clips import ClipRun, predict_clips
+
+        run = ClipRun(by=by, said=said, output=output, out=out, options=options, chosen=clip, resume=resume)
+        failed_clips = predict_clips(clips, run)
+        if not images:
+            return failed_clips
     changes, done = by.changes, Done(out)
     jobs, problems = find_jobs(images, out, output.suffixes, recursive, done)
     for problem in problems:
-        _complain(problem)
+        complain(problem)
     if overlay is not None or by.maps is not None:
         jobs = _with_overlays(jobs, overlay, by.maps)
     if said.captions is not None:
@@ -166,7 +182,7 @@ def predict(
     if known > len(jobs):
         say(f"{known - len(jobs)} of {known} images were already done")
     if not jobs:
-        return 1 if problems else 0
+        return 1 if problems or failed_clips else 0
     make_folder(out)
     done.start()
 
@@ -199,7 +215,7 @@ def predict(
     failed = len(problems) + _write_all(results, len(jobs), output, options, done)
     if known + len(problems) > 1:
         say(f"{known + len(problems) - failed} done, {failed} failed, results in {out}")
-    return 1 if failed else 0
+    return 1 if failed or failed_clips else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +270,7 @@ def _say_how_read(relative_map: Path | None) -> None:
     with suppress(LangdepthError):  # which the image's own line says
         if relative_map is not None and read_map(relative_map)[1] is None:
             how = "taken for disparity, the larger the nearer; --depth-kind says otherwise"
-            _complain(f"{relative_map}: does not say what it holds: {how}")
+            complain(f"{relative_map}: does not say what it holds: {how}")
 
 
 def _with_captions(jobs: list[Job], source: Path, without: WithoutCaption, problems: list[LangdepthError]) -> list[Job]:
@@ -272,7 +288,7 @@ def _with_captions(jobs: list[Job], source: Path, without: WithoutCaption, probl
                     "--without-caption neutral"
                 )
             )
-            _complain(problems[-1])
+            complain(problems[-1])
         else:
             kept.append(replace(job, caption=caption))
     return kept
@@ -289,7 +305,7 @@ def find_jobs(
     found = find_images(inputs, out, recursive)
     problems = found.problems
     if found.note and found.files:
-        _complain(found.note)
+        complain(found.note)
     jobs = []
     names = unique_names([place for _, place in found.files], [*suffixes.values()])
     for (source, place), base in zip(found.files, names, strict=True):
@@ -350,34 +366,22 @@ def _write_all(
 ) -> int:
     """Write the results of ``count`` images and print a line for each; returns how many failed."""
     failed, cameras = 0, Counter[str]()
-    with _bar(count) as advance:
+    with bar(count) as advance:
         for line in written(results, output, done):
             advance()
             if isinstance(line, LangdepthError):
                 failed += 1
-                _complain(line)
+                complain(line)
             else:
-                _print(line.text, sys.stdout)
+                say(line.text)
                 cameras[line.camera] += 1
     if cameras and (output.with_camera or output.camera):
         said = output.camera_line(cameras, straightened=output.bends and not options.keep_distortion)
         if "guess" in cameras:
-            _complain(said)
+            complain(said)
         else:
-            _print(said, sys.stdout)
+            say(said)
     return failed
-
-
-@contextmanager
-def _bar(count: int) -> Iterator[Callable[[], object]]:
-    """What advances the progress bar; without a bar, tqdm is not imported, which takes as long as predicting."""
-    if count == 1 or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=count, unit="image") as bar:
-        yield bar.update
 
 
 class Line(NamedTuple):
@@ -418,14 +422,3 @@ def _write(job: Job, result: DepthResult, output: ResultOptions, done: Done) -> 
     return Line(
         result_line(job.source, job.targets, result), "guess" if result.camera is None else result.camera.source
     )
-
-
-def _complain(problem: object) -> None:
-    _print(f"langdepth predict: {problem}", sys.stderr)
-
-
-def _print(line: str, file: IO[str]) -> None:
-    """A line above the progress bar, if there is one."""
-    tqdm: Any = sys.modules.get("tqdm")
-    write: Callable[..., object] = print if tqdm is None else tqdm.tqdm.write
-    write(printable(line), file=file)

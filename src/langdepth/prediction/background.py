@@ -18,8 +18,8 @@ class Background:
     Leaving the ``with`` block waits for what runs and drops what has not begun.
     """
 
-    def __init__(self, name: str) -> None:
-        workers = min(_MOST_THREADS, os.cpu_count() or 1)
+    def __init__(self, name: str, workers: int | None = None) -> None:
+        workers = workers or min(_MOST_THREADS, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
         self._pending: deque[Future[Any]] = deque()
         self._most = 2 * workers

@@ -1,0 +1,1 @@
+"""Clips: reading them, depth that does not flicker, files that hold a whole clip."""
