@@ -18,6 +18,7 @@ from langdepth.data.base import DATASETS, layout
 from langdepth.evaluation.metrics import EXTRA_METRICS, HIGHER_IS_BETTER, METRICS
 from langdepth.evaluation.protocols import PROTOCOLS, SWITCHES
 from langdepth.prediction.results import WRITERS
+from langdepth.prediction.video.writing import CLIP_FORMATS
 from langdepth.systems.registry import PIPELINES, PUBLISHED, REGISTRY, pipeline
 from langdepth.training.recipe import CIRCUMSTANCES, Recipe
 
@@ -129,6 +130,12 @@ def formats() -> str:
     return table(("`--save`", "file", "content"), rows)
 
 
+def clip_formats() -> str:
+    """The files that predict writes of a whole clip."""
+    rows = [(f"`{name}`", f"`NAME{one.suffix}`", one.content) for name, one in CLIP_FORMATS.items()]
+    return table(("`--save`", "file", "content"), rows)
+
+
 def pipelines() -> str:
     """The training images of papers."""
     rows = [(f"`{name}`", (pipeline(name).__doc__ or "").partition("\n")[0]) for name in PIPELINES]
@@ -156,7 +163,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {row} |\n" for row in cells)
 
 
-_OF_NAMES = (protocols, switches, data_sets, systems, published, formats, recipe_fields, pipelines)
+_OF_NAMES = (protocols, switches, data_sets, systems, published, formats, clip_formats, recipe_fields, pipelines)
 _MAKERS = (*_OF_NAMES, metrics, extra_metrics)
 TABLES: dict[str, Callable[[], str]] = {maker.__name__: maker for maker in _MAKERS}
 

@@ -34,6 +34,7 @@ def save_clip(
     pixels: str = "yuv420p",
     colors: tuple[int, int, int] | None = None,
     rotation: int | None = None,
+    format: str | None = None,
     **options: str,
 ) -> Path:
     """A video of ``frames`` (H, W, 3) uint8, or uint16 in formats of more bits.
@@ -41,7 +42,7 @@ def save_clip(
     ``times``: of each in milliseconds, otherwise ``rate`` per second. ``colors``: primaries, curve and matrix.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", options=options) as container:
+    with av.open(str(path), "w", format=format, options=options) as container:
         stream = container.add_stream(codec, rate=rate, options={"bf": "0"} if codec == "libx264" else {})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pixels

@@ -20,7 +20,7 @@ from typing import Any
 # fmt: off
 OTHERS = (
     "torch", "torchvision", "timm", "open_clip", "safetensors", "huggingface_hub", "scipy", "matplotlib", "jinja2",
-    "lightning", "torchmetrics", "h5py", "onnx", "onnxscript", "openvino", "transformers", "tensorboard",
+    "lightning", "torchmetrics", "h5py", "onnx", "onnxscript", "openvino", "transformers", "tensorboard", "av",
     "fastapi", "starlette", "uvicorn", "python_multipart",
     "gradio",
 )
@@ -114,7 +114,9 @@ def check(examples: Path) -> None:
     assert 0.3 < float(np.median(result.depth)) < 10
     assert set(result.scene_probs) == set(model.scenes)
 
+    Path("clip.mp4").write_bytes(b"\0\0\0\x18ftypisom" + b"\0" * 64)
     for line in (
+        ["predict", "clip.mp4"],
         ["demo", "--port", "0"],
         ["predict", photo, "--system", "depthclip"],
         ["serve"],

@@ -38,7 +38,7 @@ NOT_RUN = {
 # What the reader of a help text has.
 HELP: dict[tuple[str, ...], tuple[str, ...]] = {
     (): ("photo.jpg",),
-    ("predict",): ("photo.jpg", "photos", "RN50.pt"),
+    ("predict",): ("photo.jpg", "photos", "clip.mp4", "RN50.pt"),
     ("prompts",): ("photo.jpg", "RN50.pt"),
     ("train",): ("images",),
     ("evaluate",): ("nyu",),

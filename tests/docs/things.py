@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import os
 import shutil
 import socket
 import sys
@@ -32,6 +33,7 @@ from langdepth.backbones.clip_weights import find_clip_weights
 from langdepth.camera import Camera
 from langdepth.data.sets import kitti, nyu
 from langdepth.data.tools.sample import write_sample
+from langdepth.prediction.video import sources as video_sources
 from langdepth.runtimes import bench
 from langdepth.serving.server import Server
 from langdepth.systems import registry
@@ -108,6 +110,7 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "download", lambda url, path, **_: THINGS[path.name](path))
     monkeypatch.setattr(fetch, "offline_stated", lambda: False)
     monkeypatch.setattr(fetch, "run", run_here)
+    monkeypatch.setattr(video_sources, "webcam", webcam)
     for name, record in registry.PUBLISHED.items():
         monkeypatch.setitem(registry.PUBLISHED, name, replace(record, sha256=""))
     counts = {"train": len(NYU_TRAIN), "sync": len(NYU_SYNC), "test": len(NYU_TEST)}
@@ -136,7 +139,28 @@ def clone(folder: Path) -> None:
         (folder / name).symlink_to(ROOT / name)
 
 
-# Photos
+# Photos and clips
+
+
+def clip(path: Path) -> None:
+    """Four seconds of a pan over a photo, as the file, or as the camera, of this name."""
+    from tests.clips import save_clip
+
+    room = np.asarray(Image.open(ROOT / "examples" / "room.jpg").resize((320, 240)))
+    frames = [np.ascontiguousarray(room[:192, 2 * step : 2 * step + 256]) for step in range(20)]
+    kind = {"rate": 5} if path.suffix else {"rate": 5, "codec": "mpeg4", "format": "avi"}
+    save_clip(path, frames, **kind)
+
+
+def shot(path: Path) -> None:
+    """Four numbered images."""
+    for number in range(1, 5):
+        save_image(path / f"frame_{number:04d}.png", ramp(seed=number))
+
+
+def webcam(source: str) -> tuple[str, str] | None:
+    """What stands for a camera: the file of its name."""
+    return ("avi", os.path.abspath(source)) if source.startswith("webcam:") else None
 
 
 def photo(path: Path) -> None:
@@ -401,6 +425,10 @@ THINGS: dict[str, Thing] = {
     "b.jpg": photo,
     "overlay.jpg": photo,
     "photos": photos,
+    # clips
+    "clip.mp4": clip,
+    "webcam:0": clip,
+    "shot": shot,
     "camera_info.yaml": camera_info,
     # relative maps
     "map.png": relative_png,

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from langdepth.camera import turned_upright
-from langdepth.errors import ImageError, LangdepthError, MissingFileError, first_line, is_memory_error
+from langdepth.errors import ImageError, LangdepthError, MissingFileError, UsageError, first_line, is_memory_error
 from langdepth.prediction.video import sources
 from langdepth.prediction.video.hdr import is_hdr, standard_range
 from langdepth.prediction.video.sources import KINDS, ClipOptions
@@ -126,13 +127,15 @@ def open_clip(source: str, options: ClipOptions) -> Clip:
 
     Raises:
         LangdepthError: It cannot be opened, or there is no picture in it.
-        ImportError: PyAV is not installed (the extra "video").
+        UsageError: PyAV is not installed (the extra "video").
     """
     device = sources.webcam(source)
     if device is None and not sources.is_stream(source) and not Path(source).exists():
         if sources.is_pattern(source):
             return _Sequence(source, options)
         raise MissingFileError(f"{source}: no such file")
+    if find_spec("av") is None:
+        raise UsageError(f"{source}: videos need a package: pip install 'langdepth[video]'")
     return _Video(source, options, device)
 
 
