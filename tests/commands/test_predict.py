@@ -10,6 +10,7 @@ import struct
 import sys
 import time
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -311,14 +312,27 @@ def test_a_missing_file_is_known_before_the_model_is_loaded(run: Run, monkeypatc
         (["--without-caption", "stop"], "--without-caption is of captions; give --captions, too"),
         (["--range", "0,10", "--save", "npy"], "--range is of the formats color and html; name one in --save"),
         (["--colormap", "magma_r", "--save", "npy"], "--colormap is of the formats color and html; name one in --save"),
-        (["--fov", "60"], "--fov is for ply, npz and html; name one in --save"),
-        (["--intrinsics", "60,60,32,24", "--save", "npy"], "--intrinsics is for ply, npz and html; name one in --save"),
+        (
+            ["--intrinsics", "60,60,32,24", "--save", "npy"],
+            "--intrinsics is for ply, npz and html with 'fake'; name one in --save",
+        ),
     ],
 )
 def test_an_option_without_a_use_is_refused(run: Run, options: list[str], message: str) -> None:
     save_image(Path("a.png"), grey(0.5))
     code, _, err = run("a.png", *options)
     assert (code, err) == (2, f"langdepth predict: {message}\n")
+
+
+def test_a_system_may_consider_the_camera(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the focal length is twice as far away; in every format."""
+    minded = FakeSystem()
+    minded.input_spec = replace(minded.input_spec, focal=1.0)
+    monkeypatch.setattr("langdepth.runtimes.opening.load", lambda name, **options: minded)
+    save_image(Path("a.png"), grey(0.5))
+    assert run("a.png", "--save", "npy", "--fov", "90", "--out", "wide")[0] == 0
+    assert run("a.png", "--save", "npy", "--fov", "53.13", "--out", "narrow")[0] == 0
+    np.testing.assert_allclose(np.load("narrow/a.npy"), 2 * np.load("wide/a.npy"), rtol=1e-3)
 
 
 def test_results_inside_the_input_folder_are_not_images(run: Run) -> None:

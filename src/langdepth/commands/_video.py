@@ -25,6 +25,10 @@ class PredictOutput(ResultOptions):
 
     show: bool = False
 
+    def __post_init__(self) -> None:
+        if self.colors:  # which refuse wrong values, as the camera does; some systems consider it
+            self.lens  # noqa: B018
+
     @cached_property
     def _named(self) -> tuple[str, ...]:
         from langdepth.prediction.results import WRITERS

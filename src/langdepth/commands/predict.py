@@ -183,14 +183,17 @@ def predict(
         say(f"{known - len(jobs)} of {known} images were already done")
     if not jobs:
         return 1 if problems or failed_clips else 0
-    make_folder(out)
-    done.start()
 
+    from langdepth.prediction.network import considers_cameras
     from langdepth.prediction.predictor import predict_stream
     from langdepth.prediction.results import WRITERS
 
     options = replace(options, device=options.device or "auto")
     system = by.load(options.device, options.dtype)
+    if not considers_cameras(system):
+        output.require_camera_use(f"is for ply, npz and html with '{system.name}'; name one in --save", used=False)
+    make_folder(out)
+    done.start()
     if by.maps is not None and by.depth_kind is None:
         _say_how_read(jobs[0].overlay)
     text = said.text if said.captions is None else lambda job: job.caption

@@ -192,6 +192,12 @@ def infer(
         return replace(output, depth=resized_map(depth, image.shape[-2:], enlarge))
 
 
+def considers_cameras(system: Predicts) -> bool:
+    """Whether the camera of an image has a say in its depth."""
+    members = system.members if isinstance(system, HasMembers) else [system]
+    return any(member.input_spec.focal is not None for member in members)
+
+
 def relative_focals(cameras: Sequence[Camera | None]) -> npt.NDArray[np.float32]:
     """What ``infer`` takes as ``focal`` of images with these cameras."""
     return np.array([camera.relative_focal if camera else 0.0 for camera in cameras], np.float32)
