@@ -22,8 +22,8 @@ from langdepth.weights.files import save
 LARGEST = {"tiny": 25_000_000, "wordepth-tiny": 15_000_000}  # bytes
 WEAKNESSES = {
     "tiny": (
-        "large halls, nature, aerial views, drawings and other places it has not seen; tele and wide lenses (it does "
-        "not know the focal length); thin structures; mirrors, windows and screens"
+        "large halls, nature, aerial views, drawings and other places it has not seen; tele and wide lenses where the "
+        "camera is not stated; thin structures; mirrors, windows and screens"
     ),
     "wordepth-tiny": (
         "whatever tiny is bad at, and edges, which its latent blurs; imagined depth is right in scale and in the large "
