@@ -367,7 +367,7 @@ def test_training_learns_the_scale_from_maps_of_a_system_or_of_files(base: str) 
         options = "--system.prepare.base null --system.prepare.depth_kind metric --data.overlay maps --data.cache none"
     else:
         options = "--system.prepare.base tiny"
-    small = "--data.crop [48,64] --data.batch_size 3 --data.workers 0 --train.epochs 30 --train.validate_every 30"
+    small = "--data.crop [48,64] --data.batch_size 3 --data.workers 0 --train.epochs 80 --train.validate_every 80"
     data = "--data.name folder --data.root rooms --data.train_split train --data.val_split val --data.hold_out null"
     words = "--data.captions captions.csv --system.prepare.clip_weights random --system.options.architecture RN-small"
     train = "--train.accelerator cpu --train.previews 0 --train.log_every 1 --train.protocol full --train.out run"
