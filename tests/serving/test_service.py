@@ -371,6 +371,10 @@ def test_forms_that_cannot_be_used(client: TestClient) -> None:
     refused(
         client.post("/predict", data={"tex": "a"}, files={"image": image}), 400, "unknown field 'tex'; known: text,"
     )
+    refused(client.post("/predict?sceen=a", content=png()), 400, "unknown field 'sceen'; known: text,")
+    for query, data in (("?fov=60&fov=70", {}), ("?fov=60", {"fov": "70"})):
+        sent = client.post(f"/predict{query}", data=data, files={"image": image})
+        refused(sent, 400, "fov is given twice")
     refused(client.post("/predict", files=[("image", image), ("image", image)]), 400, "Too many files")
     typed = {"Content-Type": "multipart/form-data"}
     refused(client.post("/predict", content=png(), headers=typed), 400, "boundary")

@@ -109,9 +109,12 @@ class Service:
                     raise UsageError("the form has no file; send the image as one")
                 image = await file.read()
                 form = {name: value for name, value in sent.items() if isinstance(value, str)}
-        unknown = next((name for name in form if name not in _FIELDS), None)
-        if unknown is not None:
-            raise UsageError(f"unknown field '{unknown}'; known: {', '.join(_FIELDS)}")
+        names = [*form, *(name for name, _ in request.query_params.multi_items())]
+        for name in names:
+            if name not in _FIELDS:
+                raise UsageError(f"unknown field '{name}'; known: {', '.join(_FIELDS)}")
+            if names.count(name) > 1:
+                raise UsageError(f"{name} is given twice")
         if not image:
             raise UsageError("the request is empty; send the bytes of an image")
         return image, form
