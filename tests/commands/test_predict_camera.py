@@ -119,7 +119,7 @@ def test_results_depend_on_the_content_of_the_file(run: Run) -> None:
         (["--camera", "missing.yaml"], "missing.yaml: no such file; give camera_info of ROS"),
         (["--camera", "a.png"], "a.png: cannot be read (it is not UTF-8 text)"),
         (["--camera", "camera.json", "--fov", "60"], "--camera and --fov both describe the camera"),
-        (["--camera", "flat.json"], "--camera is for ply"),
+        (["--camera", "flat.json"], "--camera is for npz, normals, "),
         (["--keep-distortion"], "--keep-distortion is for a camera whose lens bends the image"),
     ],
 )
@@ -145,3 +145,34 @@ def test_python_takes_the_file(run: Run) -> None:
     assert flat.image is not None
     assert (flat.image != ramp()).any()
     np.testing.assert_array_equal(result.image, ramp())
+
+
+def test_files_in_space_are_written_and_are_no_photos(run: Run) -> None:
+    save_image(Path("p/a.png"), ramp())
+    line = ("p", "--save", "depth16,normals,ply,glb,pfm", "--fov", "60", "--out", "p")
+    for _ in range(2):  # a second run replaces its own files, and takes none of them for a photo
+        code, out, _ = run(*line)
+        assert (code, "p/a.png -> p/a_depth.png, p/a_normals.png, p/a.ply, p/a.glb, p/a.pfm" in out) == (0, True)
+    Path("p/a.glb").write_bytes(b"glTF of somebody else")
+    Path("p/.langdepth-results.jsonl").unlink()
+    code, _, err = run(*line)
+    assert code == 1
+    assert "a.glb exists and was not written by langdepth" in err or "a.pfm exists" in err
+
+
+def test_the_unit_of_depth16_is_one_for_all_and_clipping_is_counted(run: Run) -> None:
+    for name, brightness in (("near", 0), ("far", 255)):  # 1 and 10 m
+        save_image(Path(f"p/{name}.png"), np.full((48, 64, 3), brightness, np.uint8))
+    code, _, err = run("p", "--save", "depth16", "--depth-unit", "0.0001")
+    assert code == 0
+    assert "far.png: depth beyond 6.5535 metres does not fit 16 bits at 0.0001 per unit and is stored as 6.5535" in err
+    assert "depth16: 3072 pixels of 1 image lie beyond its reach" in err
+    for name, stored in (("near", 10000), ("far", 65535)):
+        with Image.open(f"depth/{name}_depth.png") as image:
+            assert (np.asarray(image) == stored).all()
+            assert json.loads(image.info["langdepth"])["scale"] == 0.0001
+    for arguments, message in ((("--depth-unit", "0"), "between 0.000001 and 1"), (("--save", "npy"), "is of depth16")):
+        code, _, err = (
+            run("p", "--depth-unit", "0.004", *arguments) if arguments[0] == "--save" else run("p", *arguments)
+        )
+        assert (code, message in err) == (2, True)

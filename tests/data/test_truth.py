@@ -179,8 +179,7 @@ def result(depth: np.ndarray[Any, Any], **facts: Any) -> DepthResult:
 
 def test_our_own_png_keeps_its_scale_against_an_index(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "d", [{}])
-    with pytest.warns(UserWarning, match="coarser scale"):
-        write_result(result(SLOPE * 30), root / "0_depth.png", format="depth16")
+    write_result(result(SLOPE * 30), root / "0_depth.png", format="depth16", scale=0.002)
     with pytest.raises(ImageError, match=r"0_depth\.png: states a depth scale of 0\.002 inside, but .* with 0\.001"):
         open_dataset("folder", root)[0]
     assert read_depth(root / "0_depth.png", 0.002).max() == pytest.approx(120, abs=0.002)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from importlib.metadata import EntryPoint
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,17 @@ class TestWriteResult:
     ) -> None:
         result = make_result(depth, image=rgb)
         for name, writer in WRITERS.items():
-            if not writer.by_name:
+            if not writer.by_name or find_spec({"exr": "OpenEXR", "rrd": "rerun"}.get(name, "numpy")) is None:
                 continue
             by_suffix = write_result(result, tmp_path / "new" / f"a{writer.suffix}")
             by_name = write_result(result, tmp_path / f"{name}{by_suffix.suffix}", format=name)
-            assert by_suffix.read_bytes() == by_name.read_bytes()
-        expected = {"a_depth.png", "a.npy", "a.npz", "a_color.png", "a.ply", "a.html"}
-        assert {path.name for path in (tmp_path / "new").iterdir()} == expected  # and nothing temporary left
+            assert is_own_result(by_suffix) == (name != "pfm")  # which has no place for a mark
+            if name != "rrd":  # whose rows have a number and a time of their own
+                assert by_suffix.read_bytes() == by_name.read_bytes()
+        expected = {f"a{end}" for end in ("_depth.png", "_color.png", "_normals.png", ".npy", ".npz", ".ply")}
+        expected |= {f"a{end}" for end in (".glb", ".html", ".pfm")}
+        found = {path.name for path in (tmp_path / "new").iterdir()} - {"a.exr", "a.rrd"}  # of other packages
+        assert found == expected  # and nothing temporary left
 
     def test_depth16_says_what_it_holds(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
         path = make_result(depth).save(tmp_path / "depth.png")
@@ -54,13 +59,34 @@ class TestWriteResult:
         assert tag == {"unit": "metre", "scale": 0.001, "scale_kind": "metric", "system": "fake", "no_value": 0}
         np.testing.assert_array_equal(read_depth(path, 0.001), read_depth16(path)[0])
 
-    def test_depth16_far_depth_gets_a_coarser_scale(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
-        far = depth * 20
-        with pytest.warns(UserWarning, match=r"far.png: depth beyond 65.535 metres does not fit 16 bits"):
-            path = write_result(make_result(far), tmp_path / "far.png")
+    def test_depth16_keeps_its_unit_and_clips_what_is_beyond(
+        self, depth: npt.NDArray[np.float32], tmp_path: Path, recwarn: pytest.WarningsRecorder
+    ) -> None:
+        far = make_result(depth * 20)
+        with pytest.warns(
+            UserWarning, match=r"far.png: depth beyond 65.535 metres .* stored as 65.535; .*--depth-unit"
+        ):
+            path = write_result(far, tmp_path / "far.png")
         back, scale = read_depth16(path)
-        assert scale == pytest.approx(0.003)  # farthest pixel just under 190 m
-        np.testing.assert_allclose(back, far, atol=scale * 0.51)
+        assert scale == 0.001
+        np.testing.assert_allclose(back, np.minimum(far.depth, 65.535), atol=0.00052)
+        assert results.clipped_pixels(far, None) == (far.depth > 65.5355).sum() > 0
+        recwarn.clear()
+        back, scale = read_depth16(write_result(far, tmp_path / "fits.png", scale=0.004))
+        assert (scale, results.clipped_pixels(far, 0.004), len(recwarn)) == (0.004, 0, 0)
+        np.testing.assert_allclose(back, far.depth, atol=0.00202)
+
+    def test_depth16_is_16UC1_of_ros_without_our_tags(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
+        depth[0, :3] = np.nan, 0, 3.0004
+        path = write_result(make_result(depth), tmp_path / "a_depth.png")
+        with Image.open(path) as image:
+            Image.fromarray(np.asarray(image)).save(tmp_path / "bare.png")  # without metadata
+        stored = np.asarray(Image.open(tmp_path / "bare.png"))
+        cv2 = pytest.importorskip("cv2")
+        np.testing.assert_array_equal(cv2.imread(str(tmp_path / "bare.png"), cv2.IMREAD_UNCHANGED), stored)
+        assert stored.dtype == np.uint16
+        assert stored[0, :3].tolist() == [0, 0, 3000]
+        np.testing.assert_allclose(stored / 1000, np.nan_to_num(depth), atol=0.00051)
 
     def test_depth16_relative_depth_fills_the_range(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
         path = write_result(
@@ -151,7 +177,7 @@ class TestWriteResult:
         path = write_result(make_result(depth), tmp_path / "plain.ply")
         content = path.read_bytes()
         assert b"red" not in content
-        assert len(content.split(b"end_header\n", 1)[1]) == 12 * (depth > 0).sum()
+        assert len(content.split(b"end_header\n", 1)[1]) == 24 * (depth > 0).sum()  # and normals
         with pytest.raises(UsageError, match="needs a camera"):
             write_result(make_result(depth, camera=None), tmp_path / "none.ply")
         assert not (tmp_path / "none.ply").exists()
@@ -165,7 +191,7 @@ class TestWriteResult:
     @pytest.mark.parametrize(
         ("name", "options", "message"),
         [
-            ("a.exr", {}, r"a.exr: no format has this name; known: _depth.png"),
+            ("a.tga", {}, r"a.tga: no format has this name; known: _depth.png"),
             ("a", {}, "no format has this name"),
             ("a.png", {"format": "dpeth16"}, "did you mean 'depth16'"),
             ("a.png", {"format": "ply"}, "ends in '.ply'"),
@@ -249,7 +275,7 @@ class TestAtomicPath:
         assert list(tmp_path.iterdir()) == [target]
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-    @pytest.mark.parametrize("name", ["a.png", "a.npy", "a.npz", "a_color.png", "a.ply"])
+    @pytest.mark.parametrize("name", ["a.png", "a.npy", "a.npz", "a_color.png", "a.ply", "a.glb", "a.exr", "a.pfm"])
     def test_every_writer_on_a_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         real_open = Path.open
 
@@ -276,7 +302,7 @@ def write_half(target: Path, error: BaseException) -> None:
 
 def read_ply(path: Path) -> tuple[str, npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     header, _, body = path.read_bytes().partition(b"end_header\n")
-    vertices = np.frombuffer(body, dtype=[("point", "<f4", 3), ("color", "u1", 3)])
+    vertices = np.frombuffer(body, dtype=[("point", "<f4", 3), ("normal", "<f4", 3), ("color", "u1", 3)])
     assert f"element vertex {len(vertices)}\n" in header.decode()
     return header.decode(), vertices["point"], vertices["color"]
 

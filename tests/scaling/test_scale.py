@@ -303,7 +303,7 @@ def test_the_command_takes_the_camera_for_its_height(relative: Path, capsys: Any
         main(["scale", str(relative), "--camera-height", "1.5", "--fov", "60", "--save", "npy", "--out", str(out)]) == 0
     )
     assert main(["scale", str(relative), "--text", "a room", "--fov", "60", "--out", str(out)]) == 2
-    assert "is for --camera-height, ply, npz and html" in capsys.readouterr().err
+    assert "is for --camera-height, npz, normals, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

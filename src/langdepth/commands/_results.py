@@ -44,8 +44,10 @@ class ResultOptions(ColorOptions):
 
     Args:
         save: What to write, with commas: depth16 (16-bit PNG, millimetres), kitti16 (the KITTI benchmark's 16-bit PNG,
-            metres x 256), npy, npz, color (PNG with a legend), ply, html (a page to look at it in a browser);
-            without it depth16,color.
+            metres x 256), npy, npz, color (PNG with a legend), normals (PNG), ply (points), glb (mesh), rrd (Rerun),
+            html (a page to look at it in a browser), exr, pfm; without it
+            depth16,color.
+        depth_unit: Metres per unit of depth16, the same in all files; without it 0.001, which reaches 65.535 m.
         camera: A file with the camera: camera_info of ROS, OpenCV's YAML or JSON, cameras.txt of COLMAP, calib of
             KITTI, or a 3x3 matrix (text, .csv, .json, .npy). Without any, EXIF or a guess is used.
         intrinsics: Camera as fx,fy,cx,cy in pixels of the depth maps.
@@ -56,17 +58,27 @@ class ResultOptions(ColorOptions):
     """
 
     save: str | None = None
+    depth_unit: float | None = None
     camera: Path | None = None
     intrinsics: str | None = None
     fov: float | None = None
 
     def __post_init__(self) -> None:
+        require_use("depth16" in self.formats, "is of depth16; name it in --save", depth_unit=self.depth_unit)
+        if self.depth_unit is not None and not 1e-6 <= self.depth_unit <= 1:
+            raise UsageError(f"--depth-unit: expected metres between 0.000001 and 1, got {self.depth_unit:g}")
         if self.colors and self.lens:  # which refuse wrong values
-            self.require_camera_use("is for ply, npz and html; name one in --save", used=False)
+            self.require_camera_use(used=False)
 
-    def require_camera_use(self, advice: str, *, used: bool) -> None:
-        """Raise UsageError with ``advice`` for a camera that no format holds and that is not ``used`` otherwise."""
-        used = used or bool(self.with_camera)
+    def require_camera_use(self, *, used: bool, other: str = "", of: str = "") -> None:
+        """Raise UsageError for a camera that no format holds and that is not ``used`` for what ``other`` names.
+
+        ``of``: said after the formats.
+        """
+        from langdepth.prediction.results import WRITERS
+
+        formats = ", ".join(name for name, writer in WRITERS.items() if writer.camera)
+        used, advice = used or bool(self.with_camera), f"is for {other}{formats}{of}; name one of them"
         require_use(used, advice, intrinsics=self.intrinsics, fov=self.fov, camera=None if self.bends else self.camera)
 
     @cached_property
@@ -137,7 +149,13 @@ class ResultOptions(ColorOptions):
         from langdepth.prediction.results import write_result
 
         for name, path in files.items():
-            write_result(result, path, format=name, **writer_options(name, self.colors))
+            write_result(result, path, format=name, **writer_options(name, self.colors, self.depth_unit))
+
+    def clipped(self, result: DepthResult) -> int:
+        """How many pixels lie beyond the reach of depth16, where it is written."""
+        from langdepth.prediction.results import clipped_pixels
+
+        return clipped_pixels(result, self.depth_unit) if "depth16" in self.formats else 0
 
 
 def make_folder(out: Path) -> None:

@@ -173,7 +173,7 @@ def predict(
     known = len(jobs)
     if jobs:
         by.fetch_weights()
-    content = asdict(replace(output, save="npz")), asdict(replace(options, device=None, batch_size=1))
+    content = asdict(output) | {"save": None}, asdict(replace(options, device=None, batch_size=1))
     how = origin(__version__, *by.facts(), changes, said.text, said.scene, stamp(output.camera), *content)
     jobs = [replace(job, made_of=job.origin(how)) for job in jobs]
     if resume:
@@ -191,7 +191,7 @@ def predict(
     options = replace(options, device=options.device or "auto")
     system = by.load(options.device, options.dtype)
     if not considers_cameras(system):
-        output.require_camera_use(f"is for ply, npz and html with '{system.name}'; name one in --save", used=False)
+        output.require_camera_use(used=False, of=f" with '{system.name}'")
     make_folder(out)
     done.start()
     if by.maps is not None and by.depth_kind is None:
@@ -368,7 +368,7 @@ def _write_all(
     done: Done,
 ) -> int:
     """Write the results of ``count`` images and print a line for each; returns how many failed."""
-    failed, cameras = 0, Counter[str]()
+    failed, cameras, clipped = 0, Counter[str](), list[int]()
     with bar(count) as advance:
         for line in written(results, output, done):
             advance()
@@ -378,6 +378,10 @@ def _write_all(
             else:
                 say(line.text)
                 cameras[line.camera] += 1
+                clipped += [line.clipped] if line.clipped else []
+    if clipped:
+        images = f"{len(clipped)} image{'s' * (len(clipped) > 1)}"
+        complain(f"depth16: {sum(clipped)} pixels of {images} lie beyond its reach, see the warning")
     if cameras and (output.with_camera or output.camera):
         said = output.camera_line(cameras, straightened=output.bends and not options.keep_distortion)
         if "guess" in cameras:
@@ -392,6 +396,7 @@ class Line(NamedTuple):
 
     text: str
     camera: str
+    clipped: int
 
 
 def written(
@@ -422,6 +427,5 @@ def _write(job: Job, result: DepthResult, output: ResultOptions, done: Done) -> 
         raise
     image = "" if job.source == STDIN else os.path.abspath(job.source)
     done.add([*job.targets.values()], job.made_of, image)
-    return Line(
-        result_line(job.source, job.targets, result), "guess" if result.camera is None else result.camera.source
-    )
+    source = "guess" if result.camera is None else result.camera.source
+    return Line(result_line(job.source, job.targets, result), source, output.clipped(result))

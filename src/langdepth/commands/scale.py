@@ -37,10 +37,9 @@ class ScaleResults(ResultOptions):
 
     camera_height: float | None = None
 
-    def __post_init__(self) -> None:
-        if self.colors and self.lens:  # which refuse wrong values
-            advice = "is for --camera-height, ply, npz and html; name one of them"
-            self.require_camera_use(advice, used=self.camera_height is not None)
+    def require_camera_use(self, *, used: bool, other: str = "", of: str = "") -> None:
+        """A camera height uses the camera, too."""
+        super().require_camera_use(used=used or self.camera_height is not None, other="--camera-height, ", of=of)
 
 
 def scale(

@@ -8,6 +8,7 @@ again gives the same numbers.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from langdepth.prediction import viz
 from langdepth.prediction.background import Background
 from langdepth.prediction.names import names_of, place_of_key, unique_names
 from langdepth.prediction.options import AUTOMATIC, ColorScale, writer_options
-from langdepth.prediction.results import WRITERS, DepthResult, Writer, write_result
+from langdepth.prediction.results import DEPTH_UNIT, WRITERS, DepthResult, Writer, write_result
 from langdepth.records import Sample
 from langdepth.utils.arguments import check_fields
 from langdepth.utils.files import LONGEST_NAME, atomic_path
@@ -138,6 +139,7 @@ class MapStore:
         self._require_same_maps(save.folder)
         self._write_record(complete=False)
         self._pool = Background("langdepth-maps")
+        self._unit = DEPTH_UNIT * max(1, math.ceil(protocol.max_depth / (65535 * DEPTH_UNIT)))  # one for all maps
         self.guessed = 0
         """Images whose camera had to be guessed for a point cloud."""
 
@@ -234,7 +236,7 @@ class MapStore:
         for form in self._save.formats:
             path = self._save.folder / name.with_name(name.name + FORMATS[form].suffix)
             if form in WRITERS:
-                write_result(result, path, format=form, **writer_options(form, self._save.colors))
+                write_result(result, path, format=form, **writer_options(form, self._save.colors, self._unit))
             else:
                 with atomic_path(path) as temporary, temporary.open("wb") as file:
                     FORMATS[form].write(result.depth, target, valid, file)

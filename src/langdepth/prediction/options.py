@@ -136,9 +136,11 @@ def reversed_colormap(name: str) -> str:
     return name.removesuffix("_r") if name.endswith("_r") else f"{name}_r"
 
 
-def writer_options(name: str, colors: ColorScale) -> dict[str, Any]:
+def writer_options(name: str, colors: ColorScale, depth_unit: float | None = None) -> dict[str, Any]:
     """What ``langdepth.prediction.results.write_result`` takes for the format ``name``."""
-    return {"colors": colors} if name in COLORED else {}
+    if name in COLORED:
+        return {"colors": colors}
+    return {"scale": depth_unit} if name == "depth16" else {}
 
 
 def read_formats(text: str, known: Mapping[str, Any]) -> tuple[str, ...]:

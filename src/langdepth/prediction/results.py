@@ -17,13 +17,16 @@ from PIL import Image
 
 from langdepth.camera import Camera
 from langdepth.errors import FileWarning, LangdepthError, UsageError, nearest
+from langdepth.prediction.meshes import GLB_MARK, Space, is_own_rrd, normals_image, write_glb, write_ply, write_rrd
 from langdepth.prediction.options import AUTOMATIC, ColorScale, reversed_colormap
 from langdepth.utils.arguments import check_fields, checked
+from langdepth.utils.exr import OWN_EXR, exr_bytes
 from langdepth.utils.files import atomic_path
 from langdepth.utils.plugins import load_target, plugins, source_of, usable
 from langdepth.utils.png import is_own_png, own_png
 from langdepth.utils.reading import open_regular
 
+DEPTH_UNIT = 0.001  # metres, of depth16
 SCALE_KINDS = ("metric", "relative", "disparity")
 _PNG_COMPRESSION = 1  # 8 ms for a 640x480 depth map; level 6 takes 37 ms and saves a fifth of the bytes
 _NPY_HEADER = 246  # bytes, more than NumPy pads such a header to; by this the files of this library are recognised
@@ -98,7 +101,7 @@ def write_result(result: DepthResult, path: str | Path, *, format: str | None = 
         result: Pixels that are not valid, not finite or not positive have no value.
         path: The file.
         format: A key of ``WRITERS``; without one, the end of the file name decides.
-        **options: Of the format: ``scale`` of depth16 (metres per unit, 0.001 unless the farthest pixel needs more),
+        **options: Of the format: ``scale`` of depth16 (metres per unit, 0.001; of relative maps what fits the largest),
             ``colors`` of color and html (a ``ColorScale``), ``max_points`` of ply (that many at most, evenly spread).
 
     Returns:
@@ -144,18 +147,27 @@ def _write_depth16(result: DepthResult, file: IO[bytes], *, scale: float | None 
     depth = _clean_depth(result)
     farthest = float(depth.max(initial=0))
     if scale is None:
-        scale = 0.001 if result.scale_kind == "metric" or farthest == 0 else farthest / 65535
+        scale = DEPTH_UNIT if result.scale_kind == "metric" or farthest == 0 else farthest / 65535
     if not 1e-30 < scale < 1e30:  # also as float32
         raise UsageError(f"depth16: the scale must be a positive number of {result.unit}s per unit, got {scale}")
     note = None
-    coarser = max(1, int(np.ceil(farthest / scale / 65535 - 1e-6)))
-    if coarser > 1:
+    if _beyond(result, scale):
         note = (
-            f"depth beyond {65535 * scale:g} {result.unit}s does not fit 16 bits at scale {scale:g}; "
-            "such files use a coarser scale, stated inside them (read_depth16)"
+            f"depth beyond {65535 * scale:g} {result.unit}s does not fit 16 bits at {scale:g} per unit and is stored "
+            f"as {65535 * scale:g}; a coarser unit holds more: --depth-unit 0.004 (in Python scale=0.004)"
         )
-    _write_grey_16_bit(depth, coarser * scale, result, file)
+    _write_grey_16_bit(depth, scale, result, file)
     return note
+
+
+def _beyond(result: DepthResult, scale: float) -> int:
+    """How many pixels lie beyond the reach of 16 bits at this many metres per unit."""
+    return int(np.count_nonzero(result.valid & np.isfinite(result.depth) & (result.depth > 65535.5 * scale)))
+
+
+def clipped_pixels(result: DepthResult, unit: float | None) -> int:
+    """How many pixels of a result depth16 does not hold, at this unit or its own, see ``write_result``."""
+    return 0 if unit is None and result.scale_kind != "metric" else _beyond(result, unit or DEPTH_UNIT)
 
 
 def _write_kitti16(result: DepthResult, file: IO[bytes]) -> str | None:
@@ -232,48 +244,59 @@ def _write_html(result: DepthResult, file: IO[bytes], *, colors: ColorScale = AU
     file.write(html_page(result, _clean_depth(result), _colors_of(result, colors)))
 
 
-def _write_ply(result: DepthResult, file: IO[bytes], *, max_points: int | None = None) -> None:
+def _write_pfm(result: DepthResult, file: IO[bytes]) -> None:
+    depth = _clean_depth(result)
+    file.write(f"Pf\n{depth.shape[1]} {depth.shape[0]}\n-1.0\n".encode("ascii"))  # below 0: little endian
+    file.write(np.ascontiguousarray(depth[::-1], "<f4").data)  # from the bottom row up
+
+
+def _write_exr(result: DepthResult, file: IO[bytes]) -> None:
+    file.write(exr_bytes(_clean_depth(result), _facts(result)))
+
+
+def _facts(result: DepthResult) -> str:
+    return f"{result.system} depth, {result.scale_kind}, unit {result.unit}"
+
+
+def _space(result: DepthResult, form: str) -> Space:
+    """The result in space. Raises UsageError where it has no camera or no depth."""
     if result.scale_kind == "disparity":
-        raise UsageError(f"ply holds depth, and '{result.system}' gives disparity; save it as depth16, npy or npz")
+        raise UsageError(f"{form} holds depth, and '{result.system}' gives disparity; save it as depth16, npy or npz")
     if result.camera is None:
-        raise UsageError("a point cloud needs a camera: give the intrinsics (fx,fy,cx,cy) or the field of view")
+        raise UsageError(f"{form} needs a camera: give the intrinsics (fx,fy,cx,cy) or the field of view")
+    if result.image is not None and result.image.shape != (*result.depth.shape, 3):
+        raise UsageError(f"{form}: image {result.image.shape} and depth {result.depth.shape} differ in size")
+    return Space(depth=_clean_depth(result), camera=result.camera, image=result.image, facts=_facts(result))
+
+
+def _write_normals(result: DepthResult, file: IO[bytes]) -> None:
+    tag = own_png(kind="normals", system=result.system)
+    Image.fromarray(normals_image(_space(result, "normals"))).save(file, "PNG", pnginfo=tag)
+
+
+def _write_ply(result: DepthResult, file: IO[bytes], *, max_points: int | None = None) -> None:
     if max_points is not None and max_points < 1:
         raise UsageError(f"ply: max_points must be at least 1, got {max_points}")
-    depth = _clean_depth(result)
-    with np.errstate(over="ignore"):
-        points = result.camera.unproject(depth).reshape(-1, 3)
-    kept = np.flatnonzero((depth.ravel() > 0) & np.isfinite(points).all(1))  # a huge depth may have no place in float32
-    if max_points is not None and len(kept) > max_points:
-        kept = kept[np.linspace(0, len(kept) - 1, max_points).astype(np.int64)]
-    fields = [("x", "<f4"), ("y", "<f4"), ("z", "<f4")]
-    if result.image is not None:
-        fields += [("red", "u1"), ("green", "u1"), ("blue", "u1")]
-    vertices = np.empty(len(kept), dtype=fields)
-    vertices["x"], vertices["y"], vertices["z"] = points[kept].T
-    if result.image is not None:
-        if result.image.shape != (*depth.shape, 3):
-            raise UsageError(f"ply: image {result.image.shape} and depth {depth.shape} differ in size")
-        vertices["red"], vertices["green"], vertices["blue"] = result.image.reshape(-1, 3)[kept].T
-    kinds = {"<f4": "float", "u1": "uchar"}
-    header = [
-        "ply",
-        "format binary_little_endian 1.0",
-        f"comment {result.system} depth, {result.scale_kind}, unit {result.unit}; x right, y down, z forward",
-        f"comment camera from {result.camera.source}",
-        f"element vertex {len(vertices)}",
-        *(f"property {kinds[kind]} {name}" for name, kind in fields),
-        "end_header",
-    ]
-    file.write(("\n".join(header) + "\n").encode("ascii", "replace"))
-    file.write(vertices.view(np.uint8).data)  # no copy
+    write_ply(_space(result, "ply"), file, max_points)
 
 
+def _write_glb(result: DepthResult, file: IO[bytes]) -> None:
+    write_glb(_space(result, "glb"), file)
+
+
+def _write_rrd(result: DepthResult, file: IO[bytes]) -> None:
+    write_rrd(_space(result, "rrd"), file)
+
+
+_IN_SPACE = {"camera": True, "needs_camera": True, "image": True}
 WRITERS: dict[str, Writer] = {
     "depth16": Writer(
         "_depth.png",
         _write_depth16,
-        content="16-bit PNG; 1 unit = 1 mm, or a coarser step when depth goes beyond 65.5 m. The step stands in the "
-        "file: `langdepth.utils.depth_files.read_depth16` gives back metres. What rounds to 0 is stored as 1 unit",
+        content="16-bit PNG; 1 unit = 1 mm (as ROS 16UC1), or what `--depth-unit` states, in all files of a run; depth "
+        "beyond 65535 units is stored as 65535, and counted. The unit stands in the file, too: "
+        "`langdepth.utils.depth_files.read_depth16` gives back metres. "
+        "What rounds to 0 is stored as 1 unit",
     ),
     "kitti16": Writer(
         ".png", _write_kitti16, by_name=False, content="the KITTI benchmark's 16-bit PNG: metres x 256, see below"
@@ -281,13 +304,12 @@ WRITERS: dict[str, Writer] = {
     "npy": Writer(".npy", _write_npy, content="float32 metres"),
     "npz": Writer(".npz", _write_npz, content="depth, valid mask, intrinsics, metadata as JSON", camera=True),
     "color": Writer("_color.png", _write_color, content="colors with a legend in metres; not for measuring"),
-    "ply": Writer(
-        ".ply",
-        _write_ply,
-        content="point cloud in metres, colored by the image",
+    "normals": Writer(
+        "_normals.png",
+        _write_normals,
+        content="surface normals as colors: x to the right (red), y up (green), z towards the camera (blue)",
         camera=True,
         needs_camera=True,
-        image=True,
     ),
     "html": Writer(
         ".html",
@@ -296,6 +318,15 @@ WRITERS: dict[str, Writer] = {
         camera=True,
         image=True,
     ),
+    "ply": Writer(".ply", _write_ply, content="point cloud in metres with normals, colored by the image", **_IN_SPACE),
+    "glb": Writer(
+        ".glb", _write_glb, content="mesh in metres with the image as texture, torn at edges of depth", **_IN_SPACE
+    ),
+    "rrd": Writer(
+        ".rrd", _write_rrd, content="recording for Rerun: camera, image, depth (`langdepth[rerun]`)", **_IN_SPACE
+    ),
+    "exr": Writer(".exr", _write_exr, content="OpenEXR, channel Z: float32 metres (`langdepth[exr]`)"),
+    "pfm": Writer(".pfm", _write_pfm, content="portable float map: float32 metres"),
 }
 
 
@@ -309,7 +340,7 @@ def is_own_result(path: Path) -> bool:
                 return {"depth.npy", "valid.npy", "metadata.npy"} <= set(archive.namelist())
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         return False
-    marked = _PLY_MARK in head or _HTML_MARK in head
+    marked = any(mark in head for mark in (_PLY_MARK, _HTML_MARK, GLB_MARK, OWN_EXR)) or is_own_rrd(head)
     return not head or is_own_png(path) or head.startswith(_NPY_START + _NPY_FACTS) or marked
 
 

@@ -1,8 +1,9 @@
-"""A depth map from an OpenEXR file, whose other channels are not read."""
+"""A depth map from an OpenEXR file, whose other channels are not read, and to one."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from langdepth.errors import ImageError, UsageError
 from langdepth.utils.images import MAX_PIXELS, binary_stream, check_pixels, decoding
 
+OWN_EXR = b"langdepthDepth"  # the attribute by which files of this library are recognized
 _KNOWN = ("Z", "depth", "Y")
 _MAX_NUMBERS = 1 << 29  # pixels x channels, of the image and of a tile: all channels are unpacked, part by part
 _TYPES = {"FLOAT": np.float32, "HALF": np.float16}
@@ -29,16 +31,34 @@ def read_exr(path: Path) -> npt.NDArray[np.float32]:
         ImageError: The file is missing, damaged, too large or holds something else.
         UsageError: The package OpenEXR is not installed.
     """
-    try:
-        import OpenEXR
-    except ImportError:
-        raise UsageError(f"{path}: .exr files need a package: pip install 'langdepth[exr]'") from None
+    package = _package(path)
     with binary_stream(path) as (_, name), decoding(name), _quiet():
-        file = OpenEXR.InputFile(name)
+        file = package.InputFile(name)
         try:
             return _read(file)
         finally:
             file.close()
+
+
+def exr_bytes(depth: npt.NDArray[np.float32], facts: str) -> bytes:
+    """A file of a depth map (H, W): the channel Z in 32-bit floats, and ``facts`` in the header.
+
+    Raises UsageError where the package OpenEXR is not installed.
+    """
+    package = _package("exr")
+    header = {"compression": package.ZIP_COMPRESSION, "type": package.scanlineimage, OWN_EXR.decode(): facts}
+    with tempfile.TemporaryDirectory(prefix="langdepth-") as folder:  # the package writes to names only
+        path = Path(folder, "depth.exr")
+        package.File(header, {"Z": np.ascontiguousarray(depth)}).write(str(path))
+        return path.read_bytes()
+
+
+def _package(path: object) -> Any:
+    try:
+        import OpenEXR
+    except ImportError:
+        raise UsageError(f"{path}: .exr files need a package: pip install 'langdepth[exr]'") from None
+    return OpenEXR
 
 
 def _read(file: Any) -> npt.NDArray[np.float32]:
