@@ -196,7 +196,7 @@ def test_the_nearest_depth_is_not_lost_and_the_farthest_point_is_a_point(tmp_pat
     write_result(result(depth, camera=camera), tmp_path / "p.ply")
     content = (tmp_path / "p.ply").read_bytes()
     header, body = content.split(b"end_header\n", 1)
-    points = np.frombuffer(body, "<f4").reshape(-1, 3)
+    points = np.frombuffer(body, "<f4").reshape(-1, 6)  # with normals
     assert np.isfinite(points).all()
     assert b"element vertex %d\n" % len(points) in header
     assert len(points) == 48 * 64 - 1

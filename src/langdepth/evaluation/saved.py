@@ -8,7 +8,6 @@ again gives the same numbers.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +38,7 @@ from langdepth.utils.reading import read_text
 RECORD = "maps.json"
 DEPTH_ENDS = (".npy", ".npz", "_depth.png", ".png")
 """Of the files that may hold a depth map, the best first."""
+_FAR_UNIT = 0.004  # metres of depth16 where a protocol goes beyond 65.5 m; reaches 262 m
 _KIND = "langdepth maps/1"
 
 
@@ -139,7 +139,8 @@ class MapStore:
         self._require_same_maps(save.folder)
         self._write_record(complete=False)
         self._pool = Background("langdepth-maps")
-        self._unit = DEPTH_UNIT * max(1, math.ceil(protocol.max_depth / (65535 * DEPTH_UNIT)))  # one for all maps
+        near = protocol.max_depth <= 65535 * DEPTH_UNIT
+        self._unit = DEPTH_UNIT if near else _FAR_UNIT  # one for all maps
         self.guessed = 0
         """Images whose camera had to be guessed for a point cloud."""
 
