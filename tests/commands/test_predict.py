@@ -312,7 +312,10 @@ def test_a_missing_file_is_known_before_the_model_is_loaded(run: Run, monkeypatc
         (["--without-caption", "stop"], "--without-caption is of captions; give --captions, too"),
         (["--range", "0,10", "--save", "npy"], "--range is of the formats color and html; name one in --save"),
         (["--colormap", "magma_r", "--save", "npy"], "--colormap is of the formats color and html; name one in --save"),
-        (["--intrinsics", "60,60,32,24", "--save", "npy"], "--intrinsics is for npz, normals, "),
+        (
+            ["--intrinsics", "60,60,32,24", "--save", "npy"],
+            "--intrinsics is for npz, normals, html, ply, glb, rrd with 'fake'; name one of them",
+        ),
     ],
 )
 def test_an_option_without_a_use_is_refused(run: Run, options: list[str], message: str) -> None:
