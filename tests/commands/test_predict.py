@@ -314,7 +314,7 @@ def test_a_missing_file_is_known_before_the_model_is_loaded(run: Run, monkeypatc
         (["--colormap", "magma_r", "--save", "npy"], "--colormap is of the formats color and html; name one in --save"),
         (
             ["--intrinsics", "60,60,32,24", "--save", "npy"],
-            "--intrinsics is for npz, normals, html, ply, glb, rrd with 'fake'; name one of them",
+            "--intrinsics is for npz, normals, html, ply, glb, rrd with 'fake'; name one in --save",
         ),
     ],
 )

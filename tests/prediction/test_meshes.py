@@ -17,7 +17,7 @@ from langdepth.camera import Camera
 from langdepth.errors import UsageError
 from langdepth.lenses import Lens
 from langdepth.prediction.meshes import Space, mesh_of
-from langdepth.prediction.results import DepthResult, write_result
+from langdepth.prediction.results import DepthResult, is_own_result, write_result
 
 CAMERA = Camera.from_fov(60, 64, 48)
 NORMAL = np.array([0.3, -0.5, -0.8]) / np.linalg.norm([0.3, -0.5, -0.8])
@@ -167,9 +167,11 @@ def test_what_needs_a_camera_and_depth(name: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_mesh_of_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no mesh"):
-        write_result(result(np.zeros((48, 64), np.float32)), tmp_path / "a.glb")
+def test_a_mesh_of_nothing_is_an_empty_scene(tmp_path: Path) -> None:
+    trimesh = pytest.importorskip("trimesh")
+    path = write_result(result(np.zeros((48, 64), np.float32)), tmp_path / "a.glb")
+    assert is_own_result(path)
+    assert not trimesh.load_scene(path).geometry
 
 
 @pytest.mark.parametrize(("name", "module", "extra"), [("a.rrd", "rerun", "rerun"), ("a.exr", "OpenEXR", "exr")])

@@ -64,21 +64,22 @@ class ResultOptions(ColorOptions):
     fov: float | None = None
 
     def __post_init__(self) -> None:
+        self.require_values()
+        self.require_camera_use()
+
+    def require_values(self) -> None:
+        """Raise UsageError for a unit, colors and a camera that make no sense."""
         require_use("depth16" in self.formats, "is of depth16; name it in --save", depth_unit=self.depth_unit)
         if self.depth_unit is not None and not 1e-6 <= self.depth_unit <= 1:
             raise UsageError(f"--depth-unit: expected metres between 0.000001 and 1, got {self.depth_unit:g}")
-        if self.colors and self.lens:  # which refuse wrong values
-            self.require_camera_use(used=False)
+        _ = self.colors, self.lens
 
-    def require_camera_use(self, *, used: bool, other: str = "", of: str = "") -> None:
-        """Raise UsageError for a camera that no format holds and that is not ``used`` for what ``other`` names.
-
-        ``of``: said after the formats.
-        """
+    def require_camera_use(self, where: str = "", *, other: str = "") -> None:
+        """Raise UsageError where no format holds the camera. ``other``: what else uses it, ``where``: in which case."""
         from langdepth.prediction.results import WRITERS
 
         formats = ", ".join(name for name, writer in WRITERS.items() if writer.camera)
-        used, advice = used or bool(self.with_camera), f"is for {other}{formats}{of}; name one of them"
+        used, advice = bool(self.with_camera), f"is for {other}{formats}{where}; name one in --save"
         require_use(used, advice, intrinsics=self.intrinsics, fov=self.fov, camera=None if self.bends else self.camera)
 
     @cached_property

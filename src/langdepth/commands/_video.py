@@ -26,8 +26,7 @@ class PredictOutput(ResultOptions):
     show: bool = False
 
     def __post_init__(self) -> None:
-        if self.colors:  # which refuse wrong values, as the camera does; some systems consider it
-            self.lens  # noqa: B018
+        self.require_values()  # whether a camera has a use is known with the system
 
     @cached_property
     def _named(self) -> tuple[str, ...]:

@@ -191,7 +191,7 @@ def predict(
     options = replace(options, device=options.device or "auto")
     system = by.load(options.device, options.dtype)
     if not considers_cameras(system):
-        output.require_camera_use(used=False, of=f" with '{system.name}'")
+        output.require_camera_use(f" with '{system.name}'")
     make_folder(out)
     done.start()
     if by.maps is not None and by.depth_kind is None:

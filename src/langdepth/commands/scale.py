@@ -37,9 +37,10 @@ class ScaleResults(ResultOptions):
 
     camera_height: float | None = None
 
-    def require_camera_use(self, *, used: bool, other: str = "", of: str = "") -> None:
+    def require_camera_use(self, where: str = "", *, other: str = "") -> None:
         """A camera height uses the camera, too."""
-        super().require_camera_use(used=used or self.camera_height is not None, other="--camera-height, ", of=of)
+        if self.camera_height is None:
+            super().require_camera_use(where, other="--camera-height, ")
 
 
 def scale(

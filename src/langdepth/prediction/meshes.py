@@ -161,19 +161,22 @@ def _faces_the_camera(a: Floats, b: Floats, c: Floats) -> npt.NDArray[np.bool_]:
 
 
 def write_glb(space: Space, file: IO[bytes]) -> None:
-    """The mesh as binary glTF 2.0, y up and the camera looking along -z, with the image as an unlit texture."""
+    """The mesh as binary glTF 2.0, y up and the camera looking along -z, with the image as an unlit texture.
+
+    Where no pixels can be joined the file has an empty scene, as one image must not end the work on others.
+    """
     vertices, triangles, places = mesh_of(space)
+    content: dict[str, Any] = {"asset": {"version": "2.0", "generator": f"langdepth {__version__}"}, "scene": 0}
     if not len(triangles):
-        raise UsageError("glb: no pixel has depth beside others, so there is no mesh")
+        _write_chunks(content | {"scenes": [{}]}, [], file)
+        return
     vertices = np.ascontiguousarray(vertices * np.array((1, -1, -1), np.float32))
     parts = [vertices.tobytes(), places.tobytes(), triangles.tobytes()]
     bounds = {"min": vertices.min(0).tolist(), "max": vertices.max(0).tolist()}
     primitive: dict[str, Any] = {"attributes": {"POSITION": 0, "TEXCOORD_0": 1}, "indices": 2, "material": 0}
     material: dict[str, Any] = {"doubleSided": True, "extensions": {"KHR_materials_unlit": {}}}
-    content: dict[str, Any] = {
-        "asset": {"version": "2.0", "generator": f"langdepth {__version__}"},
+    content |= {
         "extensionsUsed": ["KHR_materials_unlit"],
-        "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, "name": "depth"}],
         "meshes": [{"primitives": [primitive], "extras": {"about": space.facts, "camera": space.camera.source}}],
@@ -197,15 +200,20 @@ def write_glb(space: Space, file: IO[bytes]) -> None:
         for start, part, use in zip(starts, parts, uses, strict=False)
     ]
     content["buffers"] = [{"byteLength": starts[-1]}]
+    _write_chunks(content, padded, file)
+
+
+def _write_chunks(content: dict[str, Any], binary: list[bytes], file: IO[bytes]) -> None:
     text = json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
     text += b" " * (-len(text) % 4)
-    size = 12 + 8 + len(text) + 8 + starts[-1]
+    chunks = [(_JSON, [text]), *([(_BIN, binary)] if binary else [])]
+    size = 12 + sum(8 + sum(map(len, parts)) for _, parts in chunks)
     if size >= 1 << 32:
         raise UsageError("glb: the mesh has more than 4 GB, the most that such a file holds")
     file.write(_GLTF + (2).to_bytes(4, "little") + size.to_bytes(4, "little"))
-    for kind, chunk in ((_JSON, [text]), (_BIN, padded)):
-        file.write(sum(map(len, chunk)).to_bytes(4, "little") + kind)
-        file.writelines(chunk)
+    for kind, parts in chunks:
+        file.write(sum(map(len, parts)).to_bytes(4, "little") + kind)
+        file.writelines(parts)
 
 
 def _texture(pixels: npt.NDArray[np.uint8]) -> bytes:
