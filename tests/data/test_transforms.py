@@ -376,7 +376,7 @@ def test_the_rest_of_the_sample_is_kept_and_the_camera_dropped() -> None:
         ({"zoom": 0}, "zoom must lie between 1 and 10, got 0"),
         ({"hue": 0.6}, "hue must lie between 0 and 0.5, got 0.6"),
         ({"rotate": -1}, "rotate must lie between 0 and 180, got -1"),
-        ({"blur": float("nan")}, "blur must lie between 0 and 1, got nan"),
+        ({"blur": float("inf")}, "blur must lie between 0 and 1, got inf"),
     ],
 )
 def test_values_outside_their_range_are_named(values: dict[str, float], expected: str) -> None:

@@ -150,7 +150,7 @@ class TestDepthClipScenes(WordsTester):
         ({"words": ("near", " "), "bin_centers": (1.0, 2.0)}, "must not be empty"),
         ({"words": ("near", "far"), "bin_centers": (2.0, 1.0)}, "must rise"),
         ({"words": ("near", "far"), "bin_centers": (0.0, 1.0)}, "above 0"),
-        ({"words": ("near", "far"), "bin_centers": (1.0, float("nan"))}, "above 0"),
+        ({"words": ("near", "far"), "bin_centers": (1.0, float("nan"))}, "expected a number, got nan"),
         ({"templates": ("This object",)}, "place {} for the word"),
         ({"templates": ()}, "at least one"),
         ({"scenes": {"hall": {"bin_centers": (1.0, 2.0)}}}, "scene 'hall': 7 words but 2 bin_centers"),
