@@ -377,3 +377,34 @@ def test_relative_results_get_metres_and_keep_what_they_know(depth: np.ndarray[A
     assert found[0].provenance["scale"]["from"] == ["words"]
     with pytest.raises(UsageError, match="need a sentence, one for all images or one for each"):
         in_metres([disparity, disparity], ["a kitchen"])
+
+
+def scene(name: str) -> np.ndarray[Any, Any]:
+    """Depth in metres: an object before a far wall, nearly all of it as far; or a floor that rises to the camera."""
+    if name == "floor":
+        return np.repeat(np.linspace(6, 1.5, 48)[:, None], 64, axis=1)
+    depth = np.full((48, 64), 4.25)
+    depth[:, :8] += np.linspace(0, 0.25, 8)
+    depth[16:32, 18:30] = 1.0
+    return depth
+
+
+@pytest.mark.parametrize("name", ["object", "floor"])
+def test_two_distances_outweigh_where_an_inverse_map_begins(name: str) -> None:
+    """Maps that were brought to 0 ... 1 have a shift of many of their medians."""
+    depth = scene(name)
+    inverse = 1 / depth
+    relative = ((inverse - inverse.min()) / np.ptp(inverse) + 1e-5).astype(np.float32)
+    known = [(x, y, float(depth[y, x])) for x, y in ((12, 4), (24, 24 if name == "object" else 44))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = langdepth.scale(relative, inverse=True, known=known)
+    np.testing.assert_allclose(found.depth, depth, rtol=0.05)
+
+
+def test_depth_beyond_the_limit_is_said() -> None:
+    relative = np.linspace(1, 4, 48 * 64, dtype=np.float32).reshape(48, 64)
+    with pytest.warns(UserWarning, match=r"\d% of its pixels come out beyond 1000 m"):
+        found = langdepth.scale(relative, known=[(0, 0, 500.0)])
+    assert found.depth.max() == 1000
+    assert max(found.provenance["scale"]["interval_95"]) <= 1000

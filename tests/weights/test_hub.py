@@ -66,6 +66,13 @@ def test_a_folder_and_back(system: System, tmp_path: Path) -> None:
     assert sorted(again.save_pretrained(tmp_path / "again").iterdir()) == sorted((tmp_path / "again").iterdir())  # type: ignore[attr-defined]
 
 
+def test_a_folder_without_a_name_is_refused(system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="expected the path of a folder, got an empty text"):
+        system.save_pretrained("")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_of_another_class(system: System, tmp_path: Path) -> None:
     system.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="holds a Tiny, no Eigen"):

@@ -17,6 +17,7 @@ Array = npt.NDArray[np.float64]
 MAP_ERROR = 0.1  # of a relative map's proportions: standard deviation of the logarithm of depth at a place
 FARTHEST = 1000.0  # metres
 _SHIFT_DEVIATION = 0.2  # of an inverse map's shift, in its median: 0 is near infinity unless something says otherwise
+_SHIFT_SURE = 3.0  # deviations; beyond, doubt grows slowly: of a map brought to 0 ... 1 the shift may be many medians
 _STEPS, _SMALL = 60, 1e-6
 
 
@@ -46,7 +47,7 @@ class Curve(NamedTuple):
         if not self.inverse:
             return parameters[0] + np.log(values / self.unit)
         shifted = np.maximum(values / self.unit + parameters[1], 1e-9)
-        return np.minimum(-parameters[0] - np.log(shifted), math.log(FARTHEST))
+        return -parameters[0] - np.log(shifted)  # without the limit, at which a fit would find no way
 
     def depth(self, values: npt.NDArray[np.float32], parameters: Array) -> npt.NDArray[np.float32]:
         """Metres (H, W) of the map's values."""
@@ -82,8 +83,7 @@ def fit(curve: Curve, evidence: Sequence[Evidence]) -> Fit:
 
     def residuals(parameters: Array) -> Array:
         parts = [w @ (curve.logs(e.values, parameters) - e.logs) for w, e in zip(whiten, evidence, strict=True)]
-        shift = parameters[1:] / _SHIFT_DEVIATION
-        return np.concatenate([*parts, shift])
+        return np.concatenate([*parts, _doubt_of_shift(parameters[1:] / _SHIFT_DEVIATION)])
 
     first = evidence[-1]
     start = float(np.mean(first.logs - curve.logs(first.values, np.zeros(2))))
@@ -105,6 +105,13 @@ def fit(curve: Curve, evidence: Sequence[Evidence]) -> Fit:
     freedom = max(1, len(evidence) - len(parameters))
     growth = max(1.0, sum(one**2 for one in off) / freedom) if len(evidence) > 1 else 1.0
     return Fit(parameters, np.linalg.inv(slopes.T @ slopes) * growth, off)
+
+
+def _doubt_of_shift(deviations: Array) -> Array:
+    """Residuals whose squares go on as a logarithm, so that two measured distances outweigh any shift."""
+    beyond = np.maximum(np.abs(deviations) / _SHIFT_SURE, 1)
+    grown: Array = np.sign(deviations) * np.sqrt(_SHIFT_SURE**2 + 2 * np.log(beyond))
+    return np.where(beyond > 1, grown, deviations)
 
 
 def _off(curve: Curve, evidence: Evidence, parameters: Array) -> float:

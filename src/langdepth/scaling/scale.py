@@ -102,7 +102,7 @@ def scale(
         image: The photo the map was made of, as ``utils.images.read_image`` takes it; the embedded model estimates
             distances from it.
         inverse: Whether larger values are nearer, as MiDaS and Depth Anything give them, not farther. Files that
-            ``langdepth predict`` wrote say it themselves.
+            ``langdepth predict`` wrote say it themselves, .npy ones apart.
         known: Distances (x, y, metres) along the optical axis at pixels of the map, (0, 0) at its top left.
         camera: Intrinsics, or a function of (width, height) that makes them; needed for ``camera_height``.
         camera_height: Metres from the camera to the floor, which must be in view.
@@ -325,11 +325,15 @@ def solved(
     found = fit(given.curve, evidence)
     _warn(given, evidence, found)
     depth = np.where(given.valid, given.curve.depth(given.values, found.parameters), np.float32(0))
+    cut = float((depth[given.valid] >= FARTHEST).mean())
+    if cut > 0:
+        name = f"{given.name}: " if given.path else ""
+        _note(f"{name}{cut:.1%} of its pixels come out beyond {FARTHEST:g} m and are set to that; is it in metres?")
     median, deviation = float(np.median(depth[given.valid])), found.deviation(given.curve, float(given.at([0.5])[0]))
     measured = any(one.label.startswith((_DISTANCE, _HEIGHT)) for one in evidence)
     photo = any(one.label == PHOTO for one in evidence) and not measured
     intervals = {
-        f"interval_{100 * share:.0f}": [median * math.exp(sign * times * deviation) for sign in (-1, 1)]
+        f"interval_{100 * share:.0f}": [min(median * math.exp(sign * times * deviation), FARTHEST) for sign in (-1, 1)]
         for share, times in zip(head.probabilities, head.photo_deviations if photo else head.deviations, strict=True)
     }
     facts = {"median": median, "deviation": deviation, **intervals, "from": [one.label for one in evidence]}
@@ -341,7 +345,8 @@ def _warn(given: RelativeMap, evidence: list[Evidence], found: Fit) -> None:
     off = max(zip(map(abs, found.off), evidence, strict=True), key=lambda one: one[0])
     if len(evidence) > 1 and off[0] > _CONTRADICTION:
         stated, fitted = (
-            float(np.exp(np.mean(logs))) for logs in (off[1].logs, given.curve.logs(off[1].values, found.parameters))
+            min(float(np.exp(np.mean(logs))), FARTHEST)
+            for logs in (off[1].logs, given.curve.logs(off[1].values, found.parameters))
         )
         others = ", ".join(one.label for one in evidence if one is not off[1])
         warnings.warn(

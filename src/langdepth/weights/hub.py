@@ -33,6 +33,8 @@ def save_pretrained(system: Storable, folder: str | Path, *, load_from: str | No
         UsageError: For a report that is none, or of another system; nothing is written.
         LangdepthError: For a folder in which a file of somebody else would be replaced; nothing is written.
     """
+    if not str(folder):
+        raise UsageError("folder: expected the path of a folder, got an empty text")
     folder = Path(folder)
     for name, mark in _OWN.items():
         require_marked(folder / name, mark)
