@@ -104,13 +104,13 @@ def test_no_folder_no_index_no_rows(tmp_path: Path) -> None:
     ("header", "missing"),
     [
         ("path_rgb,depth_scale", "path_depth"),
-        ("rgb,depth,scale", "path_rgb, path_depth, depth_scale"),
+        ("rgb,depth,scale", "path_rgb and no column path_depth and no column depth_scale"),
         ("", "path_rgb"),
     ],
 )
 def test_missing_columns_are_named(tmp_path: Path, header: str, missing: str) -> None:
     write_index(tmp_path, f"{header}\na,b,c\n")
-    assert f"/index.csv: column {missing}" in complaint(tmp_path)
+    assert f"/index.csv: has no column {missing}" in complaint(tmp_path)
 
 
 @pytest.mark.parametrize(
