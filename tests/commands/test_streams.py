@@ -75,6 +75,7 @@ def test_what_cannot_be_interrupted_in_one_line_is_short(
 def test_interrupts_that_a_module_in_c_makes_errors_of() -> None:
     code = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where tests run in the background
         "import langdepth.commands.systems as command\n"
         "from langdepth import cli\n"
         "def importing(_):\n"

@@ -272,7 +272,10 @@ def test_a_signal_leaves_what_can_be_played(number: signal.Signals, tmp_path: Pa
     save_clip(tmp_path / "clip.mp4", brightening(3000), rate=30)
     words = [sys.executable, "-m", "langdepth", "predict", "clip.mp4", "--out", "out", "--batch-size", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    usual = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored where tests run in the background
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=usual
+    ) as process:
         until = time.monotonic() + 120
         while not list(tmp_path.glob("out/.*mkv")) and time.monotonic() < until:
             time.sleep(0.05)

@@ -166,7 +166,7 @@ def test_commands_take_several_systems(
 
     monkeypatch.setattr("langdepth.weights.checkpoint.load", load)
     code, _, err = command("predict", "a.png", "--system", "one", "--system", "two", "--save", "npz")
-    assert (code, err) == (0, "")
+    assert code == 0, err
     with np.load("depth/a.npz") as content:
         members = json.loads(str(content["metadata"]))["provenance"]["members"]
         expected = (result(two[0].predict("a.png")).depth + result(two[1].predict("a.png")).depth) / 2
