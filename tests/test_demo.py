@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import langdepth
+from langdepth.camera import Camera
 from langdepth.commands import demo as command_of_demo
 from tests.browser import Browser
 from tests.docs.things import ROOT
@@ -56,7 +58,8 @@ def test_a_photo(form: Any, browser: Browser, tmp_path: Path) -> None:
     form.get_by_label("Field of view").fill("75")
     form.get_by_label("What it shows").fill("an office with a zebra")
     frame = predicted(form)
-    expected = langdepth.predict(DESK, text="an office with a zebra")
+    camera = partial(Camera.from_fov, 75)
+    expected = langdepth.predict(DESK, text="an office with a zebra", camera=camera)
     with form.expect_download() as waiting:
         frame.locator("#as-npy").click()
     waiting.value.save_as(tmp_path / "page.npy")

@@ -51,7 +51,7 @@ def test_every_system_can_do_what_the_base_class_says_and_no_more() -> None:
     own = {name for name in vars(System) if not name.startswith("_")}
     assert own == {
         *("device", "normalise", "inference_copy", "predict", "save", "save_pretrained", "push_to_hub"),
-        *("from_pretrained", "exports", "graph_inputs", "scene_indices"),
+        *("from_pretrained", "exports", "graph_inputs", "scene_indices", "was_loaded"),
     }
     assert not isinstance(System(None, FakeSystem().input_spec), Trainable | Imagines | StandsOnClip)
 
