@@ -277,6 +277,8 @@ class TestAtomicPath:
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
     @pytest.mark.parametrize("name", ["a.png", "a.npy", "a.npz", "a_color.png", "a.ply", "a.glb", "a.exr", "a.pfm"])
     def test_every_writer_on_a_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        if name.endswith(".exr"):
+            pytest.importorskip("OpenEXR")
         real_open = Path.open
 
         def full(self: Path, mode: str = "r", **options: Any) -> Any:
