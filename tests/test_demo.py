@@ -14,7 +14,7 @@ import pytest
 
 import langdepth
 from langdepth.camera import Camera
-from langdepth.commands import demo as command_of_demo
+from langdepth.utils.network import listen
 from tests.browser import Browser
 from tests.docs.things import ROOT
 from tests.helpers import Run
@@ -34,7 +34,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
         blocks = make_demo(langdepth.load("tiny"), lambda: langdepth.load("wordepth-tiny"), folder)
         assert not blocks.analytics_enabled
-        yield start(blocks, "127.0.0.1", command_of_demo._free_port("127.0.0.1", 0))
+        with listen("127.0.0.1", 0) as listening:
+            port = listening.getsockname()[1]
+        yield start(blocks, "127.0.0.1", port)
         blocks.close(verbose=False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -57,8 +56,9 @@ def serve(
         from langdepth.serving import server
         from langdepth.serving.app import Service
     from langdepth.prediction.pipeline import Predictor
+    from langdepth.utils.network import is_local, listen
 
-    with server.listen(host, port) as listening:  # before the model is loaded, so that a port in use costs no time
+    with listen(host, port) as listening:  # before the model is loaded, so that a port in use costs no time
         by.fetch_weights()
         options = replace(options, device=options.device or "auto")
         system = by.load(options.device, options.dtype)
@@ -67,7 +67,7 @@ def serve(
                 f"the system '{system.name}' needs {system.overlay_kind.one} beside every image; use predict"
             )
         service = Service(Predictor(system, vars(options), keep_image=False, each_its_words=True), limits, lens)
-        if not _is_local(host):
+        if not is_local(host):
             line = "other machines may reach this address, and nobody is asked for a password"
             say(f"langdepth serve: warning: {line}", file=sys.stderr)
         place = server.place(listening)
@@ -75,10 +75,3 @@ def serve(
         server.Server(service).run(sockets=[listening])
     say(f"stopped; {service.metrics.answers.total()} requests were answered")
     return 0
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import threading
@@ -12,26 +11,9 @@ from typing import Any
 
 import uvicorn
 
-from langdepth.errors import LangdepthError, UsageError
 from langdepth.serving.app import Service, make_app
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; 0 is any free port. Raises UsageError, LangdepthError."""
-    if not 0 <= port < 1 << 16:
-        raise UsageError(f"--port must lie between 0 and 65535, got {port}")
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=1024)
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no name of a host"
-        if isinstance(error, OSError) and not isinstance(error, socket.gaierror):
-            reason = os.strerror(error.errno or 0)  # without the address, which is named already
-        raise LangdepthError(
-            f"{host}:{port}: cannot be listened at ({reason}); give another --host or --port"
-        ) from None
 
 
 class Server(uvicorn.Server):

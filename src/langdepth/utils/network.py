@@ -1,13 +1,17 @@
-"""Whether a server can be reached, asked once and quickly: nobody waits for the retries of a download client."""
+"""Whether a server can be reached, asked once and quickly, as no download client does; addresses of one's own."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
+
+from langdepth.errors import LangdepthError, UsageError
 
 _SECONDS = 5.0
 
@@ -55,3 +59,27 @@ def hub_or_cache() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; 0 is any free port. Raises UsageError, LangdepthError."""
+    if not 0 <= port < 1 << 16:
+        raise UsageError(f"--port must lie between 0 and 65535, got {port}")
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=1024)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no name of a host"
+        if isinstance(error, OSError) and not isinstance(error, socket.gaierror):
+            reason = os.strerror(error.errno or 0)  # without the address, which is named already
+        raise LangdepthError(
+            f"{host}:{port}: cannot be listened at ({reason}); give another --host or --port"
+        ) from None
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
