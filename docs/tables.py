@@ -16,7 +16,8 @@ import docstring_parser
 
 from langdepth.data.base import DATASETS, layout
 from langdepth.evaluation.metrics import EXTRA_METRICS, HIGHER_IS_BETTER, METRICS
-from langdepth.evaluation.protocols import PROTOCOLS, SWITCHES
+from langdepth.evaluation.protocols import PROTOCOLS
+from langdepth.evaluation.switches import SWITCHES
 from langdepth.prediction.results import WRITERS
 from langdepth.prediction.video.writing import CLIP_FORMATS
 from langdepth.systems.registry import PIPELINES, PUBLISHED, REGISTRY, pipeline

@@ -52,9 +52,9 @@ def save_clip(
             context.color_primaries, context.color_trc, context.colorspace = colors
         if rotation is not None:
             stream.set_display_rotation(rotation)
-        for number, picture in enumerate(frames):
-            kind = "rgb48le" if picture.dtype == np.uint16 else "rgb24"
-            frame = av.VideoFrame.from_ndarray(picture, format=kind)
+        for number, image in enumerate(frames):
+            kind = "rgb48le" if image.dtype == np.uint16 else "rgb24"
+            frame = av.VideoFrame.from_ndarray(image, format=kind)
             if colors is not None:
                 frame = frame.reformat(format=pixels, dst_colorspace=colors[2], dst_color_range=1)
             frame.pts = 1000 * number // rate if times is None else times[number]

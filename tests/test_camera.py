@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from langdepth.camera import Camera, is_cut
+from langdepth.camera import Camera
 from langdepth.errors import UsageError
+from langdepth.utils.exif import is_cut
 
 FOCAL_LENGTH, FOCAL_LENGTH_35MM, PLANE_RESOLUTION, PLANE_UNIT = 0x920A, 0xA405, 0xA20E, 0xA210
 PIXEL_WIDTH, PIXEL_HEIGHT = 0xA002, 0xA003

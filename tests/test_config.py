@@ -12,7 +12,7 @@ import yaml
 
 from langdepth.config import dump_yaml, from_mapping, load_yaml, parse_yaml, to_mapping
 from langdepth.errors import UsageError
-from langdepth.training.recipe import DataSection
+from langdepth.training.sections import DataSection
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ ROOMS = (
     ("systems.contract",),
     ("weights.files", "weights.card", "weights.hub"),
     ("data",),
-    ("evaluation.protocols",),
+    ("evaluation.protocols", "evaluation.switches"),
     ("text", "backbones", "parts", "losses"),
     ("utils", "config", "records", "camera", "lenses"),
     ("errors", "_version"),

@@ -46,6 +46,7 @@ bicubic, or sampled with corners on corners."""
 
 
 MAX_NETWORK_PIXELS = 4096 * 4096
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +63,8 @@ class InputSpec:
     does not consider cameras.
     """
 
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     size: tuple[int, int] | None = None
     area: int | None = None
     multiple_of: int = 32

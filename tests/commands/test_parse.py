@@ -13,7 +13,7 @@ import pytest
 from langdepth.commands import _parse
 from langdepth.config import Typed, from_mapping
 from langdepth.errors import FileWarning, UsageError
-from langdepth.training.recipe import DataSection
+from langdepth.training.sections import DataSection
 
 ODD = ["#kitchen", "~", "null", "1e3", "yes", "[a]", "a: b", "007", "1.0", "&x", "*x", "a #b", "2020-01-01", "é"]
 

@@ -22,7 +22,7 @@ import langdepth
 from langdepth.commands import _clips, _window
 from langdepth.errors import LangdepthError
 from langdepth.prediction.video import sources
-from langdepth.prediction.video.reading import Clip
+from langdepth.prediction.video.clip import Clip
 from langdepth.prediction.video.writing import ClipFile, read_depth_video
 from tests.clips import brightening, read_clip, save_clip
 from tests.helpers import FakeSystem, Run, grey, ramp, save_image
@@ -73,12 +73,12 @@ def test_one_range_of_colors_for_the_whole_clip(run: Run) -> None:
     """The legend is the same in all frames, and what is near in the first is bright, far in the last dark."""
     save_clip(Path("clip.mkv"), brightening(30, 256, 224))
     assert run("clip.mkv", "--save", "color-video,side-by-side")[0] == 0
-    pictures = read_clip(Path("depth/clip_color.mp4"))[1]
-    legends = [picture[:, 256:].astype(int) for picture in pictures]
+    images = read_clip(Path("depth/clip_color.mp4"))[1]
+    legends = [image[:, 256:].astype(int) for image in images]
     assert max(np.abs(legend - legends[0]).mean() for legend in legends) < 4
-    assert pictures[0][112, 128].mean() > 180 > 80 > pictures[-1][112, 128].mean()
+    assert images[0][112, 128].mean() > 180 > 80 > images[-1][112, 128].mean()
     assert run("clip.mkv", "--save", "color-video", "--range", "0,100")[0] == 0
-    assert min(picture[112, 128].mean() for picture in read_clip(Path("depth/clip_color.mp4"))[1]) > 180
+    assert min(image[112, 128].mean() for image in read_clip(Path("depth/clip_color.mp4"))[1]) > 180
 
 
 def test_files_of_each_frame_and_their_times(run: Run) -> None:
@@ -450,9 +450,9 @@ def test_python_is_told_of_a_cut_file(fake: FakeSystem, tmp_path: Path) -> None:
 def test_steady_is_the_default(fake: FakeSystem, tmp_path: Path) -> None:
     """The fake system's depth is brightness: a lamp that flickers makes it flicker."""
     levels = 1 + 0.1 * (np.arange(20) % 2)
-    picture = brightening(3)[1]
+    image = brightening(3)[1]
     path = save_clip(
-        tmp_path / "clip.mkv", [(picture * level).astype(np.uint8) for level in levels], codec="ffv1", pixels="bgr0"
+        tmp_path / "clip.mkv", [(image * level).astype(np.uint8) for level in levels], codec="ffv1", pixels="bgr0"
     )
 
     def flicker(**options: Any) -> float:

@@ -19,7 +19,8 @@ from langdepth.data.tools.sam import write_overlays
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.evaluation import protocols
 from langdepth.evaluation.evaluate import evaluate
-from langdepth.evaluation.matrix import Matrix, MatrixData, run_matrix
+from langdepth.evaluation.matrix import run_matrix
+from langdepth.evaluation.matrix_file import Matrix, MatrixData
 from langdepth.evaluation.predictions import Predictions
 from langdepth.prediction.inputs import images_below
 from tests import miniatures

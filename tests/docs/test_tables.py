@@ -17,7 +17,7 @@ from langdepth.data.base import DATASETS
 from langdepth.evaluation import protocols
 from langdepth.systems import registry
 from langdepth.systems.capabilities import Trainable
-from langdepth.training import recipe
+from langdepth.training import sections
 from langdepth.training.recipe import RECIPES
 from tests.docs.things import ROOT
 
@@ -35,9 +35,9 @@ def fields_of(record: type, prefix: str = "") -> set[str]:
 @pytest.fixture(scope="module")
 def dotted() -> set[str]:
     """Everything that may be set in a recipe."""
-    sections = {"system": recipe.SystemSection, "data": recipe.DataSection, "optim": recipe.OptimSection}
-    known = set().union(*(fields_of(record, f"{name}.") for name, record in sections.items()))
-    known |= fields_of(recipe.TrainSection, "train.")
+    named = {"system": sections.SystemSection, "data": sections.DataSection, "optim": sections.OptimSection}
+    known = set().union(*(fields_of(record, f"{name}.") for name, record in named.items()))
+    known |= fields_of(sections.TrainSection, "train.")
     for system in {entry.target: entry.system_class() for entry in registry.REGISTRY.values()}.values():
         known |= fields_of(system.Config, "system.options.")
         if issubclass(system, Trainable):

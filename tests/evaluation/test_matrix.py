@@ -17,7 +17,8 @@ from torch import Tensor
 
 from langdepth.data.base import layout, open_dataset
 from langdepth.errors import CheckpointError, UsageError
-from langdepth.evaluation.matrix import Matrix, MatrixData, MatrixSystem, fingerprint, read_matrix, run_matrix
+from langdepth.evaluation.matrix import fingerprint, run_matrix
+from langdepth.evaluation.matrix_file import Matrix, MatrixData, MatrixSystem, read_matrix
 from langdepth.evaluation.metrics import EXTRA_METRICS, METRICS
 from langdepth.evaluation.protocols import PROTOCOLS
 from langdepth.evaluation.tables import markdown

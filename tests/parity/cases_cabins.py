@@ -24,7 +24,8 @@ from langdepth.systems.cabins.pipeline import RULES
 from langdepth.systems.cabins.prompts import representatives
 from langdepth.text.clip_text import byte_pairs
 from langdepth.training.module import scheduler
-from langdepth.training.recipe import OptimSection, load_recipe
+from langdepth.training.recipe import load_recipe
+from langdepth.training.sections import OptimSection
 from tests.parity.cases_functions import OFFICIAL_METRICS, StandIn, image_means, normalised
 from tests.parity.cases_mde_clip import part
 from tests.parity.runner import Case, Compared, Tolerance, outputs_of

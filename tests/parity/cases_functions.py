@@ -30,7 +30,7 @@ from langdepth.systems.clip_adapters.pipeline import (
 )
 from langdepth.systems.clip_adapters.view_warp import warp_view
 from langdepth.training.module import rate
-from langdepth.training.recipe import OptimSection
+from langdepth.training.sections import OptimSection
 from tests.parity import unused_losses
 from tests.parity.runner import Case, Compared, Reference, Tolerance, subsampled
 

@@ -19,7 +19,7 @@ from langdepth.systems.official import rename
 from langdepth.systems.scaledepth.model import LayerPrediction, ScaleDepth
 from langdepth.systems.scaledepth.official import official_names
 from langdepth.training.module import rate
-from langdepth.training.recipe import OptimSection
+from langdepth.training.sections import OptimSection
 from tests.parity.runner import Case, Compared, Tolerance
 
 TRUNK = "backbone.clip_model.visual.trunk."

@@ -23,7 +23,7 @@ from langdepth.records import Batch, Sample
 from langdepth.systems import registry
 from langdepth.systems.space_clip import losses, official, pipeline
 from langdepth.training.module import MovingAverage, rate
-from langdepth.training.recipe import OptimSection
+from langdepth.training.sections import OptimSection
 from tests.parity.cases_functions import StandIn, samples_of
 from tests.parity.runner import Case, Compared, Reference, Tolerance, outputs_of
 

@@ -18,7 +18,7 @@ from langdepth.systems import registry
 from langdepth.systems.wordepth.blocks import Gaussian, TwoConvs, enlarged, kl_of_noise, kl_of_text
 from langdepth.systems.wordepth.model import Step
 from langdepth.training.module import rate
-from langdepth.training.recipe import OptimSection
+from langdepth.training.sections import OptimSection
 from tests.parity.runner import Case, Compared, Tolerance
 
 FEATURE, DEPTH = Tolerance(atol=1e-4), Tolerance(rtol=1e-4)

@@ -10,8 +10,8 @@ from langdepth.data.bts import BtsAugmentation, BtsTransform, training_sample
 from langdepth.errors import ImageError
 from langdepth.records import Sample
 from langdepth.systems.wordepth.pipeline import RULES
-from langdepth.training.recipe import DataSection
 from langdepth.training.run import _transform
+from langdepth.training.sections import DataSection
 from tests.helpers import FakeSystem
 
 NYU, KITTI = RULES["wordepth-nyu"], RULES["wordepth-kitti"]

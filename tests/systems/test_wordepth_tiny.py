@@ -19,7 +19,7 @@ from langdepth.weights.checkpoint import load
 from tests.systems.test_wordepth import SMALL, WorDepthTester
 
 TINY: dict[str, Any] = {**SMALL, "encoder": "efficientnet-lite0", "frozen": 7, "directions": 3}
-TINY |= {"pictures": 12, "word_axes": 2, "near": 3}
+TINY |= {"images": 12, "word_axes": 2, "near": 3}
 
 
 class TestWorDepthTiny(WorDepthTester):

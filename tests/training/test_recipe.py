@@ -11,7 +11,8 @@ import yaml
 
 from langdepth.config import load_yaml, to_mapping
 from langdepth.errors import MissingConfigError, UsageError
-from langdepth.training.recipe import CIRCUMSTANCES, RECIPES, DataSection, Recipe, load_recipe, read_recipe
+from langdepth.training.recipe import CIRCUMSTANCES, RECIPES, Recipe, load_recipe, read_recipe
+from langdepth.training.sections import DataSection
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -40,8 +40,9 @@ from langdepth.systems.tiny.model import CLIP_FEATURES as TEXT_COLUMNS
 from langdepth.training import validation
 from langdepth.training.logs import MetricsFile
 from langdepth.training.module import DepthTraining, MovingAverage, rate, scheduler
-from langdepth.training.recipe import OptimSection, read_recipe
+from langdepth.training.recipe import read_recipe
 from langdepth.training.run import train
+from langdepth.training.sections import OptimSection
 from langdepth.training.start import require_readable
 from langdepth.utils.reading import file_sha256
 from langdepth.weights import checkpoint

@@ -251,7 +251,8 @@ def train(folder: Path, sample: Path) -> Any:
 
 
 def matrix(folder: Path, sample: Path) -> Any:
-    from langdepth.evaluation.matrix import Matrix, MatrixData, run_matrix
+    from langdepth.evaluation.matrix import run_matrix
+    from langdepth.evaluation.matrix_file import Matrix, MatrixData
 
     return run_matrix(Matrix(data=[MatrixData(root=sample)], systems=("tiny",)), folder)
 

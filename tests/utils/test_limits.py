@@ -295,7 +295,7 @@ def test_links_that_point_at_themselves(tmp_path: Path, command: Run) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     (tmp_path / "index.csv").write_text("path_rgb,path_depth,depth_scale\nloop.png,b.png,1\na.png,b.png,1\n")
     assert len(read_index(tmp_path)) == 2
-    from langdepth.commands.predict import find_jobs
+    from langdepth.commands._jobs import find_jobs
     from langdepth.prediction.done import Done
 
     jobs, problems = find_jobs([str(tmp_path)], tmp_path / "out", {"npy": ".npy"}, False, Done(tmp_path / "out"))

@@ -25,6 +25,7 @@ from langdepth.prediction.done import Done, origin, stamp
 from langdepth.prediction.names import unique_names
 from langdepth.prediction.options import PredictOptions
 from langdepth.prediction.video import sources
+from langdepth.prediction.video.clip import Clip, rate_of
 from langdepth.prediction.video.predicting import (
     FrameResult,
     clip_colors,
@@ -33,12 +34,12 @@ from langdepth.prediction.video.predicting import (
     predict_frames,
     steady_of,
 )
-from langdepth.prediction.video.reading import Clip, open_clip, rate_of
+from langdepth.prediction.video.reading import open_clip
 from langdepth.prediction.video.sources import ClipOptions
 from langdepth.prediction.video.writing import CLIP_FORMATS, ClipFacts, side_by_side
 
 _MILLIMETRE = 0.001
-_FIRST = 15  # frames by which the colors of a camera's picture are chosen
+_FIRST = 15  # frames by which the colors of a camera's images are chosen
 _ROOM = 2  # times the farthest depth of the first look, that 16 bits hold where depth has no unit
 
 

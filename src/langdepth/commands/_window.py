@@ -1,4 +1,4 @@
-"""A window that shows pictures as they come, by tkinter."""
+"""A window that shows images as they come, by tkinter."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ class Window:
         self._root.title(f"{title} - langdepth")
         self._label = tkinter.Label(self._root, borderwidth=0)
         self._label.pack()
-        self._picture: Any = None
+        self._shown: Any = None
         self.is_open = True
         self._root.protocol("WM_DELETE_WINDOW", self.close)
         for key in ("q", "<Escape>"):
             self._root.bind(key, lambda _: self.close())
 
     def show(self, pixels: npt.NDArray[np.uint8]) -> bool:
-        """A picture (H, W, 3) in place of the one before, smaller where the screen is; whether it is still open."""
+        """An image (H, W, 3) in place of the one before, smaller where the screen is; whether it is still open."""
         from PIL import ImageTk
 
         image = Image.fromarray(pixels)
         most = self._root.winfo_screenwidth() * _SHARE, self._root.winfo_screenheight() * _SHARE
         image.thumbnail((round(most[0]), round(most[1])))
-        self._picture = ImageTk.PhotoImage(image, master=self._root)  # which would vanish if nobody held it
-        self._label.configure(image=self._picture)
+        self._shown = ImageTk.PhotoImage(image, master=self._root)  # which would vanish if nobody held it
+        self._label.configure(image=self._shown)
         self._root.update()
         return self.is_open
 

@@ -77,27 +77,32 @@ def bench(
         device=device,
     )
     benching.measure(choices, subject, threads=threads, seconds=seconds)
-    auto = "torch" if clip_weights else runtime_of_auto(system, device)
     facts = {
         "system": system,
         "images": len(subject.paths),
         "size": size and list(size),
         "threads": threads or thread_count(),
         "processor": benching.processor(),
-        "auto": auto,
+        "auto": "torch" if clip_weights else runtime_of_auto(system, device),
     }
+    _show(choices, facts)
+    if out is not None:
+        write_json({**facts, "choices": [_plain(one) for one in choices]}, out)
+        say(f"written: {out}")
+
+
+def _show(choices: Sequence[Measured], facts: dict[str, Any]) -> None:
+    """What was measured, a line for each choice, and which to take."""
+    size, images, auto = facts["size"], facts["images"], facts["auto"]
     sides = "as they are" if size is None else f"of {size[0]}x{size[1]}"
-    count = f"{len(subject.paths)} images" if len(subject.paths) > 1 else "one image"
-    say(f"{system}, {count} {sides}, {facts['threads']} threads, {facts['processor']}")
+    count = f"{images} images" if images > 1 else "one image"
+    say(f"{facts['system']}, {count} {sides}, {facts['threads']} threads, {facts['processor']}")
     for line in columns([HEAD, *(_row(one, choices[0], auto) for one in choices)]):
         say(line)
     for one in choices:
         if one.failed:
             say(f"{one.runtime} {one.dtype}: {one.failed}")
     say(_advice(choices, auto))
-    if out is not None:
-        write_json({**facts, "choices": [_plain(one) for one in choices]}, out)
-        say(f"written: {out}")
 
 
 def _row(one: Measured, first: Measured, auto: str) -> Sequence[str]:

@@ -39,7 +39,8 @@ def benchmark(
             example.
         out: Folder of the tables and of the cells' reports.
     """
-    from langdepth.evaluation.matrix import read_matrix, run_matrix
+    from langdepth.evaluation.matrix import run_matrix
+    from langdepth.evaluation.matrix_file import read_matrix
     from langdepth.evaluation.tables import markdown
 
     content = read_matrix(matrix)

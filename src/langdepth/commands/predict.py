@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langdepth._version import __version__
+from langdepth.commands._jobs import Job, find_jobs, follow_names, say_how_read, with_captions, with_overlays
 from langdepth.commands._parse import members, require_use, run
 from langdepth.commands._progress import bar, complain, say
 from langdepth.commands._results import ResultOptions, make_folder, result_line
 from langdepth.commands._systems import SystemOptions
 from langdepth.commands._video import PredictOutput, require_of_clips
-from langdepth.errors import LangdepthError, UsageError, first_few
+from langdepth.errors import LangdepthError, UsageError
 from langdepth.prediction.background import Background
 from langdepth.prediction.done import Done, origin, stamp
-from langdepth.prediction.inputs import STDIN, find_images
-from langdepth.prediction.names import unique_names
+from langdepth.prediction.inputs import STDIN
 from langdepth.prediction.options import Precision, PredictOptions
 from langdepth.prediction.video.sources import ClipOptions, is_clip
 from langdepth.records import Runtime, WithoutCaption
-from langdepth.utils.files import LONGEST_NAME
 
 if TYPE_CHECKING:
     from langdepth.prediction.results import DepthResult
-    from langdepth.prediction.words import Words
 
 # What the system says about a name that cannot be, and not about the disk.
 _OF_THE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL, errno.ELOOP)
@@ -154,48 +151,81 @@ def predict(
         raise UsageError("--overlay and --base are for different systems; give one of them")
     clips, images = [word for word in images if is_clip(word)], [word for word in images if not is_clip(word)]
     require_of_clips(clips, images, clip, output, overlay)
-    failed_clips = 0
+    failed = 0
     if clips:
         from langdepth.commands._clips import ClipRun, predict_clips
 
         run = ClipRun(by=by, said=said, output=output, out=out, options=options, chosen=clip, resume=resume)
-        failed_clips = predict_clips(clips, run)
-        if not images:
-            return failed_clips
-    changes, done = by.changes, Done(out)
-    jobs, problems = find_jobs(images, out, output.suffixes, recursive, done)
-    for problem in problems:
-        complain(problem)
-    if overlay is not None or by.maps is not None:
-        jobs = _with_overlays(jobs, overlay, by.maps)
-    if said.captions is not None:
-        jobs = _with_captions(jobs, said.captions, said.without_caption or "stop", problems)
+        failed = predict_clips(clips, run)
+    if images:
+        asked = ImageRun(by=by, said=said, overlay=overlay, output=output, out=out, options=options)
+        failed |= predict_images(images, asked, recursive=recursive, resume=resume)
+    return failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRun:
+    """What is asked for the images, see ``predict``."""
+
+    by: PredictSystem
+    said: Said
+    overlay: Path | None
+    output: PredictOutput
+    out: Path
+    options: PredictOptions
+
+
+def predict_images(images: list[str], run: ImageRun, *, recursive: bool, resume: bool) -> int:
+    """Predict images and write their files; the exit code."""
+    done = Done(run.out)
+    jobs, problems = _jobs(images, run, done, recursive)
     known = len(jobs)
-    if jobs:
-        by.fetch_weights()
-    content = asdict(output) | {"save": None}, asdict(replace(options, device=None, batch_size=1))
-    how = origin(__version__, *by.facts(), changes, said.text, said.scene, stamp(output.camera), *content)
-    jobs = [replace(job, made_of=job.origin(how)) for job in jobs]
     if resume:
-        _follow_names(jobs, out, done)
+        follow_names(jobs, run.out, done)
         jobs = [job for job in jobs if job.source == STDIN or not done.has([*job.targets.values()], job.made_of)]
     if known > len(jobs):
         say(f"{known - len(jobs)} of {known} images were already done")
-    if not jobs:
-        return 1 if problems or failed_clips else 0
+    failed = len(problems)
+    if jobs:
+        failed += _write_all(_results(jobs, run, done), len(jobs), run.output, run.options, done)
+        if known + len(problems) > 1:
+            say(f"{known + len(problems) - failed} done, {failed} failed, results in {run.out}")
+    return 1 if failed else 0
 
+
+def _jobs(images: list[str], run: ImageRun, done: Done, recursive: bool) -> tuple[list[Job], list[LangdepthError]]:
+    """The images with what is said about each, and what is wrong with the others."""
+    by, said, output = run.by, run.said, run.output
+    changes = by.changes
+    jobs, problems = find_jobs(images, run.out, output.suffixes, recursive, done)
+    for problem in problems:
+        complain(problem)
+    if run.overlay is not None or by.maps is not None:
+        jobs = with_overlays(jobs, run.overlay, by.maps)
+    if said.captions is not None:
+        jobs = with_captions(jobs, said.captions, said.without_caption or "stop", problems)
+    if jobs:
+        by.fetch_weights()
+    content = asdict(output) | {"save": None}, asdict(replace(run.options, device=None, batch_size=1))
+    how = origin(__version__, *by.facts(), changes, said.text, said.scene, stamp(output.camera), *content)
+    return [replace(job, made_of=job.origin(how)) for job in jobs], problems
+
+
+def _results(jobs: list[Job], run: ImageRun, done: Done) -> Generator[tuple[Job, DepthResult | LangdepthError]]:
+    """Load the system and predict; images come as they are taken."""
     from langdepth.prediction.network import considers_cameras
     from langdepth.prediction.predictor import predict_stream
     from langdepth.prediction.results import WRITERS
 
-    options = replace(options, device=options.device or "auto")
+    by, said, output = run.by, run.said, run.output
+    options = replace(run.options, device=run.options.device or "auto")
     system = by.load(options.device, options.dtype)
     if not considers_cameras(system):
         output.require_camera_use(f" with '{system.name}'")
-    make_folder(out)
+    make_folder(run.out)
     done.start()
     if by.maps is not None and by.depth_kind is None:
-        _say_how_read(jobs[0].overlay)
+        say_how_read(jobs[0].overlay)
     text = said.text if said.captions is None else lambda job: job.caption
     in_metres = system.scale_kind != "metric" and text is not None
     if in_metres and said.text is not None:
@@ -213,130 +243,7 @@ def predict(
         keep_image=any(WRITERS[name].image for name in output.formats),
         **vars(options),
     )
-    if in_metres:
-        results = _in_metres(results, said.text)
-    failed = len(problems) + _write_all(results, len(jobs), output, options, done)
-    if known + len(problems) > 1:
-        say(f"{known + len(problems) - failed} done, {failed} failed, results in {out}")
-    return 1 if failed or failed_clips else 0
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One image: where it is ("-" is stdin), its place below the folder of results, the file for each format.
-
-    name: that of its results without their ends. made_of: what its results depend on, see ``prediction.done``.
-    """
-
-    source: str
-    place: Path
-    targets: dict[str, Path]
-    name: Path
-    overlay: Path | None = None
-    caption: Words | None = None
-    made_of: str = ""
-
-    def origin(self, how: str) -> str:
-        """What its results depend on, ``how`` it is predicted included."""
-        feature = None if self.caption is None or self.caption.feature is None else self.caption.feature.tolist()
-        sentence = None if self.caption is None else self.caption.sentence
-        return origin(how, stamp(self.source), stamp(self.overlay), sentence, feature)
-
-    def open(self) -> Any:
-        """What ``read_image`` takes."""
-        return sys.stdin.buffer if self.source == STDIN else self.source
-
-
-# Before the work: options, inputs, names of outputs.
-
-
-def _with_overlays(jobs: list[Job], masks: Path | None, maps: Path | None) -> list[Job]:
-    """Each image with the one file, or with its own in the one folder, of masks or relative maps."""
-    from langdepth.data.masks import MASKS
-    from langdepth.data.overlays import Overlays
-    from langdepth.data.relative import relative_maps
-
-    kind, overlay = (MASKS, masks) if maps is None else (relative_maps("disparity"), maps)
-    assert overlay is not None
-    if overlay.is_dir():
-        found = Overlays(overlay, kind)
-        return [replace(job, overlay=found.find(job.place, job.source) or found.published(job.place)) for job in jobs]
-    if len(jobs) > 1:
-        raise UsageError(f"{overlay} is no folder, but there are {len(jobs)} images; each needs its own")
-    return [replace(job, overlay=overlay) for job in jobs]
-
-
-def _say_how_read(relative_map: Path | None) -> None:
-    """Say what maps are taken for that do not say it themselves; one stands for all."""
-    from langdepth.utils.depth_files import read_map
-
-    with suppress(LangdepthError):  # which the image's own line says
-        if relative_map is not None and read_map(relative_map)[1] is None:
-            how = "taken for disparity, the larger the nearer; --depth-kind says otherwise"
-            complain(f"{relative_map}: does not say what it holds: {how}")
-
-
-def _with_captions(jobs: list[Job], source: Path, without: WithoutCaption, problems: list[LangdepthError]) -> list[Job]:
-    """Each image with its own words; those that must have some and have none go to ``problems``."""
-    from langdepth.prediction.words import find_caption
-    from langdepth.text.caption_features import open_captions
-
-    captions, kept = open_captions(source, sentences_alone=True), []
-    for job in jobs:
-        caption = find_caption(captions, str(job.place), job.source)
-        if caption is None and without == "stop":
-            problems.append(
-                LangdepthError(
-                    f"{job.source}: has no caption in {captions.reach}; add one, or predict such images without words: "
-                    "--without-caption neutral"
-                )
-            )
-            complain(problems[-1])
-        else:
-            kept.append(replace(job, caption=caption))
-    return kept
-
-
-def find_jobs(
-    inputs: list[str], out: Path, suffixes: dict[str, str], recursive: bool, done: Done
-) -> tuple[list[Job], list[LangdepthError]]:
-    """The images to do, each with its own output names, and what is wrong with the inputs."""
-    from langdepth.prediction.results import require_own
-
-    if STDIN in inputs and (sys.stdin.isatty() or getattr(sys.stdin, "name", "") == os.devnull):
-        raise UsageError("- reads one image from stdin; send one in: langdepth predict - < photo.jpg")
-    found = find_images(inputs, out, recursive)
-    problems = found.problems
-    if found.note and found.files:
-        complain(found.note)
-    jobs = []
-    names = unique_names([place for _, place in found.files], [*suffixes.values()])
-    for (source, place), base in zip(found.files, names, strict=True):
-        targets = {name: out / base.with_name(base.name + suffix) for name, suffix in suffixes.items()}
-        longest = max((target.name for target in targets.values()), key=lambda name: len(os.fsencode(name)))
-        try:
-            if len(os.fsencode(longest)) > LONGEST_NAME:
-                raise LangdepthError(f"the name of its result, {longest}, is too long; shorten its own")
-            for target in targets.values():
-                if not (done.owns(target) or done.is_damaged(target)):
-                    require_own(target)
-        except LangdepthError as error:
-            problems.append(LangdepthError(f"{source}: {error}"))
-        else:
-            jobs.append(Job(source, place, targets, name=out / base))
-    return jobs, problems
-
-
-def _follow_names(jobs: list[Job], out: Path, done: Done) -> None:
-    """Let results of an earlier run have the names that the images have now, and say so."""
-    from langdepth.prediction.results import WRITERS
-
-    ends = [writer.suffix for writer in WRITERS.values()]
-    images = [(os.path.abspath(job.source), job.place, job.name) for job in jobs if job.source != STDIN]
-    moved = done.follow(images, ends)
-    if moved:
-        few = first_few([f"{old.relative_to(out)} -> {new.relative_to(out)}" for old, new in moved])
-        say(f"{len(moved)} results have other names now, as other images came or went: {few}")
+    return _in_metres(results, said.text) if in_metres else results
 
 
 def _in_metres(

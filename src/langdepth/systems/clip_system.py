@@ -24,7 +24,7 @@ from langdepth.backbones.clip import ClipImageTower, DenseMode
 from langdepth.backbones.clip_weights import ClipWeights, find_clip_weights
 from langdepth.errors import UsageError
 from langdepth.parts.word_bins import WordBins, WordDepth
-from langdepth.records import InputSpec
+from langdepth.records import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import HasFrozenTrunk, Scene, StandsOnClip, TakesPrompts, Text
 from langdepth.systems.official import clip_in_checkpoint, rename, set_quirks
@@ -53,9 +53,9 @@ class ClipConfig:
     """Whether cells get length 1 before their channels are thinned out (DepthCLIP), or cells and words after it."""
     position_resize: Literal["2d", "linear1d"] = "2d"
     """How a ViT's position table is resized; linear1d is the official code's, which mixes rows."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
     """ImageNet's, as published; CLIP's own is 0.4815, 0.4578, 0.4082."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[float, float, float] = IMAGENET_STD
     area: int = 416 * 544
     """Pixels inside the network; the image's shape is kept."""
     reference_exact: bool = False

@@ -18,7 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 from langdepth.errors import NonFiniteLossError
 from langdepth.records import Batch
 from langdepth.systems.capabilities import Trainable
-from langdepth.training.recipe import OptimSection, Recipe, TrainSection
+from langdepth.training.recipe import Recipe
+from langdepth.training.sections import OptimSection, TrainSection
 from langdepth.utils.processes import gathered
 
 NAMED = 8  # offending images named in a message

@@ -40,8 +40,9 @@ from langdepth.training.features import FeatureCache
 from langdepth.training.loaders import TrainingLoader, TrainingSet, Transform
 from langdepth.training.logs import PlainProgress, loggers
 from langdepth.training.module import DepthTraining
-from langdepth.training.recipe import DataSection, Recipe, TrainSection, read_recipe
+from langdepth.training.recipe import Recipe, read_recipe
 from langdepth.training.sampling import BatchPlan, Sizes, source_weights, training_shapes
+from langdepth.training.sections import DataSection, TrainSection
 from langdepth.training.sets import open_sets
 from langdepth.training.start import claim_folder, require_readable, start_system
 from langdepth.training.stopping import Stopped, Stopping

@@ -9,8 +9,8 @@ from langdepth.data.base import find_rows, keep, layout, open_dataset
 from langdepth.data.hold_out import held_out
 from langdepth.data.rows import Row, RowDataset
 from langdepth.text.caption_features import open_captions
-from langdepth.training.recipe import DataSection
 from langdepth.training.sampling import few_shots
+from langdepth.training.sections import DataSection
 
 
 def open_sets(data: DataSection) -> tuple[RowDataset, RowDataset]:

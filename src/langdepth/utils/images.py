@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from langdepth.camera import Camera, is_cut
+from langdepth.camera import Camera
 from langdepth.errors import ImageError, MissingImageError, is_disk_error, is_memory_error
 from langdepth.utils.arguments import checked
 from langdepth.utils.arrays import ArrayError, UnreadArrayError
+from langdepth.utils.exif import is_cut
 from langdepth.utils.files import not_the_file_itself
 from langdepth.utils.image_kinds import HEAD, formats, image_kind, refusal
 from langdepth.utils.png import without_broken_metadata

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from langdepth.errors import ImageError, LangdepthError, MissingFileError, UsageError
+from langdepth.prediction.video import clip as clips
 from langdepth.prediction.video import reading, sources
-from langdepth.prediction.video.reading import Clip, Frame, open_clip
+from langdepth.prediction.video.clip import Clip, Frame
+from langdepth.prediction.video.reading import open_clip
 from langdepth.prediction.video.sources import ClipOptions, is_clip
 from tests.clips import brightening, save_clip
 from tests.helpers import grey, save_image
@@ -87,9 +89,9 @@ def test_fewer_frames_per_second(tmp_path: Path) -> None:
 )
 def test_phones_turn_their_videos(rotation: int, place: tuple[int, int], tmp_path: Path) -> None:
     """A white corner at the top left of what is stored; counter-clockwise turns take it to the bottom left."""
-    picture = np.zeros((48, 64, 3), np.uint8)
-    picture[:16, :16] = 255
-    frame = frames_of(save_clip(tmp_path / "a.mp4", [picture] * 2, rotation=rotation))[0]
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[:16, :16] = 255
+    frame = frames_of(save_clip(tmp_path / "a.mp4", [image] * 2, rotation=rotation))[0]
     assert frame.pixels.shape == ((64, 48, 3) if rotation in (90, -90) else (48, 64, 3))
     assert frame.pixels[place].min() > 240
     assert frame.pixels.mean() < 40
@@ -111,9 +113,9 @@ def test_the_matrix_of_an_upright_phone(tmp_path: Path) -> None:
 def test_mirrored_matrices_are_those_of_exif() -> None:
     from langdepth.camera import turned_upright
 
-    picture = np.arange(6).reshape(2, 3)
+    image = np.arange(6).reshape(2, 3)
     for (a, b, c, d), orientation in reading._ORIENTATIONS.items():
-        turned = turned_upright(picture, orientation)
+        turned = turned_upright(image, orientation)
         places = [(a * x + c * y, b * x + d * y) for y in range(2) for x in range(3)]
         left, top = min(x for x, _ in places), min(y for _, y in places)
         for value, (x, y) in enumerate(places):
@@ -137,8 +139,8 @@ def test_high_dynamic_range_looks_like_a_photo(transfer: int, tmp_path: Path) ->
     """Paper white (203 nits; 58 % of PQ, 75 % of HLG) is light grey, black black, highlights are not cut at it."""
     paper = {16: 0.58, 18: 0.75}[transfer]
     levels = np.array([0, 0.5 * paper, paper, 1.1 * paper, 1.25 * paper]) * 65535
-    picture = np.broadcast_to(levels.repeat(16)[None, :, None], (48, 80, 3)).astype(np.uint16)
-    path = save_clip(tmp_path / "a.mkv", [picture], codec="ffv1", pixels="yuv444p10le", colors=(9, transfer, 9))
+    image = np.broadcast_to(levels.repeat(16)[None, :, None], (48, 80, 3)).astype(np.uint16)
+    path = save_clip(tmp_path / "a.mkv", [image], codec="ffv1", pixels="yuv444p10le", colors=(9, transfer, 9))
     pixels = frames_of(path)[0].pixels
     found = pixels[24, 8::16].mean(-1)
     assert found[0] < 8
@@ -151,8 +153,8 @@ def test_colors_of_wide_gamut_are_those_of_a_photo(tmp_path: Path) -> None:
     """A red of BT.709 in the wider space is a mixture there, and red again here."""
     light = np.linalg.inv([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]])[:, 0]
     coded = np.sqrt(3 * light * 0.26)  # HLG below a half
-    picture = np.broadcast_to(coded * 65535, (48, 64, 3)).astype(np.uint16)
-    path = save_clip(tmp_path / "a.mkv", [picture], codec="ffv1", pixels="yuv444p10le", colors=HLG)
+    image = np.broadcast_to(coded * 65535, (48, 64, 3)).astype(np.uint16)
+    path = save_clip(tmp_path / "a.mkv", [image], codec="ffv1", pixels="yuv444p10le", colors=HLG)
     red, green, blue = frames_of(path)[0].pixels[20, 20].astype(int)
     assert red > 130
     assert max(green, blue) < 0.4 * red
@@ -225,7 +227,7 @@ def test_what_is_no_video(content: bytes, message: str, tmp_path: Path) -> None:
     assert message in str(raised.value)
 
 
-def test_without_frames_or_picture(tmp_path: Path) -> None:
+def test_without_frames_or_images(tmp_path: Path) -> None:
     import av
 
     path = save_clip(tmp_path / "a.mkv", brightening(5))
@@ -238,7 +240,7 @@ def test_without_frames_or_picture(tmp_path: Path) -> None:
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         sound.rate = 8000
         container.mux(stream.encode(sound))
-    with pytest.raises(ImageError, match="no picture, only sound"):
+    with pytest.raises(ImageError, match="no images, only sound"):
         frames_of(tmp_path / "c.mkv")
     empty = save_clip(tmp_path / "d.mkv", brightening(30))
     empty.write_bytes(empty.read_bytes()[:700])
@@ -298,7 +300,7 @@ def test_of_a_file_all_frames_come_and_few_wait() -> None:
     frames = clip.frames()
     next(frames)
     time.sleep(0.2)
-    assert len(made) <= reading._AHEAD + 3
+    assert len(made) <= clips._AHEAD + 3
     assert len(list(frames)) == 19
 
 
@@ -324,7 +326,7 @@ def test_a_webcam_is_opened_by_its_number(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_stream_that_nobody_sends_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_TIMEOUT", 0.5)
+    monkeypatch.setattr(reading, "TIMEOUT", 0.5)
     with pytest.raises(LangdepthError, match=r"^rtsp://127\.0\.0\.1:9/x: ") as raised:
         open_clip("rtsp://127.0.0.1:9/x", ALL)
     assert "\n" not in str(raised.value)
@@ -346,12 +348,12 @@ def test_names_of_results(source: str, name: str) -> None:
 
 def test_memory_does_not_grow_with_the_clip(tmp_path: Path) -> None:
     """4 s of 0.9 MB frames are 36 MB; few are held."""
-    picture = np.asarray(Image.effect_noise((640, 480), 40).convert("RGB"))
-    path = save_clip(tmp_path / "a.mkv", [picture] * 40, codec="mpeg4")
+    image = np.asarray(Image.effect_noise((640, 480), 40).convert("RGB"))
+    path = save_clip(tmp_path / "a.mkv", [image] * 40, codec="mpeg4")
     tracemalloc.start()
     for _ in open_clip(str(path), ALL).frames():
         pass
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 12 * picture.nbytes
+    assert peak < 12 * image.nbytes
     assert os.path.getsize(path) > 0

@@ -55,7 +55,7 @@ def test_motion_is_found(x: int, y: int, photo: Pixels) -> None:
     assert abs(np.median(found_y[inside]) - y / 5) < 0.15
 
 
-def test_a_brighter_picture_is_the_same_place(photo: Pixels) -> None:
+def test_a_brighter_image_is_the_same_place(photo: Pixels) -> None:
     before = small_grey(photo)
     assert Motion(before, before * 0.8 + 0.1).alike.mean() > 0.8
     assert Motion(before, before[::-1].copy()).alike.mean() < 0.25
@@ -98,7 +98,7 @@ def test_a_camera_that_walks_on_is_followed(photo: Pixels) -> None:
 
 
 def test_what_moves_keeps_its_own_depth(photo: Pixels) -> None:
-    """A near thing that comes into the picture is near at once."""
+    """A near thing that comes into view is near at once."""
     frames, steady = moved(photo, 0, 20), Steady()
     for number in range(20):
         pixels, depth = frames[number].copy(), slope() * 2

@@ -79,16 +79,16 @@ def test_colors_have_one_range(size: tuple[int, int], tmp_path: Path) -> None:
     for one, level in zip(results, (2, 5, 8), strict=True):
         one.depth[one.valid] = level
     written(tmp_path / "a.mp4", "color-video", results, [0, 1 / 30, 2 / 30])
-    times, pictures = read_clip(tmp_path / "a.mp4")
+    times, images = read_clip(tmp_path / "a.mp4")
     np.testing.assert_allclose(times, np.arange(3) / 30, atol=1e-4)
-    for one, picture in zip(results, pictures, strict=True):
+    for one, image in zip(results, images, strict=True):
         wanted = color_with_legend(one.depth, one.valid, FACTS.colors, "m")
-        assert [side % 2 for side in picture.shape[:2]] == [0, 0]
-        assert all(0 <= even - odd <= 1 for even, odd in zip(picture.shape[:2], wanted.shape[:2], strict=True))
+        assert [side % 2 for side in image.shape[:2]] == [0, 0]
+        assert all(0 <= even - odd <= 1 for even, odd in zip(image.shape[:2], wanted.shape[:2], strict=True))
         height, width = wanted.shape[:2]
-        assert np.abs(picture[:height, :width].astype(int) - wanted).mean() < 3
+        assert np.abs(image[:height, :width].astype(int) - wanted).mean() < 3
         place = height // 2, wanted.shape[1] // 4
-        np.testing.assert_allclose(picture[place], wanted[place], atol=6)
+        np.testing.assert_allclose(image[place], wanted[place], atol=6)
 
 
 def test_near_is_bright_also_of_disparity(tmp_path: Path) -> None:
@@ -96,19 +96,19 @@ def test_near_is_bright_also_of_disparity(tmp_path: Path) -> None:
     one.depth[:], one.valid[:] = 8, True
     shown = {}
     for kind in ("metric", "disparity"):
-        picture = CLIP_FORMATS["color-video"].picture(replace(one, scale_kind=kind), FACTS)
-        shown[kind] = picture[100, 100].mean()
+        image = CLIP_FORMATS["color-video"].image(replace(one, scale_kind=kind), FACTS)
+        shown[kind] = image[100, 100].mean()
     assert shown["metric"] < 90 < 150 < shown["disparity"]
 
 
 def test_side_by_side(tmp_path: Path) -> None:
     results = [result(number, 220, 210) for number in range(3)]
     written(tmp_path / "a.mp4", "side-by-side", results, [0, 0.5, 1.5])
-    times, pictures = read_clip(tmp_path / "a.mp4")
+    times, images = read_clip(tmp_path / "a.mp4")
     np.testing.assert_allclose(times, [0, 0.5, 1.5], atol=1e-4)
-    for number, picture in enumerate(pictures):
-        np.testing.assert_allclose(picture[100, 50], 20 * number, atol=4)
-        assert picture.shape[1] > 440
+    for number, image in enumerate(images):
+        np.testing.assert_allclose(image[100, 50], 20 * number, atol=4)
+        assert image.shape[1] > 440
 
 
 @pytest.mark.parametrize("kind", CLIP_FORMATS)

@@ -11,7 +11,7 @@ from PIL import Image
 Floats = npt.NDArray[np.float32]
 
 LONGER_SIDE = 96  # pixels of the longer side at which motion is found
-_LEVELS = 4  # the coarsest sees motions of a tenth of the picture as one pixel or two
+_LEVELS = 4  # the coarsest sees motions of a tenth of the image as one pixel or two
 _ROUNDS = 2
 _WINDOW = 4  # pixels on each side over which motion is one
 _BACKGROUND = 8  # pixels on each side whose mean is taken away, so that exposure does not count
@@ -34,7 +34,7 @@ def small_size(size: Sequence[int]) -> tuple[int, int]:
 class Motion:
     """From each pixel of ``frame`` to where it was ``before``, both (h, w) in [0, 1].
 
-    alike: (h, w) bool, whether the place was in the picture and looked the same.
+    alike: (h, w) bool, whether the place was in the image and looked the same.
     """
 
     def __init__(self, before: Floats, frame: Floats) -> None:
@@ -87,7 +87,7 @@ def _resized(values: Floats, size: Sequence[int]) -> Floats:
 
 
 def _mean(values: Floats, reach: int) -> Floats:
-    """Over the window of ``reach`` pixels on each side; at the border, its part in the picture repeated."""
+    """Over the window of ``reach`` pixels on each side; at the border, its part in the image repeated."""
     for axis in (0, 1):
         padded = np.pad(values, [(reach + 1, reach) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
         sums = padded.cumsum(axis, dtype=np.float64)

@@ -13,7 +13,7 @@ from langdepth.errors import LangdepthError
 from langdepth.prediction.options import ColorScale
 from langdepth.prediction.predictor import predict_stream
 from langdepth.prediction.results import DepthResult
-from langdepth.prediction.video.reading import Clip, Frame
+from langdepth.prediction.video.clip import Clip, Frame
 from langdepth.prediction.video.steady import Steady
 from langdepth.prediction.viz import robust_range
 from langdepth.systems.contract import Predicts
@@ -57,7 +57,7 @@ def predict_frames(
         LangdepthError: A frame cannot be predicted; those before it have come.
     """
     if clip.live:
-        options["batch_size"] = 1  # a picture is shown as soon as it is there
+        options["batch_size"] = 1  # an image is shown as soon as it is there
     results = predict_stream(system, frames, read=lambda frame: frame.pixels, keep_image=True, **options)
     with closing(results):
         for frame, result in results:

@@ -1,37 +1,29 @@
-"""Frames of a clip, one after the other: decoded by PyAV, upright, 8-bit RGB, each with its time."""
+"""The clips that there are: videos, streams and cameras decoded by PyAV, numbered images; upright, 8-bit RGB."""
 
 from __future__ import annotations
 
 import math
-import queue
 import struct
-import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from langdepth.camera import turned_upright
 from langdepth.errors import ImageError, LangdepthError, MissingFileError, UsageError, first_line, is_memory_error
 from langdepth.prediction.video import sources
+from langdepth.prediction.video.clip import TIMEOUT, Clip, Frame, Pixels
 from langdepth.prediction.video.hdr import is_hdr, standard_range
 from langdepth.prediction.video.sources import KINDS, ClipOptions
 from langdepth.utils.files import not_the_file_itself
 from langdepth.utils.images import MAX_PIXELS, MIN_SIDE, check_pixels, read_image
 
-T = TypeVar("T")
-Pixels = npt.NDArray[np.uint8]
-
 OWN = "langdepth "  # what the comment of a clip of results begins with
-_AHEAD = 4  # frames that are decoded before somebody takes them
-_TIMEOUT = 10.0  # seconds without a byte of a stream or camera
 _MOST_BETWEEN = 300  # frames that a first look decodes to get from a key frame to a place
 _SAME_LENGTH = 0.02  # share of its stated frames that a whole file may lack
 _BT709, _UNSTATED = 1, 2
@@ -48,85 +40,11 @@ _ORIENTATIONS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """One frame. number: its place among those that are taken, from 0. time: seconds from the clip's beginning.
-
-    pixels: (H, W, 3) uint8 RGB, upright.
-    """
-
-    number: int
-    time: float
-    pixels: Pixels
-
-
-@dataclass(eq=False)
-class Clip:
-    """A clip that can be read.
-
-    name: as the user wrote it. live: frames that nobody takes are gone. duration: seconds, rate: frames per second
-    (its mean), each None where it is not known. What reading finds: problems (one line each), and how many frames were
-    dropped because nobody took them in time.
-    """
-
-    name: str
-    options: ClipOptions
-    live: bool = False
-    duration: float | None = None
-    rate: float | None = None
-    problems: list[str] = field(default_factory=list)
-    dropped: int = 0
-
-    @property
-    def count(self) -> int | None:
-        """About how many frames will be taken."""
-        ends = [end for end in (self.duration, self.options.end) if end is not None]
-        rates = [rate for rate in (self.rate, self.options.fps) if rate is not None]
-        if not ends or not rates or self.live:
-            return None
-        return max(1, round((min(ends) - (self.options.start or 0)) * min(rates)))
-
-    def frames(self, skip: int = 0) -> Generator[Frame]:
-        """The frames that the options choose, but the first ``skip``; decoded ahead in a thread.
-
-        Of a live clip those come that can be taken in time. Raises LangdepthError.
-        """
-        chosen = (Frame(index, time, pixels()) for index, time, pixels in self._chosen() if index >= skip)
-        return _ahead(chosen, self)
-
-    def close(self) -> None:
-        """Let go of a camera."""
-
-    def sampled(self, count: int) -> Iterator[Frame]:
-        """About ``count`` frames spread over those that are chosen, for a first look; none of a live clip."""
-        raise NotImplementedError
-
-    def _decoded(self) -> Iterator[tuple[float, Any]]:
-        """Time and what makes the pixels of each frame, from the option ``start`` or a little before it on."""
-        raise NotImplementedError
-
-    def _chosen(self) -> Iterator[tuple[int, float, Any]]:
-        start, end, fps = self.options.start or 0.0, self.options.end, self.options.fps
-        index, due = 0, start
-        for time, pixels in self._decoded():
-            if end is not None and time >= end - 1e-6:
-                return
-            if time < due - 1e-6:
-                continue
-            if fps is not None:
-                due += (math.floor((time - due) * fps + 1e-6) + 1) / fps
-            yield index, time, pixels
-            index += 1
-        if index == 0:
-            chosen = "" if due == start == 0 else f" from second {start:g} on"
-            raise LangdepthError(f"{self.name}: has no frames{chosen}")
-
-
 def open_clip(source: str, options: ClipOptions) -> Clip:
     """The clip that a word stands for, see ``sources.is_clip``.
 
     Raises:
-        LangdepthError: It cannot be opened, or there is no picture in it.
+        LangdepthError: It cannot be opened, or there is no image in it.
         UsageError: PyAV is not installed (the extra "video").
     """
     device = sources.webcam(source)
@@ -200,11 +118,11 @@ class _Video(Clip):
 
         options = {"max_pixels": str(MAX_PIXELS)}  # what a frame's own header states, before memory is taken
         if self._device is not None:
-            container = av.open(self._device[1], format=self._device[0], options=options, timeout=_TIMEOUT)
+            container = av.open(self._device[1], format=self._device[0], options=options, timeout=TIMEOUT)
         elif sources.is_stream(self.name):
             if self.live:
                 options["rtsp_transport"] = "tcp"
-            container = av.open(self.name, options=options, timeout=_TIMEOUT)
+            container = av.open(self.name, options=options, timeout=TIMEOUT)
         else:
             # The kind is given and nothing but files are opened: a playlist would name other places.
             kind = sources.container(sources.read_head(self.name))
@@ -215,7 +133,7 @@ class _Video(Clip):
             container = av.open(f"file:{self.name}", format=kind, options=options)
         try:
             if not container.streams.video:
-                raise ImageError("has no picture, only sound or text")
+                raise ImageError("has no images, only sound or text")
             if container.metadata.get("comment", container.metadata.get("COMMENT", "")).startswith(OWN):
                 raise ImageError("is a result of langdepth, not a video to predict")
             stream = container.streams.video[0]
@@ -349,7 +267,7 @@ def _explained(name: str) -> Iterator[None]:
     except MemoryError:
         raise ImageError(f"{name}: not enough memory to decode it; make it smaller") from None
     except (av.error.TimeoutError, av.error.ExitError):
-        raise LangdepthError(f"{name}: nothing came within {_TIMEOUT:g} seconds") from None
+        raise LangdepthError(f"{name}: nothing came within {TIMEOUT:g} seconds") from None
     except (av.InvalidDataError, av.error.EOFError):
         raise ImageError(f"{name}: damaged, or its end is missing; copy or record it again") from None
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -357,48 +275,3 @@ def _explained(name: str) -> Iterator[None]:
             raise ImageError(f"{name}: not enough memory to decode it; make it smaller") from None
         reason = getattr(error, "strerror", None) or first_line(error)
         raise LangdepthError(f"{name}: cannot be read ({reason})") from None
-
-
-def _ahead(frames: Iterable[Frame], clip: Clip) -> Generator[Frame]:
-    """The same in order, made by a thread that is a few ahead; of a live clip those that can be taken in time."""
-    ready: queue.Queue[Any] = queue.Queue(1 if clip.live else _AHEAD)
-    stopped = threading.Event()
-
-    def put(one: Any, *, dropping: bool) -> None:
-        while not stopped.is_set():
-            try:
-                ready.put(one, timeout=0 if dropping else 0.1)
-                return
-            except queue.Full:
-                if dropping:
-                    with suppress(queue.Empty):
-                        ready.get_nowait()
-                        clip.dropped += 1
-
-    def read() -> None:
-        try:
-            with closing(iter(frames)) as reading:  # type: ignore[type-var]
-                for frame in reading:
-                    put(frame, dropping=clip.live)
-                    if stopped.is_set():
-                        return
-            put(None, dropping=False)
-        except BaseException as error:
-            put(error, dropping=False)
-
-    thread = threading.Thread(target=read, name="langdepth-clip", daemon=True)
-    thread.start()
-    try:
-        while (one := ready.get()) is not None:
-            if isinstance(one, BaseException):
-                raise one
-            yield one
-    finally:
-        stopped.set()
-        thread.join(2 * _TIMEOUT)
-
-
-def rate_of(clip: Clip) -> Fraction:
-    """A plain number of frames per second for files that want one; times say the rest."""
-    rate = clip.options.fps or clip.rate or sources.SEQUENCE_RATE
-    return Fraction(rate).limit_denominator(1001)

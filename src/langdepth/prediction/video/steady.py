@@ -3,14 +3,14 @@
 A system predicts each frame on its own, so that its scale jumps from one to the next and single places tremble. Two
 corrections, both from this frame and those before it alone, and both of the logarithm of depth:
 
-* scale: how much the depths of the same places have changed since the frame before (the median over the picture, along
+* scale: how much the depths of the same places have changed since the frame before (the median over the image, along
   the motion) adds up to a walk. The clip's scale is the running median of this walk over the last half second: jumps
   are taken out, what changes for good (the camera walks on) stays.
 * motion: each place keeps a share of the depth that it had in the frame before, moved along the motion and brought to
   today's scale. It does not where it looks different or where the new depth is far from the old one, so that things
   that move keep their own depth.
 
-Corrections are found on a small picture and enlarged, so that the edges of the depth map stay as the system drew them.
+Corrections are found on a small image and enlarged, so that the edges of the depth map stay as the system drew them.
 At a cut to another scene everything begins anew.
 """
 
@@ -30,7 +30,7 @@ from langdepth.prediction.video.motion import Floats, Motion, small_grey
 _WINDOW = 0.5  # seconds over which the median of the scale is taken
 _MEMORY = 0.15  # seconds after which a place has forgotten all but 1/e of its old depth
 _BAND = 0.15  # of the logarithm: depths that lie further apart are of different things
-_CUT = 0.25  # a smaller share of the picture that looks as before is another scene
+_CUT = 0.25  # a smaller share of the image that looks as before is another scene
 _LEAST = 1e-6
 
 
@@ -41,7 +41,7 @@ class Steady:
         self._along_motion = along_motion
         self._walk: deque[tuple[float, float]] = deque()  # (time, logarithm of the scale so far)
         self._level = 0.0  # the running median
-        self._before: tuple[Floats, Floats, Floats] | None = None  # the grey picture, its log depth, the corrected one
+        self._before: tuple[Floats, Floats, Floats] | None = None  # the grey image, its log depth, the corrected one
 
     def __call__(self, pixels: npt.NDArray[np.uint8], depth: Floats, time: float) -> Floats:
         """What the depth (H, W) of the frame is to be multiplied with, (H, W).

@@ -49,11 +49,11 @@ class ClipFormat(NamedTuple):
     """How one kind of clip is written: the end of its name, what a result becomes in it, and for docs/video.md."""
 
     suffix: str
-    picture: Callable[[DepthResult, ClipFacts], Pixels]
+    image: Callable[[DepthResult, ClipFacts], Pixels]
     content: str
 
 
-def _depth_picture(result: DepthResult, facts: ClipFacts) -> Pixels:
+def _depth_image(result: DepthResult, facts: ClipFacts) -> Pixels:
     """(H, W) uint16, 0 for no value."""
     units = np.rint(result.depth / np.float32(facts.unit)).clip(1, _LARGEST)
     return np.where(_has_value(result), np.nan_to_num(units), 0).astype(np.uint16)
@@ -63,7 +63,7 @@ def _has_value(result: DepthResult) -> npt.NDArray[np.bool_]:
     return result.valid & np.isfinite(result.depth) & (result.depth > 0)
 
 
-def color_picture(result: DepthResult, facts: ClipFacts) -> Pixels:
+def color_image(result: DepthResult, facts: ClipFacts) -> Pixels:
     """(H', W', 3) uint8 with the legend of the clip."""
     colors = facts.colors
     if result.scale_kind == "disparity":
@@ -74,7 +74,7 @@ def color_picture(result: DepthResult, facts: ClipFacts) -> Pixels:
 def side_by_side(result: DepthResult, facts: ClipFacts) -> Pixels:
     """The frame and, at its right, its colors."""
     assert result.image is not None
-    colors, image = color_picture(result, facts), result.image
+    colors, image = color_image(result, facts), result.image
     factor = colors.shape[0] // image.shape[0]
     return np.concatenate((image.repeat(factor, 0).repeat(factor, 1), colors), axis=1)
 
@@ -82,12 +82,12 @@ def side_by_side(result: DepthResult, facts: ClipFacts) -> Pixels:
 CLIP_FORMATS = {
     "depth-video": ClipFormat(
         "_depth.mkv",
-        _depth_picture,
+        _depth_image,
         "lossless 16-bit gray (FFV1 in Matroska), one unit for the whole clip, stated in its comment: "
         "`langdepth.prediction.video.writing.read_depth_video` gives back times and metres",
     ),
     "color-video": ClipFormat(
-        "_color.mp4", color_picture, "colors with a legend in metres, one range for the whole clip (H.264)"
+        "_color.mp4", color_image, "colors with a legend in metres, one range for the whole clip (H.264)"
     ),
     "side-by-side": ClipFormat("_side.mp4", side_by_side, "the frames and their colors side by side (H.264)"),
 }
@@ -107,13 +107,13 @@ class ClipFile:
         """The next frame; the first one's ``time`` (seconds) becomes 0."""
         import av
 
-        picture = CLIP_FORMATS[self._kind].picture(result, self._facts)
+        image = CLIP_FORMATS[self._kind].image(result, self._facts)
         if self._kind == "depth-video":
             far = result.depth > (_LARGEST + 0.5) * self._facts.unit
             self.clipped += int((far & _has_value(result)).sum())
-            frame = av.VideoFrame.from_ndarray(picture, format="gray16le")
+            frame = av.VideoFrame.from_ndarray(image, format="gray16le")
         else:
-            frame = _as_video(_even(picture))
+            frame = _as_video(_even(image))
         with self._writing():
             if self._container is None:
                 self._start = time

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from langdepth.errors import CheckpointError, UsageError
-from langdepth.records import InputSpec
+from langdepth.records import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from langdepth.systems.capabilities import ConvertsOfficial, Scene, Text
 from langdepth.systems.clip_adapters.blocks import BottleneckAdapter, CoarseMap, EigenRefiner
 from langdepth.systems.clip_adapters.losses import AdapterLosses
@@ -211,8 +211,8 @@ class EigenConfig(MirrorTrainingConfig):
     per_channel: bool = False
     """The official linear layers, applied to each of the 256 channels, without activation; their mean is the depth."""
     losses: AdapterLosses = field(default_factory=lambda: AdapterLosses(depth_norm="l2"))
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     reference_exact: bool = False
     """The official code's numbers, its mistakes included."""
 

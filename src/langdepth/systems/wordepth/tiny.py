@@ -38,7 +38,7 @@ class WorDepthTinyConfig(WorDepthConfig):
 
     directions: int = 16
     """Main directions of images' noise that imagined noise lies along."""
-    pictures: int = 768
+    images: int = 768
     """Training images whose noise and words are stored."""
     word_axes: int = 12
     """Main directions of the images' words in which words are compared."""
@@ -72,8 +72,8 @@ class WorDepthTiny(WorDepth):
         self.register_buffer("noise_mean", torch.zeros(coarse))
         self.register_buffer("noise_directions", torch.zeros(config.directions, *coarse))
         # Of the stored images: steps along these directions, and their words along the axes.
-        self.register_buffer("noise_steps", torch.zeros(config.pictures, config.directions))
-        self.register_buffer("noise_words", torch.zeros(config.pictures, config.word_axes))
+        self.register_buffer("noise_steps", torch.zeros(config.images, config.directions))
+        self.register_buffer("noise_words", torch.zeros(config.images, config.word_axes))
         self.register_buffer("word_axes", torch.zeros(config.word_axes, config.latent))
 
     def scene_distribution(self, features: Tensor) -> Gaussian:
@@ -102,7 +102,7 @@ class WorDepthTiny(WorDepth):
         near = distances.topk(config.near, dim=1, largest=False).values[:, -1:].clamp_min(1e-6)
         shares = (-3 * distances / near).softmax(1).cumsum(1)
         at = (1 + torch.erf(numbers[:, :1] / 2**0.5)) / 2  # uniform between 0 and 1
-        image = (shares < at).sum(1).clamp_max(config.pictures - 1)
+        image = (shares < at).sum(1).clamp_max(config.images - 1)
         change = numbers[:, 1 : 1 + config.directions]
         steps = (1 - config.variety**2) ** 0.5 * self.noise_steps[image] + config.variety * change
         drawn = self.noise_mean + torch.einsum("bk,kdhw->bdhw", steps, self.noise_directions)
@@ -121,11 +121,11 @@ class WorDepthTiny(WorDepth):
             found.append(F.adaptive_avg_pool2d(self.sampler(maps.x, scenes).float(), (height, width)).flatten(1))
             means.append(scenes.mean)
         noise, words = torch.cat(found), torch.cat(means)
-        if len(noise) < config.pictures:
-            raise UsageError(f"{len(noise)} images are too few; '{self.name}' stores {config.pictures}")
+        if len(noise) < config.images:
+            raise UsageError(f"{len(noise)} images are too few; '{self.name}' stores {config.images}")
         directions, deviations, share = _main_directions(noise, config.directions)
         axes, lengths, _ = _main_directions(words, config.word_axes)
-        kept = torch.linspace(0, len(noise) - 1, config.pictures).round().long()
+        kept = torch.linspace(0, len(noise) - 1, config.images).round().long()
         self.noise_mean.copy_(noise.mean(0).view_as(self.noise_mean))
         self.noise_directions.copy_((deviations[:, None] * directions).view_as(self.noise_directions))
         self.noise_steps.copy_(((noise - noise.mean(0)) @ directions.T / deviations)[kept])
