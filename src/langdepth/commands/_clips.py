@@ -227,7 +227,7 @@ class _Tally:
     """What is printed of a clip."""
 
     def __init__(self) -> None:
-        self.count, self._first, self._last = 0, 0.0, 0.0
+        self.count, self._first, self._last, self._skies = 0, 0.0, 0.0, 0
         self._low, self._high = np.inf, 0.0
         self._medians: list[float] = []
         self._unit = "m"
@@ -237,6 +237,7 @@ class _Tally:
         """A frame that was predicted."""
         self._first, self._last = frame.time if self.count == 0 else self._first, frame.time
         self.count += 1
+        self._skies += bool(frame.result.provenance.get("sky"))
         self.camera = None if frame.result.camera is None else frame.result.camera.source
         self._unit = "m" if frame.result.scale_kind == "metric" else "(relative)"
         depth = frame.result.depth[frame.result.valid]
@@ -251,6 +252,8 @@ class _Tally:
         if self._medians:
             middle = np.median(self._medians)
             line += f"; depth {self._low:.2f} / {middle:.2f} / {self._high:.2f} {self._unit} (min / median / max)"
+        if self._skies:
+            line += f"; sky has no value in {self._skies} of {self.count} frames"
         clipped = sum(one.clipped for one in files.clips)
         if clipped:
             line += f"; {clipped} pixels beyond the 16 bits of the depth video are stored as its farthest depth"

@@ -179,11 +179,13 @@ def result_line(source: str, targets: Mapping[str, Path], result: DepthResult) -
         line += f"{what} {depth.min():.2f} / {np.median(depth):.2f} / {depth.max():.2f} {unit} (min / median / max)"
     else:
         line += f"no pixel has {what}"
-    if result.std is not None:
-        line += f"; standard deviation {np.median(result.std):.2f} {unit} (median)"
+    if result.std is not None and depth.size:
+        line += f"; standard deviation {np.median(result.std[result.valid]):.2f} {unit} (median)"
     if result.scene_probs:
         scene, probability = max(result.scene_probs.items(), key=lambda item: item[1])
         line += f"; scene {scene} {probability:.0%}"
+    if result.provenance.get("sky"):
+        line += f"; sky {result.provenance['sky']:.0%}, no value"
     if "scale" in result.provenance:
         from langdepth.scaling.scale import interval_line
 

@@ -275,7 +275,7 @@ def _write_all(
     done: Done,
 ) -> int:
     """Write the results of ``count`` images and print a line for each; returns how many failed."""
-    failed, cameras, clipped = 0, Counter[str](), list[int]()
+    failed, cameras, clipped, skies = 0, Counter[str](), list[int](), 0
     with bar(count) as advance:
         for line in written(results, output, done):
             advance()
@@ -285,7 +285,10 @@ def _write_all(
             else:
                 say(line.text)
                 cameras[line.camera] += 1
+                skies += line.sky
                 clipped += [line.clipped] if line.clipped else []
+    if skies and count > 1:
+        say(f"sky has no value in {skies} of {sum(cameras.values())} images; --sky keep gives it what the system does")
     if clipped:
         images = f"{len(clipped)} image{'s' * (len(clipped) > 1)}"
         complain(f"depth16: {sum(clipped)} pixels of {images} lie beyond its reach, see the warning")
@@ -304,6 +307,7 @@ class Line(NamedTuple):
     text: str
     camera: str
     clipped: int
+    sky: bool
 
 
 def written(
@@ -335,4 +339,5 @@ def _write(job: Job, result: DepthResult, output: ResultOptions, done: Done) -> 
     image = "" if job.source == STDIN else os.path.abspath(job.source)
     done.add([*job.targets.values()], job.made_of, image)
     source = "guess" if result.camera is None else result.camera.source
-    return Line(result_line(job.source, job.targets, result), source, output.clipped(result))
+    sky = bool(result.provenance.get("sky"))
+    return Line(result_line(job.source, job.targets, result), source, output.clipped(result), sky)

@@ -16,6 +16,7 @@ from langdepth.utils.arguments import check_fields
 from langdepth.utils.numbers import plain_number
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
+SkyKind: TypeAlias = Literal["auto", "mark", "keep"]
 COLORMAPS = ("magma", "inferno", "plasma", "viridis", "cividis", "turbo", "gray")  # each with "_r", reversed
 COLORED = ("color", "html")  # formats whose files show depth in colors
 COLORMAP = "magma_r"  # perceptually uniform, near bright and far dark
@@ -39,6 +40,9 @@ class PredictOptions:
         batch_size: How many images of one shape go through the network at once.
         keep_distortion: Of images that a lens bends (a camera with one): the map of the image as it is. Without it the
             map is that of the straightened image, as OpenCV and ROS (image_rect) make it.
+        sky: What happens to the sky, which has no depth: auto (it gets no value where the scene that the system reads
+            from the image, or that is stated, lies outdoors), mark (it is taken for granted that the images were taken
+            outdoors), keep (the number that the system gives).
 
     Raises:
         UsageError: For values of the wrong type or range, and for options that do not fit together.
@@ -54,6 +58,7 @@ class PredictOptions:
     dtype: Precision = "float32"
     batch_size: int = 4
     keep_distortion: bool = False
+    sky: SkyKind = "auto"
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -81,6 +81,8 @@ def _about(result: Any, depth: npt.NDArray[np.float32], camera: Camera) -> Itera
         yield "min / median / max", numbers
     if values.size < depth.size:
         yield "without a value", f"{1 - values.size / depth.size:.1%} of the pixels"
+    if stated.get("sky"):
+        yield "sky, without a value", f"{stated['sky']:.1%} of the pixels"
     for what in ("text", "scene"):
         if isinstance(stated.get(what), str):
             yield f"{what} given", printable(stated[what])

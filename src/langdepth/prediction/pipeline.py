@@ -33,6 +33,7 @@ from langdepth.prediction.network import Views, infer, relative_focals, to_netwo
 from langdepth.prediction.options import PredictOptions
 from langdepth.prediction.results import DepthResult
 from langdepth.prediction.sampling import Sampling
+from langdepth.prediction.sky import Mask, is_outdoors, sky_of
 from langdepth.prediction.words import Words, batch_of
 from langdepth.records import DepthOutput
 from langdepth.systems.contract import Array, HasMembers, Imagines, Predicts, require
@@ -200,11 +201,30 @@ class Predictor:
                 found[name] = None if maps is None else to_numpy(as_float32(maps))
             return DepthOutput(**found)
 
+    def _sky(self, prepared: Prepared, depth: Array, scenes: dict[str, float] | None) -> Mask | None:
+        """Where an image shows the sky, (h, w) of any size; None where it is not looked for."""
+        kind = self.options.sky
+        if kind == "keep" or (kind == "auto" and not is_outdoors(prepared.request.scene, scenes)):
+            return None
+        image = to_numpy(prepared.image)[0].transpose(1, 2, 0)
+        if image.dtype != np.uint8:
+            image = np.rint(image * 255).astype(np.uint8)
+        return sky_of(image, depth)
+
     def _result(self, prepared: Prepared, output: DepthOutput, index: int) -> DepthResult:
+        request, camera = prepared.request, prepared.camera
+        probs = None
+        if output.scene_probs is not None:
+            probs = dict(zip(self.system.scenes, output.scene_probs[index].tolist(), strict=True))
+        sky = self._sky(prepared, output.depth[index, 0], probs)
+
         def own(maps: Array) -> npt.NDArray[np.float32]:
             enlarged: npt.NDArray[np.float32] = resized_map(
                 maps[index : index + 1], prepared.size, self.system.input_spec.enlarge
             )[0, 0]
+            if sky is not None and sky.any():
+                share = resized_map(sky[None, None].astype(np.float32), prepared.size, "bilinear")[0, 0]
+                enlarged = np.where(share > 0.5, np.float32(0), enlarged)
             if prepared.lens is None:
                 return enlarged
             way, inside, _ = prepared.lens
@@ -213,7 +233,6 @@ class Predictor:
                 return straight
             return way.bent(straight, inverse=self.system.scale_kind == "disparity")
 
-        request, probs, camera = prepared.request, output.scene_probs, prepared.camera
         if prepared.lens is not None and self.options.keep_distortion:
             camera = prepared.lens[2]
         facts = {
@@ -223,13 +242,14 @@ class Predictor:
             "network_size": None if isinstance(self.system, HasMembers) else list(prepared.image.shape[-2:]),
             **{name: getattr(self.options, name) for name in ("flip", "window", "stride", "dtype", "keep_distortion")},
             "sampling": None if self.sampling is None else asdict(self.sampling),
+            "sky": None if sky is None else round(float(sky.mean()), 4),
         }
         return result_of(
             self.system,
             own(output.depth),
             facts,
             camera=camera or Camera.guess(prepared.size[1], prepared.size[0]),
-            scene_probs=None if probs is None else dict(zip(self.system.scenes, probs[index].tolist(), strict=True)),
+            scene_probs=probs,
             image=prepared.pixels,
             std=None if output.std is None else own(output.std),
         )

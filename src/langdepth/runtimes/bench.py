@@ -157,7 +157,7 @@ def _serve(pipe: Any, runtime: Runtime, dtype: Precision, subject: Subject, imag
             subject.system, runtime=runtime, device=device, dtype=dtype, clip_weights=subject.clip_weights
         )
         for image in images:
-            pipe.send(system.predict(image, dtype=dtype).depth)
+            pipe.send(system.predict(image, dtype=dtype, sky="keep").depth)
         while pipe.recv():
             begun = time.perf_counter()
             for image in images:

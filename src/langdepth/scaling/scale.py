@@ -233,7 +233,7 @@ def _photo(given: RelativeMap, image: Any, head: WordsToScale, measured: bool) -
     if pixels.shape[:2] != given.values.shape:
         photo = "x".join(map(str, pixels.shape[1::-1]))
         raise ImageError(f"{given.name}: is {given.size}, its photo {photo}; resize the map to the photo's size")
-    estimate = _image_system().predict(pixels)
+    estimate = _image_system().predict(pixels, sky="keep")
     both = np.stack([estimate.depth[given.valid], given.values[given.valid]])
     ranks = both[:, :: max(1, both.shape[1] // _POINTS)].argsort(1).argsort(1)
     alike = float(np.corrcoef(ranks[0], ranks[1])[0, 1]) if ranks.shape[1] > 1 else 0.0

@@ -30,6 +30,9 @@ CAPTION_SCENES: dict[str, tuple[str, ...]] = {
     "street": ("street", "road", "highway", "driving"),
 }
 
+OUTDOORS = ("street", "outdoor_scene")
+"""The names above of places under the sky."""
+
 # The labels that captions have no word for belong to the nearest scene that they name.
 _LABELS_OF_CAPTION_SCENES = {
     "office": ("printer_room", "study", "conference_room", "study_room", "home_office", "office"),
