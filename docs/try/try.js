@@ -111,6 +111,7 @@ function show(found, steered, scene) {
     range: fixed ? [factor * plain.spread.low / 1.5, factor * plain.spread.high * 1.5] : [numbers.low, Math.max(numbers.high, numbers.low * 1.01)],
     about: [["min / median / max", [numbers.least, numbers.median, numbers.most].map(metres).join(" / ")],
       ["scene in the photo", `${facts.scenes[best]}, ${Math.round(100 * found.scenes[best])}%`],
+      ...(facts.scenes[best] === "street" ? [["sky", "has no depth; `langdepth predict` leaves it out, this page does not"]] : []),
       ["words", scene >= 0 ? facts.scenes[scene] : steered ? find("words").value : "none"],
       ["photo", `${photo.made} pixels`], ["system", `tiny, langdepth ${facts.version}`], ["licence of its weights", facts.licence]],
   });
