@@ -79,22 +79,61 @@ def test_textured_walls_and_blank_images_have_none() -> None:
     assert not sky_of(np.full((96, 128, 3), 220, np.uint8), far_at(0.5)).any()
 
 
-def test_green_and_brown_are_no_sky_unless_they_shine() -> None:
+def with_sky(color: tuple[int, int, int], grain: int = 0) -> tuple[Image, Image]:
+    """Something else of one color, with some grain, where the sky would be, and white lines on the ground."""
     image, sky = outdoors("overcast")
-    image[sky] = (60, 140, 50)
-    image[90:] = 255
+    grains = np.random.default_rng(0).integers(-grain, grain + 1, (*sky.shape, 1))
+    image[sky] = (np.array(color) + grains).clip(0, 255)[sky]
+    image[86:90] = 255
+    return image, sky
+
+
+@pytest.mark.parametrize(
+    ("color", "grain", "expected"),
+    [
+        ((20, 60, 150), 6, True),  # deep blue
+        ((215, 218, 220), 6, True),
+        ((170, 172, 175), 6, False),  # a concrete wall
+        ((170, 172, 175), 0, True),  # the dark corner of a lens
+        ((230, 200, 160), 6, False),  # a wall in the sun
+        ((230, 200, 160), 0, True),  # the sky beside the sun
+        ((110, 190, 100), 0, False),  # leaves out of focus
+        ((170, 120, 80), 0, False),
+    ],
+)
+def test_colors(color: tuple[int, int, int], grain: int, expected: bool) -> None:
+    image, sky = with_sky(color, grain)
+    found = sky_of(image, far_at(0.5))
+    assert found[sky].mean() > 0.9 if expected else not found.any()
+
+
+def test_night_has_none() -> None:
+    image, sky = with_sky((60, 62, 66), 6)
+    image[~sky] //= 4
     assert not sky_of(image, far_at(0.5)).any()
 
 
-def test_a_blue_image_is_not_all_sky() -> None:
-    """Where the lower half is blue, too, that is the light of the day or the camera."""
+def test_the_edge_is_finer_than_the_search() -> None:
+    image, sky = outdoors("white", 384, 288)
+    edge = np.zeros_like(sky)
+    edge[1:, :] |= sky[1:, :] & ~sky[:-1, :]
+    edge[:-1, :] |= sky[:-1, :] & ~sky[1:, :]
+    assert sky_of(image, far_at(0.5))[edge].mean() > 0.9
+
+
+def test_the_color_of_the_light_does_not_count() -> None:
     image, sky = outdoors("white")
     image[sky] = (150, 190, 190)
-    image[~sky] = (image[~sky] * 0.5 + (20, 75, 75)).astype(np.uint8)
-    image[48:] = (60, 105, 110)
-    found = sky_of(image, far_at(0.5))
-    assert found[sky].mean() > 0.95
-    assert not found[48:].any()
+    image[~sky] = (30, 75, 80)
+    share = np.clip((np.arange(96) - 40) / 30, 0, 1)[:, None, None]  # haze: no edge between sky and road
+    hazy = (image[:1, :1] * (1 - share) + np.array((30, 75, 80)) * share).astype(np.uint8)
+    image[:, 70:] = hazy
+    found = sky_of(image, far_at(0.95))
+    assert found[:35, 70:].all()
+    assert not found[60:].any()
+    meadow, sky = with_sky((120, 140, 110), 6)
+    meadow[48:86] = (140, 120, 60)
+    assert not sky_of(meadow, far_at(0.5)).any()
 
 
 def test_it_begins_at_the_top_and_goes_around_things() -> None:
