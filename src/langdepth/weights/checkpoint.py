@@ -250,6 +250,8 @@ def _read_system(path: Path, label: str, own: str | None, trusted: bool) -> Syst
         raise CheckpointError(f"{label}: holds {_unknown_system(name, metadata.get('package', ''), label)}")
     config = stated(metadata, "config", label)
     try:
+        renamed = getattr(registry.entry(name).system_class().Config, "RENAMED", {})  # since the file was written
+        config = {renamed.get(option, option): value for option, value in config.items()}
         if not trusted:
             _require_size(name, config, tensors, label)
         system = registry.build(name, config)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,8 @@ CONTRAST = 32.0  # brings the captions' differences to a variance of about 1
 @dataclass(frozen=True, kw_only=True)
 class WorDepthTinyConfig(WorDepthConfig):
     """Options of `wordepth-tiny`."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"pictures": "images"}
 
     directions: int = 16
     """Main directions of images' noise that imagined noise lies along."""
