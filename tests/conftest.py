@@ -10,18 +10,64 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import settings
+from matplotlib.figure import Figure
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: processes side by side get a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from langdepth import cli
 from langdepth.data.tools.sample import write_sample
+from langdepth.evaluation import plots, report
 from tests.browser import Browser, open_browser
 from tests.helpers import Run
 
 # The same examples in every run, and no failures because a machine was busy.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+# The files and folders that take longest. Processes side by side begin with them: xdist would give out the files of
+# most tests first, and end with one process alone in a file of few long tests.
+LONGEST = (
+    "tests/docs/test_commands",
+    "tests/commands/test_recipes",
+    "tests/test_notebooks",
+    "tests/training/test_train",
+    "tests/distributed",
+    "tests/plugin",
+    "tests/commands/test_mutations",
+    "tests/systems",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the order of ``pytest_collection_modifyitems`` also under xdist."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first."""
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if item.nodeid.startswith(name)), 99))
+
+
+PLOTS = ("plot_error_by_range", "plot_medians")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _empty_plots() -> Iterator[None]:
+    """Reports have empty plots: to draw them takes longer than to evaluate small images."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in PLOTS:
+            patch.setattr(report, name, lambda *_: Figure(figsize=(1, 1)))
+        yield
+
+
+@pytest.fixture
+def drawn_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have their plots."""
+    for name in PLOTS:
+        monkeypatch.setattr(report, name, getattr(plots, name))
 
 
 @pytest.fixture

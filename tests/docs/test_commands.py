@@ -13,7 +13,7 @@ from langdepth import cli
 from langdepth.commands.data import VERBS
 from tests.docs.reader import Block, Given, read_help, read_page
 from tests.docs.runner import Outcome, run_page
-from tests.docs.things import ROOT, THINGS, clone, serve_beside, shrink
+from tests.docs.things import ROOT, THINGS, clone, first_batch_alone, serve_beside, shrink
 from tests.stand_ins import efficientnet_package
 
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
@@ -34,6 +34,9 @@ NOT_RUN = {
         "tests/commands/test_recipes.py runs it"
     ],
 }
+
+# These train by recipes, whose steps are taken by tests/commands/test_recipes.py.
+RECIPES_OF = ("docs/systems/", "docs/coming-from-the-papers.md")
 
 # What the reader of a help text has.
 HELP: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -86,7 +89,11 @@ def passed(outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize(("page", "steps"), PARTS)
-def test_the_blocks_of_a_page_run_as_printed(page: str, steps: list[Given | Block], folder: Path) -> None:
+def test_the_blocks_of_a_page_run_as_printed(
+    page: str, steps: list[Given | Block], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if page.startswith(RECIPES_OF):
+        monkeypatch.setattr("langdepth.training.run._fit", first_batch_alone)
     passed(run_page(page, steps, folder, THINGS))
 
 

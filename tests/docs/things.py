@@ -18,6 +18,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from langdepth.data.sets import kitti, nyu
 from langdepth.data.tools.sample import write_sample
 from langdepth.prediction.video import sources as video_sources
 from langdepth.runtimes import bench
+from langdepth.runtimes import export as exporting
 from langdepth.serving.server import Server
 from langdepth.systems import registry
 from langdepth.systems.rsa.official import OFFICIAL_NAMES as rsa_names
@@ -43,7 +45,10 @@ from langdepth.systems.wordepth.official import OFFICIAL_NAMES
 from langdepth.text.scene_table import encode_scenes
 from langdepth.text.scenes import SCENES
 from langdepth.training import recipe
+from langdepth.training.loaders import TrainingLoader
+from langdepth.training.module import DepthTraining
 from langdepth.weights import fetch
+from langdepth.weights.files import save
 from tests import miniatures
 from tests.commands.test_caption import save_tiny_model
 from tests.commands.test_recipes import (
@@ -106,6 +111,8 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "choices_here", lambda system: [bench.Measured(runtime="onnx")])  # a process for each
     measure = bench.measure
     monkeypatch.setattr(bench, "measure", lambda *given, **options: measure(*given, **{**options, "seconds": 0}))
+    cases = exporting._cases
+    monkeypatch.setattr(exporting, "_cases", lambda *given: islice(cases(*given), 1))
     monkeypatch.setattr("langdepth.commands.demo.wait", lambda: None)
     monkeypatch.setattr(fetch, "download", lambda url, path, **_: THINGS[path.name](path))
     monkeypatch.setattr(fetch, "offline_stated", lambda: False)
@@ -117,6 +124,17 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, nyu, counts, {"nyu_test": NYU_TEST, "nyu_sync": NYU_SYNC})
     lists = {"kitti_eigen_train": KITTI_TRAIN, "kitti_eigen_test": KITTI_TEST}
     stand_in(monkeypatch, kitti, {"train": len(KITTI_TRAIN), "test": len(KITTI_TEST)}, lists)
+
+
+def first_batch_alone(trainer: Any, module: DepthTraining, loader: TrainingLoader, checkpoint: Path | None) -> None:
+    """In place of the steps: a batch is made, and the weights are kept as they are."""
+    settings = module.recipe.train
+    if module.recipe.data.cache == "none":
+        next(iter(loader))
+    loader.close()
+    best = [f"best-{metric}" for metric in settings.monitors[1:]]
+    others = [settings.out / f"{name}.safetensors" for name in ("best", *best)]
+    save(module.system, settings.out / "last.safetensors", also=others)
 
 
 def serve_beside(monkeypatch: pytest.MonkeyPatch) -> list[Server]:
@@ -267,17 +285,28 @@ def kitti_list(path: Path) -> None:
     path.write_text("\n".join(lines))
 
 
-_RENDERED: dict[Any, Path] = {}
-
-
 def small_sample(directory: str | Path, count: int = 24, seed: int = 0, *arguments: Any, **options: Any) -> Path:
     """``write_sample`` of at most six images, rendered once."""
-    key = (min(count, 6), seed, arguments)
-    if key not in _RENDERED:
-        kept = Path(tempfile.mkdtemp(prefix="langdepth-sample-")) / "sample"
-        atexit.register(shutil.rmtree, kept.parent, ignore_errors=True)
-        _RENDERED[key] = write_sample(kept, min(count, 6), seed, *arguments, **options)
-    return Path(shutil.copytree(_RENDERED[key], directory))
+    name = f"sample {min(count, 6)} {seed} {arguments}"
+    _once(name, lambda path: write_sample(path, min(count, 6), seed, *arguments, **options), Path(directory))
+    return Path(directory)
+
+
+_MADE: dict[str, Path] = {}
+
+
+def _once(name: str, thing: Thing, path: Path) -> None:
+    """Lay out ``thing``, which is made the first time and copied from then on."""
+    if name not in _MADE:
+        kept = Path(tempfile.mkdtemp(prefix="langdepth-things-"))
+        atexit.register(shutil.rmtree, kept, ignore_errors=True)
+        thing(kept / path.name)
+        _MADE[name] = kept / path.name
+    made = _MADE[name]
+    if made.is_dir():
+        shutil.copytree(made, path, dirs_exist_ok=True)
+    else:
+        shutil.copy(made, path)
 
 
 def rooms(path: Path) -> None:
@@ -489,3 +518,7 @@ THINGS: dict[str, Thing] = {
     "rsa-head.pth": partial(scale_head, name="rsa-short", names=rsa_names),
     "vgld_midas-1_nk_t.pth": partial(scale_head, name="vgld-t", names=vgld_names),
 }
+# These lay out other files beside their own, or depend on what is there.
+_EACH_TIME = {"kitti_raw_data", "kitti_ground_truth", "nyu_depth_v2_labeled.mat", "matrix.yaml", "maps"}
+_EACH_TIME |= {"rooms", "images", "text", "text_feat", "packed", "nyu_captions"}
+THINGS |= {name: partial(_once, name, thing) for name, thing in THINGS.items() if name not in _EACH_TIME}

@@ -34,6 +34,8 @@ from langdepth.records import DepthOutput, Sample
 from langdepth.text.scenes import SCENES
 from tests.helpers import FakeConfig, FakeSystem, grey, save_image
 
+pytestmark = pytest.mark.usefixtures("drawn_plots")
+
 FULL = protocols.get("full")
 KEYS = [
     "system",

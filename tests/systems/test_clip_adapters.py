@@ -99,6 +99,7 @@ class TwoStageTester(SystemTester):
 
 
 class TestCoarse(TwoStageTester, WordsTester):
+    variant = True
     name = "clip-coarse-refined"
     options = SMALL_MAPS | {"stage": "coarse"}
 
@@ -109,6 +110,7 @@ class TestRefined(TwoStageTester, WordsTester):
 
 
 class TestEigenCoarse(TwoStageTester):
+    variant = True
     name = "eigen"
     options = SMALL_EIGEN | {"stage": "coarse"}
 
@@ -161,6 +163,7 @@ class TestMsa(MultiScaleTester):
 
 
 class TestMsaWithWords(MultiScaleTester):
+    variant = True
     name = "msa"
     options = SMALL | {"clip_weight": 1.0}
 

@@ -102,6 +102,7 @@ class TestDepthClip(WordsTester):
 
 
 class TestDepthClipViT(WordsTester):
+    variant = True
     name = "depthclip-vit"
     graph_of_any_size = False
     options = {"architecture": "ViT-small", "area": 64 * 96}  # noqa: RUF012
@@ -119,6 +120,7 @@ class TestDepthClipViT(WordsTester):
 class TestDepthClipScenes(WordsTester):
     """Bins and words per scene: the shared tests then ask for scenes, too."""
 
+    variant = True
     name = "depthclip"
     options = SMALL | {
         "prompts": {

@@ -60,6 +60,7 @@ class TestFewShotClip(FewShotTester):
 class TestByImage(FewShotTester):
     """Scenes by the mean embedding of their training images, bins mixed."""
 
+    variant = True
     options = THREE | {"selector": "image", "soft": True, "l1": 0.1}
 
     def test_training_stores_the_mean_embedding_of_scenes(self, system: Any) -> None:
@@ -75,6 +76,7 @@ class TestByImage(FewShotTester):
 
 
 class TestWithoutContext(FewShotTester):
+    variant = True
     options = THREE | {"context": 0}
 
 

@@ -68,6 +68,7 @@ class TestMirrorPrompt(MirrorTester):
 
 
 class TestMirrorPromptOfViT(MirrorTester):
+    variant = True
     options = SMALL | {"architecture": "ViT-small"}
 
 

@@ -73,6 +73,7 @@ class TestPromptClip(WordsTester):
 
 
 class TestFixedWords(WordsTester):
+    variant = True
     name = "prompt-clip-size"
     options = SMALL
     trainable = False
@@ -117,11 +118,13 @@ class TestImageDependent(ImageWordsTester):
 
 
 class TestPatchObject(ImageWordsTester):
+    variant = True
     name = "prompt-clip-patch"
     options = SMALL
 
 
 class TestBothAtOnce(ImageWordsTester):
+    variant = True
     name = "prompt-clip-patch"
     options = SMALL | {"image_dependent": True, "template": "4o4d"}
 
@@ -132,11 +135,13 @@ class TestFeatureDecoder(WordsTester):
 
 
 class TestLogitDecoder(WordsTester):
+    variant = True
     name = "prompt-clip-logit-decoder"
     options = SMALL
 
 
 class TestVit(WordsTester):
+    variant = True
     name = "prompt-clip-vit"
     graph_of_any_size = False
     options = SMALL | {"architecture": "ViT-small"}

@@ -118,6 +118,7 @@ class TestVgld(RelativeScaleTester):
 
 
 class TestVgldImage(RelativeScaleTester):
+    variant = True
     name = "vgld-i"
     options = {"architecture": "ViT-small"}  # noqa: RUF012
     test_torch_export_gives_the_same_depth = None  # slow, and TestVgld's has the same parts

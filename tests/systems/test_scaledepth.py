@@ -262,6 +262,7 @@ class TestScaleDepth(ScaleDepthTester):
 
 
 class TestScaleDepthSmall(ScaleDepthTester):
+    variant = True
     name = "scaledepth-s"
     options = NARROW
     test_torch_export_gives_the_same_depth: Any = None  # slow, and differs only in what `tiny` exports

@@ -69,6 +69,7 @@ class TestSpaceClip(SpaceClipTester):
 
 
 class TestSigLIP(SpaceClipTester):
+    variant = True
     name = "space-clip-siglip"
     options = SMALL | {"tower": {"kind": "siglip", **TOWER_SIZES}}
 
@@ -76,6 +77,7 @@ class TestSigLIP(SpaceClipTester):
 class TestAnyShape(SpaceClipTester):
     """Without modulation, structural path, gates and auxiliary depths; the position table is interpolated."""
 
+    variant = True
     options = SMALL | {
         "size": None,
         "area": 32 * 40,
