@@ -473,9 +473,9 @@ def test_every_published_name_of_a_system_is_one_without_weights_in_the_package(
 
 
 def test_two_processes_at_a_time(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    from langdepth.utils.files import locked
+    from langdepth.utils.locks import locked
 
-    monkeypatch.setattr("langdepth.utils.files._GRACE", 0.1)
+    monkeypatch.setattr("langdepth.utils.locks._GRACE", 0.1)
     with locked(published.folder(FILE)), pytest.raises(LangdepthError, match="in use by"):
         fetch.get(FILE, print)
     assert server.asked == []

@@ -38,7 +38,8 @@ from langdepth.systems.capabilities import HasFrozenTrunk, TakesBase
 from langdepth.text.cache import add_tensors
 from langdepth.text.prompts import read_changes
 from langdepth.utils.arguments import checked
-from langdepth.utils.files import locked, write_json
+from langdepth.utils.files import write_json
+from langdepth.utils.locks import locked
 from langdepth.utils.reading import read_text
 from langdepth.weights import checkpoint
 from langdepth.weights.stamps import module_stamp

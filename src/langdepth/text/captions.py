@@ -27,7 +27,8 @@ from torch import Tensor
 
 from langdepth.errors import LangdepthError, UsageError, text_flaw
 from langdepth.utils.arrays import read_npz
-from langdepth.utils.files import atomic_path, locked, require_marked
+from langdepth.utils.files import atomic_path, require_marked
+from langdepth.utils.locks import locked
 from langdepth.utils.reading import Rows, open_regular, read_text, visible
 from langdepth.utils.tensors import read_pickle, reading_tensors, require_plain, require_ratio
 

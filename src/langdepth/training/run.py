@@ -48,7 +48,7 @@ from langdepth.training.start import claim_folder, require_readable, start_syste
 from langdepth.training.stopping import Stopped, Stopping
 from langdepth.training.validation import KeepWeights, Validation
 from langdepth.utils.arguments import checked
-from langdepth.utils.files import locked
+from langdepth.utils.locks import locked
 from langdepth.weights.checkpoint import require_available
 from langdepth.weights.files import save
 

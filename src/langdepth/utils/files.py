@@ -1,4 +1,4 @@
-"""Files that have their final name only when they are complete, and folders that one process at a time works in.
+"""Files that have their final name only when they are complete.
 
 A file is written under a name of its own beside its target (``temporary_path``), flushed to the disk and renamed. What
 a killed process leaves behind is recognised by that name and removed by the next one that writes into the folder.
@@ -14,8 +14,6 @@ import platform
 import re
 import secrets
 import shutil
-import stat
-import sys
 import tempfile
 import threading
 import time
@@ -26,18 +24,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langdepth.errors import LangdepthError
-from langdepth.utils.reading import open_regular, read_bytes
+from langdepth.utils.reading import open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOCK = ".langdepth-lock"
-_NO_LOCK = "is no lock of langdepth but a link or another kind of file; remove it"
 LONGEST_NAME = 255  # bytes; what file systems take
 _LONGEST_SUFFIX = 16
 _ABANDONED_AFTER = 2 * 24 * 3600  # seconds without a change; no writer is idle for so long
 _FULL = 1 << 20  # bytes; with less than this a disk counts as full
-_GRACE = 10.0  # seconds that workers of a killed run may take to notice it
 _OWNED = re.compile(r"\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-\d+-[0-9a-f]+\.partial(\.[^.]*)?", re.DOTALL)
 _swept: set[str] = set()  # folders that this process has rid of leftovers
 
@@ -83,7 +78,7 @@ def temporary_path(path: Path) -> Path:
     It begins with a dot, which readers of folders skip, and keeps the suffix, by which some writers choose the format.
     """
     suffix = path.suffix if len(path.suffix) <= _LONGEST_SUFFIX else ""
-    unique = f"{_machine()}-{os.getpid()}-{threading.get_ident()}-{secrets.token_hex(8)}"
+    unique = f"{machine()}-{os.getpid()}-{threading.get_ident()}-{secrets.token_hex(8)}"
     end = f".{unique}.partial{suffix}"
     stem = os.fsdecode(os.fsencode(path.name)[: LONGEST_NAME - 1 - len(os.fsencode(end))])
     return path.with_name(f".{stem}{end}")
@@ -233,7 +228,7 @@ def _flush(path: Path) -> None:
 
 
 @lru_cache(maxsize=1)
-def _machine() -> str:
+def machine() -> str:
     """Eight hex digits for the set of processes that share numbers: this boot of this machine, or a container of it."""
     facts = [platform.node()]
     with suppress(OSError):
@@ -242,7 +237,7 @@ def _machine() -> str:
     return hashlib.sha256("\0".join(facts).encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
     """Whether a process of this machine with the number exists; where that cannot be known, it does."""
     if os.name != "posix":
         return True
@@ -271,8 +266,8 @@ def remove_leftovers(folder: str | Path, *, exclusive: bool = False) -> None:
 
 
 def _is_leftover(entry: os.DirEntry[str], owner: re.Match[str], exclusive: bool) -> bool:
-    here = owner["machine"] == _machine()
-    if here and not _is_alive(int(owner["process"][:12])):
+    here = owner["machine"] == machine()
+    if here and not is_alive(int(owner["process"][:12])):
         return True
     try:
         idle = time.time() - entry.stat(follow_symlinks=False).st_mtime
@@ -322,120 +317,6 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
         raise LangdepthError(f"{target}: cannot be written ({_reason(error, target.parent)})") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-# One process per folder
-
-
-@contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
-    """Keep every other process from working in a folder, which is made if it is missing.
-
-    Raises:
-        LangdepthError: When another process holds it, naming that one; and when the folder cannot be written.
-    """
-    folder = Path(folder)
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _acquire(folder)
-    except OSError as error:
-        raise LangdepthError(f"{folder}: cannot be written ({error.strerror or error})") from None
-    try:
-        remove_leftovers(folder, exclusive=True)
-        yield
-    finally:
-        with suppress(OSError):
-            (folder / LOCK).unlink()
-        os.close(lock)
-        with suppress(OSError):
-            for place in made:
-                place.rmdir()  # where nothing came of the work
-
-
-def _acquire(folder: Path) -> int:
-    """Take the lock; returns its descriptor. Raises LangdepthError naming who has it, OSError for an unusable place.
-
-    The workers of a killed run hold its lock until they notice; they get time for that.
-    """
-    until = time.monotonic() + _GRACE
-    while True:
-        lock = _try_lock(folder / LOCK)
-        if lock is not None:
-            break
-        holder = _holder(folder)
-        dead = holder.get("machine") == _machine() and not _is_alive(holder["process"])
-        if holder and (not dead or time.monotonic() > until):
-            raise LangdepthError(
-                f"{folder}: is in use by process {holder['process']} on {holder['host']} since {holder['since']}; wait "
-                "until that run has ended, or choose another folder"
-            )
-        if time.monotonic() > until:
-            raise LangdepthError(f"{folder}: is in use by another process; wait for it, or choose another folder")
-        time.sleep(0.05)
-    facts = {
-        "process": os.getpid(),
-        "host": platform.node(),
-        "machine": _machine(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-    }
-    os.truncate(lock, 0)
-    os.write(lock, json.dumps(facts).encode())
-    return lock
-
-
-def _try_lock(path: Path) -> int | None:
-    """A descriptor of the locked file, or None where somebody else has it. Raises OSError.
-
-    The library filelock leaves its files behind, and older versions empty them, in which the holder names itself.
-    """
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    try:
-        descriptor = os.open(path, flags, 0o644)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
-            raise LangdepthError(f"{path}: {_NO_LOCK}") from None
-        raise
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:  # what is written there would be lost
-        os.close(descriptor)
-        raise LangdepthError(f"{path}: {_NO_LOCK}")
-    try:
-        _lock_descriptor(descriptor)
-        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-            return descriptor
-    except (BlockingIOError, PermissionError, FileNotFoundError):  # held; the last: it was released just now
-        pass
-    except OSError as error:
-        if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):  # a file system that knows no locks
-            return descriptor
-        os.close(descriptor)
-        raise
-    os.close(descriptor)  # held, or the file that was locked is no longer the one at the path
-    return None
-
-
-def _lock_descriptor(descriptor: int) -> None:
-    """Lock an open file. Raises BlockingIOError or PermissionError where it is locked."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # beyond the content, which others may read
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-    else:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _holder(folder: Path) -> dict[str, Any]:
-    """What the process that has the lock says of itself; empty where it has not said anything yet."""
-    try:
-        content = json.loads(read_bytes(folder / LOCK, 4096))
-        return {"process": int(content["process"]), **{key: str(content[key]) for key in ("host", "machine", "since")}}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
 
 
 # What lies where another file should

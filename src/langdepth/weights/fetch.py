@@ -19,7 +19,8 @@ from langdepth.errors import CheckpointError, MissingCheckpointError, UsageError
 from langdepth.systems.card import PublishedRecord
 from langdepth.systems.registry import PUBLISHED, REGISTRY
 from langdepth.utils.downloads import DownloadError, download
-from langdepth.utils.files import atomic_path, locked, not_the_file_itself
+from langdepth.utils.files import atomic_path, not_the_file_itself
+from langdepth.utils.locks import locked
 from langdepth.utils.network import offline_stated, stated
 from langdepth.utils.reading import file_sha256
 from langdepth.weights import published

@@ -21,7 +21,8 @@ from langdepth.data.rows import Doubt, Metres, Row, made_of, read_pair, true_edg
 from langdepth.data.sets.frame_cache import FORMAT, INDEX, PARTIAL, PARTS, CachedFrame, read_frames
 from langdepth.errors import ImageError, LangdepthError, UsageError, nearest
 from langdepth.evaluation.protocols import Protocol
-from langdepth.utils.files import atomic_path, file_state, locked, real_path, require_marked
+from langdepth.utils.files import atomic_path, file_state, real_path, require_marked
+from langdepth.utils.locks import locked
 from langdepth.utils.threads import reading_threads
 
 CachedPart = Literal["stored", "kb"]

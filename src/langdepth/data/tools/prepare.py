@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 from langdepth.data.base import INCOMPLETE, MANIFEST, Member, find_rows, layout
 from langdepth.data.tools.archives import ARCHIVES, MemberReader, checked_members, is_archive, opened
 from langdepth.errors import LangdepthError, UsageError, text_flaw
-from langdepth.utils.files import atomic_path, locked, real_path, require_marked
+from langdepth.utils.files import atomic_path, real_path, require_marked
+from langdepth.utils.locks import locked
 from langdepth.utils.reading import file_sha256, read_bytes, visible
 
 _MAX_MANIFEST = 1 << 30  # of five million files
