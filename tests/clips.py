@@ -35,18 +35,21 @@ def save_clip(
     colors: tuple[int, int, int] | None = None,
     rotation: int | None = None,
     format: str | None = None,
+    ticks: int = 1000,
+    title: str = "",
     **options: str,
 ) -> Path:
     """A video of ``frames`` (H, W, 3) uint8, or uint16 in formats of more bits.
 
-    ``times``: of each in milliseconds, otherwise ``rate`` per second. ``colors``: primaries, curve and matrix.
+    ``times``: of each in ``ticks`` of a second, otherwise ``rate`` per second. ``colors``: primaries, curve and matrix.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format=format, options=options) as container:
+        container.metadata["title"] = title
         stream = container.add_stream(codec, rate=rate, options={"bf": "0"} if codec == "libx264" else {})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pixels
-        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        stream.time_base = stream.codec_context.time_base = Fraction(1, ticks)
         if colors is not None:
             context = stream.codec_context
             context.color_primaries, context.color_trc, context.colorspace = colors
@@ -57,8 +60,8 @@ def save_clip(
             frame = av.VideoFrame.from_ndarray(image, format=kind)
             if colors is not None:
                 frame = frame.reformat(format=pixels, dst_colorspace=colors[2], dst_color_range=1)
-            frame.pts = 1000 * number // rate if times is None else times[number]
-            frame.time_base = Fraction(1, 1000)
+            frame.pts = ticks * number // rate if times is None else times[number]
+            frame.time_base = Fraction(1, ticks)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path

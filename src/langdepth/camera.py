@@ -204,11 +204,15 @@ class Camera:
     def fitted(self, width: int, height: int) -> Camera:
         """The camera for an image of (height, width), scaled where that is the same image in another size.
 
-        Raises UsageError for an image of another shape, and for intrinsics that cannot be, see ``require_credible``.
+        Raises UsageError for an image of another shape, for intrinsics that cannot be, see ``require_credible``, and
+        for a lens that leaves nothing of the image.
         """
         self.require_credible()
         if abs(self.height * width / self.width - height) > 1:
             raise UsageError(f"the camera is for {self.width}x{self.height} pixels, the image is {width}x{height}")
+        way = self.straightening()
+        if way is not None:
+            way.require_view()
         return self if (self.width, self.height) == (width, height) else self.scaled(width, height)
 
     @checked

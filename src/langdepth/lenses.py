@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MODELS = {"polynomial": 12, "equidistant": 4}  # by how many coefficients at most
 _WIDEST_DEGREES = 85.0  # from the axis; a plane in front of the camera ends at 90
 _WIDEST_VIEW_DEGREES = 65.0  # from the axis, of a pinhole view: beyond it the middle would have few pixels
+_LEAST_SHARE = 0.02  # of a straightened image that shows something
+_GRID = 48  # places across and down by which that share is found
 _PART = 1 << 20  # pixels that are worked on at once
 _NO_TURN = (1, 0, 0, 0, 1, 0, 0, 0, 1)
 
@@ -181,10 +183,7 @@ class Straightening:
 
         found, inside = np.empty_like(pixels), np.empty((self.height, self.width), np.bool_)
         for rows, (u, v) in self._parts():
-            x, y, z = self._turned(*_rays(u, v, self.flat), back=True)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                x, y = self.lens.distort(np.where(z > 0, x / z, np.nan), y / z)
-            u, v = _pixels(x, y, self.camera)
+            u, v = self._origin(u, v)
             part = _sampled(pixels, u, v)
             found[rows] = np.rint(part) if pixels.dtype.kind in "ui" else part
             inside[rows] = self._within(u, v)
@@ -230,6 +229,26 @@ class Straightening:
         fx, fy = fx * shrink, fy * shrink
         middle = (self.width - 1 - fx * (left + right)) / 2, (self.height - 1 - fy * (top + bottom)) / 2
         return replace(self, flat=(fx, fy, *middle))
+
+    def require_view(self) -> None:
+        """Raise UsageError where the straightened image shows next to nothing of the image: the lens is of another."""
+        import numpy as np
+
+        v, u = np.meshgrid(*(np.linspace(0, side - 1, _GRID) for side in (self.height, self.width)), indexing="ij")
+        share = float(self._within(*self._origin(u, v)).mean())
+        if share < _LEAST_SHARE:
+            raise UsageError(
+                f"lens: the straightened image would show something at {share:.1%} of its pixels; the coefficients, "
+                "the rotation or the projection are not those of this camera"
+            )
+
+    def _origin(self, u: Numbers, v: Numbers) -> tuple[Numbers, Numbers]:
+        """Where pixels of the straightened image are in the image; NaN where they cannot be."""
+        import numpy as np
+
+        x, y, z = self._turned(*_rays(u, v, self.flat), back=True)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            return _pixels(*self.lens.distort(np.where(z > 0, x / z, np.nan), y / z), self.camera)
 
     def _parts(self) -> Iterator[tuple[slice, tuple[Numbers, Numbers]]]:
         """Rows of the image and their pixels' places (u, v), so that few are held at once."""

@@ -246,6 +246,34 @@ def test_a_frame_that_was_changed_is_done_again(run: Run) -> None:
     assert np.load("depth/clip/000002.npy").shape == (48, 64)
 
 
+@pytest.mark.parametrize("content", [b"PK\x03\x04" + bytes(200), b"\x93NUMPY", b"x", "other", "shapes"])
+def test_what_is_left_of_an_earlier_run_may_be_damaged(content: Any, run: Run) -> None:
+    save_clip(Path("clip.mp4"), brightening(4))
+    words = ("clip.mp4", "--save", "npy", "--resume")
+    assert run(*words)[0] == 0
+    state = Path("depth/clip/.langdepth-clip.npz")
+    with np.load(state) as found:
+        arrays = dict(found)
+    if content == "other":
+        np.save(state.with_suffix(".npy"), np.ones(3))
+        state.with_suffix(".npy").rename(state)
+    elif content == "shapes":
+        np.savez(state, **{**arrays, "complete": False, "grey": np.ones(3, np.float32)})
+    else:
+        state.write_bytes(content)
+    (Path("depth/clip/frames.csv")).write_text("\n\nframe,time\n\u00b2,0\n")
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    assert "4 frames" in out
+    assert len(Path("depth/clip/frames.csv").read_text().splitlines()) == 5
+
+
+def test_a_folder_may_have_the_name_of_a_protocol(run: Run) -> None:
+    save_clip(Path("clip.mp4"), brightening(4))
+    assert run("clip.mp4", "--out", "tcp:1")[0] == 0
+    assert files("tcp:1") == ["clip_color.mp4", "clip_depth.mkv"]
+
+
 def test_whole_clips_are_written_anew(run: Run) -> None:
     save_clip(Path("clip.mp4"), brightening(20))
     words = ("clip.mp4", "--save", "depth-video,npy")

@@ -244,6 +244,10 @@ def flawed(**changes: Any) -> str:
         ("a.json", flawed(camera_matrix="500"), "no list of numbers"),
         ("a.json", flawed(camera_matrix=[["a", 0, 1], [0, 1, 1], [0, 0, 1]]), "'a', which is no finite number"),
         ("a.json", flawed(camera_matrix=[[-500, 0, 1], [0, 1, 1], [0, 0, 1]]), "focal lengths must be positive"),
+        ("a.yaml", ROS.replace("rows: 1, cols: 5", "rows: 9000000000, cols: 0"), "of 9000000000x0 has 5 numbers"),
+        ("a.yaml", TOPIC + "\n---" * 200_000 + "x", "800,"),
+        ("a.yaml", TOPIC + "\n---" * 20_000 + "x", "a second document"),
+        ("a.yaml", "a: [" + "1, " * 40_000 + "1]\n", "characters of YAML, far more than a camera"),
         ("a.json", flawed(image_width=0), "is no size"),
         ("a.json", flawed(image_width=None), "one side of the image alone"),
         ("a.json", flawed(D=[0.1] * 14), "tilted sensor"),
@@ -254,6 +258,8 @@ def flawed(**changes: Any) -> str:
         ("a.txt", "500_0 0 320\n0 500 240\n0 0 1\n", "holds no calibration that is known"),
         ("cameras.txt", "1 FOV 640 480 500 500 320 240 0.9\n", "model 'FOV', which is not read"),
         ("cameras.txt", "1 PINHOLE 640 480 500 500 320\n", "3 parameters for PINHOLE, which has 4"),
+        ("cameras.txt", "1 PINHOLE 0 480 500 500 320 240\n", "image of 0x480, which is no size"),
+        ("calib.txt", "P_rect_02: 5 0 3 0 0 5 2 0 0 0 1 0\nS_rect_02: -5 1e300\n", "which is no size"),
         ("cameras.txt", "1 PINHOLE 640 480 500 500 320 x\n", "which is no camera of COLMAP"),
         ("calib.txt", "P1: 1 2 3\n", "neither P_rect_02 nor P2"),
         ("calib.txt", "P2: 1 2 3\n", "P2 has 3 numbers; a projection has 12"),
@@ -276,7 +282,14 @@ def test_arrays_that_are_no_camera(tmp_path: Path) -> None:
     np.save(tmp_path / "large.npy", np.zeros((1000, 1000)))
     np.save(tmp_path / "words.npy", np.array([["a"] * 3] * 3))
     np.save(tmp_path / "nan.npy", np.full((3, 3), np.nan))
-    for name, words in (("large", "shape (1000, 1000)"), ("words", "type <U1"), ("nan", "no finite number")):
+    np.save(tmp_path / "short.npy", np.array(MATRIX))
+    (tmp_path / "short.npy").write_bytes((tmp_path / "short.npy").read_bytes()[:-40])
+    for name, words in (
+        ("short", "ends before its last number"),
+        ("large", "shape (1000, 1000)"),
+        ("words", "type <U1"),
+        ("nan", "no finite number"),
+    ):
         with pytest.raises(UsageError, match=r"\.npy: ") as caught:
             read_calibrations(tmp_path / f"{name}.npy")
         assert words in str(caught.value)
@@ -284,3 +297,27 @@ def test_arrays_that_are_no_camera(tmp_path: Path) -> None:
         read_calibrations(tmp_path / "missing.yaml")
     with pytest.raises(UsageError, match="is a folder"):
         read_calibrations(tmp_path)
+
+
+def test_rows_of_nothing_take_no_time(tmp_path: Path) -> None:
+    """A matrix of a milliard rows without numbers."""
+    text = ROS.replace("rows: 1, cols: 5, data: [-0.3, 0.1, 0.001, -2e-4, 0.0]", "rows: 2000000000, cols: 0, data: []")
+    lens = read(tmp_path, "a.yaml", text).lens
+    assert lens is not None
+    assert lens.coefficients == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("-0.3, 0.1", "-1000, 0.1"),
+        ("0.001, -2e-4", "1e30, 1e30"),
+        ("[1, 0, 0, 0, 1, 0, 0, 0, 1]", "[-1, 0, 0, 0, 1, 0, 0, 0, -1]"),
+        ("[450,", "[1e-9,"),
+    ],
+)
+def test_a_lens_that_leaves_nothing_of_the_image_is_refused(change: tuple[str, str], tmp_path: Path) -> None:
+    assert ROS.count(change[0]) == 1
+    (tmp_path / "a.yaml").write_text(ROS.replace(*change))
+    with pytest.raises(UsageError, match=r"a\.yaml: lens: the straightened image would show something at 0"):
+        CameraFile(tmp_path / "a.yaml")(640, 480)

@@ -131,7 +131,7 @@ class TestLeftovers:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: int, stays: bool
     ) -> None:
         with monkeypatch.context() as change:
-            change.setattr(files, "_machine", lambda: "0123abcd")
+            change.setattr(files, "machine", lambda: "0123abcd")
             theirs = temporary_path(tmp_path / "a.png")
         theirs.write_bytes(b"half")
         os.utime(theirs, (time.time() - age,) * 2)

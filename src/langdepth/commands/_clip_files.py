@@ -20,6 +20,7 @@ from langdepth.prediction.options import writer_options
 from langdepth.prediction.results import WRITERS, DepthResult, require_own, write_result
 from langdepth.prediction.video.predicting import FrameResult
 from langdepth.prediction.video.reading import OWN
+from langdepth.prediction.video.steady import Steady
 from langdepth.prediction.video.writing import CLIP_FORMATS, ClipFacts, ClipFile
 from langdepth.utils.files import atomic_path, require_marked
 
@@ -68,7 +69,9 @@ def begun(place: Place, output: PredictOutput, done: Done) -> Begun:
             same = str(state["made_of"]) == place.made_of
             count, complete = int(state["frames"]), bool(state["complete"])
             kept = {name: state[name] for name in ("walk", "level", "grey", "log", "steady") if name in state}
-    except (OSError, ValueError, KeyError, EOFError):
+        if "walk" in kept:
+            Steady().restored(kept)
+    except Exception:  # whatever NumPy raises of a file that is missing, damaged, or of something else
         return Begun()
     files = (place.frame(index, output.frame_formats) for index in range(count))
     if not same or not all(done.has([*targets.values()], place.made_of) for targets in files):
@@ -168,7 +171,7 @@ class ClipOutput:
         path = self._place.name / TIMES
         kept = []
         with suppress(OSError, ValueError, csv.Error), path.open(newline="", encoding="utf-8") as file:
-            kept = [row for row in csv.reader(file) if row[0].isdigit() and int(row[0]) < self._first]
+            kept = [row for row in csv.reader(file) if row and row[0].isdecimal() and int(row[0]) < self._first]
         with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([["frame", "time"], *kept])
         self._times = path.open("a", newline="", encoding="utf-8")

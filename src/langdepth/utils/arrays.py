@@ -46,7 +46,10 @@ def read_npy(stream: IO[bytes], check: Check, stored_bytes: int) -> npt.NDArray[
     if math.prod(shape) * dtype.itemsize > stored_bytes:
         raise ArrayError("it ends before its last number")
     stream.seek(start)
-    content: npt.NDArray[Any] = npy.read_array(stream, allow_pickle=False)
+    try:
+        content: npt.NDArray[Any] = npy.read_array(stream, allow_pickle=False)
+    except ValueError:  # the header takes a part of those bytes
+        raise ArrayError("it ends before its last number") from None
     return content
 
 

@@ -17,6 +17,7 @@ from langdepth.utils.numbers import plain_number
 from langdepth.utils.reading import open_regular, read_text
 
 MAX_BYTES = 1_000_000
+_MAX_YAML = 100_000  # characters, which take a second to read
 KINDS = (
     "camera_info of ROS (YAML), OpenCV's YAML or JSON, cameras.txt of COLMAP, a calib file of KITTI, or a 3x3 matrix "
     "as text, .csv, .json or .npy"
@@ -97,6 +98,8 @@ def _read(text: str, path: Path) -> tuple[Calibration, ...]:
     if suffix == ".json" or start[0] in "{[":
         return (_of_content(_json(text)),)
     if suffix in (".yaml", ".yml") or start.startswith("%YAML"):
+        if len(text) > _MAX_YAML:
+            raise _Flaw(f"has {len(text):,} characters of YAML, far more than a camera; give {KINDS}")
         return (_of_content(parse_yaml(_plain_yaml(text), str(path))),)
     if start.startswith("<"):
         raise _Flaw("is XML, which is not read; let OpenCV write a .yaml")
@@ -149,6 +152,8 @@ def _calibration(
     height: int | None = None,
     lens: Lens | None = None,
 ) -> Calibration:
+    if not all(side is None or 0 < side < 1 << 31 for side in (width, height)):
+        raise _Flaw(f"states an image of {width}x{height}, which is no size")
     lens = None if lens is None or lens.is_straight(pinhole) else lens
     return Calibration(*pinhole, width=width, height=height, lens=lens)
 
@@ -178,7 +183,10 @@ def _json(text: str) -> Any:
 def _plain_yaml(text: str) -> str:
     """YAML as OpenCV and ROS write it, as plain YAML: without the version, the tag of a matrix, and the last "---"."""
     text = re.sub(r"\A%YAML[: ].*\n(---\s*\n)?", "", text)
-    return re.sub(r"(\n---\s*)+\Z", "\n", re.sub(r"(:[ \t]+)!!opencv-matrix\b", r"\1", text))
+    lines = re.sub(r"(:[ \t]+)!!opencv-matrix\b", r"\1", text).split("\n")
+    while lines and lines[-1].rstrip() in ("", "---"):
+        lines.pop()
+    return "\n".join([*lines, ""])
 
 
 def _of_content(content: Any) -> Calibration:
@@ -208,7 +216,7 @@ def _size(width: Any, height: Any, known: Mapping[str, Any]) -> tuple[int | None
     if width is None and height is None and isinstance(sides, list) and len(sides) == 2:
         width, height = sides
     for side in (width, height):
-        if side is not None and not (isinstance(side, int) and not isinstance(side, bool) and 0 < side < 1 << 31):
+        if side is not None and (not isinstance(side, int) or isinstance(side, bool)):
             raise _Flaw(f"states an image of {width}x{height}, which is no size")
     if (width is None) != (height is None):
         raise _Flaw("states one side of the image alone")
@@ -253,7 +261,7 @@ def _rows(value: Any, what: str) -> list[Sequence[Any]]:
             raise _Flaw(f"{what} has no rows, cols and data")
         if rows < 0 or rows * columns != len(data):
             raise _Flaw(f"{what} of {rows}x{columns} has {len(data)} numbers")
-        return [data[row * columns : (row + 1) * columns] for row in range(rows)]
+        return [data[row * columns : (row + 1) * columns] for row in range(rows if columns else 0)]
     if not isinstance(value, list):
         raise _Flaw(f"{what} is {value!r}, which is no list of numbers")
     if all(isinstance(row, list) for row in value):

@@ -357,3 +357,21 @@ def test_memory_does_not_grow_with_the_clip(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert peak < 12 * image.nbytes
     assert os.path.getsize(path) > 0
+
+
+def test_times_of_thousands_of_frames_a_second(tmp_path: Path) -> None:
+    path = save_clip(tmp_path / "fast.mp4", brightening(20), rate=4000, ticks=4000, codec="mpeg4")
+    np.testing.assert_allclose([frame.time for frame in frames_of(path)], np.arange(20) / 4000, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["clip.avi", "clip.mkv"])
+def test_a_title_in_another_encoding_does_no_harm(name: str, tmp_path: Path) -> None:
+    path = save_clip(tmp_path / name, brightening(1), codec="mpeg4", title="CAFExx")
+    assert path.read_bytes().count(b"CAFExx") == 1
+    path.write_bytes(path.read_bytes().replace(b"CAFExx", b"CAF\xe9xx"))
+    assert len(frames_of(path)) == 1
+
+
+def test_a_pattern_of_absurd_width_is_none() -> None:
+    assert sources.is_pattern("f_%04d.png")
+    assert not sources.is_pattern("f_%0999999999999d.png")

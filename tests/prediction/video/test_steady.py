@@ -148,3 +148,14 @@ def test_it_goes_on_from_its_state(photo: Pixels) -> None:
     for number in range(11, 20):
         factor = second(frames[number], slope() * np.float32(scales[number]), number / RATE)
         np.testing.assert_array_equal(factor, wanted[number])
+
+
+@pytest.mark.parametrize("size", [(32, 3200), (3200, 32)])
+def test_pictures_of_any_shape(size: tuple[int, int]) -> None:
+    """Of a line camera, or a strip of a panorama."""
+    steady = Steady()
+    pixels = np.random.default_rng(0).integers(0, 255, (*size, 3)).astype(np.uint8)
+    for number in range(3):
+        factor = steady(pixels, np.full(size, 2 + number, np.float32), number / 25)
+    assert factor.shape == size
+    assert np.isfinite(factor).all()

@@ -11,6 +11,7 @@ from PIL import Image
 Floats = npt.NDArray[np.float32]
 
 LONGER_SIDE = 96  # pixels of the longer side at which motion is found
+_LEAST_SIDE = 2  # which slopes need
 _LEVELS = 4  # the coarsest sees motions of a tenth of the image as one pixel or two
 _ROUNDS = 2
 _WINDOW = 4  # pixels on each side over which motion is one
@@ -28,7 +29,7 @@ def small_grey(pixels: npt.NDArray[np.uint8]) -> Floats:
 def small_size(size: Sequence[int]) -> tuple[int, int]:
     """(h, w) at which motion is found in images of (height, width) ``size``."""
     factor = min(1.0, LONGER_SIDE / max(size))
-    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+    return max(_LEAST_SIDE, round(size[0] * factor)), max(_LEAST_SIDE, round(size[1] * factor))
 
 
 class Motion:

@@ -25,6 +25,7 @@ from langdepth.utils.images import MAX_PIXELS, MIN_SIDE, check_pixels, read_imag
 
 OWN = "langdepth "  # what the comment of a clip of results begins with
 _MOST_BETWEEN = 300  # frames that a first look decodes to get from a key frame to a place
+_LEAST_STEP = 1e-5  # seconds, from a frame to one that is not later by its own time
 _SAME_LENGTH = 0.02  # share of its stated frames that a whole file may lack
 _BT709, _UNSTATED = 1, 2
 # (a, b, c, d) of a display matrix, which takes (x, y) to (ax + cy, bx + dy), as the orientation that EXIF numbers.
@@ -116,13 +117,15 @@ class _Video(Clip):
     def _open(self) -> tuple[Any, Any]:
         import av
 
-        options = {"max_pixels": str(MAX_PIXELS)}  # what a frame's own header states, before memory is taken
+        # What a frame's own header states is known before memory is taken; titles in other encodings do no harm.
+        options = {"max_pixels": str(MAX_PIXELS)}
+        how: dict[str, Any] = {"options": options, "metadata_errors": "replace"}
         if self._device is not None:
-            container = av.open(self._device[1], format=self._device[0], options=options, timeout=TIMEOUT)
+            container = av.open(self._device[1], format=self._device[0], timeout=TIMEOUT, **how)
         elif sources.is_stream(self.name):
             if self.live:
                 options["rtsp_transport"] = "tcp"
-            container = av.open(self.name, options=options, timeout=TIMEOUT)
+            container = av.open(self.name, timeout=TIMEOUT, **how)
         else:
             # The kind is given and nothing but files are opened: a playlist would name other places.
             kind = sources.container(sources.read_head(self.name))
@@ -130,7 +133,7 @@ class _Video(Clip):
                 other = not_the_file_itself(self.name)
                 raise ImageError(other or f"not a video (known: {KINDS})")
             options["protocol_whitelist"] = "file"
-            container = av.open(f"file:{self.name}", format=kind, options=options)
+            container = av.open(f"file:{self.name}", format=kind, **how)
         try:
             if not container.streams.video:
                 raise ImageError("has no images, only sound or text")
@@ -183,7 +186,7 @@ class _Video(Clip):
                     first = time if first is None else first
                     time -= first
                 time = last + 1 / (self.rate or sources.SEQUENCE_RATE) if time is None else time
-                last = max(time, last + 1e-3) if count > 1 else max(time, 0.0)  # times rise
+                last = max(time, last + _LEAST_STEP) if count > 1 else max(time, 0.0)  # times rise
                 yield last, lambda frame=frame: self._pixels(frame)
         if damaged:
             self.problems.append(f"{self.name}: {damaged} damaged places are left out")

@@ -20,7 +20,7 @@ KINDS = "MP4, MOV, MKV, WebM, AVI, MPEG-TS"
 SEQUENCE_RATE = 25.0  # frames per second of numbered images
 _WEBCAM = re.compile(r"webcam:(\d{1,3})")
 _STREAMS = ("rtsp://", "rtsps://", "http://", "https://")
-_NUMBER = re.compile(r"%0?(\d*)d")
+_NUMBER = re.compile(r"%0?(\d{0,2})d")
 _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # that MP4 and QuickTime files begin with
 _DEVICES = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
 

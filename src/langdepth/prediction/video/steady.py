@@ -89,10 +89,13 @@ class Steady:
         return {"walk": np.array([*self._walk], np.float64).reshape(-1, 2), "level": np.float64(self._level), **maps}
 
     def restored(self, state: Mapping[str, Any]) -> Steady:
-        """Itself in the ``state`` of another one."""
+        """Itself in the ``state`` of another one. Raises ValueError, KeyError for what is none."""
         self._walk = deque((float(time), float(place)) for time, place in state["walk"])
         self._level = float(state["level"])
         self._before = (state["grey"], state["log"], state["steady"]) if "grey" in state else None
+        maps = self._before or ()
+        if any(one.ndim != 2 or one.shape != maps[0].shape or not np.isfinite(one).all() for one in maps):
+            raise ValueError("no state of a clip")
         return self
 
 

@@ -129,7 +129,7 @@ class ClipFile:
         depth = self._kind == "depth-video"
         h264 = "libx264" in av.codecs_available
         self._container = av.open(
-            str(self._temporary), "w", format="matroska" if depth else "mp4", options={} if depth else _PIECES
+            f"file:{self._temporary}", "w", format="matroska" if depth else "mp4", options={} if depth else _PIECES
         )
         facts = {"unit": result.unit, "scale_kind": result.scale_kind, "system": result.system}
         more = {"scale": self._facts.unit, "no_value": 0} if depth else {}
