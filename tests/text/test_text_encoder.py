@@ -85,7 +85,7 @@ def test_unknown_words_are_named_once_each_in_order() -> None:
 
 @pytest.mark.parametrize("sentence", ["", "   ", "123 !?", "厨房"])
 def test_a_sentence_without_words_is_refused(sentence: str) -> None:
-    with pytest.raises(LangdepthError, match="has no words; describe the image"):
+    with pytest.raises(UsageError, match="has no words; describe the image"):
         fresh_encoder().tokenize(["a bed", sentence])
 
 

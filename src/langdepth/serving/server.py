@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import signal
 import socket
 import threading
@@ -10,10 +12,55 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from langdepth.errors import explained, one_line
 from langdepth.serving.app import Service, make_app
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_Protocol: Any = AutoHTTPProtocol
+
+
+class _Impatient(_Protocol):  # type: ignore[misc]
+    """HTTP that closes a connection on which the head of a request does not arrive in time.
+
+    uvicorn waits for ever, and whoever opens many such connections keeps all others out.
+    """
+
+    seconds = 60.0
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unwatch()
+
+    def _watch(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:  # the rest has its own limits
+            self._unwatch()
+        elif self._late is None:
+            self._late = self.loop.call_later(self.seconds, self.transport.close)
+
+    def _unwatch(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """What uvicorn logs, as one line: a client that breaks off or sends nonsense is no news."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, Exception):
+        record.msg, record.args = f"a request was not answered: {explained(error)}", ()
+    record.msg, record.args, record.exc_info = one_line(record.getMessage()), (), None
+    return True
 
 
 class Server(uvicorn.Server):
@@ -22,9 +69,11 @@ class Server(uvicorn.Server):
     def __init__(self, service: Service) -> None:
         self.service = service
         limits = service.limits
+        logging.getLogger("uvicorn.error").addFilter(_without_traceback)
         super().__init__(
             uvicorn.Config(
                 make_app(service),
+                http=type("_Impatient", (_Impatient,), {"seconds": limits.timeout}),
                 log_level="error",
                 access_log=False,
                 server_header=False,

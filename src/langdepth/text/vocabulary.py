@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from langdepth.errors import LangdepthError, UsageError
+from langdepth.errors import UsageError
 
 PADDING, UNKNOWN = 0, 1
 _KEPT = 1000  # sentences whose features are not computed again
@@ -42,10 +42,10 @@ class Vocabulary:
         return [word for word in dict.fromkeys(words_of(sentence)) if word not in self._index]
 
     def tokens(self, sentence: str) -> list[int]:
-        """The words' numbers. Raises LangdepthError for a sentence without any word."""
+        """The words' numbers. Raises UsageError for a sentence without any word."""
         found = [self._index.get(word, UNKNOWN) for word in words_of(sentence)][: self.max_words]
         if not found:
-            raise LangdepthError(f"the text {sentence!r} has no words; describe the image, or leave it out")
+            raise UsageError(f"the text {sentence!r} has no words; describe the image, or leave it out")
         return found
 
     def checked_tokens(self, sentence: str) -> list[int]:
