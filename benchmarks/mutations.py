@@ -68,8 +68,8 @@ LONGEST_LINE = 1500
 OTHERS = re.compile(  # names that only the inside of a library has
     r"Traceback|not foreseen|Errno|(?<!\()\btorch\.(?!save)|jsonargparse|argparse|yaml\.|PIL\.|pickle\.|numpy\.|h5py|"
     r"python_name|safetensors_|has no attribute|NoneType|object is not|unexpected keyword|positional argument|<class|"
-    r"0x[0-9a-f]{6,}|InvalidHeader|Error\(|tag:yaml|std::|site-packages|File \"|\bat line \d+ column|Metadata Warning|"
-    r"EXIF data|Tag data|codec can|literal for|\(b'"
+    r"(?<![\d.])0x[0-9a-f]{6,}|InvalidHeader|Error\(|tag:yaml|std::|site-packages|File \"|\bat line \d+ column|"
+    r"Metadata Warning|EXIF data|Tag data|codec can|literal for|\(b'"
 )
 Random = random.Random
 
@@ -1591,6 +1591,593 @@ def command_lines(rng: Random, folder: Path) -> Case:
     return Case([*command.split(), *words], " ".join(words)[:200], right)
 
 
+# --- videos
+
+
+CODECS = {
+    "mp4": ("libx264", "mpeg4", "mpeg4"),
+    "mov": ("libx264", "mjpeg", "png"),
+    "mkv": ("ffv1", "libx264", "mpeg4"),
+    "webm": ("libvpx",),
+    "avi": ("mpeg4", "mjpeg", "rawvideo"),
+    "ts": ("mpeg2video", "libx264"),
+}
+PIXELS = {"mjpeg": "yuvj420p", "png": "rgb24", "rawvideo": "yuv420p"}
+BOXES = pool("moov trak mdia minf stbl edts udta dinf")  # of MP4, that hold boxes
+
+
+def clip_content(rng: Random, folder: Path) -> tuple[str, bytes, str]:
+    """(ending, content, what it is) of a short clip in a container that is read."""
+    import av
+    import numpy as np
+
+    ending = rng.choice(("mp4", "mp4", "mov", "mkv", "avi", "ts", *CODECS))
+    codec, path = rng.choice(CODECS[ending]), folder / f"made.{ending}"
+    count, rate = rng.choice((1, 2, 5, 8)), rng.choice((1, 10, 25, 25, 30, 1000))
+    height, width = rng.choice(((48, 64), (48, 64), (64, 48), (50, 66), (32, 32)))
+    if codec in ("ffv1", "png") and rng.random() < 0.3:
+        height, width = height + 1, width + 1
+    photo, comment = _photo(rng, height, width), rng.choice(("", "", "a\nb", "é", "x" * 3000))
+    with av.open(str(path), "w", format="matroska" if ending == "mkv" else None) as container:
+        container.metadata["comment"] = comment
+        stream = container.add_stream(codec, rate=rate, options={"deadline": "realtime"} if codec == "libvpx" else {})
+        stream.width, stream.height, stream.pix_fmt = width, height, PIXELS.get(codec, "yuv420p")
+        sound = (
+            container.add_stream("pcm_s16le", rate=8000)
+            if ending in ("mov", "mkv", "avi") and rng.random() < 0.3
+            else None
+        )
+        if ending in ("mp4", "mov") and rng.random() < 0.3:
+            stream.set_display_rotation(rng.choice((90, 180, 270, 45)))
+        place = 0
+        for number in range(count):
+            frame = av.VideoFrame.from_ndarray(np.roll(photo, number, 1), format="rgb24")
+            place += 1 if rng.random() < 0.9 else 1000
+            frame.pts = place
+            container.mux(stream.encode(frame))
+            if sound is not None:
+                heard = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+                heard.rate, heard.pts = 8000, 800 * number
+                container.mux(sound.encode(heard))
+        for one in (stream, *([] if sound is None else [sound])):
+            container.mux(one.encode())
+    content = path.read_bytes()
+    path.unlink()
+    return ending, content, f"{count} frames of {width}x{height}, {codec}"
+
+
+def boxes_of(content: bytes) -> list[list[Any]]:
+    """Name and content, or boxes, of each box of MP4."""
+    found, place = [], 0
+    while place + 8 <= len(content):
+        size, name = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
+        end = place + size if size >= 8 else len(content)
+        body = content[place + 8 : end]
+        found.append([name, boxes_of(body) if name.decode("latin-1") in BOXES else body])
+        place = end
+    return found
+
+
+def boxes_to(boxes: Sequence[Sequence[Any]]) -> bytes:
+    """The content of boxes, with sizes that fit."""
+    bodies = [(name, boxes_to(body) if isinstance(body, list) else body) for name, body in boxes]
+    return b"".join(struct.pack(">I", len(body) + 8) + name + body for name, body in bodies)
+
+
+def boxes_changed(rng: Random, content: bytes) -> tuple[bytes, str]:
+    """A box of MP4 with another number in it, without one, twice, or of another name; sizes fit."""
+    tree = boxes_of(content)
+    siblings = tree
+    while True:
+        at = rng.randrange(len(siblings))
+        name, body = siblings[at]
+        if not isinstance(body, list) or not body or rng.random() < 0.05:
+            break
+        siblings = body
+    kind = rng.choice(("number",) * 6 + ("bytes", "drop", "double", "name", "cut"))
+    if isinstance(body, list) and kind in ("number", "bytes", "cut"):
+        kind = "drop"
+    if kind == "number" and len(body) >= 4:
+        form = rng.choice((">H", ">I", ">I", ">Q"))
+        place = rng.randrange(0, max(1, min(len(body) - struct.calcsize(form) + 1, 120)), 2)
+        number = rng.choice(ABSURD) % (1 << 8 * struct.calcsize(form))
+        siblings[at][1] = body[:place] + struct.pack(form, number) + body[place + struct.calcsize(form) :]
+        kind += f" {number} at {place}"
+    elif kind == "bytes" and body:
+        siblings[at][1] = twice(rng, body)[0]
+    elif kind == "drop":
+        del siblings[at]
+    elif kind == "double":
+        siblings.insert(at, siblings[at])
+    elif kind == "name":
+        siblings[at][0] = rng.choice((b"free", b"mdat", b"moov", b"trak", b"xxxx", b"\0\0\0\0"))
+    else:
+        siblings[at][1] = body[: rng.randrange(len(body) + 1)]
+    return boxes_to(tree), f"box {name.decode('latin-1')} {kind}"
+
+
+def clip_changed(rng: Random, ending: str, content: bytes) -> tuple[bytes, str]:
+    """A clip with other boxes, other packets of a transport stream, or changed bytes; at times as it is."""
+    kind = rng.random()
+    if kind < 0.12:
+        return content, "nothing"
+    if ending in ("mp4", "mov") and kind < 0.65:
+        return boxes_changed(rng, content)
+    if ending == "ts" and kind < 0.4:
+        packets = [content[at : at + 188] for at in range(0, len(content), 188)]
+        at, length = rng.randrange(len(packets)), rng.choice((1, 1, 3, 20))
+        how = rng.choice(("drop", "double", "shuffle", "again"))
+        if how == "shuffle":
+            rng.shuffle(packets)
+        else:
+            part = packets[at : at + length]
+            packets[at : at + length] = {"drop": [], "double": part * 2, "again": packets}[how]
+        return b"".join(packets), f"packets {how} at {at}"
+    if kind > 0.97:
+        return rng.choice(
+            (*STRANGE, content[:40], b"ftyp" + content, b"\0\0\0\x18ftypmp42" + bytes(20))
+        ), "another content"
+    return twice(rng, content)
+
+
+def decoded(path: Path) -> list[Any] | None:
+    """(H, W, 3) of the frames that FFmpeg alone gives of a whole file; None where it complains, or turns them."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            frames = list(container.decode(video=0))
+        return (
+            None if any(frame.rotation for frame in frames) else [frame.to_ndarray(format="rgb24") for frame in frames]
+        )
+    except Exception:
+        return None
+
+
+def clip_flaw(folder: Path) -> str | None:
+    """What is wrong about the depth maps of the frames in a folder, and their times."""
+    import numpy as np
+
+    if not (folder / "frames.csv").exists():
+        return None
+    rows = list(csv.reader((folder / "frames.csv").open(newline="")))[1:]
+    maps = sorted(path for path in folder.glob("*.npy"))
+    if not rows and not maps:
+        return None
+    if [int(row[0]) for row in rows] != [int(path.stem) for path in maps] or len(maps) != int(maps[-1].stem) + 1:
+        return f"{len(maps)} frames, {len(rows)} times"
+    times = [float(row[1]) for row in rows]
+    if not np.isfinite(times).all() or times[0] < 0 or (np.diff(times) <= 0).any():
+        return f"times {times[:9]}"
+    depths = [np.load(path) for path in maps]
+    if len({depth.shape for depth in depths}) > 1 or not all(np.isfinite(d).all() and (d > 0).all() for d in depths):
+        return "depth that is not finite, or of several sizes"
+    return None
+
+
+def videos(rng: Random, folder: Path) -> Case:
+    """predict of a changed clip, or of numbered images of which one is changed."""
+    import numpy as np
+
+    options: list[str] = []
+    for name in rng.sample(("--start", "--end", "--fps", "--steady"), rng.choice((0, 0, 0, 1, 2))):
+        values = pool("off scale motion off") if name == "--steady" else ("0", "0.1", "0.35", "3", *NUMBERS)
+        options += [f"{name}={rng.choice(values)}"]
+    formats = rng.choice(("npy", "npy", "npy,depth-video", "npy,side-by-side", "depth-video,color-video"))
+    argv = ["--system", state["small"], "--out", "out", "--save", formats, *options]
+    if rng.random() < 0.15:
+        return _numbered(rng, folder, argv)
+    ending, content, change = clip_content(rng, folder)
+    changed, more = clip_changed(rng, ending, content)
+    name = f"changed.{rng.choice((ending, ending, ending, 'mp4', 'MOV'))}"
+    (folder / name).write_bytes(changed)
+    if rng.random() < 0.1:
+        options.append("--resume")
+        argv.append("--resume")
+
+    def right(outcome: Outcome) -> str | None:
+        import langdepth
+
+        wrong = clip_flaw(folder / "out/changed")
+        if wrong or options or "npy" not in formats:
+            return wrong
+        maps = sorted((folder / "out/changed").glob("*.npy"))
+        if more == "nothing" and outcome.code:
+            return "refused, though it is whole"
+        frames = decoded(folder / name) if outcome.code == 0 else None
+        if frames is None:
+            return None
+        if len(frames) != len(maps):
+            return f"{len(maps)} frames, of which FFmpeg gives {len(frames)}"
+        expected = langdepth.predict(frames[0], state["small"]).depth
+        if np.load(maps[0]).shape != expected.shape or not np.allclose(np.load(maps[0]), expected, rtol=1e-4):
+            return "another depth than for the same pixels from memory"
+        return None
+
+    return Case(["predict", name, *argv], f"{ending}, {change}: {more}", right, partly=True)
+
+
+def _numbered(rng: Random, folder: Path, argv: Sequence[str]) -> Case:
+    from PIL import Image
+
+    numbers = sorted(rng.sample(range(20), 4))
+    for number in numbers:
+        Image.fromarray(_photo(rng)).save(folder / f"f_{number:03d}.png")
+    path, kind = (
+        folder / f"f_{rng.choice(numbers):03d}.png",
+        rng.choice(("bytes", "bytes", "size", "kind", "link", "none")),
+    )
+    if kind == "bytes":
+        path.write_bytes(image_changed(rng, "png", path.read_bytes())[0])
+    elif kind == "size":
+        Image.fromarray(_photo(rng, 64, 48)).save(path)
+    elif kind == "kind":
+        Image.fromarray(_photo(rng)).convert(rng.choice("L1P")).save(path)
+    elif kind == "link":
+        path.unlink()
+        path.symlink_to(rng.choice((path.name, "missing", "/dev/zero", ".")))
+    pattern = rng.choice(
+        ("f_%03d.png",) * 4 + ("f_%d.png", "f_%04d.png", "f_%0999999999999d.png", "%%d_%d.png", "f_%03d.jpg")
+    )
+
+    def right(outcome: Outcome) -> str | None:
+        return clip_flaw(folder / "out/f")
+
+    return Case(["predict", pattern, *argv], f"{pattern}: {path.name} {kind}", right, partly=True)
+
+
+# --- cameras
+
+
+CAMERA = {"fx": 60.0, "fy": 60.0, "cx": 31.5, "cy": 23.5}
+COEFFICIENTS = ("0.1", "-0.2", "0.001", "-0.001", "0.05", "0", "0.3", "0.01", "0", "0", "0", "0", "0", "0")
+
+
+def camera_content(rng: Random) -> tuple[str, str, str]:
+    """(ending, content, what was changed) of a calibration in one of the forms that are read."""
+    values, changes = {name: str(value) for name, value in CAMERA.items()}, []
+    values |= {"width": "64", "height": "48"}
+    count = rng.choice((0, 4, 5, 8, 12, 14, 3))
+    values |= {f"k{at}": value for at, value in enumerate(COEFFICIENTS[:count])}
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        name = rng.choice([*values, "width", "height", "fx", "cx"])
+        numbers = (*NUMBERS, "-60", "640", "48", "64", "1e300", "1e-300", "-1e30", "100", "9" * 4400, "9" * 310)
+        values[name] = rng.choice(numbers if rng.random() < 0.9 else TEXTS)
+        changes.append(f"{name}={values[name][:20]!r}")
+    fx, fy, cx, cy, width, height, *bent = values.values()
+    rows = [[fx, "0", cx], ["0", fy, cy], ["0", "0", "1"]]
+    if rng.random() < 0.15:
+        change = rng.choice(("row", "column", "turned", "last", "flat"))
+        changes.append(f"matrix {change}")
+        rows = {
+            "row": rows[:2],
+            "column": [row[:2] for row in rows],
+            "turned": [list(row) for row in zip(*rows, strict=True)],
+            "last": [*rows[:2], ["0", "0", "0"]],
+            "flat": [[value for row in rows for value in row]],
+        }[change]
+    flat, kind = (
+        ", ".join(value for row in rows for value in row),
+        rng.choice(pool("ros ros opencv json lists colmap kitti text npy")),
+    )
+    model = rng.choice(("plumb_bob",) * 4 + ("rational_polynomial", "equidistant", "fisheye", "none", "mei", "", "5"))
+    data = ", ".join(bent)
+    count = rng.choice((f"{len(bent)}",) * 9 + ("0", "-1", "1000000000", "x"))
+    if kind == "ros":
+        turn, projection = "1, 0, 0, 0, 1, 0, 0, 0, 1", f"{fx}, 0, {cx}, 0, 0, {fy}, {cy}, 0, 0, 0, 1, 0"
+        turn = rng.choice(
+            (turn, turn, turn, "0, 0, 1, 1, 0, 0, 0, 1, 0", "-1, 0, 0, 0, -1, 0, 0, 0, 1", "2, 0, 0, 0, 2, 0, 0, 0, 2")
+        )
+        text = (
+            f"image_width: {width}\nimage_height: {height}\ncamera_name: a\ncamera_matrix:\n  rows: 3\n  cols: 3\n"
+            f"  data: [{flat}]\ndistortion_model: {model}\n"
+            f"distortion_coefficients:\n  rows: {1 if bent else count}\n"
+            f"  cols: {count if bent else 0}\n  data: [{data}]\nrectification_matrix:\n  rows: 3\n  cols: 3\n"
+            f"  data: [{turn}]\nprojection_matrix:\n  rows: 3\n  cols: 4\n  data: [{projection}]\n"
+        )
+        return "yaml", text, f"ros {model}: {'; '.join(changes)}"
+    if kind == "opencv":
+        text = (
+            f"%YAML:1.0\n---\nimage_width: {width}\nimage_height: {height}\ncamera_matrix: !!opencv-matrix\n"
+            f"   rows: 3\n   cols: 3\n   dt: d\n   data: [ {flat} ]\n"
+            "distortion_coefficients: !!opencv-matrix\n   rows: 1\n"
+            f"   cols: {count}\n   dt: d\n   data: [ {data} ]\n"
+        )
+        return rng.choice(("yaml", "yml", "txt")), text, f"opencv: {'; '.join(changes)}"
+    if kind == "json":
+        size = f'"image_width": {width}, "image_height": {height}'
+        text = f'{{{size}, "camera_matrix": {json.dumps(rows)}, "dist": [{data}]}}'
+        return (
+            "json",
+            text.replace('"', "") if rng.random() < 0.03 else re.sub(r'"(-?\d[^"]*)"', r"\1", text),
+            f"json: {'; '.join(changes)}",
+        )
+    if kind == "lists":
+        fields = {
+            "K": [*map(float_or_text, flat.split(", "))],
+            "D": [*map(float_or_text, bent)],
+            "width": float_or_text(width),
+        }
+        content, change = yaml_changed(
+            rng, {"x": {**fields, "height": float_or_text(height), "distortion_model": model}}
+        )
+        lines = content.decode("utf-8", "replace").replace("x:\n", "", 1)
+        return (
+            "yaml",
+            "\n".join(line.removeprefix("  ") for line in lines.split("\n")),
+            f"lists: {change}; {'; '.join(changes)}",
+        )
+    if kind == "colmap":
+        model = rng.choice(pool("PINHOLE OPENCV FULL_OPENCV OPENCV_FISHEYE SIMPLE_RADIAL FOV"))
+        numbers = [fx, fy, cx, cy, *bent][
+            : {"PINHOLE": 4, "OPENCV": 8, "OPENCV_FISHEYE": 8, "FULL_OPENCV": 12}.get(model, 4)
+        ]
+        line = f"1 {model} {width} {height} {' '.join(numbers)}\n"
+        return "txt", "# cameras\n" + line * rng.choice((1, 1, 1, 2, 5000)), f"colmap {model}: {'; '.join(changes)}"
+    if kind == "kitti":
+        text = f"S_rect_02: {width} {height}\nP_rect_02: {fx} 0 {cx} 4.5e1 0 {fy} {cy} 1 0 0 1 0.003\n"
+        return "txt", rng.choice((text, text.replace("P_rect_02", "P2"), text * 2)), f"kitti: {'; '.join(changes)}"
+    between = rng.choice((" ", ",", ", ", ";", "\t"))
+    text = "\n".join(between.join(row) for row in rows)
+    return rng.choice(("txt", "csv", "npy", "json", "xml")), text, f"matrix: {'; '.join(changes)}"
+
+
+def float_or_text(text: str) -> Any:
+    """What YAML would make of it."""
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        return text
+
+
+def cameras(rng: Random, folder: Path) -> Case:
+    """predict with a changed calibration file."""
+    import numpy as np
+    from PIL import Image
+
+    ending, text, change = camera_content(rng)
+    content = text.encode("utf-8", "surrogatepass")
+    if rng.random() < 0.3:
+        content, more = text_changed(rng, content)
+        change += f"; {more}"
+    elif ending == "npy" or rng.random() < 0.05:
+        content, more = npy_of(np.array([[60, 0, 31.5], [0, 60, 23.5], [0, 0, 1.0]]), rng)
+        ending, change = "npy", more
+    elif rng.random() < 0.06:
+        form = rng.choice(("aliases", "merge", "self", "list", "map", "open", "dash"))
+        content, change = f"{text}\n{nested(form, rng.choice((3, 9, 30)))}\n".encode("utf-8", "surrogatepass"), form
+    elif rng.random() < 0.05:
+        content, change = (
+            text.encode("utf-8", "surrogatepass") + rng.choice((b"\n---", b": ", b"[", b"1 ")) * 200_000,
+            "long",
+        )
+    (folder / f"camera.{ending}").write_bytes(content)
+    Image.fromarray(_photo(Random(1), *rng.choice(((48, 64), (48, 64), (96, 128), (64, 48))))).save(folder / "good.png")
+    keep = ["--keep-distortion"] if rng.random() < 0.3 else []
+    argv = ["predict", "good.png", "--camera", f"camera.{ending}", "--system", state["small"], "--out", "out", *keep]
+
+    def right(outcome: Outcome) -> str | None:
+        with np.load(folder / "out/good.npz") as found:
+            depth, camera = found["depth"], json.loads(str(found["metadata"]))["camera"]
+        with Image.open(folder / "good.png") as image:
+            size = image.size
+        if depth.shape != size[::-1] or not (np.isfinite(depth).all() and (depth >= 0).all()):
+            return f"depth of {depth.shape} from {depth.min()} to {depth.max()}"
+        numbers = [camera[name] for name in ("fx", "fy", "cx", "cy")]
+        if (camera["width"], camera["height"]) != size or not np.isfinite(numbers).all() or min(numbers[:2]) <= 0:
+            return f"the camera {numbers}"
+        if not (depth > 0).mean() > 0.02:
+            return "a lens that leaves nothing of the image"
+        plain = re.fullmatch(r"(matrix|opencv|colmap PINHOLE|kitti): ", change)
+        factor = size[0] / 64 if plain and plain[1] != "matrix" else 1
+        if plain and not np.allclose(numbers[:2], 60 * factor):
+            return f"the camera {numbers}, the file states 60"
+        return None
+
+    return Case([*argv, "--save", "npz,ply,normals"], change, right)
+
+
+# --- the service
+
+
+def service(rng: Random, folder: Path) -> Case:
+    """serve, to which one damaged request is sent, then a good one."""
+    import socket
+    import threading
+
+    ending, image = image_content(rng)
+    if rng.random() < 0.5:
+        image, change = image_changed(rng, ending, image)
+    else:
+        change = "a good image"
+    method, place, query = b"POST", b"/predict", []
+    for name in rng.sample(("text", "scene", "intrinsics", "fov", "format", "x"), rng.choice((0, 0, 1, 2))):
+        valid = {
+            "fov": ("60",),
+            "intrinsics": ("60,60,31.5,23.5",),
+            "format": pool("png npz json"),
+            "text": ("a room",),
+        }
+        value = rng.choice((*valid.get(name, ()), *valid.get(name, ()), *NUMBERS[:12], *TEXTS))
+        query.append((name, value))
+    body, headers = image, [(b"Content-Type", b"image/" + ending.encode())]
+    form = rng.random() < 0.4
+    if form:
+        parts = [(f'name="{name}"', value.encode("utf-8", "replace")) for name, value in query]
+        parts.insert(0, (f'name="image"; filename="{rng.choice(TEXTS[:10] + NAMES[:4])}"', image))
+        query = []
+        body = b"".join(
+            b"--xyz\r\nContent-Disposition: form-data; "
+            + name.encode("utf-8", "replace")
+            + b"\r\n\r\n"
+            + value
+            + b"\r\n"
+            for name, value in parts
+        )
+        body, headers = body + b"--xyz--\r\n", [(b"Content-Type", b"multipart/form-data; boundary=xyz")]
+        if rng.random() < 0.4:
+            body, more = twice(rng, body)
+            change += f"; form {more}"
+    length = str(len(body))
+    kind = rng.choice(("none",) * 4 + pool("method place length chunked header accept type bytes"))
+    if kind == "method":
+        method = rng.choice(
+            (b"GET", b"PUT", b"HEAD", b"OPTIONS", b"DELETE", b"TRACE", b"CONNECT", b"X" * 300, b"", b"\xff")
+        )
+    elif kind == "place":
+        place = rng.choice(
+            (
+                b"/",
+                b"/../../etc/passwd",
+                b"/%2e%2e/%2e%2e/etc/passwd",
+                b"/predict/",
+                b"//predict",
+                b"/health",
+                b"/metrics",
+                b"*",
+                b"/" + b"a" * 70_000,
+                b"/predict%0d%0aX-Y:%20z",
+                b"http://other/predict",
+                b"/%ff%00",
+            )
+        )
+    elif kind == "length":
+        length = rng.choice(
+            (*NUMBERS[:11], "9" * 25, "+5", str(len(body) - 1), str(len(body) + 1), str(10**12), "5, 5")
+        )
+    elif kind == "header":
+        name = rng.choice(
+            (
+                b"Content-Type",
+                b"Transfer-Encoding",
+                b"Content-Encoding",
+                b"Expect",
+                b"Host",
+                b"Connection",
+                b"Upgrade",
+                b"X" * 9000,
+                b"a b",
+                b"",
+            )
+        )
+        value = rng.choice(
+            (
+                b"gzip",
+                b"100-continue",
+                b"chunked, chunked",
+                b"\xff\xfe",
+                b"",
+                b"x" * 70_000,
+                b"websocket",
+                b"a\r\n b",
+                b"multipart/form-data",
+                b"identity",
+            )
+        )
+        headers.append((name, value))
+    elif kind == "accept":
+        headers.append(
+            (
+                b"Accept",
+                rng.choice(
+                    (
+                        b"text/html",
+                        b"*/*;q=nan",
+                        b"*/*;q=1e400",
+                        b",,;;",
+                        b"image/png;q=0",
+                        b"application/json;q=x, */*",
+                        b"a" * 9000,
+                        b"\xff",
+                    )
+                ),
+            )
+        )
+    elif kind == "type" and form:
+        headers = [
+            (
+                b"Content-Type",
+                b"multipart/form-data"
+                + rng.choice(
+                    (
+                        b"",
+                        b"; boundary=",
+                        b"; boundary=" + b"y" * 5000,
+                        b"; boundary=\xff",
+                        b"; boundary=xyz; charset=x",
+                        b'; boundary="',
+                    )
+                ),
+            )
+        ]
+    from urllib.parse import quote
+
+    target = place + (
+        b"?" + "&".join(f"{n}={quote(v.encode('utf-8', 'surrogatepass'))}" for n, v in query).encode() if query else b""
+    )
+    sent = b"%s %s HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" % (method, target) + b"".join(
+        n + b": " + v + b"\r\n" for n, v in headers
+    )
+    if kind == "chunked":
+        size = rng.choice((b"%x" % len(body),) * 3 + (b"0", b"ffffffffffffffffff", b"-1", b"x", b"%x;a=b" % len(body)))
+        sent += b"Transfer-Encoding: chunked\r\n\r\n" + size + b"\r\n" + body + b"\r\n0\r\n\r\n"
+    else:
+        sent += b"Content-Length: " + length.encode() + b"\r\n\r\n" + body
+    if kind == "bytes":
+        sent, more = twice(rng, sent)
+        change += f"; request {more}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    good = io.BytesIO()
+    from PIL import Image
+
+    Image.fromarray(_photo(Random(1))).save(good, "PNG")
+    after = b"POST /predict HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(
+        good.getvalue()
+    )
+    answers: list[bytes] = []
+
+    def ask(content: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=8) as client:
+            with suppress(OSError):  # answered before all was sent
+                client.sendall(content)
+            found = b""
+            with suppress(OSError):
+                while block := client.recv(1 << 16):
+                    found += block
+            return found
+
+    def clients() -> None:
+        until = time.monotonic() + SECONDS
+        try:
+            while time.monotonic() < until:
+                with suppress(OSError):
+                    answers.append(ask(sent))
+                    break
+                time.sleep(0.02)
+            answers.append(ask(after + good.getvalue()))
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def right(outcome: Outcome) -> str | None:
+        if len(answers) != 2 or not answers[1].startswith(b"HTTP/1.1 200 "):
+            return f"a good request after it: {[answer[:200] for answer in answers]!r}"
+        status = re.match(rb"HTTP/1\.1 (\d+) ", answers[0])
+        if answers[0] and (status is None or not (200 <= int(status[1]) < 500 or int(status[1]) in (503, 504))):
+            return f"answered with {answers[0][:300]!r}"
+        head, _, content = answers[0].partition(b"\r\n\r\n")
+        if head and int(status[1]) >= 400 and b"application/json" in head and method != b"HEAD":
+            line = json.loads(content.partition(b"HTTP/1.1")[0])["error"]
+            if len(line) > LONGEST_LINE or OTHERS.search(line) or not line.isprintable():
+                return f"said {line[:300]!r}"
+        return None
+
+    threading.Thread(target=clients, daemon=True).start()
+    argv = ["serve", "--port", str(port), "--system", state["small"], "--timeout", "4", "--max-mb", "1"]
+    return Case(argv, f"{kind}, {ending}: {change}", right)
+
+
 KINDS: dict[str, tuple[Callable[[Random, Path], Case], int]] = {  # and its share of the cases
     "images": (images, 22),
     "depth": (depth_files, 16),
@@ -1603,6 +2190,9 @@ KINDS: dict[str, tuple[Callable[[Random, Path], Case], int]] = {  # and its shar
     "archives": (archives, 10),
     "own files": (own_files, 8),
     "command lines": (command_lines, 10),
+    "videos": (videos, 12),
+    "cameras": (cameras, 8),
+    "service": (service, 6),
 }
 
 
@@ -1615,13 +2205,16 @@ state: dict[str, Any] = {}
 def prepare(folder: Path) -> None:
     """Import what the commands import and write the weights that cases change, so that each case only forks."""
     sys.path.insert(0, str(ROOT))
+    import av
     import h5py  # noqa: F401
+    import python_multipart  # noqa: F401
     import scipy.io  # noqa: F401
     import torch
     from PIL import Image
     from tests.helpers import Learner
 
     from langdepth.data.sets import nyu
+    from langdepth.serving import server  # noqa: F401
     from langdepth.systems import card, registry
     from langdepth.systems.capabilities import ConvertsOfficial
 
@@ -1637,6 +2230,7 @@ def prepare(folder: Path) -> None:
             return {k: v for k, v in state_dict.items() if k in own}, report
 
     Image.init()
+    av.logging.set_level(None)
     state["Small"] = Small
     sys.modules["mutations_small"] = type(sys)("mutations_small")
     sys.modules["mutations_small"].Small = Small  # type: ignore[attr-defined]
@@ -1657,10 +2251,24 @@ def _warm(folder: Path) -> None:
     work = folder / "warm"
     work.mkdir()
     _plain_set(work, Random(0))
+    (work / "clip.mp4").write_bytes(clip_content(Random(0), work)[1])
+    (work / "camera.txt").write_text("60 0 31.5\n0 60 23.5\n0 0 1\n")
     small, root = ["--system", state["small"]], ["--root", str(work / "set")]
     with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
         for argv in (
             ["predict", str(work / "set/good.png"), "--out", str(work / "out"), "--save", "npy,npz,color,ply", *small],
+            ["predict", str(work / "clip.mp4"), "--out", str(work / "out"), "--save", "npy,depth-video", *small],
+            [
+                "predict",
+                str(work / "set/good.png"),
+                "--out",
+                str(work / "out"),
+                "--camera",
+                str(work / "camera.txt"),
+                "--save",
+                "npz,normals",
+                *small,
+            ],
             ["evaluate", *root, "--data", "folder", "--out", str(work / "r.json"), *small],
             ["data", "check", str(work / "set")],
             ["data", "prepare", "folder", "--source", "missing", "--out", str(work / "out")],
@@ -1779,6 +2387,11 @@ def damage(path: Path) -> str | None:
             from safetensors.numpy import load_file
 
             load_file(path)
+        elif path.suffix in (".mkv", ".mp4"):
+            import av
+
+            with av.open(str(path)) as container:
+                return None if any(True for _ in container.decode(video=0)) else "has no frames"
     except Exception as error:
         return str(error)
     return None
