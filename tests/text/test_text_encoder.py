@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from langdepth.errors import LangdepthError
+from langdepth.errors import UsageError
 from langdepth.text.caption_features import CaptionFeatures
 from langdepth.text.encoders import (
     PADDING,
