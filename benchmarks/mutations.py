@@ -1620,6 +1620,7 @@ def clip_content(rng: Random, folder: Path) -> tuple[str, bytes, str]:
     photo, comment = _photo(rng, height, width), rng.choice(("", "", "a\nb", "é", "x" * 3000))
     with av.open(str(path), "w", format="matroska" if ending == "mkv" else None) as container:
         container.metadata["comment"] = comment
+        rate = 25 if codec == "mpeg2video" else rate  # which knows few
         stream = container.add_stream(codec, rate=rate, options={"deadline": "realtime"} if codec == "libvpx" else {})
         stream.width, stream.height, stream.pix_fmt = width, height, PIXELS.get(codec, "yuv420p")
         sound = (
@@ -1789,6 +1790,8 @@ def videos(rng: Random, folder: Path) -> Case:
             return None
         if len(frames) != len(maps):
             return f"{len(maps)} frames, of which FFmpeg gives {len(frames)}"
+        if more != "nothing" and not re.match("box (?!mdat)", more):
+            return None  # what is damaged is patched up, each time in another way
         expected = langdepth.predict(frames[0], state["small"]).depth
         if np.load(maps[0]).shape != expected.shape or not np.allclose(np.load(maps[0]), expected, rtol=1e-4):
             return "another depth than for the same pixels from memory"

@@ -21,7 +21,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _Protocol: Any = AutoHTTPProtocol
 
 
-class _Impatient(_Protocol):  # type: ignore[misc]
+class _Impatient(_Protocol):
     """HTTP that closes a connection on which the head of a request does not arrive in time.
 
     uvicorn waits for ever, and whoever opens many such connections keeps all others out.

@@ -375,3 +375,11 @@ def test_a_title_in_another_encoding_does_no_harm(name: str, tmp_path: Path) -> 
 def test_a_pattern_of_absurd_width_is_none() -> None:
     assert sources.is_pattern("f_%04d.png")
     assert not sources.is_pattern("f_%0999999999999d.png")
+
+
+def test_an_unknown_codec_is_one_line(tmp_path: Path) -> None:
+    path = save_clip(tmp_path / "clip.mkv", brightening(2), codec="mpeg4")
+    assert path.read_bytes().count(b"V_MPEG4/ISO/ASP") == 1
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/ASP", b"V_MPEG4/ISO/XXX"))
+    with pytest.raises(ImageError, match=r"clip\.mkv: is coded in a way that FFmpeg does not know"):
+        frames_of(path)

@@ -140,6 +140,8 @@ class _Video(Clip):
             if container.metadata.get("comment", container.metadata.get("COMMENT", "")).startswith(OWN):
                 raise ImageError("is a result of langdepth, not a video to predict")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ImageError("is coded in a way that FFmpeg does not know; save it as H.264, for example")
             width, height = stream.codec_context.width, stream.codec_context.height
             if width and min(width, height) < MIN_SIDE:
                 raise ImageError(f"{width}x{height} pixels is too small; the smaller side must be at least {MIN_SIDE}")
