@@ -70,10 +70,11 @@ class Server(uvicorn.Server):
         self.service = service
         limits = service.limits
         logging.getLogger("uvicorn.error").addFilter(_without_traceback)
+        protocol: Any = type("_Impatient", (_Impatient,), {"seconds": limits.timeout})
         super().__init__(
             uvicorn.Config(
                 make_app(service),
-                http=type("_Impatient", (_Impatient,), {"seconds": limits.timeout}),
+                http=protocol,
                 log_level="error",
                 access_log=False,
                 server_header=False,

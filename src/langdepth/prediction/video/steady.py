@@ -93,7 +93,7 @@ class Steady:
         self._walk = deque((float(time), float(place)) for time, place in state["walk"])
         self._level = float(state["level"])
         self._before = (state["grey"], state["log"], state["steady"]) if "grey" in state else None
-        maps = self._before or ()
+        maps = [*(self._before or ())]
         if any(one.ndim != 2 or one.shape != maps[0].shape or not np.isfinite(one).all() for one in maps):
             raise ValueError("no state of a clip")
         return self
