@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from langdepth.systems.tiny.blocks import ConvexUpsampling, FeaturePyramid, RelativeBins
 
@@ -102,13 +103,22 @@ def test_upsampling_begins_as_bilinear_interpolation() -> None:
     coarse = torch.rand(2, 1, 6, 7)
     weights = upsampling(torch.rand(2, 3, 24, 28), torch.rand(2, 3, 12, 14), torch.rand(2, 5, 6, 7))
     assert weights.shape == (2, 9, 16, 6, 7)
-    torch.testing.assert_close(weights.sum(1), torch.ones(2, 16, 6, 7))
+    assert (weights > 0).all()
     expected = torch.nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear", align_corners=False)
     torch.testing.assert_close(upsampling.enlarge(coarse, weights), expected, atol=0.01, rtol=0)
 
 
+def test_the_pixels_of_a_cell_are_channels_of_the_upsampling() -> None:
+    upsampling = ConvexUpsampling(5, 3, 8).eval()
+    image, fine, pixels = torch.rand(2, 3, 24, 28), torch.rand(2, 3, 12, 14), torch.rand(2, 5, 6, 7)
+    upsampling.logits.weight.data *= 1e3
+    maps = [pixels, F.pixel_unshuffle(fine, 2), F.pixel_unshuffle(image, 4)]
+    expected = upsampling.logits(upsampling.hidden(torch.cat(maps, 1))).exp().view(2, 9, 16, 6, 7)
+    torch.testing.assert_close(upsampling(image, fine, pixels), expected)
+
+
 def test_a_pixel_takes_the_cell_that_its_weights_name() -> None:
-    """Cells and pixels row by row; beyond the border lies the cell at the border."""
+    """Cells and pixels row by row; beyond the border lies the cell at the border. Weights are shares of their sum."""
     coarse = torch.arange(6.0).view(1, 1, 2, 3)
     weights = torch.zeros(1, 9, 16, 2, 3)
     weights[:, 4] = 1
@@ -117,4 +127,4 @@ def test_a_pixel_takes_the_cell_that_its_weights_name() -> None:
     weights[0, :, 0, 1, 2] = torch.eye(9)[1]  # the cell above
     expected = coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)
     expected[0, 0, 1, 2], expected[0, 0, 4, 8] = 1, 2
-    assert torch.equal(ConvexUpsampling.enlarge(coarse, weights), expected)
+    assert torch.equal(ConvexUpsampling.enlarge(coarse, 2 * weights), expected)

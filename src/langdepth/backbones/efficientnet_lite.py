@@ -20,9 +20,12 @@ STRIDES = (2, 4, 8, 16, 32)
 class SameConv2d(nn.Conv2d):
     """Convolution of stride 1 or 2 with TensorFlow's "same" padding: ceil(size / stride) cells, the odd one behind.
 
-    The padding is plain arithmetic on the size, so that an exported graph holds for every size. A depthwise one stays
-    in float32 under autocast: CPUs have no quick bfloat16 backward pass for it.
+    The padding is plain arithmetic on the size, so that an exported graph holds for every size; ``even``: for even
+    sizes, and it is a part of the convolution. A depthwise one stays in float32 under autocast: CPUs have no quick
+    bfloat16 backward pass for it.
     """
+
+    even = False
 
     def forward(self, x: Tensor) -> Tensor:
         on_cpu = x.device.type == "cpu"
@@ -36,7 +39,7 @@ class SameConv2d(nn.Conv2d):
             return F.conv2d(x, self.weight, self.bias, 1, self.kernel_size[0] // 2, groups=self.groups)
         pads = []
         for kernel, size in ((self.kernel_size[1], x.shape[3]), (self.kernel_size[0], x.shape[2])):
-            total = kernel - stride + size % stride
+            total = kernel - stride + (0 if self.even and torch.jit.is_tracing() else size % stride)
             pads += [total // 2, total - total // 2]
         return F.conv2d(F.pad(x, pads), self.weight, self.bias, stride, groups=self.groups)
 
@@ -46,7 +49,8 @@ class EfficientNetLite(nn.Module):
 
     ``size`` is 0, 1 or 2. BatchNorm stays at its ImageNet statistics (eval mode) during training: small batches would
     spoil them, and the frozen form is quicker. ``frozen``: how many of the first stages (with the stem) keep their
-    weights; edges and textures are the same everywhere, and their large maps cost the most.
+    weights; edges and textures are the same everywhere, and their large maps cost the most. An exported graph takes
+    images whose sides are multiples of 16.
     """
 
     def __init__(self, size: int, frozen: int = 0) -> None:
@@ -61,6 +65,8 @@ class EfficientNetLite(nn.Module):
             for name, child in module.named_children():
                 if isinstance(child, nn.Conv2d) and (child.groups > 1 or child.stride[0] > 1):
                     setattr(module, name, _same_conv(child))
+        for conv in [one for one in trunk.modules() if isinstance(one, SameConv2d) and one.stride[0] > 1][:-1]:
+            conv.even = True
         if frozen:
             for part in (trunk.conv_stem, trunk.bn1, *trunk.blocks[:frozen]):
                 part.requires_grad_(False)

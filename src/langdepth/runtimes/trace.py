@@ -196,6 +196,8 @@ def traced(
     model.producer_name, model.doc_string = "langdepth", ""
     for node in model.graph.node:
         node.doc_string = ""
+        while node.input and not node.input[-1]:  # left out; for ONNX Runtime such a Pad is no part of a convolution
+            del node.input[-1]
     return model
 
 

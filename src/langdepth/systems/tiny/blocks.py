@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,22 +107,35 @@ class ConvexUpsampling(nn.Module):
 
     def __init__(self, pixel_channels: int, fine_channels: int, channels: int) -> None:
         super().__init__()
-        inputs = pixel_channels + fine_channels * (self.FACTOR // 2) ** 2 + 3 * self.FACTOR**2
-        self.hidden = nn.Sequential(ConvNormAct(inputs, channels, 1), ConvNormAct(channels, channels))
+        # Channels of each map, those of the finer ones for every pixel of a cell.
+        self.inputs = (pixel_channels, fine_channels * (self.FACTOR // 2) ** 2, 3 * self.FACTOR**2)
+        self.hidden = nn.Sequential(ConvNormAct(sum(self.inputs), channels, 1), ConvNormAct(channels, channels))
         self.logits = nn.Conv2d(channels, 9 * self.FACTOR**2, 1)
         nn.init.normal_(self.logits.weight, std=1e-3)
         self.logits.bias = nn.Parameter((_bilinear(self.FACTOR) + 1e-3).log().flatten())
 
     def forward(self, image: Tensor, fine: Tensor, pixels: Tensor) -> Tensor:
-        """Weights (B, 9, 16, h, w).
+        """Weights (B, 9, 16, h, w), positive; their shares of the sum over the cells count.
 
         ``image``: (B, 3, 4h, 4w), normalised; ``fine``: (B, F, 2h, 2w); ``pixels``: (B, C, h, w).
         """
-        parts = [pixels, F.pixel_unshuffle(fine, self.FACTOR // 2), F.pixel_unshuffle(image, self.FACTOR)]
-        logits = self.logits(self.hidden(torch.cat([part.to(pixels.dtype) for part in parts], 1)))
+        entrance: Any = self.hidden[0]
+        conv, norm, activation = entrance
+        x = self.hidden[1](activation(norm(self._of_cells(conv, pixels, fine, image))))
         # A softmax, which ONNX Runtime computes four times slower where the axis is not the last one.
-        weights = logits.float().clamp(-40, 40).exp().unflatten(1, (9, -1))
-        return weights / weights.sum(1, keepdim=True)
+        return self.logits(x).float().clamp(-40, 40).exp().unflatten(1, (9, -1))
+
+    def _of_cells(self, conv: nn.Conv2d, *maps: Tensor) -> Tensor:
+        """``conv`` of all maps side by side, the pixels of a cell being channels (``F.pixel_unshuffle``).
+
+        As a sum of convolutions that step from cell to cell, each with its part of the weights: unshuffling moves all
+        numbers in memory.
+        """
+        weights, steps = conv.weight.split(self.inputs, 1), (1, self.FACTOR // 2, self.FACTOR)
+        x = F.conv2d(maps[0], weights[0], conv.bias)
+        for one, weight, step in zip(maps[1:], weights[1:], steps[1:], strict=True):
+            x = x + F.conv2d(one, weight.reshape(len(weight), -1, step, step), stride=step)
+        return x
 
     @classmethod
     def enlarge(cls, coarse: Tensor, weights: Tensor) -> Tensor:
@@ -129,7 +143,8 @@ class ConvexUpsampling(nn.Module):
         height, width = coarse.shape[-2:]
         padded = F.pad(coarse, (1, 1, 1, 1), mode="replicate")
         around = [padded[..., y : y + height, x : x + width] for y in range(3) for x in range(3)]
-        return F.pixel_shuffle((torch.stack(around, 1) * weights).sum(1), cls.FACTOR)
+        means = (torch.stack(around, 1) * weights).sum(1) / weights.sum(1)
+        return F.pixel_shuffle(means, cls.FACTOR)
 
 
 def _bilinear(factor: int) -> Tensor:
