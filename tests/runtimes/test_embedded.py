@@ -111,6 +111,17 @@ def test_the_sentence_encoder_is_that_of_both_weights(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny", "wordepth-tiny"])
+def test_what_need_not_be_done_at_each_start_is_done(name: str) -> None:
+    """Norms and the pads of even sizes are parts of convolutions, and nothing is computed of constants alone."""
+    graph = onnx.load(MODELS_FOLDER / f"{name}.onnx", load_external_data=False).graph
+    kinds = [node.op_type for node in graph.node]
+    assert "BatchNormalization" not in kinds
+    assert "Constant" not in kinds
+    pads = [one.ints for node in graph.node for one in node.attribute if node.op_type == "Conv" and one.name == "pads"]
+    assert sum(before != behind for before, _, behind, _ in pads) == 4
+
+
+@pytest.mark.parametrize("name", ["tiny", "wordepth-tiny"])
 def test_the_card_knows_the_files_and_they_are_of_its_weights(command: Run, name: str) -> None:
     record = registry.entry(name).weights
     assert record is not None
