@@ -6,6 +6,7 @@ What is imported before ``main`` cannot be interrupted in one line, and is next 
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import sys
@@ -152,6 +153,7 @@ def entry_point() -> None:
     """Console script."""
     try:
         _note_interrupts()
+        gc.set_threshold(10_000)  # what modules define stays; searching it takes a twentieth of a short command's time
         os.environ["MPLBACKEND"] = "agg"  # no window is opened
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
             sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8

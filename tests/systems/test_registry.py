@@ -77,10 +77,23 @@ def test_a_name_that_is_taken_stays_with_its_first_owner(monkeypatch: pytest.Mon
         entry = Entry(name="net", target=target, summary="a network", paper="none", package=package)
         return [entry], {"images": target}, {}
 
-    monkeypatch.setattr(registry, "_cards", lambda: iter([one("ours:Net"), one("theirs:Net", "their-package")]))
+    monkeypatch.setattr(registry, "_cards", lambda _: iter([one("ours:Net"), one("theirs:Net", "their-package")]))
     with pytest.warns(UserWarning, match="their-package: the system name 'net' is taken; it is left out"):
-        entries, pipelines, _ = registry._read()
+        entries, pipelines, _ = registry._read.__wrapped__()
     assert (entries["net"].target, pipelines) == ("ours:Net", {"images": "ours:Net"})
+
+
+def test_one_name_takes_only_the_card_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = registry._read()
+    for part, names in enumerate((registry.REGISTRY, registry.PIPELINES, registry.PUBLISHED)):
+        assert dict(names) == whole[part]
+        for name, value in whole[part].items():
+            assert registry._read.__wrapped__(name)[part][name] == value
+    read: list[Path] = []
+    monkeypatch.setattr(registry, "_card", lambda path, *_: read.append(path) or ([], {}, {}))
+    monkeypatch.setattr(registry, "plugins", lambda _: {})
+    registry._read.__wrapped__("tiny")
+    assert [path.parent.name for path in read] == ["tiny"]
 
 
 def test_a_pipeline_by_name() -> None:

@@ -1,6 +1,6 @@
 """System names and what is known about each: from the card.yaml of every folder here, and of installed plug-ins.
 
-Reading the cards imports no system and no torch.
+Reading the cards imports no system and no torch. It is done when a name is asked for, see ``_Names``.
 """
 
 from __future__ import annotations
@@ -8,14 +8,17 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from langdepth.config import MAX_YAML_BYTES
 from langdepth.errors import LangdepthError, UsageError, first_line, nearest
 from langdepth.systems.card import Entry, PublishedRecord, read_card
 from langdepth.utils.plugins import load_target, plugins, source_of
+from langdepth.utils.reading import read_text
 
 if TYPE_CHECKING:
     from langdepth.systems.base import System
@@ -25,25 +28,36 @@ TRANSFORMERS = "transformers:"  # of the names of models of that library
 OWN_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # "module:Class", of a file of one's own
 
 
-def _cards() -> Iterator[tuple[list[Entry], dict[str, str], dict[str, PublishedRecord]]]:
+Read: TypeAlias = tuple[list[Entry], dict[str, str], dict[str, PublishedRecord]]
+What = TypeVar("What")
+
+
+def _cards(name: str | None = None) -> Iterator[Read]:
+    """All cards, or of our own those alone that have the name."""
+    has_name = None if name is None else re.compile(rf"^  {re.escape(name)}:", re.MULTILINE)
     for path in sorted(Path(__file__).parent.glob("*/card.yaml")):
-        yield read_card(path, f"langdepth.systems.{path.parent.name}")
+        if has_name is None or has_name.search(read_text(path, MAX_YAML_BYTES)):
+            yield _card(path, f"langdepth.systems.{path.parent.name}")
     for point in plugins("systems").values():
         try:
             spec = find_spec(point.value)
             if spec is None or not spec.submodule_search_locations:
                 raise LangdepthError(f"'{point.value}' is no package with a card.yaml")
             path = Path(next(iter(spec.submodule_search_locations)), "card.yaml")
-            yield read_card(path, point.value, source_of(point))
+            yield _card(path, point.value, source_of(point))
         except (LangdepthError, ImportError, ValueError) as error:  # one bad package ends nothing
             warnings.warn(f"the systems of {source_of(point)} are left out: {error}", stacklevel=2)
 
 
-def _read() -> tuple[dict[str, Entry], dict[str, str], dict[str, PublishedRecord]]:
+_card = cache(read_card)
+
+
+@cache
+def _read(name: str | None = None) -> tuple[dict[str, Entry], dict[str, str], dict[str, PublishedRecord]]:
     entries: dict[str, Entry] = {}
     pipelines: dict[str, str] = {}
     published: dict[str, PublishedRecord] = {}
-    for systems, images, weights in _cards():
+    for systems, images, weights in _cards(name):
         for found in systems:
             if entries.setdefault(found.name, found) is not found:
                 warnings.warn(f"{found.package}: the system name '{found.name}' is taken; it is left out", stacklevel=2)
@@ -52,7 +66,40 @@ def _read() -> tuple[dict[str, Entry], dict[str, str], dict[str, PublishedRecord
     return entries, pipelines, published
 
 
-REGISTRY, PIPELINES, PUBLISHED = _read()
+class _Names(MutableMapping[str, What]):
+    """What cards say by name: systems, pipelines or published weights. To know one name takes the card that has it."""
+
+    def __init__(self, part: int) -> None:
+        self._part = part
+        self._set: dict[str, What] = {}  # by others than cards
+
+    def __getitem__(self, name: str) -> What:
+        if name in self._set:
+            return self._set[name]
+        if not isinstance(name, str):
+            raise KeyError(name)
+        found: dict[str, What] = _read(name)[self._part]  # type: ignore[assignment]
+        return found[name]
+
+    def _all(self) -> dict[str, What]:
+        return {**_read()[self._part], **self._set}  # type: ignore[dict-item]
+
+    def __setitem__(self, name: str, value: What) -> None:
+        self._set[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._set[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+
+REGISTRY: MutableMapping[str, Entry] = _Names(0)
+PIPELINES: MutableMapping[str, str] = _Names(1)
+PUBLISHED: MutableMapping[str, PublishedRecord] = _Names(2)
 
 
 def systems_with(capability: type[DepthSystem]) -> list[str]:

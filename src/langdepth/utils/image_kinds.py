@@ -71,15 +71,18 @@ def reads_heif() -> bool:
     return True
 
 
-def formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read; others that it knows start programs or are no photographs."""
-    return (*_READABLE, "HEIF") if reads_heif() else _READABLE
+def formats(kind: str | None = None) -> tuple[str, ...]:
+    """Pillow's names of the formats that are read; others that it knows start programs or are no photographs.
+
+    ``kind``: what ``image_kind`` says of a file, for which the reader of another kind need not be imported.
+    """
+    return (*_READABLE, "HEIF") if kind not in _READABLE and reads_heif() else _READABLE
 
 
 def refusal(head: bytes) -> str | None:
     """Why an image that begins with these bytes cannot be read, and what to do; None for all others."""
     kind = image_kind(head)
-    if kind is None or kind in formats():
+    if kind is None or kind in formats(kind):
         return None
     if kind == "HEIF":
         return f"is a HEIC or HEIF photo; {HEIF_ADVICE}"

@@ -322,7 +322,7 @@ def _open_image(stream: IO[bytes]) -> Image.Image:
     elif image_kind(head) == "TIFF":
         silence_libtiff()
     try:
-        return Image.open(_without_comments(stream), formats=formats())
+        return Image.open(_without_comments(stream), formats=formats(image_kind(head)))
     except Image.UnidentifiedImageError:
         kind = image_kind(head)
         if kind is None:

@@ -24,13 +24,19 @@ T = TypeVar("T")
 def plugins(group: str, own: tuple[str, ...] = ()) -> dict[str, EntryPoint]:
     """Entry points of a group, for example "datasets", by name. Warns of those whose name is taken, also by ``own``."""
     known: dict[str, EntryPoint] = {}
-    for point in entry_points(group=f"langdepth.{group}"):
+    for point in _installed().select(group=f"langdepth.{group}"):
         if known.setdefault(point.name, point).value != point.value:
             first = source_of(known[point.name])
             warnings.warn(f"{source_of(point)}: '{point.name}' is of {first} already; it is left out", stacklevel=2)
     for name in set(known) & set(own):
         warnings.warn(f"{source_of(known[name])}: the name '{name}' is taken; it is left out", stacklevel=2)
     return {name: point for name, point in known.items() if name not in own}
+
+
+@cache
+def _installed() -> Any:
+    """Entry points of all groups: to find those of one, the files of all packages are read as well."""
+    return entry_points()
 
 
 def source_of(point: EntryPoint) -> str:
