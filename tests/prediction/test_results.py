@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -330,7 +330,7 @@ def test_two_plug_ins_of_one_name_or_suffix(monkeypatch: pytest.MonkeyPatch) -> 
     points = [
         EntryPoint(name, f"{place}:X", "langdepth.formats") for name, place in (("a", "x"), ("a", "y"), ("b", "z"))
     ]
-    monkeypatch.setattr(utils_plugins, "entry_points", lambda group: points)
+    monkeypatch.setattr(utils_plugins, "_installed", lambda: EntryPoints(points))
     plugins.cache_clear()
     with pytest.warns(UserWarning, match="y:X: 'a' is of x:X already; it is left out"):
         assert plugins("formats") == {"a": points[0], "b": points[2]}

@@ -59,6 +59,11 @@ class TestColorize:
         assert 1 <= low < 1.2
         assert 4.8 < high <= 5
 
+    @pytest.mark.parametrize("size", [2, 7, 1000])
+    def test_range_is_the_percentiles_of_numpy(self, size: int) -> None:
+        depth = np.random.default_rng(size).random((1, size), np.float32) ** 4 + 1
+        np.testing.assert_allclose(robust_range(depth), np.percentile(depth, (2, 98)), rtol=1e-6)
+
     def test_range_of_equal_and_of_no_values(self) -> None:
         low, high = robust_range(np.full((8, 8), 2.0))
         assert low < 2 < high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zlib
 
@@ -13,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from langdepth.errors import ImageError
 from langdepth.utils.images import read_image
-from langdepth.utils.png import without_broken_metadata
+from langdepth.utils.png import PNG_TAG, without_broken_metadata, write_own_png
 from tests.helpers import ramp
 
 LARGE = zlib.compress(b"x" * 3_000_000)
@@ -66,3 +67,15 @@ def test_good_metadata_stays() -> None:
 def test_damage_of_pixels_is_damage() -> None:
     with pytest.raises(ImageError, match="damaged or truncated"):
         read_image(png()[: len(png()) * 2 // 3])
+
+
+@pytest.mark.parametrize("depth", [False, True])
+def test_own_files_are_what_pillow_reads(depth: bool) -> None:
+    pixels = (np.arange(48 * 50) * 27 % 65536).astype(np.uint16).reshape(48, 50) if depth else PIXELS
+    buffer = io.BytesIO()
+    write_own_png(buffer, pixels, kind="ä", no_value=0)
+    with Image.open(buffer) as image:
+        assert np.array_equal(np.asarray(image), pixels)
+        assert json.loads(image.text[PNG_TAG]) == {"kind": "ä", "no_value": 0}
+    with Image.open(buffer) as image:
+        image.verify()

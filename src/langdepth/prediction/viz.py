@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,9 +50,20 @@ def robust_range(depth: Depth, valid: npt.NDArray[np.bool_] | None = None) -> tu
     values = depth[_usable(depth, valid)]
     if values.size == 0:
         return 0.0, 1.0
-    low, high = np.percentile(values[:: 1 + values.size // _PERCENTILE_SAMPLES], _ROBUST_PERCENTILES)
+    low, high = _percentiles(values[:: 1 + values.size // _PERCENTILE_SAMPLES], _ROBUST_PERCENTILES)
     margin = max(0.0, 0.01 * high - (high - low) / 2)  # a wall at 2 m is shown in a range from 1.98 to 2.02 m
     return float(low - margin), float(high + margin)
+
+
+def _percentiles(values: Depth, percents: Sequence[float]) -> list[float]:
+    """As ``np.percentile``, which imports ``numpy.ma``: a twentieth of the time that one image takes from nothing."""
+    places = [percent / 100 * (values.size - 1) for percent in percents]
+    ends = [(int(place), min(int(place) + 1, values.size - 1)) for place in places]
+    parted = np.partition(values, sorted({index for pair in ends for index in pair}))
+    return [
+        float(parted[below]) + (float(parted[above]) - float(parted[below])) * (place - below)
+        for place, (below, above) in zip(places, ends, strict=True)
+    ]
 
 
 def colorize(depth: Depth, valid: npt.NDArray[np.bool_] | None = None, colors: ColorScale = AUTOMATIC) -> Pixels:
@@ -63,9 +75,8 @@ def colorize(depth: Depth, valid: npt.NDArray[np.bool_] | None = None, colors: C
     """
     usable = _usable(depth, valid)
     low, high = shown_range(depth, usable, colors)
-    level = (depth - np.float32(low)) * np.float32(256 / (high - low))
-    index = np.nan_to_num(level, copy=False).clip(0, 255).astype(np.uint8)
-    pixels: Pixels = palette(colors.colormap)[index]
+    level = (np.where(usable, depth, np.float32(low)) - np.float32(low)) * np.float32(256 / (high - low))
+    pixels: Pixels = palette(colors.colormap).take(level.clip(0, 255).astype(np.uint8), axis=0)
     pixels[~usable] = INVALID_GREY
     return pixels
 
@@ -241,6 +252,7 @@ def shown_range(depth: Depth, usable: npt.NDArray[np.bool_], colors: ColorScale)
     return minimum, maximum
 
 
+@lru_cache(maxsize=8)
 def palette(colormap: str) -> Pixels:
     """(256, 3) uint8."""
     name = colormap.removesuffix("_r")
