@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: processes side by side get a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import langdepth.api  # noqa: F401  before a test puts something in the place of what it imports
 from langdepth import cli
 from langdepth.data.tools.sample import write_sample
 from langdepth.evaluation import plots, report

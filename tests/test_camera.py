@@ -53,6 +53,14 @@ def test_guess_is_about_the_longer_side() -> None:
     assert wide.source == tall.source == "guess"
     assert wide.fx == tall.fx
     assert wide.fx == pytest.approx(320 * math.sqrt(3))  # 60 degrees: half the width over tan 30 degrees
+    assert wide.fov == tall.fov == pytest.approx(60)
+
+
+def test_a_guess_has_the_focal_length_that_a_system_means() -> None:
+    for width, height in ((640, 480), (480, 640), (1280, 960), (1242, 375)):
+        camera = Camera.guess(width, height, 0.937)
+        assert (camera.source, camera.relative_focal) == ("guess", pytest.approx(0.937))
+    assert Camera.guess(640, 480, 0.937).fov == pytest.approx(63.28, abs=0.01)
 
 
 @pytest.mark.parametrize(

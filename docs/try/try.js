@@ -92,9 +92,11 @@ async function predict() {
 function show(found, steered, scene) {
   const { width, height } = photo, fixed = find("fixed").checked;
   const stated = find("fov").valueAsNumber, known = stated >= 2 && stated <= 150;
-  const focal = Math.max(width, height) / 2 / Math.tan((known ? stated : 60) * Math.PI / 360);
-  // As `InputSpec.focal` has it: what a longer lens sees is farther away. 1 where the camera is not known.
-  const factor = known && facts.focal ? focal / Math.sqrt(width * height) / facts.focal : 1;
+  const side = Math.sqrt(width * height);
+  // As `InputSpec.focal` has it: what a longer lens sees is farther away. The depth of a photo whose camera nobody
+  // states is that of the camera of this focal length.
+  const focal = known ? Math.max(width, height) / 2 / Math.tan(stated * Math.PI / 360) : facts.focal * side;
+  const factor = focal / side / facts.focal;
   const depth = found.depth.map((one) => one * factor), numbers = spread(depth);
   const rays = [new Float32Array(width * height), new Float32Array(width * height)];
   for (let i = 0; i < width * height; i++) {

@@ -168,15 +168,28 @@ class Camera:
 
     @classmethod
     @checked
-    def guess(cls, width: int, height: int) -> Camera:
-        """When nobody states a camera: ``GUESSED_FOV_DEGREES`` across the longer side, ``source`` "guess"."""
-        focal = max(width, height) / 2 / math.tan(math.radians(GUESSED_FOV_DEGREES) / 2)
+    def guess(cls, width: int, height: int, relative_focal: float | None = None) -> Camera:
+        """When nobody states a camera, ``source`` "guess": the one that a system's depth is meant for.
+
+        ``relative_focal``: its ``InputSpec.focal``; of systems without one it is ``GUESSED_FOV_DEGREES`` across the
+        longer side.
+        """
+        if relative_focal is None:
+            focal = max(width, height) / 2 / math.tan(math.radians(GUESSED_FOV_DEGREES) / 2)
+        else:
+            focal = relative_focal * math.sqrt(width * height)
         return cls.from_focal(focal, width, height, source="guess")
 
     @property
     def relative_focal(self) -> float:
         """The focal length as a share of the square root of the image's area, which resizing does not change."""
         return math.sqrt(self.fx * self.fy / (self.width * self.height))
+
+    @property
+    def fov(self) -> float:
+        """Degrees across the longer side, of a pinhole."""
+        side, focal = max((self.width, self.fx), (self.height, self.fy))
+        return math.degrees(2 * math.atan(side / 2 / focal))
 
     @property
     def matrix(self) -> npt.NDArray[np.float64]:

@@ -14,6 +14,7 @@ import gradio
 from langdepth.camera import Camera
 from langdepth.errors import LangdepthError, printable
 from langdepth.prediction.imagination import imagine
+from langdepth.prediction.network import usual_focal
 from langdepth.prediction.predictor import predict_images
 from langdepth.prediction.results import WRITERS, DepthResult, write_result
 from langdepth.prediction.viz import colorize
@@ -63,6 +64,7 @@ def make_demo(system: Predicts, load_imagining: Callable[[], Predicts], folder: 
         # Without allow-same-origin, the page reaches neither the form nor this address.
         return _FRAME.format(page), [str(path) for path in files.values()], "  \n".join(map(html.escape, notes))
 
+    unknown = Camera.guess(4, 3, usual_focal(system)).fov
     with gradio.Blocks(title="langdepth", analytics_enabled=False, delete_cache=(_KEPT, _KEPT)) as blocks:
         gradio.Markdown("# Depth from a photo, with words\nComputed on the machine that serves this page.")
         with gradio.Row():
@@ -80,7 +82,7 @@ def make_demo(system: Predicts, load_imagining: Callable[[], Predicts], folder: 
                     fov = gradio.Number(
                         label="Field of view, degrees across the width",
                         value=0,
-                        info="0: by EXIF, or 60 across the longer side.",
+                        info=f"0: by EXIF; of unknown cameras {unknown:.0f} in a 4:3 image.",
                     )
                 button = gradio.Button("Predict", variant="primary")
         notes = gradio.Markdown()
@@ -130,7 +132,5 @@ def _of_words(system: Predicts, text: str, fov: float | None) -> DepthResult:
 
 
 def _written(result: DepthResult, folder: Path) -> dict[str, Path]:
-    if result.camera is None:
-        result = replace(result, camera=Camera.guess(*result.depth.shape[::-1]))
     stem = Path(result.provenance.get("path") or "imagined").stem
     return {name: write_result(result, folder / (stem + WRITERS[name].suffix), format=name) for name in FORMATS}

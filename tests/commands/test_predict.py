@@ -89,6 +89,52 @@ def test_kitti16_has_the_names_and_values_of_the_kitti_server(run: Run) -> None:
         np.testing.assert_allclose(values / 256, metres, atol=0.02)
 
 
+@pytest.mark.parametrize(
+    ("kind", "form", "message"),
+    [
+        ("relative", "kitti16", "kitti16 holds metres, and 'fake' gives relative depth"),
+        ("disparity", "kitti16", "kitti16 holds metres, and 'fake' gives disparity depth"),
+        ("disparity", "ply", "ply holds depth, and 'fake' gives disparity"),
+        ("disparity", "normals", "normals holds depth, and 'fake' gives disparity"),
+    ],
+)
+def test_what_a_format_does_not_hold_is_said_before_the_work(
+    kind: str, form: str, message: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = FakeSystem()
+    monkeypatch.setattr(FakeSystem, "scale_kind", kind)
+    monkeypatch.setattr("langdepth.runtimes.opening.load", lambda name, **options: system)
+    save_image(Path("a.png"), grey(0.5))
+    code, _, err = run("a.png", "--save", f"npy,{form}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+    assert system.batches == []
+    assert not Path("depth").exists()
+
+
+def test_what_16_bits_do_not_hold_is_counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake system's depth is 1 to 10 m."""
+    for name, brightness in {"near": 0.0, "far": 1.0, "between": 0.5}.items():
+        save_image(Path(f"p/{name}.png"), grey(brightness))
+    code, _, err = run("p", "--save", "depth16", "--depth-unit", "0.0001")
+    assert code == 0
+    assert f"depth16: {48 * 64} pixels of 1 image lie beyond its reach and are stored as its farthest depth" in err
+    monkeypatch.setattr(results, "_KITTI_SCALE", 4.0)
+    code, _, err = run("p", "--save", "depth16,kitti16", "--depth-unit", "1")
+    assert code == 0
+    assert "depth16: " not in err
+    assert f"kitti16: {48 * 64} pixels of 1 image are nearer than half a unit and are stored as 1 unit" in err
+
+
+def test_small_relative_depth_is_printed_with_its_digits(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = FakeSystem()
+    system.scale.data.fill_(1e-5)
+    monkeypatch.setattr(FakeSystem, "scale_kind", "relative")
+    monkeypatch.setattr("langdepth.runtimes.opening.load", lambda name, **options: system)
+    save_image(Path("a.png"), grey(0.6))
+    assert "depth 6.4e-05 / 6.4e-05 / 6.4e-05 (relative)" in run("a.png", "--save", "npy")[1]
+
+
 def test_one_range_of_colors_for_all_images(run: Run) -> None:
     """The same depth has the same color in every image, and it is the one that the color map has there."""
     save_image(Path("p/near.png"), np.hstack([grey(0.1), grey(0.2)]))

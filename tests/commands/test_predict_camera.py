@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +49,27 @@ def test_guessed_cameras_are_said_once_with_their_number(run: Run) -> None:
         assert "intrinsics" not in content  # a guess is no measurement
         assert json.loads(str(content["metadata"]))["camera"]["source"] == "guess"
     assert run("p", "--save", "npy")[2] == ""  # which holds no camera
+
+
+def test_the_camera_is_said_where_it_decides_about_metres(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is written; a guess is the camera that the system means."""
+    system = FakeSystem()
+    system.input_spec = replace(system.input_spec, focal=0.9)
+    monkeypatch.setattr("langdepth.runtimes.opening.load", lambda name, **options: system)
+    save_image(Path("p/a.png"), ramp(64, 48))
+    save_image(Path("p/b.png"), ramp(64, 36))
+    code, _, err = run("p", "--save", "depth16,npz")
+    assert code == 0
+    assert err == (
+        "langdepth predict: camera: unknown, taken as 65 to 73 degrees across the longer side, for 2 images; give "
+        "--camera, --intrinsics or --fov for metres and the shape of things as they are\n"
+    )
+    camera = facts("depth/a.npz")[1]["camera"]
+    assert isinstance(camera, dict)
+    assert camera["fx"] == pytest.approx(0.9 * 64 * 0.75**0.5)
+    code, out, err = run("p", "--save", "depth16", "--fov", "60")
+    assert (code, err) == (0, "")
+    assert "camera: as given for 2 images\n" in out
 
 
 def test_a_stated_camera_is_not_guessed(run: Run) -> None:

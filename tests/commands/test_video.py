@@ -24,6 +24,7 @@ from langdepth.errors import LangdepthError
 from langdepth.prediction.video import sources
 from langdepth.prediction.video.clip import Clip
 from langdepth.prediction.video.writing import ClipFile, read_depth_video
+from langdepth.utils.depth_files import read_depth16
 from tests.clips import brightening, read_clip, save_clip
 from tests.helpers import FakeSystem, Run, grey, ramp, save_image
 
@@ -102,6 +103,35 @@ def test_files_of_each_frame_and_their_times(run: Run) -> None:
     np.testing.assert_allclose(depths, wanted(5), atol=EXACT)
 
 
+def test_one_unit_for_clip_and_frames(run: Run) -> None:
+    """That of --depth-unit; what 16 bits do not hold is counted."""
+    save_clip(Path("clip.mp4"), brightening(5))
+    code, _, err = run("clip.mp4", "--save", "depth16,depth-video", "--steady", "off", "--depth-unit", "0.01")
+    assert (code, err) == (0, "")
+    fine = [depth for _, depth in read_depth_video("depth/clip_depth.mkv")]
+    for number, depth in enumerate(fine):
+        stored, scale = read_depth16(f"depth/clip/{number:06d}_depth.png")
+        assert scale == 0.01
+        np.testing.assert_array_equal(stored, depth)
+    code, _, err = run("clip.mp4", "--save", "depth16,depth-video", "--steady", "off", "--depth-unit", "0.0001")
+    assert code == 0
+    lost = [line for line in err.splitlines() if "lie beyond its reach" in line]
+    assert [line.split(" ")[3] for line in lost] == ["depth16:", "depth-video:"]
+    assert "pixels of 2 frames lie beyond its reach and are stored as its farthest depth" in lost[0]
+
+
+def test_frames_of_relative_depth_have_one_unit(run: Run, fake: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeSystem, "scale_kind", "relative")
+    save_clip(Path("clip.mp4"), brightening(5))
+    assert run("clip.mp4", "--save", "depth16")[0] == 0
+    scales = {read_depth16(f"depth/clip/{number:06d}_depth.png")[1] for number in range(5)}
+    assert len(scales) == 1
+    code, _, err = run("clip.mp4", "--save", "kitti16", "--out", "other")
+    assert code == 2
+    assert "kitti16 holds metres, and 'fake' gives relative depth" in err
+    assert not Path("other").exists()
+
+
 def test_clips_beside_images(run: Run) -> None:
     save_clip(Path("a/x.mp4"), brightening(3))
     save_clip(Path("b/x.mkv"), brightening(3))
@@ -139,6 +169,9 @@ def test_numbered_images_are_a_clip(run: Run) -> None:
         (["clip.mp4", "--end", "0"], "--end 0 is not after --start 0"),
         (["clip.mp4", "--save", "depth-vdeo"], "did you mean 'depth-video'?"),
         (["clip.mp4", "--save", "npy", "--range", "0,3"], "is of the formats color and html"),
+        (["clip.mp4", "--save", "npy", "--depth-unit", "0.002"], "--depth-unit is of depth16 and of depth-video"),
+        (["clip.mp4", "--show", "--depth-unit", "0.002"], "--depth-unit is of depth16 and of depth-video"),
+        (["clip.mp4", "--fov", "60"], "--fov is for npz, normals, "),
         (["webcam:0", "--resume"], "--resume is of files"),
         (["clip.mp4", "--steady", "much"], "expected one of motion, scale, off"),
     ],

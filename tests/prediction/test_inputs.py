@@ -121,6 +121,25 @@ def test_only_results_are_nothing_to_predict() -> None:
         assert "nothing to predict; left out as no photos: 1 results" in str(problem)
 
 
+def test_videos_are_counted_and_said() -> None:
+    """Wherever a folder or a pattern has them, by their content; results of langdepth are results."""
+    save_image(Path("p/a.jpg"), ramp())
+    for name, head in {"b.mp4": b"\0\0\0\x18ftypisom", "c.bin": b"\x1aE\xdf\xa3", "d.avi": b"RIFF....AVI "}.items():
+        Path("p", name).write_bytes(head + bytes(600))
+    Path("p/e_color.mp4").write_bytes(b"\0\0\0\x18ftypisom" + b"langdepth color-video {}")
+    for words in (["p"], ["p/*"]):
+        found = find(*words)
+        assert names(found) == ["p/a.jpg"]
+        assert found.note == (
+            "left out as no photos: 1 results of langdepth (p/e_color.mp4); left out: 3 videos (p/b.mp4, p/c.bin, "
+            "p/d.avi); videos are predicted where they are named: langdepth predict p/b.mp4"
+        )
+    Path("p/a.jpg").unlink()
+    (problem,) = find("p").problems
+    assert "nothing to predict; " in str(problem)
+    assert "langdepth predict p/b.mp4" in str(problem)
+
+
 def test_depth_maps_of_sensors_are_left_out() -> None:
     for name in ("p/0001_color.png", "p/thermal.png", "p/x_depth.png"):
         save_image(Path(name), ramp())

@@ -70,11 +70,25 @@ class TestWriteResult:
         back, scale = read_depth16(path)
         assert scale == 0.001
         np.testing.assert_allclose(back, np.minimum(far.depth, 65.535), atol=0.00052)
-        assert results.clipped_pixels(far, None) == (far.depth > 65.5355).sum() > 0
+        assert results.lost_pixels(far, "depth16") == ((far.depth > 65.5355).sum(), 0)
+        assert results.lost_pixels(far, "depth16").far > 0
         recwarn.clear()
         back, scale = read_depth16(write_result(far, tmp_path / "fits.png", scale=0.004))
-        assert (scale, results.clipped_pixels(far, 0.004), len(recwarn)) == (0.004, 0, 0)
+        assert (scale, results.lost_pixels(far, "depth16", 0.004), len(recwarn)) == (0.004, (0, 0), 0)
         np.testing.assert_allclose(back, far.depth, atol=0.00202)
+
+    @pytest.mark.parametrize(
+        ("form", "options", "half"), [("depth16", {"scale": 0.01}, 0.005), ("kitti16", {}, 1 / 512)]
+    )
+    def test_what_is_nearer_than_half_a_unit_is_said(
+        self, form: str, options: dict[str, float], half: float, depth: npt.NDArray[np.float32], tmp_path: Path
+    ) -> None:
+        depth[0, :4] = 0, 0.9 * half, 0.5 * half, 1.1 * half
+        near = make_result(depth)
+        with pytest.warns(UserWarning, match="depth below half a unit is stored as 1 unit; npy, npz, exr and pfm keep"):
+            path = write_result(near, tmp_path / "near_depth.png", format=form, **options)
+        assert np.asarray(Image.open(path))[0, :4].tolist() == [0, 1, 1, 1]
+        assert results.lost_pixels(near, form, options.get("scale")) == (0, 2)
 
     def test_depth16_is_16UC1_of_ros_without_our_tags(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
         depth[0, :3] = np.nan, 0, 3.0004
@@ -96,11 +110,10 @@ class TestWriteResult:
         np.testing.assert_allclose(back, depth / 1000, atol=scale * 0.51)
         assert back.max() == pytest.approx(65535 * scale)
 
-    def test_kitti16_is_what_the_kitti_server_reads(
-        self, depth: npt.NDArray[np.float32], tmp_path: Path, recwarn: pytest.WarningsRecorder
-    ) -> None:
+    def test_kitti16_is_what_the_kitti_server_reads(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
         depth[0, :6] = 0, 0.0005, 1.0, 2.0 + 0.5 / 256 + 1e-4, 255.99, np.nan
-        path = write_result(make_result(depth), tmp_path / "0000000000.png", format="kitti16")
+        with pytest.warns(UserWarning, match="0000000000.png: depth below half a unit is stored as 1 unit"):
+            path = write_result(make_result(depth), tmp_path / "0000000000.png", format="kitti16")
         with Image.open(path) as image:
             assert image.mode == "I;16"
             units = np.asarray(image)
@@ -108,7 +121,6 @@ class TestWriteResult:
         assert units[0, :6].tolist() == [0, 1, 256, 513, 65533, 0]
         np.testing.assert_allclose(read_depth(path, 1 / 256)[1:], depth[1:], atol=0.5 / 256 + 1e-6)
         np.testing.assert_array_equal(read_depth16(path)[0], read_depth(path, 1 / 256))
-        assert not recwarn.list
 
     def test_kitti16_says_what_it_cannot_hold(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
         depth[0, 0] = 300

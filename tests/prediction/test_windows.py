@@ -297,7 +297,13 @@ def test_prediction_takes_the_camera_that_is_given(window: tuple[int, int] | Non
         np.testing.assert_allclose(result.depth, plain.depth * (3 / part), rtol=1e-5)
     without = predict_images(minded, ramp(64, 48), window=window)
     assert isinstance(without, DepthResult)
-    np.testing.assert_allclose(without.depth, plain.depth, rtol=1e-5)
+    np.testing.assert_allclose(without.depth, plain.depth / part, rtol=1e-5)
+    # What the result says is what the depth was made with.
+    assert without.camera is not None
+    assert without.camera.source == "guess"
+    stated = predict_images(minded, ramp(64, 48), window=window, camera=replace(without.camera, source="user"))
+    assert isinstance(stated, DepthResult)
+    np.testing.assert_array_equal(stated.depth, without.depth)
 
 
 @pytest.mark.parametrize("frame", ["stored", "kb"])

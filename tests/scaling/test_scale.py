@@ -107,6 +107,20 @@ def test_the_photo_says_something_beside_the_words(tmp_path: Path, depth: np.nda
         expected = langdepth.predict(photo).depth
     assert median(alone) == pytest.approx(float(np.median(expected)), rel=1e-3)
     assert both.provenance["scale"]["from"] == ["photo", "words"]
+    # Through twice the focal length things look twice as near, whoever states it.
+    lens = Camera.guess(WIDTH, HEIGHT, 2 * langdepth.load("tiny").input_spec.focal)
+    far = langdepth.scale(depth / 7, image=photo, camera=lens)
+    assert median(far) == pytest.approx(2 * median(alone), rel=1e-3)
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 50
+    with Image.open(photo) as image:
+        image.save(tmp_path / "tele.png", exif=exif)
+        stated = Camera.from_exif({0xA405: 50}, *image.size)
+    tele = [
+        langdepth.scale(depth / 7, image=one, camera=camera)
+        for one, camera in ((tmp_path / "tele.png", None), (photo, stated))
+    ]
+    assert median(tele[0]) == median(tele[1]) != median(alone)
     # Sometimes the embedded model is far off; a distance is not.
     with pytest.warns(UserWarning, match="photo: says"):
         known = langdepth.scale(depth / 7, image=photo, known=[(5, 7, float(depth[7, 5]))]).provenance["scale"]
@@ -303,7 +317,7 @@ def test_the_command_takes_the_camera_for_its_height(relative: Path, capsys: Any
         main(["scale", str(relative), "--camera-height", "1.5", "--fov", "60", "--save", "npy", "--out", str(out)]) == 0
     )
     assert main(["scale", str(relative), "--text", "a room", "--fov", "60", "--out", str(out)]) == 2
-    assert "is for --camera-height, npz, normals, " in capsys.readouterr().err
+    assert "is for --image, --camera-height, npz, normals, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from langdepth.prediction.done import Done
 from langdepth.prediction.options import writer_options
 from langdepth.prediction.results import WRITERS, DepthResult, require_own, write_result
 from langdepth.prediction.video.predicting import FrameResult
-from langdepth.prediction.video.reading import OWN
+from langdepth.prediction.video.sources import OWN
 from langdepth.prediction.video.steady import Steady
 from langdepth.prediction.video.writing import CLIP_FORMATS, ClipFacts, ClipFile
 from langdepth.utils.files import atomic_path, require_marked
@@ -161,7 +161,7 @@ class ClipOutput:
         for name, path in targets.items():
             if not self._done.owns(path):
                 require_own(path)
-            write_result(result, path, format=name, **writer_options(name, self._facts.colors))
+            write_result(result, path, format=name, **writer_options(name, self._facts.colors, self._facts.unit))
         self._done.add([*targets.values()], self._place.made_of, "")
         return FrameResult(frame.number, frame.time, _without_maps(result)), state
 

@@ -17,13 +17,15 @@ import numpy as np
 from langdepth._version import __version__
 from langdepth.commands._clip_files import Begun, ClipOutput, Place, begun
 from langdepth.commands._progress import bar, complain, say
-from langdepth.commands._results import make_folder
+from langdepth.commands._results import SIXTEEN_BITS, Known, Losses, make_folder
 from langdepth.commands._video import PredictOutput
 from langdepth.commands._window import Window
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.prediction.done import Done, origin, stamp
 from langdepth.prediction.names import unique_names
+from langdepth.prediction.network import usual_focal
 from langdepth.prediction.options import PredictOptions
+from langdepth.prediction.results import lost_pixels, require_kind
 from langdepth.prediction.video import sources
 from langdepth.prediction.video.clip import Clip, rate_of
 from langdepth.prediction.video.predicting import (
@@ -37,6 +39,7 @@ from langdepth.prediction.video.predicting import (
 from langdepth.prediction.video.reading import open_clip
 from langdepth.prediction.video.sources import ClipOptions
 from langdepth.prediction.video.writing import CLIP_FORMATS, ClipFacts, side_by_side
+from langdepth.utils.numbers import short_number
 
 _MILLIMETRE = 0.001
 _FIRST = 15  # frames by which the colors of a camera's images are chosen
@@ -63,7 +66,12 @@ class ClipRun:
     @cached_property
     def system(self) -> Any:
         """Loaded when the first clip needs it."""
-        return self.by.load(self.options.device or "auto", self.options.dtype)
+        system = self.by.load(self.options.device or "auto", self.options.dtype)
+        if usual_focal(system) is None:
+            self.output.require_camera_use(f" with '{system.name}'")
+        if self.said.text is None:
+            require_kind(self.output.frame_formats, system.name, system.scale_kind)
+        return system
 
     @cached_property
     def how(self) -> dict[str, Any]:
@@ -87,7 +95,19 @@ class ClipRun:
     def needs_look(self) -> bool:
         """Whether something depends on how far away things are in the whole clip."""
         colors = self.output.colored and self.output.colors.minimum is None
-        return colors or (not self.in_metres and "depth-video" in self.output.clip_formats)
+        unit = bool(self.output.in_units) and self.output.depth_unit is None and not self.in_metres
+        return colors or unit
+
+    @cached_property
+    def metres_by_camera(self) -> bool:
+        """Whether the camera has a say in the depth."""
+        return usual_focal(self.system) is not None
+
+    def unit(self, look: tuple[float, float, float] | None) -> float:
+        """Of the 16-bit depth of a clip: the one given, a millimetre, or what fits where the depth has no unit."""
+        if self.output.depth_unit is not None:
+            return self.output.depth_unit
+        return _MILLIMETRE if self.in_metres or look is None else _ROOM * look[2] / 65535
 
     def place(self, source: str, name: Path) -> Place:
         """Where the results of a clip go, and what they depend on."""
@@ -136,13 +156,14 @@ def _predict_clip(source: str, name: Path, run: ClipRun) -> bool:
         if earlier.complete:
             say(f"{source} was already done")
             return True
+        _ = run.system  # and what does not go with it is known before anything is written
         if run.output.frame_formats or run.output.clip_formats:
             make_folder(run.out)
             run.done.start()
         if earlier.frames:
             say(f"{source}: {earlier.frames} frames were already done")
         window = Window(source) if run.output.show else None
-        tally = _Tally()
+        tally = _Tally((*run.output.frame_formats, *run.output.clip_formats))
         try:
             _run(clip, place, earlier, run, window, tally)
         finally:
@@ -167,13 +188,13 @@ def _run(clip: Clip, place: Place, earlier: Begun, run: ClipRun, window: Window 
             first = list(islice(frames, _FIRST))
             look, goes_on = look_at(frame.result for frame in first), False
             coming = chain(first, frames)
-        facts = ClipFacts(clip_colors(run.output.colors, look), _unit(run.in_metres, look), rate_of(clip))
+        facts = ClipFacts(clip_colors(run.output.colors, look), run.unit(look), rate_of(clip))
         with ClipOutput(place, run.output, facts, run.done, earlier.frames) as files:
             try:
                 with bar(clip.count and clip.count - earlier.frames, "frame") as advance, _ended_by_hand(clip):
                     for frame in coming:
                         files.add(frame, _state(steady) if goes_on else None)
-                        tally.add(frame)
+                        tally.add(frame, facts.unit)
                         advance()
                         if window is not None and not window.show(side_by_side(frame.result, facts)):
                             break
@@ -186,18 +207,19 @@ def _run(clip: Clip, place: Place, earlier: Begun, run: ClipRun, window: Window 
                     complain(f"{clip.name}: ended after {tally.count} frames; kept: {', '.join(map(str, files.names))}")
                 raise
             say(tally.line(clip, files))
-            if run.output.frame_formats and run.output.with_camera and tally.camera is not None:
-                said = run.output.camera_line({tally.camera: tally.count})
-                (complain if tally.camera == "guess" else say)(said)
+            for loss in tally.losses.lines:
+                complain(f"{clip.name}: {loss}")
+            in_files = run.output.frame_formats and run.output.with_camera
+            if tally.camera is not None and (in_files or run.output.camera or run.metres_by_camera):
+                straightened = run.output.bends and not run.options.keep_distortion
+                said = run.output.camera_line(
+                    {tally.camera: tally.count}, straightened=straightened, metres=run.metres_by_camera
+                )
+                (complain if tally.camera.source == "guess" else say)(said)
 
 
 def _state(steady: Any) -> dict[str, Any]:
     return {"steady_off": np.True_} if steady is None else steady.state()
-
-
-def _unit(in_metres: bool, look: tuple[float, float, float] | None) -> float:
-    """Of the 16-bit depth of a clip: a millimetre; what fits, where the depth has no unit."""
-    return _MILLIMETRE if in_metres or look is None else _ROOM * look[2] / 65535
 
 
 @contextmanager
@@ -226,19 +248,21 @@ def _terminated_like_interrupted() -> Iterator[None]:
 class _Tally:
     """What is printed of a clip."""
 
-    def __init__(self) -> None:
+    def __init__(self, formats: Iterable[str] = ()) -> None:
+        self._formats, self.losses = [form for form in formats if form in SIXTEEN_BITS], Losses("frame")
         self.count, self._first, self._last, self._skies = 0, 0.0, 0.0, 0
         self._low, self._high = np.inf, 0.0
         self._medians: list[float] = []
         self._unit = "m"
-        self.camera: str | None = None
+        self.camera: Known | None = None
 
-    def add(self, frame: FrameResult) -> None:
-        """A frame that was predicted."""
+    def add(self, frame: FrameResult, unit: float) -> None:
+        """A frame that was predicted. ``unit``: of 16-bit depth."""
         self._first, self._last = frame.time if self.count == 0 else self._first, frame.time
         self.count += 1
         self._skies += bool(frame.result.provenance.get("sky"))
-        self.camera = None if frame.result.camera is None else frame.result.camera.source
+        self.camera = Known.of(frame.result)
+        self.losses.add({form: lost_pixels(frame.result, form, unit) for form in self._formats})
         self._unit = "m" if frame.result.scale_kind == "metric" else "(relative)"
         depth = frame.result.depth[frame.result.valid]
         if depth.size:
@@ -251,12 +275,10 @@ class _Tally:
         line = f"{clip.name}{made}; {self.count} frames, second {self._first:.2f} to {self._last:.2f}"
         if self._medians:
             middle = np.median(self._medians)
-            line += f"; depth {self._low:.2f} / {middle:.2f} / {self._high:.2f} {self._unit} (min / median / max)"
+            numbers = " / ".join(map(short_number, (self._low, middle, self._high)))
+            line += f"; depth {numbers} {self._unit} (min / median / max)"
         if self._skies:
             line += f"; sky has no value in {self._skies} of {self.count} frames"
-        clipped = sum(one.clipped for one in files.clips)
-        if clipped:
-            line += f"; {clipped} pixels beyond the 16 bits of the depth video are stored as its farthest depth"
         if clip.dropped:
             line += f"; {clip.dropped} frames were dropped, as they came faster than they were predicted"
         return line

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from langdepth.camera import GUESSED_FOV_DEGREES, Camera, CameraFile, parse_intrinsics
+from langdepth.camera import Camera, CameraFile, parse_intrinsics
 from langdepth.commands._parse import require_use
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.prediction.options import ColorScale, read_formats, writer_options
+from langdepth.utils.numbers import short_number
 
 if TYPE_CHECKING:
-    from langdepth.prediction.results import DepthResult
+    from langdepth.prediction.results import DepthResult, Lost
 
 DEFAULT_FORMATS = ("depth16", "color")
+SIXTEEN_BITS = ("depth16", "kitti16", "depth-video")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,8 @@ class ResultOptions(ColorOptions):
             metres x 256), npy, npz, color (PNG with a legend), normals (PNG), ply (points), glb (mesh), rrd (Rerun),
             html (a page to look at it in a browser), exr, pfm; without it
             depth16,color.
-        depth_unit: Metres per unit of depth16, the same in all files; without it 0.001, which reaches 65.535 m.
+        depth_unit: Metres per unit of depth16 and depth-video, the same in all files; without it 0.001, which reaches
+            65.535 m.
         camera: A file with the camera: camera_info of ROS, OpenCV's YAML or JSON, cameras.txt of COLMAP, calib of
             KITTI, or a 3x3 matrix (text, .csv, .json, .npy). Without any, EXIF or a guess is used.
         intrinsics: Camera as fx,fy,cx,cy in pixels of the depth maps.
@@ -66,10 +70,14 @@ class ResultOptions(ColorOptions):
     def __post_init__(self) -> None:
         self.require_values()
         self.require_camera_use()
+        self.require_unit_use()
+
+    def require_unit_use(self) -> None:
+        """Raise UsageError where no format has the unit."""
+        require_use("depth16" in self.formats, "is of depth16; name it in --save", depth_unit=self.depth_unit)
 
     def require_values(self) -> None:
         """Raise UsageError for a unit, colors and a camera that make no sense."""
-        require_use("depth16" in self.formats, "is of depth16; name it in --save", depth_unit=self.depth_unit)
         if self.depth_unit is not None and not 1e-6 <= self.depth_unit <= 1:
             raise UsageError(f"--depth-unit: expected metres between 0.000001 and 1, got {self.depth_unit:g}")
         _ = self.colors, self.lens
@@ -126,21 +134,22 @@ class ResultOptions(ColorOptions):
         """Whether the file of ``camera`` states a lens that is undone."""
         return isinstance(self.lens, CameraFile) and any(one.lens for one in self.lens.calibrations)
 
-    def camera_line(self, sources: Mapping[str, int], *, straightened: bool = False) -> str:
-        """Which camera was used, by how many images had which ``Camera.source``."""
-        names = {
-            "file": f"that of {self.camera}",
-            "user": "as given",
-            "exif": "by EXIF",
-            "guess": f"unknown, taken as {GUESSED_FOV_DEGREES:g} degrees across the longer side,",
-        }
+    def camera_line(self, cameras: Mapping[Known, int], *, straightened: bool = False, metres: bool = False) -> str:
+        """Which camera was used for how many images. ``metres``: whether it has a say in the depth."""
+        names = {"file": f"that of {self.camera}", "user": "as given", "exif": "by EXIF"}
+        counts, angles = Counter[str](), sorted({known.degrees for known in cameras if known.source == "guess"})
+        for known, count in cameras.items():
+            counts[known.source] += count
+        taken = " to ".join(dict.fromkeys(f"{angle}" for angle in angles[:1] + angles[-1:]))
+        names["guess"] = f"unknown, taken as {taken} degrees across the longer side,"
         parts = [
             f"{names.get(source, source)} for {count} image{'s' * (count != 1)}"
-            for source, count in sorted(sources.items())
+            for source, count in sorted(counts.items())
         ]
         line = f"camera: {'; '.join(parts)}"
-        if "guess" in sources:
-            line += "; give --camera, --intrinsics or --fov for the true shape of things"
+        if angles:
+            things = "metres and the shape" if metres else "the shape"
+            line += f"; give --camera, --intrinsics or --fov for {things} of things as they are"
         if straightened:
             line += "; maps are of the straightened images, with --keep-distortion of the images as they are"
         return line
@@ -152,11 +161,51 @@ class ResultOptions(ColorOptions):
         for name, path in files.items():
             write_result(result, path, format=name, **writer_options(name, self.colors, self.depth_unit))
 
-    def clipped(self, result: DepthResult) -> int:
-        """How many pixels lie beyond the reach of depth16, where it is written."""
-        from langdepth.prediction.results import clipped_pixels
+    def lost(self, result: DepthResult) -> dict[str, Lost]:
+        """What each 16-bit format that is written does not hold of a result."""
+        from langdepth.prediction.results import lost_pixels
 
-        return clipped_pixels(result, self.depth_unit) if "depth16" in self.formats else 0
+        return {form: lost_pixels(result, form, self.depth_unit) for form in SIXTEEN_BITS if form in self.formats}
+
+
+class Known(NamedTuple):
+    """What is printed of a camera: ``Camera.source``, and degrees across the longer side."""
+
+    source: str
+    degrees: int
+
+    @classmethod
+    def of(cls, result: DepthResult) -> Known:
+        """That of a result."""
+        camera = result.camera or Camera.guess(*result.depth.shape[::-1])
+        return cls(camera.source, round(camera.fov))
+
+
+class Losses:
+    """Counts what 16-bit files of a run do not hold as it is."""
+
+    def __init__(self, thing: str = "image") -> None:
+        self._thing, self._pixels, self._files = thing, Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+
+    def add(self, lost: Mapping[str, Lost]) -> None:
+        """That of an image, by format."""
+        for form, pixels in lost.items():
+            for end, count in pixels._asdict().items():
+                self._pixels[form, end] += count
+                self._files[form, end] += count > 0
+
+    @property
+    def lines(self) -> list[str]:
+        """One for each format and end of which something was lost."""
+        ends = {
+            "far": "lie beyond its reach and are stored as its farthest depth",
+            "near": "are nearer than half a unit and are stored as 1 unit",
+        }
+        return [
+            f"{form}: {count} pixels of {files} {self._thing}{'s' * (files > 1)} {ends[end]}"
+            for (form, end), count in self._pixels.items()
+            if (files := self._files[form, end])
+        ]
 
 
 def make_folder(out: Path) -> None:
@@ -176,11 +225,12 @@ def result_line(source: str, targets: Mapping[str, Path], result: DepthResult) -
     what = "disparity" if result.scale_kind == "disparity" else "depth"
     line = f"{source} -> {', '.join(map(str, targets.values()))}; "
     if depth.size:
-        line += f"{what} {depth.min():.2f} / {np.median(depth):.2f} / {depth.max():.2f} {unit} (min / median / max)"
+        numbers = " / ".join(map(short_number, (depth.min(), np.median(depth), depth.max())))
+        line += f"{what} {numbers} {unit} (min / median / max)"
     else:
         line += f"no pixel has {what}"
     if result.std is not None and depth.size:
-        line += f"; standard deviation {np.median(result.std[result.valid]):.2f} {unit} (median)"
+        line += f"; standard deviation {short_number(float(np.median(result.std[result.valid])))} {unit} (median)"
     if result.scene_probs:
         scene, probability = max(result.scene_probs.items(), key=lambda item: item[1])
         line += f"; scene {scene} {probability:.0%}"

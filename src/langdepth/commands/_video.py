@@ -26,7 +26,7 @@ class PredictOutput(ResultOptions):
     show: bool = False
 
     def __post_init__(self) -> None:
-        self.require_values()  # whether a camera has a use is known with the system
+        self.require_values()  # what has a use is known with the system and with what is predicted
 
     @cached_property
     def _named(self) -> tuple[str, ...]:
@@ -55,6 +55,11 @@ class PredictOutput(ResultOptions):
         return tuple(name for name in self._named if name not in self.formats)
 
     @property
+    def in_units(self) -> tuple[str, ...]:
+        """Those formats of a video whose depth has the unit of ``depth_unit``."""
+        return tuple(name for name in (*self.frame_formats, *self.clip_formats) if name in ("depth16", "depth-video"))
+
+    @property
     def colored(self) -> bool:
         """Whether something of a video has the colors of its depth."""
         written = {*self.frame_formats, *self.clip_formats}
@@ -74,3 +79,6 @@ def require_of_clips(
     colored = (images and not set(COLORED).isdisjoint(output.formats)) or (clips and output.colored)
     advice = "is of the formats color and html; name one in --save"
     require_use(bool(colored), advice, range=output.range, colormap=output.colormap)
+    in_units = (images and "depth16" in output.formats) or (clips and output.in_units)
+    advice = "is of depth16 and of depth-video; name one in --save"
+    require_use(bool(in_units), advice, depth_unit=output.depth_unit)

@@ -111,9 +111,9 @@ class MapOptions(ColorOptions):
     """Which maps are kept, and the colors of maps and sheet.
 
     Args:
-        save: What to keep of each image, with commas: the formats of predict (depth16, kitti16, npy, npz, color, ply)
-            for the depth map as evaluated, and error (PNG of |prediction - target| / target); with --save-dir alone
-            depth16,color,error.
+        save: What to keep of each image, with commas: the formats of predict (depth16, kitti16, npy, npz, color,
+            normals, ply, glb, rrd, html, exr, pfm) for the depth map as evaluated, and error (PNG of |prediction -
+            target| / target); with --save-dir alone depth16,color,error.
         save_dir: Folder for them; without it RESULT_maps beside the report. --predictions takes it.
     """
 

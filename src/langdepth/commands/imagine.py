@@ -10,9 +10,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langdepth.camera import Camera
+from langdepth.camera import GUESSED_FOV_DEGREES, Camera
 from langdepth.commands._parse import run
-from langdepth.commands._results import ResultOptions
+from langdepth.commands._results import Known, Losses, ResultOptions
 from langdepth.errors import LangdepthError, UsageError, one_line, say
 from langdepth.records import Runtime
 
@@ -76,22 +76,24 @@ def imagine(
         require_own(path)
     loaded, rows = load(system, runtime=runtime, device=device, clip_weights=clip_weights), []
     failed: list[LangdepthError] = []
+    losses = Losses("map")
     for prompt, name in zip(prompts, names, strict=True):
         try:
             results = imagination.imagine(loaded, prompt, samples=samples, seed=seed, size=size, device=device)
         except LangdepthError as error:  # the other sentences go on
             failed.append(type(error)(f"'{prompt}': {error}") if len(prompts) > 1 else error)
             continue
-        _write(results, files[name], output)
+        _write(results, files[name], output, losses)
         means = sorted(float(result.depth.mean()) for result in results)
         say(f"{prompt} -> {out / name}_*; mean depth of the samples {means[0]:.2f} to {means[-1]:.2f} m")
         rows.append((f"{prompt}  (seed {seed})", [result.depth for result in results]))
     if not rows:
         raise failed[0]
-    for problem in failed:
+    for problem in (*failed, *losses.lines):
         say(f"langdepth imagine: {one_line(str(problem))}", file=sys.stderr)
     if output.with_camera and output.lens is None:
-        say(f"langdepth imagine: {output.camera_line({'guess': len(rows) * samples})}", file=sys.stderr)
+        guessed = Known("guess", round(GUESSED_FOV_DEGREES))
+        say(f"langdepth imagine: {output.camera_line({guessed: len(rows) * samples})}", file=sys.stderr)
     _write_sheet(rows, sheet, output)
     say(f"all of them: {sheet}")
     return 1 if failed else 0
@@ -102,7 +104,9 @@ def _files(out: Path, name: str, number: int, output: ResultOptions) -> dict[str
     return {form: out / f"{name}_{number}{suffix}" for form, suffix in output.suffixes.items()}
 
 
-def _write(results: Sequence[DepthResult], files: Sequence[dict[str, Path]], output: ResultOptions) -> None:
+def _write(
+    results: Sequence[DepthResult], files: Sequence[dict[str, Path]], output: ResultOptions, losses: Losses
+) -> None:
     """Write the maps of one sentence; their points have the colors of the depth."""
     from langdepth.prediction import viz
 
@@ -111,6 +115,7 @@ def _write(results: Sequence[DepthResult], files: Sequence[dict[str, Path]], out
     for result, targets in zip(results, files, strict=True):
         points = viz.colorize(result.depth, result.valid, output.colors)
         output.write(replace(result, camera=camera, image=points), targets)
+        losses.add(output.lost(result))
 
 
 def _write_sheet(rows: Sequence[tuple[str, Sequence[Any]]], path: Path, output: ResultOptions) -> None:

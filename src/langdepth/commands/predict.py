@@ -15,7 +15,7 @@ from langdepth._version import __version__
 from langdepth.commands._jobs import Job, find_jobs, follow_names, say_how_read, with_captions, with_overlays
 from langdepth.commands._parse import members, require_use, run
 from langdepth.commands._progress import bar, complain, say
-from langdepth.commands._results import ResultOptions, make_folder, result_line
+from langdepth.commands._results import Known, Losses, ResultOptions, make_folder, result_line
 from langdepth.commands._systems import SystemOptions
 from langdepth.commands._video import PredictOutput, require_of_clips
 from langdepth.errors import LangdepthError, UsageError
@@ -27,7 +27,7 @@ from langdepth.prediction.video.sources import ClipOptions, is_clip
 from langdepth.records import Runtime, WithoutCaption
 
 if TYPE_CHECKING:
-    from langdepth.prediction.results import DepthResult
+    from langdepth.prediction.results import DepthResult, Lost
 
 # What the system says about a name that cannot be, and not about the disk.
 _OF_THE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL, errno.ELOOP)
@@ -187,7 +187,8 @@ def predict_images(images: list[str], run: ImageRun, *, recursive: bool, resume:
         say(f"{known - len(jobs)} of {known} images were already done")
     failed = len(problems)
     if jobs:
-        failed += _write_all(_results(jobs, run, done), len(jobs), run.output, run.options, done)
+        results, metres_by_camera = _results(jobs, run, done)
+        failed += _write_all(results, len(jobs), run, done, metres_by_camera)
         if known + len(problems) > 1:
             say(f"{known + len(problems) - failed} done, {failed} failed, results in {run.out}")
     return 1 if failed else 0
@@ -211,17 +212,22 @@ def _jobs(images: list[str], run: ImageRun, done: Done, recursive: bool) -> tupl
     return [replace(job, made_of=job.origin(how)) for job in jobs], problems
 
 
-def _results(jobs: list[Job], run: ImageRun, done: Done) -> Generator[tuple[Job, DepthResult | LangdepthError]]:
-    """Load the system and predict; images come as they are taken."""
-    from langdepth.prediction.network import considers_cameras
+def _results(
+    jobs: list[Job], run: ImageRun, done: Done
+) -> tuple[Generator[tuple[Job, DepthResult | LangdepthError]], bool]:
+    """Load the system and predict: images come as they are taken. And whether their cameras decide about metres."""
+    from langdepth.prediction.network import usual_focal
     from langdepth.prediction.predictor import predict_stream
-    from langdepth.prediction.results import WRITERS
+    from langdepth.prediction.results import WRITERS, require_kind
 
     by, said, output = run.by, run.said, run.output
     options = replace(run.options, device=run.options.device or "auto")
     system = by.load(options.device, options.dtype)
-    if not considers_cameras(system):
+    metres_by_camera = usual_focal(system) is not None
+    if not metres_by_camera:
         output.require_camera_use(f" with '{system.name}'")
+    if said.text is None and said.captions is None:
+        require_kind(output.formats, system.name, system.scale_kind)
     make_folder(run.out)
     done.start()
     if by.maps is not None and by.depth_kind is None:
@@ -243,7 +249,7 @@ def _results(jobs: list[Job], run: ImageRun, done: Done) -> Generator[tuple[Job,
         keep_image=any(WRITERS[name].image for name in output.formats),
         **vars(options),
     )
-    return _in_metres(results, said.text) if in_metres else results
+    return _in_metres(results, said.text) if in_metres else results, metres_by_camera
 
 
 def _in_metres(
@@ -270,12 +276,12 @@ def _in_metres(
 def _write_all(
     results: Generator[tuple[Job, DepthResult | LangdepthError]],
     count: int,
-    output: ResultOptions,
-    options: PredictOptions,
+    run: ImageRun,
     done: Done,
+    metres_by_camera: bool,
 ) -> int:
     """Write the results of ``count`` images and print a line for each; returns how many failed."""
-    failed, cameras, clipped, skies = 0, Counter[str](), list[int](), 0
+    failed, cameras, losses, skies, output = 0, Counter[Known](), Losses(), 0, run.output
     with bar(count) as advance:
         for line in written(results, output, done):
             advance()
@@ -286,15 +292,15 @@ def _write_all(
                 say(line.text)
                 cameras[line.camera] += 1
                 skies += line.sky
-                clipped += [line.clipped] if line.clipped else []
+                losses.add(line.lost)
     if skies and count > 1:
         say(f"sky has no value in {skies} of {sum(cameras.values())} images; --sky keep gives it what the system does")
-    if clipped:
-        images = f"{len(clipped)} image{'s' * (len(clipped) > 1)}"
-        complain(f"depth16: {sum(clipped)} pixels of {images} lie beyond its reach, see the warning")
-    if cameras and (output.with_camera or output.camera):
-        said = output.camera_line(cameras, straightened=output.bends and not options.keep_distortion)
-        if "guess" in cameras:
+    for loss in losses.lines:
+        complain(loss)
+    if cameras and (output.with_camera or output.camera or metres_by_camera):
+        straightened = output.bends and not run.options.keep_distortion
+        said = output.camera_line(cameras, straightened=straightened, metres=metres_by_camera)
+        if any(known.source == "guess" for known in cameras):
             complain(said)
         else:
             say(said)
@@ -305,8 +311,8 @@ class Line(NamedTuple):
     """What is printed of an image whose files are there."""
 
     text: str
-    camera: str
-    clipped: int
+    camera: Known
+    lost: dict[str, Lost]
     sky: bool
 
 
@@ -338,6 +344,5 @@ def _write(job: Job, result: DepthResult, output: ResultOptions, done: Done) -> 
         raise
     image = "" if job.source == STDIN else os.path.abspath(job.source)
     done.add([*job.targets.values()], job.made_of, image)
-    source = "guess" if result.camera is None else result.camera.source
     sky = bool(result.provenance.get("sky"))
-    return Line(result_line(job.source, job.targets, result), source, output.clipped(result), sky)
+    return Line(result_line(job.source, job.targets, result), Known.of(result), output.lost(result), sky)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from langdepth.commands._parse import run
-from langdepth.commands._results import ResultOptions, make_folder, result_line
+from langdepth.commands._results import Losses, ResultOptions, make_folder, result_line
 from langdepth.errors import UsageError, say
 from langdepth.utils.numbers import plain_number
 
@@ -37,10 +37,9 @@ class ScaleResults(ResultOptions):
 
     camera_height: float | None = None
 
-    def require_camera_use(self, where: str = "", *, other: str = "") -> None:
-        """A camera height uses the camera, too."""
-        if self.camera_height is None:
-            super().require_camera_use(where, other="--camera-height, ")
+    def __post_init__(self) -> None:
+        self.require_values()  # whether a camera has a use depends on the photo
+        self.require_unit_use()
 
 
 def scale(
@@ -71,6 +70,8 @@ def scale(
     from langdepth.prediction.results import require_own
     from langdepth.scaling.scale import scale as metres
 
+    if output.camera_height is None and image is None:
+        output.require_camera_use(other="--image, --camera-height, ")
     distances = [_distance(one) for one in known or ()]
     stem = Path(relative_map).stem.removesuffix("_depth")
     targets = {name: out / (stem + suffix) for name, suffix in output.suffixes.items()}
@@ -89,6 +90,10 @@ def scale(
     )
     make_folder(out)
     output.write(result, targets)
+    losses = Losses()
+    losses.add(output.lost(result))
+    for loss in losses.lines:
+        say(f"langdepth scale: {loss}", file=sys.stderr)
     if result.provenance["scale"]["map_stated_by"] == "nobody":
         note = (
             "nothing says whether larger values are farther or nearer; read as farther, --inverse reads them as nearer"

@@ -34,6 +34,7 @@ from langdepth.evaluation.report import require_own_report, write_html, write_re
 from langdepth.evaluation.saved import MapStore, SaveMaps
 from langdepth.evaluation.sheet import Sheet
 from langdepth.evaluation.tally import Tally, per_image
+from langdepth.prediction.network import usual_focal
 from langdepth.prediction.options import AUTOMATIC, ColorScale, Precision
 from langdepth.records import Sample
 from langdepth.systems.capabilities import DepthSystem, HasMembers
@@ -210,9 +211,12 @@ class _Pass:
         """Evaluate all images; afterwards the tally is that of all processes. Raises what went wrong in one of them."""
         failure: Exception | None = None
         store, task = None, self.task
+        focal = None if isinstance(task.system, Predictions) else usual_focal(task.system)
         try:
             with (
-                nullcontext() if save is None else MapStore(save, task.dataset, task.protocol, task.facts) as store,
+                nullcontext()
+                if save is None
+                else MapStore(save, task.dataset, task.protocol, task.facts, focal) as store,
                 closing(_Progress(len(self.indices), shown=progress and self.rank == 0)) as bar,
             ):
                 for batch in _batches(self._usable(bar), self.batch_size):
@@ -221,8 +225,8 @@ class _Pass:
                     store.finish()
                     if store.guessed:
                         bar.say(
-                            f"camera unknown for {store.guessed} of {len(self.indices)} images, guessed for the point "
-                            "clouds"
+                            f"camera unknown for {store.guessed} of {len(self.indices)} images, guessed for points in "
+                            "space"
                         )
         except Exception as error:
             failure = error  # raised when the other processes know; they would wait for this one

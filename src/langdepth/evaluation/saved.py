@@ -117,12 +117,23 @@ def read_record(folder: Path) -> MapsRecord | None:
 class MapStore:
     """Writes the maps of one evaluation in background threads. All processes of a group may write into one folder."""
 
-    def __init__(self, save: SaveMaps, dataset: DepthDataset, protocol: Protocol, facts: Mapping[str, Any]) -> None:
-        """``facts``: what the record says beside the protocol, for example system and data set."""
+    def __init__(
+        self,
+        save: SaveMaps,
+        dataset: DepthDataset,
+        protocol: Protocol,
+        facts: Mapping[str, Any],
+        focal: float | None = None,
+    ) -> None:
+        """``facts``: what the record says beside the protocol, for example system and data set.
+
+        ``focal``: of images of unknown cameras, see ``prediction.network.usual_focal``.
+        """
         rows = getattr(dataset, "rows", None)
         if rows is None:
             raise UsageError(f"'{dataset.name}' has no list of images, by which saved maps could be named")
-        self._save, self._protocol, self._system = save, protocol, str(facts.get("system", ""))
+        self._save, self._protocol, self._focal = save, protocol, focal
+        self._system = str(facts.get("system", ""))
         self._names = _names([str(row.key) for row in rows], dataset.name)
         self._require_one_file_each(dataset.name)
         suffix = max((FORMATS[form].suffix for form in save.formats), key=len)
@@ -142,7 +153,7 @@ class MapStore:
         near = protocol.max_depth <= 65535 * DEPTH_UNIT
         self._unit = DEPTH_UNIT if near else _FAR_UNIT  # one for all maps
         self.guessed = 0
-        """Images whose camera had to be guessed for a point cloud."""
+        """Images whose camera had to be guessed for points in space."""
 
     def __enter__(self) -> MapStore:
         self._pool.__enter__()
@@ -219,8 +230,8 @@ class MapStore:
                 width=depth.shape[1],
                 height=depth.shape[0],
             )
-        elif any(FORMATS[form].needs_camera for form in self._save.formats):
-            camera = Camera.guess(depth.shape[1], depth.shape[0])
+        elif any(FORMATS[form].needs_camera or FORMATS[form].image for form in self._save.formats):
+            camera = Camera.guess(depth.shape[1], depth.shape[0], self._focal)
             self.guessed += 1
         return DepthResult(
             depth=depth,

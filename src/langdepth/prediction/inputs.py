@@ -17,7 +17,8 @@ from pathlib import Path
 
 from langdepth.errors import ImageError, LangdepthError, MissingImageError, first_few
 from langdepth.prediction.done import RECORD, Done
-from langdepth.utils.files import file_state, real_path
+from langdepth.prediction.video.sources import OWN, container
+from langdepth.utils.files import file_state, is_marked, real_path
 from langdepth.utils.image_kinds import RAW_REFUSAL, RAW_SUFFIXES, image_kind, read_head
 from langdepth.utils.plugins import plugins
 from langdepth.utils.png import grey_bits, is_own_png
@@ -38,13 +39,14 @@ class Images:
     """What was found.
 
     files: (path as the user wrote it, its place below the folder of results) of each image. problems: what cannot be
-    used. results, depth_maps, unread: what was left out; the last is of kinds that are not read, by its ending.
+    used. results, depth_maps, videos, unread: what was left out; the last is of kinds that are not read, by its ending.
     """
 
     files: list[tuple[str, Path]] = field(default_factory=list)
     problems: list[LangdepthError] = field(default_factory=list)
     results: list[Path] = field(default_factory=list)
     depth_maps: list[Path] = field(default_factory=list)
+    videos: list[Path] = field(default_factory=list)
     unread: list[Path] = field(default_factory=list)
 
     @property
@@ -53,6 +55,11 @@ class Images:
         kinds = {"results of langdepth": self.results, "depth maps": self.depth_maps}
         parts = [f"{len(files)} {kind} ({first_few(files)})" for kind, files in kinds.items() if files]
         notes = [f"left out as no photos: {' and '.join(parts)}"] if parts else []
+        if self.videos:
+            some = f"{len(self.videos)} video{'s' * (len(self.videos) > 1)} ({first_few(self.videos)})"
+            notes.append(
+                f"left out: {some}; videos are predicted where they are named: langdepth predict {self.videos[0]}"
+            )
         if self.unread:
             files = f"{len(self.unread)} files ({first_few(self.unread)})"
             notes.append(f"not read, by their kind: {files}; convert them to JPEG or PNG")
@@ -134,6 +141,10 @@ def _sort_in(candidate: _Candidate, found: Images, known: set[str]) -> bool:
     head = read_head(path)
     kind = image_kind(head)
     raw = bool(head) and suffix in RAW_SUFFIXES and kind in (None, "TIFF", "camera raw")
+    if kind is None and not raw and container(head) is not None:
+        known.add(name)
+        (found.results if _is_recorded(path) or is_marked(path, OWN.encode()) else found.videos).append(path)
+        return True
     if not (candidate.named or raw or kind is not None or suffix in SUFFIXES):
         if bool(head) and suffix in UNREAD_SUFFIXES:
             known.add(name)

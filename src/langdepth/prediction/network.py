@@ -192,10 +192,10 @@ def infer(
         return replace(output, depth=resized_map(depth, image.shape[-2:], enlarge))
 
 
-def considers_cameras(system: Predicts) -> bool:
-    """Whether the camera of an image has a say in its depth."""
+def usual_focal(system: Predicts) -> float | None:
+    """The relative focal length of images of unknown cameras; None where a camera has no say in the depth."""
     members = system.members if isinstance(system, HasMembers) else [system]
-    return any(member.input_spec.focal is not None for member in members)
+    return next((member.input_spec.focal for member in members if member.input_spec.focal is not None), None)
 
 
 def relative_focals(cameras: Sequence[Camera | None]) -> npt.NDArray[np.float32]:

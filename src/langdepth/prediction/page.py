@@ -23,6 +23,7 @@ from langdepth.camera import Camera
 from langdepth.errors import printable
 from langdepth.prediction.options import ColorScale
 from langdepth.prediction.viz import Pixels, palette, shown_range
+from langdepth.utils.numbers import short_number
 
 TEMPLATES = Path(__file__).with_name("templates")
 MAX_PAGE_PIXELS = 1_000_000  # of larger maps columns and rows are left out
@@ -77,8 +78,8 @@ def _about(result: Any, depth: npt.NDArray[np.float32], camera: Camera) -> Itera
     stated, values = result.provenance, depth[depth > 0]
     unit = " m" if result.scale_kind == "metric" else ""
     if values.size:
-        numbers = " / ".join(f"{value:.2f}{unit}" for value in (values.min(), np.median(values), values.max()))
-        yield "min / median / max", numbers
+        numbers = map(short_number, (values.min(), np.median(values), values.max()))
+        yield "min / median / max", " / ".join(f"{number}{unit}" for number in numbers)
     if values.size < depth.size:
         yield "without a value", f"{1 - values.size / depth.size:.1%} of the pixels"
     if stated.get("sky"):

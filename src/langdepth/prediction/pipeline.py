@@ -29,7 +29,7 @@ from langdepth.errors import (
 )
 from langdepth.lenses import Straightening
 from langdepth.prediction.arrays import all_finite, as_float32, not_finite, resized_map, to_numpy
-from langdepth.prediction.network import Views, infer, relative_focals, to_network_size, window_starts
+from langdepth.prediction.network import Views, infer, relative_focals, to_network_size, usual_focal, window_starts
 from langdepth.prediction.options import PredictOptions
 from langdepth.prediction.results import DepthResult
 from langdepth.prediction.sampling import Sampling
@@ -66,7 +66,7 @@ class Prepared:
     image: Array
     overlay: Array | None
     size: tuple[int, int]
-    camera: Camera | None
+    camera: Camera
     path: str
     pixels: npt.NDArray[np.uint8] | None
     lens: tuple[Straightening, npt.NDArray[np.bool_], Camera] | None = None
@@ -118,8 +118,9 @@ class Predictor:
         with _enough_memory(image.path):
             overlay, pixels, lens = self._overlay(request, image), image.pixels, None
             camera = camera_of(request.camera, width, height, image.path) or image.camera
-            way = None if camera is None else camera.straightening(whole=self.options.keep_distortion)
-            if camera is not None and way is not None:
+            camera = camera or Camera.guess(width, height, usual_focal(self.system))
+            way = camera.straightening(whole=self.options.keep_distortion)
+            if way is not None:
                 pixels, inside = way.image(image.pixels)
                 overlay = None if overlay is None else way.image(overlay)[0]
                 lens, camera = (way, inside, camera), camera.straight(way)
@@ -248,7 +249,7 @@ class Predictor:
             self.system,
             own(output.depth),
             facts,
-            camera=camera or Camera.guess(prepared.size[1], prepared.size[0]),
+            camera=camera,
             scene_probs=probs,
             image=prepared.pixels,
             std=None if output.std is None else own(output.std),

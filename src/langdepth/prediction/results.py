@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -144,45 +144,68 @@ def _clean_depth(result: DepthResult) -> npt.NDArray[np.float32]:
 
 def _write_depth16(result: DepthResult, file: IO[bytes], *, scale: float | None = None) -> str | None:
     depth = _clean_depth(result)
-    farthest = float(depth.max(initial=0))
-    if scale is None:
-        scale = DEPTH_UNIT if result.scale_kind == "metric" or farthest == 0 else farthest / 65535
+    scale = _unit_of(result, depth, scale)
     if not 1e-30 < scale < 1e30:  # also as float32
         raise UsageError(f"depth16: the scale must be a positive number of {result.unit}s per unit, got {scale}")
-    note = None
-    if _beyond(result, scale):
-        note = (
-            f"depth beyond {65535 * scale:g} {result.unit}s does not fit 16 bits at {scale:g} per unit and is stored "
-            f"as {65535 * scale:g}; a coarser unit holds more: --depth-unit 0.004 (in Python scale=0.004)"
-        )
     _write_grey_16_bit(depth, scale, result, file)
-    return note
+    far = (
+        f"depth beyond {65535 * scale:g} {result.unit}s does not fit 16 bits at {scale:g} per unit and is stored "
+        f"as {65535 * scale:g}; a coarser unit holds more: --depth-unit 0.004 (in Python scale=0.004)"
+    )
+    return _note_of(_lost(depth, scale), far)
 
 
-def _beyond(result: DepthResult, scale: float) -> int:
-    """How many pixels lie beyond the reach of 16 bits at this many metres per unit."""
-    return int(np.count_nonzero(result.valid & np.isfinite(result.depth) & (result.depth > 65535.5 * scale)))
+class Lost(NamedTuple):
+    """Pixels that 16 bits do not hold as they are: far ones are stored as 65535 units, near ones as 1 unit."""
+
+    far: int = 0
+    near: int = 0
 
 
-def clipped_pixels(result: DepthResult, unit: float | None) -> int:
-    """How many pixels of a result depth16 does not hold, at this unit or its own, see ``write_result``."""
-    return 0 if unit is None and result.scale_kind != "metric" else _beyond(result, unit or DEPTH_UNIT)
+def lost_pixels(result: DepthResult, form: str, unit: float | None = None) -> Lost:
+    """Those of a result in a 16-bit format (depth16 or depth-video, of this unit or their own, and kitti16)."""
+    depth = _clean_depth(result)
+    scale = _KITTI_SCALE if form == "kitti16" else _unit_of(result, depth, unit)
+    return _lost(depth, scale)
+
+
+def _unit_of(result: DepthResult, depth: npt.NDArray[np.float32], unit: float | None) -> float:
+    """Of depth16: what is stated, a millimetre, or for depth without unit what fits the farthest."""
+    farthest = float(depth.max(initial=0))
+    own = DEPTH_UNIT if result.scale_kind == "metric" or farthest == 0 else farthest / 65535
+    return own if unit is None else unit
+
+
+def _lost(depth: npt.NDArray[np.float32], scale: float) -> Lost:
+    near = (depth > 0) & (depth < 0.5 * scale)
+    return Lost(int(np.count_nonzero(depth > 65535.5 * scale)), int(np.count_nonzero(near)))
+
+
+def _note_of(lost: Lost, far: str) -> str | None:
+    near = "depth below half a unit is stored as 1 unit; npy, npz, exr and pfm keep it"
+    return "; ".join(note for note, count in ((far, lost.far), (near, lost.near)) if count) or None
 
 
 def _write_kitti16(result: DepthResult, file: IO[bytes]) -> str | None:
-    if result.scale_kind != "metric":
-        raise UsageError(
-            f"kitti16 holds metres, and '{result.system}' gives {result.scale_kind} depth; save it as depth16 or npy"
-        )
+    require_kind(("kitti16",), result.system, result.scale_kind)
     depth = _clean_depth(result)
-    note = None
-    if depth.max(initial=0) > 65535.5 * _KITTI_SCALE:
-        note = (
-            "depth beyond 255.996 m does not fit KITTI's 16-bit PNGs and is stored as 255.996 m; depth16, npy and npz "
-            "keep it"
-        )
     _write_grey_16_bit(depth, _KITTI_SCALE, result, file)
-    return note
+    far = (
+        "depth beyond 255.996 m does not fit KITTI's 16-bit PNGs and is stored as 255.996 m; depth16, npy and npz "
+        "keep it"
+    )
+    return _note_of(_lost(depth, _KITTI_SCALE), far)
+
+
+def require_kind(forms: Iterable[str], system: str, scale_kind: str) -> None:
+    """Raise UsageError for formats that do not hold this kind of depth."""
+    for form in forms:
+        if form == "kitti16" and scale_kind != "metric":
+            raise UsageError(
+                f"kitti16 holds metres, and '{system}' gives {scale_kind} depth; save it as depth16 or npy"
+            )
+        if WRITERS[form].needs_camera and scale_kind == "disparity":
+            raise UsageError(f"{form} holds depth, and '{system}' gives disparity; save it as depth16, npy or npz")
 
 
 def _write_grey_16_bit(depth: npt.NDArray[np.float32], scale: float, result: DepthResult, file: IO[bytes]) -> None:
@@ -258,8 +281,7 @@ def _facts(result: DepthResult) -> str:
 
 def _space(result: DepthResult, form: str) -> Space:
     """The result in space. Raises UsageError where it has no camera or no depth."""
-    if result.scale_kind == "disparity":
-        raise UsageError(f"{form} holds depth, and '{result.system}' gives disparity; save it as depth16, npy or npz")
+    require_kind((form,), result.system, result.scale_kind)
     if result.camera is None:
         raise UsageError(f"{form} needs a camera: give the intrinsics (fx,fy,cx,cy) or the field of view")
     if result.image is not None and result.image.shape != (*result.depth.shape, 3):
@@ -292,9 +314,8 @@ WRITERS: dict[str, Writer] = {
         "_depth.png",
         _write_depth16,
         content="16-bit PNG; 1 unit = 1 mm (as ROS 16UC1), or what `--depth-unit` states, in all files of a run; depth "
-        "beyond 65535 units is stored as 65535, and counted. The unit stands in the file, too: "
-        "`langdepth.utils.depth_files.read_depth16` gives back metres. "
-        "What rounds to 0 is stored as 1 unit",
+        "beyond 65535 units is stored as 65535, below half a unit as 1, and both are counted. The unit stands in the "
+        "file, too: `langdepth.utils.depth_files.read_depth16` gives back metres",
     ),
     "kitti16": Writer(
         ".png", _write_kitti16, by_name=False, content="the KITTI benchmark's 16-bit PNG: metres x 256, see below"

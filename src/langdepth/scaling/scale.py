@@ -125,7 +125,7 @@ def scale(
     evidence = _points(given, known)
     _doubt_order(given, known)
     if image is not None:
-        evidence.append(_photo(given, image, head, bool(known) or camera_height is not None))
+        evidence.append(_photo(given, image, camera, head, bool(known) or camera_height is not None))
     if text is not None or not evidence:
         evidence.append(words_evidence(given, head, text))
     if camera_height is not None:
@@ -227,13 +227,14 @@ def _image_system() -> Any:
     return load(_IMAGE_SYSTEM)
 
 
-def _photo(given: RelativeMap, image: Any, head: WordsToScale, measured: bool) -> Evidence:
+def _photo(given: RelativeMap, image: Any, camera: Camera | None, head: WordsToScale, measured: bool) -> Evidence:
     """The median depth of the embedded model over the map's pixels; it counts for less beside what was measured."""
-    pixels = read_image(image).pixels
+    decoded = read_image(image)
+    pixels = decoded.pixels
     if pixels.shape[:2] != given.values.shape:
         photo = "x".join(map(str, pixels.shape[1::-1]))
         raise ImageError(f"{given.name}: is {given.size}, its photo {photo}; resize the map to the photo's size")
-    estimate = _image_system().predict(pixels, sky="keep")
+    estimate = _image_system().predict(pixels, camera=camera or decoded.camera, sky="keep")
     both = np.stack([estimate.depth[given.valid], given.values[given.valid]])
     ranks = both[:, :: max(1, both.shape[1] // _POINTS)].argsort(1).argsort(1)
     alike = float(np.corrcoef(ranks[0], ranks[1])[0, 1]) if ranks.shape[1] > 1 else 0.0

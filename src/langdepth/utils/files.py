@@ -168,13 +168,16 @@ def foreign_writer(folder: Path) -> Iterator[None]:
 
 def require_marked(path: Path, *marks: bytes) -> None:
     """Raise LangdepthError where ``path`` is somebody else's file: not empty, and none of ``marks`` near its start."""
-    if not os.path.lexists(path):
-        return
+    if os.path.lexists(path) and not is_marked(path, *marks):
+        raise LangdepthError(f"{path} exists and was not written by langdepth; give another name, or remove it")
+
+
+def is_marked(path: Path, *marks: bytes) -> bool:
+    """Whether a file is empty, or has one of ``marks`` near its start."""
     with suppress(OSError), open_regular(path) as file:
         start = file.read(1 << 20)
-        if not start or any(mark in start for mark in marks):
-            return
-    raise LangdepthError(f"{path} exists and was not written by langdepth; give another name, or remove it")
+        return not start or any(mark in start for mark in marks)
+    return False
 
 
 def write_json(content: Any, path: Path) -> None:

@@ -12,3 +12,8 @@ def plain_number(text: str) -> float:
     if not text.isascii() or "_" in text:
         raise ValueError(f"'{text}' is not a number")
     return float(text)
+
+
+def short_number(value: float) -> str:
+    """A depth as it is printed: two decimals, or two digits where these would be zeros."""
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"

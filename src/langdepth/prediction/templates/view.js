@@ -66,7 +66,7 @@ function makeView() {
     const i = index(at), z = data.depth[i];
     return [z * data.rays[0][i], z * data.rays[1][i], z];
   }
-  const number = (value) => value.toFixed(value < 10 ? 3 : value < 100 ? 2 : 1);
+  const number = (value) => value && value < .01 ? value.toPrecision(2) : value.toFixed(value < 10 ? 3 : value < 100 ? 2 : 1);
   const unit = () => data.kind === "metric" ? " m" : "";
   const value = (at) => data.depth[index(at)] > 0 ? number(data.depth[index(at)]) + unit() : "no value";
 
@@ -170,7 +170,7 @@ function makeView() {
     context.putImageData(row, 0, 0);
     const [low, high] = data.range, power = 10 ** Math.floor(Math.log10((high - low) / 7));
     const step = power * [1, 2, 2.5, 5, 10].find((factor) => factor * power * 7.001 >= high - low);
-    const digits = Math.max(0, [0, 1, 2, 3, 4, 5].find((n) => n === 5 || Math.abs(step * 10 ** n % 1) < 1e-6));
+    const digits = Math.max(0, [0, 1, 2, 3, 4, 5, 6, 7, 8].find((n) => n === 8 || Math.abs(step * 10 ** n % 1) < 1e-6));
     const ticks = [];
     for (let i = Math.ceil(low / step - 1e-6); i * step <= high + 1e-6 * step; i++) ticks.push(i * step);
     find("legend").querySelector("div").innerHTML = ticks.map((tick) => {

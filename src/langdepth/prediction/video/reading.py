@@ -19,11 +19,10 @@ from langdepth.errors import ImageError, LangdepthError, MissingFileError, Usage
 from langdepth.prediction.video import sources
 from langdepth.prediction.video.clip import TIMEOUT, Clip, Frame, Pixels
 from langdepth.prediction.video.hdr import is_hdr, standard_range
-from langdepth.prediction.video.sources import KINDS, ClipOptions
+from langdepth.prediction.video.sources import KINDS, OWN, ClipOptions
 from langdepth.utils.files import not_the_file_itself
 from langdepth.utils.images import MAX_PIXELS, MIN_SIDE, check_pixels, read_image
 
-OWN = "langdepth "  # what the comment of a clip of results begins with
 _MOST_BETWEEN = 300  # frames that a first look decodes to get from a key frame to a place
 _LEAST_STEP = 1e-5  # seconds, from a frame to one that is not later by its own time
 _SAME_LENGTH = 0.02  # share of its stated frames that a whole file may lack

@@ -16,6 +16,7 @@ from langdepth.utils.image_kinds import image_kind, read_head
 
 SteadyKind: TypeAlias = Literal["motion", "scale", "off"]
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts")
+OWN = "langdepth "  # what the comment of a clip of results begins with
 KINDS = "MP4, MOV, MKV, WebM, AVI, MPEG-TS"
 SEQUENCE_RATE = 25.0  # frames per second of numbered images
 _WEBCAM = re.compile(r"webcam:(\d{1,3})")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from langdepth.errors import ImageError, LangdepthError, first_line
 from langdepth.prediction.options import ColorScale, reversed_colormap
 from langdepth.prediction.results import DepthResult
-from langdepth.prediction.video.reading import OWN
+from langdepth.prediction.video.sources import OWN
 from langdepth.prediction.viz import color_with_legend
 from langdepth.utils.files import real_path, temporary_path
 
@@ -97,7 +97,7 @@ class ClipFile:
     """A clip in the making, under a hidden name beside its own. Raises LangdepthError where it cannot be written."""
 
     def __init__(self, path: Path, kind: str, facts: ClipFacts) -> None:
-        self.path, self.kept, self.clipped = path, path, 0
+        self.path, self.kept = path, path
         self._kind, self._facts, self._temporary = kind, facts, temporary_path(path)
         self._container: Any = None
         self._stream: Any = None
@@ -109,8 +109,6 @@ class ClipFile:
 
         image = CLIP_FORMATS[self._kind].image(result, self._facts)
         if self._kind == "depth-video":
-            far = result.depth > (_LARGEST + 0.5) * self._facts.unit
-            self.clipped += int((far & _has_value(result)).sum())
             frame = av.VideoFrame.from_ndarray(image, format="gray16le")
         else:
             frame = _as_video(_even(image))
