@@ -213,7 +213,10 @@ def _run(clip: Clip, place: Place, earlier: Begun, run: ClipRun, window: Window 
             if tally.camera is not None and (in_files or run.output.camera or run.metres_by_camera):
                 straightened = run.output.bends and not run.options.keep_distortion
                 said = run.output.camera_line(
-                    {tally.camera: tally.count}, straightened=straightened, metres=run.metres_by_camera
+                    {tally.camera: tally.count},
+                    thing="frame",
+                    straightened=straightened,
+                    metres=run.metres_by_camera,
                 )
                 (complain if tally.camera.source == "guess" else say)(said)
 

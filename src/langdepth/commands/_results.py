@@ -134,8 +134,10 @@ class ResultOptions(ColorOptions):
         """Whether the file of ``camera`` states a lens that is undone."""
         return isinstance(self.lens, CameraFile) and any(one.lens for one in self.lens.calibrations)
 
-    def camera_line(self, cameras: Mapping[Known, int], *, straightened: bool = False, metres: bool = False) -> str:
-        """Which camera was used for how many images. ``metres``: whether it has a say in the depth."""
+    def camera_line(
+        self, cameras: Mapping[Known, int], *, thing: str = "image", straightened: bool = False, metres: bool = False
+    ) -> str:
+        """Which camera was used for how many things. ``metres``: whether it has a say in the depth."""
         names = {"file": f"that of {self.camera}", "user": "as given", "exif": "by EXIF"}
         counts, angles = Counter[str](), sorted({known.degrees for known in cameras if known.source == "guess"})
         for known, count in cameras.items():
@@ -143,7 +145,7 @@ class ResultOptions(ColorOptions):
         taken = " to ".join(dict.fromkeys(f"{angle}" for angle in angles[:1] + angles[-1:]))
         names["guess"] = f"unknown, taken as {taken} degrees across the longer side,"
         parts = [
-            f"{names.get(source, source)} for {count} image{'s' * (count != 1)}"
+            f"{names.get(source, source)} for {count} {thing}{'s' * (count != 1)}"
             for source, count in sorted(counts.items())
         ]
         line = f"camera: {'; '.join(parts)}"
