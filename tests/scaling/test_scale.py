@@ -114,13 +114,14 @@ def test_the_photo_says_something_beside_the_words(tmp_path: Path, depth: np.nda
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0xA405] = 50
     with Image.open(photo) as image:
-        image.save(tmp_path / "tele.png", exif=exif)
-        stated = Camera.from_exif({0xA405: 50}, *image.size)
-    tele = [
-        langdepth.scale(depth / 7, image=one, camera=camera)
-        for one, camera in ((tmp_path / "tele.png", None), (photo, stated))
-    ]
-    assert median(tele[0]) == median(tele[1]) != median(alone)
+        image.save(tmp_path / "plain.jpg")
+        image.save(tmp_path / "tele.jpg", exif=exif)
+    stated = Camera.from_exif({0xA405: 50}, WIDTH, HEIGHT)
+    plain, tele, given = (
+        median(langdepth.scale(depth / 7, image=tmp_path / name, camera=camera))
+        for name, camera in (("plain.jpg", None), ("tele.jpg", None), ("plain.jpg", stated))
+    )
+    assert plain != tele == given
     # Sometimes the embedded model is far off; a distance is not.
     with pytest.warns(UserWarning, match="photo: says"):
         known = langdepth.scale(depth / 7, image=photo, known=[(5, 7, float(depth[7, 5]))]).provenance["scale"]

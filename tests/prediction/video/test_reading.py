@@ -262,6 +262,17 @@ def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> No
         ClipOptions(**options)
 
 
+@pytest.mark.parametrize(("name", "hint"), [("a.mp4", False), ("http://host/a.mp4", True)])
+def test_a_stream_without_frames_says_what_it_may_lack(name: str, hint: bool) -> None:
+    class Nothing(Clip):
+        def _decoded(self) -> Any:
+            yield from ()
+
+    with pytest.raises(LangdepthError, match="has no frames") as caught:
+        list(Nothing(name, ALL).frames())
+    assert ("must begin with its table of contents" in str(caught.value)) == hint
+
+
 # Cameras
 
 

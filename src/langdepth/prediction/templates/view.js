@@ -168,8 +168,9 @@ function makeView() {
     const context = find("legend").querySelector("canvas").getContext("2d"), row = context.createImageData(256, 1);
     for (let i = 0; i < 256; i++) row.data.set([...data.palette.subarray(3 * i, 3 * i + 3), 255], 4 * i);
     context.putImageData(row, 0, 0);
-    const [low, high] = data.range, power = 10 ** Math.floor(Math.log10((high - low) / 7));
-    const step = power * [1, 2, 2.5, 5, 10].find((factor) => factor * power * 7.001 >= high - low);
+    const [low, high] = data.range, most = Math.max(2, Math.min(7, find("legend").clientWidth / 70)); // room of labels
+    const power = 10 ** Math.floor(Math.log10((high - low) / most));
+    const step = power * [1, 2, 2.5, 5, 10].find((factor) => factor * power * most * 1.0001 >= high - low);
     const digits = Math.max(0, [0, 1, 2, 3, 4, 5, 6, 7, 8].find((n) => n === 8 || Math.abs(step * 10 ** n % 1) < 1e-6));
     const ticks = [];
     for (let i = Math.ceil(low / step - 1e-6); i * step <= high + 1e-6 * step; i++) ticks.push(i * step);

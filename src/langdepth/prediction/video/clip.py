@@ -95,7 +95,8 @@ class Clip:
             index += 1
         if index == 0:
             chosen = "" if due == start == 0 else f" from second {start:g} on"
-            raise LangdepthError(f"{self.name}: has no frames{chosen}")
+            hint = "; an MP4 must begin with its table of contents, or its server must be able to seek"
+            raise LangdepthError(f"{self.name}: has no frames{chosen}{hint if sources.is_stream(self.name) else ''}")
 
 
 def ahead(frames: Iterable[Frame], clip: Clip) -> Generator[Frame]:
