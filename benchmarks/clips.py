@@ -1,6 +1,6 @@
 """How fast `langdepth predict clip.mp4` is, and that its memory does not grow with the clip: docs/video.md.
 
-    python benchmarks/clips.py --frames 100 600
+    python benchmarks/clips.py --frames 100 400
 
 Clips of 640x480 pixels, H.264, 30 frames a second: examples/desk.jpg seen by a camera that pans. Each is predicted by a
 process of its own with the default files (depth-video, color-video). The processor time of one thread of the network
@@ -28,7 +28,7 @@ SIZE = (640, 480)
 def main() -> None:
     """Write the clips, predict, print, write."""
     arguments = parser(__doc__)
-    arguments.add_argument("--frames", type=int, nargs="+", default=[100, 600], help="of each clip (default: 100 600)")
+    arguments.add_argument("--frames", type=int, nargs="+", default=[100, 400], help="of each clip (default: 100 400)")
     options = arguments.parse_args()
     found = {}
     print(" frames   seconds   frames/s   processor, ms per frame   memory, MB")
