@@ -99,11 +99,13 @@ def test_a_file_scales_with_the_image_and_costs_only_those_that_do_not_fit(run: 
 
 def test_the_map_is_of_the_straightened_image_or_of_the_one_as_it_is(run: Run) -> None:
     save_image(Path("a.png"), ramp())
-    assert run("a.png", "--save", "npz", "--out", "plain")[0] == 0
-    code, out, err = run("a.png", "--camera", camera_file(), "--save", "npz,ply", "--out", "straight")
+    assert run("a.png", "--save", "npz", "--sky", "keep", "--out", "plain")[0] == 0
+    code, out, err = run("a.png", "--camera", camera_file(), "--save", "npz,ply", "--sky", "keep", "--out", "straight")
     assert (code, err) == (0, "")
     assert "maps are of the straightened images, with --keep-distortion of the images as they are" in out
-    code, out, _ = run("a.png", "--camera", camera_file(), "--save", "npz,ply", "--keep-distortion", "--out", "kept")
+    code, out, _ = run(
+        "a.png", "--camera", camera_file(), "--save", "npz,ply", "--sky", "keep", "--keep-distortion", "--out", "kept"
+    )
     assert code == 0
     assert "straightened" not in out
     plain, _ = facts("plain/a.npz")

@@ -91,7 +91,7 @@ def test_one_range_of_colors_for_the_whole_clip(run: Run) -> None:
 def test_files_of_each_frame_and_their_times(run: Run) -> None:
     times = [0, 100, 130, 400, 700]
     save_clip(Path("clip.mp4"), brightening(5), times=times)
-    code, _, err = run("clip.mp4", "--save", "depth16,npy,ply", "--steady", "off", "--fov", "60")
+    code, _, err = run("clip.mp4", "--save", "depth16,npy,ply", "--steady", "off", "--sky", "keep", "--fov", "60")
     assert (code, err) == (0, "")
     names = [f"clip/{number:06d}{end}" for number in range(5) for end in (".npy", ".ply", "_depth.png")]
     assert files() == sorted([*names, "clip/frames.csv"])
