@@ -168,6 +168,24 @@ def test_colors_that_make_no_sense_are_known_before_the_work(run: Run, option: s
     assert not Path("depth").exists()
 
 
+def test_sigma_is_in_the_line_the_page_and_the_maps(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sure(FakeSystem):
+        def forward(self, image, text=None, scene=None):  # type: ignore[no-untyped-def]
+            output = super().forward(image, text, scene)
+            return replace(output, sigma=output.depth / 4)
+
+    save_image(Path("a.png"), grey(0.6))
+    assert "sigma" not in run("a.png", "--save", "html,npz", "--out", "without")[1]
+    assert "sigma" not in Path("without/a.html").read_text()
+    monkeypatch.setattr("langdepth.runtimes.opening.load", lambda name, **options: Sure())
+    code, out, _ = run("a.png", "--save", "html,npz")
+    assert code == 0
+    assert "; sigma 1.60 m (median); scene" in out
+    assert '"sigma (median)", "1.60 m"' in Path("depth/a.html").read_text()
+    with np.load("depth/a.npz") as maps:
+        np.testing.assert_array_equal(maps["sigma"], maps["depth"] / 4)
+
+
 def test_warnings_are_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     class Doubting(FakeSystem):
         def forward(self, image, text=None, scene=None):  # type: ignore[no-untyped-def]

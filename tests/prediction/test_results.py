@@ -219,8 +219,19 @@ class TestWriteResult:
             write_result(make_result(depth), tmp_path / name, **options)
         assert list(tmp_path.iterdir()) == []
 
+    def test_sigma_is_in_npz_and_below_the_legend(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
+        sure, known = make_result(depth), make_result(depth, sigma=depth / 4)
+        with np.load(sure.save(tmp_path / "a.npz")) as one, np.load(known.save(tmp_path / "b.npz")) as other:
+            assert set(other.files) - set(one.files) == {"sigma"}
+            np.testing.assert_array_equal(other["sigma"], depth / 4)
+        plain, noted = (np.asarray(Image.open(one.save(tmp_path / "a_color.png"))) for one in (sure, known))
+        side = plain.shape[0] * depth.shape[1] // depth.shape[0]
+        np.testing.assert_array_equal(plain[:, :side], noted[:, :side])
+        below = np.s_[-20:-4, side : side + 30]
+        assert (plain[below][..., 0] < 255).mean() != (noted[below][..., 0] < 255).mean()
+
     def test_sizes_that_differ(self, depth: npt.NDArray[np.float32], tmp_path: Path) -> None:
-        for name, array in (("valid", depth[1:] > 0), ("std", depth[:, 1:])):
+        for name, array in (("valid", depth[1:] > 0), ("std", depth[:, 1:]), ("sigma", depth[:, 1:])):
             with pytest.raises(UsageError, match=rf"^{name}: expected \(H, W\), that of depth"):
                 make_result(depth, **{name: array})
         with pytest.raises(UsageError, match="differ in size"):

@@ -120,6 +120,14 @@ class TestLegend:
         assert (strip[-1] == 255).all()
         assert (strip.max(-1) < 100).sum() > 50  # there are labels
 
+    def test_a_note_stands_below_the_bar(self) -> None:
+        depth = ramp(240, 320)
+        plain, noted = (color_with_legend(depth, note=note)[:, 320:] for note in ("", "± 0.25 m of all its metres"))
+        last = slice(-20, -4)
+        assert noted.shape[1] > plain.shape[1]
+        assert (noted[last].max(-1) < 100).sum() > 50
+        assert (noted[:, -1] == 255).all()
+
     def test_bar_runs_from_near_at_the_top_to_far(self) -> None:
         framed = color_with_legend(ramp(300, 300))
         bar = framed[:, 300 + 12]

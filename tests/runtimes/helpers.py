@@ -51,4 +51,7 @@ def compare(run: Any, system: System, images: Tensor, **words: Tensor) -> tuple[
     expected = system(images, **words)
     if expected.scene_probs is not None:
         assert np.abs(found["scene_probs"] - expected.scene_probs.numpy()).max() < 1e-5
+    assert ("sigma" in found) == (expected.sigma is not None)
+    if expected.sigma is not None:
+        assert difference(found["sigma"], expected.sigma) < 1e-4
     return difference(found["depth"], expected.depth), expected

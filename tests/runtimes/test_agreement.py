@@ -49,6 +49,8 @@ def test_depth(both: tuple[Any, Any], asked: str) -> None:
     assert isinstance(onnx, GraphSystem)
     first, second = (system.predict(PHOTO, **ASKED[asked]) for system in (torch, onnx))
     assert far(first, second) < TOLERANCE
+    assert (first.sigma is None) == (second.sigma is None)
+    assert first.sigma is None or np.abs(first.sigma / second.sigma - 1).max() < TOLERANCE
     assert first.scene_probs is None or max(first.scene_probs, key=first.scene_probs.get) == max(
         second.scene_probs, key=second.scene_probs.get
     )

@@ -28,13 +28,18 @@ PHOTO = REPOSITORY / "examples/desk.jpg"
 
 
 @pytest.fixture(scope="module")
-def depth(weights: Path) -> Any:
-    return langdepth.load(weights).predict(np.array(Image.open(PHOTO))).depth
+def result(weights: Path) -> Any:
+    return langdepth.load(weights).predict(np.array(Image.open(PHOTO)))
+
+
+@pytest.fixture(scope="module")
+def depth(result: Any) -> Any:
+    return result.depth
 
 
 @pytest.mark.parametrize("photos", [[], ["--check", str(REPOSITORY / "examples")]])
 def test_the_file_gives_the_depth_of_the_library(
-    command: Run, weights: Path, depth: Any, tmp_path: Path, photos: list[str]
+    command: Run, weights: Path, depth: Any, result: Any, tmp_path: Path, photos: list[str]
 ) -> None:
     out = tmp_path / "small.onnx"
     code, shown, problem = command("export", weights, "--out", out, *photos)
@@ -55,6 +60,8 @@ def test_the_file_gives_the_depth_of_the_library(
     assert {path.name for path in tmp_path.iterdir()} == {"small.onnx", "small-words.onnx"}
     again: Any = langdepth.load(out).predict(np.array(Image.open(PHOTO)), text="a kitchen")
     assert again.depth.shape == depth.shape
+    own: Any = langdepth.load(out).predict(np.array(Image.open(PHOTO)))
+    assert (np.abs(own.sigma - result.sigma) / result.sigma).mean() < 1e-4
 
 
 def test_openvino_gives_the_depth_of_the_library(command: Run, weights: Path, depth: Any, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def test_it_gives_the_depth_of_torch(loaded: Any, weights: Path, options: dict[s
     for found, other in zip(loaded.predict(PHOTOS, **options), expected, strict=True):
         assert found.depth.shape == other.depth.shape
         assert (np.abs(found.depth - other.depth) / other.depth).max() < 1e-4
+        assert (np.abs(found.sigma - other.sigma) / other.sigma).max() < 1e-4
 
 
 def test_it_is_converted_once(loaded: Any, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from langdepth.camera import Camera
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.systems import registry
 from langdepth.systems.base import System
+from langdepth.systems.tiny.blocks import RelativeBins
 from langdepth.systems.tiny.model import Tiny
 from langdepth.text.encoders import words_of
 from langdepth.text.scenes import CAPTION_SCENES, scene_index
@@ -42,6 +45,7 @@ class TestTiny(SystemTester):
         "widths": (8, 8, 12, 16),
         "bins": 8,
         "sharp": 8,
+        "sigma": 0.4,
         "focal": 0.9,
         "edge_weight": 0.7,
         "text_features": 16,
@@ -92,6 +96,39 @@ class TestTiny(SystemTester):
         image = self.images(old)
         assert old(image).depth.shape[-2:] == (image.shape[-2] // 4, image.shape[-1] // 4)
         assert old.input_spec.focal is None
+
+    @torch.no_grad()
+    def test_sigma_is_a_share_of_the_spread_of_the_bins(self) -> None:
+        flat = registry.build("tiny", {**self.options, "sharp": 0}).eval()
+        output: Any = flat(self.images(flat))
+        apart = output.bin_centers[..., None, None] - output.relative
+        variance = (output.bin_probs * apart**2).sum(1, keepdim=True) * output.scale[:, None, None, None] ** 2
+        torch.testing.assert_close(output.sigma, 0.4 * variance.sqrt(), atol=1e-4, rtol=1e-3)
+
+    @torch.no_grad()
+    def test_sigma_is_enlarged_as_the_depth_is(self, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the bins' spread is their mean, it is the depth, at every pixel."""
+        bins = tiny.bins.forward
+        monkeypatch.setattr(tiny.bins, "forward", lambda *given: (found := bins(*given))[:1] + found[:1] + found[2:])
+        output: Any = tiny(self.images(tiny))
+        torch.testing.assert_close(output.sigma, 0.4 * output.depth)
+
+    def test_weights_that_were_not_calibrated_or_are_trained_on_know_no_sigma(self, tiny: Tiny) -> None:
+        image = self.images(tiny)
+        depth = tiny(image).depth
+        tiny.prepare_training()
+        assert tiny(image).sigma is None
+        torch.testing.assert_close(tiny(image).depth, depth)
+
+    @torch.no_grad()
+    def test_sigma_goes_wherever_depth_goes(self, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+        """To the image's size, to its camera, to the mean of the mirrored image."""
+        bins = RelativeBins.forward
+        monkeypatch.setattr(RelativeBins, "forward", lambda *given: (found := bins(*given))[:1] + found[:1] + found[2:])
+        camera, image = Camera.from_fov(40, 90, 61), np.random.default_rng(0).integers(0, 255, (61, 90, 3), np.uint8)
+        for options in ({}, {"flip": True}, {"camera": camera}):
+            found: Any = tiny.predict(image, **options)
+            np.testing.assert_allclose(found.sigma, 0.4 * found.depth, rtol=1e-5)
 
     def test_words_set_the_scale_and_nothing_else(self, tiny: Tiny) -> None:
         image = self.images(tiny)

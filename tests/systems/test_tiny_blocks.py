@@ -23,7 +23,7 @@ def bins_as_trained(spread: float) -> RelativeBins:
 def test_bins_are_ordered_and_depth_stays_between_them(spread: float) -> None:
     bins = bins_as_trained(spread)
     pixels, image = torch.randn(3, 5, 6, 7) * 3, torch.randn(3, 4)
-    relative, centers, probs = bins(pixels, image)
+    relative, spread, centers, probs = bins(pixels, image)
     assert relative.shape == (3, 1, 6, 7)
     assert centers.shape == (3, 16)
     assert probs.shape == (3, 16, 6, 7)
@@ -35,11 +35,13 @@ def test_bins_are_ordered_and_depth_stays_between_them(spread: float) -> None:
     assert (relative[:, 0] >= centers[:, 0, None, None] * 0.9999).all()
     assert (relative[:, 0] <= centers[:, -1, None, None] * 1.0001).all()
     torch.testing.assert_close(relative[:, 0], (probs * centers[..., None, None]).sum(1))
+    apart = centers[..., None, None] - relative
+    torch.testing.assert_close(spread[:, 0], (probs * apart**2).sum(1).sqrt(), atol=1e-4, rtol=1e-3)
 
 
 def test_bins_start_geometric_whatever_the_image() -> None:
     bins = RelativeBins(5, 4, bins=16, nearest=0.02)
-    _, centers, _ = bins(torch.randn(2, 5, 1, 1), torch.randn(2, 4))
+    _, _, centers, _ = bins(torch.randn(2, 5, 1, 1), torch.randn(2, 4))
     edges = torch.tensor([0.0, *(0.02 ** (1 - i / 16) for i in range(1, 17))])
     torch.testing.assert_close(centers, ((edges[1:] + edges[:-1]) / 2).expand(2, 16))
 
@@ -49,8 +51,9 @@ def test_a_certain_pixel_takes_its_bin() -> None:
     with torch.no_grad():
         bins.logits.weight.copy_(torch.eye(3)[..., None, None])
     pixels = 100 * torch.eye(3).view(1, 3, 1, 3)  # pixel i votes for bin i
-    relative, centers, _ = bins(pixels, torch.zeros(1, 2))
+    relative, spread, centers, _ = bins(pixels, torch.zeros(1, 2))
     torch.testing.assert_close(relative.flatten(), centers.flatten())
+    assert spread.max() < 1e-3
 
 
 def test_bins_keep_float32_under_autocast() -> None:
@@ -62,7 +65,7 @@ def test_bins_keep_float32_under_autocast() -> None:
     for one, other in zip(plain, mixed, strict=True):
         assert other.dtype == torch.float32
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.01)
-    assert math.isclose(mixed[2].sum(1).max().item(), 1, rel_tol=1e-5)
+    assert math.isclose(mixed[3].sum(1).max().item(), 1, rel_tol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,10 @@ class SystemTester:
         if output.std is not None:
             assert output.std.shape == depth.shape
             assert (output.std >= 0).all()
+        if output.sigma is not None:
+            assert output.sigma.shape == depth.shape
+            assert output.sigma.isfinite().all()
+            assert (output.sigma > 0).all()
 
     def test_the_registry_knows_it(self, system: System) -> None:
         entry = registry.entry(self.name)

@@ -197,4 +197,4 @@ class ClipOutput:
 
 def _without_maps(result: DepthResult) -> DepthResult:
     """A small one, so that waiting lines hold no images."""
-    return replace(result, depth=result.depth[:1, :1], valid=result.valid[:1, :1], std=None, image=None)
+    return replace(result, depth=result.depth[:1, :1], valid=result.valid[:1, :1], std=None, sigma=None, image=None)

@@ -231,8 +231,9 @@ def result_line(source: str, targets: Mapping[str, Path], result: DepthResult) -
         line += f"{what} {numbers} {unit} (min / median / max)"
     else:
         line += f"no pixel has {what}"
-    if result.std is not None and depth.size:
-        line += f"; standard deviation {short_number(float(np.median(result.std[result.valid])))} {unit} (median)"
+    for name, spread in (("standard deviation", result.std), ("sigma", result.sigma)):
+        if spread is not None and depth.size:
+            line += f"; {name} {short_number(float(np.median(spread[result.valid])))} {unit} (median)"
     if result.scene_probs:
         scene, probability = max(result.scene_probs.items(), key=lambda item: item[1])
         line += f"; scene {scene} {probability:.0%}"

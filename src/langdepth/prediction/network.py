@@ -57,7 +57,7 @@ class Views:
         return replace(self, text=text, scene=_times(self.scene, count), focal=_times(self.focal, count))
 
     def for_cameras(self, system: Predicts, depth: Array) -> Array:
-        """The network's depth (B, 1, h, w) as that of each image's camera, see ``InputSpec.focal``."""
+        """The network's metres (B, 1, h, w) as those of each image's camera, see ``InputSpec.focal``."""
         canonical = system.input_spec.focal
         if canonical is None or self.focal is None:
             return depth
@@ -74,10 +74,14 @@ class Views:
         depth = views.for_cameras(system, as_float32(output.depth))
         if limit is not None:
             depth = depth.clip(0, limit)
+        maps = {"depth": depth}
+        if output.sigma is not None:
+            maps["sigma"] = views.for_cameras(system, as_float32(output.sigma))
         if not flip:
-            return replace(output, depth=depth)
+            return replace(output, **maps)
         fields = {name: value[:count] for name, value in vars(output).items() if value is not None}
-        return DepthOutput(**{**fields, "depth": (depth[:count] + mirrored(depth[count:])) / 2})
+        means = {name: (both[:count] + mirrored(both[count:])) / 2 for name, both in maps.items()}
+        return DepthOutput(**{**fields, **means})
 
     def through_windows(
         self,
@@ -188,8 +192,11 @@ def infer(
         if window is not None:
             return views.through_windows(system, window, stride, enlarge=enlarge, flip=flip, limit=limit)
         output = views.changed(lambda one: to_network_size(system, one)).forward(system, flip=flip, limit=limit)
-        depth = output.depth if via is None else resized_map(output.depth, via, enlarge)
-        return replace(output, depth=resized_map(depth, image.shape[-2:], enlarge))
+        sizes = [image.shape[-2:]] if via is None else [via, image.shape[-2:]]
+        for size in sizes:
+            sigma = None if output.sigma is None else resized_map(output.sigma, size, enlarge)
+            output = replace(output, depth=resized_map(output.depth, size, enlarge), sigma=sigma)
+        return output
 
 
 def usual_focal(system: Predicts) -> float | None:

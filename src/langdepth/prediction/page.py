@@ -80,6 +80,8 @@ def _about(result: Any, depth: npt.NDArray[np.float32], camera: Camera) -> Itera
     if values.size:
         numbers = map(short_number, (values.min(), np.median(values), values.max()))
         yield "min / median / max", " / ".join(f"{number}{unit}" for number in numbers)
+        if result.sigma is not None:
+            yield "sigma (median)", f"{short_number(float(np.median(result.sigma[depth > 0])))}{unit}"
     if values.size < depth.size:
         yield "without a value", f"{1 - values.size / depth.size:.1%} of the pixels"
     if stated.get("sky"):

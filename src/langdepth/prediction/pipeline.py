@@ -171,7 +171,7 @@ class Predictor:
             yield key, result
 
     def infer(self, batch: Sequence[tuple[Any, Prepared]]) -> DepthOutput:
-        """Images of one network size through the system; depth, std and scene_probs at network size, on the CPU."""
+        """Images of one network size through the system; what a result is made of, at network size, on the CPU."""
         named = first_few([prepared.path or "image in memory" for _, prepared in batch])
         with _enough_memory(named):
             return self._infer(batch)
@@ -197,7 +197,7 @@ class Predictor:
             else:
                 output = views.through_windows(network, options.window, options.stride, flip=options.flip)
             found: dict[str, Any] = {}
-            for name in ("depth", "scene_probs", "std"):
+            for name in ("depth", "scene_probs", "std", "sigma"):
                 maps = getattr(output, name)
                 found[name] = None if maps is None else to_numpy(as_float32(maps))
             return DepthOutput(**found)
@@ -253,6 +253,7 @@ class Predictor:
             scene_probs=probs,
             image=prepared.pixels,
             std=None if output.std is None else own(output.std),
+            sigma=None if output.sigma is None else own(output.sigma),
         )
 
     def _not_finite(self, prepared: Prepared) -> LangdepthError:

@@ -86,8 +86,9 @@ def color_with_legend(
     valid: npt.NDArray[np.bool_] | None = None,
     colors: ColorScale = AUTOMATIC,
     unit: str = "m",
+    note: str = "",
 ) -> Pixels:
-    """``colorize`` with a labelled bar at the right, near at the top: (H', W', 3) uint8.
+    """``colorize`` with a labelled bar at the right, near at the top, and the ``note`` below it: (H', W', 3) uint8.
 
     An image whose smaller side is below 200 pixels is enlarged by a whole factor, so that the labels can be read.
     """
@@ -96,7 +97,8 @@ def color_with_legend(
     factor = -(-_MIN_SIDE_WITH_LEGEND // min(depth.shape))
     if factor > 1:
         pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-    bar = _legend(pixels.shape[0], max(12, min(pixels.shape[:2]) // 28), low, high, colors.colormap, unit)
+    font_size = max(12, min(pixels.shape[:2]) // 28)
+    bar = _legend(pixels.shape[0], font_size, low, high, colors.colormap, unit, note=note)
     return np.concatenate((pixels, bar), axis=1)
 
 
@@ -303,10 +305,14 @@ def _legend(
     unit: str,
     width: int | None = None,
     logarithmic: bool = False,
+    note: str = "",
 ) -> Pixels:
-    """A white strip of the given height with a bar of colors, ``low`` at the top, and labels at round values."""
+    """A white strip of the given height with a bar of colors, ``low`` at the top, and labels at round values.
+
+    ``note``: one line below them.
+    """
     font = ImageFont.load_default(font_size)
-    top, bottom = font_size, height - font_size  # half a label sticks out at either end
+    top, bottom = font_size, height - font_size * (3 if note else 1)  # half a label sticks out at either end
     ticks = _ticks(low, high, logarithmic, (bottom - top) / (_LABEL_SPACING * font_size))
     places = _places(ticks, low, high, logarithmic)
     step = min(np.diff(ticks), default=high - low)
@@ -316,6 +322,7 @@ def _legend(
     label_left = bar_left + bar_width + font_size // 2
     if width is None:
         width = label_left + max((int(font.getlength(label)) for label in labels), default=0) + font_size // 2 + 1
+        width = max(width, int(font.getlength(note)) + font_size)
 
     strip = np.full((height, width, 3), 255, dtype=np.uint8)
     index = np.linspace(0, 255, bottom - top).astype(np.uint8)
@@ -328,6 +335,8 @@ def _legend(
         y = top + float(place) * (bottom - top)
         draw.line((bar_left + bar_width, y, bar_left + bar_width + font_size // 4, y), fill="black", width=line)
         draw.text((label_left, y), label, fill="black", font=font, anchor="lm")
+    if note:
+        draw.text((font_size // 2, height - font_size), note, fill="black", font=font, anchor="lm")
     return np.asarray(image)
 
 

@@ -155,14 +155,18 @@ class GraphSystem(Predicts):
             for name, view in views.items():
                 views[name] = np.rint(view * np.float32(255)).astype(np.uint8).transpose(0, 2, 3, 1)
         found = self.graph({**{name: np.ascontiguousarray(view) for name, view in views.items()}, **words})
-        depth: Any = found["depth"][:, None] if whole else found["depth"]
+        maps: dict[str, Any] = {name: found[name] for name in ("depth", "sigma") if name in found}
+        if whole:
+            maps = {name: one[:, None] for name, one in maps.items()}
+        depth: Any = maps["depth"]
         probs: Any = found.get("scene_probs")
-        one_each = depth.shape[:2] == (len(image), 1) and depth.size > 0
-        if not one_each or (probs is not None and probs.shape != (len(image), len(self.scenes))):
+        fits = depth.shape[:2] == (len(image), 1) and depth.size > 0
+        fits = fits and all(one.shape == depth.shape for one in maps.values())
+        if not fits or (probs is not None and probs.shape != (len(image), len(self.scenes))):
             raise CheckpointError(
                 f"'{self.name}': its graph gives {depth.shape} for images {image.shape}; export it again"
             )
-        return DepthOutput(depth=depth, scene_probs=probs)
+        return DepthOutput(**maps, scene_probs=probs)
 
     def _words(self, count: int, text: Any, scene: Any) -> Arrays:
         """Words as inputs of the graph; nothing for what is not said. Raises UsageError."""

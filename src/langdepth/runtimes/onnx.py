@@ -147,7 +147,7 @@ def _require_agreement(session: Any, facts: GraphFacts, label: str) -> None:
     probs = next((one.shape for one in session.get_outputs() if one.name == "scene_probs"), None)
     if found != inputs:
         wrong = f"inputs {_listed(found)} are not {_listed(inputs)}"
-    elif given.get(name) != output:
+    elif any(one != output for one in (given.get(name), given.get("sigma", output))):
         wrong = f"outputs {_listed(given)} are without {_listed({name: output})}"
     elif probs is not None and (len(probs) != 2 or probs[1] not in (len(facts.scenes), None, str(probs[1]))):
         wrong = f"scene_probs {probs} are not of its {len(facts.scenes)} scenes"

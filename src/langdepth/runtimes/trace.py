@@ -45,8 +45,12 @@ class _Network(nn.Module):
         self.system, self.names = system, names
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        output: DepthOutput = self.system(**dict(zip(self.names, inputs, strict=True)))
-        return (output.depth,) if output.scene_probs is None else (output.depth, output.scene_probs)
+        return tuple(_outputs(self.system(**dict(zip(self.names, inputs, strict=True)))).values())
+
+
+def _outputs(output: DepthOutput) -> dict[str, Tensor]:
+    """Those that a graph gives."""
+    return {name: one for name in ("depth", "scene_probs", "sigma") if (one := getattr(output, name)) is not None}
 
 
 class _Function(nn.Module):
@@ -80,7 +84,8 @@ def network_graph(system: System, size: tuple[int, int] | None = None) -> onnx.M
 
     Inputs are ``image`` and, for systems that take one, ``overlay``, float32 (B, 3, h, w) in [0, 1] at network size;
     then those of ``System.graph_inputs``, which may be left out, and whose single row stands for all images. Outputs
-    are ``depth`` (B, 1, h', w') and, for systems that have them, ``scene_probs`` (B, K).
+    are ``depth`` (B, 1, h', w') and, for systems that have them, ``scene_probs`` (B, K) and
+    ``sigma`` (B, 1, h', w').
     """
     if not system.exports:
         raise UsageError(f"'{system.name}' cannot be exported: a part of it is a program of another library")
@@ -92,11 +97,10 @@ def network_graph(system: System, size: tuple[int, int] | None = None) -> onnx.M
     inputs = images | {name: torch.cat([row, row]) if name in per_image else row for name, row in words.items()}
     inputs = {name: value.to(system.device) for name, value in inputs.items()}
     with torch.no_grad():
-        probs = system(**inputs).scene_probs
-    outputs = ("depth",) if probs is None else ("depth", "scene_probs")
+        outputs = tuple(_outputs(system(**inputs)))
     axes = {name: {0: "batch"} for name in (*per_image, *outputs)}
     axes |= {name: _IMAGE_AXES if spec.size is None else {0: "batch"} for name in images}
-    axes["depth"] = _DEPTH_AXES
+    axes |= dict.fromkeys({"depth", "sigma"}.intersection(outputs), _DEPTH_AXES)
     model = traced(_Network(system, list(inputs)), inputs, outputs, axes)
     for name, default in words.items():
         set_default(model, name, default, rows_of="image" if name in per_image else None)

@@ -102,19 +102,22 @@ class _Nodes:
 def whole_graph(network: onnx.ModelProto, facts: GraphFacts) -> onnx.ModelProto:
     """The graph kind "whole" of one of the kind "network", which ``facts`` describe; ``network`` is used up.
 
-    ``image`` (and ``overlay``) are uint8 (B, H, W, 3), ``depth`` is float32 (B, H, W) in metres. What lies between is
-    what ``prediction.network.infer`` does, and the system's ``InputSpec`` states. Other inputs and outputs stay.
+    ``image`` (and ``overlay``) are uint8 (B, H, W, 3), ``depth`` (and ``sigma``) are float32 (B, H, W) in metres. What
+    lies between is what ``prediction.network.infer`` does, and the system's ``InputSpec`` states. Other inputs and
+    outputs stay.
     """
     graph, spec = network.graph, facts.input_spec
     images = [one.name for one in graph.input if one.name in ("image", "overlay")]
-    _rename(graph, {name: name + _INSIDE for name in (*images, "depth")})
+    maps = [one.name for one in graph.output if one.name in ("depth", "sigma")]
+    _rename(graph, {name: name + _INSIDE for name in (*images, *maps)})
     before, after = _Nodes("before"), _Nodes("after")
     shape = before.add("Shape", "image", start=1, end=3)
     size = _network_size(before, shape, spec)
     for name in images:
         _shrink(before, name, size, spec)
-    enlarged = after.resize(f"depth{_INSIDE}", shape, aligned=spec.enlarge == "bilinear-aligned")
-    after.add("Squeeze", enlarged, after.whole([1]), name="depth")
+    for name in maps:
+        enlarged = after.resize(name + _INSIDE, shape, aligned=spec.enlarge == "bilinear-aligned")
+        after.add("Squeeze", enlarged, after.whole([1]), name=name)
 
     nodes = [*before.nodes, *graph.node, *after.nodes]
     del graph.node[:]
@@ -124,8 +127,8 @@ def whole_graph(network: onnx.ModelProto, facts: GraphFacts) -> onnx.ModelProto:
         helper.make_tensor_value_info(name, TensorProto.UINT8, ["batch", "height", "width", 3]) for name in images
     ]
     _replace(graph.input, inputs, {name + _INSIDE for name in images})
-    depth = helper.make_tensor_value_info("depth", TensorProto.FLOAT, ["batch", "height", "width"])
-    _replace(graph.output, [depth], {f"depth{_INSIDE}"})
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "height", "width"]) for name in maps]
+    _replace(graph.output, outputs, {name + _INSIDE for name in maps})
     return network
 
 

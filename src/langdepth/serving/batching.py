@@ -179,7 +179,7 @@ class Batcher:
 def _part(output: DepthOutput, index: int) -> DepthOutput:
     """What a batch gave for one of its images."""
     found: dict[str, Any] = {}
-    for name in ("depth", "scene_probs", "std"):
+    for name in ("depth", "scene_probs", "std", "sigma"):
         value = getattr(output, name)
         found[name] = None if value is None else value[index : index + 1]
     return DepthOutput(**found)

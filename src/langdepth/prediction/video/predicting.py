@@ -74,8 +74,8 @@ def predict_frames(
 def _steadied(result: DepthResult, steady: Steady, frame: Frame) -> DepthResult:
     assert result.image is not None
     factor = steady(result.image, result.depth, frame.time)  # that of the map, which may be straightened
-    std = None if result.std is None else result.std * factor
-    return replace(result, depth=result.depth * factor, std=std)
+    maps = {name: getattr(result, name) for name in ("depth", "std", "sigma")}
+    return replace(result, **{name: one * factor for name, one in maps.items() if one is not None})
 
 
 def steady_of(clip: Clip) -> Steady | None:

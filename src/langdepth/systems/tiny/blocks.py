@@ -81,18 +81,21 @@ class RelativeBins(nn.Module):
         with torch.no_grad():
             self.widths.bias.copy_(torch.log(edges.diff()))
 
-    def forward(self, pixels: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """From pixels (B, C, h, w) and image (B, P).
 
-        Returns relative (B, 1, h, w), bin_centers (B, N) rising, bin_probs (B, N, h, w) with sum 1 over N.
+        Returns relative (B, 1, h, w), the mean of the bins, and their standard deviation, bin_centers (B, N) rising,
+        bin_probs (B, N, h, w) with sum 1 over N.
         """
         widths, logits = self.widths(image).float(), self.logits(pixels).float()
         with torch.autocast(pixels.device.type, enabled=False):  # a bfloat16 sum would step by 0.4 %
             widths = widths.softmax(-1)
             centers = torch.cumsum(widths, -1) - widths / 2
             probs = logits.permute(0, 2, 3, 1).softmax(-1)  # ONNX Runtime moves other axes there and back
-            relative = probs @ centers[:, None, :, None]
-            return relative.permute(0, 3, 1, 2), centers, probs.permute(0, 3, 1, 2)
+            moments = probs @ torch.stack([centers, centers**2], -1)[:, None]
+            relative, squares = moments.permute(0, 3, 1, 2).split(1, 1)
+            spread = (squares - relative**2).clamp_min(0).sqrt()
+            return relative, spread, centers, probs.permute(0, 3, 1, 2)
 
 
 class ConvexUpsampling(nn.Module):

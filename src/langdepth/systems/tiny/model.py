@@ -60,6 +60,9 @@ class TinyConfig:
     bins: int = 64
     sharp: int = 0
     """Channels of what enlarges depth to the network's own size with the image's edges; 0: depth ends at a quarter."""
+    sigma: float | None = None
+    """What depth may be off by (``DepthOutput.sigma``), as a share of the spread of its bins; benchmarks/calibrate.py
+    finds it. None, as for weights that were not calibrated: not known."""
     focal: float | None = None
     """Relative focal length (``Camera.relative_focal``) of the camera that depth is learned for; that of an image,
     where it is known, scales its depth. None: cameras are not considered."""
@@ -186,19 +189,23 @@ class Tiny(System, Trainable):
     ) -> DepthOutput:
         """``image``: normalised; ``expected``: (B, 1), log of the usual median depth."""
         pixels = self.decoder(features[1:], self.context(vector))
-        relative, centers, probs = self.bins(pixels, vector)
+        relative, spread, centers, probs = self.bins(pixels, vector)
         if self.upsampling is not None:
-            relative = self.upsampling.enlarge(relative, self.upsampling(image, features[0], pixels))
+            weights = self.upsampling(image, features[0], pixels)
+            relative = self.upsampling.enlarge(relative, weights)
+            spread = spread if self.config.sigma is None else self.upsampling.enlarge(spread, weights)
         with torch.autocast(vector.device.type, enabled=False):
             log_scale = expected.detach() + self.correction(vector)
             scale = torch.exp(log_scale.clamp(-3, 6)).squeeze(1)
+        metres = scale[:, None, None, None]
         return DepthOutput(
-            depth=relative * scale[:, None, None, None],
+            depth=relative * metres,
             relative=relative,
             scale=scale,
             bin_centers=centers,
             bin_probs=probs if self.upsampling is None else None,  # those of a quarter of the size
             scene_probs=scene_probs,
+            sigma=None if self.config.sigma is None else self.config.sigma * spread * metres,
         )
 
     # -- training --------------------------------------------------------------------------------------------------
@@ -217,6 +224,7 @@ class Tiny(System, Trainable):
             LangdepthError: The captions cannot be read, or none is about one of the scenes.
         """
         fresh = not self.config.vocabulary
+        self.config = replace(self.config, sigma=None)  # other weights are off by something else
         if text_features is None:
             if fresh:
                 raise UsageError(NO_CAPTIONS.format(self.name))
