@@ -54,8 +54,8 @@ def test_each_member_predicts_at_its_own_size_and_the_maps_are_averaged(
     two: list[System], options: dict[str, Any]
 ) -> None:
     image = ramp(150, 90)
-    alone = [result(system.predict(image, **options)) for system in two]
-    together = result(Ensemble(two).predict(image, **options))
+    alone = [result(system.predict(image, sky="keep", **options)) for system in two]
+    together = result(Ensemble(two).predict(image, sky="keep", **options))
     np.testing.assert_allclose(together.depth, (alone[0].depth + alone[1].depth) / 2, rtol=1e-6)
     assert np.abs(alone[0].depth - alone[1].depth).max() > 0.5
     assert together.valid.all()
