@@ -217,15 +217,11 @@ class Camera:
     def fitted(self, width: int, height: int) -> Camera:
         """The camera for an image of (height, width), scaled where that is the same image in another size.
 
-        Raises UsageError for an image of another shape, for intrinsics that cannot be, see ``require_credible``, and
-        for a lens that leaves nothing of the image.
+        Raises UsageError for an image of another shape, and for intrinsics that cannot be, see ``require_credible``.
         """
         self.require_credible()
         if abs(self.height * width / self.width - height) > 1:
             raise UsageError(f"the camera is for {self.width}x{self.height} pixels, the image is {width}x{height}")
-        way = self.straightening()
-        if way is not None:
-            way.require_view()
         return self if (self.width, self.height) == (width, height) else self.scaled(width, height)
 
     @checked
@@ -241,6 +237,12 @@ class Camera:
         flat: Any = self.lens.straight or own
         way = Straightening(lens=self.lens, camera=own, flat=flat, height=self.height, width=self.width)
         return way.whole() if whole else way
+
+    def require_view(self) -> None:
+        """Raise UsageError for a lens that leaves nothing of the image; it takes a millisecond."""
+        way = self.straightening()
+        if way is not None:
+            way.require_view()
 
     def straight(self, way: Straightening) -> Camera:
         """The pinhole of the straightened image."""
@@ -324,6 +326,10 @@ class CameraFile:
         if len(fits) > 1:
             raise UsageError(f"{self.path}: has {len(fits)} cameras for {width}x{height} pixels; leave one in the file")
         camera = fits[0][1]
+        try:
+            camera.require_view()
+        except UsageError as error:
+            raise UsageError(f"{self.path}: {error}") from None
         if self.calibrations[0].width is None:
             warn_if_off_center(camera, self.path)
         return camera

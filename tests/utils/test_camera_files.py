@@ -321,3 +321,14 @@ def test_a_lens_that_leaves_nothing_of_the_image_is_refused(change: tuple[str, s
     (tmp_path / "a.yaml").write_text(ROS.replace(*change))
     with pytest.raises(UsageError, match=r"a\.yaml: lens: the straightened image would show something at 0"):
         CameraFile(tmp_path / "a.yaml")(640, 480)
+
+
+def test_of_many_cameras_only_the_one_of_the_image_is_looked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Camera] = []
+    monkeypatch.setattr(Camera, "require_view", lambda camera: looks.append(camera))
+    others = "".join(f"{i} OPENCV {i + 700} 480 500 500 300 200 0.1 0.1 0 0\n" for i in range(50))
+    (tmp_path / "cameras.txt").write_text(COLMAP + others)
+    assert CameraFile(tmp_path / "cameras.txt")(640, 480).fx == 500
+    assert [camera.width for camera in looks] == [640]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from langdepth._version import __version__
-from langdepth.camera import Camera
+from langdepth.camera import Camera, CameraFile
 from langdepth.errors import (
     FileWarning,
     ImageError,
@@ -286,7 +286,10 @@ def camera_of(option: CameraOption, width: int, height: int, path: str) -> Camer
         camera = _made(option, width, height) if callable(option) else option
         if not isinstance(camera, Camera):
             raise UsageError(f"camera: expected a Camera, or a function (width, height) that gives one, got {camera!r}")
-        return camera.fitted(width, height)
+        fitted = camera.fitted(width, height)
+        if not isinstance(option, CameraFile):  # which has done it
+            fitted.require_view()
+        return fitted
     except UsageError as error:
         raise UsageError(f"{path or 'image in memory'}: {error}") from None
 
