@@ -69,7 +69,7 @@ def test_a_clip_becomes_clips(run: Run) -> None:
     assert files() == ["clip_color.mp4", "clip_depth.mkv"]
     start = "clip.mp4 -> depth/clip_depth.mkv, depth/clip_color.mp4; 12 frames, second 0.00 to 1.50; depth 2."
     assert out.startswith(start)
-    assert "m (min / median / max)" in out
+    assert out.endswith("m (min / median / max)\n")
     found = list(read_depth_video("depth/clip_depth.mkv"))
     np.testing.assert_allclose([time for time, _ in found], [*np.arange(11) / 10, 1.5], atol=1e-3)
     np.testing.assert_allclose([np.median(depth) for _, depth in found], wanted(12), atol=EXACT)

@@ -278,9 +278,15 @@ def test_a_device_whose_memory_is_short_leaves_the_model_where_it_was(monkeypatc
     assert asked == [torch.device("cpu")]
 
 
-@pytest.mark.parametrize("camera", [lambda width, height: None, "60"])
-def test_what_is_no_camera(system: FakeSystem, camera: object) -> None:
-    with pytest.raises(UsageError, match=r"camera: expected a Camera, (or )?a function"):
+@pytest.mark.parametrize(
+    ("camera", "message"),
+    [
+        (lambda width, height: None, r"camera: expected a Camera, or a function \(width, height\) that gives one"),
+        ("60", "camera: expected a Camera, a function, None or a list, got '60'"),
+    ],
+)
+def test_what_is_no_camera(system: FakeSystem, camera: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         predict_images(system, grey(0.5), camera=camera)  # type: ignore[arg-type]
 
 

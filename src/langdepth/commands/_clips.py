@@ -17,7 +17,7 @@ import numpy as np
 from langdepth._version import __version__
 from langdepth.commands._clip_files import Begun, ClipOutput, Place, begun
 from langdepth.commands._progress import bar, complain, say
-from langdepth.commands._results import SIXTEEN_BITS, Known, Losses, make_folder
+from langdepth.commands._results import Known, Losses, lost_in, make_folder
 from langdepth.commands._video import PredictOutput
 from langdepth.commands._window import Window
 from langdepth.errors import LangdepthError, UsageError
@@ -25,7 +25,6 @@ from langdepth.prediction.done import Done, origin, stamp
 from langdepth.prediction.names import unique_names
 from langdepth.prediction.network import usual_focal
 from langdepth.prediction.options import PredictOptions
-from langdepth.prediction.results import lost_pixels, require_kind
 from langdepth.prediction.video import sources
 from langdepth.prediction.video.clip import Clip, rate_of
 from langdepth.prediction.video.predicting import (
@@ -67,10 +66,7 @@ class ClipRun:
     def system(self) -> Any:
         """Loaded when the first clip needs it."""
         system = self.by.load(self.options.device or "auto", self.options.dtype)
-        if usual_focal(system) is None:
-            self.output.require_camera_use(f" with '{system.name}'")
-        if self.said.text is None:
-            require_kind(self.output.frame_formats, system.name, system.scale_kind)
+        self.output.require_fit(system, self.output.frame_formats, words=self.said.text is not None)
         return system
 
     @cached_property
@@ -97,11 +93,6 @@ class ClipRun:
         colors = self.output.colored and self.output.colors.minimum is None
         unit = bool(self.output.in_units) and self.output.depth_unit is None and not self.in_metres
         return colors or unit
-
-    @cached_property
-    def metres_by_camera(self) -> bool:
-        """Whether the camera has a say in the depth."""
-        return usual_focal(self.system) is not None
 
     def unit(self, look: tuple[float, float, float] | None) -> float:
         """Of the 16-bit depth of a clip: the one given, a millimetre, or what fits where the depth has no unit."""
@@ -209,16 +200,12 @@ def _run(clip: Clip, place: Place, earlier: Begun, run: ClipRun, window: Window 
             say(tally.line(clip, files))
             for loss in tally.losses.lines:
                 complain(f"{clip.name}: {loss}")
-            in_files = run.output.frame_formats and run.output.with_camera
-            if tally.camera is not None and (in_files or run.output.camera or run.metres_by_camera):
-                straightened = run.output.bends and not run.options.keep_distortion
-                said = run.output.camera_line(
-                    {tally.camera: tally.count},
-                    thing="frame",
-                    straightened=straightened,
-                    metres=run.metres_by_camera,
-                )
-                (complain if tally.camera.source == "guess" else say)(said)
+            run.output.say_cameras(
+                {} if tally.camera is None else {tally.camera: tally.count},
+                keep_distortion=run.options.keep_distortion,
+                metres=usual_focal(run.system) is not None,
+                thing="frame",
+            )
 
 
 def _state(steady: Any) -> dict[str, Any]:
@@ -252,7 +239,7 @@ class _Tally:
     """What is printed of a clip."""
 
     def __init__(self, formats: Iterable[str] = ()) -> None:
-        self._formats, self.losses = [form for form in formats if form in SIXTEEN_BITS], Losses("frame")
+        self._formats, self.losses = tuple(formats), Losses("frame")
         self.count, self._first, self._last, self._skies = 0, 0.0, 0.0, 0
         self._low, self._high = np.inf, 0.0
         self._medians: list[float] = []
@@ -265,7 +252,7 @@ class _Tally:
         self.count += 1
         self._skies += bool(frame.result.provenance.get("sky"))
         self.camera = Known.of(frame.result)
-        self.losses.add({form: lost_pixels(frame.result, form, unit) for form in self._formats})
+        self.losses.add(lost_in(frame.result, self._formats, unit))
         self._unit = "m" if frame.result.scale_kind == "metric" else "(relative)"
         depth = frame.result.depth[frame.result.valid]
         if depth.size:

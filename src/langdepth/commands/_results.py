@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from langdepth.prediction.results import DepthResult, Lost
 
 DEFAULT_FORMATS = ("depth16", "color")
-SIXTEEN_BITS = ("depth16", "kitti16", "depth-video")
+_SIXTEEN_BITS = ("depth16", "kitti16", "depth-video")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +165,14 @@ class ResultOptions(ColorOptions):
 
     def lost(self, result: DepthResult) -> dict[str, Lost]:
         """What each 16-bit format that is written does not hold of a result."""
-        from langdepth.prediction.results import lost_pixels
+        return lost_in(result, self.formats, self.depth_unit)
 
-        return {form: lost_pixels(result, form, self.depth_unit) for form in SIXTEEN_BITS if form in self.formats}
+
+def lost_in(result: DepthResult, formats: Sequence[str], unit: float | None) -> dict[str, Lost]:
+    """What those of the formats that have 16 bits do not hold of a result."""
+    from langdepth.prediction.results import lost_pixels
+
+    return {form: lost_pixels(result, form, unit) for form in _SIXTEEN_BITS if form in formats}
 
 
 class Known(NamedTuple):

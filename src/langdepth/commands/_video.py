@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from langdepth.commands._parse import require_use
-from langdepth.commands._results import DEFAULT_FORMATS, ResultOptions
+from langdepth.commands._progress import complain, say
+from langdepth.commands._results import DEFAULT_FORMATS, Known, ResultOptions
 from langdepth.errors import UsageError
 from langdepth.prediction.options import COLORED, read_formats
 from langdepth.prediction.video.sources import ClipOptions
+
+if TYPE_CHECKING:
+    from langdepth.systems.contract import Predicts
 
 DEFAULT_CLIPS = ("depth-video", "color-video")
 
@@ -58,6 +64,28 @@ class PredictOutput(ResultOptions):
     def in_units(self) -> tuple[str, ...]:
         """Those formats of a video whose depth has the unit of ``depth_unit``."""
         return tuple(name for name in (*self.frame_formats, *self.clip_formats) if name in ("depth16", "depth-video"))
+
+    def require_fit(self, system: Predicts, formats: Iterable[str], *, words: bool) -> None:
+        """Raise UsageError for a camera that this system has no use for, and for formats that do not hold its depth.
+
+        ``words``: whether they bring relative depth into metres.
+        """
+        from langdepth.prediction.network import usual_focal
+        from langdepth.prediction.results import require_kind
+
+        if usual_focal(system) is None:
+            self.require_camera_use(f" with '{system.name}'")
+        if not words:
+            require_kind(formats, system.name, system.scale_kind)
+
+    def say_cameras(
+        self, cameras: Mapping[Known, int], *, keep_distortion: bool, metres: bool, thing: str = "image"
+    ) -> None:
+        """Print which cameras were used, where files or ``metres`` depend on them; a guess is a complaint."""
+        if cameras and (self.with_camera or self.camera or metres):
+            straightened = self.bends and not keep_distortion
+            line = self.camera_line(cameras, thing=thing, straightened=straightened, metres=metres)
+            (complain if any(known.source == "guess" for known in cameras) else say)(line)
 
     @property
     def colored(self) -> bool:

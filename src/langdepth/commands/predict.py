@@ -218,16 +218,13 @@ def _results(
     """Load the system and predict: images come as they are taken. And whether their cameras decide about metres."""
     from langdepth.prediction.network import usual_focal
     from langdepth.prediction.predictor import predict_stream
-    from langdepth.prediction.results import WRITERS, require_kind
+    from langdepth.prediction.results import WRITERS
 
     by, said, output = run.by, run.said, run.output
     options = replace(run.options, device=run.options.device or "auto")
     system = by.load(options.device, options.dtype)
     metres_by_camera = usual_focal(system) is not None
-    if not metres_by_camera:
-        output.require_camera_use(f" with '{system.name}'")
-    if said.text is None and said.captions is None:
-        require_kind(output.formats, system.name, system.scale_kind)
+    output.require_fit(system, output.formats, words=said.text is not None or said.captions is not None)
     make_folder(run.out)
     done.start()
     if by.maps is not None and by.depth_kind is None:
@@ -297,13 +294,7 @@ def _write_all(
         say(f"sky has no value in {skies} of {sum(cameras.values())} images; --sky keep gives it what the system does")
     for loss in losses.lines:
         complain(loss)
-    if cameras and (output.with_camera or output.camera or metres_by_camera):
-        straightened = output.bends and not run.options.keep_distortion
-        said = output.camera_line(cameras, straightened=straightened, metres=metres_by_camera)
-        if any(known.source == "guess" for known in cameras):
-            complain(said)
-        else:
-            say(said)
+    output.say_cameras(cameras, keep_distortion=run.options.keep_distortion, metres=metres_by_camera)
     return failed
 
 

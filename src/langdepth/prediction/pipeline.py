@@ -217,15 +217,16 @@ class Predictor:
         probs = None
         if output.scene_probs is not None:
             probs = dict(zip(self.system.scenes, output.scene_probs[index].tolist(), strict=True))
-        sky = self._sky(prepared, output.depth[index, 0], probs)
+        sky, hidden = self._sky(prepared, output.depth[index, 0], probs), None
+        if sky is not None and sky.any():
+            hidden = resized_map(sky[None, None].astype(np.float32), prepared.size, "bilinear")[0, 0] > 0.5
 
         def own(maps: Array) -> npt.NDArray[np.float32]:
             enlarged: npt.NDArray[np.float32] = resized_map(
                 maps[index : index + 1], prepared.size, self.system.input_spec.enlarge
             )[0, 0]
-            if sky is not None and sky.any():
-                share = resized_map(sky[None, None].astype(np.float32), prepared.size, "bilinear")[0, 0]
-                enlarged = np.where(share > 0.5, np.float32(0), enlarged)
+            if hidden is not None:
+                enlarged = np.where(hidden, np.float32(0), enlarged)
             if prepared.lens is None:
                 return enlarged
             way, inside, _ = prepared.lens
