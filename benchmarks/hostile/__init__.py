@@ -1,0 +1,1 @@
+"""Damaged and hostile inputs for ``benchmarks/mutations.py``, a module for each kind."""
