@@ -21,16 +21,11 @@ from langdepth.training.loaders import TrainingSet
 from langdepth.training.stopping import Stopped, Stopping
 from langdepth.utils.threads import reading_threads
 from tests.helpers import Learner
-from tests.training.test_train import Run, assert_same_run, at_call, run, terminate  # noqa: F401
+from tests.training.test_train import Run, assert_same_run, at_call, run, terminate, uninterrupted  # noqa: F401
 
 FIELDS = {"train__validate_every_steps": 2, "train__previews": 1}
 """9 steps in 3 epochs, evaluated after steps 2, 4, 6, 8 and 9."""
 UNSAVED = "stopped by SIGTERM before the first checkpoint; --resume continues from the start"
-
-
-@pytest.fixture(scope="module")
-def wholes() -> dict[str, Path]:
-    return {}
 
 
 def stopped_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, go: Callable[[], Any]) -> str:
@@ -67,21 +62,19 @@ def test_before_the_run_has_begun(run: Run, monkeypatch: pytest.MonkeyPatch, nam
 def test_later(
     run: Run,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
-    wholes: dict[str, Path],
+    uninterrupted: Run,  # noqa: F811
     owner: Any,
     name: str,
     call: int,
     step: int | None,
 ) -> None:
-    if "run" not in wholes:
-        wholes["run"] = run("whole", **FIELDS)
     message = stopped_at(monkeypatch, owner, name, call, lambda: run("stopped", **FIELDS))
     if step is None:
         assert message == UNSAVED
     else:
         assert message.startswith(f"stopped by SIGTERM after step {step}; ")
         assert message.endswith("stopped/resume.ckpt is written, continue with --resume")
-    assert_same_run(run("stopped", **FIELDS, resume=True), wholes["run"])
+    assert_same_run(run("stopped", **FIELDS, resume=True), uninterrupted(**FIELDS))
 
 
 def test_the_validation_of_a_pause(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
