@@ -65,6 +65,16 @@ def test_normals_beside_an_edge_are_those_of_the_surface() -> None:
     assert (front[6:, 33:] > 0.99).all()
 
 
+@pytest.mark.parametrize("shape", [(2000, 24), (24, 2000), (300, 2), (300, 1)])
+def test_normals_of_a_strip(shape: tuple[int, int]) -> None:
+    """Narrower than what normals are taken over elsewhere."""
+    depth = np.full(shape, 2.0, np.float32)
+    normals = space(depth, Camera.from_fov(60, shape[1], shape[0])).normals
+    assert normals.shape == (*shape, 3)
+    if min(shape) > 1:
+        np.testing.assert_allclose(normals, np.broadcast_to(np.float32((0, 0, -1)), normals.shape), atol=1e-3)
+
+
 def test_normals_as_colors(tmp_path: Path) -> None:
     path = write_result(result(slanted()), tmp_path / "a_normals.png")
     pixels = np.asarray(Image.open(path)).astype(float)

@@ -54,7 +54,7 @@ class Space:
 
         Over a small part of the image, since the map of a network has few pixels of its own and is flat between them.
         """
-        reach = max(1, round(max(self.depth.shape) * _NORMAL_REACH))
+        reach = max(1, min(round(max(self.depth.shape) * _NORMAL_REACH), min(self.depth.shape) // 2))
         known = self.points[..., 2] > 0
         with np.errstate(invalid="ignore", divide="ignore"):
             inverse = np.where(known, 1 / self.depth, 0)  # which changes evenly across a plane
