@@ -56,6 +56,16 @@ def test_every_system_can_do_what_the_base_class_says_and_no_more() -> None:
     assert not isinstance(System(None, FakeSystem().input_spec), Trainable | Imagines | StandsOnClip)
 
 
+def test_other_threads_may_make_the_copy_for_inference_again() -> None:
+    class Replaced(FakeSystem):
+        inference_copy = System.inference_copy  # type: ignore[assignment]
+
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, None if name == "_inference_copy" else value)
+
+    assert isinstance(Replaced().inference_copy(), Replaced)
+
+
 def test_the_package_exports_what_users_need() -> None:
     assert set(langdepth.__all__) <= set(dir(langdepth))
     assert all(getattr(langdepth, name) is not None for name in langdepth.__all__)

@@ -222,5 +222,8 @@ def test_clip_reads_sentences_as_the_published_features_were_made() -> None:
     torch.testing.assert_close(encoded.norm(dim=1), torch.ones(3), atol=1e-3, rtol=0)
     exact = encode_sentences([STREET], clip.weights)[0]
     assert torch.equal(encoded[0], exact.half().float())
+    for _ in range(2):  # also when its features are known
+        with pytest.warns(UserWarning, match="120 tokens, of which CLIP takes the first 75"):
+            clip.encode(["very long text " * 40])
     with pytest.raises(UsageError, match="a text is empty"):
         clip.encode([KITCHEN, " "])

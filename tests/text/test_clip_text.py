@@ -132,6 +132,12 @@ def test_a_cut_sentence_warns_every_time(weights: ClipWeights) -> None:
         encode_sentences(["short"], weights)
 
 
+def test_features_that_are_forgotten_at_once_are_given(monkeypatch: pytest.MonkeyPatch, weights: ClipWeights) -> None:
+    """As other threads may make it so."""
+    monkeypatch.setattr(cache, "_IN_MEMORY", 0)
+    assert encode_sentences(["near"], weights).shape[0] == 1
+
+
 def test_other_content_is_another_entry(weights: ClipWeights, encodings: list[list[str]]) -> None:
     encode_sentences(["close", "far"], weights)
     encode_sentences(["far", "close"], weights)

@@ -17,6 +17,7 @@ from langdepth.text.encoders import (
     report_captions,
     words_of,
 )
+from langdepth.text.vocabulary import Vocabulary
 
 THINGS = ("bed", "desk", "sink", "car", "tree", "lamp", "chair", "book")
 PLACES = ("kitchen", "bedroom", "street", "office", "library")
@@ -96,6 +97,29 @@ def test_long_sentences_are_cut_at_the_limit() -> None:
     assert torch.equal(tokens[0], tokens[1])
     with torch.no_grad():
         assert torch.isfinite(encoder(tokens)).all()
+
+
+def test_what_counts_for_nothing_is_said_every_time() -> None:
+    """Also of a sentence whose feature is known: who reads its depth now may not have read the line before."""
+    encoder = fresh_encoder()
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="unknown|takes the first") as said:
+            encoder.encode(["a bed and a bed and a bed with a zebra"])
+        assert [str(one.message).partition(": ")[2] for one in said] == [
+            "unknown words are ignored: and, zebra",
+            "11 words, of which the small encoder takes the first 8",
+        ]
+
+
+def test_another_thread_may_forget_features_in_mid_encoding() -> None:
+    words, known = Vocabulary(["bed", "desk"], 8), {"lamp": [0]}
+
+    def encode(tokens: list[int]) -> list[int]:
+        known.clear()
+        return tokens
+
+    assert words.encoded(known, ["bed", "desk", "bed"], encode) == [[2], [3], [2]]
+    assert known == {"desk": [3]}
 
 
 # Distillation

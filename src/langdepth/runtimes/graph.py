@@ -24,7 +24,7 @@ from langdepth.records import DepthOutput
 from langdepth.runtimes.facts import GraphFacts
 from langdepth.systems.contract import Imagines, Predicts
 from langdepth.text.scenes import scene_index
-from langdepth.text.vocabulary import Vocabulary, each_once
+from langdepth.text.vocabulary import Vocabulary
 
 Made = TypeVar("Made")
 Arrays = dict[str, npt.NDArray[Any]]
@@ -96,8 +96,8 @@ class Sentences:
         self._encoded: dict[str, npt.NDArray[np.float32]] = {}
 
     def encode(self, sentences: Sequence[str]) -> npt.NDArray[np.float32]:
-        """(B, D) of norm 1; each distinct sentence is computed once. See ``Vocabulary.checked_tokens`` for errors."""
-        rows = each_once(self._encoded, sentences, self._encode)
+        """(B, D) of norm 1; each distinct sentence is computed once. See ``Vocabulary.check`` for errors."""
+        rows = self.vocabulary.encoded(self._encoded, sentences, self._encode)
         return np.stack(rows)
 
     @cached_property
@@ -105,9 +105,8 @@ class Sentences:
         """The words that it knows."""
         return Vocabulary(self.graph.facts.vocabulary, self.graph.facts.max_words)
 
-    def _encode(self, sentence: str) -> npt.NDArray[np.float32]:
-        tokens = np.array([self.vocabulary.checked_tokens(sentence)], np.int64)
-        features: npt.NDArray[np.float32] = self.graph({"tokens": tokens})["features"][0]
+    def _encode(self, tokens: list[int]) -> npt.NDArray[np.float32]:
+        features: npt.NDArray[np.float32] = self.graph({"tokens": np.array([tokens], np.int64)})["features"][0]
         return features
 
 

@@ -103,8 +103,9 @@ def _words_of(sentence: str) -> tuple[list[float], frozenset[str]]:
 
 def _feature(sentence: str) -> npt.NDArray[np.float32]:
     """(D,) of its words that the encoder knows, zeros where there are none."""
-    known = " ".join(word for word in words_of(sentence) if not encoder().vocabulary.unknown(word))
-    return encoder().encode([known])[0] if known else np.zeros(_FEATURE, np.float32)
+    vocabulary = encoder().vocabulary
+    known = [word for word in words_of(sentence) if not vocabulary.unknown(word)][: vocabulary.max_words]
+    return encoder().encode([" ".join(known)])[0] if known else np.zeros(_FEATURE, np.float32)
 
 
 def require_known(sentence: str) -> None:
@@ -169,7 +170,6 @@ class WordsToScale:
             raise CheckpointError(f"{path}: is missing; reinstall langdepth") from None
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise CheckpointError(f"{path}: damaged ({error}); reinstall langdepth") from None
-        self._beliefs: dict[str, Belief] = {}
         nothing = np.zeros((len(sentences), self.frame.centre.size))
         known = self.frame.normalised(traits_of(sentences, nothing))
         self._known = known._replace(features=self.arrays["features"])
@@ -181,12 +181,10 @@ class WordsToScale:
         """
         if sentence is None:
             return Belief(self.arrays["any_mean"], self.arrays["any_covariance"])
-        if sentence not in self._beliefs:
-            self._beliefs[sentence] = self._belief(sentence)
-        return self._beliefs[sentence]
+        require_known(sentence)
+        return self._belief(sentence)
 
     def _belief(self, sentence: str) -> Belief:
-        require_known(sentence)
         stored, traits = self.arrays, self.frame.normalised(traits_of([sentence]))
         found = kernel(traits, self._known)[0]
         unknown = float(kernel(traits, traits)[0, 0] - found @ stored["inverse"] @ found)

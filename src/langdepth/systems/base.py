@@ -79,11 +79,11 @@ class System(DepthSystem):
 
     def inference_copy(self) -> Self:
         """An equal system in eval mode that is faster and shares its tensors; made again once a tensor has changed."""
-        now = tensor_versions(self)
-        if self._inference_copy is None or self._inference_copy[0] != now:
+        now, kept = tensor_versions(self), self._inference_copy  # other threads may replace it at any time
+        if kept is None or kept[0] != now:
             self._inference_copy = None  # not copied with the rest
-            self._inference_copy = (now, folded(self))
-        return self._inference_copy[1]
+            self._inference_copy = kept = (now, folded(self))
+        return kept[1]
 
     def predict(self, images: Any, **options: Any) -> DepthResult | list[DepthResult]:
         """Depth of one image or many; see ``langdepth.prediction.predictor.predict_images`` for the options."""

@@ -43,18 +43,19 @@ def remembered(key: str, compute: Callable[[], Tensor]) -> Tensor:
 
     A damaged file is computed again and replaced; a folder that cannot be written costs only the time.
     """
-    if key not in _memory:
+    features = _memory.pop(key, None)
+    if features is None:
         path = cache_folder() / "text" / f"{key}.safetensors"
         kept = read_kept(path)
         if kept is None:
             kept = {"features": compute().contiguous()}
             with suppress(LangdepthError):
                 keep(path, kept)
-        _memory[key] = kept["features"]
-    _memory.move_to_end(key)
+        features = kept["features"]
+    _memory[key] = features  # at the end; other threads may do the same now
     while len(_memory) > _IN_MEMORY:
         _memory.popitem(last=False)
-    return _memory[key].clone()  # so that changes stay with the caller
+    return features.clone()  # so that changes stay with the caller
 
 
 def keep(path: Path, tensors: Mapping[str, Tensor]) -> None:

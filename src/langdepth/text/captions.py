@@ -232,11 +232,13 @@ class ClipSentences:
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
         """(B, D) float32; each distinct sentence is computed once. Raises UsageError for an empty one."""
-        from langdepth.text.clip_text import encode_sentences, raw_text_features
+        from langdepth.text.clip_text import encode_sentences, raw_text_features, warn_of_cuts
 
         if not all(sentence.strip() for sentence in sentences):
             raise UsageError("a text is empty; describe the image, or leave it out")
-        new = [sentence for sentence in dict.fromkeys(sentences) if sentence not in self._encoded]
+        distinct = dict.fromkeys(sentences)
+        new = [sentence for sentence in distinct if sentence not in self._encoded]
+        warn_of_cuts([sentence for sentence in distinct if sentence in self._encoded])
         if new:
             encoded = raw_text_features(new, self.weights) if self.raw else encode_sentences(new, self.weights)
             self._encoded.update(zip(new, encoded if self.raw else encoded.half().float(), strict=True))

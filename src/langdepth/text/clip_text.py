@@ -143,9 +143,14 @@ def raw_text_features(sentences: Sequence[str], weights: ClipWeights) -> Tensor:
         raw = remembered(key, compute)
     else:
         raw = compute()
-    if not computed:  # sentences that are cut give a warning every time; a token is a byte or more
-        tokenize([sentence for sentence in sentences if len(sentence.encode()) > CONTEXT_LENGTH - 2])
+    if not computed:
+        warn_of_cuts(sentences)
     return raw
+
+
+def warn_of_cuts(sentences: Sequence[str]) -> None:
+    """Warn as ``tokenize`` does, of sentences whose features are known."""
+    tokenize([sentence for sentence in sentences if len(sentence.encode()) > CONTEXT_LENGTH - 2])  # a byte is a token
 
 
 def encode_sentences(sentences: Sequence[str], weights: ClipWeights, *, templates: Sequence[str] = ("{}",)) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from langdepth.text.caption_features import CaptionFeatures
 from langdepth.text.scenes import CAPTION_SCENES, SCENE_TO_CAPTION_SCENE, SCENES
-from langdepth.text.vocabulary import PADDING, UNKNOWN, Vocabulary, each_once, words_of
+from langdepth.text.vocabulary import PADDING, UNKNOWN, Vocabulary, words_of
 
 
 class SentenceEncoder(nn.Module):
@@ -50,14 +50,13 @@ class SentenceEncoder(nn.Module):
     def encode(self, sentences: Sequence[str]) -> Tensor:
         """Sentences to unit vectors (B, features), constants; each distinct one is computed once.
 
-        Warns about words that it does not know; raises UsageError for a sentence of which it knows none.
+        Warns about words that it does not know or cuts; raises UsageError for a sentence of which it knows none.
         """
-        return torch.stack(each_once(self._encoded, sentences, self._encode)).to(self.position.device)
+        return torch.stack(self.words.encoded(self._encoded, sentences, self._encode)).to(self.position.device)
 
-    def _encode(self, sentence: str) -> Tensor:
-        tokens = torch.tensor([self.words.checked_tokens(sentence)], device=self.position.device)
+    def _encode(self, tokens: list[int]) -> Tensor:
         with torch.autocast(self.position.device.type, enabled=False):
-            feature: Tensor = self(tokens)[0]
+            feature: Tensor = self(torch.tensor([tokens], device=self.position.device))[0]
         return feature.detach()
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -19,16 +19,6 @@ def words_of(sentence: str) -> list[str]:
     return re.findall(r"[a-z]+", sentence.lower())
 
 
-def each_once(known: dict[str, Row], sentences: Sequence[str], encode: Callable[[str], Row]) -> list[Row]:
-    """The features of each sentence; those in ``known``, which keeps the new ones, are not encoded again."""
-    if len(known) > _KEPT:
-        known.clear()
-    for sentence in dict.fromkeys(sentences):
-        if sentence not in known:
-            known[sentence] = encode(sentence)
-    return [known[sentence] for sentence in sentences]
-
-
 class Vocabulary:
     """Known words in order. ``max_words``: longer sentences are cut."""
 
@@ -48,14 +38,30 @@ class Vocabulary:
             raise UsageError(f"the text {sentence!r} has no words; describe the image, or leave it out")
         return found
 
-    def checked_tokens(self, sentence: str) -> list[int]:
-        """``tokens``. Warns about words that it does not know; raises UsageError for a sentence of only such."""
-        unknown = self.unknown(sentence)
-        if unknown and set(unknown) == set(words_of(sentence)):
+    def check(self, sentence: str) -> None:
+        """Warn about words that count for nothing. Raises UsageError for a sentence of only such."""
+        words, unknown = words_of(sentence), self.unknown(sentence)
+        if words and set(unknown) == set(words):
             raise UsageError(
                 f"text '{sentence}': none of its words is known; use plain words such as "
                 "'a kitchen with a table', or name a scene"
             )
         if unknown:
             warnings.warn(f"text '{sentence}': unknown words are ignored: {', '.join(unknown)}", stacklevel=2)
-        return self.tokens(sentence)
+        if len(words) > self.max_words:
+            cut = f"{len(words)} words, of which the small encoder takes the first {self.max_words}"
+            warnings.warn(f"text '{sentence}': {cut}", stacklevel=2)
+
+    def encoded(self, known: dict[str, Row], sentences: Sequence[str], encode: Callable[[list[int]], Row]) -> list[Row]:
+        """What ``encode`` makes of the words' numbers of each sentence, and ``check`` of it, in any number of threads.
+
+        Sentences in ``known``, which keeps the new ones, are not encoded again.
+        """
+        if len(known) > _KEPT:
+            known.clear()
+        rows: dict[str, Row] = {}
+        for sentence in dict.fromkeys(sentences):
+            self.check(sentence)  # also of a sentence that is known: who reads its depth may be another one
+            row = known.get(sentence)
+            rows[sentence] = known[sentence] = encode(self.tokens(sentence)) if row is None else row
+        return [rows[sentence] for sentence in sentences]
