@@ -27,6 +27,7 @@ class FileServer:
         ranges: Whether a part of the file can be asked for.
         length: Whether the size is stated.
         html: Whether ``/NAME`` is a web page instead.
+        raw: What is sent instead of all this, status line and headers too.
         asked: Path and Range of every request.
     """
 
@@ -36,6 +37,7 @@ class FileServer:
         self.cuts: list[int] = []
         self.mark: str | None = '"one"'
         self.ranges, self.length, self.html = True, True, False
+        self.raw = b""
         self.asked: list[tuple[str, str]] = []
         self.url = ""
 
@@ -49,7 +51,10 @@ def serving() -> Iterator[FileServer]:
         def do_GET(self) -> None:
             path, fields = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
             state.asked.append((self.path, self.headers.get("Range", "")))
-            if path == "/missing":
+            if state.raw:
+                self.close_connection = True
+                self.wfile.write(state.raw)
+            elif path == "/missing":
                 self.send_error(404)
             elif path == "/uc" and state.page:
                 self.show(state.page.replace("{id}", fields["id"][0]))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import email.message
 import errno
+import io
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import OpenerDirector
+from urllib.response import addinfourl
 
 import pytest
 
@@ -131,6 +135,37 @@ def test_an_empty_file(server: FileServer, tmp_path: Path) -> None:
     refused(server, tmp_path / "file.pth", "empty")
 
 
+OK, PAGE = b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (OK + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\nabc", "more than the 1.1 GB"),
+        (b"HTTP/1.1 206 Part\r\nContent-Range: bytes 0-2/9\r\n\r\nabc", "answers 206, as to a question for a part"),
+        (b"HTTP/1.1 416 Range\r\n\r\n", "answers 416, as to a question for a part"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /file\r\n\r\n", "infinite loop. The last"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://[x/\r\n\r\n", "is, or leads to, no address"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nabc", "cut at 0.0 MB"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:99999999/\r\n\r\n", "cannot be reached"),
+        (PAGE + b"Transfer-Encoding: chunked\r\n\r\nzz", "a page that is damaged"),
+        (PAGE + b"\r\n<![x[", "a page that is damaged"),
+        (PAGE + b"\r\n<form id=download-form action='http://[x'>", "a page that is damaged"),
+    ],
+)
+def test_a_server_that_says_what_cannot_be(server: FileServer, tmp_path: Path, answer: bytes, words: str) -> None:
+    server.raw = answer
+    refused(server, tmp_path / "file.pth", words, form=True)
+
+
+def test_a_server_that_leads_to_another_kind_of_address(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = addinfourl(io.BytesIO(CONTENT), email.message.Message(), "ftp://host/file")
+    monkeypatch.setattr(OpenerDirector, "open", lambda *_, **__: answer)
+    refused(server, tmp_path / "file.pth", "leads to ftp://host/file", "refused")
+
+
 def test_an_error_of_the_server(server: FileServer, tmp_path: Path) -> None:
     refused(server, tmp_path / "file.pth", "/missing", "404", where="missing")
 
@@ -144,7 +179,7 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         refused(closed, tmp_path / "file.pth", "cannot be reached", "Connection refused")
 
 
-@pytest.mark.parametrize("url", ["file:///etc/hostname", "model.pt", "ftp://host/file"])
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "model.pt", "ftp://host/file", "http://[x/y", "http:///y"])
 def test_addresses_of_other_kinds(url: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="http://"):
         download(url, tmp_path / "file", limit=10, begin=lambda size: None)

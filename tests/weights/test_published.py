@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -387,11 +388,47 @@ def test_a_conversion_that_needs_clip(
     assert offline or "CLIP's weights by open_clip" in lines[0]
 
 
-def test_a_record_that_leads_out_of_its_folder() -> None:
-    facts = published.Fetched(file="../../x", sha256="", published_sha256="", source="", date="")
+@pytest.mark.parametrize(("file", "sha256"), [("../../x", "0" * 64), ("swin.pth", "")])
+def test_a_record_that_leads_out_of_its_folder_or_checks_nothing(file: str, sha256: str) -> None:
+    facts = published.Fetched(file=file, sha256=sha256, published_sha256="", source="", date="")
     published.remember(FILE, facts)
     with pytest.raises(CheckpointError, match="damaged"):
         published.file_of(FILE)
+
+
+def test_a_file_in_the_folder_of_the_cache_is_its_owners(command: Run, quick: FileServer) -> None:
+    """Where a browser stores the file is as good a place as any."""
+    published.folder(SYSTEM).mkdir(parents=True)
+    path = published.folder(SYSTEM) / registry.PUBLISHED[SYSTEM].file
+    path.write_bytes(b"notes of mine")
+    assert command("weights", "get", SYSTEM, "--file", path)[0] == 1
+    assert path.read_bytes() == b"notes of mine"
+    path.write_bytes(quick.content)
+    assert command("weights", "get", SYSTEM, "--file", path)[0] == 0
+    assert path.read_bytes() == quick.content
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_a_damaged_archive_is_no_checkpoint(command: Run, tmp_path: Path, method: int) -> None:
+    path = tmp_path / "model.pth"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("model/data.pkl", b"0" * 1000)
+    content = path.read_bytes()
+    path.write_bytes(content[:44] + b"\xff" * 14 + content[58:])
+    code, _, err = command("weights", "get", FILE, "--file", path)
+    assert (code, "is no checkpoint of torch.save; expected is" in err) == (1, True)
+
+
+def test_no_home(command: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As for users of a number alone, which containers are run with."""
+    monkeypatch.delenv("LANGDEPTH_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", str)
+    code, _, err = command("weights", "list")
+    line = "~/.cache/langdepth: no such home folder is known; name a folder with LANGDEPTH_CACHE"
+    assert (code, err) == (2, f"langdepth weights: {line}\n")
+    code, _, err = command("predict", save_image(tmp_path / "a.png", ramp(64, 48)), "--system", "~nobody/x.onnx")
+    assert (code, err) == (1, "langdepth predict: ~nobody/x.onnx: no such file\n")
 
 
 def test_list_and_path(command: Run, server: FileServer) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from langdepth.backbones.clip import SMALL_ARCHITECTURES
 from langdepth.errors import CheckpointError, first_line
-from langdepth.utils.files import real_path
+from langdepth.utils.files import expanded, real_path
 from langdepth.utils.network import hub_or_cache, offline_stated, unreachable
 
 
@@ -75,7 +75,7 @@ def fetch(architecture: str, tag: str, record: Mapping[str, Any]) -> tuple[Path,
 def _url_cache(record: Mapping[str, Any]) -> Path | None:
     """Where open_clip stores a file downloaded from an address."""
     name = str(record.get("url", "")).rpartition("/")[2]
-    return Path("~/.cache/clip").expanduser() / name if name else None
+    return expanded("~/.cache/clip") / name if name else None
 
 
 def cached(record: Mapping[str, Any]) -> Path | None:

@@ -23,6 +23,7 @@ from langdepth.backbones.clip import model_config
 from langdepth.backbones.clip_download import fetch, published_records
 from langdepth.backbones.clip_files import check_file, in_open_clip_names, read_tensors, stated_activation
 from langdepth.errors import CheckpointError, UsageError
+from langdepth.utils.files import expanded
 from langdepth.utils.reading import file_sha256
 
 ACTIVATIONS = {True: "QuickGELU", False: "GELU"}
@@ -84,7 +85,7 @@ def read_clip_weights(path: str | Path, architecture: str, quick_gelu: bool | No
     Raises UsageError for an unknown architecture or an activation that nothing states, CheckpointError for a file that
     is missing, damaged, of another kind, of another architecture or trained with the other activation.
     """
-    return _read(Path(path).expanduser(), architecture, quick_gelu, source=str(path))
+    return _read(expanded(path), architecture, quick_gelu, source=str(path))
 
 
 def _read(

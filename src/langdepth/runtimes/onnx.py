@@ -22,7 +22,7 @@ from langdepth.runtimes.graph import (
     computing,
     thread_count,
 )
-from langdepth.utils.files import not_the_file_itself
+from langdepth.utils.files import expanded, not_the_file_itself
 from langdepth.utils.onnx_files import OnnxFlaw, require_sound
 from langdepth.utils.reading import require_regular
 
@@ -41,7 +41,7 @@ class OnnxGraph:
     """
 
     def __init__(self, path: str | Path, label: str | None = None, *, checked: bool = False) -> None:
-        self.path, self.label = Path(path).expanduser(), label or str(path)
+        self.path, self.label = expanded(path), label or str(path)
         self._session = OncePerProcess(partial(_open, self.path, self.label, checked))
 
     @cached_property

@@ -15,7 +15,7 @@ from langdepth.systems import registry
 from langdepth.systems.capabilities import Trainable
 from langdepth.text.caption_features import Captions
 from langdepth.training.recipe import Recipe, read_recipe
-from langdepth.utils.files import atomic_path, require_marked
+from langdepth.utils.files import atomic_path, expanded, require_marked
 from langdepth.utils.reading import file_sha256
 from langdepth.utils.tensors import nested_tensors, require_finite
 from langdepth.weights.checkpoint import load
@@ -103,7 +103,7 @@ def start_system(recipe: Recipe, start: Path | None, captions: Captions | None =
 
 def _origin(weights: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What the record of trained weights says about those that training continued from: no path of this machine."""
-    path = Path(weights).expanduser()
+    path = expanded(weights)
     is_file = path.suffix == ".safetensors" and path.is_file()
     origin = {
         "weights": path.name if is_file else weights,

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from html.parser import HTMLParser
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -32,6 +32,7 @@ _PAUSE = 1.0  # seconds before another try
 _BLOCK = 1 << 18
 _LONGEST_PAGE = 1 << 20
 _PAGES = 3  # that may be between a link and its file
+_DIGITS = 18  # of a size; no more are made a number of
 
 
 class DownloadError(LangdepthError):
@@ -55,8 +56,8 @@ def download(url: str, path: Path, *, limit: int, begin: Callable[[int | None], 
         UsageError: The address is none.
         DownloadError: The file cannot be fetched, is none or is too large.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise UsageError(f"'{url}' is no address: it must begin with http:// or https://")
+    if not _is_web_address(url):
+        raise UsageError(f"'{url}' is no address: it must begin with http:// or https://, and a host")
     part = _Part(path)
     cut = ""
     for _ in range(_TRIES):
@@ -179,7 +180,7 @@ class _Part:
 def _length(answer: HTTPResponse, before: int) -> int | None:
     """The size of a file of which ``before`` bytes are here and the answer has the rest."""
     stated = answer.headers.get("Content-Length", "")
-    return before + int(stated) if stated.isdecimal() else None
+    return before + int(stated[:_DIGITS]) if stated.isdecimal() else None
 
 
 def _version(answer: HTTPResponse, size: int | None) -> list[Any] | None:
@@ -192,10 +193,10 @@ class _CutError(Exception):
     """A transfer ended too early."""
 
 
-def _read(answer: HTTPResponse) -> bytes:
+def _read(answer: HTTPResponse, most: int = _BLOCK) -> bytes:
     try:
-        return answer.read(_BLOCK)
-    except (OSError, HTTPException) as error:
+        return answer.read(most)
+    except (OSError, HTTPException, ValueError) as error:
         raise _CutError(first_line(error)) from None
 
 
@@ -207,23 +208,27 @@ def _answer(url: str, part: _Part, form: bool) -> Iterator[HTTPResponse]:
     for _ in range(_PAGES):
         answer = _asked(opener, address, part.headers())
         with answer:
-            if part.headers() and not part.continues(answer) and (answer.status in (206, 416)):
+            asked = bool(part.headers())
+            if answer.status in (206, 416) and not (asked and part.continues(answer)):
+                if not asked:
+                    raise DownloadError(f"{url}: the server answers {answer.status}, as to a question for a part")
                 part.remove()
                 continue
             if not (form and _is_page(answer)):
-                if answer.status == 416:
-                    raise DownloadError(f"{url}: the server answers 416 ({answer.reason})")
                 yield answer
                 return
-            page = _Page(answer.read(_LONGEST_PAGE).decode("utf-8", "replace"))
+            try:
+                page = _Page(_read(answer, _LONGEST_PAGE).decode("utf-8", "replace"))
+                address = page.address(address)
+            except (_CutError, ValueError, AssertionError) as error:  # the parser's own are of any of these kinds
+                raise DownloadError(f"{url}: the server shows a page that is damaged ({first_line(error)})") from None
             if not page.action:
                 raise DownloadError(f"{url}: the server shows a page instead of the file: '{page.words}'")
-            address = page.address(address)
     raise DownloadError(f"{url}: the server shows one page after another instead of the file")
 
 
 def _asked(opener: OpenerDirector, address: str, headers: dict[str, str]) -> HTTPResponse:
-    if urlsplit(address).scheme not in ("http", "https"):
+    if not _is_web_address(address):
         raise DownloadError(f"{address}: the server leads to an address that is neither http nor https")
     request = Request(address, headers={"User-Agent": "langdepth", "Accept-Encoding": "identity", **headers})
     try:
@@ -231,14 +236,25 @@ def _asked(opener: OpenerDirector, address: str, headers: dict[str, str]) -> HTT
     except HTTPError as error:
         if error.code == 416:
             return error  # type: ignore[return-value]  # has what an answer has
-        raise DownloadError(f"{address}: the server answers {error.code} ({error.reason})") from None
-    except (OSError, HTTPException, ValueError) as error:
+        said = " ".join(str(error.reason).split())
+        raise DownloadError(f"{address}: the server answers {error.code} ({said})") from None
+    except (ValueError, OverflowError, InvalidURL):
+        raise DownloadError(f"{address}: is, or leads to, no address on the web") from None
+    except (OSError, HTTPException) as error:
         reason = error.reason if isinstance(error, URLError) else error
         why = reason if isinstance(reason, str) else first_line(reason)
         raise DownloadError(f"{address}: cannot be reached ({why}); is there a network?") from None
-    if address.startswith("https:") and not answer.url.startswith("https:"):
+    if not _is_web_address(answer.url) or (address.startswith("https:") and not answer.url.startswith("https:")):
+        answer.close()
         raise DownloadError(f"{address}: the server leads to {answer.url}, which is not encrypted; refused")
     return answer
+
+
+def _is_web_address(address: str) -> bool:
+    with suppress(ValueError):  # of brackets that hold no number of a host
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname)
+    return False
 
 
 def _is_page(answer: HTTPResponse) -> bool:

@@ -37,6 +37,11 @@ _OWNED = re.compile(r"\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-\d+-[0-9a-
 _swept: set[str] = set()  # folders that this process has rid of leftovers
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with a home folder in the place of "~", where it is known; ``Path.expanduser`` raises RuntimeError."""
+    return Path(os.path.expanduser(path))
+
+
 def real_path(path: str | Path) -> Path:
     """The path without links. One that points at itself stays as it is; ``Path.resolve`` raises RuntimeError there."""
     return Path(os.path.realpath(path))

@@ -20,7 +20,7 @@ from langdepth.systems.capabilities import ReadsWithClip, StandsOnClip, TakesBas
 from langdepth.systems.ensemble import combine
 from langdepth.utils.arguments import checked
 from langdepth.utils.devices import move
-from langdepth.utils.files import real_path
+from langdepth.utils.files import expanded, real_path
 from langdepth.utils.reading import file_sha256
 from langdepth.weights import fetch
 from langdepth.weights.files import GRAPHS, fill, read, require_no_graph, stated
@@ -179,7 +179,7 @@ def locate(name: str, offline: bool | None = None) -> tuple[Path, str, str]:
         return _by_name(name, offline)
     if not name:
         raise UsageError("the name of the system is empty; give one of 'langdepth systems', a file or a hub id")
-    path = Path(name).expanduser()
+    path = expanded(name)
     if os.path.isdir(path):  # of pathlib's functions some raise OSError for names that are too long
         if not (path / WEIGHTS_FILE).is_file():
             raise CheckpointError(f"{path}: is a folder without {WEIGHTS_FILE}; give a .safetensors file inside it")

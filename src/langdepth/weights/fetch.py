@@ -19,7 +19,7 @@ from langdepth.errors import CheckpointError, MissingCheckpointError, UsageError
 from langdepth.systems.card import PublishedRecord
 from langdepth.systems.registry import PUBLISHED, REGISTRY
 from langdepth.utils.downloads import DownloadError, download
-from langdepth.utils.files import atomic_path, not_the_file_itself
+from langdepth.utils.files import atomic_path, file_identity, not_the_file_itself
 from langdepth.utils.locks import locked
 from langdepth.utils.network import offline_stated, stated
 from langdepth.utils.reading import file_sha256
@@ -93,7 +93,7 @@ def get(
         raise UsageError(f"{name}: needs no CLIP weights; leave --clip-weights out")
     is_here = published.is_here(name) and published.verify(name) is None
     if file is not None:
-        _checked(name, file, found)
+        _checked(name, file, found, given=True)
     if is_here:  # and the file, if one is given, is the one that it was made of
         return published.file_of(name)
     if name in REGISTRY and find_spec("torch") is None:
@@ -104,22 +104,22 @@ def get(
             f"another one and give it with 'langdepth weights get {name} --file FILE'"
         )
     with locked(folder(name)):
-        if file is None:
-            source, theirs = _download(name, found, agree, mirror, clip_weights), folder(name) / found.file
-        else:
-            source, theirs = str(file), file
-        return _keep(name, found, source, theirs, clip_weights, offline)
+        source = _download(name, found, agree, mirror, clip_weights) if file is None else str(file)
+        return _keep(name, found, source, file, clip_weights, offline)
 
 
 def _keep(
-    name: str, found: PublishedRecord, source: str, theirs: Path, clip_weights: str | None, offline: bool
+    name: str, found: PublishedRecord, source: str, given: Path | None, clip_weights: str | None, offline: bool
 ) -> Path:
     """Check the authors' file, convert it where it is of a system, and record it; returns the file that is kept."""
-    known, sha256 = fetched(name), _checked(name, theirs, found)
+    ours = folder(name) / found.file
+    theirs = given or ours
+    known, sha256 = fetched(name), _checked(name, theirs, found, given=given is not None)
     made = folder(name) / (f"{name}.safetensors" if name in REGISTRY else found.file)
     if name in REGISTRY:
         _convert(name, theirs, made, found, clip_weights, offline)
-        (folder(name) / found.file).unlink(missing_ok=True)
+        if given is None or file_identity(given) != file_identity(ours):
+            ours.unlink(missing_ok=True)
     elif theirs != made:
         with atomic_path(made) as temporary:
             shutil.copyfile(theirs, temporary)
@@ -155,8 +155,11 @@ def _download(name: str, found: PublishedRecord, agree: Agree, mirror: str | Non
     return source
 
 
-def _checked(name: str, path: Path, found: PublishedRecord) -> str:
-    """The sha256 of the authors' file. Raises CheckpointError where it is another file than is known."""
+def _checked(name: str, path: Path, found: PublishedRecord, *, given: bool) -> str:
+    """The sha256 of the authors' file. Raises CheckpointError where it is another file than is known.
+
+    One that was downloaded, not ``given``, is then removed.
+    """
     known = fetched(name)
     try:
         other, sha256 = not_the_file_itself(path), file_sha256(path)
@@ -168,7 +171,7 @@ def _checked(name: str, path: Path, found: PublishedRecord) -> str:
     expected = found.sha256 or (known.published_sha256 if known else sha256)
     if sha256 == expected and not other:
         return sha256
-    if path.parent != folder(name):
+    if given:
         twin = next((n for n, one in PUBLISHED.items() if one.sha256 == sha256), None)
         what = f"is that of '{twin}'" if twin else other or f"has the sha256 {sha256[:12]}..., not {expected[:12]}..."
         replace = ""
@@ -191,7 +194,7 @@ def _not_as_published(path: Path, holds: str | None) -> str | None:
     with path.open("rb") as file:
         head = file.read(_PICKLE)
     if head.startswith(b"PK") and zipfile.is_zipfile(path):
-        with suppress(OSError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        with suppress(Exception), zipfile.ZipFile(path) as archive:  # each compression has errors of its own
             names = [member for member in archive.namelist() if member.endswith("/data.pkl")]
             head = b"\x80" + archive.open(names[0]).read(_PICKLE) if names else b"PK"
     if head.startswith(b"\x80"):

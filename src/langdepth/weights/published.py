@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def fetched(name: str) -> Fetched | None:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path}: is damaged; remove it and fetch the weights again") from None
-    if Path(found.file).name != found.file:
+    if Path(found.file).name != found.file or not re.fullmatch("[0-9a-f]{64}", found.sha256):
         raise CheckpointError(f"{path}: is damaged; remove it and fetch the weights again")
     return found
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from langdepth.systems import registry
-from langdepth.utils.files import file_stamp
+from langdepth.utils.files import expanded, file_stamp
 from langdepth.utils.onnx_files import files_of
 from langdepth.utils.reading import file_sha256
 from langdepth.weights import published
@@ -25,7 +25,7 @@ def system_stamp(name: str | Path, of_file: Callable[[Path], Any] = file_stamp) 
     """
     foreign = str(name).removeprefix(registry.TRANSFORMERS)
     if foreign != str(name):
-        folder = Path(foreign).expanduser()
+        folder = expanded(foreign)
         kept = [*folder.glob("*.safetensors"), *folder.glob("*.json")] if os.path.isdir(folder) else []
         return (str(name), *map(of_file, sorted(kept)))
     cls, _, weights = str(name).partition("@")
@@ -34,9 +34,9 @@ def system_stamp(name: str | Path, of_file: Callable[[Path], Any] = file_stamp) 
         known: Any = published.fetched(str(name)) if str(name) in registry.PUBLISHED else None
         known = known or registry.REGISTRY[str(name)].weights
         return (str(name),) if known is None else (str(name), known.sha256)
-    path = os.path.expanduser(weights if own else name)
-    files = sorted(Path(path).glob("*.safetensors")) if os.path.isdir(path) else files_of(path)
-    found: list[Any] = [of_file(file) for file in map(Path, files) if os.path.isfile(file)] or [str(name)]
+    path = expanded(weights if own else name)
+    files = sorted(path.glob("*.safetensors")) if os.path.isdir(path) else files_of(path)
+    found: list[Any] = [of_file(file) for file in files if os.path.isfile(file)] or [str(name)]
     return (cls, module_stamp(cls, of_file), *found) if own else tuple(found)
 
 

@@ -44,6 +44,7 @@ from langdepth.systems.space_clip import losses
 from langdepth.systems.space_clip.blocks import SemanticBlock, StructuralBlock, depth_head, film, modulated, resized
 from langdepth.systems.space_clip.official import TOWER, decoder_name, tower_tensors
 from langdepth.systems.space_clip.tower import ImageTower, TowerSizes
+from langdepth.utils.files import expanded
 from langdepth.utils.reading import file_sha256
 from langdepth.weights.files import fill
 
@@ -279,7 +280,7 @@ class SpaceClip(System, Trainable, HasFrozenTrunk, ConvertsOfficial):
         else:
             if clip_weights is None:
                 raise UsageError(f"'{self.name}' needs a file of SigLIP's weights: system.prepare.clip_weights")
-            path = Path(clip_weights).expanduser()
+            path = expanded(clip_weights)
             limit = check_file(path, "SigLIP", 8 * sum(p.numel() for p in self.tower.parameters()))
             tensors, source, sha256 = read_tensors(path, "SigLIP", limit), path.name, file_sha256(path)
         self.fill_tower(tower_tensors(tensors, source), source)
