@@ -133,6 +133,25 @@ def test_the_photo_says_something_beside_the_words(tmp_path: Path, depth: np.nda
     assert median(both) != median(alone)
 
 
+@pytest.mark.parametrize("inverse", [False, True])
+def test_the_unit_of_a_map_does_not_matter(depth: np.ndarray[Any, Any], inverse: bool) -> None:
+    given = (1 / depth if inverse else depth).astype(np.float64)
+    usual = langdepth.scale(given, "a kitchen with a sink", inverse=inverse).depth
+    for unit in (1e-40, 1e-20, 1e37):  # the first is below what float32 holds in full
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = langdepth.scale(given * unit, "a kitchen with a sink", inverse=inverse).depth
+        np.testing.assert_allclose(found, usual, rtol=1e-3)
+
+
+@pytest.mark.parametrize("deviation", [0, 40])
+def test_values_that_are_too_far_apart(deviation: float) -> None:
+    random = np.random.default_rng(0)
+    values = np.exp(random.normal(0, deviation, (60, 80))) if deviation else random.uniform(-3e38, 3e38, (60, 80))
+    with pytest.raises(ImageError, match="its values are too far apart to be those of depth"):
+        langdepth.scale(values, "a kitchen with a sink", inverse=True)
+
+
 def test_what_contradicts_is_named(depth: np.ndarray[Any, Any]) -> None:
     row, column = LOCATION
     with pytest.warns(UserWarning, match=r"distance .*one of them is wrong"):
@@ -143,8 +162,12 @@ def test_what_contradicts_is_named(depth: np.ndarray[Any, Any]) -> None:
 
 
 def test_unknown_words_are_named_and_uncertainty_grows_away_from_known_ones(depth: np.ndarray[Any, Any]) -> None:
-    with pytest.warns(UserWarning, match="unknown words are ignored: zyxglorp"):
-        langdepth.scale(depth, "a kitchen with a zyxglorp")
+    for _ in range(2):  # also of a sentence that was read before
+        with pytest.warns(UserWarning, match="unknown words are ignored: zyxglorp"):
+            langdepth.scale(depth, "a kitchen with a zyxglorp")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        langdepth.scale(depth, "a kitchen with a sink " * 9)  # more words than the encoder takes, which all count
     sentences = ("a bedroom with a bed and a lamp", "a ship in a harbor")
     usual, strange = (langdepth.scale(depth, text).provenance["scale"] for text in sentences)
     widths = [np.ptp(np.log(facts["interval_95"])) for facts in (usual, strange)]
@@ -160,11 +183,12 @@ def test_unknown_words_are_named_and_uncertainty_grows_away_from_known_ones(dept
         ({"known": [(-1, 3, 2.0)]}, "lies outside the map"),
         ({"known": [(float("nan"), 3, 2.0)]}, "lies outside the map"),
         ({"known": [(0, 0, 2.0)]}, "has no value at this pixel"),
-        ({"known": [(3, 3, -2.0)]}, "a positive number of metres"),
-        ({"known": [(3, 3, float("nan"))]}, "a positive number of metres"),
-        ({"known": [(3, 3, 1e6)]}, "1000 at most"),
+        ({"known": [(3, 3, -2.0)]}, "a distance is from 0.001 to 1000 metres"),
+        ({"known": [(3, 3, float("nan"))]}, "a distance is from 0.001 to 1000 metres"),
+        ({"known": [(3, 3, 1e-300)]}, "a distance is from 0.001 to 1000 metres"),
+        ({"known": [(3, 3, 1e6)]}, "a distance is from 0.001 to 1000 metres"),
         ({"camera_height": 1.5}, "a camera height needs the camera"),
-        ({"camera_height": -1.0, "camera": Camera.from_fov(60, WIDTH, HEIGHT)}, "must be a positive number of metres"),
+        ({"camera_height": -1.0, "camera": Camera.from_fov(60, WIDTH, HEIGHT)}, "must be from 0.001 to 1000 metres"),
         ({"known": "3,3=2"}, r"known: expected a list of \(a number, a number, a number\), got '3,3=2'"),
         ({"known": [(3, 3)]}, r"known: expected a list of \(a number, a number, a number\)"),
         ({"known": [(3, 3, "2")]}, "known: expected a list of"),
@@ -329,7 +353,7 @@ def test_the_command_takes_the_camera_for_its_height(relative: Path, capsys: Any
         (["{png8}", "--text", "a room"], "whose 256 steps are too few"),
         (["{npy8}", "--text", "a room"], "8.npy: a relative map of 8 bits (uint8) holds 256 steps"),
         (["{npy}", "--known", "3,4=1,2"], "expected X,Y=METRES"),
-        (["{npy}", "--known", "3,4=nan"], "a positive number of metres"),
+        (["{npy}", "--known", "3,4=nan"], "a distance is from 0.001 to 1000 metres"),
         (["{npy}", "--known", "inf,4=2"], "lies outside the map"),
         (["{npy}", "--camera-height", "high", "--fov", "60"], "expected a number"),
         (["{npy}", "--camera-height", "1.5", "--fov", "360"], "field of view"),

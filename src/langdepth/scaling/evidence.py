@@ -13,12 +13,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from langdepth.errors import ImageError
+
 Array = npt.NDArray[np.float64]
 MAP_ERROR = 0.1  # of a relative map's proportions: standard deviation of the logarithm of depth at a place
-FARTHEST = 1000.0  # metres
+NEAREST, FARTHEST = 0.001, 1000.0  # metres
 _SHIFT_DEVIATION = 0.2  # of an inverse map's shift, in its median: 0 is near infinity unless something says otherwise
 _SHIFT_SURE = 3.0  # deviations; beyond, doubt grows slowly: of a map brought to 0 ... 1 the shift may be many medians
 _STEPS, _SMALL = 60, 1e-6
+APART = "its values are too far apart to be those of depth"
 
 
 class Evidence(NamedTuple):
@@ -51,11 +54,13 @@ class Curve(NamedTuple):
 
     def depth(self, values: npt.NDArray[np.float32], parameters: Array) -> npt.NDArray[np.float32]:
         """Metres (H, W) of the map's values."""
-        scale = np.float32(math.exp(parameters[0]) / self.unit)
+        scale = np.float32(math.exp(parameters[0]))
+        shift = np.float32(math.exp(parameters[0]) * parameters[1]) if self.inverse else np.float32(0)
+        with np.errstate(over="ignore"):  # what is beyond float32 is beyond the limit, too
+            scaled = scale * (values / np.float32(self.unit)) + shift
         if not self.inverse:
-            return np.minimum(scale * values, np.float32(FARTHEST))
-        shift = np.float32(math.exp(parameters[0]) * parameters[1])
-        return np.float32(1) / np.maximum(scale * values + shift, np.float32(1 / FARTHEST))
+            return np.minimum(scaled, np.float32(FARTHEST))
+        return np.float32(1) / np.maximum(scaled, np.float32(1 / FARTHEST))
 
     def value(self, depth: float, parameters: Array) -> float:
         """The value of the map that has a depth."""
@@ -78,12 +83,21 @@ class Fit(NamedTuple):
 
 
 def fit(curve: Curve, evidence: Sequence[Evidence]) -> Fit:
-    """The parameters that the evidence makes likeliest. Where it disagrees, the uncertainty grows by what it is off."""
+    """The parameters that the evidence makes likeliest. Where it disagrees, the uncertainty grows by what it is off.
+
+    Raises ImageError for a map whose values are too far apart to say.
+    """
+    values, logs = (np.concatenate(parts) for parts in zip(*((one.values, one.logs) for one in evidence), strict=True))
+    ends = np.cumsum([len(one.values) for one in evidence])
     whiten = [np.linalg.inv(np.linalg.cholesky(one.covariance)) for one in evidence]
+    single = np.concatenate([w[0] if w.size == 1 else np.ones(len(w)) for w in whiten])
+    joint = [(slice(end - len(w), end), w) for end, w in zip(ends, whiten, strict=True) if w.size > 1]
 
     def residuals(parameters: Array) -> Array:
-        parts = [w @ (curve.logs(e.values, parameters) - e.logs) for w, e in zip(whiten, evidence, strict=True)]
-        return np.concatenate([*parts, _doubt_of_shift(parameters[1:] / _SHIFT_DEVIATION)])
+        found = (curve.logs(values, parameters) - logs) * single
+        for place, w in joint:
+            found[place] = w @ found[place]
+        return np.concatenate([found, _doubt_of_shift(parameters[1:] / _SHIFT_DEVIATION)])
 
     first = evidence[-1]
     start = float(np.mean(first.logs - curve.logs(first.values, np.zeros(2))))
@@ -92,7 +106,10 @@ def fit(curve: Curve, evidence: Sequence[Evidence]) -> Fit:
     for _ in range(_STEPS):
         slopes = _slopes(residuals, parameters)
         normal = slopes.T @ slopes
-        step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -slopes.T @ found)
+        try:
+            step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -slopes.T @ found)
+        except np.linalg.LinAlgError:
+            raise ImageError(f"the relative map: {APART}") from None
         tried = residuals(parameters + step)
         if tried @ tried <= found @ found:
             parameters, found, damping = parameters + step, tried, damping / 10

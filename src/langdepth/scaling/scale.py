@@ -20,7 +20,7 @@ from langdepth.errors import ImageError, UsageError
 from langdepth.prediction.pipeline import camera_of
 from langdepth.prediction.results import DepthResult
 from langdepth.runtimes.opening import load
-from langdepth.scaling.evidence import FARTHEST, MAP_ERROR, Curve, Evidence, Fit, fit
+from langdepth.scaling.evidence import APART, FARTHEST, MAP_ERROR, NEAREST, Curve, Evidence, Fit, fit
 from langdepth.scaling.floor import floor_of
 from langdepth.scaling.words import QUANTILES, WEIGHTS, WordsToScale, words_to_scale
 from langdepth.utils.arguments import checked
@@ -195,7 +195,10 @@ def _relative(values: npt.NDArray[np.float32], inverse: bool, path: str = "", st
     if not valid.any():
         raise ImageError(f"{name}no pixel of the relative map has a value")
     least = float(values[valid].min())
-    shifted = values - np.float32(least) if inverse and least < 0 else values  # its shift is unknown anyway
+    with np.errstate(over="ignore"):
+        shifted = values - np.float32(least) if inverse and least < 0 else values  # its shift is unknown anyway
+    if not np.isfinite(shifted[valid]).all():
+        raise ImageError(f"{name}{APART}")
     end = (shifted[valid] == 0).mean() if inverse else 0
     if _MOSTLY < end < 1:
         _note(f"{name}{end:.0%} of its pixels have its smallest value, which is infinitely far; they count as no value")
@@ -250,8 +253,8 @@ def _points(given: RelativeMap, known: Sequence[tuple[float, float, float]]) -> 
     found, (height, width) = [], given.values.shape
     for x, y, metres in known:
         label = f"{x:g},{y:g}={metres:g}"
-        if not 0 < metres <= FARTHEST:
-            raise UsageError(f"known distance {label}: a distance is a positive number of metres, {FARTHEST:g} at most")
+        if not NEAREST <= metres <= FARTHEST:
+            raise UsageError(f"known distance {label}: a distance is from {NEAREST:g} to {FARTHEST:g} metres")
         if not (-0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5):
             raise UsageError(f"known distance {label}: lies outside the map, which is {given.size}")
         column, row = math.floor(x + 0.5), math.floor(y + 0.5)
@@ -271,7 +274,7 @@ def _doubt_order(given: RelativeMap, known: Sequence[tuple[float, float, float]]
     other = given.opposite()
     if other is None or len(known) < 2:
         return
-    with suppress(UsageError):  # without a value there
+    with suppress(UsageError, ImageError):  # without a value there, or with none that make sense
         off = [sum(one**2 for one in fit(m.curve, _points(m, known)).off) for m in (given, other)]
         if off[0] > off[1] + _DOUBT:
             _doubt(given, "order of the known distances")
@@ -281,8 +284,8 @@ def _height(
     given: RelativeMap, camera: Camera, metres: float, evidence: list[Evidence], head: WordsToScale
 ) -> Evidence:
     """The median depth of the floor, if the camera is that high above it."""
-    if not 0 < metres <= FARTHEST:
-        raise UsageError(f"camera height must be a positive number of metres, {FARTHEST:g} at most, got {metres:g}")
+    if not NEAREST <= metres <= FARTHEST:
+        raise UsageError(f"camera height must be from {NEAREST:g} to {FARTHEST:g} metres, got {metres:g}")
     so_far = fit(given.curve, evidence)
     floor = floor_of(given.curve.depth(given.values, so_far.parameters), given.valid, camera)
     if floor is None:
