@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from langdepth.commands import bench as command_of_bench
+from langdepth.errors import LangdepthError
 from langdepth.runtimes import bench, opening
 from tests.helpers import Run
 
@@ -57,11 +61,47 @@ def test_a_process_that_dies_is_reported() -> None:
     assert "perhaps for lack of memory" in str(one.failed)
 
 
+def test_processes_that_die_in_mid_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, or the one that the others are compared with."""
+    choices = [bench.Measured(runtime="torch"), bench.Measured(runtime="torch", dtype="bfloat16")]
+    monkeypatch.setattr(bench, "_process", lambda one, *_: contextlib.nullcontext(Dying(one)))
+    subject = bench.Subject(system="tiny", paths=[EXAMPLES / "desk.jpg"])
+    bench.measure(choices, subject, seconds=0)
+    assert [one.failed is None for one in choices] == [False, True]
+    assert (
+        command_of_bench._advice(choices, "torch")
+        == "fastest: torch bfloat16, whose depth is another than the first line's"
+    )
+    with pytest.raises(LangdepthError, match="was ended"):
+        bench.measure(choices[:1], subject, seconds=0)
+
+
+class Dying:
+    """The pipe to a process that gives a depth; the first choice's then dies."""
+
+    def __init__(self, one: bench.Measured) -> None:
+        self.one, self.asked = one, False
+
+    def send(self, _: bool) -> None:
+        self.asked = True
+
+    def recv(self) -> Any:
+        if not self.asked:
+            return np.full((4, 4), 2.0 if self.one.dtype == "bfloat16" else 1.0, np.float32)
+        if self.one.dtype == "float32":
+            raise EOFError
+        return 0.5, None
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--threads", "0"], "--threads must be at least 1"),
+        (["--threads", "0"], "--threads must be from 1 to 1024"),
+        (["--threads", "100000"], "--threads must be from 1 to 1024"),
+        (["--seconds", "inf"], "--seconds must be a number from 0 on"),
+        (["--seconds", "nan"], "--seconds must be a number from 0 on"),
         (["--size", "16x640"], "at least 32 pixels"),
+        (["--size", "90000x90000"], "megapixels is more than the limit"),
         (["--images", "none"], "no such folder"),
         (["--system", "none.onnx"], "no such file"),
     ],

@@ -18,7 +18,7 @@ EXAMPLE = """\
 langdepth bench
 langdepth bench --system wordepth-tiny --images photos --size 480x640 --threads 1 --out bench.json"""
 CLOSE = 1e-4  # what runtimes agree within in float32
-_MOST_IMAGES = 8
+_MOST_IMAGES, _MOST_THREADS = 8, 1024
 HEAD = ("", "runtime", "dtype", "ms", "times", "start s", "MB", "mean", "largest", "delta1")
 
 
@@ -54,8 +54,10 @@ def bench(
         device: Of torch; auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
         out: Write the numbers here, too, as JSON.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads must be at least 1, got {threads}")
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise UsageError(f"--threads must be from 1 to {_MOST_THREADS}, got {threads}")
+    if not 0 <= seconds < math.inf:
+        raise UsageError(f"--seconds must be a number from 0 on, got {seconds:g}")
     if size is not None and min(size) < 32:
         raise UsageError(f"--size {size[0]}x{size[1]}: images have at least 32 pixels a side")
     from langdepth.runtimes import bench as benching
@@ -63,7 +65,10 @@ def bench(
     from langdepth.runtimes.graph import thread_count
     from langdepth.runtimes.opening import load, runtime_of_auto
     from langdepth.utils.files import require_marked, write_json
+    from langdepth.utils.images import MAX_PIXELS, check_pixels
 
+    if size is not None:
+        check_pixels(*size[::-1], MAX_PIXELS)
     if out is not None:
         require_marked(out, b'"processor": ')
     choices = benching.choices_here(system)
@@ -122,7 +127,11 @@ def _row(one: Measured, first: Measured, auto: str) -> Sequence[str]:
 
 def _advice(choices: Sequence[Measured], auto: str) -> str:
     """Which line to take: the fastest of those whose depth is that of the first."""
-    same = [one for one in choices if not one.failed and (one.difference is None or one.difference.largest < CLOSE)]
+    here = [one for one in choices if not one.failed]
+    same = [one for one in here if one.difference is None or one.difference.largest < CLOSE]
+    if not same:  # what they are compared with was ended in mid-run
+        best = min(here, key=lambda one: one.seconds)
+        return f"fastest: {best.runtime} {best.dtype}, whose depth is another than the first line's"
     best = min(same, key=lambda one: one.seconds)
     how = "which --runtime auto takes" if best.runtime == auto else f"--runtime {best.runtime}"
     return f"fastest with the same depth (within {CLOSE:g}): {best.runtime} {best.dtype}, {how}"

@@ -119,8 +119,7 @@ def measure(
                     for found, other in zip(depths, expected, strict=True):
                         one.difference.add(found[None], other[None])
                 expected = expected or depths
-        if choices and all(one.failed for one in choices):
-            raise choices[0].failed or LangdepthError
+        _require_one(choices)
         end, rounds = time.perf_counter() + seconds, 0
         while rounds < ROUNDS or time.perf_counter() < end:
             rounds += 1
@@ -130,6 +129,13 @@ def measure(
                         pipe.send(True)
                         taken, one.peak_bytes = _received(pipe)
                         one.rounds.append(taken)
+            _require_one(choices)
+
+
+def _require_one(choices: Sequence[Measured]) -> None:
+    """Raise what is wrong with the first one where none can compute."""
+    if choices and all(one.failed for one in choices):
+        raise choices[0].failed or LangdepthError
 
 
 @contextmanager
