@@ -510,6 +510,14 @@ def test_memory_that_is_short_while_decoding_is_no_damage(
         predict_images(system, path)
 
 
+def test_a_stream_does_not_go_on_in_a_forked_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = predict_stream(FakeSystem(), range(3), read=lambda _: ramp(64, 48))
+    next(stream)
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # a child would wait for ever for threads that it has not
+    with pytest.raises(UsageError, match="cannot go on in the child"):
+        next(stream)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
 def test_a_child_of_a_process_that_has_predicted_can_predict(cpu_threads: Callable[[int], None]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from typing import TypeAlias
 
@@ -20,7 +21,21 @@ Running: TypeAlias = deque[tuple[list[tuple[Key, Prepared]], Future[DepthOutput]
 def run_ahead(
     predictor: Predictor, requests: Iterable[tuple[Key, Request]], workers: int | None = None
 ) -> Generator[tuple[Key, Outcome]]:
-    """Decode ahead, gather images of one network size, predict; bounded however many requests there are."""
+    """Decode ahead, gather images of one network size, predict; bounded however many requests there are.
+
+    Raises UsageError where it is gone on with in a forked process, which has none of the threads.
+    """
+    process = os.getpid()
+    with closing(_run_ahead(predictor, requests, workers)) as outcomes:
+        for outcome in outcomes:
+            yield outcome
+            if os.getpid() != process:
+                raise UsageError("a stream that was begun before a fork cannot go on in the child; begin it there")
+
+
+def _run_ahead(
+    predictor: Predictor, requests: Iterable[tuple[Key, Request]], workers: int | None
+) -> Generator[tuple[Key, Outcome]]:
     requests, batch_size, workers = iter(requests), predictor.options.batch_size, workers or worker_count()
     ahead: deque[tuple[Key, Future[Prepared]]] = deque()
     waiting: dict[Hashable, list[tuple[Key, Prepared]]] = {}  # by what can share a batch
