@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 
 import langdepth
 from langdepth.camera import Camera
+from langdepth.utils import files
 from langdepth.utils.network import listen
 from tests.browser import Browser
 from tests.docs.things import ROOT
@@ -29,6 +31,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        patch.setenv("http_proxy", "http://127.0.0.1:9")  # where nobody is
+        patch.setenv("no_proxy", "")
         pytest.importorskip("gradio", reason="no gradio: pip install 'langdepth[demo]'")
         from langdepth.demo import make_demo, start
 
@@ -90,6 +94,33 @@ def test_a_sentence_alone_and_one_that_is_not_understood(form: Any) -> None:
     form.get_by_text("none of its words is known").wait_for()
 
 
+@pytest.mark.slow
+def test_what_is_no_photo(form: Any, tmp_path: Path) -> None:
+    """The line is langdepth's, not one of Pillow, which gradio would ask first."""
+    (tmp_path / "notes.png").write_text("notes of mine")
+    form.locator("input[type=file]").first.set_input_files(tmp_path / "notes.png")
+    form.get_by_role("button", name="Remove Image").or_(form.locator("img")).first.wait_for()
+    form.get_by_role("button", name="Predict").click()
+    form.get_by_text("notes.png: not an image").wait_for()
+
+
+def test_an_address_with_colons(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gradio")
+    from langdepth.demo import start
+
+    monkeypatch.setenv("no_proxy", "intranet")
+    said: dict[str, Any] = {}
+
+    class Blocks:
+        def launch(self, **options: Any) -> tuple[None, str, None]:
+            said.update(options)
+            return None, "http://[::1]:7/", None
+
+    blocks: Any = Blocks()
+    assert start(blocks, "::1", 7) == "http://[::1]:7/"
+    assert (said["server_name"], os.environ["no_proxy"]) == ("[::1]", "intranet,::1,localhost")
+
+
 def test_a_port_in_use_costs_one_line_and_no_time(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "langdepth.demo", None)  # nothing is loaded
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -120,7 +151,12 @@ def test_a_system_without_metres_is_refused(command: Run, monkeypatch: pytest.Mo
     pytest.importorskip("gradio")
     model = langdepth.load("tiny")
     model.scale_kind = "relative"
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(name, "")  # which the command sets for good
     monkeypatch.setattr("langdepth.runtimes.opening.load", lambda *_, **__: model)
     code, _, err = command("demo", "--port", 0, "--system", "other")
     assert code == 2
     assert "the system 'other' does not give metres from a photo alone" in err
+    made = Path(os.environ["GRADIO_TEMP_DIR"])
+    assert files._OWNED.fullmatch(made.name), "what a killed one leaves is known by its name"
+    assert not made.exists()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import html
+import os
 import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gradio
 
 from langdepth.camera import Camera
-from langdepth.errors import LangdepthError, printable
+from langdepth.errors import LangdepthError, one_line
 from langdepth.prediction.imagination import imagine
 from langdepth.prediction.network import usual_focal
 from langdepth.prediction.predictor import predict_images
@@ -59,7 +61,7 @@ def make_demo(system: Predicts, load_imagining: Callable[[], Predicts], folder: 
                 files = _written(result, Path(tempfile.mkdtemp(dir=folder)))
         except LangdepthError as error:
             raise gradio.Error(html.escape(str(error)), print_exception=False) from None
-        notes = dict.fromkeys(printable(str(one.message)) for one in caught if issubclass(one.category, UserWarning))
+        notes = dict.fromkeys(one_line(str(one.message)) for one in caught if issubclass(one.category, UserWarning))
         page = html.escape(files["html"].read_text(encoding="utf-8"))
         # Without allow-same-origin, the page reaches neither the form nor this address.
         return _FRAME.format(page), [str(path) for path in files.values()], "  \n".join(map(html.escape, notes))
@@ -88,6 +90,7 @@ def make_demo(system: Predicts, load_imagining: Callable[[], Predicts], folder: 
         notes = gradio.Markdown()
         view = gradio.HTML(_EMPTY)
         files = gradio.File(label="Files", file_count="multiple", interactive=False)
+        photo.preprocess = _uploaded
         for trigger in (button.click, text.submit):
             trigger(answer, [photo, text, scene, fov], [view, files, notes], api_name=False)
     return blocks
@@ -95,9 +98,12 @@ def make_demo(system: Predicts, load_imagining: Callable[[], Predicts], folder: 
 
 def start(blocks: gradio.Blocks, host: str, port: int) -> str:
     """Serve the form in the background; returns its address. Nothing comes from another one: fonts are the system's."""
+    # gradio asks its own address whether it answers, and waits for ever where that is asked of a proxy.
+    around = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    os.environ["no_proxy"] = ",".join(filter(None, [around, host, "localhost"]))
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     _, address, _ = blocks.launch(
-        server_name=host,
+        server_name=f"[{host}]" if ":" in host else host,
         server_port=port,
         theme=theme,
         css=_STYLE,
@@ -112,6 +118,11 @@ def start(blocks: gradio.Blocks, host: str, port: int) -> str:
         footer_links=[],
     )
     return str(address)
+
+
+def _uploaded(photo: Any) -> str | None:
+    """Its file. Pillow, with which gradio opens it first, reads fewer kinds, and has words of its own for others."""
+    return photo and photo.path
 
 
 def _of_photo(system: Predicts, photo: str, text: str | None, scene: str | None, fov: float | None) -> DepthResult:

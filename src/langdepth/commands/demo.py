@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from langdepth.commands._parse import run
 from langdepth.errors import UsageError, say
@@ -39,13 +37,14 @@ def demo(*, host: str = "127.0.0.1", port: int = 7860, system: str = "tiny", run
             owner/name.
         runtime: What computes it: torch, onnx or openvino; auto takes the fastest of those that are installed and can.
     """
+    from langdepth.utils.files import temporary_folder
     from langdepth.utils.network import is_local, listen
 
     with listen(host, port) as listening:  # before all that takes time; gradio opens it anew
         port = int(listening.getsockname()[1])
-    with tempfile.TemporaryDirectory(prefix="langdepth-") as folder:
+    with temporary_folder() as folder:
         # Read when gradio is imported: nobody is told of its use, and uploads lie in the folder.
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder)}
         with needs_packages():
             from langdepth.demo import make_demo, start
         from langdepth.runtimes.opening import load
@@ -53,7 +52,7 @@ def demo(*, host: str = "127.0.0.1", port: int = 7860, system: str = "tiny", run
         loaded = load(system, runtime=runtime, device="auto")
         if loaded.scale_kind != "metric" or loaded.takes_overlay:
             raise UsageError(f"the system '{system}' does not give metres from a photo alone; name one that does")
-        blocks = make_demo(loaded, partial(load, "wordepth-tiny", runtime=runtime, device="auto"), Path(folder))
+        blocks = make_demo(loaded, partial(load, "wordepth-tiny", runtime=runtime, device="auto"), folder)
         address = start(blocks, host, port)
         if not is_local(host):
             line = "other machines may reach this address, and nobody is asked for a password"
