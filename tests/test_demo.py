@@ -101,7 +101,27 @@ def test_what_is_no_photo(form: Any, tmp_path: Path) -> None:
     form.locator("input[type=file]").first.set_input_files(tmp_path / "notes.png")
     form.get_by_role("button", name="Remove Image").or_(form.locator("img")).first.wait_for()
     form.get_by_role("button", name="Predict").click()
-    form.get_by_text("notes.png: not an image").wait_for()
+    line = form.get_by_text("notes.png: not an image")
+    line.wait_for()
+    assert line.inner_text().startswith("notes.png")
+
+
+def test_what_was_not_uploaded_is_not_read(tmp_path: Path) -> None:
+    """Whoever writes a request of his own may name any file of the machine; gradio checks some forms of it."""
+    pytest.importorskip("gradio")
+    import gradio
+    from gradio.data_classes import ImageData
+
+    from langdepth.demo import make_demo
+
+    blocks = make_demo(langdepth.load("tiny"), lambda: langdepth.load("wordepth-tiny"), tmp_path)
+    photo = next(one for one in blocks.blocks.values() if isinstance(one, gradio.Image))
+    (tmp_path / "link.jpg").symlink_to(DESK)
+    for path in (DESK, tmp_path / "link.jpg", tmp_path / ".." / "desk.jpg"):
+        with pytest.raises(gradio.Error, match="not uploaded here"):
+            photo.preprocess(ImageData(path=str(path)))
+    assert photo.preprocess(ImageData(path=str(tmp_path / "desk.jpg"))) == str(tmp_path / "desk.jpg")
+    assert photo.preprocess(None) is photo.preprocess(ImageData(url="data:image/png;base64,")) is None
 
 
 def test_an_address_with_colons(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from langdepth.prediction.predictor import predict_images
 from langdepth.prediction.results import WRITERS, DepthResult, write_result
 from langdepth.prediction.viz import colorize
 from langdepth.systems.contract import Predicts
+from langdepth.utils.files import real_path
 
 FORMATS = ("html", "depth16", "npz", "color", "ply")  # of the files that it gives
 READ = "read from the photo"
@@ -60,7 +62,8 @@ def make_demo(system: Predicts, load_imagining: Callable[[], Predicts], folder: 
                     result = _of_words(imagining[0], text, fov)
                 files = _written(result, Path(tempfile.mkdtemp(dir=folder)))
         except LangdepthError as error:
-            raise gradio.Error(html.escape(str(error)), print_exception=False) from None
+            problem = str(error).replace(f"{Path(photo).parent}{os.sep}", "") if photo else str(error)
+            raise gradio.Error(html.escape(problem), print_exception=False) from None
         notes = dict.fromkeys(one_line(str(one.message)) for one in caught if issubclass(one.category, UserWarning))
         page = html.escape(files["html"].read_text(encoding="utf-8"))
         # Without allow-same-origin, the page reaches neither the form nor this address.
@@ -90,7 +93,7 @@ def make_demo(system: Predicts, load_imagining: Callable[[], Predicts], folder: 
         notes = gradio.Markdown()
         view = gradio.HTML(_EMPTY)
         files = gradio.File(label="Files", file_count="multiple", interactive=False)
-        photo.preprocess = _uploaded
+        photo.preprocess = partial(_uploaded, folder)
         for trigger in (button.click, text.submit):
             trigger(answer, [photo, text, scene, fov], [view, files, notes], api_name=False)
     return blocks
@@ -120,9 +123,16 @@ def start(blocks: gradio.Blocks, host: str, port: int) -> str:
     return str(address)
 
 
-def _uploaded(photo: Any) -> str | None:
-    """Its file. Pillow, with which gradio opens it first, reads fewer kinds, and has words of its own for others."""
-    return photo and photo.path
+def _uploaded(folder: Path, photo: Any) -> str | None:
+    """Its file, which lies in the folder. Raises gradio.Error for another file of this machine that a request names.
+
+    Pillow, with which gradio opens it otherwise, reads fewer kinds, and has words of its own for what is none.
+    """
+    if photo is None or photo.path is None:
+        return None
+    if not real_path(photo.path).is_relative_to(real_path(folder)):
+        raise gradio.Error("the photo was not uploaded here", print_exception=False)
+    return str(photo.path)
 
 
 def _of_photo(system: Predicts, photo: str, text: str | None, scene: str | None, fov: float | None) -> DepthResult:
@@ -143,5 +153,5 @@ def _of_words(system: Predicts, text: str, fov: float | None) -> DepthResult:
 
 
 def _written(result: DepthResult, folder: Path) -> dict[str, Path]:
-    stem = Path(result.provenance.get("path") or "imagined").stem
+    stem = Path(result.provenance.get("path") or "imagined").stem.lstrip(".") or "photo"  # gradio gives no hidden files
     return {name: write_result(result, folder / (stem + WRITERS[name].suffix), format=name) for name in FORMATS}
