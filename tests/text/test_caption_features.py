@@ -194,6 +194,7 @@ GOOD = {"caption": ["a", "b"], "feature": np.ones((2, 3))}
         ({**GOOD, "feature": np.ones(2)}, r"features \(2,\) do not belong together"),
         ({"caption": [], "feature": np.ones((0, 3))}, "do not belong together"),
         ({**GOOD, "feature": [[1.0, np.nan], [1, 1]]}, "some features are not finite or zero, the first is feature 0"),
+        ({**GOOD, "feature": [[1.0, 1], [1e300, 0]]}, "some features are not finite or zero, the first is feature 1"),
         ({**GOOD, "feature": [[1.0, 1], [0, 0]]}, "some features are not finite or zero, the first is feature 1"),
         ({**GOOD, "caption": ["a", " "]}, "a caption is empty"),
         ({"caption": ["a", "a"], "feature": np.eye(2)}, "the caption 'a' has two different features"),
@@ -203,6 +204,7 @@ GOOD = {"caption": ["a", "b"], "feature": np.ones((2, 3))}
         ),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_wrong_arrays_are_one_line(tmp_path: Path, arrays: dict[str, object], expected: str) -> None:
     path = tmp_path / "f.npz"
     np.savez(path, **arrays)  # type: ignore[arg-type]

@@ -262,6 +262,24 @@ def test_what_the_hub_refuses_is_one_line(system: System, hub: FakeHub) -> None:
         system.push_to_hub("someone/forbidden")
 
 
+def test_a_hub_that_says_nothing_is_not_waited_for(
+    system: System, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("langdepth.utils.network.unreachable", lambda url: "timed out")
+    with pytest.raises(LangdepthError, match=r"^someone/rooms: the hub https?://\S+ cannot be reached \(timed out\)$"):
+        system.push_to_hub("someone/rooms")
+    assert hub.calls == []
+
+
+@pytest.mark.parametrize(
+    "options", [{"license_link": "x\n---\ny: z"}, {"license": "a\nb"}, {"tags": ["a", "\x1b[31m"]}]
+)
+def test_what_would_break_the_head_of_a_card(system: System, tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"^{next(iter(options))}: holds a line break"):
+        system.save_pretrained(tmp_path, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["rooms", "a/b/c", "", "a b/c", "/c"])
 def test_names_that_no_repository_has(system: System, hub: FakeHub, name: str) -> None:
     with pytest.raises(UsageError, match=f"^'{name}' is no repository of the hub; name it owner/name$"):

@@ -191,7 +191,8 @@ def table_features(path: Path) -> dict[str, Half]:
     with reading_tensors(path, what), open_regular(path) as stream:
         require_ratio(path)
         captions, stored = read_npz(stream, lambda _: "caption"), read_npz(stream, lambda _: "feature")
-        sentences, features = [str(sentence) for sentence in captions], stored.astype(np.float32)
+        with np.errstate(over="ignore"):  # what is beyond float32 is refused as not finite
+            sentences, features = [str(sentence) for sentence in captions], stored.astype(np.float32)
     if features.ndim != 2 or not len(sentences) == len(features) > 0:
         raise LangdepthError(f"{path}: {len(sentences)} captions and features {features.shape} do not belong together")
     if not all(sentence.strip() for sentence in sentences):

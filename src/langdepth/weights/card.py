@@ -60,6 +60,12 @@ class CardOptions:
     tags: tuple[str, ...] = ()
     reports: tuple[str | Path | Mapping[str, Any], ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("license", "license_link", "datasets", "tags"):
+            value = getattr(self, name) or ()
+            if not all(text.isprintable() for text in ((value,) if isinstance(value, str) else value)):
+                raise UsageError(f"{name}: holds a line break or another character that no line of a card has")
+
     def facts(self) -> dict[str, Any]:
         """What is stored in the weights."""
         stated = {"licence": self.license, "licence_link": self.license_link, "datasets": list(self.datasets) or None}
@@ -185,7 +191,7 @@ def _report(given: str | Path | Mapping[str, Any], system: str) -> Mapping[str, 
         raise UsageError(f"{label}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, RecursionError):
         right = False
-    if not right or "dataset" not in report:
+    if not right or not str(report.get("dataset", "\n")).isprintable():
         raise UsageError(f"{label}: is no report of 'langdepth evaluate'")
     if name != system:
         raise UsageError(f"{label}: is about '{name}', and these are weights of '{system}'")

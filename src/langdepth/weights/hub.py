@@ -9,6 +9,7 @@ from typing import Any
 
 from langdepth.config import to_mapping
 from langdepth.errors import CheckpointError, LangdepthError, UsageError, first_line
+from langdepth.utils import network
 from langdepth.utils.arguments import checked
 from langdepth.utils.files import require_marked, temporary_folder
 from langdepth.utils.network import hub_or_cache, offline_stated
@@ -79,10 +80,13 @@ def push_to_hub(
         UsageError: For a name that no repository has.
         LangdepthError: The hub refused; with its answer.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise UsageError(f"'{repo_id}' is no repository of the hub; name it owner/name")
+    problem = None if offline_stated() else network.unreachable(constants.ENDPOINT)
+    if problem is not None:  # its client waits for an answer for ever
+        raise LangdepthError(f"{repo_id}: the hub {constants.ENDPOINT} cannot be reached ({problem})")
     with temporary_folder() as folder:
         save_pretrained(system, folder, load_from=f"{repo_id}@{revision}" if revision else repo_id, **card)
         api = HfApi(token=token)
