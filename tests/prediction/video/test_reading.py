@@ -394,3 +394,17 @@ def test_an_unknown_codec_is_one_line(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/ASP", b"V_MPEG4/ISO/XXX"))
     with pytest.raises(ImageError, match=r"clip\.mkv: is coded in a way that FFmpeg does not know"):
         frames_of(path)
+
+
+def test_an_avi_may_repeat_its_last_frame(tmp_path: Path) -> None:
+    """As recordings of still screens do, in places that hold nothing; one that is cut states more than it has."""
+    path = save_clip(tmp_path / "still.avi", brightening(1), times=[9000], codec="mpeg4")
+    clip = open_clip(str(path), ALL)
+    assert clip.duration is not None
+    assert clip.duration > 5
+    assert len(list(clip.frames())) == 1
+    assert clip.problems == []
+    path.write_bytes(path.read_bytes()[:-300])
+    clip = open_clip(str(path), ALL)
+    list(clip.frames())
+    assert "cut; it states" in clip.problems[0]

@@ -101,6 +101,7 @@ class _Video(Clip):
         self.duration = float(length or (container.duration or 0) / 1e6) or None
         self._start, self._is_avi = stream.start_time or 0, container.format.name == "avi"
         self._count = 0 if self._is_avi else stream.frames  # there also places without a frame count
+        self._as_long_as_stated = self._is_avi and abs(_riff_size(source) - container.size) <= 1
         if self._kept is None:
             container.close()
         if self.options.start and self.duration and self.options.start >= self.duration:
@@ -199,7 +200,7 @@ class _Video(Clip):
             return
         length = self.duration or 0
         missing = length - last - 2 / (self.rate or 1)
-        if self.problems or self.options.start:
+        if self.problems or self.options.start or self._as_long_as_stated:  # an AVI repeats its last frame without one
             return
         if self._count and count < self._count * (1 - _SAME_LENGTH) - 1:
             self.problems.append(f"{self.name}: cut or damaged; it states {self._count} frames and has {count}")
@@ -257,6 +258,12 @@ def _orientation(frame: Any) -> int:
         return 1
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix)[:36])
     return _ORIENTATIONS.get(tuple((one > 0) - (one < 0) for one in (a, b, c, d)), 1)
+
+
+def _riff_size(source: str) -> int:
+    """The length that an AVI states at its beginning; 0 for what is no file."""
+    head = b"" if sources.is_stream(source) else sources.read_head(source)
+    return int.from_bytes(head[4:8], "little") + 8 if head.startswith(b"RIFF") else 0
 
 
 @contextmanager
