@@ -120,14 +120,12 @@ def _write(
 
 def _write_sheet(rows: Sequence[tuple[str, Sequence[Any]]], path: Path, output: ResultOptions) -> None:
     """All maps in one scale of colors: a title and the depth maps for each sentence."""
-    from PIL import Image
-
     from langdepth.prediction import viz
     from langdepth.utils.files import atomic_path
-    from langdepth.utils.png import own_png
+    from langdepth.utils.png import write_own_png
 
-    with atomic_path(path) as temporary:
-        Image.fromarray(viz.maps_sheet(rows, colors=output.colors)).save(temporary, pnginfo=own_png(kind="sheet"))
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        write_own_png(file, viz.maps_sheet(rows, colors=output.colors), kind="sheet")
 
 
 def file_names(prompts: Sequence[str]) -> list[str]:

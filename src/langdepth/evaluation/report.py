@@ -18,7 +18,7 @@ from langdepth.evaluation.tally import Tally
 from langdepth.prediction import viz
 from langdepth.prediction.options import ColorScale
 from langdepth.utils.files import atomic_path, require_marked, write_json
-from langdepth.utils.png import PNG_TAG, own_png
+from langdepth.utils.png import PNG_TAG, write_own_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,8 +120,8 @@ def write_report(
     with atomic_path(plot) as temporary:
         tag = {PNG_TAG: json.dumps({"kind": "plot"})}
         plot_error_by_range(tally.errors, report).savefig(temporary, dpi=120, metadata=tag)
-    with atomic_path(sheet) as temporary:
-        Image.fromarray(viz.sheet(rows, colors=colors)).save(temporary, "PNG", pnginfo=own_png(kind="sheet"))
+    with atomic_path(sheet) as temporary, open(temporary, "wb") as image:
+        write_own_png(image, viz.sheet(rows, colors=colors), kind="sheet")
 
 
 def write_html(

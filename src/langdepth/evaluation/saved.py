@@ -16,7 +16,6 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from langdepth._version import __version__
 from langdepth.camera import Camera
@@ -32,7 +31,7 @@ from langdepth.prediction.results import DEPTH_UNIT, WRITERS, DepthResult, Write
 from langdepth.records import Sample
 from langdepth.utils.arguments import check_fields
 from langdepth.utils.files import LONGEST_NAME, atomic_path
-from langdepth.utils.png import own_png
+from langdepth.utils.png import write_own_png
 from langdepth.utils.reading import read_text
 
 RECORD = "maps.json"
@@ -269,8 +268,7 @@ def _names(keys: Sequence[str], dataset: str) -> list[Path]:
 def _write_error(
     depth: npt.NDArray[np.float32], target: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], file: IO[bytes]
 ) -> None:
-    tag = own_png(kind="error")
-    Image.fromarray(viz.error_map(depth, target, valid)).save(file, "PNG", pnginfo=tag, compress_level=1)
+    write_own_png(file, viz.error_map(depth, target, valid), kind="error")
 
 
 FORMATS: dict[str, Writer] = {**WRITERS, "error": Writer("_error.png", _write_error)}

@@ -26,7 +26,7 @@ from langdepth.systems.clip_system import ClipSystem
 from langdepth.text.scenes import scene_index
 from langdepth.utils.files import atomic_path, require_marked
 from langdepth.utils.images import read_image
-from langdepth.utils.png import PNG_TAG, own_png
+from langdepth.utils.png import PNG_TAG, write_own_png
 
 CELL_WIDTH = 320
 LINE = 22
@@ -160,8 +160,8 @@ def files_of(folder: str | Path, stem: str) -> tuple[Path, Path]:
 def write_workbench(maps: WordMaps, swaps: Mapping[str, WordMaps], folder: str | Path, stem: str) -> list[Path]:
     """``<stem>_words.png`` (the sheet) and ``<stem>_words.npz`` (the arrays of ``WordMaps``); returns both paths."""
     sheet, arrays = files_of(folder, stem)
-    with atomic_path(sheet) as temporary:
-        Image.fromarray(similarity_sheet(maps, swaps)).save(temporary, format="PNG", pnginfo=own_png(kind="sheet"))
+    with atomic_path(sheet) as temporary, open(temporary, "wb") as file:
+        write_own_png(file, similarity_sheet(maps, swaps), kind="sheet")
     with atomic_path(arrays) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,

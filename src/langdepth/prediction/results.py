@@ -13,7 +13,6 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from langdepth.camera import Camera
 from langdepth.errors import FileWarning, LangdepthError, UsageError, nearest
@@ -23,7 +22,7 @@ from langdepth.utils.arguments import check_fields, checked
 from langdepth.utils.exr import OWN_EXR, exr_bytes
 from langdepth.utils.files import atomic_path
 from langdepth.utils.plugins import load_target, plugins, source_of, usable
-from langdepth.utils.png import is_own_png, own_png, write_own_png
+from langdepth.utils.png import is_own_png, write_own_png
 from langdepth.utils.reading import open_regular
 
 DEPTH_UNIT = 0.001  # metres, of depth16
@@ -297,8 +296,7 @@ def _space(result: DepthResult, form: str) -> Space:
 
 
 def _write_normals(result: DepthResult, file: IO[bytes]) -> None:
-    tag = own_png(kind="normals", system=result.system)
-    Image.fromarray(normals_image(_space(result, "normals"))).save(file, "PNG", pnginfo=tag)
+    write_own_png(file, normals_image(_space(result, "normals")), kind="normals", system=result.system)
 
 
 def _write_ply(result: DepthResult, file: IO[bytes], *, max_points: int | None = None) -> None:
