@@ -19,7 +19,7 @@ from langdepth.utils.reading import file_sha256
 from langdepth.weights.checkpoint import load
 from langdepth.weights.files import save
 
-LARGEST = {"tiny": 25_000_000, "wordepth-tiny": 15_000_000}  # bytes
+LARGEST = {"tiny": 25_000_000, "wordepth-tiny": 25_000_000}  # bytes
 WEAKNESSES = {
     "tiny": (
         "large halls, nature, aerial views, drawings and other places it has not seen; tele and wide lenses where the "
@@ -27,7 +27,7 @@ WEAKNESSES = {
     ),
     "wordepth-tiny": (
         "whatever tiny is bad at, and edges, which its latent blurs; imagined depth is right in scale and in the large "
-        "(floor, walls, open space), without recognisable things"
+        "(floor, walls, counters, open space); things are blurred, and layouts those of the training images"
     ),
 }
 
@@ -44,7 +44,7 @@ def main() -> None:
         raise SystemExit(f"{system.name} has no weight record in the registry")
     measured = json.loads(options.accuracy.read_text(encoding="utf-8"))
     numbers = {
-        f"{r['source']}, {r['split']}, {r['images']} images, {r['protocol']} ({r['hash']})": {
+        f"{r['source']}, {r['split']}, {r['images']} image{'s' * (r['images'] != 1)}, {r['protocol']} ({r['hash']})": {
             name: round(r[name], 4) for name in ("delta1", "abs_rel", "rmse")
         }
         for r in measured["sources"]

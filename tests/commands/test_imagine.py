@@ -186,11 +186,16 @@ def test_a_stated_range_and_color_map(run: Run) -> None:
         )
 
 
-def test_sheet_of_maps_shares_one_range() -> None:
+def test_maps_of_a_sentence_share_one_range() -> None:
     near, far = np.full((40, 60), 1.0, np.float32), np.full((40, 60), 9.0, np.float32)
     sheet = viz.maps_sheet([("both", [near, far])], cell_width=60)
     row = sheet[40]
     assert row[10].sum() > 500  # near is bright
     assert row[100].sum() < 100  # far is dark
+    alone = viz.maps_sheet([("far", [far, 2 * far])], cell_width=60)
+    both = [("both", [near, far]), ("far", [far, 2 * far])]
+    np.testing.assert_array_equal(viz.maps_sheet(both, cell_width=60)[len(sheet) :], alone)  # a room beside a street
+    stated = viz.maps_sheet(both, cell_width=60, colors=ColorScale(minimum=1, maximum=20))
+    assert (stated[len(sheet) + 40, 10] == stated[40, 100]).all()
     with pytest.raises(UsageError, match="same number of maps"):
         viz.maps_sheet([("a", [near]), ("b", [near, far])])

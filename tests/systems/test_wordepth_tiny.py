@@ -20,7 +20,7 @@ from langdepth.utils.tensors import read_safetensors
 from langdepth.weights.checkpoint import load
 from tests.systems.test_wordepth import SMALL, WorDepthTester
 
-TINY: dict[str, Any] = {**SMALL, "encoder": "efficientnet-lite0", "frozen": 7, "directions": 3}
+TINY: dict[str, Any] = {**SMALL, "encoder": "efficientnet-lite0", "frozen": 7, "directions": 3, "coarse": 2}
 TINY |= {"images": 12, "word_axes": 2, "near": 3}
 
 
@@ -99,6 +99,14 @@ def test_imagined_noise_varies_along_the_main_directions(monkeypatch: pytest.Mon
     assert torch.linalg.matrix_rank(drawn[:50] - drawn[:50].mean(0), rtol=1e-4) == 3
     assert len(drawn.unique(dim=0)) == 4000
     assert torch.equal(coarse(system.noise_for(system.scene_distribution(words[:1]), numbers[:5])), drawn[:5])
+
+
+def test_noise_is_remembered_cell_by_cell() -> None:
+    """So outlines stay; once for every two cells it would have to be averaged."""
+    fine, coarse = (registry.build("wordepth-tiny", {**TINY, "coarse": cells}) for cells in (1, 2))
+    height, width = coarse.noise_mean.shape[1:]
+    assert fine.noise_mean.shape[1:] == (2 * height, 2 * width)
+    assert fine.noise_directions.shape[1:] == fine.noise_mean.shape
 
 
 def test_too_few_images_to_remember(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,8 @@ def imagine(
 ) -> int:
     """Depth maps of scenes that words describe, without any image.
 
-    Writes each map, and sheet.png with all of them in one scale of colors. The same seed gives the same files.
+    Writes each map, and sheet.png with all of them, a range of colors for each sentence. The same seed gives the same
+    files.
 
     Args:
         prompts: Sentences, each in quotes, for example "a bedroom with a stand and a bed".
@@ -119,7 +120,7 @@ def _write(
 
 
 def _write_sheet(rows: Sequence[tuple[str, Sequence[Any]]], path: Path, output: ResultOptions) -> None:
-    """All maps in one scale of colors: a title and the depth maps for each sentence."""
+    """A title and the depth maps for each sentence, in colors of their own range unless one is asked for."""
     from langdepth.prediction import viz
     from langdepth.utils.files import atomic_path
     from langdepth.utils.png import write_own_png

@@ -143,19 +143,19 @@ def maps_sheet(
 ) -> Pixels:
     """A sheet of depth maps alone, RGB uint8: per row a title and its maps side by side.
 
-    All maps share one range of ``colors``, logarithmic, so that rooms and streets can be compared; the bar at the right
-    of each row shows it.
+    The maps of a row share one range of ``colors``, logarithmic, which the bar at its right shows; where ``colors`` state
+    a range, all rows do.
     Raises UsageError without maps, or when the rows differ in number.
     """
     rows = list(rows)
     if not rows or len({len(maps) for _, maps in rows}) > 1 or not rows[0][1]:
         raise UsageError("a sheet of depth maps needs the same number of maps in every row, at least one")
-    values = np.concatenate([depth.ravel() for _, maps in rows for depth in maps])
-    low, high = shown_range(values, _usable(values, None), colors)
-    low = low if low > 0 else _LEAST_SHARE * high  # a logarithm has no 0
-    levels_of = ColorScale(minimum=1.0, maximum=1 + math.log(high / low), colormap=colors.colormap)
     strips = []
     for title, maps in rows:
+        values = np.concatenate([depth.ravel() for depth in maps])
+        low, high = shown_range(values, _usable(values, None), colors)
+        low = low if low > 0 else _LEAST_SHARE * high  # a logarithm has no 0
+        levels_of = ColorScale(minimum=1.0, maximum=1 + math.log(high / low), colormap=colors.colormap)
         height = max(_MIN_CELL_HEIGHT, *(round(cell_width * depth.shape[0] / depth.shape[1]) for depth in maps))
         # From 1 on: colors are for what is above 0.
         levels = [1 + np.log(_resampled(depth, (height, cell_width)) / low).clip(0) for depth in maps]

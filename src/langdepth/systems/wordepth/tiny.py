@@ -41,6 +41,8 @@ class WorDepthTinyConfig(WorDepthConfig):
 
     directions: int = 16
     """Main directions of images' noise that imagined noise lies along."""
+    coarse: int = 2
+    """Cells of the latent, along each side, that have one number of the stored noise; 1 keeps outlines."""
     images: int = 768
     """Training images whose noise and words are stored."""
     word_axes: int = 12
@@ -71,9 +73,9 @@ class WorDepthTiny(WorDepth):
         height, width = (side // 16 for side in config.resolution)
         self.metric = nn.Sequential()  # nothing
         self.place = nn.Parameter(torch.zeros(1, config.latent, height, width))
-        coarse = (config.latent, height // 2, width // 2)  # enough for what is smooth
-        self.register_buffer("noise_mean", torch.zeros(coarse))
-        self.register_buffer("noise_directions", torch.zeros(config.directions, *coarse))
+        cells = (config.latent, height // config.coarse, width // config.coarse)
+        self.register_buffer("noise_mean", torch.zeros(cells))
+        self.register_buffer("noise_directions", torch.zeros(config.directions, *cells))
         # Of the stored images: steps along these directions, and their words along the axes.
         self.register_buffer("noise_steps", torch.zeros(config.images, config.directions))
         self.register_buffer("noise_words", torch.zeros(config.images, config.word_axes))
