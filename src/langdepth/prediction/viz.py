@@ -143,8 +143,8 @@ def maps_sheet(
 ) -> Pixels:
     """A sheet of depth maps alone, RGB uint8: per row a title and its maps side by side.
 
-    The maps of a row share one range of ``colors``, logarithmic, which the bar at its right shows; where ``colors`` state
-    a range, all rows do.
+    The maps of a row share one range of ``colors``, logarithmic, which the bar at its right shows. A range that
+    ``colors`` state is that of all rows.
     Raises UsageError without maps, or when the rows differ in number.
     """
     rows = list(rows)
