@@ -184,6 +184,21 @@ def test_a_full_disk_is_named_where_a_library_gives_no_reason(tmp_path: Path, mo
             raise OSError("307200 requested and 92128 written")  # as NumPy does
 
 
+def test_a_disk_that_is_full_in_mid_copy_is_that_of_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, name = tmp_path / "source.pth", tmp_path / "full" / "name.pth"
+    source.write_bytes(b"weights")
+
+    def full(one: Path, other: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(one), None, str(other))  # as shutil.copyfile does
+
+    monkeypatch.setattr(files.shutil, "copyfile", full)
+    monkeypatch.setattr(files.os, "link", full)
+    with pytest.raises(LangdepthError, match=f"^{name}: cannot be written \\(No space left on device\\)$"):
+        files.second_name(source, name)
+    with pytest.raises(LangdepthError, match=f"^{name}: cannot be written"), temporary_folder(name) as folder:
+        full(source, folder / "part")
+
+
 def test_a_stamp_tells_files_of_one_name_and_age_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stamps = set()
     for folder in ("a", "b"):

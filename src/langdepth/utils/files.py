@@ -134,15 +134,20 @@ def atomic_paths(*paths: str | Path, durable: bool = True) -> Iterator[list[Path
     except LangdepthError:
         raise
     except OSError as error:
-        name = None if error.filename is None else Path(os.fsdecode(error.filename))
+        names = _named(error)
         for path, temporary in parts.items():
-            if name is None or name in (path, temporary, *path.parents):
+            if not names or names & {path, temporary, *path.parents}:
                 raise LangdepthError(f"{path}: cannot be written ({_reason(error, path.parent)})") from error
         raise  # something else went wrong inside, for example reading another file
     finally:
         for temporary in parts.values():
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _named(error: OSError) -> set[Path]:
+    """The files that an error is about; of a copy both, the one that is read and the one that is written."""
+    return {Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if name is not None}
 
 
 def _reason(error: OSError, folder: Path) -> str:
@@ -319,8 +324,9 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
         folder.mkdir(mode=0o700 if beside is None else 0o777)
         yield folder
     except OSError as error:
-        name = None if error.filename is None else Path(os.fsdecode(error.filename))
-        if isinstance(error, LangdepthError) or not (name is None or folder in (name, *name.parents)):
+        names = _named(error)
+        inside = not names or any(folder in (name, *name.parents) for name in names)
+        if isinstance(error, LangdepthError) or not inside:
             raise  # something else went wrong inside, for example reading another file
         raise LangdepthError(f"{target}: cannot be written ({_reason(error, target.parent)})") from error
     finally:
