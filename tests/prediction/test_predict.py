@@ -510,6 +510,19 @@ def test_memory_that_is_short_while_decoding_is_no_damage(
         predict_images(system, path)
 
 
+def test_what_came_before_an_error_of_the_source_is_predicted() -> None:
+    """Images are read ahead, in a clip, too, of which a later frame may be damaged."""
+
+    def frames() -> Iterator[int]:
+        yield from range(3)
+        raise ImageError("the fourth is damaged")
+
+    stream = predict_stream(FakeSystem(), frames(), read=lambda _: ramp(64, 48))
+    assert sorted(next(stream)[0] for _ in range(3)) == [0, 1, 2]
+    with pytest.raises(ImageError, match="the fourth is damaged"):
+        next(stream)
+
+
 def test_a_stream_does_not_go_on_in_a_forked_process(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = predict_stream(FakeSystem(), range(3), read=lambda _: ramp(64, 48))
     next(stream)

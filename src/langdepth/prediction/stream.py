@@ -36,7 +36,9 @@ def run_ahead(
 def _run_ahead(
     predictor: Predictor, requests: Iterable[tuple[Key, Request]], workers: int | None
 ) -> Generator[tuple[Key, Outcome]]:
-    requests, batch_size, workers = iter(requests), predictor.options.batch_size, workers or worker_count()
+    late: list[LangdepthError] = []
+    requests = _until_an_error(requests, late)
+    batch_size, workers = predictor.options.batch_size, workers or worker_count()
     ahead: deque[tuple[Key, Future[Prepared]]] = deque()
     waiting: dict[Hashable, list[tuple[Key, Prepared]]] = {}  # by what can share a batch
     running: Running[Key] = deque()
@@ -66,6 +68,18 @@ def _run_ahead(
                 yield from _finished(predictor, running, most=lanes)
         running.extend((batch, networks.submit(predictor.infer, batch)) for batch in waiting.values())
         yield from _finished(predictor, running, most=0)
+    if late:
+        raise late[0]
+
+
+def _until_an_error(
+    requests: Iterable[tuple[Key, Request]], late: list[LangdepthError]
+) -> Iterator[tuple[Key, Request]]:
+    """The requests; an error that ends them is kept, so that the results of those before it come first."""
+    try:
+        yield from requests
+    except LangdepthError as error:
+        late.append(error)
 
 
 @contextmanager
