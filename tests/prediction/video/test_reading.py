@@ -408,3 +408,11 @@ def test_an_avi_may_repeat_its_last_frame(tmp_path: Path) -> None:
     clip = open_clip(str(path), ALL)
     list(clip.frames())
     assert "cut; it states" in clip.problems[0]
+
+
+def test_the_first_frame_of_matroska_may_come_late(tmp_path: Path) -> None:
+    """As in recordings that begin with sound; the length that it states counts from 0."""
+    path = save_clip(tmp_path / "late.mkv", brightening(5), times=[3000, 3100, 3200, 3300, 3400], codec="mpeg4")
+    clip = open_clip(str(path), ALL)
+    assert [frame.time for frame in clip.frames()] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4], abs=1e-3)
+    assert clip.problems == []

@@ -100,6 +100,8 @@ class _Video(Clip):
         length = stream.duration and stream.duration * stream.time_base
         self.duration = float(length or (container.duration or 0) / 1e6) or None
         self._start, self._is_avi = stream.start_time or 0, container.format.name == "avi"
+        # Of Matroska the length is known from 0 on, also where the first frame comes later.
+        self._before = 0.0 if length else float(self._start * stream.time_base)
         self._count = 0 if self._is_avi else stream.frames  # there also places without a frame count
         self._as_long_as_stated = self._is_avi and abs(_riff_size(source) - container.size) <= 1
         if self._kept is None:
@@ -199,7 +201,7 @@ class _Video(Clip):
             self.problems.append(f"{self.name}: no more frames come after {max(last, 0):.1f} s; is it still connected?")
             return
         length = self.duration or 0
-        missing = length - last - 2 / (self.rate or 1)
+        missing = length - self._before - last - 2 / (self.rate or 1)
         if self.problems or self.options.start or self._as_long_as_stated:  # an AVI repeats its last frame without one
             return
         if self._count and count < self._count * (1 - _SAME_LENGTH) - 1:
