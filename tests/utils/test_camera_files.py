@@ -180,6 +180,8 @@ def test_kitti(tmp_path: Path) -> None:
     projection = KITTI.splitlines()[4].removeprefix("P_rect_02:")
     found = read(tmp_path, "000001.txt", f"P0: {projection}\nP2:{projection}\nR0_rect: 1 0 0 0 1 0 0 0 1\n")
     assert found[:6] == (721.5377, 721.5377, 609.5593, 172.854, None, None)
+    found = read(tmp_path, "both.txt", f"S_rect_02: 1242 375\nP2:{projection}\n")
+    assert found[:6] == (721.5377, 721.5377, 609.5593, 172.854, 1242, 375)  # the same camera's size
 
 
 def test_bare_matrices(tmp_path: Path) -> None:

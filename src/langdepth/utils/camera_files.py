@@ -303,5 +303,5 @@ def _kitti(lines: Sequence[str]) -> Calibration:
         raise _Flaw(f"{name} holds what is no number") from None
     if len(numbers) != 12 or not all(map(math.isfinite, sides)) or len(sides) not in (0, 2):
         raise _Flaw(f"{name} has {len(numbers)} numbers; a projection has 12")
-    width, height = map(int, sides) if sides and name == "P_rect_02" else (None, None)
+    width, height = map(int, sides) if sides else (None, None)
     return _of_matrix([numbers[0:3], numbers[4:7], numbers[8:11]], width=width, height=height)
