@@ -15,7 +15,6 @@ from langdepth.utils.reading import open_regular
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from PIL.PngImagePlugin import PngInfo
 
 PNG_TAG = "langdepth"  # key of the text that marks the PNG files which this library writes
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -53,17 +52,8 @@ def without_broken_metadata(stream: IO[bytes]) -> IO[bytes]:
     return content
 
 
-def own_png(**facts: Any) -> PngInfo:
-    """The text that marks a PNG file of this library, so that it is not taken for a photo; for ``Image.save``."""
-    from PIL.PngImagePlugin import PngInfo
-
-    text = PngInfo()
-    text.add_text(PNG_TAG, json.dumps(facts))
-    return text
-
-
 def write_own_png(file: IO[bytes], pixels: npt.NDArray[Any], **facts: Any) -> None:
-    """Write (H, W, 3) uint8 or (H, W) uint16 with the text that marks it as this library's.
+    """Write (H, W, 3) uint8 or (H, W) uint16 with a text that marks it as this library's: it is not taken for a photo.
 
     Every row is kept as its difference from the one above: for depth and its colors that gives files as small as
     Pillow's, which tries five ways for each row, in less than half the time.

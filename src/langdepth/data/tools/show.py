@@ -10,7 +10,7 @@ from langdepth.data.rows import Row, read_pair
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.prediction import viz
 from langdepth.utils.files import atomic_path, require_marked
-from langdepth.utils.png import PNG_TAG, own_png
+from langdepth.utils.png import PNG_TAG, write_own_png
 
 _COMMENT = b"langdepth sheet"  # of a JPEG
 
@@ -35,6 +35,10 @@ def write_sheet(rows: list[Row], out: Path, count: int) -> int:
         shown.append(viz.SheetRow(pixels, metres, None, f"{row.split} {row.key}  {known}"))
     if not shown:
         raise problem or LangdepthError("there is no image to show")
-    with atomic_path(out) as temporary:
-        Image.fromarray(viz.sheet(shown)).save(temporary, pnginfo=own_png(kind="sheet"), comment=_COMMENT)
+    sheet = viz.sheet(shown)
+    with atomic_path(out) as temporary, open(temporary, "wb") as file:
+        if out.suffix.lower() == ".png":
+            write_own_png(file, sheet, kind="sheet")
+        else:
+            Image.fromarray(sheet).save(file, "JPEG", comment=_COMMENT)
     return len(shown)
