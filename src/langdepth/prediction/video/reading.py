@@ -103,7 +103,7 @@ class _Video(Clip):
         # Of Matroska the length is known from 0 on, also where the first frame comes later.
         self._before = 0.0 if length else float(self._start * stream.time_base)
         self._count = 0 if self._is_avi else stream.frames  # there also places without a frame count
-        self._as_long_as_stated = self._is_avi and abs(_riff_size(source) - container.size) <= 1
+        self._as_long_as_stated = self._is_avi and _is_as_long_as_stated(source, container.size)
         if self._kept is None:
             container.close()
         if self.options.start and self.duration and self.options.start >= self.duration:
@@ -262,10 +262,10 @@ def _orientation(frame: Any) -> int:
     return _ORIENTATIONS.get(tuple((one > 0) - (one < 0) for one in (a, b, c, d)), 1)
 
 
-def _riff_size(source: str) -> int:
-    """The length that an AVI states at its beginning; 0 for what is no file."""
+def _is_as_long_as_stated(source: str, size: int) -> bool:
+    """Whether a file of ``size`` bytes is the AVI, to its end, that its beginning states."""
     head = b"" if sources.is_stream(source) else sources.read_head(source)
-    return int.from_bytes(head[4:8], "little") + 8 if head.startswith(b"RIFF") else 0
+    return head.startswith(b"RIFF") and abs(int.from_bytes(head[4:8], "little") + 8 - size) <= 1
 
 
 @contextmanager
