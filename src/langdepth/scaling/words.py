@@ -182,9 +182,6 @@ class WordsToScale:
         if sentence is None:
             return Belief(self.arrays["any_mean"], self.arrays["any_covariance"])
         require_known(sentence)
-        return self._belief(sentence)
-
-    def _belief(self, sentence: str) -> Belief:
         stored, traits = self.arrays, self.frame.normalised(traits_of([sentence]))
         found = kernel(traits, self._known)[0]
         unknown = float(kernel(traits, traits)[0, 0] - found @ stored["inverse"] @ found)
