@@ -6,8 +6,10 @@ the words' own graph -> features (B, D).
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -57,16 +59,35 @@ class OncePerProcess(Generic[Made]):
 
     def __init__(self, make: Callable[[], Made]) -> None:
         self._make, self._lock = make, threading.Lock()
-        self._found: tuple[int, Made] | None = None  # with the process
+        self._found: Made | None = None
+        _alive.add(self)
 
     def __call__(self) -> Made:
         with self._lock:
-            if self._found is None or self._found[0] != os.getpid():
-                self._found = os.getpid(), self._make()
-            return self._found[1]
+            if self._found is None:
+                self._found = self._make()
+            return self._found
 
     def __reduce__(self) -> Any:
         return OncePerProcess, (self._make,)
+
+    def leave_to_parent(self) -> None:
+        """In a forked process: what the parent made would wait for its threads when it is freed, so it never is."""
+        if self._found is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._found))
+        self._found, self._lock = None, threading.Lock()
+
+
+_alive: weakref.WeakSet[OncePerProcess[Any]] = weakref.WeakSet()
+
+
+def _in_forked_child() -> None:
+    for one in _alive:
+        one.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_child)
 
 
 @contextmanager
