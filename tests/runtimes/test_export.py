@@ -16,10 +16,12 @@ import torch
 from PIL import Image
 
 import langdepth
+from langdepth.errors import UsageError
 from langdepth.runtimes import export as exporting
 from langdepth.runtimes.facts import GraphFacts
 from langdepth.runtimes.openvino import OpenvinoGraph
 from langdepth.systems import registry
+from langdepth.utils.reading import file_sha256
 from tests.helpers import Run
 from tests.runtimes.helpers import REPOSITORY, session
 from tests.systems import test_depthclip
@@ -58,10 +60,14 @@ def test_the_file_gives_the_depth_of_the_library(
     assert facts.words == "small-words.onnx"
     assert (tmp_path / facts.words).is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"small.onnx", "small-words.onnx"}
+    assert facts.words_sha256 == file_sha256(tmp_path / facts.words)
     again: Any = langdepth.load(out).predict(np.array(Image.open(PHOTO)), text="a kitchen")
     assert again.depth.shape == depth.shape
     own: Any = langdepth.load(out).predict(np.array(Image.open(PHOTO)))
     assert (np.abs(own.sigma - result.sigma) / result.sigma).mean() < 1e-4
+    # A window would be enlarged inside, and come out at another depth.
+    with pytest.raises(UsageError, match="the exported file of 'tiny' resizes whatever it gets"):
+        langdepth.predict(PHOTO, out, window=(64, 64))
 
 
 def test_openvino_gives_the_depth_of_the_library(command: Run, weights: Path, depth: Any, tmp_path: Path) -> None:
@@ -76,7 +82,10 @@ def test_openvino_gives_the_depth_of_the_library(command: Run, weights: Path, de
     assert graph.facts.system == "tiny"
 
 
-def test_eight_bits_state_their_error(command: Run, weights: Path, tmp_path: Path) -> None:
+def test_eight_bits_state_their_error(
+    command: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "_CALIBRATION", 1)
     out = tmp_path / "small.onnx"
     code, shown, problem = command("export", weights, "--out", out, "--int8", REPOSITORY / "examples")
     assert (code, problem) == (0, "")
@@ -86,6 +95,7 @@ def test_eight_bits_state_their_error(command: Run, weights: Path, tmp_path: Pat
     found = session(out).run(["depth"], {"image": np.array(Image.open(PHOTO))[None]})[0]
     assert found.shape == (1, 480, 640)
     assert langdepth.load(out).name == "tiny"
+    assert langdepth.load(out).provenance["int8"] == "1 images"
 
 
 def test_another_depth_than_torchs_is_not_written(
@@ -143,6 +153,7 @@ def test_own_files_are_replaced(command: Run, weights: Path, tmp_path: Path) -> 
         (["tiny", "--out", "tiny.onnx", "--to", "openvino"], "a file for openvino ends in .xml"),
         (["tiny", "--out", "tiny.xml", "--to", "openvino", "--int8", str(REPOSITORY / "examples")], "--to onnx"),
         (["tiny", "--out", "tiny.onnx", "--check", "nowhere"], "--check nowhere: no such folder"),
+        (["tiny", "--out", "tiny.onnx", "--check", "."], "--check: .: no images in this folder\n"),
         (["tinny", "--out", "tiny.onnx"], "did you mean 'tiny'"),
         (["tiny", "--out", "tiny.onnx", "--to", "tensorrt"], "tensorrt"),
     ],
@@ -195,6 +206,7 @@ def test_a_system_of_one_size_is_exported_for_that(tmp_path: Path) -> None:
     assert done.difference.mean < 1e-3
     found = session(tmp_path / "small.onnx").run(["depth"], {"image": np.zeros((2, 300, 200, 3), np.uint8)})[0]
     assert found.shape == (2, 300, 200)
+    langdepth.predict(PHOTO, tmp_path / "small.onnx", window=(240, 320))
 
 
 @pytest.mark.parametrize("how", ["onnx", "openvino", "int8"])

@@ -22,6 +22,7 @@ from langdepth.errors import CheckpointError, MissingCheckpointError, UsageError
 from langdepth.runtimes.facts import GraphFacts
 from langdepth.systems.card import MODELS_FOLDER
 from langdepth.utils.onnx_files import KEY, OnnxFlaw, files_of, require_sound
+from langdepth.utils.reading import file_sha256
 from langdepth.weights.stamps import system_stamp
 from tests.helpers import Run
 
@@ -305,6 +306,20 @@ def test_facts_that_cannot_be_are_refused(tmp_path: Path, facts: dict[str, Any],
     assert "small.onnx: " in str(caught.value)
 
 
+@pytest.mark.parametrize("newer", ["opset", "ir_version"])
+def test_a_newer_onnx_is_called_so(tmp_path: Path, newer: str) -> None:
+    model = network()
+    if newer == "opset":
+        model.opset_import[0].version = 99
+    else:
+        model.ir_version = 99
+    onnx.save(model, tmp_path / "small.onnx")
+    with pytest.raises(
+        CheckpointError, match=r"small.onnx: written for a newer ONNX than the installed onnxruntime reads"
+    ):
+        langdepth.load(tmp_path / "small.onnx")
+
+
 def test_depth_of_another_shape_is_refused(tmp_path: Path) -> None:
     model = network()
     model.graph.node[1].attribute[0].i = 1  # three channels of depth
@@ -327,6 +342,23 @@ def with_words(tmp_path: Path) -> Path:
     onnx.save(network(words="st-words.onnx"), tmp_path / "st.onnx")
     onnx.save(words(0.5), tmp_path / "st-words.onnx")
     return tmp_path / "st.onnx"
+
+
+def test_a_part_of_another_kind_or_another_file_is_refused(with_words: Path) -> None:
+    own, beside = with_words, with_words.with_name("st-words.onnx")
+    onnx.save(network(words="st-words.onnx", words_sha256=file_sha256(beside)), own)
+    assert langdepth.predict(IMAGE, own, text="kitchen")
+    onnx.save(words(0.25), beside)
+    with pytest.raises(
+        CheckpointError, match=r"st-words.onnx: is not the file that was written with the one that names"
+    ):
+        langdepth.predict(IMAGE, own, text="kitchen")
+    onnx.save(network(words=own.name), own)
+    with pytest.raises(CheckpointError, match=r"st.onnx: is not the file that was written with the one that names"):
+        langdepth.predict(IMAGE, own, text="kitchen")
+    onnx.save(network(imagine=own.name, draw=own.name), own)
+    with pytest.raises(CheckpointError, match=r"st.onnx: is not the file that was written with the one that names"):
+        langdepth.predict(IMAGE, own, samples=2)
 
 
 def test_another_encoder_of_words_is_noticed(command: Run, with_words: Path) -> None:

@@ -41,6 +41,13 @@ def test_a_system_without_a_capability_names_systems_with_it(
     assert "tiny" not in registry.systems_with(capability)
 
 
+def test_what_only_another_runtime_can_is_said_to_be_so() -> None:
+    system = FakeSystem()
+    system.name, system.runtime = "wordepth-tiny", "openvino"
+    with pytest.raises(UsageError, match="'wordepth-tiny' draws no depth from words in the runtime 'openvino'; what"):
+        require(system, Imagines)
+
+
 def test_a_system_with_it_is_returned() -> None:
     tiny = registry.build("tiny")
     assert require(tiny, Trainable) is tiny

@@ -267,7 +267,7 @@ def images_in(folder: Path | None, option: str) -> list[Path]:
         return []
     if not folder.is_dir():
         raise UsageError(f"{option} {folder}: no such folder")
-    found = find_images([str(folder)], Path(), recursive=False)
+    found = find_images([str(folder)], Path(), recursive=None)
     for problem in found.problems:
         raise LangdepthError(f"{option}: {problem}")
     return [Path(file) for file, _ in found.files]

@@ -99,9 +99,9 @@ def bench(
 def _show(choices: Sequence[Measured], facts: dict[str, Any]) -> None:
     """What was measured, a line for each choice, and which to take."""
     size, images, auto = facts["size"], facts["images"], facts["auto"]
-    sides = "as they are" if size is None else f"of {size[0]}x{size[1]}"
+    sides = "" if size is None else f" of {size[0]}x{size[1]}"
     count = f"{images} images" if images > 1 else "one image"
-    say(f"{facts['system']}, {count} {sides}, {facts['threads']} threads, {facts['processor']}")
+    say(f"{facts['system']}, {count}{sides}, {facts['threads']} threads, {facts['processor']}")
     for line in columns([HEAD, *(_row(one, choices[0], auto) for one in choices)]):
         say(line)
     for one in choices:

@@ -66,23 +66,23 @@ class Images:
         return "; ".join(notes) or None
 
 
-def find_images(words: list[str], out: Path, recursive: bool) -> Images:
+def find_images(words: list[str], out: Path, recursive: bool | None) -> Images:
     """The images that ``words`` stand for, each path once; ``out`` and what lies below it are not searched.
 
     Args:
         words: Files, folders, globs, or ``STDIN``.
         out: The folder of results.
-        recursive: Search the sub-folders of folders.
+        recursive: Search the sub-folders of folders; None: no, and there is no option for it.
     """
     found, known = Images(), set[str]()
     several = len(words) > 1
     for word in words:
         problems = len(found.problems)
-        candidates = _candidates(word, out, recursive, found.problems, several)
+        candidates = _candidates(word, out, bool(recursive), found.problems, several)
         used = [_sort_in(candidate, found, known) for candidate in candidates]
         if not any(used) and len(found.problems) == problems:
             folder = Path(word).is_dir()
-            hint = "; --recursive looks into sub-folders" if folder and not recursive else ""
+            hint = "; --recursive looks into sub-folders" if folder and recursive is False else ""
             found.problems.append(LangdepthError(f"{word}: no images {'in this folder' if folder else 'match'}{hint}"))
     if found.note and not found.files and not found.problems:
         found.problems.append(LangdepthError(f"nothing to predict; {found.note}"))

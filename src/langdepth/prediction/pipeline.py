@@ -101,6 +101,11 @@ class Predictor:
         self, system: Predicts, options: dict[str, Any], *, keep_image: bool, each_its_words: bool = False
     ) -> None:
         self.options = _options(options)
+        if self.options.window is not None and not system.takes_windows:
+            raise UsageError(
+                f"windows: the exported file of '{system.name}' resizes whatever it gets to the size of a whole image; "
+                "give the weights or the name that was exported instead of it"
+            )
         self.sampling = _sampling(system, self.options)
         self.system = system
         self.network = system.for_inference(self.options.device, self.options.dtype)

@@ -32,6 +32,7 @@ from langdepth.text.encoders import SentenceEncoder
 from langdepth.utils.files import atomic_paths, foreign_writer, temporary_folder
 from langdepth.utils.images import read_image
 from langdepth.utils.onnx_files import states_langdepth
+from langdepth.utils.reading import file_sha256
 
 Target = Literal["onnx", "openvino"]
 Run = Any
@@ -88,17 +89,19 @@ def export(
         checked, quantised = list(_cases(system, photos)), None
         model, facts, difference = _checked(system, None if words is None else words.name, checked)
         system = _at_one_size(system, facts)
-        if calibration:
-            model = _quantised(model, calibration[:_CALIBRATION], folder)
-            state_facts(model, replace(facts, provenance={**facts.provenance, "int8": f"{len(calibration)} images"}))
-            quantised = _compare(run_onnx(model), system, checked)
-        else:
-            halve(model)
-        shapes = tuple({one.name: _shape(one) for one in stated} for stated in (model.graph.input, model.graph.output))
         if words is not None and isinstance(encoder, SentenceEncoder):
             encoder_graph = words_graph(encoder)
             halve(encoder_graph)
             _write_onnx(encoder_graph, folder / words.name)
+            facts = replace(facts, words_sha256=file_sha256(folder / words.name))
+        if calibration := calibration[:_CALIBRATION]:
+            model = _quantised(model, calibration, folder)
+            facts = replace(facts, provenance={**facts.provenance, "int8": f"{len(calibration)} images"})
+            quantised = _compare(run_onnx(model), system, checked)
+        else:
+            halve(model)
+        state_facts(model, facts)
+        shapes = tuple({one.name: _shape(one) for one in stated} for stated in (model.graph.input, model.graph.output))
         if to == "onnx":
             _write_onnx(model, folder / out.name)
         else:

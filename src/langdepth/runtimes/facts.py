@@ -26,9 +26,10 @@ class GraphFacts:
     "whole" takes bytes (B, H, W, 3) of any size and gives depth (B, H, W) at that size; "words" takes tokens (1, n) and
     gives features (1, D); "imagine" takes noise (N, C, h / 16, w / 16) and gives depth (N, 1, h, w); "draw" does so
     near an image (1, 3, h, w), for a ``spread`` (1,) from 0 to 1. ``inputs``: names of the inputs beside the image.
-    ``words``, ``imagine``, ``draw``: files beside it with these graphs, None where there is none. ``network_size``: the
-    only (height, width) inside a "whole" one, None for any. ``vocabulary``, ``max_words``: of a "words" graph. The
-    other fields are those of ``systems.contract.Predicts``.
+    ``words``, ``imagine``, ``draw``: files beside it with these graphs, None where there is none. ``words_sha256``: of
+    the first of them, None where it is not stated. ``network_size``: the only (height, width) inside a "whole" one,
+    None for any. ``vocabulary``, ``max_words``: of a "words" graph. The other fields are those of
+    ``systems.contract.Predicts``.
     """
 
     kind: Literal["network", "whole", "words", "imagine", "draw"]
@@ -44,6 +45,7 @@ class GraphFacts:
     network_size: tuple[int, int] | None = None
     inputs: tuple[str, ...] = ()
     words: str | None = None
+    words_sha256: str | None = None
     imagine: str | None = None
     draw: str | None = None
     vocabulary: tuple[str, ...] = ()

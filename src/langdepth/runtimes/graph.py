@@ -149,6 +149,7 @@ class GraphSystem(Predicts):
         self.name, self.about, self.scale_kind = facts.system, facts.about, facts.scale_kind
         self.scenes, self.text_per_image = facts.scenes, facts.text_per_image
         self.takes_overlay, self.config, self.input_spec = facts.takes_overlay, facts.config, facts.input_spec
+        self.takes_windows = facts.kind != "whole" or facts.network_size is not None
         self.provenance = {**facts.provenance, "langdepth_version": __version__}
 
     def __getattr__(self, name: str) -> Any:

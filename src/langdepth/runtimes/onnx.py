@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property, lru_cache, partial
@@ -24,7 +25,7 @@ from langdepth.runtimes.graph import (
 )
 from langdepth.utils.files import expanded, not_the_file_itself
 from langdepth.utils.onnx_files import OnnxFlaw, require_sound
-from langdepth.utils.reading import require_regular
+from langdepth.utils.reading import file_sha256, require_regular
 
 _SHARE = 0.75  # of the machine's memory, for graphs of others
 
@@ -38,10 +39,20 @@ class OnnxGraph:
         path: The file.
         label: Its name in messages.
         checked: It is known to be what it was when it was written, so that it is not searched for damage.
+        part: The kind of graph that it is for other files; None: a system's own.
+        sha256: Of the file, where the others state it.
     """
 
-    def __init__(self, path: str | Path, label: str | None = None, *, checked: bool = False) -> None:
-        self.path, self.label = expanded(path), label or str(path)
+    def __init__(
+        self,
+        path: str | Path,
+        label: str | None = None,
+        *,
+        checked: bool = False,
+        part: str | None = None,
+        sha256: str | None = None,
+    ) -> None:
+        self.path, self.label, self.part, self.sha256 = expanded(path), label or str(path), part, sha256
         self._session = OncePerProcess(partial(_open, self.path, self.label, checked))
 
     @cached_property
@@ -50,15 +61,24 @@ class OnnxGraph:
         session = self._session()
         facts = GraphFacts.from_metadata(session.get_modelmeta().custom_metadata_map, self.label)
         _require_agreement(session, facts, self.label)
+        if self.part is None and facts.kind not in ("network", "whole"):
+            raise CheckpointError(f"{self.label}: is a part of other files; name one of these")
+        if self.part not in (None, facts.kind) or self.sha256 not in (None, file_sha256(self.path)):
+            raise CheckpointError(
+                f"{self.label}: is not the file that was written with the one that names it; put that beside it, or "
+                "export again"
+            )
         return facts
 
     def __call__(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        self.facts  # noqa: B018  whether it is ours
         session = self._session()
         names = [output.name for output in session.get_outputs()]
         with computing(self.label):
             return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     def shape(self, name: str) -> tuple[int | None, ...]:
+        self.facts  # noqa: B018
         session = self._session()
         inputs = (*session.get_inputs(), *session.get_overridable_initializers())
         found = next(one.shape for one in inputs if one.name == name)
@@ -91,7 +111,7 @@ def _open(path: Path, label: str, checked: bool) -> Any:
         if is_memory_error(error):
             raise CheckpointError(f"{label}: not enough memory for its network") from None
         other = not_the_file_itself(path)
-        if other is None and "opset" in str(error).lower():
+        if other is None and re.search("opset|unsupported model ir version", str(error).lower()):
             other = "written for a newer ONNX than the installed onnxruntime reads; pip install -U onnxruntime"
         raise CheckpointError(f"{label}: {other or 'damaged, truncated or not an ONNX file'}") from None
 
@@ -170,13 +190,12 @@ def open_onnx(path: str | Path, label: str | None = None, *, checked: bool = Fal
     """
     graph = OnnxGraph(path, label, checked=checked)
     facts = graph.facts
-    if facts.kind not in ("network", "whole"):
-        raise CheckpointError(f"{graph.label}: is a part of other files; name one of these")
 
-    def beside(name: str | None) -> OnnxGraph | None:
-        return None if name is None else OnnxGraph(graph.path.parent / name)
+    def beside(part: str, sha256: str | None = None) -> OnnxGraph | None:
+        name = getattr(facts, part)
+        return None if name is None else OnnxGraph(graph.path.parent / name, part=part, sha256=sha256)
 
-    words, imagining, drawing = map(beside, (facts.words, facts.imagine, facts.draw))
+    words, imagining, drawing = beside("words", facts.words_sha256), beside("imagine"), beside("draw")
     sentences = None if words is None else Sentences(words)
     if imagining is None or drawing is None:
         system = GraphSystem(graph, "onnx", sentences)

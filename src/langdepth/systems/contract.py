@@ -47,6 +47,8 @@ class Predicts:
     """What the overlays are, and how their files are read."""
     reads_sentences: bool = False
     """Whether captions reach it as sentences even where their features, which have norm 1, are known."""
+    takes_windows: bool = True
+    """Whether a part of an image can be given as it is; False: whatever comes is resized inside, as a whole image."""
     config: Any
     input_spec: InputSpec
     provenance: dict[str, Any]
@@ -144,6 +146,12 @@ def require(system: Predicts, capability: type[Capability]) -> Capability:
     if isinstance(system, capability):
         return system
     lacking: str = capability.lacking  # type: ignore[attr-defined]
-    others = first_few([name for find in systems_with for name in find(capability)])
+    able = [name for find in systems_with for name in find(capability)]
+    if system.runtime != "torch" and (system.name in able or not able):
+        raise UsageError(
+            f"the system '{system.name}' {lacking} in the runtime '{system.runtime}'; what else it can do, its weights "
+            "do with the runtime torch"
+        )
+    others = first_few(able)
     advice = f"{', or' if ';' in lacking else ';'} choose another system: {others}" if others else ""
     raise UsageError(f"the system '{system.name}' {lacking}{advice}")
