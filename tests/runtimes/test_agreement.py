@@ -18,7 +18,7 @@ import langdepth
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.prediction.imagination import imagine
 from langdepth.runtimes.facts import FORMAT, GraphFacts
-from langdepth.runtimes.graph import GraphSystem
+from langdepth.runtimes.graph import GraphSystem, thread_count
 from langdepth.runtimes.trace import OPSET, state_facts
 from langdepth.systems import card
 from langdepth.systems.card import MODELS_FOLDER
@@ -109,6 +109,14 @@ def test_it_predicts_after_a_fork(runtime: str, weights: Path) -> None:
     command, threads = [sys.executable, "-c", AFTER_A_FORK, PHOTO, system, runtime], {"OMP_NUM_THREADS": "2"}
     done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "(480, 640)\n"), done.stderr
+
+
+@pytest.mark.parametrize(("stated", "threads"), [("3", 3), ("2,4", 2), ("100000", 1024)])
+def test_threads_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch, stated: str, threads: int) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", stated)
+    assert thread_count() == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    assert 1 <= thread_count() < 1024
 
 
 def test_what_a_runtime_cannot_do_is_said_in_one_line(tmp_path: Path) -> None:

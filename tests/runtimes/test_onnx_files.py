@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -342,6 +343,15 @@ def with_words(tmp_path: Path) -> Path:
     onnx.save(network(words="st-words.onnx"), tmp_path / "st.onnx")
     onnx.save(words(0.5), tmp_path / "st-words.onnx")
     return tmp_path / "st.onnx"
+
+
+def test_the_current_folder_may_change(with_words: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(with_words.parent)
+    system: Any = langdepth.load(with_words.name)
+    stored = pickle.dumps(system)
+    monkeypatch.chdir("/")
+    system.predict(IMAGE, text="kitchen")
+    pickle.loads(stored).predict(IMAGE, text="kitchen")
 
 
 def test_a_part_of_another_kind_or_another_file_is_refused(with_words: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from langdepth.commands._parse import images_in, run
 from langdepth.errors import UsageError, say
 from langdepth.utils.tables import columns
+from langdepth.utils.threads import MOST_THREADS
 
 if TYPE_CHECKING:
     from langdepth.runtimes.bench import Measured
@@ -18,7 +19,7 @@ EXAMPLE = """\
 langdepth bench
 langdepth bench --system wordepth-tiny --images photos --size 480x640 --threads 1 --out bench.json"""
 CLOSE = 1e-4  # what runtimes agree within in float32
-_MOST_IMAGES, _MOST_THREADS = 8, 1024
+_MOST_IMAGES = 8
 HEAD = ("", "runtime", "dtype", "ms", "times", "start s", "MB", "mean", "largest", "delta1")
 
 
@@ -54,8 +55,8 @@ def bench(
         device: Of torch; auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.
         out: Write the numbers here, too, as JSON.
     """
-    if threads is not None and not 1 <= threads <= _MOST_THREADS:
-        raise UsageError(f"--threads must be from 1 to {_MOST_THREADS}, got {threads}")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"--threads must be from 1 to {MOST_THREADS}, got {threads}")
     if not 0 <= seconds < math.inf:
         raise UsageError(f"--seconds must be a number from 0 on, got {seconds:g}")
     if size is not None and min(size) < 32:

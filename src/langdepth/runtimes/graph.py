@@ -27,6 +27,7 @@ from langdepth.runtimes.facts import GraphFacts
 from langdepth.systems.contract import Imagines, Predicts
 from langdepth.text.scenes import scene_index
 from langdepth.text.vocabulary import Vocabulary
+from langdepth.utils.threads import MOST_THREADS
 
 Made = TypeVar("Made")
 Arrays = dict[str, npt.NDArray[Any]]
@@ -105,7 +106,7 @@ def thread_count() -> int:
     """Threads to compute with: OMP_NUM_THREADS where it is set, else the cores that this process may use."""
     stated = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     if stated.isdecimal() and int(stated) > 0:
-        return int(stated)
+        return min(int(stated), MOST_THREADS)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

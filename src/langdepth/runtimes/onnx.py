@@ -52,7 +52,8 @@ class OnnxGraph:
         part: str | None = None,
         sha256: str | None = None,
     ) -> None:
-        self.path, self.label, self.part, self.sha256 = expanded(path), label or str(path), part, sha256
+        self.path, self.label = expanded(path).absolute(), label or str(path)
+        self.part, self.sha256 = part, sha256
         self._session = OncePerProcess(partial(_open, self.path, self.label, checked))
 
     @cached_property

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+MOST_THREADS = 1024  # that a runtime is asked for
+
 
 def worker_count() -> int:
     """How many threads decode and encode images: one for each core, at most 8."""
