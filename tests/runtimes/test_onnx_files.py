@@ -345,6 +345,12 @@ def with_words(tmp_path: Path) -> Path:
     return tmp_path / "st.onnx"
 
 
+def test_the_suffix_may_be_in_capitals(with_words: Path) -> None:
+    other = with_words.rename(with_words.with_name("ST.ONNX"))
+    assert langdepth.predict(IMAGE, other, text="kitchen")
+    assert files_of(other) == [other, with_words.with_name("st-words.onnx")]
+
+
 def test_the_current_folder_may_change(with_words: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(with_words.parent)
     system: Any = langdepth.load(with_words.name)

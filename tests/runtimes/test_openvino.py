@@ -43,6 +43,19 @@ def test_it_is_converted_once(loaded: Any, weights: Path, monkeypatch: pytest.Mo
     assert np.array_equal(copied.predict(PHOTOS[0]).depth, expected)
 
 
+@pytest.mark.parametrize("suffix", [".xml", ".bin"])
+def test_a_damaged_graph_in_the_cache_is_made_again(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setenv("LANGDEPTH_CACHE", str(tmp_path))
+    first, second = (langdepth.load(weights, runtime="openvino") for _ in range(2))
+    expected: Any = langdepth.predict(PHOTOS[0], first)
+    (file,) = (tmp_path / "openvino").glob(f"*{suffix}")
+    file.write_bytes(file.read_bytes()[:5000])
+    found: Any = langdepth.predict(PHOTOS[0], second)
+    assert np.array_equal(found.depth, expected.depth)
+
+
 def test_bfloat16_is_on_request(loaded: Any) -> None:
     full, low = (loaded.predict(PHOTOS[0], dtype=dtype).depth for dtype in ("float32", "bfloat16"))
     assert (np.abs(full - low) / full).mean() < 0.1

@@ -17,7 +17,7 @@ from langdepth.systems import registry
 from langdepth.systems.card import WeightRecord
 from langdepth.systems.contract import Predicts
 from langdepth.utils.arguments import checked
-from langdepth.utils.onnx_files import SUFFIX
+from langdepth.utils.onnx_files import is_onnx
 from langdepth.utils.plugins import needs_packages
 from langdepth.utils.reading import file_sha256
 
@@ -58,7 +58,7 @@ def load(
     """
     if not isinstance(name, str | Path) and len(name) == 1:
         name = name[0]
-    if isinstance(name, str | Path) and str(name).endswith(SUFFIX):
+    if isinstance(name, str | Path) and is_onnx(name):
         if runtime not in ("auto", "onnx"):
             raise UsageError(f"{name}: an ONNX file is computed by the runtime onnx, not by {runtime}")
         fixed = {"distance words and bins": prompts or None, "CLIP weights": clip_weights}
@@ -91,14 +91,14 @@ def load(
 
 def runtime_of_auto(name: str, device: Any = None) -> Runtime:
     """What "auto" takes for a system in float32 without further options."""
-    if name.endswith(SUFFIX):
+    if is_onnx(name):
         return "onnx"
     return "torch" if _graph_record(name) is None or _on_accelerator(device) else "onnx"
 
 
 def runtimes_here(name: str) -> list[Runtime]:
     """What can compute a system with the packages that are installed."""
-    if name.endswith(SUFFIX):
+    if is_onnx(name):
         return ["onnx"]
     with_torch = find_spec("torch") is not None
     can: dict[Runtime, bool] = {

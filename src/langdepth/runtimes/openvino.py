@@ -75,6 +75,14 @@ class OpenvinoGraph:
             found = request.infer({**self.defaults, **inputs}, share_inputs=True)
             return {name: found[name].copy() for name in (output.any_name for output in compiled.outputs)}
 
+    def opens(self) -> bool:
+        """Whether its file is there and whole."""
+        try:
+            self._model()
+        except CheckpointError:
+            return False
+        return True
+
     def shape(self, name: str) -> tuple[int | None, ...]:
         """The shape of an input, None where any number does."""
         stated = self._model().input(name).partial_shape
@@ -84,7 +92,9 @@ class OpenvinoGraph:
 def _compiled(path: Path, dtype: str) -> Any:
     how = {"INFERENCE_PRECISION_HINT": _PRECISIONS[dtype], "PERFORMANCE_HINT": "LATENCY"}
     how |= {"INFERENCE_NUM_THREADS": str(thread_count()), "NUM_STREAMS": "1"}
-    return openvino_module().Core().compile_model(_read(path), "CPU", how)
+    model = _read(path)
+    with computing(path):
+        return openvino_module().Core().compile_model(model, "CPU", how)
 
 
 def _stated(path: Path) -> GraphFacts:
@@ -141,9 +151,9 @@ class ConvertedGraph:
         from langdepth.utils.cache import cache_folder
 
         path = cache_folder() / "openvino" / f"{self._key}-{size[0]}x{size[1]}.xml"
-        if not (path.is_file() and path.with_suffix(".bin").is_file()):
-            write(network_graph(self.system, size), self.facts, path)
         graph = OpenvinoGraph(path, self.facts, self._defaults, self.dtype)
+        if not (path.is_file() and path.with_suffix(".bin").is_file() and graph.opens()):
+            write(network_graph(self.system, size), self.facts, path)
         self._graphs[size] = graph
         return graph
 

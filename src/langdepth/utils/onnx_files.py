@@ -20,7 +20,6 @@ import numpy as np
 from langdepth.utils.files import file_stamp
 from langdepth.utils.reading import open_regular
 
-SUFFIX = ".onnx"
 KEY = "langdepth"  # of the entry in the metadata that states what our files are
 BESIDE = ("words", "imagine", "draw")  # what that entry calls the other ONNX files of a system
 _EXPONENTS: dict[int, tuple[str, int]] = {
@@ -95,6 +94,11 @@ def _content(path: Path) -> memoryview:
         if not os.fstat(file.fileno()).st_size:
             return memoryview(b"")
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def is_onnx(path: str | Path) -> bool:
+    """Whether a name is that of an ONNX file."""
+    return str(path).lower().endswith(".onnx")
 
 
 # Protobuf
@@ -224,7 +228,7 @@ def files_of(path: str | Path) -> list[Path]:
     """What an ONNX file is read from: itself, files with its tensors, the system's other graphs. Others stand alone."""
     found = [Path(path)]
     for file in found:  # which grows
-        if file.suffix == SUFFIX:
+        if is_onnx(file):
             with suppress(OSError, ValueError):  # of names that cannot be
                 beside = (file.parent / name for name in _names_beside(file_stamp(file), file))
                 found += [one for one in beside if one.is_file() and one not in found]

@@ -84,9 +84,9 @@ def require_own(*weights: Path) -> None:
 
 def require_no_graph(path: Path) -> None:
     """Raise CheckpointError for a file that holds a graph instead of weights; whether it is there was asked before."""
-    if path.suffix in GRAPHS:
+    if kind := GRAPHS.get(path.suffix.lower()):
         raise CheckpointError(
-            f"{path}: is a graph for {GRAPHS[path.suffix]}, not weights; 'langdepth predict' takes one ONNX file, and "
+            f"{path}: is a graph for {kind}, not weights; 'langdepth predict' takes one ONNX file, and "
             "all else needs the .safetensors file or the name that was exported"
         )
 
