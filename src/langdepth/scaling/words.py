@@ -79,7 +79,7 @@ def usual_distances() -> dict[str, float]:
 @cache
 def encoder() -> Sentences:
     """The small sentence encoder in the package."""
-    return Sentences(OnnxGraph(FOLDER / "tiny-words.onnx"))
+    return Sentences(OnnxGraph(FOLDER / "tiny-words.onnx", part="words"))
 
 
 def traits_of(sentences: Sequence[str], features: Array | None = None) -> Traits:
