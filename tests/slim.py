@@ -132,6 +132,9 @@ def check(examples: Path) -> None:
     assert "pip install 'langdepth[torch]'" in err, err
     with raises(langdepth.UsageError, "pip install 'langdepth[torch]'"):
         langdepth.load("depthclip")
+    for name, problem in (("tinny", "did you mean 'tiny'"), ("none.safetensors", "no such file")):
+        with raises(langdepth.LangdepthError, problem):  # torch would not help
+            langdepth.load(name)
     heavy = sorted(name for name in OTHERS if name in sys.modules)
     assert not heavy, f"imported: {heavy}"
 

@@ -127,6 +127,11 @@ def test_what_a_runtime_cannot_do_is_said_in_one_line(tmp_path: Path) -> None:
         system.predict(PHOTO, device="cuda")  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match="in float32, not in bfloat16"):
         system.predict(PHOTO, dtype="bfloat16")  # type: ignore[attr-defined]
+    for name in ("tiny", MODELS_FOLDER / "tiny.onnx"):
+        with pytest.raises(UsageError, match="computes on the CPU, not on 'cuda'"):
+            langdepth.load(name, runtime="onnx", device="cuda")
+    with pytest.raises(UsageError, match="in float32, not in bfloat16"):
+        langdepth.load(MODELS_FOLDER / "tiny.onnx", dtype="bfloat16")
     with pytest.raises(UsageError, match="runtime: unknown value 'tensorrt'"):
         langdepth.load("tiny", runtime="tensorrt")  # type: ignore[arg-type]
 

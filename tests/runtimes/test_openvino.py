@@ -75,3 +75,5 @@ def test_another_runtime_than_asked_for_never_computes(weights: Path) -> None:
         langdepth.load(weights, runtime="onnx")
     with pytest.raises(UsageError, match="computed by the runtime onnx"):
         langdepth.load("small.onnx", runtime="openvino")
+    with pytest.raises(UsageError, match="computes on the CPU, not on 'cuda'"):
+        langdepth.load(weights, runtime="openvino", device="cuda")

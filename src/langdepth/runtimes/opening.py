@@ -20,6 +20,7 @@ from langdepth.utils.arguments import checked
 from langdepth.utils.onnx_files import is_onnx
 from langdepth.utils.plugins import needs_packages
 from langdepth.utils.reading import file_sha256
+from langdepth.weights.names import require_meaning
 
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/dri/renderD128")  # of NVIDIA, WSL, AMD, Intel
 
@@ -44,7 +45,7 @@ def load(
         runtime: What computes it. "torch" gives a ``System``, which can also be trained, evaluated and saved. "onnx"
             and "openvino" compute on the CPU and only predict. "auto" takes ONNX Runtime for the models in the package,
             unless there is an accelerator or an option needs torch, and torch for all others.
-        device: Where torch puts it (default: CPU); "auto" takes an accelerator if there is one.
+        device: Where torch puts it (default: CPU); "auto" takes an accelerator if there is one. Others: the CPU.
         dtype: The precision that predictions will ask for.
         offline: As ``weights.checkpoint.load`` takes it, as are the next two.
         clip_weights: Where the system stands on CLIP.
@@ -66,18 +67,20 @@ def load(
         for option, value in fixed.items():
             if value is not None:
                 raise UsageError(f"{name}: what an ONNX file computes cannot be changed; leave the {option} out")
-        return open_onnx(name)
+        return open_onnx(name).for_inference(device, dtype)
     plain = clip_weights is None and not prompts and base is None and depth_kind is None and dtype == "float32"
     record = _graph_record(str(name)) if plain and isinstance(name, str | Path) else None
     if runtime == "auto":
         runtime = "torch" if record is None else runtime_of_auto(str(name), device)
     if runtime == "onnx" and record is not None:
-        return _packaged(str(name), record)
+        return _packaged(str(name), record).for_inference(device, dtype)
     if runtime == "onnx":
         raise UsageError(
             f"{name}: is no ONNX file, and the package holds none with these options; write one with "
             "'langdepth export' and load that"
         )
+    for one in [name] if isinstance(name, str | Path) else name:
+        require_meaning(str(one))
     with needs_packages():
         from langdepth.weights import checkpoint
 
@@ -86,7 +89,9 @@ def load(
             return checkpoint.load(name, device=device, offline=offline, depth_kind=depth_kind, **options)
         from langdepth.runtimes.openvino import OpenvinoSystem
 
-        return OpenvinoSystem(checkpoint.load(name, offline=offline, depth_kind=depth_kind, **options))
+        system = OpenvinoSystem(checkpoint.load(name, offline=offline, depth_kind=depth_kind, **options))
+        system.for_inference(device)
+        return system
 
 
 def runtime_of_auto(name: str, device: Any = None) -> Runtime:

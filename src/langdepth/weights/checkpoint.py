@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from langdepth._version import __version__
-from langdepth.errors import CheckpointError, MissingCheckpointError, UsageError, first_line, is_memory_error, nearest
+from langdepth.errors import CheckpointError, UsageError, first_line, is_memory_error, nearest
 from langdepth.evaluation.protocols import ScaleKind
 from langdepth.systems import registry
 from langdepth.systems.base import System
@@ -23,11 +23,10 @@ from langdepth.utils.devices import move
 from langdepth.utils.files import expanded, real_path
 from langdepth.utils.reading import file_sha256
 from langdepth.weights import fetch
-from langdepth.weights.files import GRAPHS, fill, read, require_no_graph, stated
+from langdepth.weights.files import fill, read, require_no_graph, stated
 from langdepth.weights.hub import WEIGHTS_FILE, download
+from langdepth.weights.names import PICKLES, require_meaning
 
-PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
-HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
 MEMORY_RATIO, SPARE_MEMORY = 16, 1 << 30  # what a network may take, in bytes of its file and beside them
 
 
@@ -177,32 +176,19 @@ def locate(name: str, offline: bool | None = None) -> tuple[Path, str, str]:
     """
     if name in registry.REGISTRY:
         return _by_name(name, offline)
-    if not name:
-        raise UsageError("the name of the system is empty; give one of 'langdepth systems', a file or a hub id")
-    path = expanded(name)
+    hub_id, path = require_meaning(name), expanded(name)
     if os.path.isdir(path):  # of pathlib's functions some raise OSError for names that are too long
         if not (path / WEIGHTS_FILE).is_file():
             raise CheckpointError(f"{path}: is a folder without {WEIGHTS_FILE}; give a .safetensors file inside it")
         return path / WEIGHTS_FILE, str(path), ""
-    if os.path.exists(path) or path.suffix in {".safetensors", *PICKLES, *GRAPHS}:
-        if not os.path.exists(path):
-            raise MissingCheckpointError(f"{path}: no such file")
+    if hub_id is None:
         require_no_graph(path)
         if path.suffix in PICKLES:
             raise CheckpointError(
                 f"{path}: pickled checkpoints are only read by `langdepth convert`, which writes a .safetensors to load"
             )
         return path, str(path), ""
-    hub_id = HUB_ID.fullmatch(name)
-    if hub_id is None:
-        hint = nearest(name, registry.REGISTRY)
-        hint = (
-            hint if hint.startswith("did you") else "neither a name of 'langdepth systems' nor a file or folder here."
-        )
-        raise UsageError(
-            f"unknown system '{name}': {hint} A .safetensors file or a hub id 'owner/name' may be given as well"
-        )
-    path = download(hub_id["repo"], hub_id["revision"], offline)
+    path = download(*hub_id, offline)
     # The hub's cache names each large file by the sha256 the hub states for it.
     stored = real_path(path).name
     return path, name, stored if re.fullmatch(r"[0-9a-f]{64}", stored) else ""
