@@ -46,7 +46,8 @@ async function feature(sentence) {
   const known = words.some((word) => tokens.has(word));
   find("unknown").textContent = !words.length ? "In plain English; without words the photo alone decides."
     : !known ? "None of these words is known; try a room and the things in it."
-      : unknown.length ? `Unknown words, ignored: ${unknown.join(", ")}` : "All of these words are known.";
+      : unknown.length ? `Unknown words, ignored: ${unknown.join(", ")}` : "All of these words are known";
+  if (words.length > facts.max_words) find("unknown").textContent += `; ${words.length} words, of which the first ${facts.max_words} are taken`;
   if (!known) return null;
   const numbers = words.map((word) => tokens.get(word) ?? UNKNOWN).slice(0, facts.max_words);
   const given = new ort.Tensor("int64", BigInt64Array.from(numbers, BigInt), [1, numbers.length]);

@@ -44,6 +44,18 @@ def test_it_compares_what_is_installed(command: Run, tmp_path: Path, monkeypatch
     assert onnx["peak_bytes"] is None or 5e7 < onnx["peak_bytes"] < torch["peak_bytes"]
 
 
+def test_a_place_that_cannot_be_written_is_said_before_the_work(
+    command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "measure", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "file").write_bytes(b"")
+    for command_line in (["bench"], ["export", "tiny"]):
+        out = tmp_path / "file" / "deep" / "a.onnx"
+        code, _, problem = command(*command_line, "--out", out)
+        why = "cannot be written (Not a directory); give another place"
+        assert (code, problem) == (1, f"langdepth {command_line[0]}: {out}: {why}\n")
+
+
 def test_what_one_choice_cannot_do_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     choices = [bench.Measured(runtime=one, dtype=dtype) for one, dtype in (("onnx", "bfloat16"), ("onnx", "float32"))]  # type: ignore[arg-type]
     monkeypatch.setenv("OMP_NUM_THREADS", "2")

@@ -17,7 +17,7 @@ import numpy as np
 from langdepth._version import __version__
 from langdepth.commands._clip_files import Begun, ClipOutput, Place, begun
 from langdepth.commands._progress import bar, complain, say
-from langdepth.commands._results import Known, Losses, lost_in, make_folder
+from langdepth.commands._results import Known, Losses, lost_in
 from langdepth.commands._video import PredictOutput
 from langdepth.commands._window import Window
 from langdepth.errors import LangdepthError, UsageError
@@ -38,6 +38,7 @@ from langdepth.prediction.video.predicting import (
 from langdepth.prediction.video.reading import open_clip
 from langdepth.prediction.video.sources import ClipOptions
 from langdepth.prediction.video.writing import CLIP_FORMATS, ClipFacts, side_by_side
+from langdepth.utils.files import make_folder
 from langdepth.utils.numbers import short_number
 
 _MILLIMETRE = 0.001

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langdepth.camera import Camera, CameraFile, parse_intrinsics
 from langdepth.commands._parse import require_use
-from langdepth.errors import LangdepthError, UsageError
+from langdepth.errors import UsageError
 from langdepth.prediction.options import ColorScale, read_formats, writer_options
 from langdepth.utils.numbers import short_number
 
@@ -213,14 +213,6 @@ class Losses:
             for (form, end), count in self._pixels.items()
             if (files := self._files[form, end])
         ]
-
-
-def make_folder(out: Path) -> None:
-    """Make the folder of the results. Raises LangdepthError where it cannot be."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LangdepthError(f"{out}: cannot be written ({error.strerror}); give another folder with --out") from None
 
 
 def result_line(source: str, targets: Mapping[str, Path], result: DepthResult) -> str:

@@ -65,13 +65,14 @@ def bench(
     from langdepth.runtimes.comparison import PHOTO
     from langdepth.runtimes.graph import thread_count
     from langdepth.runtimes.opening import load, runtime_of_auto
-    from langdepth.utils.files import require_marked, write_json
+    from langdepth.utils.files import make_folder, require_marked, write_json
     from langdepth.utils.images import MAX_PIXELS, check_pixels
 
     if size is not None:
         check_pixels(*size[::-1], MAX_PIXELS)
     if out is not None:
         require_marked(out, b'"processor": ')
+        make_folder(out.parent, out)
     choices = benching.choices_here(system)
     if not choices:
         load(system)  # states what is missing

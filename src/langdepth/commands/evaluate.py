@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +14,11 @@ from langdepth.commands._parse import members, require_use, run
 from langdepth.commands._results import ColorOptions
 from langdepth.commands._systems import SystemOptions
 from langdepth.data.choice import PairChoice
-from langdepth.errors import LangdepthError, UsageError, say
+from langdepth.errors import UsageError, say
 from langdepth.evaluation import protocols
 from langdepth.prediction.options import Precision, read_formats
 from langdepth.records import WithoutCaption
+from langdepth.utils.files import make_folder
 
 if TYPE_CHECKING:
     from langdepth.evaluation.predictions import Predictions
@@ -240,11 +240,4 @@ def _check_writable(path: Path, option: str, suffix: str) -> None:
         raise UsageError(f"{path}: is a folder; give a file name, for example {path / f'result{suffix}'}")
     if path.suffix.lower() != suffix:
         raise UsageError(f"{path}: {option} takes a name that ends in {suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LangdepthError(
-            f"{path}: cannot be written ({error.strerror}); give another place with {option}"
-        ) from None
-    if not os.access(path.parent, os.W_OK):
-        raise LangdepthError(f"{path}: cannot be written (no permission); give another place with {option}")
+    make_folder(path.parent, path)

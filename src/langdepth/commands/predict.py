@@ -15,7 +15,7 @@ from langdepth._version import __version__
 from langdepth.commands._jobs import Job, find_jobs, follow_names, say_how_read, with_captions, with_overlays
 from langdepth.commands._parse import members, require_use, run
 from langdepth.commands._progress import bar, complain, say
-from langdepth.commands._results import Known, Losses, ResultOptions, make_folder, result_line
+from langdepth.commands._results import Known, Losses, ResultOptions, result_line
 from langdepth.commands._systems import SystemOptions
 from langdepth.commands._video import PredictOutput, require_of_clips
 from langdepth.errors import LangdepthError, UsageError
@@ -25,6 +25,7 @@ from langdepth.prediction.inputs import STDIN
 from langdepth.prediction.options import Precision, PredictOptions
 from langdepth.prediction.video.sources import ClipOptions, is_clip
 from langdepth.records import Runtime, WithoutCaption
+from langdepth.utils.files import make_folder
 
 if TYPE_CHECKING:
     from langdepth.prediction.results import DepthResult, Lost

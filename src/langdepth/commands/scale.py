@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from langdepth.commands._parse import run
-from langdepth.commands._results import Losses, ResultOptions, make_folder, result_line
+from langdepth.commands._results import Losses, ResultOptions, result_line
 from langdepth.errors import UsageError, say
+from langdepth.utils.files import make_folder
 from langdepth.utils.numbers import plain_number
 
 EXAMPLE = """

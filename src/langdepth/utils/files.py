@@ -176,6 +176,21 @@ def foreign_writer(folder: Path) -> Iterator[None]:
         raise
 
 
+def make_folder(folder: Path, path: Path | None = None) -> None:
+    """Make a folder, so that it is known before the work whether ``path``, which will lie in it, can be written.
+
+    Raises:
+        LangdepthError: Naming ``path`` (without it the folder), when the folder cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        reason = _reason(error, folder)
+        raise LangdepthError(f"{path or folder}: cannot be written ({reason}); give another place") from None
+
+
 def require_marked(path: Path, *marks: bytes) -> None:
     """Raise LangdepthError where ``path`` is somebody else's file: not empty, and none of ``marks`` near its start."""
     if os.path.lexists(path) and not is_marked(path, *marks):
@@ -318,8 +333,8 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
     """
     target = Path(tempfile.gettempdir(), "langdepth") if beside is None else beside
     folder = temporary_path(target)
+    make_folder(target.parent, target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target.parent)
         folder.mkdir(mode=0o700 if beside is None else 0o777)
         yield folder
