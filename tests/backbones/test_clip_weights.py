@@ -54,6 +54,10 @@ def write_training_checkpoint(tensors: dict[str, Tensor], path: Path) -> None:
     torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in tensors.items()}}, path)
 
 
+def write_nested(tensors: dict[str, Tensor], path: Path) -> None:
+    torch.save({"model": tensors, "optimizer": {}}, path)
+
+
 def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
     save_file({k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, path)
 
@@ -108,6 +112,7 @@ LAYOUTS: list[tuple[str, str, Callable[[dict[str, Tensor], Path], None]]] = [
     *((a, "open_clip_pytorch_model.bin", write_state_dict) for a in ("RN-small", "ViT-small")),
     ("RN-small", "old.pt", write_old_state_dict),
     ("ViT-small", "epoch_3.pt", write_training_checkpoint),
+    ("RN-small", "model.pth", write_nested),
     ("RN-small", "open_clip_model.safetensors", write_safetensors),
     ("ViT-small", "no_ending", write_safetensors),
     ("ViT-small", "model.safetensors", write_hugging_face),
@@ -239,9 +244,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     if not os.access(tmp_path / "secret.pt", os.R_OK):  # root reads everything
         assert "cannot be read (Permission denied)" in refusal(tmp_path / "secret.pt")
     torch.save([torch.zeros(3)], tmp_path / "list.pt")
-    assert "holds no state dict" in refusal(tmp_path / "list.pt")
+    assert "expected tensors by name" in refusal(tmp_path / "list.pt")
     torch.save({"weight": 3}, tmp_path / "numbers.pt")
-    assert "holds no state dict" in refusal(tmp_path / "numbers.pt")
+    assert "expected tensors by name" in refusal(tmp_path / "numbers.pt")
     save_file({"encoder.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     assert "holds no CLIP model (its tensors are called encoder.weight ...)" in refusal(tmp_path / "other.safetensors")
 

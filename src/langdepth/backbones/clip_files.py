@@ -23,7 +23,7 @@ from torch import Tensor
 from langdepth.errors import CheckpointError
 from langdepth.utils.files import not_the_file_itself
 from langdepth.utils.reading import open_regular, read_text
-from langdepth.utils.tensors import read_pickle, read_safetensors, reading_tensors, require_plain, without_prefixes
+from langdepth.utils.tensors import read_pickle, read_safetensors, reading_tensors, tensors_of
 
 _MAX_CONFIG = 1_000_000  # bytes
 # Beside the weights in some files: OpenAI's three scalars, and tables that networks compute themselves.
@@ -67,12 +67,7 @@ def read_tensors(path: Path, architecture: str, limit: int) -> dict[str, Tensor]
                 "is no weights file; known are OpenAI's archives, and state dicts as .safetensors, .pt or .bin"
             )
             raise CheckpointError(f"{path}: {other}")
-    content = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path}: holds no state dict (names with tensors)")
-    tensors = {str(name): value for name, value in content.items()}
-    require_plain(tensors, path)
-    return without_prefixes(tensors)
+    return tensors_of(content, path)
 
 
 class _Module:

@@ -108,7 +108,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
     Raises CheckpointError.
     """
-    content = read_safetensors(path)[1] if path.suffix == ".safetensors" else read_pickle(path)
+    return tensors_of(read_safetensors(path)[1] if path.suffix == ".safetensors" else read_pickle(path), path)
+
+
+def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors by name in what a file holds, see ``read_checkpoint``."""
     for nest in _NESTS:
         if isinstance(content, dict) and isinstance(content.get(nest), dict):
             content = content[nest]
