@@ -66,19 +66,21 @@ def describe(name: str) -> str:
 
 
 def _network(entry: card.Entry) -> dict[str, Any]:
-    """Kind of depth, size, scenes, input and configuration; without torch, what the ONNX file states of them."""
-    if find_spec("torch") is None:
-        if entry.weights is None or entry.weights.onnx is None:
-            return {"network": "not shown without torch: pip install 'langdepth[torch]'"}
+    """Kind of depth, size, scenes, input and configuration: those of the weights in the package, else the preset's."""
+    system: Any = None
+    size: dict[str, str] = {}
+    if entry.weights is not None and entry.weights.onnx is not None:
         from langdepth.runtimes.onnx import open_onnx
 
-        system: Any = open_onnx(entry.weights.onnx.path)
-        size: dict[str, str] = {}
+        system = open_onnx(entry.weights.onnx.path)
+    if find_spec("torch") is None:
+        if system is None:
+            return {"network": "not shown without torch: pip install 'langdepth[torch]'"}
     else:
         import torch
 
         with torch.device("meta"):  # its sizes are enough
-            system = registry.build(entry.name)
+            system = registry.build(entry.name, None if system is None else system.config)
         count = sum(parameter.numel() for parameter in system.parameters())
         size = {"parameters": f"{count / 1e6:.2f} million"}
     return {
