@@ -24,7 +24,7 @@ from langdepth.systems import registry
 from langdepth.utils.reading import file_sha256
 from tests.helpers import Run
 from tests.runtimes.helpers import REPOSITORY, session
-from tests.systems import test_depthclip
+from tests.systems import test_clip_adapters, test_depthclip
 
 PHOTO = REPOSITORY / "examples/desk.jpg"
 
@@ -96,6 +96,15 @@ def test_eight_bits_state_their_error(
     assert found.shape == (1, 480, 640)
     assert langdepth.load(out).name == "tiny"
     assert langdepth.load(out).provenance["int8"] == "1 images"
+
+
+def test_eight_bits_of_a_system_with_overlays(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    system: Any = registry.build("msa-sam", test_clip_adapters.TestMsa.options)
+    system.load_foundation("random")
+    done = exporting.export(system.eval(), "onnx", tmp_path / "small.onnx", calibration=[PHOTO])
+    assert done.quantised is not None
+    assert done.quantised.mean < 0.2
 
 
 def test_another_depth_than_torchs_is_not_written(

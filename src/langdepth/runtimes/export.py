@@ -255,8 +255,11 @@ def _quantised(model: onnx.ModelProto, photos: Sequence[Path], folder: Path) -> 
 
         def get_next(self) -> dict[str, Any] | None:
             path = next(self.paths, None)
-            return None if path is None else {"image": np.array(read_image(path).pixels)[None]}
+            if path is None:
+                return None
+            return dict.fromkeys(images, np.array(read_image(path).pixels)[None])  # an overlay is much like its image
 
+    images = [one.name for one in model.graph.input if one.name in ("image", "overlay")]
     plain, prepared, done = (folder / f"{name}.onnx" for name in ("plain", "prepared", "int8"))
     plain.write_bytes(model.SerializeToString())
     try:
