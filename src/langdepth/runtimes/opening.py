@@ -79,8 +79,9 @@ def load(
             f"{name}: is no ONNX file, and the package holds none with these options; write one with "
             "'langdepth export' and load that"
         )
-    for one in [name] if isinstance(name, str | Path) else name:
-        require_meaning(str(one))
+    if find_spec("torch") is None:  # which would not help
+        for one in [name] if isinstance(name, str | Path) else name:
+            require_meaning(str(one))
     with needs_packages():
         from langdepth.weights import checkpoint
 
