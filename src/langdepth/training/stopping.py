@@ -40,7 +40,7 @@ class Stopping:
         self.in_step = False
         self.step, self.saved_step = 0, -1
         self._forced = self._leaving = False
-        self._saving = threading.Lock()
+        self._saving, self._forcing = threading.Lock(), threading.Lock()
         self._left = threading.Event()
         self._installed = False
         self._watcher: threading.Thread | None = None
@@ -66,8 +66,9 @@ class Stopping:
         if not self._installed:
             return
         self._leaving = True
+        with self._forcing:  # the watcher's signal must not meet the handler of before, which ends the process
+            self._left.set()
         signal.signal(signal.SIGTERM, self._handler_before)
-        self._left.set()
         if self._watcher is not None:
             signal.set_wakeup_fd(self._wakes_before)
             os.write(self._wakes, b"\0")
@@ -142,8 +143,11 @@ class Stopping:
                 return
         if self._left.wait(GRACE):
             return
-        self._forced = True
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        with self._forcing:
+            if self._left.is_set():
+                return
+            self._forced = True
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         if self._left.wait(UNWIND):
             return
         with self._saving:
