@@ -71,16 +71,18 @@ class OnnxGraph:
             )
         return facts
 
+    def _own_session(self) -> Any:
+        _ = self.facts  # raises for a file that is not ours, or not the one that belongs to others
+        return self._session()
+
     def __call__(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        self.facts  # noqa: B018  whether it is ours
-        session = self._session()
+        session = self._own_session()
         names = [output.name for output in session.get_outputs()]
         with computing(self.label):
             return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     def shape(self, name: str) -> tuple[int | None, ...]:
-        self.facts  # noqa: B018
-        session = self._session()
+        session = self._own_session()
         inputs = (*session.get_inputs(), *session.get_overridable_initializers())
         found = next(one.shape for one in inputs if one.name == name)
         return tuple(side if isinstance(side, int) else None for side in found)
