@@ -243,6 +243,9 @@ def test_depth_follows_the_focal_length_when_asked() -> None:
     camera = Camera(fx=750.0, fy=700.0, cx=0.0, cy=0.0, width=1242, height=375)
     found = evaluate_batch(Seer(), [replace(plain, camera=camera)], protocol).prediction
     torch.testing.assert_close(found, 1.5 * evaluate_batch(Seer(), [plain], protocols.get("full")).prediction)
+    minded, known = Seer(InputSpec(multiple_of=1, focal=0.5)), [replace(plain, camera=camera)]
+    once = evaluate_batch(minded, known, protocols.get("full")).prediction
+    torch.testing.assert_close(evaluate_batch(minded, known, protocol).prediction, once)
 
 
 @pytest.mark.parametrize(("window", "stride"), [((1, 1), (1, 1)), ((64, 64), (1, 1))])
@@ -317,3 +320,18 @@ def test_evaluation_tells_the_camera_of_what_the_network_sees(frame: str) -> Non
     plain = evaluate_batch(Seer(), [sample], rules).prediction
     found = evaluate_batch(Seer(InputSpec(multiple_of=1, focal=0.5)), [sample], rules).prediction
     torch.testing.assert_close(found, plain * (700 / math.sqrt(seen) / 0.5))
+
+
+@pytest.mark.parametrize("switches", [{"frame": "kb"}, {"window": (200, 300)}])
+def test_evaluation_takes_unknown_cameras_for_that_of_prediction(switches: dict[str, Any]) -> None:
+    system, (height, width) = Seer(InputSpec(multiple_of=1, focal=0.5)), (376, 1240)
+    depth = torch.full((1, height, width), 3.0)
+    sample = Sample(image=photos(height, width)[0], depth=depth, mask=depth > 0)
+    rules = protocols.get("full").override(clamp_prediction=False, **switches)
+    unknown = evaluate_batch(system, [sample], rules).prediction
+    taken = replace(sample, camera=Camera.guess(width, height, 0.5))
+    torch.testing.assert_close(unknown, evaluate_batch(system, [taken], rules).prediction)
+    if "window" in switches:
+        found = predict_images(system, sample.image, **switches)
+        assert isinstance(found, DepthResult)
+        np.testing.assert_allclose(unknown[0, 0], found.depth, rtol=2e-3)  # bytes there

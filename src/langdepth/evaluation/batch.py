@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from langdepth.camera import Camera
 from langdepth.errors import LangdepthError, ShortMemoryError, UsageError, is_memory_error
 from langdepth.evaluation.metrics import align
 from langdepth.evaluation.predictions import Predictions
@@ -12,7 +13,7 @@ from langdepth.evaluation.protocols import Protocol
 from langdepth.evaluation.records import EvaluatedBatch
 from langdepth.parts.upsample import nearest_pixel
 from langdepth.prediction.arrays import not_finite, resized_image, resized_map
-from langdepth.prediction.network import infer, relative_focals
+from langdepth.prediction.network import infer, relative_focals, usual_focal
 from langdepth.records import Sample
 from langdepth.systems.capabilities import DepthSystem
 
@@ -57,7 +58,9 @@ def evaluate_batch(
         if not prediction.sum().isfinite():  # NaN and infinity show in the sum, which takes no time
             _require(prediction.isfinite(), samples, f"'{system.name}' {not_finite(dtype)}")
     if protocol.training_focal is not None:
-        prediction = prediction * (_focal_lengths(samples) / protocol.training_focal)
+        factor = _focal_lengths(samples) / protocol.training_focal
+        considered = not isinstance(system, Predictions) and usual_focal(system) is not None  # by the system itself
+        prediction = prediction if considered else prediction * factor
     raw = prediction
     prediction = align(prediction, target, valid, protocol.alignment, disparity=system.scale_kind == "disparity")
     if protocol.alignment == "median":
@@ -107,7 +110,8 @@ def _predict(system: DepthSystem, samples: list[Sample], image: Tensor, protocol
         overlay = resized_map(overlays[window][view].to(system.device), image[view].shape[-2:], "bilinear")
     stored = samples[0].image
     seen = (stored[window].numel() / stored.numel()) * (image[view].numel() / image.numel())  # share of the image
-    focal = torch.from_numpy(relative_focals([sample.camera for sample in samples])) / seen**0.5
+    guess = Camera.guess(width, height, usual_focal(system))  # as prediction does, whatever part the network sees
+    focal = torch.from_numpy(relative_focals([sample.camera or guess for sample in samples])) / seen**0.5
     words = [sample.text_features for sample in samples if sample.text_features is not None]
     sentences = [sample.text or "" for sample in samples] if system.reads_sentences else None
     if words and not system.text_per_image:
