@@ -28,6 +28,7 @@ from langdepth.prediction.page import TEMPLATES
 from langdepth.prediction.viz import palette
 from langdepth.runtimes.facts import GraphFacts
 from langdepth.runtimes.whole import whole_graph
+from langdepth.text.vocabulary import FUNCTION_WORDS
 
 HERE = Path(__file__).parent
 MODELS = Path(langdepth.__file__).parent / "models"
@@ -60,6 +61,7 @@ def build(out: Path) -> None:
         "features": text.type.tensor_type.shape.dim[1].dim_value,
         "vocabulary": known.vocabulary,
         "max_words": known.max_words,
+        "function_words": sorted(FUNCTION_WORDS),
         "version": __version__,
         "licence": facts.provenance["licence"],
         "palette": palette(COLORMAP).ravel().tolist(),

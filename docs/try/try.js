@@ -43,7 +43,7 @@ function say(text) {
 // The feature of a sentence, or null without one that the model knows.
 async function feature(sentence) {
   const words = sentence.toLowerCase().match(/[a-z]+/g) || [], unknown = [...new Set(words.filter((word) => !tokens.has(word)))];
-  const known = words.some((word) => tokens.has(word));
+  const known = words.some((word) => tokens.has(word) && !facts.function_words.includes(word));
   find("unknown").textContent = !words.length ? "In plain English; without words the photo alone decides."
     : !known ? "None of these words is known; try a room and the things in it."
       : unknown.length ? `Unknown words, ignored: ${unknown.join(", ")}` : "All of these words are known";

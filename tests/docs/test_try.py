@@ -106,7 +106,7 @@ def test_unknown_words_are_named(desk: Any) -> None:
         desk.fill("#words", "a kitchen with a table " * 5)
     assert desk.locator("#unknown").inner_text().endswith("25 words, of which the first 24 are taken")
     with shown(desk):
-        desk.fill("#words", "Küche")
+        desk.fill("#words", "Küche in der Wohnung")
     assert desk.locator("#unknown").inner_text().startswith("None of these words is known")
     assert "without words" not in desk.locator("#median").inner_text()
 

@@ -90,6 +90,14 @@ def test_a_sentence_without_words_is_refused(sentence: str) -> None:
         fresh_encoder().tokenize(["a bed", sentence])
 
 
+@pytest.mark.parametrize(("sentence", "but"), [("a cathedral with the pews", " but a, with"), ("zebra", "")])
+def test_a_sentence_that_names_nothing_known_is_refused(sentence: str, but: str) -> None:
+    words = Vocabulary(["a", "bed", "with"], 8)
+    with pytest.raises(UsageError, match=f"none of its words is known{but}; use plain words"):
+        words.check(sentence)
+    words.check("a bed with a bed")
+
+
 def test_long_sentences_are_cut_at_the_limit() -> None:
     encoder = fresh_encoder()
     tokens = encoder.tokenize(["bed " * 500, "bed " * 8])

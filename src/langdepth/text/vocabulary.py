@@ -19,6 +19,15 @@ def words_of(sentence: str) -> list[str]:
     return re.findall(r"[a-z]+", sentence.lower())
 
 
+FUNCTION_WORDS = frozenset(
+    words_of(
+        "a above against an and any are around at each from had his in is it next of on other out over the their "
+        "through to under up with"
+    )
+)
+"""Those that captions have around what they name: a sentence of nothing else has a feature, and says nothing."""
+
+
 class Vocabulary:
     """Known words in order. ``max_words``: longer sentences are cut."""
 
@@ -41,9 +50,10 @@ class Vocabulary:
     def check(self, sentence: str) -> None:
         """Warn about words that count for nothing. Raises UsageError for a sentence of only such."""
         words, unknown = words_of(sentence), self.unknown(sentence)
-        if words and set(unknown) == set(words):
+        if words and FUNCTION_WORDS.issuperset(set(words) - set(unknown)):
+            but = ", ".join(word for word in dict.fromkeys(words) if word not in unknown)
             raise UsageError(
-                f"text '{sentence}': none of its words is known; use plain words such as "
+                f"text '{sentence}': none of its words is known{but and f' but {but}'}; use plain words such as "
                 "'a kitchen with a table', or name a scene"
             )
         if unknown:
