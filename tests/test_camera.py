@@ -191,6 +191,12 @@ class TestExif:
             assert is_cut(tags, width, height)
             assert Camera.from_exif(tags, width, height) is None
 
+    @pytest.mark.parametrize("states_its_size", [True, False])
+    def test_a_panorama_has_not_the_focal_length_of_its_views(self, states_its_size: bool) -> None:
+        for width, height, usual in ((16000, 3900, False), (3900, 16000, False), (3840, 1644, True)):
+            size = {PIXEL_WIDTH: width, PIXEL_HEIGHT: height} if states_its_size else {}
+            assert (Camera.from_exif({FOCAL_LENGTH_35MM: 26, **size}, width, height) is not None) is usual
+
     def test_two_statements_that_contradict_each_other(self) -> None:
         """An editor that cut the photo and wrote its new size left the sensor's resolution."""
         tags = {FOCAL_LENGTH_35MM: 36, FOCAL_LENGTH: 36.0, PLANE_RESOLUTION: 2540.0, PIXEL_WIDTH: 3600}

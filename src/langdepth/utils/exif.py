@@ -12,23 +12,25 @@ _EXIF_PIXEL_WIDTH, _EXIF_PIXEL_HEIGHT = 0xA002, 0xA003
 _EXIF_FOCAL_PLANE_X_RESOLUTION, _EXIF_FOCAL_PLANE_UNIT = 0xA20E, 0xA210
 _MILLIMETRES_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}
 _SAME_RATIO = 1.02  # up to which two ratios of sides are one, rounded: 3:2 and 4:3 differ by 1.125
+_WIDEST = 2.5  # ratio of the sides of sensors; panoramas of several photos are wider
 _SAME_FOCAL = 1.25  # the 35 mm equivalent is rounded to whole millimetres
 
 
 def is_cut(exif: Mapping[int, Any], width: int, height: int) -> bool:
-    """Whether EXIF tags state the focal length of a larger image, of which one of this size is a part.
+    """Whether EXIF tags state the focal length of a larger image, of which one of this size is a part, or of its parts.
 
-    It is when its sides have another ratio than those that the tags state, or when the two ways in which the tags state
-    the focal length contradict each other: one follows the size of the image, the other that of the sensor. A part with
-    the ratio of the whole cannot be distinguished from the whole made smaller.
+    It is when its sides have another ratio than those that the tags state, or one that no sensor has, or when the two
+    ways in which the tags state the focal length contradict each other: one follows the size of the image, the other
+    that of the sensor. A part with the ratio of the whole cannot be distinguished from the whole made smaller.
     """
     equivalent, plane = focal_35mm(exif, width, height), focal_plane(exif, width, height)
+    if not (equivalent or plane):
+        return False
+    ratio = max(width, height) / min(width, height)
     sides = _number(exif, _EXIF_PIXEL_WIDTH), _number(exif, _EXIF_PIXEL_HEIGHT)
-    if (equivalent or plane) and all(sides):
-        cut = not _alike(max(sides) / min(sides), max(width, height) / min(width, height), _SAME_RATIO)
-    else:
-        cut = False
-    return cut or (bool(equivalent and plane) and not _alike(equivalent, plane, _SAME_FOCAL))
+    if ratio > _WIDEST or (all(sides) and not _alike(max(sides) / min(sides), ratio, _SAME_RATIO)):
+        return True
+    return bool(equivalent and plane) and not _alike(equivalent, plane, _SAME_FOCAL)
 
 
 def _alike(one: float, other: float, factor: float) -> bool:

@@ -51,8 +51,8 @@ _UPRIGHT = {
 class DecodedImage:
     """A decoded image.
 
-    pixels: (H, W, 3) uint8 RGB, upright. camera: what EXIF says, in these pixels, or None. cut: EXIF describes a larger
-    image, of which this is a part. orientation: the EXIF number by which the stored pixels were turned. path: "" for
+    pixels: (H, W, 3) uint8 RGB, upright. camera: what EXIF says, in these pixels, or None. cut: EXIF describes another
+    image, see ``is_cut``. orientation: the EXIF number by which the stored pixels were turned. path: "" for
     one from memory.
     """
 
