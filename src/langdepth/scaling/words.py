@@ -24,7 +24,7 @@ import numpy.typing as npt
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.runtimes.graph import Sentences
 from langdepth.runtimes.onnx import OnnxGraph
-from langdepth.text.vocabulary import words_of
+from langdepth.text.vocabulary import FUNCTION_WORDS, words_of
 from langdepth.utils.reading import read_csv
 
 Array = npt.NDArray[np.float64]
@@ -105,7 +105,8 @@ def _feature(sentence: str) -> npt.NDArray[np.float32]:
     """(D,) of its words that the encoder knows, zeros where there are none."""
     vocabulary = encoder().vocabulary
     known = [word for word in words_of(sentence) if not vocabulary.unknown(word)][: vocabulary.max_words]
-    return encoder().encode([" ".join(known)])[0] if known else np.zeros(_FEATURE, np.float32)
+    nothing = FUNCTION_WORDS.issuperset(known)
+    return np.zeros(_FEATURE, np.float32) if nothing else encoder().encode([" ".join(known)])[0]
 
 
 def require_known(sentence: str) -> None:
