@@ -118,7 +118,8 @@ class Predictor:
         if self.options.window is not None:
             window_starts((height, width), self.options.window, self.options.stride or self.options.window)
         if image.cut and request.camera is None:
-            note = "EXIF describes a larger image, of which this is a part, or one view of it: its focal length is unused"
+            which = "a larger image, of which this is a part, or one view of this panorama"
+            note = f"EXIF describes {which}: its focal length is not used"
             warnings.warn(FileWarning(image.path or "image", note), stacklevel=2)
         with _enough_memory(image.path):
             overlay, pixels, lens = self._overlay(request, image), image.pixels, None
