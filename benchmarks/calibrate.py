@@ -46,7 +46,11 @@ def main() -> None:
     arguments.add_argument("--weights", type=Path, help="write the calibrated weights here")
     options = arguments.parse_args()
     system = load(options.system).eval()
+    if not hasattr(system.config, "sigma"):
+        raise SystemExit(f"{options.system}: '{system.name}' does not say how sure it is")
     halves = errors_of_halves(system, options.root)
+    if not all(halves):
+        raise SystemExit(f"{options.root}: the validation images are of one scene; two halves need two")
     fitted = [round(float(np.quantile(together(half), SHARE)), 4) for half in halves]
     numbers: dict[str, Any] = {"system": options.system}
     for half, sigma in enumerate(fitted):

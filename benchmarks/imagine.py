@@ -39,6 +39,8 @@ def main() -> None:
         sample = images[index]
         if sample.text:
             measured[sample.text, sample.source].append(float(sample.depth[sample.mask].mean()))
+    if not measured:
+        raise SystemExit(f"{options.root}: no image of the split {options.split} has a sentence (column text)")
     system = load(options.system)
     rows: list[dict[str, Any]] = []
     for (sentence, source), depths in sorted(measured.items()):
