@@ -170,6 +170,7 @@ def test_captions_without_features_are_sentences_where_those_are_enough(tmp_path
     (tmp_path / "a.txt").write_text("A cat.\n")
     opened = open_captions(tmp_path, sentences_alone=True)
     assert opened.find("a.jpg") == ("A cat.", None)
+    assert opened.find("a.jpg", "a sentence of the index") == ("A cat.", None)
     for given in (tmp_path, table(tmp_path)):
         with pytest.raises(LangdepthError, match=r"holds captions without features; known forms: .*TEXT,FEATURES"):
             open_captions(given)

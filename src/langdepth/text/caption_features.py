@@ -94,11 +94,14 @@ class Captions:
     def find(self, image: str, sentence: str | None = None) -> Found | None:
         """Caption and feature row of an image, or None.
 
-        A given ``sentence`` is preferred. Otherwise the end of the path decides: the image
-        "sync/kitchen_0028b/rgb_00045.jpg" has the caption of "kitchen_0028b/rgb_00045", never of "rgb_00045".
+        A given ``sentence`` is preferred, and there are no others for it where features are known. Else the end of the
+        path decides: the image "sync/kitchen_0028b/rgb_00045.jpg" has the caption of "kitchen_0028b/rgb_00045", never
+        of "rgb_00045".
         """
-        if sentence is not None:
-            return Found(sentence, self._by_sentence[sentence]) if sentence in self._by_sentence else None
+        if sentence in self._by_sentence:
+            return Found(sentence, self._by_sentence[sentence])
+        if sentence is not None and self.features is not None:
+            return None
         parts = image_key(image).split("/")
         ends = ("/".join(parts[start:]) for start in range(max(1, len(parts) - 1)))
         found = next((self._by_image[end] for end in ends if end in self._by_image), None)
