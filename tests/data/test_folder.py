@@ -14,6 +14,7 @@ from langdepth.data.base import open_dataset
 from langdepth.data.sets.folder import read_index
 from langdepth.errors import ImageError, LangdepthError, UsageError
 from langdepth.text.scenes import SCENES
+from langdepth.utils.images import read_image
 from langdepth.utils.reading import file_sha256
 from tests.helpers import Run, ramp, save_image, write_folder
 
@@ -297,3 +298,15 @@ def test_a_depth_map_without_any_value_has_an_empty_mask(tmp_path: Path) -> None
     sample = open_dataset("folder", root)[0]
     assert not sample.mask.any()
     assert (sample.depth == 0).all()
+
+
+def test_a_camera_that_only_the_photo_states_is_taken_as_in_prediction(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 85
+    stated = {"fx": 60, "fy": 60, "cx": 31.5, "cy": 23.5}
+    root = write_folder(tmp_path, [{"path_rgb": "tele.jpg"}, {"path_rgb": "tele.jpg", **stated}])
+    save_image(root / "tele.jpg", ramp(64, 48), exif=exif)
+    of_photo, of_index = (open_dataset("folder", root)[index].camera for index in range(2))
+    assert of_photo == read_image(root / "tele.jpg").camera
+    assert of_index is not None
+    assert (of_index.fx, of_index.source) == (60, "data set")

@@ -143,7 +143,7 @@ class Upright(NamedTuple):
 
 
 def read_pair(row: Row, doubt: Doubt | None = None) -> Upright:
-    """A row's image, depth and camera.
+    """A row's image, depth and camera; where the row states none, that of the photo's EXIF.
 
     Raises ImageError naming a file that is unusable or does not fit the other, also where there is a ``doubt``.
     """
@@ -152,7 +152,7 @@ def read_pair(row: Row, doubt: Doubt | None = None) -> Upright:
     doubtful = None if doubt is None else doubt(row, depth)
     if doubtful is not None:
         raise ImageError(f"{doubtful}; {TRUST}")
-    return Upright(image.pixels, upright, camera)
+    return Upright(image.pixels, upright, camera or image.camera)
 
 
 def turned_with_image(row: Row, image: DecodedImage, depth: Metres) -> tuple[Metres, Camera | None]:
