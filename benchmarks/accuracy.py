@@ -4,8 +4,8 @@
 
 Prints tables and writes JSON. All of them are of the validation split, unless said otherwise.
 
-* "targets": NYUv2 (nyu-eigen), KITTI (kitti-eigen-garg), the other sources (full), and on some images of NYUv2 how
-  steady the depth is. Systems that consider cameras are told those that the index states; "no K": they are not.
+* "targets": NYUv2 (nyu-eigen), KITTI (kitti-eigen-garg), the other sources (full), and on NYUv2 how steady the
+  depth is. Systems that consider cameras are told those that the index states; "no K": they are not.
   "crop": median depth of the middle half of an image as an image of its own, over that of the same part of the whole.
   "pan": median relative change of depth where the frame moves by 2 pixels. "tilt", "height": angle between the true
   floor and the plane through its predicted points, and ratio of the camera's heights above them.
@@ -96,7 +96,8 @@ def targets(system: System, root: Path) -> dict[str, float]:
             found |= {f"{source} edges {name}": value for name, value in (means["edges"] or {}).items()}
             near = next(ranges["abs_rel"] for ranges in means["by_depth"] if ranges["from"] == 0)
             found[f"{source} abs_rel below 1 m"] = near
-            found |= steadiness(system, _few(images_of(root, split="val", source=source)))
+            dataset = images_of(root, split="val", source=source)
+            found |= steadiness(system, (dataset[index] for index in range(len(dataset))))
     return found
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from langdepth.camera import Camera
 from langdepth.errors import LangdepthError, UsageError
+from langdepth.records import DepthOutput
 from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.tiny.blocks import RelativeBins
@@ -96,6 +97,27 @@ class TestTiny(SystemTester):
         image = self.images(old)
         assert old(image).depth.shape[-2:] == (image.shape[-2] // 4, image.shape[-1] // 4)
         assert old.input_spec.focal is None
+
+    @torch.no_grad()
+    def test_steps_change_depth_at_its_edges_alone(self, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The left half is three times as near as the right one, sigma follows its own cells."""
+        steps = registry.build("tiny", {**self.options, "steps": True}).eval()
+        steps.load_state_dict(tiny.state_dict())
+        image = self.images(tiny)
+        halves = torch.full((2, 1, image.shape[-2] // 4, image.shape[-1] // 4), 0.2)
+        middle = halves.shape[-1] // 2
+        halves[..., middle:], halves[..., middle] = 0.6, 0.4
+        monkeypatch.setattr(
+            RelativeBins, "forward", lambda self, pixels, vector: (halves, halves, vector[:, :64], pixels)
+        )
+        plain, found = tiny(image).relative, steps(image).relative
+        assert plain is not None
+        assert found is not None
+        beside = slice(0, 4 * (middle - 2)), slice(4 * (middle + 3), None)
+        for part in beside:
+            torch.testing.assert_close(found[..., part], plain[..., part])
+        between = [float(((one > 0.25) & (one < 0.55)).double().mean()) for one in (plain, found)]
+        assert between[1] < 0.5 * between[0]
 
     @torch.no_grad()
     def test_sigma_is_a_share_of_the_spread_of_the_bins(self) -> None:
@@ -203,6 +225,22 @@ class TestTiny(SystemTester):
         assert parts["silog"] > 0
         assert parts["total"] == pytest.approx(sum(value for name, value in parts.items() if name != "total"))
 
+    def test_depth_that_moves_with_the_frame_is_no_loss(self, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Depth that is read from each pixel has none; depth that grows to the right has as much as the frame moves."""
+        image = self.images(tiny, 4)
+        right = torch.linspace(0, 1, image.shape[-1]).exp().expand(1, 1, *image.shape[-2:])
+        for seed in range(5):
+            torch.manual_seed(seed)
+            across = int(torch.randint(-16, 17, (2,))[0])
+            for read, expected in (
+                (lambda given: given.mean(1, keepdim=True).exp(), 0.0),
+                (lambda given: right.repeat(len(given), 1, 1, 1), abs(across) / (image.shape[-1] - 1)),
+            ):
+                monkeypatch.setattr(tiny, "_decode", lambda given, *_, read=read: DepthOutput(depth=read(given)))
+                torch.manual_seed(seed)
+                found = tiny._shift_loss(image, read(image))
+                assert float(found) == pytest.approx(expected, abs=1e-5)
+
     def test_depth_does_not_teach_the_usual_depth_of_words(self, tiny: Tiny) -> None:
         """Nor the scene that an image is read as: their own losses do."""
         losses = tiny.train().loss(self.batch(tiny))
@@ -235,11 +273,11 @@ class TestTiny(SystemTester):
             last.bias.fill_(bias)
             torch.testing.assert_close(tiny(self.images(tiny)).scale, torch.full((2,), scale))
 
-    def test_a_fifth_of_the_pooled_features_is_dropped_in_training(self, tiny: Tiny) -> None:
+    def test_two_fifths_of_the_pooled_features_is_dropped_in_training(self, tiny: Tiny) -> None:
         torch.manual_seed(0)
         pooled = torch.randn(64, tiny.reading.in_features)
         tiny.train()
-        assert float((tiny.pooled(pooled) == 0).double().mean()) == pytest.approx(0.2, abs=0.02)
+        assert float((tiny.pooled(pooled) == 0).double().mean()) == pytest.approx(0.4, abs=0.02)
         tiny.eval()
         assert not (tiny.pooled(pooled) == 0).any()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from langdepth.systems.tiny.blocks import ConvexUpsampling, FeaturePyramid, RelativeBins
+from langdepth.systems.tiny.blocks import ConvexUpsampling, FeaturePyramid, RelativeBins, depth_steps
 
 
 def bins_as_trained(spread: float) -> RelativeBins:
@@ -131,3 +131,33 @@ def test_a_pixel_takes_the_cell_that_its_weights_name() -> None:
     expected = coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)
     expected[0, 0, 1, 2], expected[0, 0, 4, 8] = 1, 2
     assert torch.equal(ConvexUpsampling.enlarge(coarse, 2 * weights), expected)
+
+
+def test_depth_changes_in_one_step_at_an_edge() -> None:
+    """The cell midway between 1 and 2 is nearer to 2 in log scale; an even slope has no edge."""
+    row = torch.tensor([1.0, 1.0, 1.5, 2.0, 2.0, 2.06, 2.12]).expand(1, 1, 4, 7)
+    depth, edge = depth_steps(row)
+    torch.testing.assert_close(depth[0, 0], torch.tensor([1.0, 1.0, 2.0, 2.0, 2.0, 2.06, 2.12]).expand(4, 7))
+    assert edge[0, 0, 0].tolist() == [0, 1, 1, pytest.approx(_share(2.0 / 1.5)), 0, 0, 0]
+
+
+def _share(ratio: float) -> float:
+    return (math.log(ratio) - math.log(1.1)) / (math.log(1.35) - math.log(1.1))
+
+
+def test_half_an_edge_is_half_a_step() -> None:
+    low, high = 1.0, math.sqrt(1.1 * 1.35)
+    depth, edge = depth_steps(torch.tensor([low, 1.15, high]).expand(1, 1, 3, 3))
+    assert float(edge[0, 0, 1, 1]) == pytest.approx(0.5)
+    assert float(depth[0, 0, 1, 1]) == pytest.approx(math.sqrt(1.15 * high))
+
+
+def test_a_pixel_at_an_edge_is_more_decided() -> None:
+    upsampling = ConvexUpsampling(5, 3, 8).eval()
+    maps = torch.rand(2, 3, 24, 28), torch.rand(2, 3, 12, 14), torch.rand(2, 5, 6, 7)
+    edge = torch.zeros(2, 1, 6, 7)
+    edge[0, 0, 1, 2] = 1
+    plain, decided = upsampling(*maps), upsampling(*maps, edge)
+    torch.testing.assert_close(decided[0, ..., 1, 2], plain[0, ..., 1, 2] ** ConvexUpsampling.DECIDED)
+    away = edge[:, 0] == 0
+    torch.testing.assert_close(decided.movedim((1, 2), (-2, -1))[away], plain.movedim((1, 2), (-2, -1))[away])

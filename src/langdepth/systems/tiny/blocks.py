@@ -103,10 +103,11 @@ class ConvexUpsampling(nn.Module):
 
     The weights, positive with sum 1, come from the decoder's features, the encoder's finest map and the pixels of each
     cell (RAFT, Teed & Deng 2020), so that a pixel can belong to one side of an edge wholly. They begin as those of
-    bilinear interpolation.
+    bilinear interpolation. With an ``edge`` (``depth_steps``) a pixel there is more decided between the cells.
     """
 
     FACTOR = 4
+    DECIDED = 4.0  # so much larger are the logits of the weights at an edge
 
     def __init__(self, pixel_channels: int, fine_channels: int, channels: int) -> None:
         super().__init__()
@@ -117,16 +118,20 @@ class ConvexUpsampling(nn.Module):
         nn.init.normal_(self.logits.weight, std=1e-3)
         self.logits.bias = nn.Parameter((_bilinear(self.FACTOR) + 1e-3).log().flatten())
 
-    def forward(self, image: Tensor, fine: Tensor, pixels: Tensor) -> Tensor:
+    def forward(self, image: Tensor, fine: Tensor, pixels: Tensor, edge: Tensor | None = None) -> Tensor:
         """Weights (B, 9, 16, h, w), positive; their shares of the sum over the cells count.
 
-        ``image``: (B, 3, 4h, 4w), normalised; ``fine``: (B, F, 2h, 2w); ``pixels``: (B, C, h, w).
+        ``image``: (B, 3, 4h, 4w), normalised; ``fine``: (B, F, 2h, 2w); ``pixels``: (B, C, h, w); ``edge``: (B, 1, h,
+        w) in [0, 1].
         """
         entrance: Any = self.hidden[0]
         conv, norm, activation = entrance
         x = self.hidden[1](activation(norm(self._of_cells(conv, pixels, fine, image))))
         # A softmax, which ONNX Runtime computes four times slower where the axis is not the last one.
-        return self.logits(x).float().clamp(-40, 40).exp().unflatten(1, (9, -1))
+        logits = self.logits(x).float()
+        if edge is not None:
+            logits = logits * (1 + (self.DECIDED - 1) * edge)
+        return logits.clamp(-40, 40).exp().unflatten(1, (9, -1))
 
     def _of_cells(self, conv: nn.Conv2d, *maps: Tensor) -> Tensor:
         """``conv`` of all maps side by side, the pixels of a cell being channels (``F.pixel_unshuffle``).
@@ -148,6 +153,26 @@ class ConvexUpsampling(nn.Module):
         around = [padded[..., y : y + height, x : x + width] for y in range(3) for x in range(3)]
         means = (torch.stack(around, 1) * weights).sum(1) / weights.sum(1)
         return F.pixel_shuffle(means, cls.FACTOR)
+
+
+def depth_steps(depth: Tensor) -> tuple[Tensor, Tensor]:
+    """Depth that changes in one step at an edge, not over several cells, and where edges are.
+
+    An edge is where depth differs within the 3x3 cells around one: none below a ratio of 1.1, wholly one above 1.35.
+    There a cell takes the depth of the nearer of the two sides, as in toggle mapping (Kramer & Bruckner 1975).
+
+    Args:
+        depth: (B, 1, h, w), positive.
+
+    Returns:
+        Depth like it, and edges (B, 1, h, w) in [0, 1].
+    """
+    logs = depth.clamp_min(1e-6).log()
+    far, near = F.max_pool2d(logs, 3, 1, 1), -F.max_pool2d(-logs, 3, 1, 1)
+    low, high = math.log(1.1), math.log(1.35)
+    edge = ((far - near - low) / (high - low)).clamp(0, 1)
+    side = torch.where(far - logs < logs - near, far, near)
+    return torch.lerp(logs, side, edge).exp(), edge
 
 
 def _bilinear(factor: int) -> Tensor:

@@ -37,7 +37,7 @@ from langdepth.errors import LangdepthError, UsageError
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
 from langdepth.systems.capabilities import Scene, Text, Trainable
-from langdepth.systems.tiny.blocks import ConvexUpsampling, FeaturePyramid, RelativeBins
+from langdepth.systems.tiny.blocks import ConvexUpsampling, FeaturePyramid, RelativeBins, depth_steps
 from langdepth.text.caption_features import NO_CAPTIONS, Captions, checked_features, read_caption_features
 from langdepth.text.encoders import CaptionBank, SentenceEncoder, caption_scene_of_label, distilled_encoder
 from langdepth.text.scenes import CAPTION_SCENES
@@ -60,6 +60,8 @@ class TinyConfig:
     bins: int = 64
     sharp: int = 0
     """Channels of what enlarges depth to the network's own size with the image's edges; 0: depth ends at a quarter."""
+    steps: bool = False
+    """Depth changes at edges in one step, not over several cells (``depth_steps``)."""
     sigma: float | None = None
     """What depth may be off by (``DepthOutput.sigma``), as a share of the spread of its bins; benchmarks/calibrate.py
     finds it. None, as for weights that were not calibrated: not known."""
@@ -74,6 +76,9 @@ class TinyConfig:
     """How far words move the usual depth in log scale: from that of the image's scenes (0) to that of the words (1)."""
     gradient_weight: float = 0.5
     edge_weight: float = 0.0
+    plane_weight: float = 0.0
+    shift_weight: float = 0.0
+    """Of the loss that keeps depth where it is when the frame moves."""
     l1_weight: float = 5.0
     scene_weight: float = 0.5
     usual_weight: float = 0.5
@@ -101,7 +106,7 @@ class Tiny(System, Trainable):
         finest, *channels = self.encoder.channels
         image = 256
         # The maxima of raw features are large: without the norm every unit behind them dies.
-        self.pooled = nn.Sequential(nn.LayerNorm(channels[-1] * 2), nn.Dropout(0.2))
+        self.pooled = nn.Sequential(nn.LayerNorm(channels[-1] * 2), nn.Dropout(0.4))
         self.picture = nn.Sequential(nn.Linear(channels[-1] * 2, image), nn.GELU())
         self.decoder = FeaturePyramid(channels, config.widths)
         self.context = nn.Linear(image, config.widths[-1])
@@ -191,7 +196,10 @@ class Tiny(System, Trainable):
         pixels = self.decoder(features[1:], self.context(vector))
         relative, spread, centers, probs = self.bins(pixels, vector)
         if self.upsampling is not None:
-            weights = self.upsampling(image, features[0], pixels)
+            edge = None
+            if self.config.steps:
+                relative, edge = depth_steps(relative)
+            weights = self.upsampling(image, features[0], pixels, edge)
             relative = self.upsampling.enlarge(relative, weights)
             spread = spread if self.config.sigma is None else self.upsampling.enlarge(spread, weights)
         with torch.autocast(vector.device.type, enabled=False):
@@ -264,8 +272,26 @@ class Tiny(System, Trainable):
             error = torch.where(known, expected - median.log(), 0.0).abs()
             return error.sum() / known.sum().clamp_min(1)
 
+    def _shift_loss(self, image: Tensor, depth: Tensor) -> Tensor:
+        """Mean absolute log difference to the depth of the image moved by up to 16 pixels, in a quarter of the images.
+
+        ``image``: (B, 3, H, W), normalised; ``depth``: (B, 1, H, W), the network's for it. Where the moved image leaves
+        the frame, its border is repeated, and does not count.
+        """
+        count, (height, width) = max(1, len(image) // 4), image.shape[-2:]
+        across, down = (int(step) for step in torch.randint(-16, 17, (2,)))
+        columns = (torch.arange(width, device=image.device) + across).clamp(0, width - 1)
+        rows = (torch.arange(height, device=image.device) + down).clamp(0, height - 1)
+        moved = image[:count][..., rows, :][..., columns]
+        features, vector, logits = self._encode(moved)
+        probs = logits.softmax(-1)
+        other = self._decode(moved, features, vector, self._expected(probs), probs).depth
+        difference = (other.log() - depth[:count][..., rows, :][..., columns].log()).abs()
+        inside = slice(max(0, -down), height - max(0, down)), slice(max(0, -across), width - max(0, across))
+        return difference[..., inside[0], inside[1]].mean()
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The weighted parts silog, l1, gradient, scene, usual (see the module), and "total", their sum."""
+        """Weighted parts: silog, l1, gradient, edges, planes, shift, scene, usual (see the module); "total", their sum."""
         config = self.config
         image = self.normalise(batch.image)
         features, vector, logits = self._encode(image)
@@ -278,9 +304,12 @@ class Tiny(System, Trainable):
             "l1": config.l1_weight * losses.log_l1(depth, batch.depth, batch.mask),
             "gradient": config.gradient_weight * losses.gradient(depth, batch.depth, batch.mask),
             "edges": config.edge_weight * losses.edges(depth, batch.depth, batch.mask),
+            "planes": config.plane_weight * losses.planes(depth, batch.depth, batch.mask, config.focal or 1.0),
             "scene": config.scene_weight * losses.scene_cross_entropy(logits, scene, label_smoothing=0.1),
             "usual": config.usual_weight * self._usual_loss(batch, scene),
         }
+        if config.shift_weight:  # which costs a quarter more
+            parts["shift"] = config.shift_weight * self._shift_loss(image, output.depth)
         return {"total": torch.stack(list(parts.values())).sum(), **parts}
 
 
