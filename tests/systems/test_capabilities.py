@@ -17,6 +17,7 @@ from langdepth.systems.capabilities import (
     TakesPrompts,
     Trainable,
     require,
+    require_text_for_each,
 )
 from tests.helpers import FakeSystem
 
@@ -79,3 +80,10 @@ def test_the_package_exports_what_users_need() -> None:
     assert issubclass(langdepth.UsageError, langdepth.LangdepthError)
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):
         langdepth.lode  # noqa: B018
+
+
+@pytest.mark.parametrize(("text", "given"), [("a kitchen", "one str"), (["a", "b", "c"], "3 texts")])
+def test_every_image_has_a_sentence_of_its_own(text: str | list[str], given: str) -> None:
+    with pytest.raises(UsageError, match=f"^{given} for 2 images; give a list with a sentence for each"):
+        require_text_for_each(text, 2)
+    require_text_for_each(["a", "b"], 2)

@@ -205,6 +205,11 @@ class SystemTester:
         assert (output.depth > 0).all()
 
     @torch.no_grad()
+    def test_bytes_are_refused(self, system: System) -> None:
+        """They would be taken for a picture 255 times as bright."""
+        with pytest.raises(UsageError, match="divide bytes by 255"):
+            system((255 * self.images(system)).to(torch.uint8))
+
     def test_a_batch_is_its_images_one_by_one(self, system: System) -> None:
         image = self.images(system)
         for words in self.every_kind_of_words(system):

@@ -21,6 +21,12 @@ from langdepth.weights.files import save
 from langdepth.weights.hub import push_to_hub, save_pretrained
 
 
+def require_fractions(image: Tensor) -> None:
+    """Raises UsageError for an image of bytes, which would pass for one that is 255 times as bright."""
+    if not image.is_floating_point():
+        raise UsageError(f"the network takes images as numbers in [0, 1], not {image.dtype}; divide bytes by 255")
+
+
 class System(DepthSystem):
     """Base class of all systems.
 
@@ -51,7 +57,8 @@ class System(DepthSystem):
         return "weights" in self.provenance
 
     def normalise(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) RGB in [0, 1] to the trunk's own range."""
+        """(B, 3, H, W) RGB in [0, 1] to the trunk's own range. Raises UsageError for bytes."""
+        require_fractions(image)
         mean, std = self.get_buffer("_mean"), self.get_buffer("_std")
         return ((image - mean) / std).contiguous(memory_format=torch.channels_last)
 

@@ -20,7 +20,16 @@ from typing_extensions import Self
 
 from langdepth.evaluation.protocols import ScaleKind
 from langdepth.records import Batch, DepthOutput
-from langdepth.systems.contract import HasMembers, Imagines, Predicts, Scene, Text, require, systems_with
+from langdepth.systems.contract import (
+    HasMembers,
+    Imagines,
+    Predicts,
+    Scene,
+    Text,
+    require,
+    require_text_for_each,
+    systems_with,
+)
 from langdepth.utils.devices import move
 
 __all__ = [
@@ -37,6 +46,7 @@ __all__ = [
     "Text",
     "Trainable",
     "require",
+    "require_text_for_each",
     "systems_with",
 ]
 

@@ -25,6 +25,13 @@ Scene = Any
 """One name of ``scenes`` per image (a list of str), their indices (int64, -1 for none), or None."""
 
 
+def require_text_for_each(text: Sequence[str], images: int) -> None:
+    """Raises UsageError unless there are as many sentences as images."""
+    if isinstance(text, str) or len(text) != images:
+        given = "one str" if isinstance(text, str) else f"{len(text)} texts"
+        raise UsageError(f"{given} for {images} images; give a list with a sentence for each")
+
+
 class Predicts:
     """It maps images (and words) to depth."""
 

@@ -27,7 +27,7 @@ from langdepth.evaluation.protocols import ScaleKind
 from langdepth.prediction.arrays import resized_map
 from langdepth.prediction.network import Views, to_network_size
 from langdepth.records import Batch, DepthOutput, InputSpec
-from langdepth.systems.base import System
+from langdepth.systems.base import System, require_fractions
 from langdepth.systems.capabilities import (
     DepthSystem,
     HasFrozenTrunk,
@@ -37,6 +37,7 @@ from langdepth.systems.capabilities import (
     TakesBase,
     Text,
     Trainable,
+    require_text_for_each,
 )
 from langdepth.systems.official import rename
 from langdepth.text.caption_features import Captions, open_captions
@@ -115,6 +116,7 @@ class RelativeScale(System, Trainable, HasFrozenTrunk, TakesBase, ReadsWithClip)
     @torch.no_grad()
     def relative(self, image: Tensor, overlay: Tensor | None = None) -> Tensor:
         """Inverse depth up to factor and shift (B, 1, H, W) of (B, 3, H, W) RGB images in [0, 1]; NaN: no value."""
+        require_fractions(image)
         base = self.outside.base
         if base is None:
             if overlay is None:
@@ -153,8 +155,8 @@ class RelativeScale(System, Trainable, HasFrozenTrunk, TakesBase, ReadsWithClip)
         """Features (B, D) of the words about ``count`` images; an empty sentence says nothing. Raises UsageError."""
         if scene is not None:
             raise UsageError(f"the system '{self.name}' takes no scene; name it in a sentence, as text")
-        if text is not None and len(text) != count:
-            raise UsageError(f"{len(text)} texts for {count} images; give one for each")
+        if text is not None:
+            require_text_for_each(text, count)
         if isinstance(text, Tensor):
             return self._checked(text, count)
         known = self.neutral_text.expand(count, -1)

@@ -3,9 +3,9 @@
 Idea: ScaleDepth (arXiv 2407.08187) splits metric depth into a relative map and one scale per image that is tied to
 the scene's text embedding. `tiny` keeps the split with a small convolutional encoder that runs on any CPU.
 
-Data flow (4:3 image; network input 240 x 320)
+Data flow (4:3 image; network input 288 x 384)
 
-    image (B, 3, 240, 320) -> EfficientNet-Lite -> maps at strides 4, 8, 16, 32
+    image (B, 3, 288, 384) -> EfficientNet-Lite -> maps at strides 2, 4, 8, 16, 32
     stride 32 -> mean and maximum -> image vector (B, P)
                                   -> point in text space -> cosine with the scene table -> scene_probs (B, K)
     words:  none   -> scene_probs-weighted mean of the scene table   |
@@ -13,10 +13,12 @@ Data flow (4:3 image; network input 240 x 320)
             text   -> the sentence's feature                         |
     text vector -> usual median depth of such scenes, metres; with words the mean of both, in log scale
     usual depth times a factor from the image -> scale (B,)
-    maps -> feature pyramid -> (B, C, 60, 80) -> bins -> relative (B, 1, 60, 80) in (0, 1)
+    maps -> feature pyramid -> (B, C, 72, 96) -> bins -> relative (B, 1, 72, 96) in (0, 1), in steps at edges
+    image, map of stride 2, pyramid -> weights of the 3x3 cells around each pixel -> relative (B, 1, 288, 384)
     depth = scale * relative, metres
 
-Loss: silog + 5 log l1 + 0.5 log-depth gradients + 0.5 cross-entropy of the scene + 0.5 log error of the usual depth.
+Loss: silog + log l1 + gradients, edges, normals of log depth and of points + steadiness where the frame moves + cross-
+entropy of the scene + log error of the usual depth, each times its weight in the options.
 
 The words are CLIP text features (D = 128 principal directions of the captions' 1024): at training time the published
 features of real captions, at prediction time a sentence encoder distilled from them (text/encoders.py).
@@ -36,7 +38,7 @@ from langdepth.backbones.efficientnet_lite import EfficientNetLite
 from langdepth.errors import LangdepthError, UsageError
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
-from langdepth.systems.capabilities import Scene, Text, Trainable
+from langdepth.systems.capabilities import Scene, Text, Trainable, require_text_for_each
 from langdepth.systems.tiny.blocks import ConvexUpsampling, FeaturePyramid, RelativeBins, depth_steps
 from langdepth.text.caption_features import NO_CAPTIONS, Captions, checked_features, read_caption_features
 from langdepth.text.encoders import CaptionBank, SentenceEncoder, caption_scene_of_label, distilled_encoder
@@ -146,8 +148,8 @@ class Tiny(System, Trainable):
         table, vectors = self.scene_table, self.scene_table.new_zeros(count, self.scene_table.shape[1])
         said = torch.zeros(count, 1, dtype=torch.bool, device=table.device)
         if text is not None:
-            if not isinstance(text, Tensor) and len(text) != count:
-                raise UsageError(f"{len(text)} texts for {count} images; give one for each")
+            if not isinstance(text, Tensor):
+                require_text_for_each(text, count)
             features = text if isinstance(text, Tensor) else self.encode_text(text)
             vectors = self.project(checked_features(features, (count, CLIP_FEATURES), self.name).to(table))
             said = (features != 0).any(1, keepdim=True).to(table.device)  # a row of zeros means no words
@@ -291,7 +293,7 @@ class Tiny(System, Trainable):
         return difference[..., inside[0], inside[1]].mean()
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Weighted parts: silog, l1, gradient, edges, planes, shift, scene, usual (see the module); "total", their sum."""
+        """Weighted: silog, l1, gradient, edges, planes, shift, scene, usual (see the module); "total": their sum."""
         config = self.config
         image = self.normalise(batch.image)
         features, vector, logits = self._encode(image)

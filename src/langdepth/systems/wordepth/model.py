@@ -42,7 +42,15 @@ from langdepth.backbones.swin import SIZES, Swin
 from langdepth.errors import CheckpointError, UsageError
 from langdepth.records import Batch, DepthOutput, InputSpec
 from langdepth.systems.base import System
-from langdepth.systems.capabilities import ConvertsOfficial, Imagines, ReadsWithClip, Scene, Text, Trainable
+from langdepth.systems.capabilities import (
+    ConvertsOfficial,
+    Imagines,
+    ReadsWithClip,
+    Scene,
+    Text,
+    Trainable,
+    require_text_for_each,
+)
 from langdepth.systems.official import rename
 from langdepth.systems.wordepth.blocks import (
     ConditionalSampler,
@@ -136,8 +144,7 @@ class WorDepth(System, Trainable, Imagines, ReadsWithClip, ConvertsOfficial):
         if text is None:
             return self.neutral_text.expand(count, -1)
         if not isinstance(text, Tensor):
-            if len(text) != count:
-                raise UsageError(f"{len(text)} texts for {count} images; give one for each")
+            require_text_for_each(text, count)
             return self.encode_text(text).to(self.neutral_text)
         text = checked_features(text, (count, self.config.text_features), self.name).to(self.neutral_text)
         return torch.where(text.norm(dim=1, keepdim=True) > 0, text, self.neutral_text)
