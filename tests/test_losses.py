@@ -20,19 +20,12 @@ def sig_plus(relative: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return losses.sig_plus(relative, torch.linspace(1, 1.5, len(relative)).to(relative), target, mask)
 
 
-def planes(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """The same triangles every time."""
-    torch.manual_seed(0)
-    return losses.planes(prediction, target, mask, 0.9)
-
-
 DEPTH_LOSSES: dict[str, Callable[..., Tensor]] = {
     "silog": losses.silog,
     "sig_plus": sig_plus,
     "log_l1": losses.log_l1,
     "gradient": losses.gradient,
     "edges": losses.edges,
-    "planes": planes,
     "l1": losses.l1,
     "l2": losses.l2,
     "berhu": unused_losses.berhu,
@@ -263,24 +256,3 @@ def test_edges_by_hand() -> None:
     one = math.log(2) - math.log(1.5)
     two = (math.log(2.1) - math.log(1.5) + math.log(2) - math.log(2)) / 2
     assert float(found) == pytest.approx((one + two) / 4)  # the column has none at either distance
-
-
-def test_planes_by_hand() -> None:
-    """A wall in front of the camera and one that is turned: the normals of all triangles are those of the walls."""
-    height, width, focal = 96, 128, 0.9 * math.sqrt(96 * 128)
-    to_right = (torch.arange(width) + 0.5 - width / 2) / focal
-    front = torch.full((1, 1, height, width), 3.0)
-    turned = (2 / (1 + 0.4 * to_right)).expand(1, 1, height, width)  # points with 0.4 x + z = 2
-    normal = torch.tensor([0.4, 0.0, 1.0]) / math.sqrt(1 + 0.4**2)
-    expected = float((normal - torch.tensor([0.0, 0.0, 1.0])).abs().sum())
-    mask = torch.ones_like(front, dtype=torch.bool)
-    assert float(losses.planes(turned, front, mask, 0.9)) == pytest.approx(expected, rel=1e-4)
-    assert float(losses.planes(2 * turned, turned, mask, 0.9)) == pytest.approx(0, abs=1e-4)  # whatever the scale
-
-
-def test_planes_leaves_out_triangles_that_have_no_clear_normal() -> None:
-    """The points of a row lie on a line, those of a strong tele lens close together."""
-    for shape, focal in (((1, 300), 0.9), ((8, 8), 30.0)):
-        target = torch.ones(1, 1, *shape)
-        prediction = target + torch.rand(1, 1, *shape)
-        assert float(losses.planes(prediction, target, target > 0, focal)) == 0

@@ -6,7 +6,6 @@ means all pixels. Means are over all counting pixels of the batch and 0 when the
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -157,38 +156,6 @@ def edges(
             known = mask.narrow(axis, -size, size) & mask.narrow(axis, 0, size)
             total = total + _mean((found - true).abs(), known & (true.abs() > math.log(ratio)))
     return total / (2 * len(distances))
-
-
-def planes(prediction: Tensor, target: Tensor, mask: Tensor, relative_focal: float, triangles: int = 4096) -> Tensor:
-    """Mean absolute difference of the unit normals of random triangles of points in space (arXiv 1907.12209).
-
-    A triangle is a pixel and two others, as far away as drawn between 16 pixels and half of the image; those whose
-    points lie on a line or, in relation to their depth, too close together do not count. The points are those of a
-    camera with this focal length (``Camera.relative_focal``) and its principal point in the middle.
-    """
-    batch, _, height, width = target.shape
-    draw = functools.partial(torch.rand, device=target.device)
-    reach = 16 * (max(height, width) / 32) ** draw(batch, triangles, 1)
-    x, y = draw(batch, triangles, 1) * width, draw(batch, triangles, 1) * height
-    away = reach[..., None] * (2 * draw(batch, triangles, 2, 2) - 1)
-    x = torch.cat([x, x + away[..., 0]], -1).long().clamp(0, width - 1)  # (B, N, 3)
-    y = torch.cat([y, y + away[..., 1]], -1).long().clamp(0, height - 1)
-    index = (y * width + x).flatten(1)
-    focal = relative_focal * math.sqrt(height * width)
-    rays = torch.stack([(x + 0.5 - width / 2) / focal, (y + 0.5 - height / 2) / focal, torch.ones_like(x)], -1)
-
-    def normals(depth: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit normals (B, N, 3), and (B, N) which triangles are large and open enough."""
-        points = rays * depth.flatten(1).gather(1, index).view(*x.shape, 1)
-        first, second = points[:, :, 1] - points[:, :, 0], points[:, :, 2] - points[:, :, 0]
-        across = torch.linalg.cross(first, second)
-        sides = first.norm(dim=-1), second.norm(dim=-1)
-        far_apart = torch.minimum(*sides) > 0.1 * points[:, :, 0, 2]
-        return F.normalize(across, dim=-1, eps=1e-9), far_apart & (across.norm(dim=-1) > 0.5 * sides[0] * sides[1])
-
-    true, usable = normals(torch.where(mask, target, 1))
-    found, _ = normals(torch.where(mask, prediction, 1))
-    return _mean((found - true).abs().sum(-1), usable & mask.flatten(1).gather(1, index).view_as(x).all(-1))
 
 
 def scene_cross_entropy(

@@ -14,7 +14,6 @@ from torch import nn
 
 from langdepth.camera import Camera
 from langdepth.errors import LangdepthError, UsageError
-from langdepth.records import DepthOutput
 from langdepth.systems import registry
 from langdepth.systems.base import System
 from langdepth.systems.tiny.blocks import RelativeBins
@@ -225,22 +224,6 @@ class TestTiny(SystemTester):
         assert parts["silog"] > 0
         assert parts["total"] == pytest.approx(sum(value for name, value in parts.items() if name != "total"))
 
-    def test_depth_that_moves_with_the_frame_is_no_loss(self, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Depth that is read from each pixel has none; depth that grows to the right has as much as the frame moves."""
-        image = self.images(tiny, 4)
-        right = torch.linspace(0, 1, image.shape[-1]).exp().expand(1, 1, *image.shape[-2:])
-        for seed in range(5):
-            torch.manual_seed(seed)
-            across = int(torch.randint(-16, 17, (2,))[0])
-            for read, expected in (
-                (lambda given: given.mean(1, keepdim=True).exp(), 0.0),
-                (lambda given: right.repeat(len(given), 1, 1, 1), abs(across) / (image.shape[-1] - 1)),
-            ):
-                monkeypatch.setattr(tiny, "_decode", lambda given, *_, read=read: DepthOutput(depth=read(given)))
-                torch.manual_seed(seed)
-                found = tiny._shift_loss(image, read(image))
-                assert float(found) == pytest.approx(expected, abs=1e-5)
-
     def test_depth_does_not_teach_the_usual_depth_of_words(self, tiny: Tiny) -> None:
         """Nor the scene that an image is read as: their own losses do."""
         losses = tiny.train().loss(self.batch(tiny))
@@ -273,11 +256,11 @@ class TestTiny(SystemTester):
             last.bias.fill_(bias)
             torch.testing.assert_close(tiny(self.images(tiny)).scale, torch.full((2,), scale))
 
-    def test_two_fifths_of_the_pooled_features_is_dropped_in_training(self, tiny: Tiny) -> None:
+    def test_a_fifth_of_the_pooled_features_is_dropped_in_training(self, tiny: Tiny) -> None:
         torch.manual_seed(0)
         pooled = torch.randn(64, tiny.reading.in_features)
         tiny.train()
-        assert float((tiny.pooled(pooled) == 0).double().mean()) == pytest.approx(0.4, abs=0.02)
+        assert float((tiny.pooled(pooled) == 0).double().mean()) == pytest.approx(0.2, abs=0.02)
         tiny.eval()
         assert not (tiny.pooled(pooled) == 0).any()
 

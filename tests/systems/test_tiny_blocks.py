@@ -134,15 +134,21 @@ def test_a_pixel_takes_the_cell_that_its_weights_name() -> None:
 
 
 def test_depth_changes_in_one_step_at_an_edge() -> None:
-    """The cell midway between 1 and 2 is nearer to 2 in log scale; an even slope has no edge."""
-    row = torch.tensor([1.0, 1.0, 1.5, 2.0, 2.0, 2.06, 2.12]).expand(1, 1, 4, 7)
-    depth, edge = depth_steps(row)
-    torch.testing.assert_close(depth[0, 0], torch.tensor([1.0, 1.0, 2.0, 2.0, 2.0, 2.06, 2.12]).expand(4, 7))
-    assert edge[0, 0, 0].tolist() == [0, 1, 1, pytest.approx(_share(2.0 / 1.5)), 0, 0, 0]
+    """The cell midway between 1 and 2 metres is nearer to 2 in log scale."""
+    row = torch.tensor([1.0] * 4 + [1.5] + [2.0] * 4)
+    depth, edge = depth_steps(row.expand(1, 1, 8, 9))
+    torch.testing.assert_close(depth[0, 0], torch.where(row > 1, 2.0, 1.0).expand(8, 9))
+    beside = [(math.log(ratio) / math.log(2) - 0.45) / 0.25 for ratio in (1.5, 2 / 1.5)]
+    assert edge[0, 0, 4].tolist() == pytest.approx([0, 0, 0, beside[0], 1, max(0, beside[1]), 0, 0, 0])
 
 
-def _share(ratio: float) -> float:
-    return (math.log(ratio) - math.log(1.1)) / (math.log(1.35) - math.log(1.1))
+@pytest.mark.parametrize("ratio", [1.02, 1.2, 1.5])
+def test_a_slope_has_no_edge_however_steep(ratio: float) -> None:
+    """A road far away: between its cells depth changes by as much as at an edge, but evenly."""
+    slope = (ratio ** torch.arange(12.0))[:, None].expand(1, 1, 12, 9)
+    depth, edge = depth_steps(slope)
+    torch.testing.assert_close(depth[..., 3:-3, :], slope[..., 3:-3, :])
+    assert not edge[..., 3:-3, :].any()
 
 
 def test_half_an_edge_is_half_a_step() -> None:

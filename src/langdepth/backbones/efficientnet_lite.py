@@ -58,9 +58,7 @@ class EfficientNetLite(nn.Module):
         if size not in (0, 1, 2):
             raise ValueError(f"encoder size {size} is not known; ImageNet weights exist for 0, 1 and 2")
         self.size = size
-        trunk: Any = timm.create_model(
-            f"tf_efficientnet_lite{size}", features_only=True, pretrained=False, drop_path_rate=0.1
-        )
+        trunk: Any = timm.create_model(f"tf_efficientnet_lite{size}", features_only=True, pretrained=False)
         self.trunk: nn.Module = trunk
         self.channels: tuple[int, ...] = tuple(trunk.feature_info.channels())
         for module in list(self.trunk.modules()):

@@ -158,8 +158,9 @@ class ConvexUpsampling(nn.Module):
 def depth_steps(depth: Tensor) -> tuple[Tensor, Tensor]:
     """Depth that changes in one step at an edge, not over several cells, and where edges are.
 
-    An edge is where depth differs within the 3x3 cells around one: none below a ratio of 1.1, wholly one above 1.35.
-    There a cell takes the depth of the nearer of the two sides, as in toggle mapping (Kramer & Bruckner 1975).
+    An edge is where depth differs within the 3x3 cells around one (none below a ratio of 1.1, wholly one above 1.35)
+    nearly as much as within 7x7, unlike on a slope (log range: none below 0.45 of it, wholly one above 0.7). There a
+    cell takes the depth of the nearer of the two sides, as in toggle mapping (Kramer & Bruckner 1975).
 
     Args:
         depth: (B, 1, h, w), positive.
@@ -169,8 +170,9 @@ def depth_steps(depth: Tensor) -> tuple[Tensor, Tensor]:
     """
     logs = depth.clamp_min(1e-6).log()
     far, near = F.max_pool2d(logs, 3, 1, 1), -F.max_pool2d(-logs, 3, 1, 1)
-    low, high = math.log(1.1), math.log(1.35)
-    edge = ((far - near - low) / (high - low)).clamp(0, 1)
+    low, high, step = math.log(1.1), math.log(1.35), far - near
+    wide = F.max_pool2d(logs, 7, 1, 3) + F.max_pool2d(-logs, 7, 1, 3)
+    edge = ((step - low) / (high - low)).clamp(0, 1) * ((step / wide.clamp_min(low) - 0.45) / 0.25).clamp(0, 1)
     side = torch.where(far - logs < logs - near, far, near)
     return torch.lerp(logs, side, edge).exp(), edge
 

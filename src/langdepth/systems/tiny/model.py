@@ -17,8 +17,8 @@ Data flow (4:3 image; network input 288 x 384)
     image, map of stride 2, pyramid -> weights of the 3x3 cells around each pixel -> relative (B, 1, 288, 384)
     depth = scale * relative, metres
 
-Loss: silog + log l1 + gradients, edges, normals of log depth and of points + steadiness where the frame moves + cross-
-entropy of the scene + log error of the usual depth, each times its weight in the options.
+Loss: silog + log l1 + log-depth gradients and edges + cross-entropy of the scene + log error of the usual depth, each
+but the first times its weight in the options.
 
 The words are CLIP text features (D = 128 principal directions of the captions' 1024): at training time the published
 features of real captions, at prediction time a sentence encoder distilled from them (text/encoders.py).
@@ -78,9 +78,6 @@ class TinyConfig:
     """How far words move the usual depth in log scale: from that of the image's scenes (0) to that of the words (1)."""
     gradient_weight: float = 0.5
     edge_weight: float = 0.0
-    plane_weight: float = 0.0
-    shift_weight: float = 0.0
-    """Of the loss that keeps depth where it is when the frame moves."""
     l1_weight: float = 5.0
     scene_weight: float = 0.5
     usual_weight: float = 0.5
@@ -108,7 +105,7 @@ class Tiny(System, Trainable):
         finest, *channels = self.encoder.channels
         image = 256
         # The maxima of raw features are large: without the norm every unit behind them dies.
-        self.pooled = nn.Sequential(nn.LayerNorm(channels[-1] * 2), nn.Dropout(0.4))
+        self.pooled = nn.Sequential(nn.LayerNorm(channels[-1] * 2), nn.Dropout(0.2))
         self.picture = nn.Sequential(nn.Linear(channels[-1] * 2, image), nn.GELU())
         self.decoder = FeaturePyramid(channels, config.widths)
         self.context = nn.Linear(image, config.widths[-1])
@@ -274,26 +271,8 @@ class Tiny(System, Trainable):
             error = torch.where(known, expected - median.log(), 0.0).abs()
             return error.sum() / known.sum().clamp_min(1)
 
-    def _shift_loss(self, image: Tensor, depth: Tensor) -> Tensor:
-        """Mean absolute log difference to the depth of the image moved by up to 16 pixels, in a quarter of the images.
-
-        ``image``: (B, 3, H, W), normalised; ``depth``: (B, 1, H, W), the network's for it. Where the moved image leaves
-        the frame, its border is repeated, and does not count.
-        """
-        count, (height, width) = max(1, len(image) // 4), image.shape[-2:]
-        across, down = (int(step) for step in torch.randint(-16, 17, (2,)))
-        columns = (torch.arange(width, device=image.device) + across).clamp(0, width - 1)
-        rows = (torch.arange(height, device=image.device) + down).clamp(0, height - 1)
-        moved = image[:count][..., rows, :][..., columns]
-        features, vector, logits = self._encode(moved)
-        probs = logits.softmax(-1)
-        other = self._decode(moved, features, vector, self._expected(probs), probs).depth
-        difference = (other.log() - depth[:count][..., rows, :][..., columns].log()).abs()
-        inside = slice(max(0, -down), height - max(0, down)), slice(max(0, -across), width - max(0, across))
-        return difference[..., inside[0], inside[1]].mean()
-
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Weighted: silog, l1, gradient, edges, planes, shift, scene, usual (see the module); "total": their sum."""
+        """Weighted: silog, l1, gradient, edges, scene, usual (see the module); "total": their sum."""
         config = self.config
         image = self.normalise(batch.image)
         features, vector, logits = self._encode(image)
@@ -306,12 +285,9 @@ class Tiny(System, Trainable):
             "l1": config.l1_weight * losses.log_l1(depth, batch.depth, batch.mask),
             "gradient": config.gradient_weight * losses.gradient(depth, batch.depth, batch.mask),
             "edges": config.edge_weight * losses.edges(depth, batch.depth, batch.mask),
-            "planes": config.plane_weight * losses.planes(depth, batch.depth, batch.mask, config.focal or 1.0),
             "scene": config.scene_weight * losses.scene_cross_entropy(logits, scene, label_smoothing=0.1),
             "usual": config.usual_weight * self._usual_loss(batch, scene),
         }
-        if config.shift_weight:  # which costs a quarter more
-            parts["shift"] = config.shift_weight * self._shift_loss(image, output.depth)
         return {"total": torch.stack(list(parts.values())).sum(), **parts}
 
 
