@@ -104,7 +104,7 @@ def _words_of(sentence: str) -> tuple[list[float], frozenset[str]]:
 def _feature(sentence: str) -> npt.NDArray[np.float32]:
     """(D,) of its words that the encoder knows, zeros where there are none."""
     vocabulary = encoder().vocabulary
-    known = [word for word in words_of(sentence) if not vocabulary.unknown(word)][: vocabulary.max_words]
+    known = vocabulary.known(sentence)[: vocabulary.max_words]
     nothing = FUNCTION_WORDS.issuperset(known)
     return np.zeros(_FEATURE, np.float32) if nothing else encoder().encode([" ".join(known)])[0]
 

@@ -36,6 +36,10 @@ class Vocabulary:
         self.max_words = max_words
         self._index = {word: i + 2 for i, word in enumerate(self.words)}
 
+    def known(self, sentence: str) -> list[str]:
+        """Words of the sentence that are known, in order, as often as they stand there."""
+        return [word for word in words_of(sentence) if word in self._index]
+
     def unknown(self, sentence: str) -> list[str]:
         """Words of the sentence that are not known, in order, once each."""
         return [word for word in dict.fromkeys(words_of(sentence)) if word not in self._index]
@@ -49,9 +53,9 @@ class Vocabulary:
 
     def check(self, sentence: str) -> None:
         """Warn about words that count for nothing. Raises UsageError for a sentence of only such."""
-        words, unknown = words_of(sentence), self.unknown(sentence)
-        if words and FUNCTION_WORDS.issuperset(set(words) - set(unknown)):
-            but = ", ".join(word for word in dict.fromkeys(words) if word not in unknown)
+        words, known, unknown = words_of(sentence), self.known(sentence), self.unknown(sentence)
+        if words and FUNCTION_WORDS.issuperset(known):
+            but = ", ".join(dict.fromkeys(known))
             raise UsageError(
                 f"text '{sentence}': none of its words is known{but and f' but {but}'}; use plain words such as "
                 "'a kitchen with a table', or name a scene"
