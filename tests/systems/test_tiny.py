@@ -99,7 +99,7 @@ class TestTiny(SystemTester):
 
     @torch.no_grad()
     def test_steps_change_depth_at_its_edges_alone(self, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The left half is three times as near as the right one, sigma follows its own cells."""
+        """The left half is three times as near as the right one."""
         steps = registry.build("tiny", {**self.options, "steps": True}).eval()
         steps.load_state_dict(tiny.state_dict())
         image = self.images(tiny)
