@@ -48,6 +48,7 @@ class TestTiny(SystemTester):
         "sigma": 0.4,
         "focal": 0.9,
         "edge_weight": 0.7,
+        "direct": 8,
         "text_features": 16,
         "vocabulary": ("a", "kitchen", "sink", "street", "with"),
     }
@@ -158,6 +159,39 @@ class TestTiny(SystemTester):
         assert torch.equal(plain.relative, described.relative)
         assert (plain.scale - described.scale).abs().min() > 1e-5
 
+    @torch.no_grad()
+    def test_without_words_the_scale_does_not_depend_on_the_scene_read(self, tiny: Tiny) -> None:
+        """Only weights without ``direct`` take the usual depth of that scene."""
+        older = Tiny(replace(tiny.config, direct=0)).eval()
+        older.load_state_dict(tiny.state_dict(), strict=False)
+        image = self.images(tiny)
+        for system, depends in ((tiny, False), (older, True)):
+            before = system(image).scale
+            system.reading.weight.neg_()
+            assert torch.equal(before, system(image).scale) is not depends
+
+    @pytest.mark.parametrize("direct", [8, 0])
+    @pytest.mark.parametrize("spread", [0.0, 0.5])
+    @torch.no_grad()
+    def test_words_move_the_scale_half_of_the_way_and_less_where_they_agree(
+        self, tiny: Tiny, direct: int, spread: float
+    ) -> None:
+        system = Tiny(replace(tiny.config, direct=direct, word_spread=spread)).eval()
+        system.load_state_dict(tiny.state_dict(), strict=False)
+        last = system.usual[-1]
+        assert isinstance(last, nn.Linear)
+        image = self.images(tiny)[:1]
+        own = float(system(image).scale.log())
+        encoded = system._encode(system.normalise(image))
+        last.weight.zero_()
+        for apart in (-1.5, 0.2, 1.5):
+            last.bias.fill_(own + apart - float(system.correction(encoded.vector)))
+            if not direct:  # there the image's own scale is of its scenes, which now are as large as the words say
+                assert float(system(image, scene=["kitchen"]).scale.log()) == pytest.approx(own + apart, abs=1e-5)
+                continue
+            moved = float(system(image, scene=["kitchen"]).scale.log()) - own
+            assert moved == pytest.approx(0.5 * apart * apart**2 / (apart**2 + spread**2), abs=1e-5)
+
     def test_frozen_stages_and_the_sentence_encoder_do_not_train(self, tiny: Tiny) -> None:
         def parts(trainable: bool) -> set[str]:
             return {name.split(".")[0] for name, p in tiny.named_parameters() if p.requires_grad == trainable}
@@ -221,6 +255,10 @@ class TestTiny(SystemTester):
             usual = tiny.usual(tiny.scene_table[scene]).squeeze(1)
         medians = torch.stack([x[m].median() for x, m in zip(batch.depth[:2], batch.mask[:2], strict=True)])
         assert parts["usual"] == pytest.approx(0.5 * float((usual - medians.log()).abs().mean()), rel=1e-3)
+        with torch.no_grad():
+            of_scenes = tiny._of_scenes(tiny._encode(tiny.normalise(batch.image))).squeeze(1)
+        needed = output.scale.log() - torch.stack([e.median() for e in each])
+        assert parts["factor"] == pytest.approx(0.5 * float((of_scenes - needed).abs().mean()), rel=1e-3)
         assert parts["silog"] > 0
         assert parts["total"] == pytest.approx(sum(value for name, value in parts.items() if name != "total"))
 
@@ -250,7 +288,8 @@ class TestTiny(SystemTester):
     @pytest.mark.parametrize(("bias", "scale"), [(-100.0, math.exp(-3)), (100.0, math.exp(6))])
     def test_the_scale_stays_in_its_range(self, tiny: Tiny, bias: float, scale: float) -> None:
         """5 cm to 400 m, whatever the heads say."""
-        last = tiny.correction[-1]
+        assert tiny.direct is not None
+        last = tiny.direct[-1]
         assert isinstance(last, nn.Linear)
         with torch.no_grad():
             last.bias.fill_(bias)

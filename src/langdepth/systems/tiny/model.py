@@ -8,17 +8,17 @@ Data flow (4:3 image; network input 288 x 384)
     image (B, 3, 288, 384) -> EfficientNet-Lite -> maps at strides 2, 4, 8, 16, 32
     stride 32 -> mean and maximum -> image vector (B, P)
                                   -> point in text space -> cosine with the scene table -> scene_probs (B, K)
-    words:  none   -> scene_probs-weighted mean of the scene table   |
-            scene  -> that scene's row                                |-> text vector (B, D)
+                                  -> scale (B,)
+    words:  scene  -> that scene's row                                |-> text vector (B, D)
             text   -> the sentence's feature                         |
-    text vector -> usual median depth of such scenes, metres; with words the mean of both, in log scale
-    usual depth times a factor from the image -> scale (B,)
+    text vector -> usual median depth of such scenes, metres, times a factor from the image; the farther that lies
+    from the scale, the more it moves it, up to half of the way in log scale
     maps -> feature pyramid -> (B, C, 72, 96) -> bins -> relative (B, 1, 72, 96) in (0, 1), in steps at edges
     image, map of stride 2, pyramid -> weights of the 3x3 cells around each pixel -> relative (B, 1, 288, 384)
     depth = scale * relative, metres
 
-Loss: silog + log l1 + log-depth gradients and edges + cross-entropy of the scene + log error of the usual depth, each
-but the first times its weight in the options.
+Loss: silog + log l1 + log-depth gradients and edges + cross-entropy of the scene + log errors of the usual depth and of
+the scale from it, each but the first times its weight in the options.
 
 The words are CLIP text features (D = 128 principal directions of the captions' 1024): at training time the published
 features of real captions, at prediction time a sentence encoder distilled from them (text/encoders.py).
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,19 @@ from langdepth.text.encoders import CaptionBank, SentenceEncoder, caption_scene_
 from langdepth.text.scenes import CAPTION_SCENES
 
 CLIP_FEATURES = 1024
+
+
+class Encoded(NamedTuple):
+    """What the encoder makes of an image."""
+
+    features: list[Tensor]
+    """Maps at strides 2 to 32."""
+    vector: Tensor
+    """The image vector (B, P)."""
+    logits: Tensor
+    """Of the scenes (B, K)."""
+    direct: Tensor | None
+    """Log of the scale that is read directly (B, 1); None for weights that do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +88,20 @@ class TinyConfig:
     """Principal directions of the caption features that are kept."""
     vocabulary: tuple[str, ...] = ()
     """Of the sentence encoder; filled in by training."""
+    direct: int = 0
+    """Hidden units of what reads the scale from the image directly. 0, as in older weights: without words, too, it is
+    the usual depth, then of the image's scenes, times the factor; a scene that is misread moves it."""
     word_weight: float = 0.5
-    """How far words move the usual depth in log scale: from that of the image's scenes (0) to that of the words (1)."""
+    """How far words move the scale in log scale: from the image's own (0) to that of the words (1)."""
+    word_spread: float = 0.0
+    """How far scenes of one kind usually lie apart in log scale: words that agree with the image so far hardly move it,
+    those that contradict it do. 0: they always do."""
     gradient_weight: float = 0.5
     edge_weight: float = 0.0
     l1_weight: float = 5.0
     scene_weight: float = 0.5
     usual_weight: float = 0.5
+    factor_weight: float = 0.5
 
 
 class Tiny(System, Trainable):
@@ -117,6 +138,7 @@ class Tiny(System, Trainable):
         # Words and image add up in log scale: other words shift the scale by what their scenes differ in size.
         self.usual = _log_head(config.text_features, math.log(2.5))  # 2.5 m: the middle of a room
         self.correction = _log_head(image, math.log(3.0))  # and its far wall
+        self.direct = _log_head(channels[-1] * 2, math.log(7.5), config.direct, 0.5) if config.direct else None
 
         self.sentences = SentenceEncoder(config.vocabulary, CLIP_FEATURES)
         self.sentences.requires_grad_(False)
@@ -162,22 +184,27 @@ class Tiny(System, Trainable):
     # -- depth -----------------------------------------------------------------------------------------------------
 
     def forward(self, image: Tensor, text: Text = None, scene: Scene = None) -> DepthOutput:
-        features, vector, logits = self._encode(image := self.normalise(image))
-        scene_probs = logits.softmax(-1)
-        return self._decode(image, features, vector, self._expected(scene_probs, text, scene), scene_probs)
+        encoded = self._encode(image := self.normalise(image))
+        return self._decode(image, encoded, self._log_scale(encoded, text, scene))
 
-    def _expected(self, scene_probs: Tensor, text: Text = None, scene: Scene = None) -> Tensor:
-        """Log of the usual median depth (B, 1): of the image's scenes and, with words, of these."""
-        with torch.autocast(scene_probs.device.type, enabled=False):  # bfloat16 would round the scale to 1 %
-            of_image = self.usual((scene_probs[..., None] * self.scene_table).sum(1))
+    def _log_scale(self, encoded: Encoded, text: Text = None, scene: Scene = None) -> Tensor:
+        """Log of the scale (B, 1), from the image and, where there are any, from words."""
+        with torch.autocast(encoded.vector.device.type, enabled=False):  # bfloat16 would round the scale to 1 %
+            own = self._of_scenes(encoded) if encoded.direct is None else encoded.direct
             if text is None and scene is None:
-                return of_image
-            vectors, said = self.text_vectors(scene_probs.shape[0], text, scene)
-            of_words = torch.where(said, self.usual(vectors), of_image)
-            return torch.lerp(of_image, of_words, self.config.word_weight)
+                return own
+            vectors, said = self.text_vectors(len(own), text, scene)
+            apart = self.usual(vectors) + self.correction(encoded.vector) - own
+            contradicts = apart.square() / (apart.square() + self.config.word_spread**2).clamp_min(1e-12)
+            return own + torch.where(said, self.config.word_weight * contradicts * apart, 0)
 
-    def _encode(self, image: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Encoder maps, image vector (B, P), scene logits (B, K) of a normalised image."""
+    def _of_scenes(self, encoded: Encoded) -> Tensor:
+        """Log of the scale (B, 1): usual depth of the image's scenes times the factor."""
+        scenes = encoded.logits.softmax(-1)[..., None] * self.scene_table
+        return self.usual(scenes.sum(1)).detach() + self.correction(encoded.vector)
+
+    def _encode(self, image: Tensor) -> Encoded:
+        """Of a normalised image."""
         features = self.encoder(image)
         top = features[-1]
         pooled = torch.cat([top.mean((2, 3)), top.amax((2, 3))], dim=1).float()
@@ -186,12 +213,11 @@ class Tiny(System, Trainable):
             vector = self.picture(pooled)
             in_text_space = F.normalize(self.reading(pooled), dim=-1)
             logits = self.sharpness.clamp(1, 30) * in_text_space @ self.scene_table.T
-        return features, vector, logits
+            return Encoded(features, vector, logits, None if self.direct is None else self.direct(pooled))
 
-    def _decode(
-        self, image: Tensor, features: list[Tensor], vector: Tensor, expected: Tensor, scene_probs: Tensor
-    ) -> DepthOutput:
-        """``image``: normalised; ``expected``: (B, 1), log of the usual median depth."""
+    def _decode(self, image: Tensor, encoded: Encoded, log_scale: Tensor) -> DepthOutput:
+        """``image``: normalised; ``log_scale``: (B, 1)."""
+        features, vector, logits, _ = encoded
         pixels = self.decoder(features[1:], self.context(vector))
         relative, spread, centers, probs = self.bins(pixels, vector)
         if self.upsampling is not None:
@@ -201,9 +227,7 @@ class Tiny(System, Trainable):
             weights = self.upsampling(image, features[0], pixels, edge)
             relative = self.upsampling.enlarge(relative, weights)
             spread = spread if self.config.sigma is None else self.upsampling.enlarge(spread, weights)
-        with torch.autocast(vector.device.type, enabled=False):
-            log_scale = expected.detach() + self.correction(vector)
-            scale = torch.exp(log_scale.clamp(-3, 6)).squeeze(1)
+        scale = torch.exp(log_scale.clamp(-3, 6)).squeeze(1)
         metres = scale[:, None, None, None]
         return DepthOutput(
             depth=relative * metres,
@@ -211,7 +235,7 @@ class Tiny(System, Trainable):
             scale=scale,
             bin_centers=centers,
             bin_probs=probs if self.upsampling is None else None,  # those of a quarter of the size
-            scene_probs=scene_probs,
+            scene_probs=logits.softmax(-1),
             sigma=None if self.config.sigma is None else self.config.sigma * spread * metres,
         )
 
@@ -271,28 +295,42 @@ class Tiny(System, Trainable):
             error = torch.where(known, expected - median.log(), 0.0).abs()
             return error.sum() / known.sum().clamp_min(1)
 
+    def _factor_loss(self, batch: Batch, encoded: Encoded, log_scale: Tensor, depth: Tensor) -> Tensor:
+        """Mean absolute log error of the scale from the image's scenes; right is the one that ``depth`` would need."""
+        with torch.autocast(depth.device.type, enabled=False):
+            apart = torch.where(batch.mask, (batch.depth / depth.detach().clamp_min(1e-3)).log(), torch.nan)
+            needed = log_scale.detach().squeeze(1) + apart.flatten(1).nanmedian(1).values
+            known = needed.isfinite()
+            error = torch.where(known, self._of_scenes(encoded).squeeze(1) - needed, 0.0).abs()
+            return error.sum() / known.sum().clamp_min(1)
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Weighted: silog, l1, gradient, edges, scene, usual (see the module); "total": their sum."""
+        """Weighted: silog, l1, gradient, edges, scene, usual, factor (see the module); "total": their sum."""
         config = self.config
         image = self.normalise(batch.image)
-        features, vector, logits = self._encode(image)
+        encoded = self._encode(image)
         scene = self.label_to_scene[batch.scene]
-        scene_probs = logits.softmax(-1)
-        output = self._decode(image, features, vector, self._expected(scene_probs), scene_probs)
+        log_scale = self._log_scale(encoded)
+        output = self._decode(image, encoded, log_scale)
         depth = F.interpolate(output.depth, size=batch.depth.shape[-2:], mode="bilinear", align_corners=False)
         parts = {
             "silog": losses.silog(depth, batch.depth, batch.mask),
             "l1": config.l1_weight * losses.log_l1(depth, batch.depth, batch.mask),
             "gradient": config.gradient_weight * losses.gradient(depth, batch.depth, batch.mask),
             "edges": config.edge_weight * losses.edges(depth, batch.depth, batch.mask),
-            "scene": config.scene_weight * losses.scene_cross_entropy(logits, scene, label_smoothing=0.1),
+            "scene": config.scene_weight * losses.scene_cross_entropy(encoded.logits, scene, label_smoothing=0.1),
             "usual": config.usual_weight * self._usual_loss(batch, scene),
         }
+        if self.direct is not None:
+            parts["factor"] = config.factor_weight * self._factor_loss(batch, encoded, log_scale, depth)
         return {"total": torch.stack(list(parts.values())).sum(), **parts}
 
 
-def _log_head(inputs: int, start: float) -> nn.Sequential:
-    """(B, inputs) to (B, 1), beginning near ``start``."""
-    last = nn.Linear(64, 1)
+def _log_head(inputs: int, start: float, units: int = 64, dropped: float = 0.0) -> nn.Sequential:
+    """(B, inputs) to (B, 1), beginning near ``start``. ``dropped``: share of the inputs; half as much of the units."""
+    last = nn.Linear(units, 1)
     nn.init.constant_(last.bias, start)
-    return nn.Sequential(nn.Linear(inputs, 64), nn.GELU(), last)
+    layers = [nn.Linear(inputs, units), nn.GELU(), last]
+    if dropped:
+        layers = [nn.Dropout(dropped), *layers[:2], nn.Dropout(dropped / 2), last]
+    return nn.Sequential(*layers)

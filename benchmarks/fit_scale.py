@@ -1,0 +1,138 @@
+"""What reads the scale of `tiny` directly from the image (option ``direct``): fit it once more, all else kept as it is.
+
+    python benchmarks/fit_scale.py runs/tiny/best.safetensors --root rgbd --weights fitted.safetensors
+
+Every training image is seen whole and in some augmented versions; what enters that part and the scale that the relative
+depth map would have needed are computed once, and the part is trained on them from the start. Weights without the
+part get it. Takes a quarter of an hour of two cores, nearly all of it for the versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from langdepth.data.base import open_dataset
+from langdepth.data.rows import RowDataset
+from langdepth.data.transforms import Augmentation, TrainTransform
+from langdepth.records import Batch
+from langdepth.systems.tiny.model import Tiny
+from langdepth.training.loaders import collate
+from langdepth.training.recipe import load_recipe
+from langdepth.training.sampling import Sizes
+from langdepth.weights.checkpoint import load
+from langdepth.weights.files import save
+
+ADDED: dict[str, Any] = {"direct": 128, "word_spread": 0.5}  # options, as in the recipe
+WHOLE = Augmentation(
+    flip=0, random_crop=False, zoom_probability=0, rotate_probability=0, colour_probability=0, grey=0, blur=0
+)
+A_LITTLE = Augmentation(zoom=1.3, rotate_probability=0.3, erase=0.1)
+MUCH = Augmentation(zoom=2.0, zoom_probability=1.0, rotate_probability=0.3, erase=0.1)
+VERSIONS = (WHOLE, A_LITTLE, A_LITTLE, MUCH)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is learned from: inputs (N, F), log of the needed scale (N,), and how often each is drawn (N,)."""
+
+    inputs: Tensor
+    needed: Tensor
+    weights: Tensor
+
+
+def main() -> None:
+    """Parse, look at the images, fit, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("system", help="weights file of tiny")
+    parser.add_argument("--root", type=Path, required=True, help="folder with an index.csv")
+    parser.add_argument("--weights", type=Path, required=True, help="write the fitted weights here")
+    parser.add_argument("--steps", type=int, default=3000, help="of 64 images each")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    given = load(options.system)
+    if not isinstance(given, Tiny):
+        raise SystemExit(f"{options.system}: '{given.name}' is no tiny")
+    system = given.eval() if given.direct is not None else with_direct_scale(given)
+    fit(system, seen(system, open_dataset("folder", options.root, split="train")), options.steps)
+    save(system, options.weights)
+    print(f"written: {options.weights}")
+
+
+def with_direct_scale(given: Tiny) -> Tiny:
+    """The system with the part that it does not have yet."""
+    system = Tiny(replace(given.config, **ADDED))
+    system.load_state_dict(given.state_dict(), strict=False)
+    system.provenance = given.provenance
+    return system.eval()
+
+
+def direct_of(system: Tiny) -> nn.Sequential:
+    """The part."""
+    assert system.direct is not None
+    return system.direct
+
+
+def seen(system: Tiny, dataset: RowDataset) -> Seen:
+    """All versions of all images as the part sees them."""
+    weights = load_recipe("tiny")["data"]["weights"]
+    entered: list[Tensor] = []
+    handle = direct_of(system).register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    found = []
+    for count, (source, batch) in enumerate(batches(system, dataset)):
+        with torch.no_grad():
+            output = system(batch.image)
+        apart = torch.where(batch.mask, (batch.depth / output.depth).log(), torch.nan)
+        needed = output.scale.log() + apart.flatten(1).nanmedian(1).values
+        known = needed.isfinite()
+        share = torch.full_like(needed, weights.get(source, 1.0))
+        found.append((entered.pop()[known], needed[known], share[known]))
+        if count % 100 == 0:
+            print(f"{count} of {len(dataset)} images", flush=True)
+    handle.remove()
+    inputs, needed, shares = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Seen(inputs, needed, shares)
+
+
+def batches(system: Tiny, dataset: RowDataset) -> Iterator[tuple[str, Batch]]:
+    """The versions of each image, and its source."""
+    spec, aspects = system.input_spec, load_recipe("tiny")["data"]["aspects"]
+    sizes = Sizes(spec, aspects)
+    transforms = [TrainTransform(version, system.config.area, focal=spec.focal) for version in VERSIONS]
+    for row, sample in zip(dataset.rows, dataset, strict=True):
+        size = sizes.sizes[sizes.of(*sample.image.shape[-2:])]
+        yield row.source, collate([transform(sample, size) for transform in transforms])
+
+
+def fit(system: Tiny, data: Seen, steps: int) -> None:
+    """Train the part from the start on inputs of mean 0 and deviation 1, which its first layer then takes over."""
+    mean, deviation = data.inputs.mean(0), data.inputs.std(0) + 1e-3
+    inputs = (data.inputs - mean) / deviation
+    part = direct_of(system)
+    part.load_state_dict(direct_of(Tiny(system.config)).state_dict())
+    part.train()
+    optimiser = torch.optim.AdamW(part.parameters(), lr=1e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, steps, pct_start=0.15)
+    for _ in range(steps):
+        drawn = torch.multinomial(data.weights, 64, replacement=True)
+        loss = (part(inputs[drawn]).squeeze(1) - data.needed[drawn]).abs().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    first = next(layer for layer in part if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        first.weight.div_(deviation)
+        first.bias.sub_(first.weight @ mean)
+    part.eval()
+
+
+if __name__ == "__main__":
+    main()
