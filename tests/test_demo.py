@@ -52,6 +52,8 @@ def form(address: str, browser: Browser) -> Any:
 def predicted(form: Any) -> Any:
     """The page in the form's frame."""
     form.get_by_role("button", name="Predict").click()
+    form.locator("a[download$='.npz']").first.wait_for()  # below the frame: a click while it moves would go beside it
+    form.get_by_role("button", name="Predict").and_(form.locator(":enabled")).wait_for()
     frame = form.frame_locator("iframe.depth")
     frame.locator("html[data-ready]").wait_for(state="attached")
     return frame
