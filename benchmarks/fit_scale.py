@@ -4,8 +4,9 @@
 
 Every training image is seen whole and in some augmented versions; what enters that part and the scale that the relative
 depth map would have needed are computed once, and the part is trained on them from the start; twice, with other
-versions, each time half of its units, so that less of it is luck. Weights without the part get it. Takes 20 minutes of
-two cores, nearly all of them for the versions.
+versions, each time half of its units, so that less of it is luck. Weights without the part get it. How sure the weights
+are is not known any more: benchmarks/calibrate.py comes next. Takes 20 minutes of two cores, nearly all of them for the
+versions.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from langdepth.config import to_mapping
 from langdepth.data.base import open_dataset
@@ -64,7 +66,11 @@ def main() -> None:
     given = load(options.system)
     if not isinstance(given, Tiny):
         raise SystemExit(f"{options.system}: '{given.name}' is no tiny")
+    if options.steps < 1 or given.config.direct % MEMBERS:
+        raise SystemExit(f"--steps must be at least 1 and the option direct a multiple of {MEMBERS}")
     system = given.eval() if given.direct is not None else with_direct_scale(given)
+    system.config = replace(system.config, sigma=None)
+    save(system, options.weights)  # so that a folder that cannot be written to is known before the work
     dataset = open_dataset("folder", options.root, split="train")
     take_over(direct_of(system), [fitted(system, seen(system, dataset), options.steps) for _ in range(MEMBERS)])
     save(system, options.weights)
@@ -75,7 +81,8 @@ def with_direct_scale(given: Tiny) -> Tiny:
     """The system with the part that it does not have yet."""
     system = registry.build(given.name, {**to_mapping(given.config), **ADDED})
     assert isinstance(system, Tiny)
-    system.load_state_dict(given.state_dict(), strict=False)
+    missing, _ = system.load_state_dict(given.state_dict(), strict=False)
+    assert all(name.startswith("direct.") for name in missing)
     system.provenance = given.provenance
     return system.eval()
 
@@ -95,7 +102,8 @@ def seen(system: Tiny, dataset: RowDataset) -> Seen:
     for count, (source, batch) in enumerate(batches(system, dataset)):
         with torch.no_grad():
             output = system(batch.image)
-        apart = torch.where(batch.mask, (batch.depth / output.depth).log(), torch.nan)
+        depth = F.interpolate(output.depth, batch.depth.shape[-2:], mode="bilinear", align_corners=False)
+        apart = torch.where(batch.mask, (batch.depth / depth).log(), torch.nan)
         needed = output.scale.log() + apart.flatten(1).nanmedian(1).values
         known = needed.isfinite()
         share = torch.full_like(needed, weights.get(source, 1.0))
