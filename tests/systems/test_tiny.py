@@ -20,6 +20,7 @@ from langdepth.systems.tiny.blocks import RelativeBins
 from langdepth.systems.tiny.model import Tiny
 from langdepth.text.encoders import words_of
 from langdepth.text.scenes import CAPTION_SCENES, scene_index
+from langdepth.training.recipe import load_recipe
 from langdepth.weights import checkpoint
 from tests.systems.tester import SystemTester
 
@@ -302,6 +303,13 @@ class TestTiny(SystemTester):
         assert float((tiny.pooled(pooled) == 0).double().mean()) == pytest.approx(0.2, abs=0.02)
         tiny.eval()
         assert not (tiny.pooled(pooled) == 0).any()
+
+    def test_the_weights_in_the_package_have_the_options_of_the_recipe(self) -> None:
+        """But those that only training knows."""
+        packaged: Any = checkpoint.load("tiny").config
+        options = load_recipe("tiny")["system"]["options"]
+        for name in [name for name in options if name not in ("gradient_weight", "edge_weight")]:
+            assert getattr(packaged, name) == options[name], name
 
     # What training starts from
 
