@@ -69,8 +69,8 @@ def main() -> None:
     if options.steps < 1 or given.config.direct % MEMBERS:
         raise SystemExit(f"--steps must be at least 1 and the option direct a multiple of {MEMBERS}")
     system = given.eval() if given.direct is not None else with_direct_scale(given)
+    save(given, options.weights)  # as they are, so that a folder that cannot be written to is known before the work
     system.config = replace(system.config, sigma=None)
-    save(system, options.weights)  # so that a folder that cannot be written to is known before the work
     dataset = open_dataset("folder", options.root, split="train")
     take_over(direct_of(system), [fitted(system, seen(system, dataset), options.steps) for _ in range(MEMBERS)])
     save(system, options.weights)
