@@ -15,7 +15,6 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from langdepth.data.rows import RowDataset
 from langdepth.data.transforms import Augmentation, TrainTransform
 from langdepth.records import Batch
 from langdepth.systems import registry
-from langdepth.systems.tiny.model import Tiny
+from langdepth.systems.tiny.model import Tiny, needed_scale
 from langdepth.training.loaders import collate
 from langdepth.training.recipe import load_recipe
 from langdepth.training.sampling import Sizes
@@ -35,7 +34,6 @@ from langdepth.weights.checkpoint import load
 from langdepth.weights.files import save
 
 MEMBERS = 2
-ADDED: dict[str, Any] = {"direct": 256, "word_spread": 0.5}  # options, as in the recipe
 WHOLE = Augmentation(
     flip=0, random_crop=False, zoom_probability=0, rotate_probability=0, colour_probability=0, grey=0, blur=0
 )
@@ -79,7 +77,9 @@ def main() -> None:
 
 def with_direct_scale(given: Tiny) -> Tiny:
     """The system with the part that it does not have yet."""
-    system = registry.build(given.name, {**to_mapping(given.config), **ADDED})
+    recipe = load_recipe("tiny")["system"]["options"]
+    options = {**to_mapping(given.config), "direct": recipe["direct"], "word_spread": recipe["word_spread"]}
+    system = registry.build(given.name, options)
     assert isinstance(system, Tiny)
     missing, _ = system.load_state_dict(given.state_dict(), strict=False)
     assert all(name.startswith("direct.") for name in missing)
@@ -103,8 +103,7 @@ def seen(system: Tiny, dataset: RowDataset) -> Seen:
         with torch.no_grad():
             output = system(batch.image)
         depth = F.interpolate(output.depth, batch.depth.shape[-2:], mode="bilinear", align_corners=False)
-        apart = torch.where(batch.mask, (batch.depth / depth).log(), torch.nan)
-        needed = output.scale.log() + apart.flatten(1).nanmedian(1).values
+        needed = needed_scale(batch, output.scale.log(), depth)
         known = needed.isfinite()
         share = torch.full_like(needed, weights.get(source, 1.0))
         found.append((entered.pop()[known], needed[known], share[known]))

@@ -308,7 +308,7 @@ class TestTiny(SystemTester):
         """But those that only training knows."""
         packaged: Any = checkpoint.load("tiny").config
         options = load_recipe("tiny")["system"]["options"]
-        for name in [name for name in options if name not in ("gradient_weight", "edge_weight")]:
+        for name in options.keys() - {"gradient_weight", "edge_weight"}:
             assert getattr(packaged, name) == options[name], name
 
     # What training starts from

@@ -298,8 +298,7 @@ class Tiny(System, Trainable):
     def _factor_loss(self, batch: Batch, encoded: Encoded, log_scale: Tensor, depth: Tensor) -> Tensor:
         """Mean absolute log error of the scale from the image's scenes; right is the one that ``depth`` would need."""
         with torch.autocast(depth.device.type, enabled=False):
-            apart = torch.where(batch.mask, (batch.depth / depth.detach().clamp_min(1e-3)).log(), torch.nan)
-            needed = log_scale.detach().squeeze(1) + apart.flatten(1).nanmedian(1).values
+            needed = needed_scale(batch, log_scale.detach().squeeze(1), depth.detach())
             known = needed.isfinite()
             error = torch.where(known, self._of_scenes(encoded).squeeze(1) - needed, 0.0).abs()
             return error.sum() / known.sum().clamp_min(1)
@@ -324,6 +323,12 @@ class Tiny(System, Trainable):
         if self.direct is not None:
             parts["factor"] = config.factor_weight * self._factor_loss(batch, encoded, log_scale, depth)
         return {"total": torch.stack(list(parts.values())).sum(), **parts}
+
+
+def needed_scale(batch: Batch, log_scale: Tensor, depth: Tensor) -> Tensor:
+    """Log of the scale (B,) with which ``depth``, of ``log_scale`` (B,), would have the true median; nan: not known."""
+    apart = torch.where(batch.mask, (batch.depth / depth.clamp_min(1e-3)).log(), torch.nan)
+    return log_scale + apart.flatten(1).nanmedian(1).values
 
 
 def _log_head(inputs: int, start: float, units: int = 64, dropped: float = 0.0) -> nn.Sequential:
